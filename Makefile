@@ -1,0 +1,25 @@
+# `make demo` and `make test` need Python 3.11 or newer with venv, and the network the first time only.
+PYTHON ?= python3
+# The versions that were tested; `make test CONSTRAINTS=` takes the newest that setup.cfg allows.
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/demo
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/test
+	$(BIN)/python -m pytest $(ARGS)
+
+# One stamp for each set of extras, older than what decides the set: nothing is installed twice.
+.venv/demo: EXTRAS := plots
+.venv/test: EXTRAS := parity,plots
+.venv/demo .venv/test: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e '.[$(EXTRAS)]'
+	touch .venv/demo $@  # what the tests need includes what the demo needs
+
+clean:
+	rm -rf .venv *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

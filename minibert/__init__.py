@@ -1,0 +1,23 @@
+"""minibert: small, fast BERT distillation in plain PyTorch.
+
+The names below are the stable surface; everything else is internal and may change. They are imported on first use, so
+that a process that only tokenises does not pay for torch.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {"load": "hub", "load_tokenizer": "hub", "save": "hub", "pack": "batch", "Batch": "batch",
+         "Config": "config", "preset": "config", "UserError": "errors"}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'minibert' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"minibert.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted(__all__)

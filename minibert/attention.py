@@ -1,0 +1,63 @@
+"""Multi-head attention inside each sequence of a packed batch: the definition, and the fast ways to compute it.
+
+`softmax(Q K' / sqrt(E)) V` of one sequence (Vaswani et al. 2017, eq. 1) is `attend_one`. Everything else in this file
+computes the same numbers faster, and tests/test_attention.py holds each branch to it, forward and backward. This is the
+only place that looks at sequence borders, and attention never crosses one.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minibert.batch import Batch
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of one sequence written out, the definition; q, k, v and the result are (T, H, E)."""
+    scores = torch.einsum("ihe,jhe->hij", q, k) / math.sqrt(q.shape[-1])  # (H, T, T)
+    return torch.einsum("hij,jhe->ihe", scores.softmax(-1), v)  # (T, H, E)
+
+
+# Sequence lengths are data. Kept out of torch.compile's sight, a new batch does not mean a new compilation.
+@torch.compiler.disable
+def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) -> Tensor:
+    """Attention inside each sequence; q, k, v and the result are (N, H, E), `dropout` that of the probabilities.
+
+    Neighbours of equal length share one dense call, so a batch sorted by length has few of them. CUDA in half precision
+    takes the variable-length flash kernel, which has no dropout of the probabilities.
+    """
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0:
+        return _attend_varlen(q, k, v, batch)
+    runs = _runs_of_equal_length(batch.lengths.tolist())
+    sizes = [count * length for count, length in runs]
+    pieces = []
+    # split, not slices: its backward is one concatenation instead of a zero-filled (N, H, E) for every piece
+    for (count, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes)):
+        dense = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (count, H, T, E)
+        piece = F.scaled_dot_product_attention(*dense, dropout_p=dropout)
+        pieces.append(piece.transpose(1, 2).flatten(0, 1))  # (count * T, H, E)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
+    """[5, 5, 3, 5] -> [(2, 5), (1, 3), (1, 5)]: how many neighbours share each length."""
+    runs: list[tuple[int, int]] = []
+    for length in lengths:
+        if runs and runs[-1][1] == length:
+            runs[-1] = (runs[-1][0] + 1, length)
+        else:
+            runs.append((1, length))
+    return runs
+
+
+def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # CUDA only
+
+    size, longest = q.shape[-1], int(batch.lengths.max())
+    pad = -size % 8  # the kernel wants head sizes in multiples of 8; zeros change neither scores nor the cut result
+    if pad:
+        q, k, v = (F.pad(x, (0, pad)) for x in (q, k, v))
+    out = varlen_attn(q, k, v, batch.offsets, batch.offsets, longest, longest, scale=1 / math.sqrt(size))
+    return out[..., :size]

@@ -1,0 +1,93 @@
+"""What shape a model has: one frozen dataclass, and the shapes of the papers by name.
+
+The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D hidden size,
+H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
+"""
+
+from dataclasses import dataclass, replace
+
+from minibert.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape and numerics of a BERT or DistilBERT; every choice that changes a number is a field.
+
+    `architecture` names the family that the Hugging Face export uses. It also decides two details that the families
+    do differently: DistilBERT has no dropout after the attention's output projection, and its sequence classifier reads
+    the first token through its own ReLU layer where BERT has a pooler.
+    """
+
+    architecture: str = "bert"  # "bert" or "distilbert"
+    vocab_size: int = 30522  # V
+    hidden_size: int = 768  # D
+    layers: int = 12  # L
+    heads: int = 12  # H
+    intermediate_size: int = 3072  # F
+    max_positions: int = 512
+    segments: int = 2  # token types; 0: none, as in DistilBERT
+    activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
+    norm_eps: float = 1e-12  # not torch's 1e-5
+    dropout: float = 0.1  # of embeddings and block outputs
+    attention_dropout: float = 0.0  # of attention probabilities; 0.1 in the papers, but fused kernels have none
+    classifier_dropout: float = 0.1  # before the sequence classifier; 0.2 in DistilBERT
+    initializer_range: float = 0.02
+    pad_id: int = 0
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # K names, by class number
+    regression: bool = False  # the one "label" is a score
+
+    def __post_init__(self):
+        if self.architecture not in ("bert", "distilbert"):
+            raise UserError(f"architecture {self.architecture!r} is not known: bert or distilbert")
+        if self.activation not in ("gelu", "gelu_tanh", "relu"):
+            raise UserError(f"activation {self.activation!r} is not known: gelu, gelu_tanh or relu")
+        for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        if self.hidden_size % self.heads:
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.architecture == "distilbert" and self.segments:
+            raise UserError("a DistilBERT has no token types: segments must be 0")
+        for name in ("dropout", "attention_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, and must be in [0, 1)")
+
+    @property
+    def head_size(self) -> int:
+        """E, the width of one attention head."""
+        return self.hidden_size // self.heads
+
+
+def _distilbert(**shape) -> Config:
+    return Config(architecture="distilbert", segments=0, classifier_dropout=0.2, **shape)
+
+
+BERT_BASE = Config()
+
+PRESETS: dict[str, Config] = {
+    "bert-base": BERT_BASE,
+    "bert-large": replace(BERT_BASE, hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
+    "distilbert": _distilbert(layers=6),
+    "distilbert-4": _distilbert(layers=4),
+    "bert-pkd-3": replace(BERT_BASE, layers=3),
+    "bert-pkd-4": replace(BERT_BASE, layers=4),
+    "bert-pkd-6": replace(BERT_BASE, layers=6),
+    # Also the "BERT-TINY" of the TinyBERT and DistilBERT literature, which is not Google's bert-L2-H128.
+    "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
+    "tinybert-6": replace(BERT_BASE, layers=6),
+    "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),
+    # Google's miniatures (Turc et al., "Well-read students learn better", 2019): H = D / 64 heads, F = 4 D.
+    **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
+                                            intermediate_size=4 * hidden)
+       for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
+    # The shape of the small teacher in weights/, with a vocabulary of its own; it trains on two CPU cores.
+    "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=256, layers=4, heads=4,
+                                intermediate_size=1024, max_positions=256),
+}
+
+
+def preset(name: str) -> Config:
+    """The configuration of that name in `PRESETS`; an unknown name is an error that lists the known ones."""
+    if name not in PRESETS:
+        raise UserError(f"{name!r} is no preset; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]

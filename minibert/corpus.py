@@ -1,0 +1,190 @@
+"""Reads prepared corpora: cuts documents into sequences and hands out their tokens from memory maps.
+
+A *sequence* is a run of consecutive tokens of one document, at most `max_length` with [CLS] and [SEP], which the batch
+code adds. Where the sequences begin is computed at opening, in windows of bounded size, and held in a temporary file
+without a name: memory does not grow with the corpus.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from minibert.errors import UserError
+from minibert.shards import DTYPES, FORMAT
+from minibert.tokenizer import Tokenizer
+
+WINDOW_LINES = 1 << 18
+WINDOW_TOKENS = 1 << 24
+SPECIALS = 2  # [CLS] and [SEP]
+
+
+class Corpus:
+    """The sequences of a prepared folder; see `open_corpus`.
+
+    `counts`: uint64 (V,), how often each id occurs in the parts opened. `n_tokens`: tokens of all sequences, [CLS]
+    and [SEP] included. `vocab_size` V, `unk_id`: int. `description`: the contents of corpus.json.
+    """
+
+    def __init__(self, description: dict, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray,
+                 starts: np.ndarray, lengths: np.ndarray):
+        self.description, self.counts = description, counts
+        self.vocab_size, self.unk_id = description["vocab_size"], description["unk_id"]
+        self.shards, self.first, self.starts, self.sequence_lengths = shards, first, starts, lengths
+        self.n_tokens = int(lengths.sum(dtype=np.int64)) + SPECIALS * len(lengths)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of the sequences `indices`, int64 of the same shape, [CLS] and [SEP] not counted."""
+        return self.sequence_lengths[indices].astype(np.int64)
+
+    def tokens(self, i: int) -> np.ndarray:
+        """Ids of sequence `i` without special tokens: a read-only view, uint16 or uint32."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sequence {i} of {len(self)}")
+        shard = self.shards[np.searchsorted(self.first, i, side="right") - 1]
+        start = int(self.starts[i])
+        return shard[start:start + int(self.sequence_lengths[i])]
+
+
+def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = False,
+                parts: tuple[str, ...] = ("train",), tokenizer: Tokenizer | None = None,
+                min_length: int = 12) -> Corpus:
+    """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
+
+    Consecutive lines of a document are joined up to that length, or one line is one sequence (`one_line`); longer
+    lines are cut. As in DistilBERT's code, sequences shorter than `min_length` (specials included) are left out, and
+    those at least half [UNK]. `UserError` if the folder is damaged or was made with another tokenizer than `tokenizer`.
+    """
+    folder = Path(folder)
+    if max_length <= SPECIALS:
+        raise UserError(f"max_length {max_length} leaves no room between [CLS] and [SEP]")
+    description = read_description(folder)
+    if tokenizer is not None and tokenizer.sha256 != description["tokenizer"]:
+        raise UserError(f"{folder} was prepared with another tokenizer; prepare the corpus again with this one")
+    counts = np.zeros(description["vocab_size"], dtype=np.uint64)
+    shards, first = [], []
+    starts_file, lengths_file = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+    written = 0
+    for part in parts:
+        if part not in description["parts"]:
+            raise UserError(f"{folder} has no part {part!r}; it has {', '.join(description['parts'])}")
+        counts += map_file(folder / f"counts-{part}.u64", "<u8", len(counts))
+        for entry in description["parts"][part]["shards"]:
+            dtypes = DTYPES | {"tokens": description["dtype"]}
+            shard, lines, documents = (
+                map_file(folder / f"{entry['name']}.{suffix}", dtypes[suffix], entry[suffix]) for suffix in DTYPES)
+            first.append(written)
+            shards.append(shard)
+            for starts, lengths in sequences(lines, documents, max_length - SPECIALS, one_line):
+                if len(starts) == 0:
+                    continue
+                window = shard[starts[0]:starts[-1] + lengths[-1]]
+                if window.max() >= len(counts):
+                    raise UserError(f"{folder / entry['name']}.tokens is damaged: it holds ids beyond the vocabulary")
+                unk = np.add.reduceat(window == description["unk_id"], starts - starts[0], dtype=np.int64)
+                keep = (lengths + SPECIALS >= min_length) & (2 * unk < lengths + SPECIALS)
+                starts_file.write(starts[keep].tobytes())
+                lengths_file.write(lengths[keep].astype(np.int32).tobytes())
+                written += int(keep.sum())
+    if not written:
+        raise UserError(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}")
+    return Corpus(description, counts, shards, np.array(first), map_unnamed(starts_file, np.int64, written),
+                  map_unnamed(lengths_file, np.int32, written))
+
+
+def read_description(folder: Path) -> dict:
+    """The contents of corpus.json, of a format this version reads."""
+    path = folder / "corpus.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{path} is not of format {FORMAT}, the one this version reads; prepare the corpus again")
+    return description
+
+
+def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
+    """A read-only memory map of a file that must hold exactly `count` values."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; prepare the corpus again")
+    size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
+    if size != expected:
+        raise UserError(f"{path} has {size} bytes instead of {expected}; prepare the corpus again")
+    # an empty file cannot be mapped
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
+
+
+def map_unnamed(file, dtype, count: int) -> np.ndarray:
+    """A read-only memory map of a temporary file, which lives as long as the map does."""
+    file.flush()
+    return np.memmap(file, dtype=dtype, mode="r", shape=(count,)).view(np.ndarray)
+
+
+def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
+              one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token offsets and lengths (int64) of the sequences of a shard, in windows; they tile the shard without a gap.
+
+    `lines`: tokens per line, `documents`: lines per document, `room`: most tokens of a sequence.
+    """
+    start = 0
+    pieces, last = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    for window, document_ends in windows(lines, documents):
+        cut, is_line_end = cut_lines(window, room)
+        cut_ends = np.zeros(len(cut), np.bool_)
+        cut_ends[is_line_end] = document_ends
+        pieces, last = np.concatenate([pieces, cut]), np.concatenate([last, cut_ends])
+        borders = np.arange(len(pieces) + 1) if one_line else join(pieces, last, room)
+        offsets = start + np.concatenate([[0], np.cumsum(pieces)])[borders]
+        yield offsets[:-1], np.diff(offsets)
+        # pieces of a sequence that may go on are looked at again with the next window
+        start, pieces, last = int(offsets[-1]), pieces[borders[-1]:], last[borders[-1]:]
+
+
+def windows(lines: np.ndarray, documents: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The line lengths (int64) of a shard in windows of bounded size, each with a bool that is True where a document
+    ends."""
+    line = document = document_start = 0
+    while line < len(lines):
+        window = lines[line:line + WINDOW_LINES].astype(np.int64)
+        window = window[:max(1, np.searchsorted(np.cumsum(window), WINDOW_TOKENS, side="right"))]
+        ends = document_start + np.cumsum(documents[document:document + len(window)].astype(np.int64))
+        ends = ends[ends <= line + len(window)]
+        is_end = np.zeros(len(window), np.bool_)
+        is_end[ends - line - 1] = True
+        yield window, is_end
+        line += len(window)
+        document += len(ends)
+        document_start = int(ends[-1]) if len(ends) else document_start
+
+
+def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of the pieces of lines cut to at most `room` tokens, and the index of the last piece of each line."""
+    line_ends = np.cumsum(-(-lengths // room)) - 1
+    pieces = np.full(line_ends[-1] + 1, room)
+    pieces[line_ends] = (lengths - 1) % room + 1
+    return pieces, line_ends
+
+
+def join(pieces: np.ndarray, last: np.ndarray, room: int) -> np.ndarray:
+    """Borders of the sequences that greedy joining makes of pieces, as indices: sequence k is pieces borders[k] to
+    borders[k + 1] - 1. `last` is True where a document ends. A last sequence that may go on is left out."""
+    n = len(pieces)
+    offsets = np.concatenate([[0], np.cumsum(pieces)])
+    fits = np.searchsorted(offsets, offsets[:-1] + room, side="right") - 1
+    document_ends = np.flatnonzero(last) + 1
+    end_of = np.append(document_ends, n)[np.searchsorted(document_ends, np.arange(n), side="right")]
+    following = np.minimum(fits, end_of).tolist()
+    borders = [0]
+    while borders[-1] < n:
+        borders.append(following[borders[-1]])
+    if not last[-1]:
+        borders.pop()
+    return np.array(borders)

@@ -1,0 +1,89 @@
+"""From a corpus to the micro-batches of a step: drawn, masked, dealt to ranks, packed.
+
+`--batch` is the sequences of one optimiser step over all ranks; `--micro-tokens` only says how much of them goes through the
+model at once. The counts that the losses are divided by are those of the whole step, known before any forward pass.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minibert.batch import IGNORE, Batch
+from minibert.corpus import Corpus
+from minibert.masking import mask_tokens
+from minibert.randomness import samples_of_step, seed_of
+from minibert.tokenizer import Tokenizer
+
+class MicroBatch(NamedTuple):
+    """What goes through the model at once: a packed batch of masked text, and the original ids where it is masked."""
+
+    batch: Batch
+    labels: Tensor  # (N,) int64, IGNORE where nothing is to be predicted
+    seed: int  # for the dropout of this micro-batch
+
+    def to(self, device) -> "MicroBatch":
+        """The same on `device`."""
+        return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.seed)
+
+
+class Step(NamedTuple):
+    """One optimiser step of one rank. `tokens` and `masked` count the *whole* step: all micro-batches, all ranks."""
+
+    micro_batches: list[MicroBatch]
+    tokens: int
+    masked: int
+
+
+def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences `indices` as one stream of ids (N,) with [CLS] and [SEP] around each, and their lengths (S,)."""
+    lengths = corpus.lengths(indices) + 2
+    ids = np.empty(int(lengths.sum()), dtype=np.int64)
+    end = 0
+    for index, length in zip(indices, lengths):
+        start, end = end, end + int(length)
+        ids[start], ids[end - 1] = tokenizer.cls_id, tokenizer.sep_id
+        ids[start + 1:end - 1] = corpus.tokens(int(index))
+    return ids, lengths
+
+
+def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
+              selection: str, weights: np.ndarray | None = None, rank: int = 0, ranks: int = 1) -> Step:
+    """The micro-batches of optimiser step `step` (from 0) for one rank of several; may be none where sequences are few."""
+    ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
+    masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights)
+    return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), rank, ranks),
+                len(ids), int(masked.selected.sum()))
+
+
+def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
+        key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
+    """Cuts masked sequences into packed micro-batches of at most `micro_tokens` tokens (or one sequence that is longer).
+
+    Sorted by length, so that ranks get equal work and neighbours of equal length share one attention call.
+    """
+    starts = np.cumsum(lengths) - lengths
+    mine = np.argsort(-lengths, kind="stable")[rank::ranks]
+    micro_batches, group, size = [], [], 0
+    for i in [*mine, None]:
+        if i is None or size + lengths[i] > micro_tokens:
+            if group:
+                micro_batches.append(_pack(ids, lengths, inputs, selected, starts, np.array(group), key))
+            group, size = [], 0
+        if i is not None:
+            group.append(i)
+            size += lengths[i]
+    return micro_batches
+
+
+def _pack(ids, lengths, inputs, selected, starts, group, key) -> MicroBatch:
+    # batch.pack does this from lists; here the tokens lie in arrays already, and steps have up to a million of them
+    sizes = lengths[group]
+    offsets = np.concatenate(([0], np.cumsum(sizes)))
+    positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
+    rows = np.repeat(starts[group], sizes) + positions  # (N,) where this micro-batch's tokens lie in the step
+    labels = np.where(selected[rows], ids[rows], IGNORE)
+    packed = Batch(torch.from_numpy(inputs[rows]), torch.from_numpy(positions), torch.zeros(len(rows), dtype=torch.int64),
+                   torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(sizes.copy()))
+    return MicroBatch(packed, torch.from_numpy(labels), seed_of(*key, int(group[0])))

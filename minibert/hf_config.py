@@ -1,0 +1,143 @@
+"""config.json both ways: Hugging Face's or our own to a `Config`, and a `Config` to either."""
+
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from minibert.config import Config
+from minibert.errors import UserError
+from minibert.names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, CLASSES, FIELDS
+
+DEFAULTS = {"bert": Config(), "distilbert": Config(architecture="distilbert", segments=0, classifier_dropout=0.2)}
+# Beyond every real model. Without a bound, a damaged file could ask for a billion layers before a tensor is compared.
+LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
+
+
+def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
+    """The `Config` of a parsed config.json and the head it names, None where it names none.
+
+    A head that is not known here comes back as the file's name for it. `UserError` names the file and the field: a wrong type, a
+    size out of bounds, another model, or a variant of BERT that these models do not compute.
+    """
+    try:
+        return _parse_minibert(raw) if raw.get("format") == "minibert" else _parse_hf(raw)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _parse_minibert(raw: dict) -> tuple[Config, str]:
+    names = {field.name for field in fields(Config)}
+    unknown = sorted(raw.keys() - names - {"format", "head"})
+    if unknown or raw.get("architecture") not in DEFAULTS:
+        raise UserError(f"unknown fields {', '.join(unknown)}" if unknown else "no known architecture")
+    default = DEFAULTS[raw["architecture"]]
+    values = {name: _value(raw, name, name, getattr(default, name)) for name in names if name != "labels"}
+    labels = raw.get("labels", list(default.labels))
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise UserError("labels is not a list of names")
+    if raw.get("head") not in CLASSES[raw["architecture"]]:
+        raise UserError(f"head {raw.get('head')!r} is not known: {', '.join(CLASSES[raw['architecture']])}")
+    return Config(**values, labels=tuple(labels)), raw["head"]
+
+
+def _parse_hf(raw: dict) -> tuple[Config, str | None]:
+    classes = raw.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError("architectures is not a list of class names")
+    architecture = raw.get("model_type")
+    if architecture is None:  # TinyBERT's and other old files
+        architecture = "distilbert" if "n_layers" in raw else "bert" if "num_hidden_layers" in raw else None
+    if architecture not in FIELDS:
+        raise UserError(f"model_type is {architecture!r}; only {' and '.join(FIELDS)} load here")
+    if raw.get("is_decoder") or raw.get("add_cross_attention"):
+        raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")
+    if raw.get("position_embedding_type") not in (None, "absolute"):
+        raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; only 'absolute' loads here")
+
+    default = DEFAULTS[architecture]
+    values = {ours: _value(raw, theirs, ours, getattr(default, ours)) for ours, theirs in FIELDS[architecture].items()}
+    if architecture == "bert" and raw.get("classifier_dropout") is None:
+        values["classifier_dropout"] = values["dropout"]
+    act = _value(raw, ACTIVATION[architecture], "activation", "gelu")
+    if act not in ACTIVATIONS:
+        raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
+    # Attention dropout stays ours, 0: nearly every file says 0.1, and with it no fused kernel could be used.
+    config = Config(architecture=architecture, segments=values.pop("segments", 0), activation=ACTIVATIONS[act],
+                    **_labels(raw), **values)
+    heads = {name: head for head, name in CLASSES[architecture].items()}
+    return config, heads.get(classes[0].removeprefix("Tiny"), classes[0]) if classes else None
+
+
+def _labels(raw: dict) -> dict:
+    """`labels` and `regression`, from id2label in id order, or num_labels, and problem_type."""
+    named = raw.get("id2label")
+    if named is None:
+        count = _value(raw, "num_labels", "num_labels", 2)
+        labels = tuple(f"LABEL_{i}" for i in range(count)) if 1 <= count <= 10**6 else ()
+    elif isinstance(named, dict) and named.keys() == {str(i) for i in range(len(named))}:
+        labels = tuple(str(named[str(i)]) for i in range(len(named)))
+    else:
+        labels = ()
+    if not labels:
+        raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is no size")
+    if raw.get("problem_type") == "regression" and len(labels) > 1:
+        raise UserError(f"problem_type is 'regression' with {len(labels)} labels; only one score loads here")
+    return {"labels": labels, "regression": len(labels) == 1}
+
+
+def _value(raw: dict, key: str, field: str, default):
+    """`raw[key]` where it is of the type of `default` and in bounds; the default where it is absent or null."""
+    value = raw.get(key)
+    if value is None:
+        return default
+    kind = type(default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:  # not isinstance: True is an int
+        raise UserError(f"{key} is {value!r:.60}, where {kind.__name__} is expected")
+    if kind is float and not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{key} is {value}, and must be a number not below 0")
+    if kind is int and not 0 <= value <= LIMITS.get(field, 10**6):
+        raise UserError(f"{key} is {value}, and must be between 0 and {LIMITS.get(field, 10**6)}")
+    return value
+
+
+def describe(config: Config, head: str, form: str, dtype: str) -> dict:
+    """The content of config.json for a model; `form` is "hf" or "minibert", `dtype` like "float32".
+
+    `UserError` where `form` is "hf" and `transformers` has no counterpart of the shape.
+    """
+    if form == "minibert":
+        return {"format": "minibert", "head": head, **asdict(config)}
+    architecture = config.architecture
+    why_not = None
+    if architecture == "distilbert" and config.norm_eps != 1e-12:
+        why_not = f"DistilBERT has norm_eps 1e-12 there, always, and this model {config.norm_eps}"
+    elif architecture == "bert" and config.segments == 0:
+        why_not = "BERT has token types there, and this model has none"
+    elif config.labels and len(config.labels) == 1 and not config.regression and head == "classification":
+        why_not = "a classifier of one label is a regression there"
+    if why_not:
+        raise UserError(f"this model has no counterpart in transformers: {why_not}; save it with format \"minibert\"")
+
+    labels = config.labels[:1] if config.regression else config.labels
+    raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
+    raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
+    raw[ACTIVATION[architecture]] = "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else config.activation
+    raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
+    if architecture == "bert":
+        raw["position_embedding_type"] = "absolute"
+    else:
+        raw |= {"qa_dropout": config.dropout, "sinusoidal_pos_embds": False, "tie_weights_": True}
+    raw |= {"id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "tie_word_embeddings": True, "torch_dtype": dtype}
+    if config.regression and head == "classification":
+        raw["problem_type"] = "regression"
+    return raw
+
+
+def dump(raw: dict) -> str:
+    """The text of a config.json."""
+    return json.dumps(raw, indent=2) + "\n"

@@ -1,0 +1,67 @@
+"""What each method minimises: a function from (student, teacher, micro-batch) to one loss and its named terms.
+
+Every function here has the same form: it returns the micro-batch's share of the step's loss, each term divided by the count of
+the *whole* step, and detached sums by name, which the caller adds up over micro-batches and ranks. `term_counts` says what each
+sum is divided by. Weights are in `Weights`; nothing else decides what is learned.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minibert.batch import IGNORE
+from minibert.feed import MicroBatch, Step
+from minibert.losses import cosine_sum
+from minibert.vocab_loss import Vocab, vocab_loss
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The triple loss of DistilBERT as released: 5 KL + 2 MLM + 1 cosine at T = 2."""
+
+    kl: float = 5.0
+    mlm: float = 2.0
+    cosine: float = 1.0
+    temperature: float = 2.0
+    kl_masked_only: bool = False  # the distiller's --restrict_ce_to_mask
+
+
+def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
+    """What vocab_loss needs of a model for the rows `last` (N, D) of its last hidden states."""
+    return Vocab(model.mlm(last), model.encoder.word.weight, model.mlm.bias)
+
+
+def mlm(student: nn.Module, teacher: None, micro: MicroBatch, step: Step, weights: Weights) -> tuple[Tensor, dict]:
+    """Masked language modelling alone: mean cross-entropy over the masked tokens of the step (Devlin et al. 2018)."""
+    last = student.encoder(micro.batch)
+    rows = (micro.labels != IGNORE).nonzero().squeeze(1)  # the head reads masked tokens only
+    loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], mlm_weight=1 / max(1, step.masked))
+    return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
+
+
+def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, step: Step,
+               weights: Weights) -> tuple[Tensor, dict]:
+    """DistilBERT's triple loss (Sanh et al. 2019, section 3): KL to the teacher over all tokens, MLM, cosine."""
+    with torch.no_grad():
+        teacher_last = teacher.encoder(micro.batch)
+        teacher_side = vocab_side(teacher, teacher_last)
+    last = student.encoder(micro.batch)
+    rows = (micro.labels != IGNORE) if weights.kl_masked_only else None
+    loss, sums = vocab_loss(
+        vocab_side(student, last), micro.labels, teacher_side, kl_rows=rows, temperature=weights.temperature,
+        mlm_weight=weights.mlm / max(1, step.masked),
+        kl_weight=weights.kl / max(1, step.masked if weights.kl_masked_only else step.tokens))
+    cosine = cosine_sum(last, teacher_last)
+    loss = loss + weights.cosine / step.tokens * cosine
+    return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
+
+
+METHODS = {"mlm": mlm, "distilbert": distilbert}
+
+
+def term_counts(step: Step, weights: Weights) -> dict[str, int]:
+    """What the sum of each term is divided by: tokens of the whole step, or its masked ones."""
+    masked = max(1, step.masked)
+    return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "accuracy": masked,
+            "cosine": step.tokens}

@@ -1,0 +1,46 @@
+"""The README.md that is saved with a model."""
+
+from minibert.config import Config
+from minibert.names import CLASSES
+
+WHAT = {
+    "encoder": ("feature-extraction", "an encoder: one vector of width {D} for each token"),
+    "mlm": ("fill-mask", "a masked language model"),
+    "pretraining": ("fill-mask", "a masked language model with the next-sentence head of BERT's pre-training"),
+    "classification": ("text-classification", "a classifier of texts or pairs of texts"),
+    "regression": ("text-classification", "one score for a text or a pair of texts"),
+    "span": ("question-answering", "an extractive question answerer: start and end logits for each token"),
+}
+
+
+def model_card(config: Config, head: str, form: str, parameters: int, dtype: str, pooler: bool, name: str,
+               extra: str | None = None) -> str:
+    """The model card as markdown with YAML front matter; `extra` is markdown of the caller's, after the description."""
+    c = config
+    task, what = WHAT["regression" if head == "classification" and c.regression else head]
+    rows = {"architecture": "DistilBERT" if c.architecture == "distilbert" else "BERT",
+            "parameters": f"{parameters:,}", "stored as": dtype, "layers": c.layers, "hidden size": c.hidden_size,
+            "attention heads": c.heads, "feed-forward size": c.intermediate_size, "vocabulary": f"{c.vocab_size:,}",
+            "longest input": f"{c.max_positions} tokens", "activation": c.activation}
+    if head == "classification" and not c.regression:
+        rows["labels"] = ", ".join(c.labels)
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    library = "transformers" if form == "hf" else "minibert"
+    parts = [f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- minibert\n- {c.architecture}\n---\n\n"
+             f"# {name}\n\nThis model is {what.format(D=c.hidden_size)}.\n\n| | |\n|---|---|\n{table}"]
+    if extra:
+        parts.append(extra.strip() + "\n")
+    parts.append("## How to load it\n\nWith minibert:\n\n```python\nimport minibert\n\n"
+                 "model = minibert.load(\"FOLDER\")\ntokenizer = minibert.load_tokenizer(\"FOLDER\")\n"
+                 "ids, segments = tokenizer.encode([\"A text.\", \"Another, longer text.\"])\n"
+                 "output = model(minibert.pack(ids, segments))\n```\n")
+    if form == "hf":
+        bare = c.architecture == "bert" and head == "encoder" and not pooler
+        parts.append("With transformers:\n\n```python\nimport transformers\n\n"
+                     f"model = transformers.{CLASSES[c.architecture][head]}.from_pretrained(\"FOLDER\""
+                     f"{', add_pooling_layer=False' if bare else ''})\n"
+                     "tokenizer = transformers.AutoTokenizer.from_pretrained(\"FOLDER\")\n```\n")
+        if bare:
+            parts.append("The model has no pooler: without `add_pooling_layer=False`, transformers starts a new one, "
+                         "and `pooler_output` means nothing.\n")
+    return "\n".join(parts)

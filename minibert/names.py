@@ -1,0 +1,152 @@
+"""Names that are not ours: one table per architecture, from our modules and config fields to Hugging Face's.
+
+Read from left to right for saving and from right to left for loading; `{}` is the layer's number. What a file may hold
+that a model here does not is in `TIED`, stored twice, and `DROPPED`, left out on purpose. Any other difference between
+a file and its model is an error (hub.py).
+"""
+
+import re
+
+MODULES = {  # our module -> theirs, the same for its .weight and .bias
+    "bert": {
+        "encoder.word": "bert.embeddings.word_embeddings",
+        "encoder.position": "bert.embeddings.position_embeddings",
+        "encoder.segment": "bert.embeddings.token_type_embeddings",
+        "encoder.norm": "bert.embeddings.LayerNorm",
+        "encoder.layers.{}.query": "bert.encoder.layer.{}.attention.self.query",
+        "encoder.layers.{}.key": "bert.encoder.layer.{}.attention.self.key",
+        "encoder.layers.{}.value": "bert.encoder.layer.{}.attention.self.value",
+        "encoder.layers.{}.out": "bert.encoder.layer.{}.attention.output.dense",
+        "encoder.layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
+        "encoder.layers.{}.up": "bert.encoder.layer.{}.intermediate.dense",
+        "encoder.layers.{}.down": "bert.encoder.layer.{}.output.dense",
+        "encoder.layers.{}.output_norm": "bert.encoder.layer.{}.output.LayerNorm",
+        "encoder.pooler": "bert.pooler.dense",
+        "mlm": "cls.predictions",  # its bias over the vocabulary
+        "mlm.dense": "cls.predictions.transform.dense",
+        "mlm.norm": "cls.predictions.transform.LayerNorm",
+        "nsp": "cls.seq_relationship",
+        "classifier": "classifier",
+        "span": "qa_outputs",
+    },
+    "distilbert": {
+        "encoder.word": "distilbert.embeddings.word_embeddings",
+        "encoder.position": "distilbert.embeddings.position_embeddings",
+        "encoder.norm": "distilbert.embeddings.LayerNorm",
+        "encoder.layers.{}.query": "distilbert.transformer.layer.{}.attention.q_lin",
+        "encoder.layers.{}.key": "distilbert.transformer.layer.{}.attention.k_lin",
+        "encoder.layers.{}.value": "distilbert.transformer.layer.{}.attention.v_lin",
+        "encoder.layers.{}.out": "distilbert.transformer.layer.{}.attention.out_lin",
+        "encoder.layers.{}.attention_norm": "distilbert.transformer.layer.{}.sa_layer_norm",
+        "encoder.layers.{}.up": "distilbert.transformer.layer.{}.ffn.lin1",
+        "encoder.layers.{}.down": "distilbert.transformer.layer.{}.ffn.lin2",
+        "encoder.layers.{}.output_norm": "distilbert.transformer.layer.{}.output_layer_norm",
+        "mlm": "vocab_projector",  # its bias over the vocabulary
+        "mlm.dense": "vocab_transform",
+        "mlm.norm": "vocab_layer_norm",
+        "pre_classifier": "pre_classifier",
+        "classifier": "classifier",
+        "span": "qa_outputs",
+    },
+}
+
+TIED = {  # a second name of a tensor, in files that store it twice -> the name in the table
+    "bert": {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    "distilbert": {
+        "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
+    },
+}
+
+DROPPED = (  # patterns of their tensors that no model here has
+    r"(distil)?bert\.embeddings\.(position_ids|token_type_ids)",  # 0, 1, 2 ... and zeros, from old transformers
+    r"fit_dense\.(weight|bias)",  # TinyBERT's way from the student's width to the teacher's,
+    r"fit_denses\.\d+\.(weight|bias)",  # of use in its distillation only; one per layer in "v2" files
+)
+
+# The modules that only some heads have. A model without one of them drops the one in the file.
+HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "nsp", "classifier", "pre_classifier", "span")
+
+CLASSES = {  # architecture -> head -> their class
+    "bert": {
+        "encoder": "BertModel",
+        "mlm": "BertForMaskedLM",
+        "pretraining": "BertForPreTraining",
+        "classification": "BertForSequenceClassification",
+        "span": "BertForQuestionAnswering",
+    },
+    "distilbert": {
+        "encoder": "DistilBertModel",
+        "mlm": "DistilBertForMaskedLM",
+        "classification": "DistilBertForSequenceClassification",
+        "span": "DistilBertForQuestionAnswering",
+    },
+}
+
+FIELDS = {  # architecture -> our config field -> theirs, where the value is the same
+    "bert": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+        "segments": "type_vocab_size",
+        "norm_eps": "layer_norm_eps",
+        "dropout": "hidden_dropout_prob",
+        "classifier_dropout": "classifier_dropout",
+        "initializer_range": "initializer_range",
+        "pad_id": "pad_token_id",
+    },
+    "distilbert": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "dim",
+        "layers": "n_layers",
+        "heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "max_positions": "max_position_embeddings",
+        "dropout": "dropout",
+        "classifier_dropout": "seq_classif_dropout",
+        "initializer_range": "initializer_range",
+        "pad_id": "pad_token_id",
+    },
+}
+# These two differ in more than the name: attention dropout is written but not read (hub.py says why).
+ACTIVATION = {"bert": "hidden_act", "distilbert": "activation"}
+ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+
+ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."), "distilbert": ("embeddings.", "transformer.")}
+
+
+def translate(name: str, modules: dict[str, str]) -> str | None:
+    """The tensor `name` by a table of modules, or None: "encoder.layers.3.up.bias" by that of "encoder.layers.{}.up"."""
+    module, _, leaf = name.rpartition(".")
+    number = re.search(r"(?<=\.)\d+(?=\.)", module)
+    if number:
+        module = f"{module[:number.start()]}{{}}{module[number.end():]}"
+    if module not in modules or leaf not in ("weight", "bias"):
+        return None
+    return f"{modules[module].format(number and number[0])}.{leaf}"
+
+
+def to_hf(name: str, architecture: str) -> str:
+    """The Hugging Face name of one of our tensors, with the prefix of a model that has a head."""
+    return translate(name, MODULES[architecture]) or name
+
+
+def from_hf(name: str, architecture: str) -> str | None:
+    """Our name of a tensor with its full Hugging Face name; None where the table has no such name."""
+    return translate(name, {theirs: ours for ours, theirs in MODULES[architecture].items()})
+
+
+def full_hf_name(name: str, architecture: str) -> str:
+    """The name as today's models with a head have it: LayerNorm's gamma and beta renamed, a bare encoder's prefix added.
+
+    >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
+    'bert.embeddings.LayerNorm.weight'
+    """
+    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+    return f"{architecture}.{name}" if name.startswith(ENCODER_PARTS[architecture]) else name

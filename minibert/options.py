@@ -1,0 +1,36 @@
+"""Command-line options from a frozen dataclass: one field, one option, one help line."""
+
+import argparse
+import dataclasses
+import types
+import typing
+
+
+def option(default, help: str, choices=None):
+    """A dataclass field that is a command-line option."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def parse(cls, argv: list[str] | None, description: str, epilog: str):
+    """An instance of the dataclass `cls` from the command line; unknown options and wrong types end with exit code 2.
+
+    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may be left out.
+    """
+    parser = argparse.ArgumentParser(description=description, epilog=epilog, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, kind, extra = "--" + field.name.replace("_", "-"), hints[field.name], {}
+        if isinstance(kind, types.UnionType):
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        if typing.get_origin(kind) is tuple:
+            kind, extra = typing.get_args(kind)[0], {"nargs": "+"}
+        if kind is bool:
+            extra = {"action": argparse.BooleanOptionalAction}
+        else:
+            extra |= {"type": kind, "metavar": None if field.metadata["choices"] else kind.__name__.upper(),
+                      "choices": field.metadata["choices"]}
+        shown = "" if field.default in (None, (), False) else f" (default: {field.default})"
+        parser.add_argument(name, default=field.default, help=field.metadata["help"].replace("%", "%%") + shown, **extra)
+    values = vars(parser.parse_args(argv))
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

@@ -1,0 +1,213 @@
+"""Prepares a corpus: text files to token shards, on all cores, in memory that does not grow with the corpus.
+
+The parent process reads and writes, its workers do the rest; chunks come back in order, so that the result does not
+depend on the number of workers.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minibert.errors import UserError
+from minibert.shards import CorpusWriter, new_folder, token_dtype
+from minibert.text import Chunk, Source, documents, find_sources, hash_share, read_chunks
+from minibert.tokenizer import Tokenizer, load_tokenizer
+
+BATCH_CHARACTERS = 1 << 18  # text tokenised in one call; bounds a worker's memory
+POOL_BYTES = 1 << 23  # smaller corpora are done before a pool of workers would have started
+
+
+class Tokens(NamedTuple):
+    """A tokenised chunk: ids (N,), tokens per line, lines per document, and for each document whether it is held
+    out; the first document is the rest of the previous chunk's last where the chunk `continues`."""
+    ids: np.ndarray
+    lines: np.ndarray
+    documents: np.ndarray
+    held_out: np.ndarray
+
+
+def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wikitext: str = "auto",
+            held_out: float = 0.01, jobs: int | None = None, report: Callable | None = print) -> None:
+    """Writes the texts of files or folders as a prepared corpus into the new folder `out`.
+
+    A document belongs to the part "held-out" if the sha256 of its text (of the first 65,536 characters), read as a
+    number in [0, 1), is below `held_out`, else to "train": duplicates always land in the same part. `jobs` is the
+    number of processes, all cores by default. `report(line)` gets progress and summary; None for silence.
+    """
+    if wikitext not in ("auto", "yes", "no"):
+        raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
+    if not 0 <= held_out < 1:
+        raise UserError(f"the held-out share is at least 0 and below 1, not {held_out}")
+    sources = find_sources(paths)
+    size, start = sum(source.size for source in sources), time.monotonic()
+    text_bytes, progress = 0, progress_line(size, report)
+    with new_folder(out) as folder:
+        writer = CorpusWriter(folder, tokenizer)
+        chunks = ((chunk, done) for source, done in zip(sources, done_before(sources))
+                  for chunk in read_chunks(source, wikitext))
+        jobs = jobs or os.cpu_count() or 1
+        if jobs == 1 or size < POOL_BYTES:
+            results = ((item, tokenize(item[0], tokenizer, held_out)) for item in chunks)
+        else:
+            results = parallel(chunks, folder / "tokenizer", held_out, jobs)
+        in_held_out = False  # where the last document went, for the chunk that continues it
+        for (chunk, done), tokens in results:
+            in_held_out = add(writer, tokens, chunk.continues, in_held_out)
+            text_bytes += len(chunk.data)
+            progress(text_bytes, done + chunk.read)
+        description = writer.close(
+            sources=[{"name": source.name, "bytes": source.size} for source in sources],
+            text_bytes=text_bytes, held_out=held_out, wikitext=wikitext)
+    if report:
+        summarise(description, text_bytes, time.monotonic() - start, report)
+
+
+def done_before(sources: list[Source]) -> Iterator[int]:
+    """Bytes of all sources before each."""
+    return itertools.accumulate((source.size for source in sources[:-1]), initial=0)
+
+
+def tokenize(chunk: Chunk, tokenizer: Tokenizer, held_out: float) -> Tokens:
+    """Splits a chunk into documents and tokenises their lines; lines and documents without tokens are left out."""
+    found = documents(chunk)
+    sides = np.array([hash_share("\n".join(document)) < held_out for document in found], dtype=np.bool_)
+    ids, lengths = encode_lines(tokenizer, [line for document in found for line in document])
+    owner = np.repeat(np.arange(len(found)), [len(document) for document in found])[lengths > 0]
+    per_document = np.bincount(owner, minlength=len(found))
+    keep = per_document > 0
+    keep[:1] |= chunk.continues
+    return Tokens(ids, lengths[lengths > 0].astype(np.uint32), per_document[keep], sides[keep])
+
+
+def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of all lines in one array, and the number of tokens of each line (int64)."""
+    # a very long line goes in parts, which makes no difference to WordPiece where they end at a space
+    parts = [(i, part) for i, line in enumerate(lines) for part in split_at_spaces(line, BATCH_CHARACTERS)]
+    arrays, lengths = [], np.zeros(len(lines), dtype=np.int64)
+    for batch in batches(parts, BATCH_CHARACTERS):
+        pieces = tokenizer.pieces([part for _, part in batch])
+        counts = [len(p) for p in pieces]
+        np.add.at(lengths, [i for i, _ in batch], counts)
+        arrays.append(np.fromiter(itertools.chain.from_iterable(pieces), token_dtype(tokenizer), sum(counts)))
+    return np.concatenate(arrays) if arrays else np.zeros(0, token_dtype(tokenizer)), lengths
+
+
+def split_at_spaces(line: str, size: int) -> Iterator[str]:
+    """Parts of at most about `size` characters that end at spaces; the whole line where it has none."""
+    start = 0
+    while len(line) - start > size:
+        cut = line.rfind(" ", start + 1, start + size)
+        cut = cut if cut > 0 else line.find(" ", start + size)
+        if cut < 0:
+            break
+        yield line[start:cut]
+        start = cut
+    yield line[start:]
+
+
+def batches(parts: list[tuple[int, str]], size: int) -> Iterator[list[tuple[int, str]]]:
+    """Consecutive parts in batches of about `size` characters."""
+    batch, characters = [], 0
+    for part in parts:
+        batch.append(part)
+        characters += len(part[1])
+        if characters >= size:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def add(writer: CorpusWriter, tokens: Tokens, continues: bool, in_held_out: bool) -> bool:
+    """Appends a tokenised chunk to its parts; returns whether its last document is held out."""
+    sides = tokens.held_out.copy()
+    if continues:
+        sides[0] = in_held_out
+    for part, side in (("train", False), ("held-out", True)):
+        chosen = sides == side
+        if not chosen.any():
+            continue
+        ids, lines, counts = tokens.ids, tokens.lines, tokens.documents[chosen]
+        if not chosen.all():
+            in_part = np.repeat(chosen, tokens.documents)
+            ids, lines = ids[np.repeat(in_part, lines)], lines[in_part]
+        writer.parts[part].add(ids, lines, counts, continues=continues and bool(chosen[0]))
+    return bool(sides[-1]) if len(sides) else in_held_out
+
+
+def parallel(chunks: Iterable, tokenizer_folder: Path, held_out: float, jobs: int) -> Iterator:
+    """(item, tokens) in the order of `chunks`, tokenised by `jobs` processes, with a bounded number on the way."""
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    with ProcessPoolExecutor(jobs, context, start_worker, (tokenizer_folder, held_out)) as pool:
+        waiting = deque()
+        try:
+            for item in chunks:
+                waiting.append((item, pool.submit(work, item[0])))
+                if len(waiting) > 2 * jobs:
+                    item, future = waiting.popleft()
+                    yield item, future.result()
+            while waiting:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        except BrokenProcessPool:
+            raise UserError("a tokenising process was killed, probably for lack of memory; try fewer with --jobs"
+                            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def start_worker(tokenizer_folder: Path, held_out: float) -> None:
+    """Readies a worker: one thread, deaf to Ctrl-C (the parent ends it), and gone when the parent is gone."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    work.tokenizer, work.held_out = load_tokenizer(tokenizer_folder), held_out
+
+
+def work(chunk: Chunk) -> Tokens:
+    """`tokenize` in a worker."""
+    return tokenize(chunk, work.tokenizer, work.held_out)
+
+
+def progress_line(size: int, report: Callable | None) -> Callable[[int, int], None]:
+    """A function of (bytes of text, bytes of files) done that says so: each second in place on a terminal, else through
+    `report` every ten."""
+    start = last = time.monotonic()
+    terminal = sys.stderr.isatty()
+
+    def progress(text_bytes: int, done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if report is None or now - last < (1 if terminal else 10):
+            return
+        last, share = now, min(done / max(size, 1), 1.0)
+        left = (now - start) * (1 - share) / max(share, 1e-9)
+        line = (f"{text_bytes / 1e6:,.0f} MB  {text_bytes / 1e6 / (now - start):.1f} MB/s  {share:.0%}  "
+                f"{left // 60:.0f}:{left % 60:02.0f} left")
+        if terminal:
+            print(f"\r{line:60}", end="\r", file=sys.stderr, flush=True)
+        else:
+            report(line)
+
+    return progress
+
+
+def summarise(description: dict, text_bytes: int, seconds: float, report: Callable) -> None:
+    """Reports what a prepared corpus holds."""
+    for name, part in description["parts"].items():
+        report(f"{name}: {part['documents']:,} documents, {part['lines']:,} lines, {part['tokens']:,} tokens, "
+               f"{part['unk'] / max(part['tokens'], 1):.2%} [UNK]")
+    report(f"{text_bytes:,} bytes of text in {seconds:.1f} s, {text_bytes / 1e6 / seconds:.1f} MB/s")

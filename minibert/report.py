@@ -1,0 +1,125 @@
+"""What a run shows people: the progress line, the closing table, filled masks, a plot."""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minibert.batch import pack
+from minibert.feed import MicroBatch
+from minibert.runtime import Runtime
+from minibert.tokenizer import Tokenizer
+
+SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not [MASK], an error is raised.",
+             "The city is the [MASK] of the country.")
+
+
+class Progress:
+    """One line about a long loop, at most about once a second on a terminal, every ten seconds elsewhere."""
+
+    def __init__(self, steps: int, done: int, write: bool = True):
+        self.steps, self.write, self.terminal = steps, write, sys.stderr.isatty()
+        self.begun, self.first, self.shown = time.perf_counter(), done, 0.0
+
+    def __call__(self, step: int, row: dict) -> None:
+        """Shows a row of metrics after `step` finished steps."""
+        now = time.perf_counter()
+        if not self.write or (now - self.shown < (0.5 if self.terminal else 10) and step < self.steps):
+            return
+        self.shown = now
+        left = (now - self.begun) / max(1, step - self.first) * (self.steps - step)
+        terms = " ".join(f"{name} {row[name]:.3f}" for name in ("kl", "mlm", "cosine") if name in row)
+        line = (f"step {step}/{self.steps}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
+                f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {clock(left)} left")
+        print(f"\r\033[K{line}" if self.terminal else line, end="" if self.terminal and step < self.steps else "\n",
+              file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    seconds = int(seconds + 0.5)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def table(rows: list[dict], title: str = "") -> str:
+    """Rows of equal keys as a table; numbers right-aligned, the keys as heading."""
+    heads = list(rows[0])
+    cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+             for line in cells]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(([title] if title else []) + lines)
+
+
+@torch.no_grad()
+def tokens_per_second(models: dict[str, nn.Module], micro_batches: list[MicroBatch], runtime: Runtime,
+                      rounds: int = 5) -> dict[str, float]:
+    """Tokens per second through each encoder: medians over rounds in which the models take turns."""
+    some = [micro.to(runtime.device).batch for micro in micro_batches[:4]]
+    tokens = sum(len(batch.ids) for batch in some)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for round_number in range(rounds + 1):
+        for name, model in models.items():
+            model.eval()
+            begun = time.perf_counter()
+            with runtime.autocast():
+                for batch in some:
+                    model.encoder(batch)
+            if runtime.device.type == "cuda":
+                torch.cuda.synchronize(runtime.device)
+            if round_number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: tokens / statistics.median(times) for name, times in seconds.items()}
+
+
+def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
+    """One row a model: parameters (tied table once), size in fp32, speed, and what `evaluate` found."""
+    rows = []
+    for name, model in models.items():
+        parameters = sum(p.numel() for p in model.parameters())
+        score = scores[name]
+        rows.append({"model": name, "layers": len(model.encoder.layers), "parameters": f"{parameters / 1e6:.2f}M",
+                     "fp32 MB": f"{parameters * 4 / 1e6:.1f}", "encoder tok/s": f"{speeds[name]:,.0f}",
+                     "perplexity": f"{score['perplexity']:.1f}", "accuracy": f"{100 * score['accuracy']:.1f} %",
+                     "KL to teacher": f"{score['kl']:.3f}" if "kl" in score else "-"})
+    return rows
+
+
+@torch.no_grad()
+def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: Runtime, best: int = 5) -> list[str]:
+    """The likeliest pieces at the first [MASK] of a sentence, best first."""
+    ids, segments = tokenizer.encode([sentence])
+    model.eval()
+    with runtime.autocast():
+        logits = model(pack(ids, segments).to(runtime.device))  # (N, V)
+    at = ids[0].index(tokenizer.mask_id)
+    return [tokenizer.id_to_piece(i) for i in logits[at].topk(best).indices.tolist()]
+
+
+def plot_curves(metrics: Path, target: Path) -> bool:
+    """Draws each term of metrics.jsonl over tokens seen; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    terms = [t for t in ("kl", "mlm", "cosine", "accuracy") if t in rows[0]]
+    figure, axes = plt.subplots(1, len(terms), figsize=(4 * len(terms), 3), squeeze=False)
+    for axis, term in zip(axes[0], terms):
+        axis.plot([row["tokens"] / 1e6 for row in rows], [row[term] for row in rows], linewidth=0.6, label="training")
+        held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows if term in row.get("held_out", {})]
+        if held_out and term != "kl":  # the held-out KL is at temperature 1
+            axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
+        axis.set(title=term, xlabel="million tokens")
+    axes[0][-1].legend()
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+    return True

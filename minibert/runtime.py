@@ -1,0 +1,116 @@
+"""What a run runs on: device, precision, ranks, threads. Model code never asks.
+
+Started by torchrun, every rank is one process; started plainly, there is one rank.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minibert.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, number of this rank and of all ranks, and the precision of matrix products."""
+
+    device: torch.device
+    precision: str  # "fp32", "bf16" or "fp16"
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def is_writer(self) -> bool:
+        """True for the one rank that writes files and prints."""
+        return self.rank == 0
+
+    def autocast(self):
+        """The context that forward passes run in: matrix products in 16 bits, norms and losses in fp32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for fp16; does nothing otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.ranks > 1:
+            dist.barrier()
+
+    def sum_over_ranks(self, tensors: list[Tensor]) -> None:
+        """Adds the tensors of all ranks in place, in one flat call per dtype."""
+        if self.ranks == 1:
+            return
+        for dtype in {t.dtype for t in tensors}:
+            some = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in some])
+            dist.all_reduce(flat)
+            for tensor, piece in zip(some, flat.split([t.numel() for t in some])):
+                tensor.copy_(piece.view_as(tensor))
+
+
+def start(device: str = "auto", precision: str = "auto") -> Runtime:
+    """Chooses device and precision, and joins the other ranks where torchrun started several.
+
+    "auto" is CUDA where there is one; bf16 where the hardware has it natively, fp16 on GPUs that have not, else fp32.
+    """
+    rank, ranks, local = (int(os.environ.get(name, default))
+                          for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if device == "auto":
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if precision == "auto":
+        precision = "bf16" if native_bf16(chosen) else "fp16" if chosen.type == "cuda" else "fp32"
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision} is not known: auto, {', '.join(PRECISIONS)}")
+    if precision == "fp16" and chosen.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if ranks > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Runtime(chosen, precision, rank, ranks)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 by itself; emulated, it is several times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("sve_bf16")
+                or capabilities.get("bf16"))
+
+
+def describe(runtime: Runtime) -> dict:
+    """The machine and the software, for config.json."""
+    import platform
+
+    import numpy
+    import tokenizers
+
+    import minibert
+    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), "ranks": runtime.ranks, "precision": runtime.precision,
+            "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
+            "tokenizers": tokenizers.__version__, "minibert": minibert.__version__}
+
+
+def _cpu_name() -> str:
+    import platform
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,58 @@
+"""One optimiser step: the same for every script, every method, any number of micro-batches and ranks."""
+
+import torch
+from torch import nn
+
+from minibert.feed import Step
+from minibert.methods import Weights, term_counts
+from minibert.optim import gradient_norm
+from minibert.runtime import Runtime
+
+
+def training_step(student: nn.Module, teacher: nn.Module | None, method, weights: Weights, data: Step,
+                  optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, runtime: Runtime, lr: float,
+                  clip: float, stopping: bool = False) -> dict:
+    """Forward and backward over all micro-batches, one sum over ranks, clip, update.
+
+    Returns the step's terms (means over the whole step), `loss`, `grad_norm` (before clipping), `skipped` (a non-finite
+    loss or gradient: no update on any rank) and `stopping` (true when any rank is to stop). The device is waited for once.
+    """
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer.zero_grad()
+    loss_sum = torch.zeros((), device=runtime.device)
+    sums: dict[str, torch.Tensor] = {}
+    for micro in data.micro_batches:
+        micro = micro.to(runtime.device)
+        torch.manual_seed(micro.seed)
+        with runtime.autocast():
+            loss, terms = method(student, teacher, micro, data, weights)
+        scaler.scale(loss).backward()
+        loss_sum += loss.detach()
+        for name, term in terms.items():
+            sums[name] = sums[name] + term if name in sums else term
+    return update(parameters, loss_sum, sums, term_counts(data, weights), optimizer, scaler, runtime, lr, clip, stopping)
+
+
+def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping) -> dict:
+    """The second half of a step: sum over ranks, unscale, guard, clip, update; returns the row for metrics.jsonl."""
+    names = sorted(counts)  # the same on every rank, also on one that had no sequence
+    zero = torch.zeros((), device=runtime.device)
+    figures = torch.stack([loss_sum, *(sums.get(name, zero).float() for name in names),
+                           torch.tensor(float(stopping), device=runtime.device)])
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
+    scaler.unscale_(optimizer)
+    norm = gradient_norm(parameters)
+    loss, *totals, stop, norm = torch.cat([figures, norm[None]]).tolist()  # the one wait for the device
+    finite = all(abs(x) < float("inf") for x in (loss, norm))
+    if finite:
+        if norm > clip:
+            torch._foreach_mul_([p.grad for p in parameters], clip / (norm + 1e-6))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        scaler.step(optimizer)
+    scaler.update()
+    terms = {name: total / counts[name] for name, total in zip(names, totals) if name in sums}
+    return {"loss": loss, **terms, "grad_norm": norm, "skipped": not finite, "stopping": stop > 0}

@@ -1,0 +1,100 @@
+"""Where weights come from: a folder or a download, safetensors files, shards, and pickles for the converter only."""
+
+import re
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from minibert.errors import UserError
+from minibert.tokenizer import read_json
+
+CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
+
+
+def local_folder(name: str | Path, weights: bool = True) -> Path:
+    """The folder itself, or the folder in the Hugging Face cache into which the hub model of that name was downloaded.
+
+    `weights=False` fetches config.json and the tokenizer only. The environment variables of huggingface_hub hold
+    (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). `UserError` where there is neither a folder nor such a model.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", str(name)):
+        raise UserError(f"{name} is not a folder, nor a model's name on the hub")
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def fetch(*patterns: str) -> Path:
+        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(patterns)))
+
+    try:
+        folder = fetch(*CONFIG_FILES, *(SAFETENSORS_FILES if weights else ()))
+        if weights and not any(folder.glob("model*.safetensors")):
+            folder = fetch(*CONFIG_FILES, *BIN_FILES)
+        return folder
+    except RepositoryNotFoundError:
+        raise UserError(f"there is no folder {name} here, and no model of that name on the hub that you can read"
+                        ) from None
+    except Exception as error:  # whatever the HTTP client and the disk may raise
+        why = str(error).strip().splitlines()
+        raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "
+                        f"({why[0] if why else type(error).__name__})") from None
+
+
+def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
+    """All tensors of a folder by their names in its files: one safetensors file, shards with an index, or .bin."""
+    for stem, ending, read in (("model", ".safetensors", _read_safetensors), ("pytorch_model", ".bin", _read_bin)):
+        whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
+        if not (whole.exists() or index.exists()):
+            continue
+        if ending == ".bin" and not legacy_bin:
+            raise UserError(f"{folder} holds only pickled weights (.bin), which are not loaded; convert them once: "
+                            f"python weights/convert.py {folder} TARGET")
+        return read(whole) if whole.exists() else _read_shards(index, read)
+    raise UserError(f"{folder} holds no weights: there is no model.safetensors")
+
+
+def _read_shards(index: Path, read) -> dict[str, Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{index}: weight_map is not an object from tensors to files")
+    tensors = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:  # a path could lead anywhere
+            raise UserError(f"{index}: {file!r} is not the name of a file in the same folder")
+        shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
+        absent = [name for name, home in weight_map.items() if home == file and name not in shard]
+        if absent:
+            raise UserError(f"{index.parent / file} lacks {', '.join(absent)}, which {index.name} says it holds")
+        tensors |= shard
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged, or holds more than tensors and is not to be trusted ({why})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{path} is not a dictionary of tensors")
+    return tensors
+
+
+def existing(path: Path, what: str | None = None) -> Path:
+    """The path, where it is a file; else a `UserError` that the folder holds no `what`, by default the file's name."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no {what or path.name}")
+    return path
