@@ -12,13 +12,13 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/python -m pytest $(ARGS)
 
-# One stamp for each set of extras, older than what decides the set: nothing is installed twice.
+# One stamp for each set of extras: what has not changed is not installed twice. The tests' set includes the demo's.
 .venv/demo: EXTRAS := plots
 .venv/test: EXTRAS := parity,plots
 .venv/demo .venv/test: setup.cfg pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e '.[$(EXTRAS)]'
-	touch .venv/demo $@  # what the tests need includes what the demo needs
+	touch .venv/demo $@
 
 clean:
 	rm -rf .venv *.egg-info .pytest_cache

@@ -38,7 +38,7 @@ from minibert.step import training_step
 from minibert.students import check_fit, distilbert_of, from_scratch, layer_map, student_from, with_new_mlm_head
 
 HERE = Path(__file__).resolve().parent
-BUNDLED_TEACHER = HERE / "weights" / "minibert-teacher"
+BUNDLED_TEACHER = HERE / "weights" / "teacher"
 
 EXAMPLES = """examples:
   python train.py --out runs/demo                       the bundled teacher, distilled on Python's documentation (CPU)
@@ -50,8 +50,8 @@ EXAMPLES = """examples:
 
 # What the originals set: DistilBERT's released command, and BERT's own pre-training.
 METHOD_DEFAULTS = {
-    "distilbert": dict(masking="smoothed", lr=5e-4, warmup=0.05, betas=(0.9, 0.98), weight_decay=0.0, clip=5.0),
-    "mlm": dict(masking="bert", lr=1e-4, warmup=0.01, betas=(0.9, 0.999), weight_decay=0.01, clip=1.0),
+    "distilbert": dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0),
+    "mlm": dict(masking="bert", lr=1e-4, warmup=0.01, beta2=0.999, weight_decay=0.01, clip=1.0),
 }
 
 
@@ -60,7 +60,8 @@ class Options:
     """Every option of train.py; None means the default of the method."""
 
     method: str = option("distilbert", "what is minimised", choices=tuple(METHODS))
-    teacher: str | None = option(None, "folder or hub name of the teacher (default: the bundled one; none with mlm)")
+    teacher: str | None = option(None, "folder or hub name of the teacher (default: the bundled one); with mlm, the "
+                                 "student only starts from it")
     student: str | None = option(None, "preset, or folder to start from (default: a DistilBERT of the teacher)")
     layers: int | None = option(None, "layers of the student (default: half the teacher's)")
     layer_map: str | None = option(None, "teacher layers to start from, as 0,2,5 (default: evenly spread)")
@@ -84,6 +85,7 @@ class Options:
     kl_masked_only: bool = option(False, "KL at masked tokens only, instead of all tokens")
     lr: float | None = option(None, "peak learning rate (default: 5e-4; mlm: 1e-4)")
     warmup: float | None = option(None, "share of steps that warm up (default: 0.05; mlm: 0.01)")
+    beta2: float | None = option(None, "AdamW's second decay rate; the first is 0.9 (default: 0.98; mlm: 0.999)")
     weight_decay: float | None = option(None, "AdamW's, not for biases and norms (default: 0; mlm: 0.01)")
     clip: float | None = option(None, "largest global gradient norm (default: 5; mlm: 1)")
     dropout: float | None = option(None, "of the student's embeddings and block outputs (default: the model's, 0.1)")
@@ -110,10 +112,9 @@ class Options:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of --max-length {self.max_length}")
         if not self.epochs > 0 or not self.temperature > 0:
             raise UserError("--epochs and --temperature must be above 0")
-        if self.method == "mlm" and self.teacher:
-            raise UserError("--method mlm has no teacher; give the model to continue from as --student")
-        if self.method == "mlm" and self.student is None:
-            raise UserError("--method mlm needs --student: a preset to train from scratch, or a folder to continue from")
+        if self.method == "mlm" and self.student is None and self.teacher is None:
+            raise UserError("--method mlm needs --student, a preset to train from scratch or a folder to continue from, "
+                            "or --teacher, whose student it then trains without distillation")
         if self.layer_map is not None and self.init == "random":
             raise UserError("--layer-map says what to copy from the teacher, --init random that nothing is")
 
@@ -122,15 +123,15 @@ def resolve(options: Options) -> Options:
     """The same with the method's defaults filled in."""
     defaults = METHOD_DEFAULTS[options.method]
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
-                                           if name != "betas" and getattr(options, name) is None})
+                                           if getattr(options, name) is None})
 
 
 # ---------------------------------------------------------------- models and data
 
 def load_models(options: Options):
-    """Student, teacher (None with mlm) and tokenizer."""
+    """Student, teacher (None where there is none) and tokenizer."""
     torch.manual_seed(options.seed)
-    if options.method == "mlm":
+    if options.method == "mlm" and options.teacher is None:
         folder_or_preset, teacher = options.student, None
         if folder_or_preset in PRESETS:
             folder = options.corpus[0] if len(options.corpus) == 1 else ""
@@ -279,8 +280,7 @@ def main(argv: list[str] | None = None) -> None:
     if teacher is not None:
         teacher.to(runtime.device).eval()
     initial = {name: t.clone() for name, t in student.state_dict().items()} if micro_eval else None
-    betas = METHOD_DEFAULTS[options.method]["betas"]
-    optimizer = adamw(student, betas, 1e-6, options.weight_decay)
+    optimizer = adamw(student, (0.9, options.beta2), 1e-6, options.weight_decay)
     scaler = runtime.scaler()
     smoothing = smoothed_weights(corpus.counts, tokenizer.special) if options.masking == "smoothed" else None
 

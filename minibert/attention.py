@@ -26,9 +26,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     """Attention inside each sequence; q, k, v and the result are (N, H, E), `dropout` that of the probabilities.
 
     Neighbours of equal length share one dense call, so a batch sorted by length has few of them. CUDA in half precision
-    takes the variable-length flash kernel, which has no dropout of the probabilities.
+    takes the variable-length flash kernel where there is one; it has no dropout of the probabilities.
     """
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0:
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
     runs = _runs_of_equal_length(batch.lengths.tolist())
     sizes = [count * length for count, length in runs]
@@ -50,6 +50,11 @@ def _runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
         else:
             runs.append((1, length))
     return runs
+
+
+def _has_varlen(device: torch.device) -> bool:
+    """The kernel needs an A100 or newer (T4 and V100 take the dense calls), and a torch that lets us set its scale."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:

@@ -1,8 +1,8 @@
 """Reads prepared corpora: cuts documents into sequences and hands out their tokens from memory maps.
 
-A *sequence* is a run of consecutive tokens of one document, at most `max_length` with [CLS] and [SEP], which the batch
-code adds. Where the sequences begin is computed at opening, in windows of bounded size, and held in a temporary file
-without a name: memory does not grow with the corpus.
+A *sequence* is a run of consecutive tokens of one document, at most `max_length` with [CLS] and [SEP], which
+the batch code adds. Where the sequences begin is computed at opening, in windows of bounded size, and held in
+a temporary file without a name: memory does not grow with the corpus.
 """
 
 import json
@@ -24,8 +24,8 @@ SPECIALS = 2  # [CLS] and [SEP]
 class Corpus:
     """The sequences of a prepared folder; see `open_corpus`.
 
-    `counts`: uint64 (V,), how often each id occurs in the parts opened. `n_tokens`: tokens of all sequences, [CLS]
-    and [SEP] included. `vocab_size` V, `unk_id`: int. `description`: the contents of corpus.json.
+    `counts`: uint64 (V,), how often each id occurs in the parts opened. `n_tokens`: tokens of all sequences,
+    [CLS] and [SEP] included. `vocab_size` V, `unk_id`: int. `description`: the contents of corpus.json.
     """
 
     def __init__(self, description: dict, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray,
@@ -56,16 +56,17 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                 min_length: int = 12) -> Corpus:
     """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
 
-    Consecutive lines of a document are joined up to that length, or one line is one sequence (`one_line`); longer
-    lines are cut. As in DistilBERT's code, sequences shorter than `min_length` (specials included) are left out, and
-    those at least half [UNK]. `UserError` if the folder is damaged or was made with another tokenizer than `tokenizer`.
+    Consecutive lines of a document are joined up to that length, or one line is one sequence (`one_line`);
+    longer lines are cut. As in DistilBERT's code, sequences shorter than `min_length` (specials included) are
+    left out, and those at least half [UNK]. `UserError` if the folder is damaged or was made with another
+    tokenizer than `tokenizer`.
     """
     folder = Path(folder)
     if max_length <= SPECIALS:
         raise UserError(f"max_length {max_length} leaves no room between [CLS] and [SEP]")
     description = read_description(folder)
     if tokenizer is not None and tokenizer.sha256 != description["tokenizer"]:
-        raise UserError(f"{folder} was prepared with another tokenizer; prepare the corpus again with this one")
+        raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     counts = np.zeros(description["vocab_size"], dtype=np.uint64)
     shards, first = [], []
     starts_file, lengths_file = tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -77,7 +78,9 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         for entry in description["parts"][part]["shards"]:
             dtypes = DTYPES | {"tokens": description["dtype"]}
             shard, lines, documents = (
-                map_file(folder / f"{entry['name']}.{suffix}", dtypes[suffix], entry[suffix]) for suffix in DTYPES)
+                map_file(folder / f"{entry['name']}.{suffix}", dtypes[suffix], entry[suffix])
+                for suffix in DTYPES)
+            check_totals(folder / entry["name"], lines, documents, entry)
             first.append(written)
             shards.append(shard)
             for starts, lengths in sequences(lines, documents, max_length - SPECIALS, one_line):
@@ -85,7 +88,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                     continue
                 window = shard[starts[0]:starts[-1] + lengths[-1]]
                 if window.max() >= len(counts):
-                    raise UserError(f"{folder / entry['name']}.tokens is damaged: it holds ids beyond the vocabulary")
+                    raise UserError(f"{folder / entry['name']}.tokens is damaged: it has an unknown id")
                 unk = np.add.reduceat(window == description["unk_id"], starts - starts[0], dtype=np.int64)
                 keep = (lengths + SPECIALS >= min_length) & (2 * unk < lengths + SPECIALS)
                 starts_file.write(starts[keep].tobytes())
@@ -107,7 +110,7 @@ def read_description(folder: Path) -> dict:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UserError(f"{path} is not of format {FORMAT}, the one this version reads; prepare the corpus again")
+        raise UserError(f"{path} is not of format {FORMAT}, the only one known; prepare the corpus again")
     return description
 
 
@@ -122,6 +125,14 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
 
 
+def check_totals(shard: Path, lines: np.ndarray, documents: np.ndarray, entry: dict) -> None:
+    """`UserError` unless the lines add up to the shard's tokens and the documents to its lines."""
+    if lines.sum(dtype=np.int64) != entry["tokens"] or lines.size and not lines.min():
+        raise UserError(f"{shard}.lines is damaged: its lines are not those of {shard.name}.tokens")
+    if documents.sum(dtype=np.int64) != entry["lines"] or documents.size and not documents.min():
+        raise UserError(f"{shard}.documents is damaged: its documents are not those of {shard.name}.lines")
+
+
 def map_unnamed(file, dtype, count: int) -> np.ndarray:
     """A read-only memory map of a temporary file, which lives as long as the map does."""
     file.flush()
@@ -130,7 +141,7 @@ def map_unnamed(file, dtype, count: int) -> np.ndarray:
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token offsets and lengths (int64) of the sequences of a shard, in windows; they tile the shard without a gap.
+    """Token offsets and lengths (int64) of the sequences of a shard, in windows; they leave no token out.
 
     `lines`: tokens per line, `documents`: lines per document, `room`: most tokens of a sequence.
     """
@@ -149,8 +160,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 
 def windows(lines: np.ndarray, documents: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The line lengths (int64) of a shard in windows of bounded size, each with a bool that is True where a document
-    ends."""
+    """Line lengths (int64) in windows of bounded size, each with a bool that is True where a document ends."""
     line = document = document_start = 0
     while line < len(lines):
         window = lines[line:line + WINDOW_LINES].astype(np.int64)
@@ -166,7 +176,7 @@ def windows(lines: np.ndarray, documents: np.ndarray) -> Iterator[tuple[np.ndarr
 
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of the pieces of lines cut to at most `room` tokens, and the index of the last piece of each line."""
+    """Lengths of the pieces of lines cut to `room` tokens, and the index of the last piece of each line."""
     line_ends = np.cumsum(-(-lengths // room)) - 1
     pieces = np.full(line_ends[-1] + 1, room)
     pieces[line_ends] = (lengths - 1) % room + 1
@@ -174,8 +184,10 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(pieces: np.ndarray, last: np.ndarray, room: int) -> np.ndarray:
-    """Borders of the sequences that greedy joining makes of pieces, as indices: sequence k is pieces borders[k] to
-    borders[k + 1] - 1. `last` is True where a document ends. A last sequence that may go on is left out."""
+    """Borders of the sequences that greedy joining makes: sequence k is pieces[borders[k]:borders[k + 1]].
+
+    `last` is True where a document ends. A final sequence that may go on in the next window is left out.
+    """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])
     fits = np.searchsorted(offsets, offsets[:-1] + room, side="right") - 1

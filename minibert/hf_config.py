@@ -29,14 +29,14 @@ def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
 def _parse_minibert(raw: dict) -> tuple[Config, str]:
     names = {field.name for field in fields(Config)}
     unknown = sorted(raw.keys() - names - {"format", "head"})
-    if unknown or raw.get("architecture") not in DEFAULTS:
+    if unknown or raw.get("architecture") not in list(DEFAULTS):
         raise UserError(f"unknown fields {', '.join(unknown)}" if unknown else "no known architecture")
     default = DEFAULTS[raw["architecture"]]
     values = {name: _value(raw, name, name, getattr(default, name)) for name in names if name != "labels"}
     labels = raw.get("labels", list(default.labels))
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise UserError("labels is not a list of names")
-    if raw.get("head") not in CLASSES[raw["architecture"]]:
+    if raw.get("head") not in list(CLASSES[raw["architecture"]]):
         raise UserError(f"head {raw.get('head')!r} is not known: {', '.join(CLASSES[raw['architecture']])}")
     return Config(**values, labels=tuple(labels)), raw["head"]
 
@@ -48,7 +48,7 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     architecture = raw.get("model_type")
     if architecture is None:  # TinyBERT's and other old files
         architecture = "distilbert" if "n_layers" in raw else "bert" if "num_hidden_layers" in raw else None
-    if architecture not in FIELDS:
+    if architecture not in list(FIELDS):  # a list compares what cannot be hashed, too
         raise UserError(f"model_type is {architecture!r}; only {' and '.join(FIELDS)} load here")
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")

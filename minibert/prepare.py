@@ -1,12 +1,14 @@
 """Prepares a corpus: text files to token shards, on all cores, in memory that does not grow with the corpus.
 
-The parent process reads and writes, its workers do the rest; chunks come back in order, so that the result does not
-depend on the number of workers.
+The parent process reads and writes, its workers do the rest; chunks come back in order, so that the result
+does not depend on the number of workers.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,12 +28,15 @@ from minibert.text import Chunk, Source, documents, find_sources, hash_share, re
 from minibert.tokenizer import Tokenizer, load_tokenizer
 
 BATCH_CHARACTERS = 1 << 18  # text tokenised in one call; bounds a worker's memory
+BREAKS = " ,.;:!?。，、；：！？"  # where a very long line is cut
 POOL_BYTES = 1 << 23  # smaller corpora are done before a pool of workers would have started
 
 
 class Tokens(NamedTuple):
-    """A tokenised chunk: ids (N,), tokens per line, lines per document, and for each document whether it is held
-    out; the first document is the rest of the previous chunk's last where the chunk `continues`."""
+    """A tokenised chunk: ids (N,), tokens per line, lines per document, whether each document is held out.
+
+    Where the chunk `continues` a document, the first document is the rest of the previous chunk's last.
+    """
     ids: np.ndarray
     lines: np.ndarray
     documents: np.ndarray
@@ -42,36 +47,65 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             held_out: float = 0.01, jobs: int | None = None, report: Callable | None = print) -> None:
     """Writes the texts of files or folders as a prepared corpus into the new folder `out`.
 
-    A document belongs to the part "held-out" if the sha256 of its text (of the first 65,536 characters), read as a
-    number in [0, 1), is below `held_out`, else to "train": duplicates always land in the same part. `jobs` is the
-    number of processes, all cores by default. `report(line)` gets progress and summary; None for silence.
+    A document belongs to the part "held-out" if the sha256 of its text (of the first 65,536 characters), read
+    as a number in [0, 1), is below `held_out`, else to "train": duplicates always land in the same part.
+    `jobs` is the number of processes, all cores by default. `report(line)` gets progress and summary; None
+    for silence.
     """
-    if wikitext not in ("auto", "yes", "no"):
-        raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
-    if not 0 <= held_out < 1:
-        raise UserError(f"the held-out share is at least 0 and below 1, not {held_out}")
-    sources = find_sources(paths)
+    sources = check(paths, wikitext, held_out)
     size, start = sum(source.size for source in sources), time.monotonic()
     text_bytes, progress = 0, progress_line(size, report)
     with new_folder(out) as folder:
         writer = CorpusWriter(folder, tokenizer)
         chunks = ((chunk, done) for source, done in zip(sources, done_before(sources))
                   for chunk in read_chunks(source, wikitext))
-        jobs = jobs or os.cpu_count() or 1
+        jobs = jobs or cores()
         if jobs == 1 or size < POOL_BYTES:
             results = ((item, tokenize(item[0], tokenizer, held_out)) for item in chunks)
         else:
             results = parallel(chunks, folder / "tokenizer", held_out, jobs)
         in_held_out = False  # where the last document went, for the chunk that continues it
-        for (chunk, done), tokens in results:
-            in_held_out = add(writer, tokens, chunk.continues, in_held_out)
-            text_bytes += len(chunk.data)
-            progress(text_bytes, done + chunk.read)
+        with contextlib.closing(results):  # ends the workers, whatever happens
+            for (chunk, done), tokens in results:
+                in_held_out = add(writer, tokens, chunk.continues, in_held_out)
+                text_bytes += len(chunk.data)
+                progress(text_bytes, done + chunk.read)
         description = writer.close(
             sources=[{"name": source.name, "bytes": source.size} for source in sources],
             text_bytes=text_bytes, held_out=held_out, wikitext=wikitext)
     if report:
-        summarise(description, text_bytes, time.monotonic() - start, report)
+        summarise(description, report, time.monotonic() - start)
+
+
+def check(paths: list[str | Path], wikitext: str, held_out: float) -> list[Source]:
+    """The sources of valid arguments of `prepare`."""
+    if wikitext not in ("auto", "yes", "no"):
+        raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
+    if not 0 <= held_out < 1:
+        raise UserError(f"the held-out share is at least 0 and below 1, not {held_out}")
+    return find_sources(paths)
+
+
+def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
+    """The lines that `prepare` puts in the part "train", for training a vocabulary on them."""
+    for source in check(paths, wikitext, held_out):
+        in_held_out = False
+        for chunk in read_chunks(source, wikitext):
+            for i, document in enumerate(documents(chunk)):
+                if i or not chunk.continues:
+                    in_held_out = is_held_out(document, held_out)
+                if not in_held_out:
+                    yield from document
+
+
+def is_held_out(document: list[str], held_out: float) -> bool:
+    """Whether a document, given as its lines, belongs to the part "held-out"."""
+    return hash_share("\n".join(document)) < held_out
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def done_before(sources: list[Source]) -> Iterator[int]:
@@ -80,21 +114,21 @@ def done_before(sources: list[Source]) -> Iterator[int]:
 
 
 def tokenize(chunk: Chunk, tokenizer: Tokenizer, held_out: float) -> Tokens:
-    """Splits a chunk into documents and tokenises their lines; lines and documents without tokens are left out."""
+    """Splits a chunk into documents and tokenises them; lines and documents without tokens are left out."""
     found = documents(chunk)
-    sides = np.array([hash_share("\n".join(document)) < held_out for document in found], dtype=np.bool_)
+    sides = np.array([is_held_out(document, held_out) for document in found], dtype=np.bool_)
     ids, lengths = encode_lines(tokenizer, [line for document in found for line in document])
     owner = np.repeat(np.arange(len(found)), [len(document) for document in found])[lengths > 0]
     per_document = np.bincount(owner, minlength=len(found))
     keep = per_document > 0
     keep[:1] |= chunk.continues
+    keep[-1:] = True  # the next chunk may continue it
     return Tokens(ids, lengths[lengths > 0].astype(np.uint32), per_document[keep], sides[keep])
 
 
 def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Ids of all lines in one array, and the number of tokens of each line (int64)."""
-    # a very long line goes in parts, which makes no difference to WordPiece where they end at a space
-    parts = [(i, part) for i, line in enumerate(lines) for part in split_at_spaces(line, BATCH_CHARACTERS)]
+    parts = [(i, part) for i, line in enumerate(lines) for part in split_line(line, BATCH_CHARACTERS)]
     arrays, lengths = [], np.zeros(len(lines), dtype=np.int64)
     for batch in batches(parts, BATCH_CHARACTERS):
         pieces = tokenizer.pieces([part for _, part in batch])
@@ -104,14 +138,19 @@ def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np
     return np.concatenate(arrays) if arrays else np.zeros(0, token_dtype(tokenizer)), lengths
 
 
-def split_at_spaces(line: str, size: int) -> Iterator[str]:
-    """Parts of at most about `size` characters that end at spaces; the whole line where it has none."""
+def split_line(line: str, size: int) -> Iterator[str]:
+    """Parts of a long line, of at most `size` characters wherever it has a space or common punctuation.
+
+    There BERT begins a new word in any case, so that the pieces are those of the whole line.
+    """
     start = 0
     while len(line) - start > size:
-        cut = line.rfind(" ", start + 1, start + size)
-        cut = cut if cut > 0 else line.find(" ", start + size)
+        cut = max(line.rfind(mark, start + 1, start + size) for mark in BREAKS)
         if cut < 0:
-            break
+            later = re.compile(f"[{BREAKS}]").search(line, start + size)
+            if not later:
+                break
+            cut = later.start()
         yield line[start:cut]
         start = cut
     yield line[start:]
@@ -148,7 +187,7 @@ def add(writer: CorpusWriter, tokens: Tokens, continues: bool, in_held_out: bool
 
 
 def parallel(chunks: Iterable, tokenizer_folder: Path, held_out: float, jobs: int) -> Iterator:
-    """(item, tokens) in the order of `chunks`, tokenised by `jobs` processes, with a bounded number on the way."""
+    """(item, tokens) in the order of `chunks`, tokenised by `jobs` processes, a bounded number at a time."""
     context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     with ProcessPoolExecutor(jobs, context, start_worker, (tokenizer_folder, held_out)) as pool:
         waiting = deque()
@@ -162,8 +201,8 @@ def parallel(chunks: Iterable, tokenizer_folder: Path, held_out: float, jobs: in
                 item, future = waiting.popleft()
                 yield item, future.result()
         except BrokenProcessPool:
-            raise UserError("a tokenising process was killed, probably for lack of memory; try fewer with --jobs"
-                            ) from None
+            raise UserError("a tokenising process was killed, probably for lack of memory; "
+                            "ask for fewer (--jobs)") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -183,8 +222,10 @@ def work(chunk: Chunk) -> Tokens:
 
 
 def progress_line(size: int, report: Callable | None) -> Callable[[int, int], None]:
-    """A function of (bytes of text, bytes of files) done that says so: each second in place on a terminal, else through
-    `report` every ten."""
+    """A function of (bytes of text, bytes of files) done that tells how far it is.
+
+    Each second in place on a terminal, else every ten seconds through `report`.
+    """
     start = last = time.monotonic()
     terminal = sys.stderr.isatty()
 
@@ -205,9 +246,11 @@ def progress_line(size: int, report: Callable | None) -> Callable[[int, int], No
     return progress
 
 
-def summarise(description: dict, text_bytes: int, seconds: float, report: Callable) -> None:
-    """Reports what a prepared corpus holds."""
+def summarise(description: dict, report: Callable, seconds: float | None = None) -> None:
+    """Reports what a prepared corpus holds, and how fast it was made."""
     for name, part in description["parts"].items():
-        report(f"{name}: {part['documents']:,} documents, {part['lines']:,} lines, {part['tokens']:,} tokens, "
-               f"{part['unk'] / max(part['tokens'], 1):.2%} [UNK]")
-    report(f"{text_bytes:,} bytes of text in {seconds:.1f} s, {text_bytes / 1e6 / seconds:.1f} MB/s")
+        report(f"{name}: {part['documents']:,} documents, {part['lines']:,} lines, "
+               f"{part['tokens']:,} tokens, {part['unk'] / max(part['tokens'], 1):.2%} [UNK]")
+    text_bytes = description["text_bytes"]
+    speed = f" in {seconds:.1f} s, {text_bytes / 1e6 / seconds:.1f} MB/s" if seconds else ""
+    report(f"{text_bytes:,} bytes of text{speed}")

@@ -1,9 +1,9 @@
 """Writes a prepared corpus: a folder of token shards that appears complete or not at all.
 
-    corpus.json             format, tokenizer sha256, vocab_size, dtype, unk_id, parts with shards and totals, sources
+    corpus.json             format, tokenizer sha256, vocab_size, dtype, unk_id, sources, parts, shards
     tokenizer/              the tokenizer's own files
     counts-train.u64        V token counts by id, little-endian uint64
-    train-00000.tokens      ids of all lines, one after the other, no special tokens added, little-endian `dtype`
+    train-00000.tokens      ids of all lines, one after the other, none added; little-endian uint16 or uint32
     train-00000.lines       tokens of each line, uint32
     train-00000.documents   lines of each document, uint64
 
@@ -25,12 +25,12 @@ from minibert.tokenizer import Tokenizer
 
 FORMAT = 1
 SHARD_TOKENS = 1 << 28
-DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; tokens: uint16 or uint32 by vocabulary
+DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; that of tokens is in corpus.json
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` at the end, and is removed if an exception ends the block.
+    """A temporary folder beside `out` that becomes `out` at the end; an exception in the block removes it.
 
     `UserError` if `out` exists and is not an empty folder, or cannot be made.
     """
@@ -75,18 +75,20 @@ def sync(path: Path) -> None:
 class PartWriter:
     """Appends documents to the shards of one part; `close()` returns what corpus.json says of it."""
 
-    def __init__(self, folder: Path, part: str, vocab_size: int, dtype: np.dtype, shard_tokens: int = SHARD_TOKENS):
-        self.folder, self.part, self.dtype, self.shard_tokens = folder, part, dtype, shard_tokens
+    def __init__(self, folder: Path, part: str, vocab_size: int, dtype: np.dtype):
+        self.folder, self.part, self.dtype = folder, part, dtype
         self.counts = np.zeros(vocab_size, dtype=np.uint64)
         self.shards, self.files = [], {}
         self.open_document = 0  # lines so far of the last document, which may go on
 
     def add(self, ids: np.ndarray, lines: np.ndarray, documents: np.ndarray, continues: bool = False) -> None:
-        """Appends `ids` (N,), tokens per line and lines per document; `continues`: the first document is the rest of
-        the last one."""
+        """Appends `ids` (N,), tokens per line and lines per document.
+
+        `continues`: the first of these documents is the rest of the last one before.
+        """
         if len(documents) == 0:
             return
-        if not self.shards or (self.shards[-1]["tokens"] >= self.shard_tokens and not continues):
+        if not self.shards or (self.shards[-1]["tokens"] >= SHARD_TOKENS and not continues):
             self.next_shard()
         documents = documents.astype(np.int64)
         if continues:
@@ -124,11 +126,12 @@ class PartWriter:
         """Finishes the part: {"shards": [...], "tokens": .., "lines": .., "documents": ..}."""
         self.finish_shard()
         self.counts.astype("<u8").tofile(self.folder / f"counts-{self.part}.u64")
-        return {suffix: sum(shard[suffix] for shard in self.shards) for suffix in DTYPES} | {"shards": self.shards}
+        totals = {suffix: sum(shard[suffix] for shard in self.shards) for suffix in DTYPES}
+        return totals | {"shards": self.shards}
 
 
 class CorpusWriter:
-    """Writes the parts of a prepared corpus into a folder; `close(**notes)` writes corpus.json, with the notes in it."""
+    """Writes the parts of a prepared corpus into a folder; `close` completes it."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, parts: tuple[str, ...] = ("train", "held-out")):
         self.folder, self.tokenizer = folder, tokenizer
@@ -137,14 +140,18 @@ class CorpusWriter:
         tokenizer.save(folder / "tokenizer")
 
     def close(self, **notes) -> dict:
-        """Returns what it writes to corpus.json; `UserError` if there is no text at all for training."""
+        """Writes corpus.json, `notes` in it, and returns it; `UserError` if there is no text for training."""
         parts = {part: writer.close() for part, writer in self.parts.items()}
         for part, writer in self.parts.items():
             parts[part]["unk"] = int(writer.counts[self.tokenizer.unk_id])
         if not parts["train"]["tokens"]:
-            raise UserError("the corpus is empty: there is no text for training in the files given")
-        description = dict(format=FORMAT, tokenizer=self.tokenizer.sha256, vocab_size=self.tokenizer.vocab_size,
-                           unk_id=self.tokenizer.unk_id, dtype=self.dtype.name, parts=parts) | notes
+            if any(part["tokens"] for part in parts.values()):
+                raise UserError("the few documents there are all fell to the held-out part: set its share to 0, "
+                                "or put blank lines between documents")
+            raise UserError("the corpus is empty: there is no text in the files given")
+        description = dict(
+            format=FORMAT, tokenizer=self.tokenizer.sha256, vocab_size=self.tokenizer.vocab_size,
+            unk_id=self.tokenizer.unk_id, dtype=self.dtype.name, parts=parts) | notes
         (self.folder / "corpus.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         return description
 

@@ -1,7 +1,8 @@
 """Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, as chunks of whole lines.
 
-A chunk ends at a document border, so that a document lies inside one chunk; only a document longer than a chunk goes
-on in the next ones (`continues`), and then it begins at the start of its first. Memory is bounded by the longest line.
+A chunk ends at a document border, so that a document lies inside one chunk; only a document longer than a
+chunk goes on in the next ones (`continues`), and then it begins at the start of its first. Memory is bounded
+by the longest line.
 """
 
 import gzip
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from minibert.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
+KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 28
@@ -39,7 +41,7 @@ class Source(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Whole lines of one file; `kind` is text, jsonl or wikitext, `read` the bytes of the file consumed so far."""
+    """Whole lines of one file; `kind` is text, jsonl or wikitext, `read` how much of the file is done."""
     data: bytes
     name: str
     kind: str
@@ -49,20 +51,19 @@ class Chunk(NamedTuple):
 
 
 def find_sources(paths: list[str | Path]) -> list[Source]:
-    """The text files of `paths`, folders searched recursively in sorted order; prepared corpora in them are skipped."""
+    """The text files of `paths`, in sorted order in folders and below; not those of prepared corpora there."""
     sources = []
     for path in map(Path, paths):
         if path.is_dir():
             found = [file for file in walk(path) if text_suffix(file) in SUFFIXES]
             if not found:
-                raise UserError(f"{path} holds no text files ({', '.join(SUFFIXES)}, each also with .gz or .xz)")
+                raise UserError(f"{path} holds no text files ({KINDS})")
             sources += [Source(file, f"{path.name}/{file.relative_to(path).as_posix()}", file.stat().st_size)
                         for file in found]
         elif not path.exists():
             raise UserError(f"{path} does not exist")
         elif text_suffix(path) not in SUFFIXES:
-            raise UserError(f"{path}: unknown kind of file; text files end in {', '.join(SUFFIXES)}, each also with "
-                            f".gz or .xz")
+            raise UserError(f"{path}: unknown kind of file; text files end in {KINDS}")
         else:
             sources.append(Source(path, path.name, path.stat().st_size))
     if not sources:
@@ -107,8 +108,8 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
                 end = buffer.rfind(b"\n", len(buffer) - len(block)) + 1
                 if not end:
                     if len(buffer) > MAX_LINE_BYTES:
-                        raise UserError(f"{source.path}, line {line} is longer than {MAX_LINE_BYTES >> 20} MB; break "
-                                        f"it into lines")
+                        raise UserError(f"{source.path}, line {line} is longer than "
+                                        f"{MAX_LINE_BYTES >> 20} MB; break it into lines")
                     continue
                 border = None
                 if kind != "jsonl":
@@ -128,7 +129,7 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
 
 
 def looks_like_wikitext(block: bytes, suffix: str) -> bool:
-    """True for WikiText's tokenised files: top-level headings ` = Title = ` and joiners ` @-@ ` or `<unk>`."""
+    """True for WikiText's tokenised files, which have headings ` = Title = ` and ` @-@ ` or `<unk>`."""
     signs = [HEADING_LINE.match(b"\n" + block) is not None, MARKER.search(block) is not None]
     return any(signs) if suffix in (".tokens", ".raw") else all(signs)
 
@@ -142,11 +143,11 @@ def documents(chunk: Chunk) -> list[list[str]]:
         text = chunk.data.decode()
     except UnicodeDecodeError as error:
         line = chunk.first_line + chunk.data.count(b"\n", 0, error.start)
-        raise UserError(f"{chunk.name}, line {line}: not UTF-8 text; convert the file to UTF-8 first") from None
+        raise UserError(f"{chunk.name}, line {line}: not UTF-8 text; convert the file first") from None
     lines = text.split("\n")
     if chunk.kind == "jsonl":
         records = (record_text(line, chunk.name, chunk.first_line + i) for i, line in enumerate(lines))
-        found = [[stripped for line in record.split("\n") if (stripped := line.strip())] for record in records]
+        found = [[line for line in map(str.strip, record.split("\n")) if line] for record in records]
     else:
         found = [[]]
         for line in map(str.strip, lines):
@@ -172,12 +173,12 @@ def record_text(line: str, name: str, number: int) -> str:
     except (KeyError, TypeError):
         text = None
     if not isinstance(text, str):
-        raise UserError(f'{name}, line {number}: no text; each line must be a json object with a string "text"')
+        raise UserError(f'{name}, line {number}: each line must be a json object with a string "text"')
     return text.encode(errors="ignore").decode()  # drops half surrogate pairs, which no UTF-8 text can hold
 
 
 def plain_wikitext(line: str) -> str:
-    """A WikiText line as plain text: [UNK] for <unk>, joiners resolved, headings without their equals signs."""
+    """A WikiText line as plain text: [UNK] for <unk>, joiners resolved, headings without equals signs."""
     if line.startswith("= ") and line.endswith(" ="):
         line = line.strip("= ")
     return JOINER.sub(r"\1", line.replace("<unk>", "[UNK]"))

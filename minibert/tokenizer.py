@@ -1,12 +1,15 @@
 """BERT's WordPiece tokenizer: reads, trains and writes the files that `transformers` reads and writes.
 
-The splitting itself is done by the `tokenizers` library. Whatever file a vocabulary came from, the tokenizer is
-built anew from (vocabulary, normaliser options, added tokens): a vocab.txt and the equivalent tokenizer.json are the
-same tokenizer, with the same `sha256`, and truncation or padding stored in a tokenizer.json have no effect.
+The splitting itself is done by the `tokenizers` library. Whatever file a vocabulary came from, the tokenizer
+is built anew from (vocabulary, normaliser options, added tokens): a vocab.txt and the equivalent
+tokenizer.json are the same tokenizer, with the same `sha256`, and truncation or padding stored in a
+tokenizer.json have no effect.
 """
 
 import hashlib
 import json
+import os
+import re
 import tempfile
 import unicodedata
 from collections import Counter
@@ -32,12 +35,13 @@ class Tokenizer:
     """WordPiece over BERT's normaliser.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id`, `unk_id`: int. `vocab_size` V: largest id + 1. `lowercase`: bool.
-    `special` and `continuation`: bool (V,), True for the five special tokens and for pieces that start with '##'.
-    `sha256`: hex digest of everything that decides the ids (pieces in id order, normaliser options, added tokens).
+    `special` and `continuation`: bool (V,), True for the five special tokens and for pieces that start with
+    '##'. `sha256`: hex digest of everything that decides the ids (pieces in id order, normaliser options,
+    added tokens).
     """
 
-    def __init__(self, vocabulary: dict[str, int], options: dict | None = None, added: Iterable[AddedToken] = (),
-                 max_word: int = 100):
+    def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
+                 added: Iterable[AddedToken] = (), max_word: int = 100):
         self.options = DEFAULTS | (options or {})
         self.lowercase = bool(self.options["lowercase"])
         self.max_word = max_word
@@ -59,26 +63,28 @@ class Tokenizer:
         self.backend.add_tokens(list(added.values()))
 
         ids = self.backend.get_vocab(with_added_tokens=True)
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[name] for name in SPECIAL_TOKENS)
+        special_ids = [ids[name] for name in SPECIAL_TOKENS]
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
         # ids that no piece has get a name that no text can produce, so that vocab.txt keeps its line numbers
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
             self.vocabulary[i] = piece
         self.special = np.zeros(self.vocab_size, dtype=np.bool_)
-        self.special[[ids[name] for name in SPECIAL_TOKENS]] = True
+        self.special[special_ids] = True
         self.continuation = np.array([piece.startswith("##") for piece in self.vocabulary], dtype=np.bool_)
         strip_accents = self.options["strip_accents"]
-        identity = [self.vocabulary, self.lowercase, self.lowercase if strip_accents is None else strip_accents,
-                    self.options["handle_chinese_chars"], self.options["clean_text"], max_word,
-                    sorted([t.content, t.single_word, t.lstrip, t.rstrip, t.normalized] for t in added.values())]
+        strip_accents = self.lowercase if strip_accents is None else strip_accents
+        flags = sorted([t.content, t.single_word, t.lstrip, t.rstrip, t.normalized] for t in added.values())
+        identity = [self.vocabulary, self.lowercase, strip_accents, self.options["handle_chinese_chars"],
+                    self.options["clean_text"], max_word, flags]
         self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
-        """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], cut to `max_length` tokens from the longer of the two.
+        """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], cut to `max_length` tokens, the longer text first.
 
-        Returns ids and segments (0 for the first text and its specials, 1 for the second), two lists of S lists.
+        Returns ids and segments (0 for the first text and its specials, 1 for the second): lists of S lists.
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -114,12 +120,15 @@ class Tokenizer:
         return self.unk_id if i is None else i
 
     def save(self, folder: str | Path, max_length: int = 512) -> None:
-        """Writes tokenizer.json, vocab.txt and tokenizer_config.json, which `transformers` loads to the same ids."""
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json; `transformers` loads them to the same ids.
+
+        `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
-        (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in self.vocabulary), encoding="utf-8",
-                                          newline="\n")
+        lines = "".join(f"{piece}\n" for piece in self.vocabulary)
+        (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
         config = {name: self.options[option] for option, name in CONFIG_NAMES.items()}
         config |= {f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS}
         config |= {"model_max_length": max_length, "tokenizer_class": "BertTokenizer"}
@@ -127,7 +136,7 @@ class Tokenizer:
 
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
-    """How much of two texts of `n_a` and `n_b` tokens is kept in `room`: the longer is cut first, then both evenly."""
+    """Tokens kept of two texts of `n_a` and `n_b` in `room`: the longer is cut first, then both evenly."""
     if n_a + n_b <= room:
         return n_a, n_b
     short = min(n_a, n_b, room // 2)
@@ -135,23 +144,28 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Reads a tokenizer from tokenizer.json, else from vocab.txt; tokenizer_config.json overrides the casing options.
+    """Reads tokenizer.json, else vocab.txt, of a folder; options in tokenizer_config.json go before theirs.
 
-    A bare vocab.txt lower-cases its text unless one of its own pieces has an upper-case letter. Nothing is written.
+    Where nothing states the casing, a vocab.txt with an upper-case letter in it is cased. Nothing is written.
+    `UserError` names the file and line of whatever is missing or damaged.
     """
     folder = Path(folder)
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    config_file = folder / "tokenizer_config.json"
+    config = read_json(config_file) if config_file.exists() else {}
     stated = {option: config[name] for option, name in CONFIG_NAMES.items() if name in config}
-    source = next((folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).exists()), None)
-    if source is None:
+    sources = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).exists()]
+    if not sources:
         raise UserError(f"{folder} holds no tokenizer: there is neither tokenizer.json nor vocab.txt")
+    source = sources[0]
     try:
         if source.name == "vocab.txt":
             vocabulary = read_vocabulary(source)
             return Tokenizer(vocabulary, {"lowercase": not is_cased(vocabulary)} | stated)
         return from_description(read_json(source), stated)
     except UserError as error:
-        raise UserError(error if str(source) in str(error) else f"{source}: {error}") from None
+        raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source} or its tokenizer_config.json is damaged ({error!r})") from None
 
 
 def from_description(description: dict, stated: dict) -> Tokenizer:
@@ -159,8 +173,8 @@ def from_description(description: dict, stated: dict) -> Tokenizer:
     parts = {name: description.get(name) or {} for name in ("model", "normalizer", "pre_tokenizer")}
     model, normalizer = parts["model"], parts["normalizer"]
     kinds = [parts[name].get("type") for name in parts]
-    if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"] or not isinstance(model.get("vocab"), dict):
-        raise UserError(f"not a BERT WordPiece tokenizer (its model, normaliser and pre-tokeniser are {kinds})")
+    if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
+        raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}")
     if model.get("unk_token") != "[UNK]" or model.get("continuing_subword_prefix") != "##":
         raise UserError("a BERT WordPiece tokenizer has unk_token '[UNK]' and continuing_subword_prefix '##'")
     if len(set(model["vocab"].values())) != len(model["vocab"]):
@@ -178,9 +192,9 @@ def from_description(description: dict, stated: dict) -> Tokenizer:
 
 
 def is_cased(vocabulary: Iterable[str]) -> bool:
-    """True if a piece other than [UNK] and its like holds an upper-case ASCII letter, which lower-casing never makes."""
-    return any(piece != piece.lower() and any("A" <= c <= "Z" for c in piece)
-               for piece in vocabulary if not (piece.startswith("[") and piece.endswith("]")))
+    """True if a piece other than [UNK] and its like has an upper-case letter: no lower-cased text has."""
+    return any("A" <= c <= "Z" for piece in vocabulary
+               if not (piece.startswith("[") and piece.endswith("]")) for c in piece)
 
 
 def read_text(path: Path) -> str:
@@ -216,34 +230,37 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
-    """A WordPiece vocabulary of at most `vocab_size` pieces from texts; ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
+    """A WordPiece vocabulary of at most `vocab_size` pieces, learned from texts.
 
-    The same lines give the same vocabulary: the trainer of `tokenizers` numbers inner characters ('##a') in the order
-    of a randomised hash table, and breaks ties by these numbers, so they are numbered here first. The texts are
-    kept in a temporary file meanwhile. `UserError` if `vocab_size` has no room for the alphabet.
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines give the same vocabulary: the trainer of
+    `tokenizers` numbers inner characters ('##a') in the order of a randomised hash table, so they are numbered
+    here first. The texts are kept in a temporary file meanwhile. `UserError` if `vocab_size` has no room for
+    the alphabet.
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="\n", suffix=".txt") as file:
-        for line in lines:
-            text = normalizer.normalize_str(line)
-            counts.update(text)
-            file.write(text + "\n")
-        file.flush()
+    specials = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+    with tempfile.TemporaryDirectory() as folder:
+        texts = os.path.join(folder, "texts.txt")
+        with open(texts, "w", encoding="utf-8", newline="\n") as file:
+            for line in lines:
+                text = normalizer.normalize_str(specials.sub(" ", line))
+                counts.update(text)
+                file.write(text + "\n")
         by_frequency = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
         alphabet = sorted(by_frequency[:MAX_ALPHABET])
         first = SPECIAL_TOKENS + [f"##{c}" for c in alphabet if continues_words(c)]
         if not alphabet:
             raise UserError("there is no text to train a vocabulary on")
         if vocab_size < len(first) + len(alphabet):
-            raise UserError(f"a vocabulary of {vocab_size} pieces has no room for the {len(alphabet)} characters of "
-                            f"these texts: ask for {len(first) + len(alphabet)} or more")
+            raise UserError(f"a vocabulary of {vocab_size} pieces has no room for the {len(alphabet)} "
+                            f"characters of these texts: ask for {len(first) + len(alphabet)} or more")
         trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=first, initial_alphabet=alphabet, limit_alphabet=len(alphabet),
-            continuing_subword_prefix="##", show_progress=False)
+            vocab_size=vocab_size, special_tokens=first, initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet), continuing_subword_prefix="##", show_progress=False)
         learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
         learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        learner.train([file.name], trainer)
+        learner.train([texts], trainer)
     return Tokenizer(learner.get_vocab(with_added_tokens=False), {"lowercase": lowercase})
 
 
@@ -251,4 +268,5 @@ def continues_words(character: str) -> bool:
     """False for what BERT's pre-tokeniser makes a word of its own: punctuation and Chinese characters."""
     if character.isascii():
         return character.isalnum()
-    return not unicodedata.category(character).startswith("P") and "CJK" not in unicodedata.name(character, "")
+    is_punctuation = unicodedata.category(character).startswith("P")
+    return not is_punctuation and "CJK" not in unicodedata.name(character, "")

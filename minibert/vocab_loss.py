@@ -17,7 +17,9 @@ from torch import Tensor
 
 from minibert.batch import IGNORE
 
-CHUNK_ELEMENTS = 1 << 22  # rows are taken so many logits at a time: 16 MB in fp32, 137 rows of BERT's vocabulary
+# Matrix products want many rows, the passes over their logits want to stay in the cache: a chunk is the rows of one product
+# (16 M logits, 549 rows of BERT's vocabulary), a tile the rows of one pass (2 M logits, 8 MB in fp32).
+CHUNK_ELEMENTS, TILE_ELEMENTS = 1 << 24, 1 << 21
 
 
 class Vocab(NamedTuple):
@@ -61,52 +63,44 @@ class _VocabLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
-            states, table = states.to(low), table.to(low)  # once, not once a chunk
+            states, table, bias = states.to(low), table.to(low), bias.to(full)  # once, not once a chunk
             if t_states is not None:
                 t_states, t_table, t_bias = t_states.to(low), t_table.to(low), t_bias.to(full)
             grad_states = torch.empty_like(states, dtype=full) if need_states else None
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
-            grad_bias = torch.zeros_like(bias, dtype=full) if need_bias else None
+            grad_bias = torch.zeros_like(bias) if need_bias else None
             kl, mlm, correct = (torch.zeros((), dtype=full, device=states.device) for _ in range(3))
-            bias = bias.to(full)
+            chunk, tile = max(1, min(chunk, len(states))), max(1, TILE_ELEMENTS // len(table))
+            # allocated once: fresh pages for every chunk cost as much as a pass over them
+            z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
+            z_t = None if t_states is None else torch.empty_like(z)
             for start in range(0, len(states), chunk):
-                rows = slice(start, start + chunk)
-                h = states[rows]
-                z = _logits(h, table, bias, full)  # (C, V)
-                grad = None
+                h = states[start:start + chunk]
+                torch.mm(h, table.t(), out=z[:len(h)])
                 if t_states is not None:
-                    z_t = _logits(t_states[rows], t_table, t_bias, full)
-                    sums, grad = _kl(z, z_t, temperature, None if kl_rows is None else kl_rows[rows])
-                    kl += sums
-                    grad *= kl_weight
-                labelled = (labels[rows] != IGNORE).nonzero().squeeze(1)
-                if len(labelled):
-                    target = labels[rows][labelled]
-                    every = len(labelled) == len(h)
-                    log_p = (z if every else z[labelled]).log_softmax(-1)  # (M, V)
-                    mlm -= log_p.gather(1, target[:, None]).sum()
-                    correct += (log_p.argmax(-1) == target).sum()
-                    p = log_p.exp_()
-                    p[torch.arange(len(target), device=p.device), target] -= 1
-                    p *= mlm_weight
-                    if grad is None:
-                        grad = p if every else torch.zeros_like(z).index_copy_(0, labelled, p)
-                    else:
-                        grad.index_add_(0, labelled, p)
-                if grad is None:
-                    if need_states:
-                        grad_states[rows] = 0
-                    continue
+                    torch.mm(t_states[start:start + chunk], t_table.t(), out=z_t[:len(h)])
+                for first in range(0, len(h), tile):
+                    inside = slice(first, min(first + tile, len(h)))
+                    rows = slice(start + first, start + inside.stop)
+                    logits, grad = z[inside].to(full) + bias, None
+                    if t_states is not None:
+                        sums, grad = _kl(logits, z_t[inside].to(full) + t_bias, temperature,
+                                         None if kl_rows is None else kl_rows[rows])
+                        kl += sums.sum()
+                        grad *= kl_weight
+                    grad_mlm, nll, hits = _mlm(logits, labels[rows])
+                    mlm += nll.sum()
+                    correct += hits.sum()
+                    z[inside] = grad_mlm.mul_(mlm_weight) if grad is None else grad.add_(grad_mlm, alpha=mlm_weight)
+                g = z[:len(h)]
                 if need_bias:
-                    grad_bias += grad.sum(0)
-                g = grad.to(low)
+                    grad_bias += g.sum(0, dtype=full)
                 if need_states:
-                    grad_states[rows] = g @ table
-                if need_table:
-                    if low == full:
-                        grad_table.addmm_(g.t(), h)
-                    else:
-                        grad_table += g.t() @ h
+                    grad_states[start:start + chunk] = g @ table
+                if need_table and low == full:
+                    grad_table.addmm_(g.t(), h)
+                elif need_table:
+                    grad_table += g.t() @ h
         ctx.save_for_backward(grad_states, grad_table, grad_bias)
         ctx.mark_non_differentiable(kl, mlm, correct)
         return mlm_weight * mlm + kl_weight * kl, kl, mlm, correct
@@ -118,24 +112,22 @@ class _VocabLoss(torch.autograd.Function):
         return *scaled, *(None,) * 9
 
 
-def _logits(h: Tensor, table: Tensor, bias: Tensor, full: torch.dtype) -> Tensor:
-    if h.dtype == full:
-        return torch.addmm(bias, h, table.t())
-    return (h @ table.t()).to(full).add_(bias)
-
-
 def _kl(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """T^2 KL summed over rows, and its gradient (C, V) by z_s. z_t is overwritten.
+    """T^2 KL of each row (C,) and its gradient (C, V) by z_s."""
+    log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
+    p_t = log_t.exp()
+    kl = torch.linalg.vecdot(p_t, log_t.sub_(log_s)) * temperature**2
+    grad = log_s.exp_().sub_(p_t).mul_(temperature)
+    return (kl, grad) if rows is None else (kl * rows, grad.mul_(rows[:, None]))
 
-    sum p_t (log p_t - log p_s) = sum p_t (z_t - z_s) / T - lse(z_t / T) + lse(z_s / T): no logarithm per entry.
-    """
-    z_t = z_t.div_(temperature)
-    scaled = z_s / temperature
-    lse_t, lse_s = z_t.logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True)
-    p_t = (z_t - lse_t).exp_()
-    difference = z_t.sub_(scaled)
-    kl = torch.linalg.vecdot(p_t, difference) + (lse_s - lse_t).squeeze(1)  # (C,)
-    grad = scaled.sub_(lse_s).exp_().sub_(p_t).mul_(temperature)
-    if rows is not None:
-        kl, grad = kl * rows, grad.mul_(rows[:, None])
-    return kl.sum() * temperature**2, grad
+
+def _mlm(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient (C, V) of the summed cross-entropy by z, and of each labelled row its cross-entropy and whether it is right."""
+    labelled = (labels != IGNORE).nonzero().squeeze(1)  # (M,)
+    target = labels[labelled, None]
+    log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
+    nll, hits = -log_p.gather(1, target), log_p.argmax(-1, keepdim=True) == target
+    grad = log_p.exp_().scatter_add_(1, target, torch.full_like(nll, -1.0))
+    if len(labelled) < len(z):
+        grad = torch.zeros_like(z).index_copy_(0, labelled, grad)
+    return grad, nll, hits

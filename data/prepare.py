@@ -1,0 +1,67 @@
+"""Turns text files into a prepared corpus, the folder of tokens that train.py reads.
+
+    python data/prepare.py python-docs --vocab-size 8000 --out data/python-docs
+    python data/prepare.py my_text/ --tokenizer weights/bert-base-uncased --out data/my-corpus
+    python data/prepare.py wiki.train.tokens notes.jsonl.gz --vocab-size 20000 --cased --out data/mixed
+"""
+
+import argparse
+import signal
+import sys
+from itertools import chain
+
+from minibert.errors import UserError, run_script
+from minibert.prepare import prepare, training_lines
+from minibert.python_docs import prepare_python_docs, python_docs, split_docs
+from minibert.tokenizer import load_tokenizer, train_tokenizer
+
+
+def main() -> None:
+    """Reads the command line, prepares the corpus, prints what it holds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", metavar="FILES",
+                        help="files or folders: .txt (a blank line between documents), .jsonl (field "
+                        "\"text\"), WikiText's .tokens and .raw, each also with .gz or .xz; or the word "
+                        "python-docs")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; must not exist yet")
+    vocabulary = parser.add_mutually_exclusive_group(required=True)
+    vocabulary.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json or vocab.txt")
+    vocabulary.add_argument("--vocab-size", type=int, metavar="N",
+                            help="train a new vocabulary of N pieces on these texts instead")
+    parser.add_argument("--cased", action="store_true",
+                        help="the new vocabulary keeps upper case and accents")
+    parser.add_argument("--wikitext", choices=("auto", "yes", "no"), default="auto",
+                        help="whether files are WikiText's tokenised ones, to be brought back to plain text "
+                        "(default: recognise them)")
+    parser.add_argument("--held-out", type=float, metavar="SHARE",
+                        help="share of documents kept out of training (default: 0.01; python-docs has "
+                        "its own split)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: all cores)")
+    args = parser.parse_args()
+
+    docs = args.files == ["python-docs"]
+    if docs and args.held_out is not None:
+        raise UserError("--held-out does not go with python-docs, which is split by module names")
+    if args.cased and args.vocab_size is None:
+        raise UserError("--cased goes with --vocab-size; a tokenizer in a folder knows its own casing")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs is at least 1, not {args.jobs}")
+    held_out = 0.01 if args.held_out is None else args.held_out
+    # a terminated run leaves nothing behind, like an interrupted one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    if args.vocab_size is None:
+        tokenizer = load_tokenizer(args.tokenizer)
+    else:
+        lines = (chain.from_iterable(split_docs(python_docs())["train"]) if docs else
+                 training_lines(args.files, args.wikitext, held_out))
+        tokenizer = train_tokenizer(lines, args.vocab_size, lowercase=not args.cased)
+    if docs:
+        prepare_python_docs(tokenizer, args.out)
+    else:
+        prepare(args.files, tokenizer, args.out, args.wikitext, held_out, args.jobs)
+
+
+if __name__ == "__main__":
+    run_script(main)

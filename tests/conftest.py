@@ -1,0 +1,39 @@
+"""What all tests share: no network, two threads, fixed seeds, and a model and batches of a size to try everything."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: a test that needs the network fails
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from minibert.batch import pack
+from minibert.config import Config
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Every test draws the same numbers, alone or among others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config():
+    """A BERT of two layers; head size 8, sizes that differ so that a mixed-up axis shows."""
+    return Config(vocab_size=60, hidden_size=24, layers=2, heads=3, intermediate_size=40, max_positions=32)
+
+
+@pytest.fixture
+def random_batch():
+    """A function: lengths -> a packed batch of random ids below `vocab_size` and random segments."""
+    def make(lengths, vocab_size=60):
+        return pack([torch.randint(vocab_size, (n,)).tolist() for n in lengths],
+                    [torch.randint(2, (n,)).tolist() for n in lengths])
+    return make

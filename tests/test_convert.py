@@ -1,0 +1,238 @@
+"""weights/convert.py as its users run it, what a pickle may not do, and the download by name from a hub of our own."""
+
+import hashlib
+import http.server
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minibert
+from minibert.config import Config
+from minibert.heads import MaskedLM
+from minibert.hub import load, save
+from minibert.model import init_weights
+from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = Config(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def model():
+    """A language model of 40 words."""
+    return init_weights(MaskedLM(CONFIG), torch.Generator().manual_seed(0)).eval()
+
+
+def tokenizer():
+    """Its tokenizer."""
+    pieces = [*SPECIAL_TOKENS, *"abcdefghijklmnopq", *(f"##{c}" for c in "abcdefghijklmnopqr")]
+    return Tokenizer({piece: i for i, piece in enumerate(pieces)})
+
+
+def convert(monkeypatch, *arguments):
+    """Runs weights/convert.py with these arguments in this process, and returns its exit code."""
+    from minibert.errors import run_script
+
+    namespace = {"__file__": str(ROOT / "weights/convert.py"), "__name__": "convert"}
+    exec(compile((ROOT / "weights/convert.py").read_text(), "convert.py", "exec"), namespace)
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
+    try:
+        run_script(namespace["main"])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def as_bin(folder, content=None):
+    """Turns a saved folder into one of old: pytorch_model.bin and no safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors if content is None else content, folder / "pytorch_model.bin")
+    return tensors
+
+
+def same(a, b):
+    """Whether two models have the same tensors to the bit."""
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
+def test_from_anywhere_with_help_and_errors(tmp_path, model):
+    save(model, tmp_path / "source", tokenizer())
+    as_bin(tmp_path / "source")
+    command = [sys.executable, str(ROOT / "weights/convert.py")]
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "PYTHONPATH"}
+    run = dict(cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, "source", "target", "--dtype", "bf16"], **run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("target: bert, mlm, ") and done.stderr == ""
+    assert same(load(tmp_path / "target"), model.to(torch.bfloat16).float())
+    assert minibert.load_tokenizer(tmp_path / "target").sha256 == tokenizer().sha256
+
+    again = subprocess.run([*command, "source", "target"], **run)
+    assert again.returncode == 2 and again.stderr.startswith("error: target exists") and len(again.stderr.split("\n")) == 2
+    shown = subprocess.run([*command, "--help"], **run).stdout
+    assert shown.count("python weights/convert.py ") == 3
+
+
+@pytest.mark.parametrize("form", ["hf", "minibert"])
+def test_layouts_and_heads(form, tmp_path, model, monkeypatch, capsys):
+    save(model, tmp_path / "source", format="hf" if form == "minibert" else "minibert")
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", "--to", form) == 0
+    assert "no tokenizer" in capsys.readouterr().out
+    assert (json.loads((tmp_path / "target/config.json").read_text()).get("format") == "minibert") == (form == "minibert")
+    assert same(load(tmp_path / "target"), model)
+    assert convert(monkeypatch, tmp_path / "target", tmp_path / "encoder", "--head", "encoder") == 0
+    assert same(load(tmp_path / "encoder"), model.encoder)
+
+
+def test_sharded_pickles(tmp_path, model, monkeypatch):
+    save(model, tmp_path / "source")
+    tensors = as_bin(tmp_path / "source")
+    (tmp_path / "source/pytorch_model.bin").unlink()
+    names = list(tensors)
+    shards = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for file, held in shards.items():
+        torch.save({name: tensors[name] for name in held}, tmp_path / "source" / file)
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    (tmp_path / "source/pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target") == 0
+    assert same(load(tmp_path / "target"), model)
+
+
+class Code:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_does_not_run(zipped, tmp_path, model, monkeypatch, capsys):
+    save(model, tmp_path / "source")
+    as_bin(tmp_path / "source", content={"bert.embeddings.LayerNorm.weight": Code(tmp_path / "ran")})
+    if not zipped:
+        (tmp_path / "source/pytorch_model.bin").write_bytes(pickle.dumps({"a": Code(tmp_path / "ran")}))
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target") == 2
+    assert "pytorch_model.bin is damaged, or holds more than tensors" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", [torch.zeros(2)], {"a": "text"}])
+def test_pickles_that_are_no_weights(content, tmp_path, model, monkeypatch, capsys):
+    save(model, tmp_path / "source")
+    as_bin(tmp_path / "source", content)
+    if isinstance(content, bytes):
+        (tmp_path / "source/pytorch_model.bin").write_bytes(content)
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target") == 2
+    assert "error: " in capsys.readouterr().err
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What huggingface_hub asks for when it downloads a snapshot: the repository's files, and each of them."""
+
+    root = None  # owner/name/files
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.split("?")[0].strip("/")
+        self.asked.append(path)
+        api, resolve = path.removeprefix("api/models/"), path.split("/resolve/")
+        repository = resolve[0] if len(resolve) == 2 else "/".join(api.split("/")[:2])
+        folder = self.root / repository
+        if not folder.is_dir():
+            return self.answer(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+        if len(resolve) == 2:
+            content = (folder / resolve[1].split("/", 1)[1]).read_bytes()
+            digest = hashlib.sha1(content).hexdigest()
+            return self.answer(200, content, {"X-Repo-Commit": self.sha, "ETag": f'"{digest}"'})
+        files = sorted(file for file in folder.iterdir())
+        if "/tree/" in path:
+            listing = [{"type": "file", "path": f.name, "size": f.stat().st_size,
+                        "oid": hashlib.sha1(f.read_bytes()).hexdigest()} for f in files]
+        else:
+            listing = {"id": repository, "sha": self.sha, "siblings": [{"rfilename": f.name} for f in files]}
+        return self.answer(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
+
+    def answer(self, status, content, headers):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A server that plays the hub: its address, and the list of what it was asked for."""
+    Hub.root, Hub.asked = tmp_path / "hub", []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", Hub.asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_download_by_name(hub, tmp_path, model):
+    """In a process of its own, since huggingface_hub reads its environment when it is imported."""
+    save(model, tmp_path / "hub/someone/tiny", tokenizer())
+    save_file({"a": torch.zeros(1)}, tmp_path / "hub/someone/tiny/other.safetensors")
+    save(model, tmp_path / "hub/someone/old")
+    as_bin(tmp_path / "hub/someone/old")
+    code = """
+import torch, minibert, minibert.hub
+assert minibert.load_tokenizer("someone/tiny").vocab_size == 40
+model = minibert.load("someone/tiny")
+print(sum(p.double().sum().item() for p in model.parameters()))
+for name in "someone/old", "someone/nothing", "no such name!":
+    try:
+        minibert.load(name)
+    except minibert.UserError as error:
+        print(str(error).replace("\\n", " // "))
+print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
+"""
+    address, asked = hub
+    environment = ENVIRONMENT | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0",
+                                 "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1",
+                                 "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    total, old, nothing, odd, kind = done.stdout.splitlines()
+    assert float(total) == pytest.approx(sum(p.double().sum().item() for p in model.parameters()), abs=1e-12)
+    assert "holds only pickled weights" in old and kind == "MaskedLM"
+    assert nothing == ("there is no folder someone/nothing here, and no model of that name on the hub that you can read")
+    assert odd == "no such name! is not a folder, nor a model's name on the hub"
+    assert not [path for path in asked if "other.safetensors" in path], "a file that is not the model's was fetched"
+
+    offline = environment | {"HF_HUB_OFFLINE": "1"}  # from the cache now, and what is not there is one sentence
+    code = """
+import minibert
+print(type(minibert.load("someone/tiny")).__name__)
+try:
+    minibert.load("someone/else")
+except minibert.UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    kind, *rest = done.stdout.splitlines()
+    assert kind == "MaskedLM" and len(rest) == 1 and "could not be downloaded" in rest[0], done.stderr

@@ -1,0 +1,149 @@
+"""The optimiser step: exact accounting over micro-batches, terms against the papers' formulas, guards."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minibert.batch import IGNORE
+from minibert.feed import Step, cut
+from minibert.losses import cosine_sum
+from minibert.methods import METHODS, Weights, distilbert
+from minibert.model import init_weights
+from minibert.heads import MaskedLM
+from minibert.optim import adamw
+from minibert.runtime import Runtime
+from minibert.step import training_step
+from minibert.students import distilbert_of, student_from
+
+
+def models(tiny_config, dtype=torch.float64):
+    """A random teacher with random biases and norms, and its student, moved away from it; dropout off."""
+    teacher = init_weights(MaskedLM(replace(tiny_config, dropout=0.0, layers=4, vocab_size=60)))
+    for p in teacher.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    student = student_from(teacher, distilbert_of(teacher.config), [0, 3])
+    for p in student.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return student.to(dtype).train(), teacher.to(dtype).eval().requires_grad_(False)
+
+
+def data(micro_tokens, ranks=1):
+    """Nine sequences of very unequal length, masks crowded into the short ones; one Step per rank."""
+    rng = np.random.default_rng(1)
+    lengths = np.array([3, 30, 4, 17, 3, 25, 2, 9, 30])
+    ids = rng.integers(5, 60, lengths.sum())
+    selected = rng.random(len(ids)) < np.repeat(np.where(lengths < 10, 0.7, 0.05), lengths)
+    inputs = np.where(selected, 4, ids)
+    return [Step(cut(ids, lengths, inputs, selected, micro_tokens, (0,), rank, ranks), len(ids), int(selected.sum()))
+            for rank in range(ranks)]
+
+
+def gradients(method, student, teacher, steps):
+    student.zero_grad()
+    totals = {}
+    for step in steps:
+        for micro in step.micro_batches:
+            loss, sums = METHODS[method](student, teacher, micro, step, Weights())
+            loss.backward()
+            for name, value in {"loss": loss.detach(), **sums}.items():
+                totals[name] = totals.get(name, 0) + value
+    return totals, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(method, dtype, tolerance, tiny_config):
+    student, teacher = models(tiny_config, dtype)
+    totals, whole = gradients(method, student, teacher, data(1000))
+    assert sum(len(s.micro_batches) for s in data(32)) > 4
+    for steps in (data(32), data(50), data(1000, ranks=2), data(32, ranks=3)):
+        others, parts = gradients(method, student, teacher, steps)
+        assert (parts - whole).norm() <= tolerance * whole.norm()
+        for name in totals:
+            assert abs(float(others[name] - totals[name])) <= tolerance * abs(float(totals[name])) + 1e-12
+
+
+def test_the_triple_loss_is_the_papers(tiny_config):
+    student, teacher = models(tiny_config)
+    (step,) = data(1000)
+    (micro,) = step.micro_batches
+    loss, sums = distilbert(student, teacher, micro, step, Weights())
+    z_s, z_t = student(micro.batch), teacher(micro.batch)
+    kl = F.kl_div((z_s / 2).log_softmax(-1), (z_t / 2).softmax(-1), reduction="sum") * 4 / step.tokens
+    mlm = F.cross_entropy(z_s, micro.labels, ignore_index=IGNORE)
+    h_s, h_t = student.encoder(micro.batch), teacher.encoder(micro.batch)
+    cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s)))
+    expected = 5 * kl + 2 * mlm + 1 * cosine
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert (sums["kl"] / step.tokens).item() == pytest.approx(kl.item(), rel=1e-10)
+    assert (sums["mlm"] / step.masked).item() == pytest.approx(mlm.item(), rel=1e-12)
+    leaves = list(student.parameters())
+    for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves)):
+        assert (ours - theirs).abs().max() <= 1e-10 * max(theirs.abs().max(), 1e-3)
+
+
+def test_kl_of_masked_tokens_only(tiny_config):
+    student, teacher = models(tiny_config)
+    (step,) = data(1000)
+    (micro,) = step.micro_batches
+    loss, _ = distilbert(student, teacher, micro, step, Weights(5, 0, 0, 2.0, kl_masked_only=True))
+    rows = micro.labels != IGNORE
+    z_s, z_t = student(micro.batch)[rows], teacher(micro.batch)[rows]
+    kl = F.kl_div((z_s / 2).log_softmax(-1), (z_t / 2).softmax(-1), reduction="batchmean") * 4
+    assert loss.item() == pytest.approx(5 * kl.item(), rel=1e-10)
+
+
+def test_cosine_is_zero_for_equals_and_two_for_opposites():
+    h = torch.randn(7, 5)
+    assert cosine_sum(h, 3 * h).item() == pytest.approx(0, abs=1e-5)
+    assert cosine_sum(h, -h).item() == pytest.approx(14, rel=1e-6)
+
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+
+
+def take(student, teacher, step, lr=1e-3, clip=5.0, method="distilbert", optimizer=None):
+    optimizer = optimizer or adamw(student, (0.9, 0.98), 1e-6, 0.0)
+    return training_step(student, teacher, METHODS[method], Weights(), step, optimizer, CPU.scaler(), CPU, lr, clip)
+
+
+def test_a_step_reports_means_and_moves_only_the_student(tiny_config):
+    student, teacher = models(tiny_config, torch.float32)
+    before = [p.clone() for p in teacher.parameters()]
+    (step,) = data(32)
+    row = take(student, teacher, step)
+    assert row["loss"] == pytest.approx(5 * row["kl"] + 2 * row["mlm"] + row["cosine"], rel=1e-5)
+    assert 0 <= row["accuracy"] <= 1 and not row["skipped"]
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, teacher.parameters()))
+
+
+def test_clipping_scales_the_whole_gradient(tiny_config):
+    student, teacher = models(tiny_config, torch.float32)
+    (step,) = data(1000)
+    row = take(student, teacher, step, clip=0.1)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in student.parameters()])
+    assert row["grad_norm"] > 0.1 and norm.item() == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_non_finite_gradient_skips_the_step(tiny_config):
+    student, teacher = models(tiny_config, torch.float32)
+    student.encoder.norm.weight.data[0] = float("nan")
+    before = {name: t.clone() for name, t in student.state_dict().items()}
+    (step,) = data(1000)
+    assert take(student, teacher, step)["skipped"]
+    assert all(torch.equal(t, before[name]) or name == "encoder.norm.weight" for name, t in student.state_dict().items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_batch_can_be_learned(method, tiny_config):
+    student, teacher = models(tiny_config, torch.float32)
+    for p in teacher.parameters():  # a teacher that is far from its student and sure of what it says
+        p.data += 0.3 * torch.randn_like(p)
+    (step,) = data(1000)
+    step.micro_batches[0].labels.copy_(teacher(step.micro_batches[0].batch).argmax(-1))  # labels that do not contradict it
+    optimizer = adamw(student, (0.9, 0.98), 1e-6, 0.0)
+    first, *_, last = [take(student, teacher, step, 3e-3, method=method, optimizer=optimizer) for _ in range(100)]
+    assert last["loss"] < 0.3 * first["loss"]

@@ -1,0 +1,229 @@
+"""train.py run as people run it, on a model and a corpus small enough to wait for."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import minibert
+import train
+from minibert.errors import UserError
+from minibert.heads import MaskedLM
+from minibert.model import init_weights
+from minibert.tokenizer import train_tokenizer
+
+ROOT = Path(train.__file__).parent
+WORDS = ("the", "a", "small", "large", "model", "teacher", "student", "learns", "reads", "writes", "words", "masks", "and", "then",
+         "from", "with", "old", "new", "books", "today")
+
+
+def text(documents=30, seed=0):
+    draw = random.Random(seed)
+    line = lambda: " ".join(draw.choice(WORDS) for _ in range(draw.randint(12, 40)))  # noqa: E731
+    return "\n\n".join("\n".join(line() for _ in range(4)) for _ in range(documents)) + "\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with corpus.txt, held-out.txt and a small random teacher of four layers, dropout on."""
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "corpus.txt").write_text(text())
+    (folder / "held-out.txt").write_text(text(10, seed=1))
+    tokenizer = train_tokenizer(text().splitlines(), 80)
+    config = minibert.Config(vocab_size=tokenizer.vocab_size, hidden_size=16, layers=4, heads=2, intermediate_size=32,
+                             max_positions=64)
+    torch.manual_seed(0)
+    teacher = init_weights(MaskedLM(config))
+    for p in teacher.parameters():  # far from uniform, so that there is something to imitate
+        p.data += 0.3 * torch.randn_like(p)
+    minibert.save(teacher, folder / "teacher", tokenizer)
+    return folder
+
+
+def options(folder, out, *more, **changed):
+    given = {"teacher": folder / "teacher", "corpus": folder / "corpus.txt", "eval-corpus": folder / "held-out.txt",
+             "max-length": 48, "batch": 8, "micro-tokens": 120, "steps": 6, "lr": 1e-3, "threads": 2, "out": out} | changed
+    return [str(word) for name, value in given.items() if value is not None for word in (f"--{name}", value)] + list(more)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """train.main installs signal handlers; the next test wants its own."""
+    before = {sign: signal.getsignal(sign) for sign in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for sign, handler in before.items():
+        signal.signal(sign, handler)
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    return minibert.load(out / "model").state_dict()
+
+
+def test_distillation_end_to_end(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    train.main(options(folder, out, "--eval-every", "3"))
+    shown = capsys.readouterr().out
+    assert "student layers start from teacher layers [0, 3]" in shown
+    assert "student, trained" in shown and "[MASK]" in shown
+    metrics = rows(out)
+    assert [row["step"] for row in metrics] == list(range(1, 7))
+    for name in ("loss", "kl", "mlm", "cosine", "accuracy", "lr", "grad_norm", "tokens_per_second", "tokens"):
+        assert all(name in row for row in metrics)
+    assert "held_out" in metrics[2]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["held_out"]["student, trained"]["kl"] < summary["held_out"]["student, initial"]["kl"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["options"]["masking"] == "smoothed" and config["options"]["clip"] == 5.0 and "torch" in config
+    student = minibert.load(out / "model")
+    assert student.config.architecture == "distilbert" and student.config.layers == 2
+    assert minibert.load_tokenizer(out / "model").sha256 == minibert.load_tokenizer(folder / "teacher").sha256
+
+
+def test_the_student_loads_in_transformers(folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    train.main(options(folder, tmp_path / "run", steps=2))
+    model, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    assert type(model).__name__ == "DistilBertForMaskedLM"
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    fill = transformers.pipeline("fill-mask", tmp_path / "run" / "model")
+    assert len(fill("the small [MASK] learns")) == 5
+
+
+def test_micro_batches_change_nothing(folder, tmp_path):
+    """Dropout off: 8 sequences at once, or a few at a time."""
+    train.main(options(folder, tmp_path / "a", "--micro-tokens", "4000", "--dropout", "0"))
+    train.main(options(folder, tmp_path / "b", "--micro-tokens", "48", "--dropout", "0"))
+    for a, b in zip(rows(tmp_path / "a"), rows(tmp_path / "b")):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["tokens"] == b["tokens"]
+
+
+@pytest.mark.parametrize("method", ["mlm", "distilbert"])
+def test_resume_is_exact_to_the_bit(folder, tmp_path, method):
+    """Dropout on, several micro-batches a step; the second run is taken up from its checkpoint at step 4."""
+    more = ("--method", method, "--checkpoint-every", "2")
+    train.main(options(folder, tmp_path / "a", *more))
+    train.main(options(folder, tmp_path / "b", *more))
+    out = tmp_path / "b"
+    shutil.rmtree(out / "checkpoint" / "step-6")  # as if killed in step 6: half a row written, no checkpoint yet
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
+    train.main(options(folder, out, *more, "--resume"))
+    a, b = weights(tmp_path / "a"), weights(out)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    same = [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows(tmp_path / "a")]
+    assert same == [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows(out)]
+
+
+def test_sigterm_writes_a_checkpoint_and_resume_goes_on(folder, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), *options(folder, out, steps=100_000)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.time() + 60
+    while time.time() < deadline and not (out / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 143 and "continue with --resume" in said and "Traceback" not in said
+    (checkpoint,) = (out / "checkpoint").glob("step-*")
+    assert rows(out)[-1]["step"] == int(checkpoint.name[5:])
+
+
+def test_mlm_from_scratch_and_from_a_folder(folder, tmp_path):
+    from minibert.prepare import prepare
+    tokenizer = minibert.load_tokenizer(folder / "teacher")
+    prepare([folder / "corpus.txt"], tokenizer, tmp_path / "prepared", report=lambda *_: None)
+    train.main(options(folder, tmp_path / "scratch", "--method", "mlm", "--student", "bert-L2-H128", teacher=None,
+                       corpus=tmp_path / "prepared", steps=2))
+    model = minibert.load(tmp_path / "scratch" / "model")
+    assert model.config.architecture == "bert" and model.config.vocab_size == tokenizer.vocab_size
+    train.main(options(folder, tmp_path / "more", "--method", "mlm", "--student", str(tmp_path / "scratch" / "model"),
+                       teacher=None, steps=2))
+    before, after = weights(tmp_path / "scratch"), weights(tmp_path / "more")
+    assert not torch.equal(before["mlm.bias"], after["mlm.bias"])
+    assert json.loads((tmp_path / "more" / "config.json").read_text())["options"]["clip"] == 1.0
+
+
+def test_an_encoder_without_head_gets_a_new_one(folder, tmp_path):
+    teacher = minibert.load(folder / "teacher")
+    minibert.save(teacher.encoder, tmp_path / "encoder", minibert.load_tokenizer(folder / "teacher"))
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", str(tmp_path / "encoder"), teacher=None,
+                       steps=1))
+    assert hasattr(minibert.load(tmp_path / "run" / "model"), "mlm")
+
+
+def refused(argv, *words):
+    with pytest.raises(UserError) as error:
+        train.main(argv)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value).strip() or "tensor" in str(error.value)
+
+
+def test_bad_input_is_one_clear_sentence(folder, tmp_path):
+    out = tmp_path / "run"
+    refused(options(folder, out, corpus=tmp_path / "none.txt"), "none.txt")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    refused(options(folder, out, corpus=tmp_path / "empty.txt"), "empty")
+    (tmp_path / "junk.txt").write_bytes(bytes(range(256)) * 50)
+    refused(options(folder, tmp_path / "junk", corpus=tmp_path / "junk.txt"), "junk.txt")
+    (tmp_path / "latin.txt").write_bytes("eins\nzwei\ndrei für\n".encode("latin-1"))
+    refused(options(folder, tmp_path / "latin", corpus=tmp_path / "latin.txt"), "latin.txt", "3")
+    refused(options(folder, tmp_path / "x", teacher=tmp_path / "nobody"), "nobody")
+    refused(options(folder, tmp_path / "x", "--student", "bert-L2-H128"), "width")
+    refused(options(folder, tmp_path / "x", "--layers", "9"), "9 layers")
+    refused(options(folder, tmp_path / "x", "--layer-map", "0,7"), "layer map")
+    refused(options(folder, tmp_path / "x", **{"max-length": 65}), "64")
+    refused(options(folder, tmp_path / "x", **{"micro-tokens": 10}), "--micro-tokens")
+    refused(options(folder, tmp_path / "x", "--method", "mlm", teacher=None), "--student")
+
+
+def test_a_truncated_teacher_is_named(folder, tmp_path):
+    shutil.copytree(folder / "teacher", tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 3000)
+    refused(options(folder, tmp_path / "x", teacher=tmp_path / "cut"), "model.safetensors")
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(folder, tmp_path):
+    from minibert.prepare import prepare
+    other = train_tokenizer(["quite another set of words entirely"] * 3, 60)
+    prepare([folder / "corpus.txt"], other, tmp_path / "prepared", report=lambda *_: None)
+    refused(options(folder, tmp_path / "x", corpus=tmp_path / "prepared"), "tokenizer")
+
+
+def test_a_run_in_use_is_refused(folder, tmp_path):
+    train.main(options(folder, tmp_path / "run", steps=1))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    refused(options(folder, tmp_path / "run", steps=1), "--resume")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_exit_code_two_without_traceback(folder, tmp_path):
+    for argv in (["--no-such-option"], options(folder, tmp_path / "x", corpus=tmp_path / "none.txt")):
+        run = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], capture_output=True, text=True,
+                             env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert run.returncode == 2 and "Traceback" not in run.stderr and "error: " in run.stderr
+
+
+def test_help_shows_three_examples(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert capsys.readouterr().out.count("python train.py") == 3
+
+
+def test_replacing_dropout_reaches_every_module(tiny_config):
+    model = train.with_dropout(MaskedLM(tiny_config), dropout=0.0)
+    assert all(m.config == replace(tiny_config, dropout=0.0) for m in model.modules() if hasattr(m, "config"))
