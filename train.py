@@ -22,11 +22,11 @@ import minibert
 from minibert import report
 from minibert.checkpoint import load_checkpoint, save_checkpoint, write_json
 from minibert.config import PRESETS, preset
-from minibert.corpus import open_corpus
+from minibert.corpus import Corpus, NoSequences, open_corpus
 from minibert.errors import UserError, run_script
 from minibert.evaluate import evaluate, held_out_batches
 from minibert.feed import make_step
-from minibert.heads import MaskedLM
+from minibert.heads import MaskedLM, PreTraining
 from minibert.masking import SELECTIONS, smoothed_weights
 from minibert.methods import METHODS, Weights
 from minibert.optim import adamw, learning_rate, warmup_steps
@@ -78,6 +78,7 @@ class Options:
     batch: int = option(128, "sequences of one optimiser step, over all ranks and micro-batches (published: 4000)")
     micro_tokens: int = option(4096, "most tokens in one forward pass of one rank; changes memory, never the result")
     masking: str | None = option(None, "which tokens are masked (default: smoothed; mlm: bert)", choices=tuple(SELECTIONS))
+    mask_share: float = option(0.15, "share of tokens that are masked")
     alpha_kl: float = option(5.0, "weight of the KL to the teacher")
     alpha_mlm: float = option(2.0, "weight of the MLM loss (distilbert)")
     alpha_cosine: float = option(1.0, "weight of the cosine loss of the last hidden states")
@@ -110,6 +111,8 @@ class Options:
                 raise UserError(f"--{name} must be at least 1")
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of --max-length {self.max_length}")
+        if not 0 < self.mask_share < 1:
+            raise UserError("--mask-share must be between 0 and 1")
         if not self.epochs > 0 or not self.temperature > 0:
             raise UserError("--epochs and --temperature must be above 0")
         if self.method == "mlm" and self.student is None and self.teacher is None:
@@ -144,6 +147,8 @@ def load_models(options: Options):
         else:
             tokenizer = minibert.load_tokenizer(folder_or_preset)
             student = minibert.load(folder_or_preset)
+            if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
+                student = minibert.load(folder_or_preset, head="mlm")
             if not hasattr(student, "mlm"):
                 say(f"{folder_or_preset} has no MLM head: a new one is trained")
                 student = with_new_mlm_head(getattr(student, "encoder", student), options.seed)
@@ -209,6 +214,15 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
     return target
 
 
+def held_out_part(folder: Path, options: Options, tokenizer) -> Corpus | None:
+    """The part of a corpus that is never trained on; None, and a word about it, where it holds nothing."""
+    try:
+        return open_corpus(folder, options.max_length, options.one_line, ("held-out",), tokenizer)
+    except NoSequences as error:
+        say(f"nothing will be evaluated: {error}; give --eval-corpus, or a corpus of more documents")
+        return None
+
+
 def say(*words) -> None:
     """Prints, on the first rank only."""
     if os.environ.get("RANK", "0") == "0":
@@ -260,15 +274,11 @@ def main(argv: list[str] | None = None) -> None:
     student, teacher, tokenizer = load_models(options)
     corpus_folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime, 0.0 if options.eval_corpus else 0.01)
     corpus = open_corpus(corpus_folder, options.max_length, options.one_line, ("train",), tokenizer)
-    held_out = None
     if options.eval_corpus:
         folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
-        parts = tuple(json.loads((folder / "corpus.json").read_text())["parts"])
-        held_out = open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
-    elif json.loads((corpus_folder / "corpus.json").read_text())["parts"].get("held-out", {}).get("tokens"):
-        held_out = open_corpus(corpus_folder, options.max_length, options.one_line, ("held-out",), tokenizer)
-    if held_out is None:
-        say("no held-out text: nothing will be evaluated; give --eval-corpus, or a corpus of more documents")
+        held_out = open_corpus(folder, options.max_length, options.one_line, ("train", "held-out"), tokenizer)
+    else:
+        held_out = held_out_part(corpus_folder, options, tokenizer)
 
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     micro_eval = [] if held_out is None else held_out_batches(held_out, tokenizer, options.eval_sequences,
@@ -296,7 +306,6 @@ def main(argv: list[str] | None = None) -> None:
     say(f"{options.method}: {sum(p.numel() for p in student.parameters()):,} parameters, {len(corpus):,} sequences, "
         f"{steps:,} steps of {options.batch} sequences, {runtime.precision} on {runtime.device}")
     if options.compile:
-        student.compile()
         student.encoder.compile(dynamic=True)
         if teacher is not None:
             teacher.encoder.compile(dynamic=True)
@@ -307,7 +316,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def step_data(step: int):
         return make_step(corpus, tokenizer, step, batch=options.batch, micro_tokens=options.micro_tokens, seed=options.seed,
-                         selection=options.masking, weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
+                         selection=options.masking, share=options.mask_share, weights=smoothing,
+                         rank=runtime.rank, ranks=runtime.ranks)
 
     progress = report.Progress(steps, done, runtime.is_writer)
     metrics = open(out / "metrics.jsonl", "a", encoding="utf-8") if runtime.is_writer else None

@@ -21,6 +21,10 @@ WINDOW_TOKENS = 1 << 24
 SPECIALS = 2  # [CLS] and [SEP]
 
 
+class NoSequences(UserError):
+    """The parts asked for hold no text that is long enough."""
+
+
 class Corpus:
     """The sequences of a prepared folder; see `open_corpus`.
 
@@ -95,7 +99,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                 lengths_file.write(lengths[keep].astype(np.int32).tobytes())
                 written += int(keep.sum())
     if not written:
-        raise UserError(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}")
+        raise NoSequences(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}")
     return Corpus(description, counts, shards, np.array(first), map_unnamed(starts_file, np.int64, written),
                   map_unnamed(lengths_file, np.int32, written))
 
@@ -160,7 +164,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 
 def windows(lines: np.ndarray, documents: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Line lengths (int64) in windows of bounded size, each with a bool that is True where a document ends."""
+    """Line lengths (int64) in windows of bounded size, each with bools, True where a document ends."""
     line = document = document_start = 0
     while line < len(lines):
         window = lines[line:line + WINDOW_LINES].astype(np.int64)

@@ -49,10 +49,10 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 
 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
-              selection: str, weights: np.ndarray | None = None, rank: int = 0, ranks: int = 1) -> Step:
+              selection: str, share: float = 0.15, weights: np.ndarray | None = None, rank: int = 0, ranks: int = 1) -> Step:
     """The micro-batches of optimiser step `step` (from 0) for one rank of several; may be none where sequences are few."""
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
-    masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights)
+    masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights, share=share)
     return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), rank, ranks),
                 len(ids), int(masked.selected.sum()))
 

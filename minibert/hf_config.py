@@ -9,16 +9,17 @@ from minibert.config import Config
 from minibert.errors import UserError
 from minibert.names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, CLASSES, FIELDS
 
-DEFAULTS = {"bert": Config(), "distilbert": Config(architecture="distilbert", segments=0, classifier_dropout=0.2)}
-# Beyond every real model. Without a bound, a damaged file could ask for a billion layers before a tensor is compared.
+DEFAULTS = {"bert": Config(),
+            "distilbert": Config(architecture="distilbert", segments=0, classifier_dropout=0.2)}
+# Beyond every real model. Without, a damaged file could ask for a billion layers before any tensor is compared.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
     """The `Config` of a parsed config.json and the head it names, None where it names none.
 
-    A head that is not known here comes back as the file's name for it. `UserError` names the file and the field: a wrong type, a
-    size out of bounds, another model, or a variant of BERT that these models do not compute.
+    A head that is not known here comes back as the file's name for it. `UserError` names the file and the field:
+    a wrong type, a size out of bounds, another model, or a variant of BERT that these models do not compute.
     """
     try:
         return _parse_minibert(raw) if raw.get("format") == "minibert" else _parse_hf(raw)
@@ -53,18 +54,19 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")
     if raw.get("position_embedding_type") not in (None, "absolute"):
-        raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; only 'absolute' loads here")
+        raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; only 'absolute' loads")
 
     default = DEFAULTS[architecture]
-    values = {ours: _value(raw, theirs, ours, getattr(default, ours)) for ours, theirs in FIELDS[architecture].items()}
+    values = {ours: _value(raw, theirs, ours, getattr(default, ours))
+              for ours, theirs in FIELDS[architecture].items()}
     if architecture == "bert" and raw.get("classifier_dropout") is None:
         values["classifier_dropout"] = values["dropout"]
     act = _value(raw, ACTIVATION[architecture], "activation", "gelu")
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
     # Attention dropout stays ours, 0: nearly every file says 0.1, and with it no fused kernel could be used.
-    config = Config(architecture=architecture, segments=values.pop("segments", 0), activation=ACTIVATIONS[act],
-                    **_labels(raw), **values)
+    config = Config(architecture=architecture, segments=values.pop("segments", 0),
+                    activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
     return config, heads.get(classes[0].removeprefix("Tiny"), classes[0]) if classes else None
 
@@ -87,7 +89,7 @@ def _labels(raw: dict) -> dict:
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """`raw[key]` where it is of the type of `default` and in bounds; the default where it is absent or null."""
+    """`raw[key]` where it has the type of `default` and is in bounds; the default where it is absent or null."""
     value = raw.get(key)
     if value is None:
         return default
@@ -116,15 +118,16 @@ def describe(config: Config, head: str, form: str, dtype: str) -> dict:
         why_not = f"DistilBERT has norm_eps 1e-12 there, always, and this model {config.norm_eps}"
     elif architecture == "bert" and config.segments == 0:
         why_not = "BERT has token types there, and this model has none"
-    elif config.labels and len(config.labels) == 1 and not config.regression and head == "classification":
+    elif head == "classification" and len(config.labels) == 1 and not config.regression:
         why_not = "a classifier of one label is a regression there"
     if why_not:
-        raise UserError(f"this model has no counterpart in transformers: {why_not}; save it with format \"minibert\"")
+        raise UserError(f"this model has no counterpart in transformers: {why_not}; save it with "
+                        "format=\"minibert\"")
 
     labels = config.labels[:1] if config.regression else config.labels
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
-    raw[ACTIVATION[architecture]] = "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else config.activation
+    raw[ACTIVATION[architecture]] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     if architecture == "bert":
         raw["position_embedding_type"] = "absolute"

@@ -1,8 +1,8 @@
 """Models from and to folders: Hugging Face's layout or our own, or a name on the hub.
 
-Loading is strict: every tensor of the model must be in the file with its shape, and every tensor of the file must
-be in the model or in the table of what is dropped on purpose (names.py). Nothing is unpickled here: legacy .bin
-files are read by weights/convert.py, once, with `weights_only=True`.
+Loading is strict: every tensor of the model must be in the file with its shape, and every tensor of the file
+must be in the model or in the table of what is dropped on purpose (names.py). Nothing is unpickled here: legacy
+.bin files are read by weights/convert.py, once, with `weights_only=True`.
 """
 
 import os
@@ -38,10 +38,10 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     """A model in eval mode, fp32, on the CPU, from a folder or a name on the Hugging Face hub.
 
     `head`: "encoder", "mlm", "pretraining", "classification", "span"; None: the one the checkpoint has. A
-    classification or span head that the checkpoint lacks is started anew with a warning that names its tensors; any
-    other is a `UserError`, as is every tensor that is missing, unexpected or misshapen, all in one message.
-    `changes` replace fields of the `Config`, like `dropout=0.0`. New `labels` or `regression` mean a new classifier.
-    Attention dropout is 0 unless changed here, whatever a Hugging Face config.json says.
+    classification or span head that the checkpoint lacks is started anew with a warning that names its tensors;
+    any other is a `UserError`, as is every tensor that is missing, unexpected or misshapen, all in one message.
+    `changes` replace fields of the `Config`, like `dropout=0.0`; with `labels` or `regression` among them the
+    classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging Face config.json says.
     `legacy_bin`: also read pytorch_model.bin; for the converter.
     """
     if head is not None and head not in MODELS:
@@ -56,7 +56,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, ours, untied)
     relabelled = wanted == "classification" and {"labels", "regression"} & changes.keys()
-    if relabelled or own not in MODELS:  # BertForTokenClassification and others have a "classifier" too, not ours
+    if relabelled or own not in MODELS:  # a BertForTokenClassification has another kind of "classifier"
         ours = {name: value for name, value in ours.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
         warnings.warn(f"{folder}: TinyBERT's own code puts a ReLU before this classifier; transformers and "
@@ -68,8 +68,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     if relabelled or wanted != own:
         new = _new_tensors(shapes, ours, config.initializer_range)
         if new:
-            warnings.warn(f"{folder}: these tensors are not in the checkpoint and start anew: {', '.join(new)}",
-                          stacklevel=2)
+            warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and start anew: "
+                          f"{', '.join(new)}", stacklevel=2)
         ours |= new
     _check_tensors(folder, wanted, config.architecture, shapes, ours, names)
     # copied, so that the model does not change or fall when the file that is mapped into memory does
@@ -104,8 +104,8 @@ def _on_meta(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module,
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """The tensors of a file under our names, without those that no model has; the names they had in the file; and a
-    sentence where a tensor that is stored twice differs, else "".
+    """The tensors of a file under our names, without those that no model has; the names they had in the file; and
+    the difference where a tensor that is stored twice has one, else "".
 
     What the table does not know is kept, for `_check_tensors` to report.
     """
@@ -135,10 +135,8 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
 
 def _head_of_tensors(ours: Iterable[str]) -> str:
     """The head that the tensors make up, for files whose config.json names none."""
-    for module, head in (("nsp", "pretraining"), ("mlm", "mlm"), ("classifier", "classification"), ("span", "span")):
-        if f"{module}.bias" in ours:
-            return head
-    return "encoder"
+    modules = {"nsp": "pretraining", "mlm": "mlm", "classifier": "classification", "span": "span"}
+    return next((head for module, head in modules.items() if f"{module}.bias" in ours), "encoder")
 
 
 def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor], std: float) -> dict[str, Tensor]:
@@ -155,18 +153,18 @@ def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor], std: fl
 
 
 def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:
-    """`UserError` where the head is none of ours, or is a language model's and the file has none that fits."""
+    """`UserError` where the head is none of ours, or a language model's and the file has none that fits."""
     if head not in MODELS:
-        raise UserError(f"{folder} is a {head}, which has a head that is not known here; head=\"encoder\" loads its "
-                        "encoder, head=\"classification\" or \"span\" starts a new head on it")
+        raise UserError(f"{folder} is a {head}, which has a head that is not known here; head=\"encoder\" loads "
+                        "its encoder, head=\"classification\" or \"span\" starts a new head on it")
     if head not in CLASSES[architecture]:
         raise UserError(f"{folder} is a {architecture}, for which there is no {head} head")
     for module in {"mlm": ["mlm"], "pretraining": ["mlm", "nsp"]}.get(head, []):
         if f"{module}.bias" not in ours:
-            raise UserError(f"{folder} has no {head} head: {to_hf(module + '.bias', architecture)} is missing, and "
-                            "only classification and span heads can be started anew")
+            raise UserError(f"{folder} has no {head} head: {to_hf(module + '.bias', architecture)} is missing, "
+                            "and only classification and span heads can be started anew")
         if untied:
-            raise UserError(f"{folder}: {untied}, but they are one tensor here; head=\"encoder\" loads without it")
+            raise UserError(f"{folder}: {untied}, but the two are one tensor here; head=\"encoder\" needs only one")
 
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
@@ -177,8 +175,8 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
         if name not in ours:
             problems["missing"].append(to_hf(name, architecture))
         elif ours[name].shape != shape:
-            problems["misshapen"].append(f"{names[name]} ({tuple(ours[name].shape)} in the file, {tuple(shape)} by "
-                                         "config.json)")
+            problems["misshapen"].append(f"{names[name]} ({tuple(ours[name].shape)} in the file, "
+                                         f"{tuple(shape)} by config.json)")
         elif not ours[name].is_floating_point():
             problems["misshapen"].append(f"{names[name]} ({ours[name].dtype}, not floating point)")
     for name in ours.keys() - shapes.keys():
@@ -195,16 +193,18 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and the tokenizer's files.
 
-    `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours. `dtype`
-    stores in fewer bits, like `torch.float16`. `card` is markdown for the model card. A folder that exists is
-    overwritten, other files in it stay; an interrupted save leaves the old model, or a folder without a config.json,
-    which does not load. `UserError` where the shape has no counterpart in `transformers`, or a value is not finite.
+    `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours.
+    `dtype` stores in fewer bits, like `torch.float16`. `card` is markdown for the model card. A folder that exists
+    is overwritten, other files in it stay; an interrupted save leaves the old model, or a folder without a
+    config.json, which does not load. `UserError` where the shape has no counterpart in `transformers`, or a value
+    is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     config, head = model.config, head_of(model)
     if format not in ("hf", "minibert"):
         raise UserError(f"format {format!r} is not known: hf or minibert")
-    state = {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in model.state_dict().items()}
+    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+             for name, tensor in model.state_dict().items()}
     stored = str(next(iter(state.values())).dtype).removeprefix("torch.")
     description = describe(config, head, format, stored)
     for name, tensor in state.items():

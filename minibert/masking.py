@@ -13,10 +13,10 @@ from minibert.randomness import uniform
 from minibert.tokenizer import Tokenizer
 
 SELECTIONS = {
-    "bert": "round(0.15 T) tokens of every sequence, [CLS] and [SEP] counted in T, as in BERT's own code",
-    "bernoulli": "every token by itself with probability 0.15",
-    "whole-word": "every word with probability 0.15, with all its pieces",
-    "smoothed": "0.15 of the whole batch, rare tokens oftener (count^-0.7), as in DistilBERT's own code",
+    "bert": "round(share * T) tokens of every sequence, [CLS] and [SEP] counted in T, as in BERT's own code",
+    "bernoulli": "every token by itself with probability `share`",
+    "whole-word": "every word with probability `share`, with all its pieces",
+    "smoothed": "`share` of the whole batch, rare tokens oftener (count^-0.7), as in DistilBERT's own code",
 }
 
 

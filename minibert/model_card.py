@@ -6,7 +6,7 @@ from minibert.names import CLASSES
 WHAT = {
     "encoder": ("feature-extraction", "an encoder: one vector of width {D} for each token"),
     "mlm": ("fill-mask", "a masked language model"),
-    "pretraining": ("fill-mask", "a masked language model with the next-sentence head of BERT's pre-training"),
+    "pretraining": ("fill-mask", "a masked language model with BERT's next-sentence head"),
     "classification": ("text-classification", "a classifier of texts or pairs of texts"),
     "regression": ("text-classification", "one score for a text or a pair of texts"),
     "span": ("question-answering", "an extractive question answerer: start and end logits for each token"),
@@ -15,19 +15,21 @@ WHAT = {
 
 def model_card(config: Config, head: str, form: str, parameters: int, dtype: str, pooler: bool, name: str,
                extra: str | None = None) -> str:
-    """The model card as markdown with YAML front matter; `extra` is markdown of the caller's, after the description."""
+    """A model card: YAML front matter, what the model is, the caller's markdown in `extra`, and how to load it."""
     c = config
     task, what = WHAT["regression" if head == "classification" and c.regression else head]
     rows = {"architecture": "DistilBERT" if c.architecture == "distilbert" else "BERT",
-            "parameters": f"{parameters:,}", "stored as": dtype, "layers": c.layers, "hidden size": c.hidden_size,
-            "attention heads": c.heads, "feed-forward size": c.intermediate_size, "vocabulary": f"{c.vocab_size:,}",
-            "longest input": f"{c.max_positions} tokens", "activation": c.activation}
+            "parameters": f"{parameters:,}", "stored as": dtype, "layers": c.layers,
+            "hidden size": c.hidden_size, "attention heads": c.heads, "feed-forward size": c.intermediate_size,
+            "vocabulary": f"{c.vocab_size:,}", "longest input": f"{c.max_positions} tokens",
+            "activation": c.activation}
     if head == "classification" and not c.regression:
         rows["labels"] = ", ".join(c.labels)
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     library = "transformers" if form == "hf" else "minibert"
-    parts = [f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- minibert\n- {c.architecture}\n---\n\n"
-             f"# {name}\n\nThis model is {what.format(D=c.hidden_size)}.\n\n| | |\n|---|---|\n{table}"]
+    parts = [f"---\nlibrary_name: {library}\npipeline_tag: {task}\n"
+             f"tags:\n- minibert\n- {c.architecture}\n---\n\n# {name}\n\n"
+             f"This model is {what.format(D=c.hidden_size)}.\n\n| | |\n|---|---|\n{table}"]
     if extra:
         parts.append(extra.strip() + "\n")
     parts.append("## How to load it\n\nWith minibert:\n\n```python\nimport minibert\n\n"
@@ -41,6 +43,6 @@ def model_card(config: Config, head: str, form: str, parameters: int, dtype: str
                      f"{', add_pooling_layer=False' if bare else ''})\n"
                      "tokenizer = transformers.AutoTokenizer.from_pretrained(\"FOLDER\")\n```\n")
         if bare:
-            parts.append("The model has no pooler: without `add_pooling_layer=False`, transformers starts a new one, "
-                         "and `pooler_output` means nothing.\n")
+            parts.append("The model has no pooler: without `add_pooling_layer=False`, transformers starts a new "
+                         "one, and `pooler_output` means nothing.\n")
     return "\n".join(parts)

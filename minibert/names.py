@@ -1,8 +1,8 @@
 """Names that are not ours: one table per architecture, from our modules and config fields to Hugging Face's.
 
-Read from left to right for saving and from right to left for loading; `{}` is the layer's number. What a file may hold
-that a model here does not is in `TIED`, stored twice, and `DROPPED`, left out on purpose. Any other difference between
-a file and its model is an error (hub.py).
+Read from left to right for saving and from right to left for loading; `{}` is the layer's number. What a file may
+hold that a model here does not is in `TIED`, stored twice, `DROPPED`, left out on purpose, and `HEAD_MODULES`, the
+heads that were not asked for. Any other difference between a file and its model is an error (hub.py).
 """
 
 import re
@@ -61,13 +61,14 @@ TIED = {  # a second name of a tensor, in files that store it twice -> the name 
 }
 
 DROPPED = (  # patterns of their tensors that no model here has
-    r"(distil)?bert\.embeddings\.(position_ids|token_type_ids)",  # 0, 1, 2 ... and zeros, from old transformers
+    r"(distil)?bert\.embeddings\.(position_ids|token_type_ids)",  # 0, 1, 2 ... and zeros, of old transformers
     r"fit_dense\.(weight|bias)",  # TinyBERT's way from the student's width to the teacher's,
     r"fit_denses\.\d+\.(weight|bias)",  # of use in its distillation only; one per layer in "v2" files
 )
 
 # The modules that only some heads have. A model without one of them drops the one in the file.
-HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "nsp", "classifier", "pre_classifier", "span")
+HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "nsp", "pre_classifier", "classifier",
+                "span")
 
 CLASSES = {  # architecture -> head -> their class
     "bert": {
@@ -118,11 +119,13 @@ ACTIVATION = {"bert": "hidden_act", "distilbert": "activation"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
-ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."), "distilbert": ("embeddings.", "transformer.")}
+# What the names in a bare encoder's file begin with.
+ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
+                 "distilbert": ("embeddings.", "transformer.")}
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """The tensor `name` by a table of modules, or None: "encoder.layers.3.up.bias" by that of "encoder.layers.{}.up"."""
+    """The tensor `name` by a table of modules, with its layer and its "weight" or "bias"; None where it has none."""
     module, _, leaf = name.rpartition(".")
     number = re.search(r"(?<=\.)\d+(?=\.)", module)
     if number:
@@ -143,7 +146,7 @@ def from_hf(name: str, architecture: str) -> str | None:
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """The name as today's models with a head have it: LayerNorm's gamma and beta renamed, a bare encoder's prefix added.
+    """A name as models with a head have it today: gamma and beta renamed, a bare encoder's prefix added.
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

@@ -18,10 +18,11 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
     note: Google's BERT has no bias correction in its Adam; torch's has, which only changes the first steps.
     """
-    decay, no_decay = [], []
+    decay, no_decay, seen = [], [], set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter not in seen:  # a tied table has two names
+                seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
                 (no_decay if plain else decay).append(parameter)
     assert len(decay) + len(no_decay) == len([p for p in model.parameters() if p.requires_grad])

@@ -22,7 +22,7 @@ from minibert.shards import CorpusWriter, new_folder
 from minibert.tokenizer import Tokenizer
 
 HELD_OUT = 0.1
-TOPICS = "pydoc_data"  # where the help topics stand; always for training, being a third of the text
+TOPICS = "pydoc_data"  # where the help topics stand; always for training, being a fifth of the text
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"}
 
 

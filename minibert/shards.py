@@ -146,8 +146,8 @@ class CorpusWriter:
             parts[part]["unk"] = int(writer.counts[self.tokenizer.unk_id])
         if not parts["train"]["tokens"]:
             if any(part["tokens"] for part in parts.values()):
-                raise UserError("the few documents there are all fell to the held-out part: set its share to 0, "
-                                "or put blank lines between documents")
+                raise UserError("the few documents there are all fell to the held-out part: set its share to "
+                                "0, or put blank lines between documents")
             raise UserError("the corpus is empty: there is no text in the files given")
         description = dict(
             format=FORMAT, tokenizer=self.tokenizer.sha256, vocab_size=self.tokenizer.vocab_size,

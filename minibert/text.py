@@ -26,7 +26,7 @@ MAX_LINE_BYTES = 1 << 28
 HEAD_CHARACTERS = 1 << 16  # a document is held out or not by the hash of this much of it
 
 # borders of documents in raw bytes: after a blank line; before a top-level WikiText heading
-BLANK_LINE = re.compile(rb"(?s).*\n[ \t\r\f\v]*\n")
+BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?[ \t\r\f\v]*\n")
 HEADING_LINE = re.compile(rb"(?s).*\n(?=[ \t]*= (?!= )[^\n]* =[ \t\r]*\n)")
 HEADING = re.compile(r"= (?!= ).* =")
 JOINER = re.compile(r" @([-,.])@ ")
@@ -51,7 +51,7 @@ class Chunk(NamedTuple):
 
 
 def find_sources(paths: list[str | Path]) -> list[Source]:
-    """The text files of `paths`, in sorted order in folders and below; not those of prepared corpora there."""
+    """The text files of `paths`, folders in sorted order, without prepared corpora in them."""
     sources = []
     for path in map(Path, paths):
         if path.is_dir():

@@ -82,7 +82,7 @@ class Tokenizer:
 
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
-        """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], cut to `max_length` tokens, the longer text first.
+        """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], the longer text cut until `max_length` fits.
 
         Returns ids and segments (0 for the first text and its specials, 1 for the second): lists of S lists.
         """
@@ -120,7 +120,7 @@ class Tokenizer:
         return self.unk_id if i is None else i
 
     def save(self, folder: str | Path, max_length: int = 512) -> None:
-        """Writes tokenizer.json, vocab.txt and tokenizer_config.json; `transformers` loads them to the same ids.
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
         `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know.
         """
@@ -232,8 +232,8 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """A WordPiece vocabulary of at most `vocab_size` pieces, learned from texts.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines give the same vocabulary: the trainer of
-    `tokenizers` numbers inner characters ('##a') in the order of a randomised hash table, so they are numbered
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines give the same vocabulary: as the trainer of
+    `tokenizers` numbers inner characters ('##a') in the order of a randomised hash table, they are numbered
     here first. The texts are kept in a temporary file meanwhile. `UserError` if `vocab_size` has no room for
     the alphabet.
     """

@@ -1,4 +1,4 @@
-"""Where weights come from: a folder or a download, safetensors files, shards, and pickles for the converter only."""
+"""Where weights come from: a folder or a download; safetensors, shards, and pickles for the converter only."""
 
 import re
 from pathlib import Path
@@ -16,9 +16,9 @@ BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
-    """The folder itself, or the folder in the Hugging Face cache into which the hub model of that name was downloaded.
+    """The folder itself, or the one in the Hugging Face cache into which the hub model of that name was downloaded.
 
-    `weights=False` fetches config.json and the tokenizer only. The environment variables of huggingface_hub hold
+    `weights=False` fetches config.json and the tokenizer only. The environment variables of huggingface_hub count
     (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). `UserError` where there is neither a folder nor such a model.
     """
     if Path(name).is_dir():
@@ -37,8 +37,8 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
             folder = fetch(*CONFIG_FILES, *BIN_FILES)
         return folder
     except RepositoryNotFoundError:
-        raise UserError(f"there is no folder {name} here, and no model of that name on the hub that you can read"
-                        ) from None
+        raise UserError(f"there is no folder {name} here, and no model of that name on the hub that you can "
+                        "read") from None
     except Exception as error:  # whatever the HTTP client and the disk may raise
         why = str(error).strip().splitlines()
         raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "
@@ -46,14 +46,15 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
-    """All tensors of a folder by their names in its files: one safetensors file, shards with an index, or .bin."""
-    for stem, ending, read in (("model", ".safetensors", _read_safetensors), ("pytorch_model", ".bin", _read_bin)):
+    """All tensors of a folder by their names in its files: a safetensors file, shards with an index, or .bin."""
+    for stem, ending, read in (("model", ".safetensors", _read_safetensors),
+                               ("pytorch_model", ".bin", _read_bin)):
         whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
         if not (whole.exists() or index.exists()):
             continue
         if ending == ".bin" and not legacy_bin:
-            raise UserError(f"{folder} holds only pickled weights (.bin), which are not loaded; convert them once: "
-                            f"python weights/convert.py {folder} TARGET")
+            raise UserError(f"{folder} holds only pickled weights (.bin), which are not loaded; convert them "
+                            f"once: python weights/convert.py {folder} TARGET")
         return read(whole) if whole.exists() else _read_shards(index, read)
     raise UserError(f"{folder} holds no weights: there is no model.safetensors")
 
@@ -69,7 +70,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
         shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
         absent = [name for name, home in weight_map.items() if home == file and name not in shard]
         if absent:
-            raise UserError(f"{index.parent / file} lacks {', '.join(absent)}, which {index.name} says it holds")
+            raise UserError(f"{index.parent / file} lacks {', '.join(absent)}, which {index.name} promises")
         tensors |= shard
     return tensors
 
@@ -87,14 +88,15 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged, or holds more than tensors and is not to be trusted ({why})") from None
+        raise UserError(f"{path} is damaged, or holds more than tensors and is not to be trusted ({why})"
+                        ) from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     return tensors
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """The path, where it is a file; else a `UserError` that the folder holds no `what`, by default the file's name."""
+    """The path, where it is a file; else a `UserError` that the folder holds no `what` (default: its name)."""
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {what or path.name}")
     return path

@@ -66,7 +66,7 @@ def same(a, b):
     return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
 
 
-def test_from_anywhere_with_help_and_errors(tmp_path, model):
+def test_from_anywhere(tmp_path, model):
     save(model, tmp_path / "source", tokenizer())
     as_bin(tmp_path / "source")
     command = [sys.executable, str(ROOT / "weights/convert.py")]
@@ -78,10 +78,18 @@ def test_from_anywhere_with_help_and_errors(tmp_path, model):
     assert same(load(tmp_path / "target"), model.to(torch.bfloat16).float())
     assert minibert.load_tokenizer(tmp_path / "target").sha256 == tokenizer().sha256
 
-    again = subprocess.run([*command, "source", "target"], **run)
-    assert again.returncode == 2 and again.stderr.startswith("error: target exists") and len(again.stderr.split("\n")) == 2
-    shown = subprocess.run([*command, "--help"], **run).stdout
-    assert shown.count("python weights/convert.py ") == 3
+
+def test_help_and_errors(tmp_path, monkeypatch, capsys):
+    assert convert(monkeypatch, "--help") == 0
+    assert capsys.readouterr().out.count("python weights/convert.py ") == 3
+    assert convert(monkeypatch, "anything", tmp_path.parent) == 2
+    assert capsys.readouterr().err == (f"error: {tmp_path.parent} exists and is not an empty folder; choose another "
+                                       "TARGET\n")
+    assert convert(monkeypatch, tmp_path / "nothing", tmp_path / "target") == 2
+    assert convert(monkeypatch, "someone/nothing", tmp_path / "target") == 2  # no network in tests
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ") and "is not a folder" in first
+    assert second.startswith("error: ") and "could not be downloaded" in second
 
 
 @pytest.mark.parametrize("form", ["hf", "minibert"])
@@ -89,7 +97,8 @@ def test_layouts_and_heads(form, tmp_path, model, monkeypatch, capsys):
     save(model, tmp_path / "source", format="hf" if form == "minibert" else "minibert")
     assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", "--to", form) == 0
     assert "no tokenizer" in capsys.readouterr().out
-    assert (json.loads((tmp_path / "target/config.json").read_text()).get("format") == "minibert") == (form == "minibert")
+    raw = json.loads((tmp_path / "target/config.json").read_text())
+    assert raw.get("format", "hf") == form
     assert same(load(tmp_path / "target"), model)
     assert convert(monkeypatch, tmp_path / "target", tmp_path / "encoder", "--head", "encoder") == 0
     assert same(load(tmp_path / "encoder"), model.encoder)
@@ -220,7 +229,8 @@ print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
     total, old, nothing, odd, kind = done.stdout.splitlines()
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in model.parameters()), abs=1e-12)
     assert "holds only pickled weights" in old and kind == "MaskedLM"
-    assert nothing == ("there is no folder someone/nothing here, and no model of that name on the hub that you can read")
+    assert nothing == ("there is no folder someone/nothing here, and no model of that name on the hub that you can "
+                       "read")
     assert odd == "no such name! is not a folder, nor a model's name on the hub"
     assert not [path for path in asked if "other.safetensors" in path], "a file that is not the model's was fetched"
 
@@ -236,3 +246,10 @@ except minibert.UserError as error:
     done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
     kind, *rest = done.stdout.splitlines()
     assert kind == "MaskedLM" and len(rest) == 1 and "could not be downloaded" in rest[0], done.stderr
+
+
+def test_tokenising_does_not_import_torch():
+    """The package's names come on first use, so that the processes of data/prepare.py start quickly."""
+    code = "import sys, minibert.tokenizer; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -55,7 +55,8 @@ def retensor(folder, function):
 def same(a, b):
     """Whether two models are of one kind, with the same tensors to the bit."""
     x, y = a.state_dict(), b.state_dict()
-    return type(a) is type(b) and x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+    return type(a) is type(b) and x.keys() == y.keys() and all(
+        x[name].dtype == y[name].dtype and torch.equal(x[name], y[name]) for name in x)
 
 
 def fails(*args, **options) -> str:
@@ -92,6 +93,16 @@ def test_a_regression_stays_one(form, tmp_path):
     save(random_model(Classifier, config), tmp_path, format=form)
     model = load(tmp_path)
     assert model.config == config and model.classifier.out_features == 1
+
+
+def test_a_loaded_model_is_its_own(tmp_path):
+    """Not a view of the file: what is written over the file later does not reach the model."""
+    model = random_model(MaskedLM, BERT)
+    save(model, tmp_path)
+    loaded = load(tmp_path)
+    with open(tmp_path / "model.safetensors", "rb+") as file:
+        file.write(bytes((tmp_path / "model.safetensors").stat().st_size))
+    assert same(loaded, model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -433,7 +444,8 @@ def test_a_wrong_config_names_the_field(wrong, why, tmp_path):
 @pytest.mark.parametrize("wrong, why", [
     (dict(architecture="gpt"), "no known architecture"), (dict(colour=1), "unknown fields colour"),
     (dict(head="tail"), "'tail' is not known"), (dict(head=["mlm"], architecture="bert"), "is not known"),
-    (dict(architecture={}), "no known architecture"), (dict(labels="ab"), "labels"), (dict(layers=2.5), "layers is 2.5"),
+    (dict(architecture={}), "no known architecture"), (dict(labels="ab"), "labels"),
+    (dict(layers=2.5), "layers is 2.5"),
 ])
 def test_a_wrong_config_of_our_own(wrong, why, tmp_path):
     save(random_model(Encoder, BERT), tmp_path, format="minibert")

@@ -227,3 +227,22 @@ def test_help_shows_three_examples(capsys):
 def test_replacing_dropout_reaches_every_module(tiny_config):
     model = train.with_dropout(MaskedLM(tiny_config), dropout=0.0)
     assert all(m.config == replace(tiny_config, dropout=0.0) for m in model.modules() if hasattr(m, "config"))
+
+
+def test_two_ranks_give_the_run_of_one(folder, tmp_path):
+    """torchrun with two processes, and one process, dropout off: the same losses and weights to rounding."""
+    more = ("--dropout", "0", "--precision", "fp32")
+    train.main(options(folder, tmp_path / "one", *more, threads=1))
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                    str(ROOT / "train.py"), *options(folder, tmp_path / "two", *more, threads=1)], check=True, timeout=300,
+                   env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["tokens"] == b["tokens"]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
+
+
+def test_a_corpus_without_held_out_text_is_said_and_trains(folder, tmp_path, capsys):
+    train.main(options(folder, tmp_path / "run", **{"eval-corpus": None, "steps": 1}))
+    assert "nothing will be evaluated" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()).keys() == {"tokens"}

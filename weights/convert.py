@@ -4,8 +4,8 @@
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
 
-SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with `weights_only=True`: tensors
-load, code in the file does not run.
+SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with `weights_only=True`:
+tensors load, code in the file does not run.
 """
 
 import argparse
@@ -25,12 +25,15 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def main() -> None:
     """Reads the command line, loads SOURCE, saves TARGET."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", help="a folder, or a model's name on the hub")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("target", metavar="TARGET", type=Path,
+                        help="a folder that does not exist yet, or is empty")
     parser.add_argument("--to", choices=("hf", "minibert"), default="hf",
                         help="whose names and config: Hugging Face's or ours (default: %(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="stored precision (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32",
+                        help="stored precision (default: %(default)s)")
     parser.add_argument("--head", choices=MODELS, help="the head to keep (default: the one that SOURCE has)")
     args = parser.parse_args()
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):

@@ -1,0 +1,212 @@
+"""Times the distillation step of train.py against the same step on `transformers`, alternating in one run.
+
+Each contender lives in a process of its own, so that each has its own peak of memory; they take turns on the same sequences.
+Tokens are real tokens, never padding.
+"""
+
+import dataclasses
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from minibert.batch import IGNORE
+from minibert.config import Config, preset
+from minibert.errors import UserError
+from minibert.feed import Step, cut
+from minibert.heads import MaskedLM
+from minibert.methods import METHODS, Weights
+from minibert.model import init_weights
+from minibert.optim import adamw
+from minibert.options import option
+from minibert.report import table
+from minibert.runtime import PRECISIONS, describe, start
+from minibert.step import training_step
+
+CLIP, LR = 5.0, 1e-4
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """Every option of bench.py train."""
+
+    teacher: str = option("bert-base", "preset of the teacher (random weights)")
+    student: str = option("distilbert", "preset of the student")
+    batch: int = option(8, "sequences of one step")
+    max_length: int = option(128, "tokens of the longest sequence")
+    min_length: int = option(16, "of the shortest; lengths are uniform in between, or all --max-length where it is equal")
+    micro_tokens: int = option(4096, "most tokens in one forward pass")
+    steps: int = option(4, "steps of one turn")
+    turns: int = option(5, "turns of each contender after the warm-up")
+    dropout: float = option(0.1, "of embeddings and block outputs, on both sides")
+    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "cpu, cuda ...")
+    threads: int | None = option(None, "CPU threads")
+    compile: bool = option(False, "torch.compile our encoders")
+    peer: bool = option(True, "measure transformers beside")
+
+    def __post_init__(self):
+        if not 2 < self.min_length <= self.max_length <= self.micro_tokens:
+            raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
+
+
+def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(ids, lengths, selected) of each step of a turn: random tokens, 15 % of them masked, the same for everyone."""
+    rng = np.random.default_rng(0)
+    steps = []
+    for _ in range(options.steps):
+        lengths = rng.integers(options.min_length, options.max_length + 1, options.batch)
+        ids = rng.integers(5, vocab_size, lengths.sum())
+        steps.append((ids, lengths, rng.random(len(ids)) < 0.15))
+    return steps
+
+
+def shapes(options: TrainBench) -> tuple[Config, Config]:
+    """Teacher and student with the dropout asked for."""
+    return tuple(dataclasses.replace(preset(name), dropout=options.dropout) for name in (options.teacher, options.student))
+
+
+def our_turn(options: TrainBench, runtime):
+    """A function that takes one turn of steps with minibert, all as train.py does it."""
+    teacher, student = (init_weights(MaskedLM(config)).to(runtime.device) for config in shapes(options))
+    teacher.eval().requires_grad_(False)
+    student.train()
+    if options.compile:
+        student.encoder.compile(dynamic=True)
+        teacher.encoder.compile(dynamic=True)
+    optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
+    data = []
+    for number, (ids, lengths, selected) in enumerate(sequences(options, student.config.vocab_size)):
+        micro = cut(ids, lengths, np.where(selected, 4, ids), selected, options.micro_tokens, (number,))
+        data.append(Step(micro, len(ids), int(selected.sum())))
+
+    def turn() -> None:
+        for step in data:
+            training_step(student, teacher, METHODS["distilbert"], Weights(), step, optimizer, scaler, runtime, LR, CLIP)
+    return turn
+
+
+def peers_turn(options: TrainBench, runtime):
+    """The same with transformers. Its batches are grouped by length: the turn's sequences sorted, then cut."""
+    from minibert.peers import transformers_model, transformers_step
+    teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
+    teacher.eval().requires_grad_(False)
+    student.train()
+    optimizer = adamw(student, (0.9, 0.98), 1e-6, 0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = LR
+    pool = []
+    for ids, lengths, selected in sequences(options, teacher.config.vocab_size):
+        borders = np.cumsum(lengths)[:-1]
+        inputs, labels = np.where(selected, 4, ids), np.where(selected, ids, IGNORE)
+        pool += [(torch.from_numpy(i), torch.from_numpy(k)) for i, k in
+                 zip(np.split(inputs, borders), np.split(labels, borders))]
+    pool.sort(key=lambda pair: len(pair[0]))
+    batches = [pool[i:i + options.batch] for i in range(0, len(pool), options.batch)]
+
+    def turn() -> None:
+        for batch in batches:
+            transformers_step(student, teacher, *map(list, zip(*batch)), Weights(), optimizer, runtime, CLIP)
+    return turn
+
+
+def worker(kind: str, options: TrainBench, pipe) -> None:
+    """One contender in its process: a turn whenever asked; its seconds, and at the end its peak of memory in bytes."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    runtime = start(options.device, options.precision)
+    turn = {"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime)
+    while pipe.recv():
+        begun = time.perf_counter()
+        turn()
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - begun)
+    on_gpu = runtime.device.type == "cuda"
+    pipe.send(torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def useful_flops(teacher: Config, student: Config, lengths: np.ndarray) -> float:
+    """Multiplications and additions that the step cannot do without: teacher forward, student forward and backward.
+
+    A linear layer costs 2 x weights a token, attention 4 T D a token and layer; backward is twice forward. The vocabulary counts
+    for every token on both sides, because the KL needs it.
+    """
+    def forward(c: Config) -> float:
+        D, tokens = c.hidden_size, lengths.sum()
+        layer = tokens * 2 * (4 * D * D + 2 * D * c.intermediate_size) + 4 * D * (lengths.astype(float) ** 2).sum()
+        return c.layers * layer + tokens * 2 * (D * D + D * c.vocab_size)
+    return forward(teacher) + 3 * forward(student)
+
+
+def matrix_peak(options: TrainBench) -> float:
+    """The FLOP/s of a large square matrix product here, in the precision asked for: best of several."""
+    runtime = start(options.device, options.precision)
+    a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision]) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        begun = time.perf_counter()
+        a @ b
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * 2048**3 / best
+
+
+def bench_train(options: TrainBench) -> dict:
+    """Measures and prints; returns what the JSON line holds."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    context = torch.multiprocessing.get_context("spawn")
+    kinds = ["minibert", "transformers"] if options.peer else ["minibert"]
+    peak = matrix_peak(options)
+    pipes, processes = {}, []
+    for kind in kinds:
+        pipes[kind], theirs = context.Pipe()
+        processes.append(context.Process(target=worker, args=(kind, options, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    memory = {}
+    try:
+        for number in range(options.turns + 1):
+            for kind in kinds:
+                pipes[kind].send(True)
+                elapsed = pipes[kind].recv()
+                if number:  # the first turn warms up
+                    seconds[kind].append(elapsed)
+        for kind in kinds:
+            pipes[kind].send(False)
+            memory[kind] = pipes[kind].recv()
+    except (EOFError, ConnectionError):
+        raise UserError("a contender ended before its time; what it said is above") from None
+    teacher, student = shapes(options)
+    steps = sequences(options, student.vocab_size)
+    tokens = sum(len(ids) for ids, _, _ in steps)
+    flops = sum(useful_flops(teacher, student, lengths) for _, lengths, _ in steps)
+    figures, rows = {}, []
+    for kind in kinds:
+        middle = statistics.median(seconds[kind])
+        figures[kind] = {"tokens_per_second": tokens / middle, "spread": [tokens / max(seconds[kind]), tokens / min(seconds[kind])],
+                         "flops_per_second": flops / middle, "share_of_peak": flops / middle / peak,
+                         "peak_memory_bytes": memory[kind]}
+        rows.append({"step": kind, "tok/s": f"{tokens / middle:,.0f}",
+                     "from - to": "{:,.0f} - {:,.0f}".format(*figures[kind]["spread"]),
+                     "GFLOP/s": f"{flops / middle / 1e9:,.0f}", "of matrix peak": f"{100 * flops / middle / peak:.0f} %",
+                     "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
+    runtime = start(options.device, options.precision)
+    title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {options.min_length} to "
+             f"{options.max_length} tokens, {runtime.precision}, dropout {options.dropout}")
+    print(table(rows, title))
+    result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime), "matrix_peak": peak, **figures}
+    if options.peer:
+        ratios = sorted(b / a for a, b in zip(seconds["minibert"], seconds["transformers"]))
+        result["speed_ratio"] = statistics.median(ratios)
+        result["memory_ratio"] = memory["minibert"] / memory["transformers"]
+        print(f"minibert is {result['speed_ratio']:.2f} times as fast (turn by turn {ratios[0]:.2f} to {ratios[-1]:.2f}) "
+              f"with {100 * result['memory_ratio']:.0f} % of the memory")
+    return result

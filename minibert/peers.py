@@ -1,0 +1,62 @@
+"""The same work done with `transformers`, set up as well as its own users would: what bench.py compares with.
+
+Padded batches, SDPA attention, dynamic padding, the same precision, dropout and optimiser; the losses are those of the original
+DistilBERT distiller, on the logits of all real tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from minibert.batch import IGNORE
+from minibert.config import Config
+from minibert.errors import UserError
+from minibert.methods import Weights
+from minibert.runtime import Runtime
+
+
+def transformers_model(config: Config):
+    """A masked language model of `transformers` with random weights, of the shape of `config`, with SDPA attention."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("the comparison needs transformers: pip install 'minibert[peers]'") from None
+    common = dict(vocab_size=config.vocab_size, max_position_embeddings=config.max_positions)
+    if config.architecture == "distilbert":
+        theirs = transformers.DistilBertConfig(
+            dim=config.hidden_size, n_layers=config.layers, n_heads=config.heads, hidden_dim=config.intermediate_size,
+            dropout=config.dropout, attention_dropout=config.attention_dropout, **common)
+    else:
+        theirs = transformers.BertConfig(
+            hidden_size=config.hidden_size, num_hidden_layers=config.layers, num_attention_heads=config.heads,
+            intermediate_size=config.intermediate_size, type_vocab_size=config.segments,
+            hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.attention_dropout, **common)
+    return transformers.AutoModelForMaskedLM.from_config(theirs, attn_implementation="sdpa")
+
+
+def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
+    """(S, T) of the longest; the rest is `value`."""
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
+
+
+def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor], weights: Weights,
+                      optimizer, runtime: Runtime, clip: float) -> float:
+    """One distillation step on a padded batch; inputs and labels one tensor a sequence. Returns the loss."""
+    ids, labels = pad(inputs, 0).to(runtime.device), pad(labels, IGNORE).to(runtime.device)  # (S, T)
+    lengths = torch.tensor([len(sequence) for sequence in inputs])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(runtime.device)
+    optimizer.zero_grad()
+    with runtime.autocast():
+        with torch.no_grad():
+            theirs = teacher(ids, attention_mask=mask, output_hidden_states=True)
+        ours = student(ids, attention_mask=mask, output_hidden_states=True)
+        z_s, z_t = ours.logits[mask], theirs.logits[mask]  # (N, V)
+        temperature = weights.temperature
+        kl = F.kl_div((z_s / temperature).log_softmax(-1), (z_t / temperature).softmax(-1), reduction="batchmean")
+        mlm = F.cross_entropy(z_s, labels[mask], ignore_index=IGNORE)
+        h_s, h_t = ours.hidden_states[-1][mask], theirs.hidden_states[-1][mask]
+        cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s), device=h_s.device))
+        loss = weights.kl * temperature**2 * kl + weights.mlm * mlm + weights.cosine * cosine
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), clip)
+    optimizer.step()
+    return loss.item()
