@@ -36,6 +36,7 @@ from minibert.python_docs import prepare_python_docs
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
 from minibert.students import check_fit, distilbert_of, from_scratch, layer_map, student_from, with_new_mlm_head
+from minibert.tokenizer import read_json
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -205,7 +206,7 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
     """The prepared folder of a corpus option: itself where it is one, else made in `target` by the first rank."""
     if len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists():
         return Path(sources[0])
-    if runtime.is_writer and not (target / "corpus.json").exists():
+    if runtime.is_writer and not (options.resume and (target / "corpus.json").exists()):
         if sources == ("python-docs",):
             prepare_python_docs(tokenizer, target)
         else:
@@ -229,10 +230,20 @@ def say(*words) -> None:
         print(*words, flush=True)
 
 
-def open_run(out: Path, resume: bool) -> None:
-    """Makes the run folder; an existing run needs --resume."""
-    if (out / "config.json").exists() and not resume:
-        raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile", "threads", "eval_every", "checkpoint_every"}
+
+
+def open_run(out: Path, options: Options) -> None:
+    """Makes the run folder; an existing run needs --resume, and the options that it was started with."""
+    if (out / "config.json").exists():
+        if not options.resume:
+            raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+        before = read_json(out / "config.json").get("options", {})
+        now = json.loads(json.dumps(dataclasses.asdict(options)))
+        other = [f"--{name.replace('_', '-')} {before.get(name)}" for name in now
+                 if name not in MAY_CHANGE and now[name] != before.get(name)]
+        if other:
+            raise UserError(f"the run in {out} was started with {', '.join(other)}: resume it with the same")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
@@ -268,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime = start(options.device, options.precision)
     out = Path(options.out)
     if runtime.is_writer:
-        open_run(out, options.resume)
+        open_run(out, options)
     runtime.barrier()
 
     student, teacher, tokenizer = load_models(options)
@@ -298,6 +309,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.resume:
         state = load_checkpoint(out / "checkpoint", student, optimizer, say)
         done = state["step"] if state else 0
+        if state and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         say(f"resuming after step {done}")
     if runtime.is_writer:
         cut_metrics(out / "metrics.jsonl", done)
@@ -350,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
             if stopping or done % options.checkpoint_every == 0 or done == steps:
                 if runtime.is_writer:
                     metrics.flush()
-                    save_checkpoint(out / "checkpoint", done, student, optimizer, {"tokens": tokens_before})
+                    save_checkpoint(out / "checkpoint", done, student, optimizer, {"tokens": tokens_before, "scaler": scaler.state_dict()})
             if stopping and done < steps:
                 upcoming.cancel()
                 say(f"\nstopped after step {done}; continue with --resume")

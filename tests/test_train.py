@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 def options(folder, out, *more, **changed):
     given = {"teacher": folder / "teacher", "corpus": folder / "corpus.txt", "eval-corpus": folder / "held-out.txt",
-             "max-length": 48, "batch": 8, "micro-tokens": 120, "steps": 6, "lr": 1e-3, "threads": 2, "out": out} | changed
+             "max-length": 48, "batch": 8, "micro-tokens": 120, "steps": 6, "lr": 1e-3, "threads": 1, "out": out} | changed
     return [str(word) for name, value in given.items() if value is not None for word in (f"--{name}", value)] + list(more)
 
 
@@ -209,6 +209,7 @@ def test_a_run_in_use_is_refused(folder, tmp_path):
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     refused(options(folder, tmp_path / "run", steps=1), "--resume")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    refused(options(folder, tmp_path / "run", "--resume", steps=1, lr=2e-3), "--lr 0.001")
 
 
 def test_exit_code_two_without_traceback(folder, tmp_path):
