@@ -133,3 +133,8 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report=print) -> 
             held_out=HELD_OUT, python=platform.python_version())
     if report:
         summarise(description, report)
+
+
+if __name__ == "__main__":  # python -m minibert.python_docs: the training part as text, a blank line between documents
+    for document in split_docs(python_docs())["train"]:
+        print("\n".join(document), end="\n\n")
