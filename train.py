@@ -77,7 +77,7 @@ class Options:
     steps: int | None = option(None, "optimiser steps (default: from --epochs)")
     epochs: float = option(3.0, "passes over the corpus")
     batch: int = option(128, "sequences of one optimiser step, over all ranks and micro-batches (published: 4000)")
-    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank; changes memory, never the result")
+    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank; changes memory and, but for dropout's draws, no result")
     masking: str | None = option(None, "which tokens are masked (default: smoothed; mlm: bert)", choices=tuple(SELECTIONS))
     mask_share: float = option(0.15, "share of tokens that are masked")
     alpha_kl: float = option(5.0, "weight of the KL to the teacher")
@@ -363,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
             if stopping or done % options.checkpoint_every == 0 or done == steps:
                 if runtime.is_writer:
                     metrics.flush()
-                    save_checkpoint(out / "checkpoint", done, student, optimizer, {"tokens": tokens_before, "scaler": scaler.state_dict()})
+                    save_checkpoint(out / "checkpoint", done, student, optimizer, {"scaler": scaler.state_dict()})
             if stopping and done < steps:
                 upcoming.cancel()
                 say(f"\nstopped after step {done}; continue with --resume")
