@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from minibert.evaluate import evaluate, held_out_batches
 from minibert.feed import make_step
 from minibert.heads import MaskedLM, PreTraining
 from minibert.masking import SELECTIONS, smoothed_weights
-from minibert.methods import METHODS, Weights
+from minibert.methods import METHODS, Weights, term_counts
 from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import option, parse
 from minibert.prepare import prepare
@@ -156,7 +157,6 @@ def load_models(options: Options):
     else:
         name = options.teacher or str(BUNDLED_TEACHER)
         teacher, tokenizer = minibert.load(name, head="mlm"), minibert.load_tokenizer(name)
-        teacher.requires_grad_(False)
         student = make_student(options, teacher)
     if len(tokenizer.special) > student.config.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model only {student.config.vocab_size}")
@@ -274,9 +274,7 @@ def cut_metrics(path: Path, step: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Trains, evaluates, writes the run folder."""
     options = resolve(parse(Options, argv, __doc__, EXAMPLES))
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    runtime = start(options.device, options.precision)
+    runtime = start(options.device, options.precision, options.threads)
     out = Path(options.out)
     if runtime.is_writer:
         open_run(out, options)
@@ -299,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
     method = METHODS[options.method]
     student.to(runtime.device).train()
     if teacher is not None:
-        teacher.to(runtime.device).eval()
+        runtime.hold_frozen(teacher)
     initial = {name: t.clone() for name, t in student.state_dict().items()} if micro_eval else None
     optimizer = adamw(student, (0.9, options.beta2), 1e-6, options.weight_decay)
     scaler = runtime.scaler()
@@ -343,8 +341,8 @@ def main(argv: list[str] | None = None) -> None:
             data, upcoming = upcoming.result(), ahead.submit(step_data, done + 1)
             lr = learning_rate(done, steps, options.lr, warmup_steps(options.warmup, steps))
 
-            row = training_step(student, teacher, method, weights, data, optimizer, scaler, runtime, lr, options.clip,
-                                stopping=bool(stop))
+            row = training_step(student, partial(method, student, teacher, data, weights), data.micro_batches,
+                                term_counts(data, weights), optimizer, scaler, runtime, lr, options.clip, bool(stop))
             done += 1
 
             skipped = skipped + 1 if row["skipped"] else 0
@@ -373,6 +371,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics.close()
         finish(options, out, student, teacher, initial, tokenizer, micro_eval, runtime)
     runtime.barrier()
+    runtime.leave()
 
 
 def last_tokens(metrics: Path) -> int:

@@ -9,6 +9,7 @@ import resource
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from minibert.config import Config, preset
 from minibert.errors import UserError
 from minibert.feed import Step, cut
 from minibert.heads import MaskedLM
-from minibert.methods import METHODS, Weights
+from minibert.methods import METHODS, Weights, term_counts
 from minibert.model import init_weights
 from minibert.optim import adamw
 from minibert.options import option
@@ -72,7 +73,7 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
 def our_turn(options: TrainBench, runtime):
     """A function that takes one turn of steps with minibert, all as train.py does it."""
     teacher, student = (init_weights(MaskedLM(config)).to(runtime.device) for config in shapes(options))
-    teacher.eval().requires_grad_(False)
+    runtime.hold_frozen(teacher)
     student.train()
     if options.compile:
         student.encoder.compile(dynamic=True)
@@ -85,7 +86,8 @@ def our_turn(options: TrainBench, runtime):
 
     def turn() -> None:
         for step in data:
-            training_step(student, teacher, METHODS["distilbert"], Weights(), step, optimizer, scaler, runtime, LR, CLIP)
+            training_step(student, partial(METHODS["distilbert"], student, teacher, step, Weights()), step.micro_batches,
+                          term_counts(step, Weights()), optimizer, scaler, runtime, LR, CLIP)
     return turn
 
 
@@ -115,10 +117,8 @@ def peers_turn(options: TrainBench, runtime):
 
 def worker(kind: str, options: TrainBench, pipe) -> None:
     """One contender in its process: a turn whenever asked; its seconds, and at the end its peak of memory in bytes."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    runtime = start(options.device, options.precision)
+    runtime = start(options.device, options.precision, options.threads)
     turn = {"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime)
     while pipe.recv():
         begun = time.perf_counter()
@@ -145,7 +145,7 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray) -> float
 
 def matrix_peak(options: TrainBench) -> float:
     """The FLOP/s of a large square matrix product here, in the precision asked for: best of several."""
-    runtime = start(options.device, options.precision)
+    runtime = start(options.device, options.precision, options.threads)
     a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision]) for _ in range(2))
     best = float("inf")
     for _ in range(10):
@@ -159,8 +159,6 @@ def matrix_peak(options: TrainBench) -> float:
 
 def bench_train(options: TrainBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
     context = torch.multiprocessing.get_context("spawn")
     kinds = ["minibert", "transformers"] if options.peer else ["minibert"]
     peak = matrix_peak(options)

@@ -216,6 +216,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     pooler = head == "encoder" and model.pooler is not None
     parameters = sum(tensor.numel() for tensor in state.values())
     folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(".saving-*"):  # by a process that was killed
+        shutil.rmtree(left_over)
     # Everything is complete on the disk before the first file of an older model is replaced; and config.json,
     # without which nothing loads, goes first and comes last.
     made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))

@@ -1,4 +1,4 @@
-"""What each method minimises: a function from (student, teacher, micro-batch) to one loss and its named terms.
+"""What each method minimises: a function from (student, teacher, step, weights, micro-batch) to one loss and its named terms.
 
 Every function here has the same form: it returns the micro-batch's share of the step's loss, each term divided by the count of
 the *whole* step, and detached sums by name, which the caller adds up over micro-batches and ranks. `term_counts` says what each
@@ -32,7 +32,7 @@ def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
     return Vocab(model.mlm(last), model.encoder.word.weight, model.mlm.bias)
 
 
-def mlm(student: nn.Module, teacher: None, micro: MicroBatch, step: Step, weights: Weights) -> tuple[Tensor, dict]:
+def mlm(student: nn.Module, teacher: None, step: Step, weights: Weights, micro: MicroBatch) -> tuple[Tensor, dict]:
     """Masked language modelling alone: mean cross-entropy over the masked tokens of the step (Devlin et al. 2018)."""
     last = student.encoder(micro.batch)
     rows = (micro.labels != IGNORE).nonzero().squeeze(1)  # the head reads masked tokens only
@@ -40,8 +40,8 @@ def mlm(student: nn.Module, teacher: None, micro: MicroBatch, step: Step, weight
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
 
 
-def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, step: Step,
-               weights: Weights) -> tuple[Tensor, dict]:
+def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weights,
+               micro: MicroBatch) -> tuple[Tensor, dict]:
     """DistilBERT's triple loss (Sanh et al. 2019, section 3): KL to the teacher over all tokens, MLM, cosine."""
     with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from minibert.errors import UserError
 
@@ -40,10 +40,29 @@ class Runtime:
         """Loss scaling for fp16; does nothing otherwise."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
+    def hold_frozen(self, model: nn.Module) -> nn.Module:
+        """Puts a model that is not trained on the device, in eval mode; its matrices in 16 bits where products are.
+
+        Autocast would cast them anew for every micro-batch, since it keeps only the casts of weights that are trained.
+        Biases, LayerNorms, positions and token types stay fp32, and with them the sums that hidden states are.
+        """
+        model.to(self.device).eval().requires_grad_(False)
+        if self.precision != "fp32":
+            encoder = model.encoder
+            for module in [m for m in model.modules() if isinstance(m, nn.Linear)] + [encoder.word]:
+                module.weight.data = module.weight.data.to(PRECISIONS[self.precision])
+        return model
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.ranks > 1:
-            dist.barrier()
+            with _another_rank_may_end():
+                dist.barrier()
+
+    def leave(self) -> None:
+        """Says goodbye to the other ranks."""
+        if self.ranks > 1:
+            dist.destroy_process_group()
 
     def sum_over_ranks(self, tensors: list[Tensor]) -> None:
         """Adds the tensors of all ranks in place, in one flat call per dtype."""
@@ -52,16 +71,29 @@ class Runtime:
         for dtype in {t.dtype for t in tensors}:
             some = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in some])
-            dist.all_reduce(flat)
+            with _another_rank_may_end():
+                dist.all_reduce(flat)
             for tensor, piece in zip(some, flat.split([t.numel() for t in some])):
                 tensor.copy_(piece.view_as(tensor))
 
 
-def start(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Chooses device and precision, and joins the other ranks where torchrun started several.
+@contextlib.contextmanager
+def _another_rank_may_end():
+    try:
+        yield
+    except RuntimeError as error:  # gloo and nccl raise it when the connection to a rank is gone
+        raise UserError(f"another rank has ended, so this one does too ({str(error).splitlines()[0]}); its own message says "
+                        "why; continue from the last checkpoint with --resume") from None
+
+
+def start(device: str = "auto", precision: str = "auto", threads: int | None = None) -> Runtime:
+    """Chooses device, precision and CPU threads, and joins the other ranks where torchrun started several.
 
     "auto" is CUDA where there is one; bf16 where the hardware has it natively, fp16 on GPUs that have not, else fp32.
     """
+    # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is busy, which would
+    # change the order of its sums, and a resumed run could differ in the last bit.
+    torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if device == "auto":

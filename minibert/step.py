@@ -1,36 +1,38 @@
 """One optimiser step: the same for every script, every method, any number of micro-batches and ranks."""
 
-import torch
-from torch import nn
+from collections.abc import Callable
 
-from minibert.feed import Step
-from minibert.methods import Weights, term_counts
+import torch
+from torch import Tensor, nn
+
 from minibert.optim import gradient_norm
 from minibert.runtime import Runtime
 
 
-def training_step(student: nn.Module, teacher: nn.Module | None, method, weights: Weights, data: Step,
+def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, counts: dict[str, int],
                   optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, runtime: Runtime, lr: float,
                   clip: float, stopping: bool = False) -> dict:
     """Forward and backward over all micro-batches, one sum over ranks, clip, update.
 
-    Returns the step's terms (means over the whole step), `loss`, `grad_norm` (before clipping), `skipped` (a non-finite
-    loss or gradient: no update on any rank) and `stopping` (true when any rank is to stop). The device is waited for once.
+    `loss_of(micro)` gives a micro-batch's share of the step's loss and detached sums by name; `counts` what each sum is
+    divided by: the count of the whole step. Returns the terms so divided, `loss`, `grad_norm` (before clipping), `skipped`
+    (a non-finite loss or gradient: no update on any rank) and `stopping` (true when any rank is to stop). The device is
+    waited for once.
     """
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
-    sums: dict[str, torch.Tensor] = {}
-    for micro in data.micro_batches:
+    sums: dict[str, Tensor] = {}
+    for micro in micro_batches:
         micro = micro.to(runtime.device)
         torch.manual_seed(micro.seed)
         with runtime.autocast():
-            loss, terms = method(student, teacher, micro, data, weights)
+            loss, terms = loss_of(micro)
         scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, term in terms.items():
             sums[name] = sums[name] + term if name in sums else term
-    return update(parameters, loss_sum, sums, term_counts(data, weights), optimizer, scaler, runtime, lr, clip, stopping)
+    return update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping)
 
 
 def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping) -> dict:

@@ -1,6 +1,7 @@
 """The optimiser step: exact accounting over micro-batches, terms against the papers' formulas, guards."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from minibert.batch import IGNORE
 from minibert.feed import Step, cut
 from minibert.losses import cosine_sum
-from minibert.methods import METHODS, Weights, distilbert
+from minibert.methods import METHODS, Weights, distilbert, term_counts
 from minibert.model import init_weights
 from minibert.heads import MaskedLM
 from minibert.optim import adamw
@@ -46,7 +47,7 @@ def gradients(method, student, teacher, steps):
     totals = {}
     for step in steps:
         for micro in step.micro_batches:
-            loss, sums = METHODS[method](student, teacher, micro, step, Weights())
+            loss, sums = METHODS[method](student, teacher, step, Weights(), micro)
             loss.backward()
             for name, value in {"loss": loss.detach(), **sums}.items():
                 totals[name] = totals.get(name, 0) + value
@@ -70,7 +71,7 @@ def test_the_triple_loss_is_the_papers(tiny_config):
     student, teacher = models(tiny_config)
     (step,) = data(1000)
     (micro,) = step.micro_batches
-    loss, sums = distilbert(student, teacher, micro, step, Weights())
+    loss, sums = distilbert(student, teacher, step, Weights(), micro)
     z_s, z_t = student(micro.batch), teacher(micro.batch)
     kl = F.kl_div((z_s / 2).log_softmax(-1), (z_t / 2).softmax(-1), reduction="sum") * 4 / step.tokens
     mlm = F.cross_entropy(z_s, micro.labels, ignore_index=IGNORE)
@@ -89,7 +90,7 @@ def test_kl_of_masked_tokens_only(tiny_config):
     student, teacher = models(tiny_config)
     (step,) = data(1000)
     (micro,) = step.micro_batches
-    loss, _ = distilbert(student, teacher, micro, step, Weights(5, 0, 0, 2.0, kl_masked_only=True))
+    loss, _ = distilbert(student, teacher, step, Weights(5, 0, 0, 2.0, kl_masked_only=True), micro)
     rows = micro.labels != IGNORE
     z_s, z_t = student(micro.batch)[rows], teacher(micro.batch)[rows]
     kl = F.kl_div((z_s / 2).log_softmax(-1), (z_t / 2).softmax(-1), reduction="batchmean") * 4
@@ -107,7 +108,8 @@ CPU = Runtime(torch.device("cpu"), "fp32")
 
 def take(student, teacher, step, lr=1e-3, clip=5.0, method="distilbert", optimizer=None):
     optimizer = optimizer or adamw(student, (0.9, 0.98), 1e-6, 0.0)
-    return training_step(student, teacher, METHODS[method], Weights(), step, optimizer, CPU.scaler(), CPU, lr, clip)
+    return training_step(student, partial(METHODS[method], student, teacher, step, Weights()), step.micro_batches,
+                         term_counts(step, Weights()), optimizer, CPU.scaler(), CPU, lr, clip)
 
 
 def test_a_step_reports_means_and_moves_only_the_student(tiny_config):

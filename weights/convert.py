@@ -3,9 +3,13 @@
     python weights/convert.py weights/teacher /tmp/teacher-fp16 --dtype fp16
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
+    python weights/convert.py bert-base-uncased weights/start --layers 0,4,8,11 --feed-forward 1024 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with `weights_only=True`:
 tensors load, code in the file does not run.
+
+The last form cuts a smaller masked language model out of a large one, with a vocabulary of your own if you like: a start for
+`train.py --method mlm` that needs far less training than random weights (minibert/carve.py).
 """
 
 import argparse
@@ -17,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anyw
 
 import torch  # noqa: E402
 
+from minibert.carve import change_vocabulary, keep_layers, keep_positions, keep_units  # noqa: E402
 from minibert.errors import UserError, run_script  # noqa: E402
 from minibert.hub import MODELS, head_of, load, load_tokenizer, local_folder, save  # noqa: E402
 
@@ -35,19 +40,50 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32",
                         help="stored precision (default: %(default)s)")
     parser.add_argument("--head", choices=MODELS, help="the head to keep (default: the one that SOURCE has)")
+    carving = parser.add_argument_group("to cut a smaller masked language model out of SOURCE")
+    carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
+    carving.add_argument("--feed-forward", metavar="UNITS", type=int, help="keep only so many feed-forward units of each layer")
+    carving.add_argument("--positions", metavar="P", type=int, help="keep only the first P positions")
+    carving.add_argument("--tokenizer", metavar="DIR", help="change to this vocabulary; rows of known pieces are kept")
     args = parser.parse_args()
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
 
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     source = local_folder(args.source)
-    model = load(source, args.head, legacy_bin=True)
     has_tokenizer = any((source / name).exists() for name in ("tokenizer.json", "vocab.txt"))
-    save(model, args.target, load_tokenizer(source) if has_tokenizer else None, args.to, DTYPES[args.dtype])
+    tokenizer = load_tokenizer(source) if has_tokenizer else None
+    carved = any(value is not None for value in (args.layers, args.feed_forward, args.positions, args.tokenizer))
+    model = load(source, "mlm" if carved else args.head, legacy_bin=True)
+    if carved:
+        model, tokenizer = carve(model, tokenizer, args)
+    save(model, args.target, tokenizer, args.to, DTYPES[args.dtype])
     size = (args.target / "model.safetensors").stat().st_size
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.target}: {model.config.architecture}, {head_of(model)}, {parameters:,} parameters, "
-          f"{size:,} bytes{'' if has_tokenizer else '; there was no tokenizer to copy'}")
+          f"{size:,} bytes{'' if tokenizer else '; there was no tokenizer to copy'}")
+
+
+def carve(model, tokenizer, args):
+    """The smaller model that the options ask for, and its tokenizer."""
+    if args.head not in (None, "mlm"):
+        raise UserError(f"--head {args.head}: what is cut out of a model is a masked language model; leave --head away")
+    if args.layers is not None:
+        try:
+            layers = [int(i) for i in args.layers.split(",")]
+        except ValueError:
+            raise UserError(f"--layers {args.layers} is not a list of layers as 0,2,5") from None
+        model = keep_layers(model, layers)
+    if args.feed_forward is not None:
+        model = keep_units(model, args.feed_forward)
+    if args.positions is not None:
+        model = keep_positions(model, args.positions)
+    if args.tokenizer is not None:
+        if tokenizer is None:
+            raise UserError(f"{args.source} has no tokenizer, so its rows have no pieces to be found by")
+        old, tokenizer = tokenizer, load_tokenizer(args.tokenizer)
+        model = change_vocabulary(model, old, tokenizer)
+    return model, tokenizer
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""Device, precision and ranks: what a frozen model is held in, and what becomes of a rank whose neighbour dies."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import torch
+
+from minibert.heads import MaskedLM
+from minibert.runtime import Runtime, start
+from test_train import ROOT, folder, options  # noqa: F401  (folder is a fixture)
+
+
+def test_a_frozen_model_holds_its_matrices_in_16_bits(tiny_config, random_batch):
+    model = MaskedLM(tiny_config)
+    batch = random_batch([9, 5, 5])
+    runtime = Runtime(torch.device("cpu"), "bf16")
+    with torch.no_grad(), runtime.autocast():
+        before = model.eval().encoder(batch)
+        runtime.hold_frozen(model)
+        after = model.encoder(batch)
+    kept = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.dtype == torch.float32 and p.dim() == 2}
+    assert kept == {"encoder.position", "encoder.segment"}
+    assert not any(p.requires_grad for p in model.parameters())
+    assert after.dtype == torch.float32  # hidden states are sums, and stay fp32
+    assert (after - before).abs().max() < 0.03 * before.abs().max()  # the word table's rounding, 2^-9, is all that is new
+
+
+def test_a_frozen_model_is_left_alone_in_fp32(tiny_config):
+    model = Runtime(torch.device("cpu"), "fp32").hold_frozen(MaskedLM(tiny_config))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_threads_are_the_number_asked_for():
+    before = torch.get_num_threads()
+    start("cpu", "fp32", before + 1)
+    assert torch.get_num_threads() == before + 1
+    start("cpu", "fp32", before)
+
+
+def test_a_rank_whose_neighbour_dies_says_so_and_ends(folder, tmp_path):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "train.py"), *options(folder, tmp_path / "run", steps=100_000)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                                "MASTER_PORT": str(port)}
+    ranks = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                              env=environment | {"RANK": str(rank)}) for rank in range(2)]
+    try:
+        deadline = time.time() + 60
+        while time.time() < deadline and not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        ranks[1].kill()
+        said = ranks[0].communicate(timeout=30)[1]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert ranks[0].returncode == 2 and "another rank has ended" in said and "Traceback" not in said
