@@ -1,28 +1,58 @@
-"""What minibert costs, beside its peers: one table for people, one JSON document as the last line for scripts."""
+"""What minibert costs, beside its peers: a table for people, one JSON document as the last line for scripts.
+
+    bench.py train    the distillation step beside the same step on `transformers`
+    bench.py data     tokenising a corpus beside bare `tokenizers`; memory as the corpus grows
+    bench.py plan     hours and cost of a training, worked out from a rate
+"""
 
 import json
 import sys
 
-from minibert.bench_train import TrainBench, bench_train
 from minibert.errors import UserError, run_script
 from minibert.options import parse
 
-BENCHES = {"train": (TrainBench, bench_train)}
+WHAT = ("train", "data", "plan")
 
 EXAMPLES = """examples:
-  python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2      a minute on a CPU
+  python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
   python bench.py train --precision fp32
   python bench.py train --batch 16 --min-length 256 --max-length 256
+  python bench.py data                       Python's documentation, the bundled tokenizer
+  python bench.py data my_text/ --tokenizer weights/bert-base-uncased --workers 2 --megabytes 100
+  python bench.py data --growth 10,100,1000
+  python bench.py plan                       two ready-made plans, on assumed rates
+  python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
 """
+
+
+def bench(what: str):
+    """Options and function of one bench.
+
+    Imported on demand: `data` measures the memory of processes that import this file, and torch would count.
+    """
+    if what == "train":
+        from minibert.bench_train import TrainBench, bench_train
+        return TrainBench, bench_train
+    if what == "data":
+        from minibert.bench_data import DataBench, bench_data
+        return DataBench, bench_data
+    from minibert.plan import PlanBench, bench_plan
+    return PlanBench, bench_plan
 
 
 def main() -> None:
     """`bench.py WHAT [options]`."""
-    what = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if what not in BENCHES and what not in ("-h", "--help"):
-        raise UserError(f"bench.py measures: {', '.join(BENCHES)}; not {what!r}")
-    options_class, run = BENCHES.get(what, (TrainBench, None))
-    options = parse(options_class, sys.argv[2:] if run else ["--help"], f"{__doc__}\n\nusage: bench.py train ...", EXAMPLES)
+    what, words = (sys.argv + ["--help"])[1], sys.argv[2:]
+    if what in ("-h", "--help"):
+        print(f"{__doc__}\n{EXAMPLES}\nbench.py WHAT --help lists its options")
+        sys.exit()
+    if what not in WHAT:
+        raise UserError(f"bench.py measures: {', '.join(WHAT)}; not {what!r}")
+    if what == "data" and words and not words[0].startswith("-"):
+        words = ["--files", *words]
+    options_class, run = bench(what)
+    description = sys.modules[run.__module__].__doc__
+    options = parse(options_class, words, f"{description}\nusage: bench.py {what} ...", EXAMPLES)
     print(json.dumps(run(options)))
 
 

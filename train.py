@@ -7,7 +7,6 @@ minibert/methods.py names the loss terms, minibert/model.py is the encoder.
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -34,10 +33,10 @@ from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import option, parse
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
+from minibert.run_folder import cut_metrics, last_tokens, open_run, say
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
 from minibert.students import check_fit, distilbert_of, from_scratch, layer_map, student_from, with_new_mlm_head
-from minibert.tokenizer import read_json
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -224,49 +223,8 @@ def held_out_part(folder: Path, options: Options, tokenizer) -> Corpus | None:
         return None
 
 
-def say(*words) -> None:
-    """Prints, on the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(*words, flush=True)
-
-
-MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile", "threads", "eval_every", "checkpoint_every"}
-
-
-def open_run(out: Path, options: Options) -> None:
-    """Makes the run folder; an existing run needs --resume, and the options that it was started with."""
-    if (out / "config.json").exists():
-        if not options.resume:
-            raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
-        before = read_json(out / "config.json").get("options", {})
-        now = json.loads(json.dumps(dataclasses.asdict(options)))
-        other = [f"--{name.replace('_', '-')} {before.get(name)}" for name in now
-                 if name not in MAY_CHANGE and now[name] != before.get(name)]
-        if other:
-            raise UserError(f"the run in {out} was started with {', '.join(other)}: resume it with the same")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Keeps the rows of metrics.jsonl up to `step`, so that what a resumed run repeats is not there twice."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except (ValueError, KeyError):
-            break  # the last line of a killed run may be half a line
-        kept.append(line + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile", "threads", "eval_every", "eval_sequences",
+              "checkpoint_every"}
 
 
 # ---------------------------------------------------------------- the run
@@ -277,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime = start(options.device, options.precision, options.threads)
     out = Path(options.out)
     if runtime.is_writer:
-        open_run(out, options)
+        open_run(out, options, MAY_CHANGE)
     runtime.barrier()
 
     student, teacher, tokenizer = load_models(options)
@@ -372,12 +330,6 @@ def main(argv: list[str] | None = None) -> None:
         finish(options, out, student, teacher, initial, tokenizer, micro_eval, runtime)
     runtime.barrier()
     runtime.leave()
-
-
-def last_tokens(metrics: Path) -> int:
-    """Tokens seen according to the last row of metrics.jsonl."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    return json.loads(lines[-1])["tokens"] if lines else 0
 
 
 def finish(options: Options, out: Path, student, teacher, initial, tokenizer, micro_eval, runtime) -> None:

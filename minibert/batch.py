@@ -13,6 +13,7 @@ implementation has hidden states of shape (S, T, D), ours are (N, D), and a mean
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,3 +67,10 @@ def pack(ids, segments=None, positions=None) -> Batch:
         positions = flat(positions, "positions")
     segments = torch.zeros_like(stream) if segments is None else flat(segments, "segments")
     return Batch(stream, positions, segments, offsets, lengths)
+
+
+def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where some sequences of a stream lie: their rows (N,), the position of each inside its sequence (N,), offsets (S + 1,)."""
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    return np.repeat(starts, lengths) + positions, positions, offsets.astype(np.int32)

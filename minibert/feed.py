@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minibert.batch import IGNORE, Batch
+from minibert.batch import IGNORE, Batch, rows_of
 from minibert.corpus import Corpus
 from minibert.masking import mask_tokens
 from minibert.randomness import samples_of_step, seed_of
 from minibert.tokenizer import Tokenizer
+
 
 class MicroBatch(NamedTuple):
     """What goes through the model at once: a packed batch of masked text, and the original ids where it is masked."""
@@ -59,31 +60,31 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
         key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
-    """Cuts masked sequences into packed micro-batches of at most `micro_tokens` tokens (or one sequence that is longer).
-
-    Sorted by length, so that ranks get equal work and neighbours of equal length share one attention call.
-    """
+    """Cuts masked sequences into packed micro-batches of at most `micro_tokens` tokens (or one sequence that is longer)."""
     starts = np.cumsum(lengths) - lengths
-    mine = np.argsort(-lengths, kind="stable")[rank::ranks]
-    micro_batches, group, size = [], [], 0
-    for i in [*mine, None]:
-        if i is None or size + lengths[i] > micro_tokens:
-            if group:
-                micro_batches.append(_pack(ids, lengths, inputs, selected, starts, np.array(group), key))
+    return [_pack(ids, lengths, inputs, selected, starts, group, key)
+            for group in groups(lengths, micro_tokens, rank, ranks)]
+
+
+def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
+    """Which sequences go through the model together: indices, in groups of at most `micro_tokens` tokens, or of one.
+
+    Sorted by length, longest first, so that ranks get equal work and neighbours of equal length share one attention call.
+    """
+    made, group, size = [], [], 0
+    for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
+        if group and size + lengths[i] > micro_tokens:
+            made.append(np.array(group))
             group, size = [], 0
-        if i is not None:
-            group.append(i)
-            size += lengths[i]
-    return micro_batches
+        group.append(i)
+        size += lengths[i]
+    return made + [np.array(group)] if group else made
 
 
 def _pack(ids, lengths, inputs, selected, starts, group, key) -> MicroBatch:
     # batch.pack does this from lists; here the tokens lie in arrays already, and steps have up to a million of them
-    sizes = lengths[group]
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
-    positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-    rows = np.repeat(starts[group], sizes) + positions  # (N,) where this micro-batch's tokens lie in the step
+    rows, positions, offsets = rows_of(starts[group], lengths[group])
     labels = np.where(selected[rows], ids[rows], IGNORE)
     packed = Batch(torch.from_numpy(inputs[rows]), torch.from_numpy(positions), torch.zeros(len(rows), dtype=torch.int64),
-                   torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(sizes.copy()))
+                   torch.from_numpy(offsets), torch.from_numpy(lengths[group]))
     return MicroBatch(packed, torch.from_numpy(labels), seed_of(*key, int(group[0])))

@@ -74,7 +74,10 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, K), or scores (S, 1) for regression."""
-        last = self.encoder(batch)
+        return self.classify(self.encoder(batch), batch)
+
+    def classify(self, last: Tensor, batch: Batch) -> Tensor:
+        """The same from the encoder's last hidden states (N, D)."""
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:

@@ -18,6 +18,9 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
              "The city is the [MASK] of the country.")
 
 
+TERMS = ("kl", "mlm", "cosine", "hard", "soft", "patience")  # of the loss, as methods.py and finetuning.py name them
+
+
 class Progress:
     """One line about a long loop, at most about once a second on a terminal, every ten seconds elsewhere."""
 
@@ -32,7 +35,7 @@ class Progress:
             return
         self.shown = now
         left = (now - self.begun) / max(1, step - self.first) * (self.steps - step)
-        terms = " ".join(f"{name} {row[name]:.3f}" for name in ("kl", "mlm", "cosine") if name in row)
+        terms = " ".join(f"{name} {row[name]:.3f}" for name in TERMS if name in row)
         line = (f"step {step}/{self.steps}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
                 f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {clock(left)} left")
         print(f"\r\033[K{line}" if self.terminal else line, end="" if self.terminal and step < self.steps else "\n",

@@ -1,0 +1,132 @@
+"""What fine-tuning minimises, with or without a teacher: hard labels, soft labels, and patience (PKD).
+
+    L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
+
+Each term is a sum over examples divided by the count of the whole step. The teacher is asked once for each example, before
+training; what it said comes with the batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minibert.errors import UserError
+from minibert.examples import Examples, LabelledBatch
+from minibert.feed import groups
+from minibert.heads import Span
+from minibert.inference import MICRO_TOKENS, outputs
+from minibert.losses import at_least_fp32
+from minibert.runtime import Runtime
+from minibert.span_loss import span_distillation, span_loss
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """alpha: share of the soft labels; beta: weight of patience; the temperature of the soft labels."""
+
+    alpha: float = 0.0
+    temperature: float = 2.0
+    beta: float = 0.0
+
+
+def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
+    """Pairs (student layer, teacher layer), from 1, whose [CLS] states PKD compares (Sun et al. 2019, section 3.3).
+
+    The student's last layer is left to the soft labels. "skip" spreads over the teacher: 2, 4, 6, 8, 10 for 6 of 12; "last"
+    takes its last ones before the top: 7 to 11.
+    """
+    ours = range(1, student_layers)
+    if which == "last":
+        return [(i, teacher_layers - student_layers + i) for i in ours]
+    return [(i, round(i * teacher_layers / student_layers)) for i in ours]
+
+
+def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Sum over labelled examples: cross-entropy of classes or spans, squared error of scores."""
+    logits = at_least_fp32(logits)
+    if isinstance(model, Span):
+        return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
+    if model.config.regression:
+        known = labels.isfinite()
+        return (logits[known, 0] - labels[known]).square().sum()
+    return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+
+
+def soft_sum(model: nn.Module, logits: Tensor, theirs: Tensor, offsets: Tensor, temperature: float) -> Tensor:
+    """Sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015); squared error of scores.
+
+    note: PKD's code takes the mean over examples and classes, so its KL is smaller by the number of classes.
+    """
+    logits, theirs = at_least_fp32(logits), at_least_fp32(theirs)
+    if isinstance(model, Span):
+        return span_distillation(logits, theirs, offsets, temperature)
+    if model.config.regression:
+        return (logits - theirs).square().sum()
+    log_s, log_t = ((z / temperature).log_softmax(-1) for z in (logits, theirs))
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+
+
+def patience_sum(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Sum over examples of the mean squared difference of normalised [CLS] states; both (S, pairs, D).
+
+    note: the paper (eq. 7) sums over layers and widths; its code takes the mean, and the published beta of 10 to 1000 are
+    for that. This is the code's scale, with the paper's normalisation.
+    """
+    difference = F.normalize(at_least_fp32(ours), dim=-1) - F.normalize(at_least_fp32(theirs), dim=-1)
+    return difference.square().mean((1, 2)).sum()
+
+
+def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
+              micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the step's loss, and its terms as detached sums.
+
+    `layers`: the student's layers, from 1, whose [CLS] states are compared; none without patience.
+    """
+    batch, sums = micro.batch, {}
+    if layers:
+        hiddens = model.encoder.trace(batch).hiddens
+        logits = model.classify(hiddens[-1], batch)
+    else:
+        logits = model(batch)
+    loss = logits.new_zeros((), dtype=torch.float32)
+    if weights.alpha < 1:
+        sums["hard"] = hard_sum(model, logits, micro.labels, batch.offsets)
+        loss = loss + (1 - weights.alpha) / counts["hard"] * sums["hard"]
+    if weights.alpha > 0:
+        sums["soft"] = soft_sum(model, logits, micro.targets["logits"], batch.offsets, weights.temperature)
+        loss = loss + weights.alpha / counts["soft"] * sums["soft"]
+    if layers:
+        ours = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
+        sums["patience"] = patience_sum(ours, micro.targets["cls"])
+        loss = loss + weights.beta / counts["patience"] * sums["patience"]
+    return loss, {name: value.detach() for name, value in sums.items()}
+
+
+@torch.no_grad()
+def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
+                    micro_tokens: int = MICRO_TOKENS) -> dict[str, np.ndarray]:
+    """What the teacher says of each example, once: `logits` (n, K), spans (N, 2); `cls` (n, pairs, D) of `layers`, from 1."""
+    if not layers:
+        return {"logits": outputs(teacher, examples, runtime, micro_tokens)}
+    teacher.eval()
+    said = {"logits": [], "cls": []}
+    order = groups(examples.lengths, micro_tokens)
+    for group in order:
+        batch = examples.batch(group).to(runtime.device)
+        with runtime.autocast():
+            hiddens = teacher.encoder.trace(batch).hiddens
+            said["logits"].append(teacher.classify(hiddens[-1], batch).float().cpu())
+            said["cls"].append(torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1).float().cpu())
+    back = np.argsort(np.concatenate(order))
+    return {name: torch.cat(parts).numpy()[back] for name, parts in said.items()}
+
+
+def align_labels(teacher_labels: tuple[str, ...], labels: tuple[str, ...]) -> list[int]:
+    """For each label the teacher's class number, by name; `UserError` where the two sets of names differ."""
+    if sorted(teacher_labels) != sorted(labels):
+        raise UserError(f"the teacher's labels are {', '.join(teacher_labels)}, the task's {', '.join(labels)}: they must have "
+                        "the same names, in any order")
+    return [teacher_labels.index(label) for label in labels]

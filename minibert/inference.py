@@ -1,0 +1,70 @@
+"""Running a model over many texts: sorted by length, packed to a token budget, results in the order asked for."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from minibert.batch import rows_of
+from minibert.examples import Examples, encode
+from minibert.feed import groups
+from minibert.heads import Span, encoder_of
+from minibert.runtime import Runtime
+from minibert.tokenizer import Tokenizer
+
+MICRO_TOKENS = 4096
+
+
+def cpu() -> Runtime:
+    """One rank on the CPU in fp32: what the functions here run on unless told otherwise."""
+    return Runtime(torch.device("cpu"), "fp32")
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, examples: Examples, runtime: Runtime, micro_tokens: int = MICRO_TOKENS) -> np.ndarray:
+    """What the model returns for every example, fp32, in order: (n, K), or for a span head (N, 2), one row for each token."""
+    training, per_token = model.training, isinstance(model, Span)
+    model.eval()
+    starts = np.cumsum(examples.lengths) - examples.lengths
+    made = None
+    for group in groups(examples.lengths, micro_tokens):
+        batch = examples.batch(group).to(runtime.device)
+        with runtime.autocast():
+            out = model(batch).float().cpu().numpy()
+        if made is None:
+            made = np.empty((examples.lengths.sum() if per_token else len(examples.lengths), out.shape[1]), np.float32)
+        made[rows_of(starts[group], examples.lengths[group])[0] if per_token else group] = out
+    model.train(training)
+    return made
+
+
+def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None = None, *,
+            max_length: int | None = None, runtime: Runtime | None = None) -> np.ndarray:
+    """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
+
+    `model.config.labels` names the classes. Texts longer than `max_length` (default: the model's positions) are cut.
+    """
+    runtime = runtime or cpu()
+    length = max_length or model.config.max_positions
+    return outputs(model.to(runtime.device), encode(tokenizer, texts, pairs, length), runtime)
+
+
+@torch.no_grad()
+def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
+          runtime: Runtime | None = None) -> np.ndarray:
+    """One vector (n, D) of length 1 for each text: the mean of its tokens' last hidden states, as sentence encoders use.
+
+    The mean runs over all tokens of the text, [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3).
+    """
+    runtime = runtime or cpu()
+    encoder = encoder_of(model).to(runtime.device).eval()
+    examples = encode(tokenizer, texts, None, max_length or encoder.config.max_positions)
+    vectors = np.empty((len(texts), encoder.config.hidden_size), np.float32)
+    for group in groups(examples.lengths, MICRO_TOKENS):
+        batch = examples.batch(group).to(runtime.device)
+        with runtime.autocast():
+            last = encoder(batch).float()  # (N, D)
+        lengths = batch.lengths.to(last.device)
+        sums = last.new_zeros(len(group), last.shape[1]).index_add_(
+            0, torch.arange(len(group), device=last.device).repeat_interleave(lengths), last)
+        vectors[group] = torch.nn.functional.normalize(sums / lengths[:, None]).cpu().numpy()
+    return vectors

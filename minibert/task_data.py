@@ -1,0 +1,115 @@
+"""A task's splits as a model sees them, and what the model is worth on them: scores, answers, errors."""
+
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import nn
+
+from minibert import metrics, squad, squad_data
+from minibert.examples import Examples, encode, make_examples
+from minibert.inference import outputs
+from minibert.readers import majority
+from minibert.runtime import Runtime
+from minibert.tasks import Task
+from minibert.tokenizer import Tokenizer, read_text
+
+
+class Split(NamedTuple):
+    """One split: its rows as read, and as the model sees them. SQuAD's rows are questions, seen in windows."""
+
+    rows: list
+    examples: Examples
+    windows: list[squad.Window] | None = None
+
+
+def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
+    """Rows as the model sees them."""
+    if task.name == "squad":
+        windows = squad.windows(rows, tokenizer, task.max_length, stride)
+        spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
+        return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans), windows)
+    missing, kind = (math.nan, np.float32) if task.regression else (-1, np.int64)
+    labels = np.array([missing if row.label is None else row.label for row in rows], dtype=kind)
+    pairs = None if rows[0].pair is None else [row.pair for row in rows]
+    return Split(rows, encode(tokenizer, [row.text for row in rows], pairs, task.max_length, labels))
+
+
+def read_transfer(task: Task, files: tuple[str, ...], tokenizer) -> Split:
+    """Unlabelled texts, one a line, with a tab between the two of a pair."""
+    lines = [line for name in files for line in read_text(Path(name)).split("\n") if line.strip()]
+    texts, _, pairs = zip(*(line.partition("\t") for line in lines)) if lines else ((), (), ())
+    labels = np.full(len(lines), math.nan, np.float32) if task.regression else np.full(len(lines), -1)
+    return Split(lines, encode(tokenizer, list(texts), list(pairs) if any(pairs) else None, task.max_length, labels))
+
+
+def some_of(split: Split, n: int) -> Split:
+    """The first `n` examples of a fixed shuffle."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(split.examples.lengths))[:n])
+    if split.windows is None:
+        return Split([split.rows[i] for i in chosen], split.examples.part(chosen))
+    return Split(split.rows, split.examples.part(chosen), [split.windows[i] for i in chosen])
+
+
+def answers_to(model: nn.Module, task: Task, split: Split, runtime: Runtime, order: list[int] | None = None):
+    """What a model answers: class numbers (n,), scores (n,), or SQuAD's candidates by question id.
+
+    `order` gives for each class of the task its number in the model, where it has them in another order.
+    """
+    out = outputs(model, split.examples, runtime)
+    if task.name == "squad":
+        return answers_of(split, out)
+    return out[:, 0] if task.regression else (out if order is None else out[:, order]).argmax(-1)
+
+
+def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime, order: list[int] | None = None):
+    """Scores of a model on a split, in percent, and its answers as `answers_to` gives them."""
+    answers = answers_to(model, task, split, runtime, order)
+    if task.name == "squad":
+        return squad_data.evaluate(split.rows, {name: some[0].text for name, some in answers.items()}), answers
+    return percent(task, answers, split), answers
+
+
+def percent(task: Task, answers, split: Split) -> dict[str, float]:
+    """The task's metrics of some answers, in percent."""
+    return {name: 100 * value for name, value in metrics.score(task.metrics, answers, split.examples.labels).items()}
+
+
+def answers_of(split: Split, logits: np.ndarray) -> dict[str, list[squad_data.Candidate]]:
+    """The n-best answers of every question from the logits (N, 2) of all windows."""
+    pieces = np.split(logits, np.cumsum(split.examples.lengths)[:-1])
+    by_question: dict[int, list[int]] = {}
+    for number, window in enumerate(split.windows):
+        by_question.setdefault(window.question, []).append(number)
+    return {split.rows[q].id: squad.decode([split.windows[i] for i in some], [pieces[i][:, 0] for i in some],
+                                           [pieces[i][:, 1] for i in some], split.rows[q])
+            for q, some in by_question.items()}
+
+
+def write_errors(path: Path, task: Task, split: Split, answers) -> None:
+    """What the model gets wrong, as a table: answer given and expected, and the text; the worst scores first."""
+    clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
+    if task.name == "squad":
+        wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)), row.question, "")
+                 for row in split.rows if not max((squad_data.exact_match(answers[row.id][0].text, a.text)
+                                                   for a in row.answers), default=0)]
+    elif task.regression:
+        order = np.argsort(-np.abs(answers - split.examples.labels), kind="stable")
+        wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", split.rows[i].text, split.rows[i].pair)
+                 for i in order[:max(1, len(order) // 10)]]
+    else:
+        wrong = [(row.id, task.labels[answer], task.labels[row.label], row.text, row.pair)
+                 for row, answer in zip(split.rows, answers) if answer != row.label]
+    lines = ["id\tanswer\texpected\ttext\tpair", *("\t".join(map(clean, row)) for row in wrong)]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] | None:
+    """The scores of always giving the commonest answer of the training set."""
+    if task.name == "squad" or train is None:
+        return None
+    return percent(task, np.full(len(split.rows), majority(train.rows, task)), split)

@@ -1,0 +1,186 @@
+"""What finetune.py trains on: GLUE and IMDb as data, with their files, labels, metrics and published figures.
+
+Names and columns are those of the official downloads; readers.py reads them. MNLI comes with AX, the GLUE
+diagnostic set, which has no labels here and is answered by an MNLI model. SQuAD is in a module of its own.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Example(NamedTuple):
+    """One row: `label` is the class number in `Task.labels`, a score, or None where the file has none."""
+    id: str
+    text: str
+    pair: str | None
+    label: int | float | None
+
+
+class Table(NamedTuple):
+    """One split's file: its official header, tab-separated, and which of these columns hold what.
+
+    Without `has_header` the names count the columns of a file that has none. IMDb's `file` is a folder.
+    """
+    file: str
+    header: str = ""
+    text: str = ""
+    pair: str | None = None
+    label: str | None = None
+    has_header: bool = True
+    submission: str | None = None  # what the GLUE leaderboard calls the predictions
+
+
+class Published(NamedTuple):
+    """A figure of others, in percent; where the source does not say, `metric` is "" and `split` "dev"."""
+    model: str
+    metric: str
+    value: float
+    source: str
+    split: str = "dev"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification or regression task: K `labels` in class order, or a score and no labels.
+
+    The files, and the leaderboard, say `words[k]` for `labels[k]`. The first of `metrics` (metrics.py)
+    decides the best epoch. Batch, rate, epochs and length are those of the transformers examples (run_glue
+    README @05ce25be: 5 epochs for MRPC and WNLI); the DistilBERT paper names none.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    metrics: tuple[str, ...]
+    folder: str = ""  # in the official download
+    download: str = ""  # where that is
+    splits: dict[str, Table] = field(default_factory=dict)  # none: a file of the user
+    regression: bool = False
+    score_range: tuple[float, float] | None = None  # of a regression; None: any
+    batch: int = 32
+    lr: float = 2e-5
+    epochs: int = 3
+    max_length: int = 128
+    published: tuple[Published, ...] = ()
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        """The splits with labels to evaluate on: one, or MNLI's matched and mismatched."""
+        return tuple(name for name in self.splits if name.startswith("dev"))
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        """The splits to predict for the leaderboard."""
+        return tuple(name for name, table in self.splits.items() if table.submission)
+
+
+GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
+
+# ---- published figures -------------------------------------------------------------------------------------
+
+BERT, DISTILBERT = "bert-base-uncased", "distilbert-base-uncased"
+PAPER = "DistilBERT paper, arXiv 1910.01108v4, table 1: GLUE dev, median of 5 seeds"
+PAPER_README = "README of the DistilBERT code: GLUE dev, median of 5 seeds"
+PAPER_IMDB = "DistilBERT paper, arXiv 1910.01108v4, table 2: IMDb test"
+PAPER_SQUAD = "DistilBERT paper, arXiv 1910.01108v4, table 2: SQuAD 1.1 dev"
+EXAMPLES = "transformers examples README @00c4e395: GLUE dev, batch 24, median of 5 seeds"
+
+
+def _paper(metric: str, bert: float, distilbert: float) -> tuple[Published, ...]:
+    return Published(BERT, metric, bert, PAPER), Published(DISTILBERT, metric, distilbert, PAPER)
+
+
+def _examples(**figures: float) -> tuple[Published, ...]:
+    """bert-base's by metric. note: they differ from the paper's by up to 10 points, for no stated reason."""
+    return tuple(Published(BERT, metric, value, EXAMPLES) for metric, value in figures.items())
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+def _splits(header: str, test_header: str, submission: str, text: str = "sentence1",
+            pair: str | None = "sentence2", label: str = "label") -> dict[str, Table]:
+    train = Table("train.tsv", header, text, pair, label)
+    test = Table("test.tsv", test_header, text, pair, submission=submission)
+    return {"train": train, "dev": train._replace(file="dev.tsv"), "test": test}
+
+
+def _cola() -> dict[str, Table]:
+    splits = _splits("source\tlabel\tstar\tsentence", "index\tsentence", "CoLA.tsv", "sentence", None)
+    return {name: table._replace(has_header=name == "test") for name, table in splits.items()}
+
+
+def _mnli() -> dict[str, Table]:
+    shared = ("index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
+              "sentence1_parse\tsentence2_parse\tsentence1\tsentence2")
+    train = Table("train.tsv", shared + "\tlabel1\tgold_label", "sentence1", "sentence2", "gold_label")
+    dev = train._replace(header=shared + "\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label")
+    test = Table("", shared, "sentence1", "sentence2")
+    return {"train": train,
+            "dev_matched": dev._replace(file="dev_matched.tsv"),
+            "dev_mismatched": dev._replace(file="dev_mismatched.tsv"),
+            "test_matched": test._replace(file="test_matched.tsv", submission="MNLI-m.tsv"),
+            "test_mismatched": test._replace(file="test_mismatched.tsv", submission="MNLI-mm.tsv"),
+            # beside the folder MNLI; the download script and the leaderboard's page name it differently
+            "ax": Table("diagnostic/diagnostic.tsv|AX.tsv", "index\tsentence1\tsentence2", "sentence1",
+                        "sentence2", submission="AX.tsv")}
+
+
+INFERENCE = ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2")  # RTE's and WNLI's headers
+STS_B = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
+BINARY = ("0", "1")
+
+# ---- tasks -------------------------------------------------------------------------------------------------
+
+TASKS: dict[str, Task] = {task.name: task for task in (
+    Task("cola", ("unacceptable", "acceptable"), BINARY, ("matthews",), "CoLA", GLUE_URL + "CoLA.zip",
+         _cola(), published=_paper("matthews", 56.3, 51.3) + _examples(matthews=48.87)),
+    Task("sst2", ("negative", "positive"), BINARY, ("accuracy",), "SST-2", GLUE_URL + "SST-2.zip",
+         _splits("sentence\tlabel", "index\tsentence", "SST-2.tsv", "sentence", None),
+         published=_paper("accuracy", 92.7, 91.3) + _examples(accuracy=91.74)),
+    Task("mrpc", ("not_equivalent", "equivalent"), BINARY, ("f1", "accuracy"), "MRPC",
+         f"msr_paraphrase_train.txt and msr_paraphrase_test.txt of Microsoft and {GLUE_URL}mrpc_dev_ids.tsv",
+         _splits("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "index\t#1 ID\t#2 ID\t#1 String\t#2 String",
+                 "MRPC.tsv", "#1 String", "#2 String", "Quality"), epochs=5,
+         published=_paper("", 88.6, 87.5) + _examples(f1=90.70, accuracy=86.27)),
+    Task("stsb", (), (), ("pearson", "spearman"), "STS-B", GLUE_URL + "STS-B.zip",
+         _splits(STS_B + "\tscore", STS_B, "STS-B.tsv", label="score"),
+         regression=True, score_range=(0.0, 5.0),
+         published=_paper("", 89.0, 86.9) + _examples(pearson=91.39, spearman=91.04)),
+    Task("qqp", ("not_duplicate", "duplicate"), BINARY, ("f1", "accuracy"), "QQP", GLUE_URL + "QQP-clean.zip",
+         _splits("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "id\tquestion1\tquestion2", "QQP.tsv",
+                 "question1", "question2", "is_duplicate"),
+         published=_paper("", 89.6, 88.5) + _examples(f1=87.66, accuracy=90.79)),
+    Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
+         ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
+         # note: the paper prints 86.7 for bert-base, but only the README's 84.7 gives its average, 79.5
+         published=(Published(BERT, "accuracy", 84.7, PAPER_README),
+                    Published(DISTILBERT, "accuracy", 82.2, PAPER),
+                    Published(BERT, "accuracy", 83.70, EXAMPLES, "dev_matched"),
+                    Published(BERT, "accuracy", 84.83, EXAMPLES, "dev_mismatched"))),
+    Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
+         GLUE_URL + "QNLIv2.zip",  # the first QNLI had other splits; no figure here is about it
+         _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
+                 "question", "sentence"),
+         published=_paper("accuracy", 91.8, 89.2) + _examples(accuracy=89.31)),
+    Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
+         GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
+         published=_paper("accuracy", 69.3, 59.9) + _examples(accuracy=71.43)),
+    # 56.3 is what always answering "not_entailment" scores: 40 of 71
+    Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
+         _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
+         published=_paper("accuracy", 53.5, 56.3) + _examples(accuracy=43.66)),
+    # IMDb has no dev split: as in the papers, "dev" is its test part, so the best epoch is chosen on it, too.
+    # Length 512 is our choice, as reviews are long (the paper gives none); the rest is as for GLUE.
+    Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
+         "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+         {"train": Table("train"), "dev": Table("test")}, max_length=512,
+         published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
+                    Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
+)}
+
+# Its rows are questions and its answers spans, read and judged by squad_data.py and squad.py. Settings are those of BERT's README.
+SQUAD = Task("squad", (), (), ("f1", "exact_match"), "squad",
+             "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/", batch=12, lr=3e-5, epochs=2,
+             max_length=384, published=(Published(BERT, "exact_match", 81.2, PAPER_SQUAD), Published(BERT, "f1", 88.5, PAPER_SQUAD),
+                                        Published(DISTILBERT, "exact_match", 77.7, PAPER_SQUAD),
+                                        Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD)))

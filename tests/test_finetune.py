@@ -1,0 +1,233 @@
+"""finetune.py run as people run it, on tiny data: every kind of task, with and without a teacher, seeds, resuming, bad input."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import finetune
+import minibert
+from minibert.errors import UserError
+from minibert.heads import Classifier, MaskedLM, Span
+from minibert.model import init_weights
+from minibert.tokenizer import train_tokenizer
+from test_train import ROOT, handlers  # noqa: F401  (an autouse fixture)
+
+GOOD, BAD = ("fine", "great", "lovely", "bright"), ("poor", "awful", "dull", "grim")
+OTHER = ("film", "book", "song", "the", "a", "was", "is", "very", "quite", "and")
+
+
+def sentence(draw, label):
+    words = [draw.choice(OTHER) for _ in range(draw.randint(3, 9))]
+    words.insert(draw.randrange(len(words)), draw.choice((BAD, GOOD)[label]))
+    return " ".join(words)
+
+
+def write_csv(path, rows, names):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([names, *rows])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sentences with good or bad words, with a label or a score; a SQuAD of colours; a small random model."""
+    folder, draw = tmp_path_factory.mktemp("finetune"), random.Random(0)
+    labels = [draw.randrange(2) for _ in range(120)]
+    texts = [sentence(draw, label) for label in labels]
+    write_csv(folder / "reviews.csv", zip(texts, (("no", "yes")[k] for k in labels)), ["text", "label"])
+    write_csv(folder / "dev.csv", [(t, ("no", "yes")[k]) for t, k in zip(texts[:20], labels[:20])], ["text", "label"])
+    write_csv(folder / "scores.csv", zip(texts, texts[::-1], (k + 0.5 for k in labels)), ["text", "pair", "score"])
+    (folder / "unlabelled.txt").write_text("\n".join(texts) + "\n")
+    for name, n in (("train", 24), ("dev", 8)):
+        paragraphs = []
+        for i in range(n):
+            colour = draw.choice(("red", "green", "blue"))
+            context = f"The film was {colour} and the book was quite grim."
+            answer = {"text": colour, "answer_start": context.index(colour)}
+            paragraphs.append({"context": context, "qas": [{"id": f"{name}{i}", "question": "What was the film?",
+                                                            "answers": [answer]}]})
+        (folder / f"{name}-v1.1.json").write_text(json.dumps({"version": "1.1", "data": [
+            {"title": "Colours", "paragraphs": paragraphs}]}))
+    tokenizer = train_tokenizer([*texts, "red green blue What ? ."] * 3, 90)
+    config = minibert.Config(vocab_size=tokenizer.vocab_size, hidden_size=16, layers=2, heads=2, intermediate_size=32,
+                             max_positions=128)
+    torch.manual_seed(0)
+    minibert.save(init_weights(MaskedLM(config)), folder / "model", tokenizer)
+    return folder
+
+
+def options(folder, task, out, *more, **changed):
+    given = {"model": folder / "model", "task": folder / task if "." in task else task, "data": folder, "out": out,
+             "batch": 8, "lr": 3e-3, "epochs": 2, "max-length": 80, "threads": 1} | changed
+    return [str(word) for name, value in given.items() if value is not None for word in (f"--{name}", value)] + list(more)
+
+
+@pytest.fixture(scope="module")
+def tuned(folder, tmp_path_factory):
+    """A classifier and a span model, fine-tuned, to be teachers."""
+    out = tmp_path_factory.mktemp("tuned")
+    finetune.main(options(folder, "reviews.csv", out / "reviews", epochs=10, lr=5e-3))
+    finetune.main(options(folder, "squad", out / "squad", epochs=4))
+    return out
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text())
+
+
+def rows(out, seed=1):
+    return [json.loads(line) for line in (out / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_classes_are_learned_and_named(folder, tuned, capsys):
+    out = tuned / "reviews"
+    found = summary(out)
+    assert found["dev"]["median"]["accuracy"] > 90 > found["dev"]["baseline"]["accuracy"]
+    model = minibert.load(out / "model")
+    assert isinstance(model, Classifier) and model.config.labels == ("no", "yes")
+    assert (out / "errors.tsv").read_text().splitlines()[0] == "id\tanswer\texpected\ttext\tpair"
+    assert not list(out.glob("seed-*/model")) and not list(out.glob("seed-*/checkpoint"))
+    finetune.main(["--model", str(out / "model"), "--task", str(folder / "dev.csv"), "--evaluate", "--max-length", "80"])
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["scores"]["accuracy"] > 90
+
+
+def test_the_result_loads_in_transformers_with_its_labels(folder, tuned):
+    transformers = pytest.importorskip("transformers")
+    texts = ["the film was great", "a very dull book and a poor song"]
+    for name, kind in (("reviews", "AutoModelForSequenceClassification"), ("squad", "AutoModelForQuestionAnswering")):
+        path = tuned / name / "model"
+        theirs, tokenizer = getattr(transformers, kind).from_pretrained(path), transformers.AutoTokenizer.from_pretrained(path)
+        ours, our_tokenizer = minibert.load(path), minibert.load_tokenizer(path)
+        for text in texts:
+            with torch.no_grad():
+                out = theirs(**tokenizer(text, return_tensors="pt"))
+                expected = out.logits if name == "reviews" else torch.stack([out.start_logits, out.end_logits], -1)[0]
+                got = ours(minibert.pack(*our_tokenizer.encode([text])))
+            assert (got - expected).abs().max() < 1e-5
+        if name == "reviews":
+            assert theirs.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_scores_of_pairs(folder, tmp_path):
+    finetune.main(options(folder, "scores.csv", tmp_path / "run"))
+    assert summary(tmp_path / "run")["dev"]["median"].keys() == {"pearson", "spearman"}
+    assert minibert.load(tmp_path / "run" / "model").config.regression
+
+
+def test_spans_are_found(folder, tuned):
+    out = tuned / "squad"
+    assert isinstance(minibert.load(out / "model"), Span)
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert predictions.keys() == {f"dev{i}" for i in range(8)}
+    found = summary(out)["dev"]["median"]
+    assert found["exact_match"] > 60 and found["f1"] >= found["exact_match"]
+
+
+@pytest.mark.parametrize("method", ["kd", "pkd"])
+def test_a_teacher_teaches(folder, tuned, tmp_path, method):
+    out = tmp_path / "run"
+    finetune.main(options(folder, "reviews.csv", out, teacher=tuned / "reviews" / "model", method=method))
+    terms = {"hard", "soft"} | ({"patience"} if method == "pkd" else set())
+    assert terms <= rows(out)[0].keys()
+    assert any(row["model"] == "teacher" for row in summary(out)["table"])
+
+
+def test_a_teacher_of_spans_and_one_without_labels(folder, tuned, tmp_path):
+    finetune.main(options(folder, "squad", tmp_path / "squad", teacher=tuned / "squad" / "model"))
+    assert {"hard", "soft"} <= rows(tmp_path / "squad")[0].keys()
+    out = tmp_path / "transfer"
+    finetune.main(options(folder, "reviews.csv", out, teacher=tuned / "reviews" / "model", epochs=10, lr=5e-3,
+                          transfer=folder / "unlabelled.txt"))
+    assert "hard" not in rows(out)[0] and summary(out)["dev"]["median"]["accuracy"] > 90
+
+
+def test_seeds_differ_and_the_best_is_kept(folder, tmp_path):
+    out = tmp_path / "run"
+    finetune.main(options(folder, "reviews.csv", out, seeds=3, epochs=1))
+    found = summary(out)
+    scores = [r["best"]["scores"]["dev"]["accuracy"] for r in found["results"]]
+    assert found["dev"]["median"]["accuracy"] == np.median(scores)
+    assert scores[found["best_seed"] - 1] == max(scores)
+    assert rows(out, 1)[0]["loss"] != rows(out, 2)[0]["loss"]
+
+
+def test_micro_batches_change_nothing(folder, tmp_path):
+    for name, tokens in (("one", 4096), ("many", 30)):
+        finetune.main(options(folder, "reviews.csv", tmp_path / name, **{"micro-tokens": tokens, "dropout": 0}))
+    # the classifier's own dropout draws once for each micro-batch, so only the first loss is near
+    one, many = rows(tmp_path / "one"), rows(tmp_path / "many")
+    assert len(one) == len(many) and one[0]["loss"] == pytest.approx(many[0]["loss"], abs=0.05)
+
+
+def test_resume_is_exact_to_the_bit(folder, tmp_path):
+    """Stopped by SIGTERM in the second of two seeds, and taken up again: the same weights and the same rows."""
+    more = dict(seeds=2, epochs=4, dropout=0.1, **{"checkpoint-every": 5})
+    finetune.main(options(folder, "reviews.csv", tmp_path / "a", **more))
+    out = tmp_path / "b"
+    command = [sys.executable, str(ROOT / "finetune.py"), *options(folder, "reviews.csv", out, **more)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.time() + 60
+    while time.time() < deadline and not list(out.glob("seed-2/checkpoint/step-*")) and run.poll() is None:
+        time.sleep(0.005)
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=60)
+    assert run.returncode in (0, 143)
+    finetune.main(options(folder, "reviews.csv", out, "--resume", **more))
+    strip = lambda some: [{k: v for k, v in row.items() if k not in ("tokens_per_second", "stopping")}
+                          for row in some]  # noqa: E731
+    assert strip(rows(tmp_path / "a", 2)) == strip(rows(out, 2))
+    results = [[{k: v for k, v in r.items() if k != "seconds"} for r in summary(run)["results"]] for run in (tmp_path / "a", out)]
+    assert results[0] == results[1]
+
+
+def test_a_head_that_fits_is_kept(folder, tuned, tmp_path):
+    """Continuing from a classifier of the same labels: the third stage of PD starts where the second ended."""
+    finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=tuned / "reviews" / "model", lr=1e-6, epochs=1))
+    assert rows(tmp_path / "run")[0]["loss"] < 0.5
+
+
+def refused(argv, *words):
+    with pytest.raises(UserError) as error:
+        finetune.main(argv)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
+    out = tmp_path / "run"
+    refused(options(folder, "mnli", out), "MNLI", "unpack")
+    refused(options(folder, "squad", out, data=tmp_path), "train-v1.1.json")
+    refused(options(folder, "poems", out), "--task poems")
+    refused(options(folder, "cola", out, data=None), "--data")
+    refused(options(folder, "reviews.csv", out, method="pkd"), "--teacher")
+    refused(options(folder, "reviews.csv", out, transfer=folder / "unlabelled.txt"), "--teacher")
+    refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune it first")
+    refused(options(folder, "reviews.csv", out / "2", "--resume", teacher=tuned / "squad" / "model"), "fine-tune it first")
+    refused(options(folder, "reviews.csv", out / "3", **{"max-length": 500}), "128 positions")
+    (tmp_path / "bare").mkdir()
+    shutil.copy(folder / "model" / "config.json", tmp_path / "bare")
+    shutil.copy(folder / "model" / "model.safetensors", tmp_path / "bare")
+    refused(options(folder, "reviews.csv", out / "4", model=tmp_path / "bare"), "no tokenizer")
+    (tmp_path / "cut.csv").write_text('text,label\n"a b",no,3\n')
+    refused(options(tmp_path, "cut.csv", out / "5", model=folder / "model"), "line 2", "3 columns")
+    finetune.main(options(folder, "reviews.csv", tmp_path / "used", epochs=1))
+    refused(options(folder, "reviews.csv", tmp_path / "used", epochs=1), "--resume")
+    refused(options(folder, "reviews.csv", tmp_path / "used", "--resume", epochs=2), "--epochs")
+
+
+def test_help_shows_three_examples(capsys):
+    with pytest.raises(SystemExit):
+        finetune.main(["--help"])
+    assert capsys.readouterr().out.count("python finetune.py") == 3
