@@ -76,9 +76,9 @@ class _VocabLoss(torch.autograd.Function):
             z_t = None if t_states is None else torch.empty_like(z)
             for start in range(0, len(states), chunk):
                 h = states[start:start + chunk]
-                torch.mm(h, table.t(), out=z[:len(h)])
+                _logits(h, table, z[:len(h)])
                 if t_states is not None:
-                    torch.mm(t_states[start:start + chunk], t_table.t(), out=z_t[:len(h)])
+                    _logits(t_states[start:start + chunk], t_table, z_t[:len(h)])
                 for first in range(0, len(h), tile):
                     inside = slice(first, min(first + tile, len(h)))
                     rows = slice(start + first, start + inside.stop)
@@ -88,10 +88,16 @@ class _VocabLoss(torch.autograd.Function):
                                          None if kl_rows is None else kl_rows[rows])
                         kl += sums.sum()
                         grad *= kl_weight
-                    grad_mlm, nll, hits = _mlm(logits, labels[rows])
+                    labelled, grad_mlm, nll, hits = _mlm(logits, labels[rows])
                     mlm += nll.sum()
                     correct += hits.sum()
-                    z[inside] = grad_mlm.mul_(mlm_weight) if grad is None else grad.add_(grad_mlm, alpha=mlm_weight)
+                    if grad is None:
+                        grad = grad_mlm if len(labelled) == len(logits) else torch.zeros_like(logits).index_copy_(
+                            0, labelled, grad_mlm)
+                        grad *= mlm_weight
+                    else:
+                        grad.index_add_(0, labelled, grad_mlm, alpha=mlm_weight)
+                    z[inside] = grad
                 g = z[:len(h)]
                 if need_bias:
                     grad_bias += g.sum(0, dtype=full)
@@ -108,6 +114,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
+        if grad_loss.is_cpu and grad_loss == 1:  # the usual case; on a GPU asking would mean waiting for it
+            return *ctx.saved_tensors, *(None,) * 9
         scaled = (None if g is None else g * grad_loss for g in ctx.saved_tensors)
         return *scaled, *(None,) * 9
 
@@ -121,13 +129,17 @@ def _kl(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tu
     return (kl, grad) if rows is None else (kl * rows, grad.mul_(rows[:, None]))
 
 
-def _mlm(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient (C, V) of the summed cross-entropy by z, and of each labelled row its cross-entropy and whether it is right."""
+def _mlm(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The M rows that have a label, and of each: the gradient (M, V) of its cross-entropy by z, that, whether it is right."""
     labelled = (labels != IGNORE).nonzero().squeeze(1)  # (M,)
     target = labels[labelled, None]
     log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
     nll, hits = -log_p.gather(1, target), log_p.argmax(-1, keepdim=True) == target
-    grad = log_p.exp_().scatter_add_(1, target, torch.full_like(nll, -1.0))
-    if len(labelled) < len(z):
-        grad = torch.zeros_like(z).index_copy_(0, labelled, grad)
-    return grad, nll, hits
+    return labelled, log_p.exp_().scatter_add_(1, target, torch.full_like(nll, -1.0)), nll, hits
+
+
+def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
+    """Writes h E' into `out`. A CPU is faster by a third on slices of the vocabulary, whose repacked rows stay in its cache."""
+    width = 1024 if h.device.type == "cpu" else len(table)
+    for first in range(0, len(table), width):
+        torch.mm(h, table[first:first + width].t(), out=out[:, first:first + width])
