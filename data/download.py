@@ -1,0 +1,38 @@
+"""Downloads the data sets that finetune.py and data/prepare.py read, from where their authors keep them.
+
+    python data/download.py --list
+    python data/download.py cola mrpc squad --out data
+    python data/download.py glue imdb wikitext-103 --out data
+"""
+
+import argparse
+import signal
+import sys
+
+from minibert.download import DATA_SETS, download, listing
+from minibert.errors import UserError, run_script
+
+
+def main() -> None:
+    """Reads the command line, lists or downloads."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help=f"glue (all of GLUE), {', '.join(DATA_SETS)}")
+    parser.add_argument("--out", metavar="DIR", help="the folder to put them in")
+    parser.add_argument("--list", action="store_true",
+                        help="print what there is, with sizes, terms as far as known, and sources")
+    args = parser.parse_args()
+
+    if args.list:
+        print(listing())
+        return
+    if not args.names or args.out is None:
+        raise UserError("give names of data sets, and --out DIR to put them in; --list shows what there is")
+    # a terminated run tidies up like an interrupted one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    download(args.names, args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)
