@@ -117,7 +117,7 @@ def rows_of_task(options: Options) -> tuple[Task, dict[str, list]]:
         files = {"dev": "dev-v1.1.json"} if options.evaluate else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}
         for name in files.values():
             if not (Path(options.data) / name).exists():
-                raise UserError(f"{Path(options.data) / name} does not exist: give --data the folder with {SQUAD.download}")
+                raise UserError(f"{Path(options.data) / name} does not exist: run python data/download.py squad, or give --data the folder with {SQUAD.download}")
         return SQUAD, {split: squad_data.read_squad(Path(options.data) / name) for split, name in files.items()}
     if options.task in TASKS:
         task = TASKS[options.task]

@@ -9,7 +9,8 @@ import argparse
 import signal
 import sys
 
-from minibert.download import DATA_SETS, download, listing
+from minibert.data_sets import DATA_SETS, listing
+from minibert.download import download
 from minibert.errors import UserError, run_script
 
 

@@ -17,11 +17,15 @@ import threading
 import time
 import zipfile
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pytest
 
+from minibert import archives, disk
 from minibert import download as module
-from minibert.download import DATA_SETS, GLUE, File, download, fetch, listing, obtain, unpack
+from minibert.archives import unpack
+from minibert.data_sets import DATA_SETS, GLUE, DataSet, File, listing
+from minibert.download import download, fetch, obtain
 from minibert.errors import UserError, run_script
 from minibert.tasks import SQUAD, TASKS
 
@@ -238,7 +242,7 @@ def test_the_disk_fails(server, tmp_path, monkeypatch, code, says):
     class Full(io.FileIO):
         def write(self, data):
             raise OSError(code, "no")
-    monkeypatch.setattr(module, "open", lambda path, mode: Full(path, mode), raising=False)
+    monkeypatch.setattr(disk, "open", lambda path, mode: Full(path, mode), raising=False)
     with pytest.raises(UserError, match=says):
         fetch(described(server), tmp_path / "file")
     assert len(server.asked) == 1, "a full disk was taken for a cut connection"
@@ -321,7 +325,7 @@ def test_archives_that_are_no_such_thing(tmp_path):
 @pytest.mark.parametrize("pack, name", [(zipped, "a.zip"), (tarred, "a.tar.gz")])
 def test_stopped_in_the_middle_of_unpacking(tmp_path, monkeypatch, pack, name):
     archive = pack(*[(f"CoLA/{i}", b"x") for i in range(4)], path=tmp_path / name)
-    write, seen = module._write, []
+    write, seen = archives._write, []
 
     def stop(member, path, target):
         if len(seen) == 2:
@@ -329,7 +333,7 @@ def test_stopped_in_the_middle_of_unpacking(tmp_path, monkeypatch, pack, name):
             raise KeyboardInterrupt
         seen.append(path)
         write(member, path, target)
-    monkeypatch.setattr(module, "_write", stop)
+    monkeypatch.setattr(archives, "_write", stop)
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, "CoLA")
     # a kill that leaves no time to tidy up would leave these
@@ -344,7 +348,7 @@ def test_the_disk_is_full_while_unpacking(tmp_path, monkeypatch):
     class Full(io.FileIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, "no")
-    monkeypatch.setattr(module, "open", lambda path, mode: Full(path, mode), raising=False)
+    monkeypatch.setattr(disk, "open", lambda path, mode: Full(path, mode), raising=False)
     with pytest.raises(UserError, match="the disk is full, .*/CoLA cannot be written"):
         unpack(archive, "CoLA")
     assert names(tmp_path) == ["a.zip"]
@@ -378,10 +382,10 @@ def test_every_address_is_asked_and_the_answer_checked(server, tmp_path):
             small = file._replace(size=10)
             server.asked = []
             for url in file.urls:
-                server.files[module.urlsplit(url).path] = b"0123456789"
+                server.files[urlsplit(url).path] = b"0123456789"
             with pytest.raises(UserError, match="is not the official file"):
                 obtain(small, tmp_path, server.address + "/")
-            assert [path for path, _ in server.asked] == [module.urlsplit(url).path for url in file.urls]
+            assert [path for path, _ in server.asked] == [urlsplit(url).path for url in file.urls]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -389,7 +393,7 @@ def test_names(server, tmp_path, monkeypatch, capsys):
     def serve(name, content, folder=""):
         file = described(server, content, f"{name}/{name}.zip", f"/{name}", folder)
         server.files[f"/{name}"] = content
-        monkeypatch.setitem(DATA_SETS, name, module.DataSet("", "", (file,)))
+        monkeypatch.setitem(DATA_SETS, name, DataSet("", "", (file,)))
 
     for name in GLUE:
         serve(name, name.encode())
