@@ -158,7 +158,7 @@ def test_imdb_in_order_with_its_breaks_as_spaces(tmp_path):
                 Example("pos/0_7.txt", "Fine.  Really.", None, 1), Example("pos/1_9.txt", "Good.", None, 1)]
     for folder in (tmp_path, tmp_path / "aclImdb"):
         assert read_examples(TASKS["imdb"], folder, "dev") == expected
-    with pytest.raises(UserError, match="train.neg does not exist: unpack .*aclImdb_v1.tar.gz"):
+    with pytest.raises(UserError, match="train.neg does not exist: .*unpack .*aclImdb_v1.tar.gz"):
         read_examples(TASKS["imdb"], tmp_path, "train")
     (tmp_path / "aclImdb/test/neg/0_2.txt").unlink()
     with pytest.raises(UserError, match="neg holds no .txt files"):
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_an_official_file_is_one_sentence(tmp_path, name, spl
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_missing_folder_names_the_download(tmp_path, name):
-    with pytest.raises(UserError, match="does not exist: unpack .* and give the folder") as caught:
+    with pytest.raises(UserError, match="does not exist: .*unpack .* and give the folder") as caught:
         read_examples(TASKS[name], tmp_path / "nowhere", "train")
     assert TASKS[name].download in str(caught.value)
 
