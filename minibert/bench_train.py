@@ -1,11 +1,10 @@
 """Times the distillation step of train.py against the same step on `transformers`, alternating in one run.
 
-Each contender lives in a process of its own, so that each has its own peak of memory; they take turns on the same sequences.
-Tokens are real tokens, never padding.
+Each contender lives in a process of its own, so that each has its own peak of memory; they take turns on the
+same sequences. Tokens are real tokens, never padding.
 """
 
 import dataclasses
-import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import torch
 
 from minibert.batch import IGNORE
 from minibert.config import Config, preset
+from minibert.contenders import alternate, compared, serve
+from minibert.corpus import open_corpus
 from minibert.errors import UserError
 from minibert.feed import Step, cut
 from minibert.heads import MaskedLM
@@ -37,8 +38,10 @@ class TrainBench:
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student")
     batch: int = option(8, "sequences of one step")
+    corpus: str | None = option(None, "prepared folder: lengths as its sequences have them, up to --max-length")
     max_length: int = option(128, "tokens of the longest sequence")
-    min_length: int = option(16, "of the shortest; lengths are uniform in between, or all --max-length where it is equal")
+    min_length: int = option(
+        16, "of the shortest; without a corpus, lengths are uniform in between")
     micro_tokens: int = option(4096, "most tokens in one forward pass")
     steps: int = option(4, "steps of one turn")
     turns: int = option(5, "turns of each contender after the warm-up")
@@ -55,11 +58,17 @@ class TrainBench:
 
 
 def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(ids, lengths, selected) of each step of a turn: random tokens, 15 % of them masked, the same for everyone."""
+    """(ids, lengths, selected) of each step of a turn:
+    random tokens, 15 % of them masked, the same for everyone.
+    """
     rng = np.random.default_rng(0)
+    corpus = options.corpus and open_corpus(options.corpus, options.max_length)
     steps = []
     for _ in range(options.steps):
-        lengths = rng.integers(options.min_length, options.max_length + 1, options.batch)
+        if not corpus:
+            lengths = rng.integers(options.min_length, options.max_length + 1, options.batch)
+        else:
+            lengths = corpus.lengths(rng.integers(len(corpus), size=options.batch)) + 2
         ids = rng.integers(5, vocab_size, lengths.sum())
         steps.append((ids, lengths, rng.random(len(ids)) < 0.15))
     return steps
@@ -67,7 +76,8 @@ def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np
 
 def shapes(options: TrainBench) -> tuple[Config, Config]:
     """Teacher and student with the dropout asked for."""
-    return tuple(dataclasses.replace(preset(name), dropout=options.dropout) for name in (options.teacher, options.student))
+    return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
+                 for name in (options.teacher, options.student))
 
 
 def our_turn(options: TrainBench, runtime):
@@ -86,13 +96,17 @@ def our_turn(options: TrainBench, runtime):
 
     def turn() -> None:
         for step in data:
-            training_step(student, partial(METHODS["distilbert"], student, teacher, step, Weights()), step.micro_batches,
-                          term_counts(step, Weights()), optimizer, scaler, runtime, LR, CLIP)
+            training_step(student, partial(METHODS["distilbert"], student, teacher, step, Weights()),
+                          step.micro_batches, term_counts(step, Weights()),
+                          optimizer, scaler, runtime, LR, CLIP)
     return turn
 
 
 def peers_turn(options: TrainBench, runtime):
-    """The same with transformers. Its batches are grouped by length: the turn's sequences sorted, then cut."""
+    """The same with transformers.
+
+    Its batches are grouped by length: the turn's sequences sorted, then cut.
+    """
     from minibert.peers import transformers_model, transformers_step
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -116,29 +130,23 @@ def peers_turn(options: TrainBench, runtime):
 
 
 def worker(kind: str, options: TrainBench, pipe) -> None:
-    """One contender in its process: a turn whenever asked; its seconds, and at the end its peak of memory in bytes."""
+    """One contender in its process."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads)
-    turn = {"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime)
-    while pipe.recv():
-        begun = time.perf_counter()
-        turn()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - begun)
-    on_gpu = runtime.device.type == "cuda"
-    pipe.send(torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    serve({"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime), pipe, runtime.device)
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray) -> float:
-    """Multiplications and additions that the step cannot do without: teacher forward, student forward and backward.
+    """Multiplications and additions that the step cannot do without:
+    teacher forward, student forward and backward.
 
-    A linear layer costs 2 x weights a token, attention 4 T D a token and layer; backward is twice forward. The vocabulary counts
-    for every token on both sides, because the KL needs it.
+    A linear layer costs 2 x weights a token, attention 4 T D a token and layer; backward is twice forward.
+    The vocabulary counts for every token on both sides, because the KL needs it.
     """
     def forward(c: Config) -> float:
         D, tokens = c.hidden_size, lengths.sum()
-        layer = tokens * 2 * (4 * D * D + 2 * D * c.intermediate_size) + 4 * D * (lengths.astype(float) ** 2).sum()
+        layer = (tokens * 2 * (4 * D * D + 2 * D * c.intermediate_size)
+                 + 4 * D * (lengths.astype(float) ** 2).sum())
         return c.layers * layer + tokens * 2 * (D * D + D * c.vocab_size)
     return forward(teacher) + 3 * forward(student)
 
@@ -146,7 +154,8 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray) -> float
 def matrix_peak(options: TrainBench) -> float:
     """The FLOP/s of a large square matrix product here, in the precision asked for: best of several."""
     runtime = start(options.device, options.precision, options.threads)
-    a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision]) for _ in range(2))
+    a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision])
+            for _ in range(2))
     best = float("inf")
     for _ in range(10):
         begun = time.perf_counter()
@@ -159,29 +168,9 @@ def matrix_peak(options: TrainBench) -> float:
 
 def bench_train(options: TrainBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
-    context = torch.multiprocessing.get_context("spawn")
     kinds = ["minibert", "transformers"] if options.peer else ["minibert"]
     peak = matrix_peak(options)
-    pipes, processes = {}, []
-    for kind in kinds:
-        pipes[kind], theirs = context.Pipe()
-        processes.append(context.Process(target=worker, args=(kind, options, theirs), daemon=True))
-        processes[-1].start()
-        theirs.close()
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    memory = {}
-    try:
-        for number in range(options.turns + 1):
-            for kind in kinds:
-                pipes[kind].send(True)
-                elapsed = pipes[kind].recv()
-                if number:  # the first turn warms up
-                    seconds[kind].append(elapsed)
-        for kind in kinds:
-            pipes[kind].send(False)
-            memory[kind] = pipes[kind].recv()
-    except (EOFError, ConnectionError):
-        raise UserError("a contender ended before its time; what it said is above") from None
+    seconds, memory = alternate(worker, kinds, options, options.turns)
     teacher, student = shapes(options)
     steps = sequences(options, student.vocab_size)
     tokens = sum(len(ids) for ids, _, _ in steps)
@@ -189,22 +178,22 @@ def bench_train(options: TrainBench) -> dict:
     figures, rows = {}, []
     for kind in kinds:
         middle = statistics.median(seconds[kind])
-        figures[kind] = {"tokens_per_second": tokens / middle, "spread": [tokens / max(seconds[kind]), tokens / min(seconds[kind])],
+        figures[kind] = {"tokens_per_second": tokens / middle,
+                         "spread": [tokens / max(seconds[kind]), tokens / min(seconds[kind])],
                          "flops_per_second": flops / middle, "share_of_peak": flops / middle / peak,
                          "peak_memory_bytes": memory[kind]}
         rows.append({"step": kind, "tok/s": f"{tokens / middle:,.0f}",
                      "from - to": "{:,.0f} - {:,.0f}".format(*figures[kind]["spread"]),
-                     "GFLOP/s": f"{flops / middle / 1e9:,.0f}", "of matrix peak": f"{100 * flops / middle / peak:.0f} %",
+                     "GFLOP/s": f"{flops / middle / 1e9:,.0f}",
+                     "of matrix peak": f"{100 * flops / middle / peak:.0f} %",
                      "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
     runtime = start(options.device, options.precision)
-    title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {options.min_length} to "
-             f"{options.max_length} tokens, {runtime.precision}, dropout {options.dropout}")
+    lengths = f"{options.min_length} to {options.max_length} tokens" if not options.corpus else f"{options.corpus}"
+    title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {lengths}, "
+             f"{tokens / options.steps:,.0f} tokens a step, {runtime.precision}, dropout {options.dropout}")
     print(table(rows, title))
-    result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime), "matrix_peak": peak, **figures}
+    result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
+              "matrix_peak": peak, **figures}
     if options.peer:
-        ratios = sorted(b / a for a, b in zip(seconds["minibert"], seconds["transformers"]))
-        result["speed_ratio"] = statistics.median(ratios)
-        result["memory_ratio"] = memory["minibert"] / memory["transformers"]
-        print(f"minibert is {result['speed_ratio']:.2f} times as fast (turn by turn {ratios[0]:.2f} to {ratios[-1]:.2f}) "
-              f"with {100 * result['memory_ratio']:.0f} % of the memory")
+        result |= compared(seconds, memory)
     return result

@@ -1,7 +1,7 @@
 """The same work done with `transformers`, set up as well as its own users would: what bench.py compares with.
 
-Padded batches, SDPA attention, dynamic padding, the same precision, dropout and optimiser; the losses are those of the original
-DistilBERT distiller, on the logits of all real tokens.
+Padded batches, SDPA attention, dynamic padding, the same precision, dropout and optimiser; the losses are
+those of the original DistilBERT distiller, on the logits of all real tokens.
 """
 
 import torch
@@ -14,8 +14,10 @@ from minibert.methods import Weights
 from minibert.runtime import Runtime
 
 
-def transformers_model(config: Config):
-    """A masked language model of `transformers` with random weights, of the shape of `config`, with SDPA attention."""
+def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
+    """A model of `transformers`, by default a masked language model, with random weights,
+    of the shape of `config`, with SDPA attention.
+    """
     try:
         import transformers
     except ImportError:
@@ -23,14 +25,17 @@ def transformers_model(config: Config):
     common = dict(vocab_size=config.vocab_size, max_position_embeddings=config.max_positions)
     if config.architecture == "distilbert":
         theirs = transformers.DistilBertConfig(
-            dim=config.hidden_size, n_layers=config.layers, n_heads=config.heads, hidden_dim=config.intermediate_size,
-            dropout=config.dropout, attention_dropout=config.attention_dropout, **common)
+            dim=config.hidden_size, n_layers=config.layers, n_heads=config.heads,
+            hidden_dim=config.intermediate_size, dropout=config.dropout,
+            attention_dropout=config.attention_dropout, **common)
     else:
         theirs = transformers.BertConfig(
             hidden_size=config.hidden_size, num_hidden_layers=config.layers, num_attention_heads=config.heads,
             intermediate_size=config.intermediate_size, type_vocab_size=config.segments,
-            hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.attention_dropout, **common)
-    return transformers.AutoModelForMaskedLM.from_config(theirs, attn_implementation="sdpa")
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.attention_dropout, **common)
+    theirs.num_labels = len(config.labels)
+    return getattr(transformers, kind).from_config(theirs, attn_implementation="sdpa")
 
 
 def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
@@ -38,8 +43,8 @@ def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
-def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor], weights: Weights,
-                      optimizer, runtime: Runtime, clip: float) -> float:
+def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
+                      weights: Weights, optimizer, runtime: Runtime, clip: float) -> float:
     """One distillation step on a padded batch; inputs and labels one tensor a sequence. Returns the loss."""
     ids, labels = pad(inputs, 0).to(runtime.device), pad(labels, IGNORE).to(runtime.device)  # (S, T)
     lengths = torch.tensor([len(sequence) for sequence in inputs])
@@ -51,12 +56,29 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
         ours = student(ids, attention_mask=mask, output_hidden_states=True)
         z_s, z_t = ours.logits[mask], theirs.logits[mask]  # (N, V)
         temperature = weights.temperature
-        kl = F.kl_div((z_s / temperature).log_softmax(-1), (z_t / temperature).softmax(-1), reduction="batchmean")
+        kl = F.kl_div((z_s / temperature).log_softmax(-1), (z_t / temperature).softmax(-1),
+                      reduction="batchmean")
         mlm = F.cross_entropy(z_s, labels[mask], ignore_index=IGNORE)
         h_s, h_t = ours.hidden_states[-1][mask], theirs.hidden_states[-1][mask]
         cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s), device=h_s.device))
         loss = weights.kl * temperature**2 * kl + weights.mlm * mlm + weights.cosine * cosine
     loss.backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), clip)
+    optimizer.step()
+    return loss.item()
+
+
+def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
+                                 labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
+    """One fine-tuning step of a sequence classifier on a padded batch. Returns the loss."""
+    lengths = torch.tensor([len(sequence) for sequence in ids])
+    inputs = {"input_ids": pad(ids, 0), "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
+    if model.config.model_type == "bert":
+        inputs["token_type_ids"] = pad(segments, 0)
+    optimizer.zero_grad()
+    with runtime.autocast():
+        loss = model(**{name: x.to(runtime.device) for name, x in inputs.items()}, labels=labels.to(runtime.device)).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return loss.item()

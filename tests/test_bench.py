@@ -10,18 +10,20 @@ import pytest
 
 from minibert.bench_train import TrainBench, sequences, useful_flops
 from minibert.config import preset
+from minibert.hub import load_tokenizer
+from minibert.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 
 
 def bench(*words):
-    return subprocess.run([sys.executable, str(ROOT / "bench.py"), *words], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return subprocess.run([sys.executable, str(ROOT / "bench.py"), *words], capture_output=True,
+                          text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def test_train_bench_ends_with_json():
-    run = bench("train", "--teacher", "bert-L2-H128", "--student", "bert-L2-H128", "--batch", "2", "--max-length", "20",
-                "--steps", "1", "--turns", "1", "--threads", "1", "--no-peer")
+    run = bench("train", "--teacher", "bert-L2-H128", "--student", "bert-L2-H128", "--batch", "2",
+                "--max-length", "20", "--steps", "1", "--turns", "1", "--threads", "1", "--no-peer")
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     assert result["minibert"]["tokens_per_second"] > 0 and "transformers" not in result
@@ -38,3 +40,25 @@ def test_useful_flops_of_one_token_by_hand():
     n, squares = lengths.sum(), (lengths.astype(float) ** 2).sum()
     forward = 2 * (n * 2 * 12 * 128 * 128 + 4 * 128 * squares) + n * 2 * (128 * 128 + 128 * 30522)
     assert useful_flops(config, config, lengths) == pytest.approx(4 * forward)
+
+
+def test_finetune_bench_compares_with_transformers(tmp_path):
+    pytest.importorskip("transformers")
+    rows = "\n".join(f"{k % 2}\t1\t2\tthe text number {k} is here\ta text is " + "long " * k for k in range(4))
+    (tmp_path / "train.tsv").write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + rows + "\n")
+    run = bench("finetune", "--task", "mrpc", "--data", str(tmp_path), "--tokenizer", str(ROOT / "weights" / "teacher"),
+                "--model", "bert-L2-H128", "--batch", "2", "--steps", "2", "--turns", "1", "--threads", "1")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    ours, theirs = result["minibert"]["examples_per_second"], result["transformers"]["examples_per_second"]
+    assert result["speed_ratio"] == pytest.approx(ours / theirs)
+
+
+def test_lengths_of_a_corpus(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join("a text of a few words more than twelve tokens for sure, so that it counts "
+                                                   + "and goes on " * k for k in range(12)))
+    prepare([str(tmp_path / "text.txt")], load_tokenizer(ROOT / "weights" / "teacher"), tmp_path / "corpus", held_out=0.0)
+    steps = sequences(TrainBench(corpus=str(tmp_path / "corpus"), batch=8, steps=2), 8192)
+    lengths = [n for _, some, _ in steps for n in some]
+    assert len(set(lengths)) > 3 and 12 <= min(lengths) and max(lengths) <= 128
+    assert all(len(ids) == some.sum() == len(chosen) for ids, some, chosen in steps)

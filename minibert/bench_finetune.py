@@ -1,0 +1,131 @@
+"""Times the fine-tuning step of finetune.py against the same step on `transformers`, on the examples of a real task.
+
+Both take turns on the same examples with random weights; the peer pads each batch to its longest example, and its batches are
+grouped by length, as its trainer does when asked to.
+"""
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+import minibert
+from minibert.config import Config, preset
+from minibert.contenders import alternate, compared, serve
+from minibert.errors import UserError
+from minibert.examples import Examples, draw
+from minibert.finetuning import TaskWeights, task_loss
+from minibert.heads import Classifier
+from minibert.model import init_weights
+from minibert.optim import adamw
+from minibert.options import option
+from minibert.readers import read_examples
+from minibert.report import table
+from minibert.runtime import PRECISIONS, describe, start
+from minibert.step import training_step
+from minibert.task_data import tokenised
+from minibert.tasks import TASKS
+
+CLIP, LR = 1.0, 2e-5
+
+
+@dataclass(frozen=True)
+class FinetuneBench:
+    """Every option of bench.py finetune."""
+
+    task: str = option("mrpc", "task of GLUE or imdb", choices=tuple(TASKS))
+    data: str | None = option(None, "folder of the task's official files, or the one above it")
+    tokenizer: str | None = option(None, "folder of a tokenizer")
+    model: str = option("bert-base", "preset of the model (random weights)")
+    batch: int = option(32, "examples of one step")
+    max_length: int = option(128, "tokens of the longest example")
+    micro_tokens: int = option(4096, "most tokens in one forward pass of ours; the peer takes a batch at once")
+    steps: int = option(4, "steps of one turn")
+    turns: int = option(3, "turns of each contender after the warm-up")
+    dropout: float = option(0.1, "of embeddings, block outputs and before the classifier, on both sides")
+    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "cpu, cuda ...")
+    threads: int | None = option(None, "CPU threads")
+
+    def __post_init__(self):
+        if not self.data or not self.tokenizer:
+            raise UserError("bench.py finetune needs --data and --tokenizer")
+
+
+def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
+    """The training examples of the steps of one turn, and the model's shape."""
+    task = dataclasses.replace(TASKS[options.task], max_length=options.max_length)
+    tokenizer = minibert.load_tokenizer(options.tokenizer)
+    rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
+    shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size, dropout=options.dropout,
+                                classifier_dropout=options.dropout, labels=task.labels or ("score",),
+                                regression=task.regression)
+    return tokenised(task, rows, tokenizer, 128).examples, shape
+
+
+def our_turn(options: FinetuneBench, runtime):
+    """A function that takes one turn of steps with minibert, all as finetune.py does it."""
+    examples, shape = examples_and_shape(options)
+    model = init_weights(Classifier(shape)).to(runtime.device).train()
+    optimizer, scaler = adamw(model, (0.9, 0.999), 1e-6, 0.01), runtime.scaler()
+    counts = {"hard": options.batch}
+
+    def turn() -> None:
+        for step in range(len(examples.lengths) // options.batch):
+            data = draw(examples, {}, step, options.batch, 0, options.micro_tokens)
+            training_step(model, partial(task_loss, model, TaskWeights(), [], counts), data.micro_batches, counts, optimizer,
+                          scaler, runtime, LR, CLIP)
+    return turn
+
+
+def peers_turn(options: FinetuneBench, runtime):
+    """The same with transformers, its batches grouped by length."""
+    from minibert.peers import transformers_classifier_step, transformers_model
+    examples, shape = examples_and_shape(options)
+    model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
+    optimizer = adamw(model, (0.9, 0.999), 1e-6, 0.01)
+    for group in optimizer.param_groups:
+        group["lr"] = LR
+    order = np.argsort(examples.lengths, kind="stable")
+    starts = np.cumsum(examples.lengths) - examples.lengths
+    batches = []
+    for some in order[:len(order) // options.batch * options.batch].reshape(-1, options.batch):
+        cut = [slice(starts[i], starts[i] + examples.lengths[i]) for i in some]
+        batches.append(([torch.from_numpy(examples.ids[c].astype(np.int64)) for c in cut],
+                        [torch.from_numpy(examples.segments[c].astype(np.int64)) for c in cut],
+                        torch.from_numpy(examples.labels[some])))
+
+    def turn() -> None:
+        for ids, segments, labels in batches:
+            transformers_classifier_step(model, ids, segments, labels, optimizer, runtime, CLIP)
+    return turn
+
+
+def worker(kind: str, options: FinetuneBench, pipe) -> None:
+    """One contender in its process."""
+    torch.manual_seed(0)
+    runtime = start(options.device, options.precision, options.threads)
+    serve({"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime), pipe, runtime.device)
+
+
+def bench_finetune(options: FinetuneBench) -> dict:
+    """Measures and prints; returns what the JSON line holds."""
+    examples, _ = examples_and_shape(options)
+    n = len(examples.lengths) // options.batch * options.batch
+    if n == 0:
+        raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")
+    seconds, memory = alternate(worker, ["minibert", "transformers"], options, options.turns)
+    rows, figures = [], {}
+    for kind, some in seconds.items():
+        figures[kind] = {"examples_per_second": n / statistics.median(some), "spread": [n / max(some), n / min(some)],
+                         "peak_memory_bytes": memory[kind]}
+        rows.append({"step": kind, "examples/s": f"{n / statistics.median(some):.1f}",
+                     "from - to": f"{n / max(some):.1f} - {n / min(some):.1f}", "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
+    runtime = start(options.device, options.precision, options.threads)
+    print(table(rows, f"{options.model} on {options.task}, {options.batch} examples a step, {examples.lengths.mean():.0f} tokens "
+                      f"on average, {runtime.precision}, dropout {options.dropout}"))
+    return {"bench": "finetune", "options": dataclasses.asdict(options), "machine": describe(runtime), **figures,
+            **compared(seconds, memory)}

@@ -1,0 +1,60 @@
+"""Contenders that take turns: each in a process of its own, so that each has its own peak of memory."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from minibert.errors import UserError
+
+
+def serve(turn: Callable[[], None], pipe, device: torch.device) -> None:
+    """In a contender's process: takes a turn whenever asked and sends its seconds; at the end its peak of memory, bytes."""
+    while pipe.recv():
+        begun = time.perf_counter()
+        turn()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - begun)
+    pipe.send(torch.cuda.max_memory_allocated() if device.type == "cuda"
+              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def alternate(worker: Callable, kinds: list[str], options, turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Starts `worker(kind, options, pipe)` for each kind and lets them take turns, after one each to warm up.
+
+    Returns the seconds of each kind's turns and its peak of memory in bytes.
+    """
+    context = torch.multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for kind in kinds:
+        pipes[kind], theirs = context.Pipe()
+        processes.append(context.Process(target=worker, args=(kind, options, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    memory = {}
+    try:
+        for number in range(turns + 1):
+            for kind in kinds:
+                pipes[kind].send(True)
+                elapsed = pipes[kind].recv()
+                if number:
+                    seconds[kind].append(elapsed)
+        for kind in kinds:
+            pipes[kind].send(False)
+            memory[kind] = pipes[kind].recv()
+    except (EOFError, ConnectionError):
+        raise UserError("a contender ended before its time; what it said is above") from None
+    return seconds, memory
+
+
+def compared(seconds: dict[str, list[float]], memory: dict[str, int]) -> dict[str, float]:
+    """Prints and returns how much faster minibert is than transformers: the median of the turns' ratios; and its memory's share."""
+    ratios = sorted(theirs / ours for ours, theirs in zip(seconds["minibert"], seconds["transformers"]))
+    speed, share = statistics.median(ratios), memory["minibert"] / memory["transformers"]
+    print(f"minibert is {speed:.2f} times as fast (turn by turn {ratios[0]:.2f} to {ratios[-1]:.2f}) "
+          f"with {100 * share:.0f} % of the memory")
+    return {"speed_ratio": speed, "memory_ratio": share}
