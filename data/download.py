@@ -8,10 +8,13 @@
 import argparse
 import signal
 import sys
+from pathlib import Path
 
-from minibert.data_sets import DATA_SETS, listing
-from minibert.download import download
-from minibert.errors import UserError, run_script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+
+from minibert.data_sets import DATA_SETS, listing  # noqa: E402
+from minibert.download import download  # noqa: E402
+from minibert.errors import UserError, run_script  # noqa: E402
 
 
 def main() -> None:

@@ -9,11 +9,14 @@ import argparse
 import signal
 import sys
 from itertools import chain
+from pathlib import Path
 
-from minibert.errors import UserError, run_script
-from minibert.prepare import prepare, training_lines
-from minibert.python_docs import prepare_python_docs, python_docs, split_docs
-from minibert.tokenizer import load_tokenizer, train_tokenizer
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+
+from minibert.errors import UserError, run_script  # noqa: E402
+from minibert.prepare import prepare, training_lines  # noqa: E402
+from minibert.python_docs import prepare_python_docs, python_docs, split_docs  # noqa: E402
+from minibert.tokenizer import load_tokenizer, train_tokenizer  # noqa: E402
 
 
 def main() -> None:

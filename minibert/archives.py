@@ -1,4 +1,6 @@
-"""Unpacks archives of others: nothing is written outside the folder, and the folder is there whole or not at all."""
+"""Unpacks archives of others:
+nothing is written outside the folder, and the folder is there whole or not at all.
+"""
 
 import os
 import shutil

@@ -1,8 +1,9 @@
-"""Multi-head attention inside each sequence of a packed batch: the definition, and the fast ways to compute it.
+"""Multi-head attention inside each sequence of a packed batch:
+the definition, and the fast ways to compute it.
 
-`softmax(Q K' / sqrt(E)) V` of one sequence (Vaswani et al. 2017, eq. 1) is `attend_one`. Everything else in this file
-computes the same numbers faster, and tests/test_attention.py holds each branch to it, forward and backward. This is the
-only place that looks at sequence borders, and attention never crosses one.
+`softmax(Q K' / sqrt(E)) V` of one sequence (Vaswani et al. 2017, eq. 1) is `attend_one`. Everything else in
+this file computes the same numbers faster, and tests/test_attention.py holds each branch to it, forward and
+backward. This is the only place that looks at sequence borders, and attention never crosses one.
 """
 
 import math
@@ -23,10 +24,12 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 # Sequence lengths are data. Kept out of torch.compile's sight, a new batch does not mean a new compilation.
 @torch.compiler.disable
 def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) -> Tensor:
-    """Attention inside each sequence; q, k, v and the result are (N, H, E), `dropout` that of the probabilities.
+    """Attention inside each sequence; q, k, v and the result are (N, H, E),
+    `dropout` that of the probabilities.
 
-    Neighbours of equal length share one dense call, so a batch sorted by length has few of them. CUDA in half precision
-    takes the variable-length flash kernel where there is one; it has no dropout of the probabilities.
+    Neighbours of equal length share one dense call, so a batch sorted by length has few of them.
+    CUDA in half precision takes the variable-length flash kernel where there is one; it has no
+    dropout of the probabilities.
     """
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
@@ -53,7 +56,9 @@ def _runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """The kernel needs an A100 or newer (T4 and V100 take the dense calls), and a torch that lets us set its scale."""
+    """The kernel needs an A100 or newer (T4 and V100 take the dense calls),
+    and a torch that lets us set its scale.
+    """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
 
@@ -61,7 +66,8 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
     size, longest = q.shape[-1], int(batch.lengths.max())
-    pad = -size % 8  # the kernel wants head sizes in multiples of 8; zeros change neither scores nor the cut result
+    # the kernel wants head sizes in multiples of 8; zeros change neither scores nor the cut result
+    pad = -size % 8
     if pad:
         q, k, v = (F.pad(x, (0, pad)) for x in (q, k, v))
     out = varlen_attn(q, k, v, batch.offsets, batch.offsets, longest, longest, scale=1 / math.sqrt(size))

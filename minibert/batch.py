@@ -1,14 +1,16 @@
 """Packed batches: many sequences in one flat stream of tokens, no padding.
 
-A padded batch of three sequences of 3, 2 and 4 tokens is a (3, 4) table with three dead cells and a mask to tell them:
+A padded batch of three sequences of 3, 2 and 4 tokens is a (3, 4) table with three dead cells
+and a mask to tell them:
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-Packed, it is the stream on the right, N = 9 tokens, and the S + 1 = 4 offsets where sequences begin and end. Everything in
-BERT but attention works token by token and never notices; attention (attention.py) looks at the offsets. Where a padded
-implementation has hidden states of shape (S, T, D), ours are (N, D), and a mean over tokens needs no mask.
+Packed, it is the stream on the right, N = 9 tokens, and the S + 1 = 4 offsets where sequences begin and
+end. Everything in BERT but attention works token by token and never notices; attention (attention.py)
+looks at the offsets. Where a padded implementation has hidden states of shape (S, T, D), ours are
+(N, D), and a mean over tokens needs no mask.
 """
 
 from typing import NamedTuple
@@ -23,7 +25,10 @@ IGNORE = -100  # the label of a token that is not to be predicted
 
 
 class Batch(NamedTuple):
-    """S sequences of N tokens in all. `lengths` stays on the CPU, where attention asks for it; the rest on the device."""
+    """S sequences of N tokens in all.
+
+    `lengths` stays on the CPU, where attention asks for it; the rest on the device.
+    """
 
     ids: Tensor  # (N,) int64, token ids
     positions: Tensor  # (N,) int64, position of each token inside its sequence
@@ -46,8 +51,8 @@ class Batch(NamedTuple):
 def pack(ids, segments=None, positions=None) -> Batch:
     """One packed batch from lists of token ids, one list a sequence.
 
-    `segments` (token types) default to 0 and `positions` to 0, 1, 2 ...; both are lists of the same lengths as `ids`.
-    Raises `UserError` where there is no sequence, an empty one, or lengths that differ.
+    `segments` (token types) default to 0 and `positions` to 0, 1, 2 ...; both are lists of the same lengths
+    as `ids`. Raises `UserError` where there is no sequence, an empty one, or lengths that differ.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -70,7 +75,9 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where some sequences of a stream lie: their rows (N,), the position of each inside its sequence (N,), offsets (S + 1,)."""
+    """Where some sequences of a stream lie:
+    their rows (N,), the position of each inside its sequence (N,), offsets (S + 1,).
+    """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     return np.repeat(starts, lengths) + positions, positions, offsets.astype(np.int32)

@@ -1,7 +1,8 @@
-"""Times the fine-tuning step of finetune.py against the same step on `transformers`, on the examples of a real task.
+"""Times the fine-tuning step of finetune.py against the same step on `transformers`,
+on the examples of a real task.
 
-Both take turns on the same examples with random weights; the peer pads each batch to its longest example, and its batches are
-grouped by length, as its trainer does when asked to.
+Both take turns on the same examples with random weights; the peer pads each batch to its longest example, and
+its batches are grouped by length, as its trainer does when asked to.
 """
 
 import dataclasses
@@ -42,7 +43,8 @@ class FinetuneBench:
     model: str = option("bert-base", "preset of the model (random weights)")
     batch: int = option(32, "examples of one step")
     max_length: int = option(128, "tokens of the longest example")
-    micro_tokens: int = option(4096, "most tokens in one forward pass of ours; the peer takes a batch at once")
+    micro_tokens: int = option(
+        4096, "most tokens in one forward pass of ours; the peer takes a batch at once")
     steps: int = option(4, "steps of one turn")
     turns: int = option(3, "turns of each contender after the warm-up")
     dropout: float = option(0.1, "of embeddings, block outputs and before the classifier, on both sides")
@@ -60,9 +62,9 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
     task = dataclasses.replace(TASKS[options.task], max_length=options.max_length)
     tokenizer = minibert.load_tokenizer(options.tokenizer)
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
-    shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size, dropout=options.dropout,
-                                classifier_dropout=options.dropout, labels=task.labels or ("score",),
-                                regression=task.regression)
+    shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size,
+                                dropout=options.dropout, classifier_dropout=options.dropout,
+                                labels=task.labels or ("score",), regression=task.regression)
     return tokenised(task, rows, tokenizer, 128).examples, shape
 
 
@@ -76,8 +78,8 @@ def our_turn(options: FinetuneBench, runtime):
     def turn() -> None:
         for step in range(len(examples.lengths) // options.batch):
             data = draw(examples, {}, step, options.batch, 0, options.micro_tokens)
-            training_step(model, partial(task_loss, model, TaskWeights(), [], counts), data.micro_batches, counts, optimizer,
-                          scaler, runtime, LR, CLIP)
+            training_step(model, partial(task_loss, model, TaskWeights(), [], counts), data.micro_batches,
+                          counts, optimizer, scaler, runtime, LR, CLIP)
     return turn
 
 
@@ -120,12 +122,14 @@ def bench_finetune(options: FinetuneBench) -> dict:
     seconds, memory = alternate(worker, ["minibert", "transformers"], options, options.turns)
     rows, figures = [], {}
     for kind, some in seconds.items():
-        figures[kind] = {"examples_per_second": n / statistics.median(some), "spread": [n / max(some), n / min(some)],
-                         "peak_memory_bytes": memory[kind]}
+        figures[kind] = {"examples_per_second": n / statistics.median(some),
+                         "spread": [n / max(some), n / min(some)], "peak_memory_bytes": memory[kind]}
         rows.append({"step": kind, "examples/s": f"{n / statistics.median(some):.1f}",
-                     "from - to": f"{n / max(some):.1f} - {n / min(some):.1f}", "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
+                     "from - to": f"{n / max(some):.1f} - {n / min(some):.1f}",
+                     "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
     runtime = start(options.device, options.precision, options.threads)
-    print(table(rows, f"{options.model} on {options.task}, {options.batch} examples a step, {examples.lengths.mean():.0f} tokens "
-                      f"on average, {runtime.precision}, dropout {options.dropout}"))
-    return {"bench": "finetune", "options": dataclasses.asdict(options), "machine": describe(runtime), **figures,
-            **compared(seconds, memory)}
+    print(table(rows, f"{options.model} on {options.task}, {options.batch} examples a step, "
+                      f"{examples.lengths.mean():.0f} tokens on average, "
+                      f"{runtime.precision}, dropout {options.dropout}"))
+    return {"bench": "finetune", "options": dataclasses.asdict(options), "machine": describe(runtime),
+            **figures, **compared(seconds, memory)}

@@ -38,10 +38,10 @@ class TrainBench:
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student")
     batch: int = option(8, "sequences of one step")
-    corpus: str | None = option(None, "prepared folder: lengths as its sequences have them, up to --max-length")
+    corpus: str | None = option(
+        None, "prepared folder: lengths as its sequences have them, up to --max-length")
     max_length: int = option(128, "tokens of the longest sequence")
-    min_length: int = option(
-        16, "of the shortest; without a corpus, lengths are uniform in between")
+    min_length: int = option(16, "of the shortest; without a corpus, lengths are uniform in between")
     micro_tokens: int = option(4096, "most tokens in one forward pass")
     steps: int = option(4, "steps of one turn")
     turns: int = option(5, "turns of each contender after the warm-up")
@@ -188,7 +188,8 @@ def bench_train(options: TrainBench) -> dict:
                      "of matrix peak": f"{100 * flops / middle / peak:.0f} %",
                      "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
     runtime = start(options.device, options.precision)
-    lengths = f"{options.min_length} to {options.max_length} tokens" if not options.corpus else f"{options.corpus}"
+    lengths = (f"{options.min_length} to {options.max_length} tokens" if not options.corpus
+               else f"{options.corpus}")
     title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {lengths}, "
              f"{tokens / options.steps:,.0f} tokens a step, {runtime.precision}, dropout {options.dropout}")
     print(table(rows, title))

@@ -1,7 +1,8 @@
-"""A smaller model cut out of a larger one without training: fewer layers, a narrower feed-forward, another vocabulary.
+"""A smaller model cut out of a larger one without training:
+fewer layers, a narrower feed-forward, another vocabulary.
 
-What comes out needs training (`train.py --method mlm --student FOLDER`), but far less than random weights do: attention that
-was learned is kept. The bundled teacher in weights/ started like this.
+What comes out needs training (`train.py --method mlm --student FOLDER`), but far less than random weights do:
+attention that was learned is kept. The bundled teacher in weights/ started like this.
 """
 
 from dataclasses import replace
@@ -17,7 +18,8 @@ from minibert.tokenizer import Tokenizer
 def keep_layers(model: MaskedLM, layers: list[int]) -> MaskedLM:
     """The model with only these of its layers (from 0), in this order."""
     if not layers or not all(0 <= i < model.config.layers for i in layers):
-        raise UserError(f"layers {layers} are not among the {model.config.layers} of the model (0 to {model.config.layers - 1})")
+        raise UserError(f"layers {layers} are not among the {model.config.layers} of the model "
+                        f"(0 to {model.config.layers - 1})")
     cut = _like(model, layers=len(layers))
     for layer, source in zip(cut.encoder.layers, layers):
         layer.load_state_dict(model.encoder.layers[source].state_dict())
@@ -26,10 +28,12 @@ def keep_layers(model: MaskedLM, layers: list[int]) -> MaskedLM:
 
 @torch.no_grad()
 def keep_units(model: MaskedLM, units: int) -> MaskedLM:
-    """The model with only `units` of each layer's F feed-forward units: those with the largest |w_in| |w_out|.
+    """The model with only `units` of each layer's F feed-forward units:
+    those with the largest |w_in| |w_out|.
 
-    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all units (it comes out of a
-    LayerNorm), so the product of the two norms says how much a unit can do; no text is needed to choose.
+    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all
+    units (it comes out of a LayerNorm), so the product of the two norms says how much a unit can
+    do; no text is needed to choose.
     """
     if not 1 <= units <= model.config.intermediate_size:
         raise UserError(f"{units} feed-forward units cannot be kept of {model.config.intermediate_size}")
@@ -48,8 +52,8 @@ def keep_units(model: MaskedLM, units: int) -> MaskedLM:
 def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> MaskedLM:
     """The model with the vocabulary of another tokenizer.
 
-    The row of a piece that both have is copied. Any other piece starts as the mean of the rows of the pieces that the old
-    tokenizer cuts its text into; its bias, the log of a frequency, as the smallest of theirs.
+    The row of a piece that both have is copied. Any other piece starts as the mean of the rows of the pieces
+    that the old tokenizer cuts its text into; its bias, the log of a frequency, as the smallest of theirs.
     """
     word, bias = model.encoder.word.weight, model.mlm.bias
     rows = torch.empty(new.vocab_size, word.shape[1])  # (V, D)
@@ -62,7 +66,7 @@ def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> Masked
     changed = MaskedLM(replace(model.config, vocab_size=new.vocab_size, pad_id=new.pad_id))
     weights = {**model.state_dict(), "encoder.word.weight": rows, "mlm.bias": biases}
     changed.load_state_dict(weights)
-    return changed
+    return changed.train(model.training)
 
 
 @torch.no_grad()
@@ -70,7 +74,7 @@ def keep_positions(model: MaskedLM, positions: int) -> MaskedLM:
     """The model with only the first `positions` of its positions."""
     if not 1 <= positions <= model.config.max_positions:
         raise UserError(f"{positions} positions cannot be kept of {model.config.max_positions}")
-    cut = MaskedLM(replace(model.config, max_positions=positions))
+    cut = MaskedLM(replace(model.config, max_positions=positions)).train(model.training)
     name = "encoder.position.weight"
     cut.load_state_dict({**model.state_dict(), name: model.state_dict()[name][:positions]})
     return cut
@@ -78,6 +82,7 @@ def keep_positions(model: MaskedLM, positions: int) -> MaskedLM:
 
 def _like(model: MaskedLM, **changed) -> MaskedLM:
     # a model of another shape with all weights but those of the layers, which the caller fills in
-    other = MaskedLM(replace(model.config, **changed))
-    other.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}, strict=False)
+    other = MaskedLM(replace(model.config, **changed)).train(model.training)
+    other.load_state_dict({name: tensor for name, tensor in model.state_dict().items()
+                           if ".layers." not in name}, strict=False)
     return other

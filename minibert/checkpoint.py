@@ -1,8 +1,8 @@
 """Checkpoints: everything a run is (weights, optimiser, step), in safetensors and JSON, never half-written.
 
-A checkpoint is a folder `step-N`. It is written under another name, flushed to the disk and renamed, and only then are older
-ones removed, all but one: whenever the process is killed, a whole checkpoint is there. `state.json` is written after the
-tensors and holds their file's size and hash, so damage is seen.
+A checkpoint is a folder `step-N`. It is written under another name, flushed to the disk and renamed, and only
+then are older ones removed, all but one: whenever the process is killed, a whole checkpoint is there.
+`state.json` is written after the tensors and holds their file's size and hash, so damage is seen.
 """
 
 import hashlib
@@ -40,7 +40,9 @@ def write_json(path: Path, value) -> None:
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of a run by name: `model.*`, and for each parameter `optimizer.*.exp_avg`, `.exp_avg_sq`, `.step`."""
+    """The state of a run by name:
+    `model.*`, and for each parameter `optimizer.*.exp_avg`, `.exp_avg_sq`, `.step`.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -48,8 +50,11 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return tensors
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> None:
-    """Writes `folder/step-N` after N finished steps, and keeps the one before; `extra` is what else state.json holds."""
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
+                    extra: dict) -> None:
+    """Writes `folder/step-N` after N finished steps, and keeps the one before;
+    `extra` is what else state.json holds.
+    """
     target, partial = folder / f"step-{step}", folder / f"step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -75,10 +80,13 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, report=print) -> dict | None:
-    """Loads the newest whole checkpoint into model and optimiser; returns its state.json, or None where there is none.
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+                    report=print) -> dict | None:
+    """Loads the newest whole checkpoint into model and optimiser;
+    returns its state.json, or None where there is none.
 
-    A damaged one is named and the one before it used; `UserError` if all are damaged or one is of another model.
+    A damaged one is named and the one before it used;
+    `UserError` if all are damaged or one is of another model.
     """
     found = checkpoints(folder)
     for _, path in found:
@@ -105,7 +113,8 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
+             optimizer: torch.optim.Optimizer) -> None:
     ours = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     theirs = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     wrong = [name for name in ours.keys() | theirs.keys()

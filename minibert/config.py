@@ -1,7 +1,7 @@
 """What shape a model has: one frozen dataclass, and the shapes of the papers by name.
 
-The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D hidden size,
-H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
+The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D
+hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
 """
 
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ from minibert.errors import UserError
 class Config:
     """The shape and numerics of a BERT or DistilBERT; every choice that changes a number is a field.
 
-    `architecture` names the family that the Hugging Face export uses. It also decides two details that the families
-    do differently: DistilBERT has no dropout after the attention's output projection, and its sequence classifier reads
-    the first token through its own ReLU layer where BERT has a pooler.
+    `architecture` names the family that the Hugging Face export uses. It also decides two details that the
+    families do differently: DistilBERT has no dropout after the attention's output projection, and its
+    sequence classifier reads the first token through its own ReLU layer where BERT has a pooler.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -29,7 +29,8 @@ class Config:
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
     norm_eps: float = 1e-12  # not torch's 1e-5
     dropout: float = 0.1  # of embeddings and block outputs
-    attention_dropout: float = 0.0  # of attention probabilities; 0.1 in the papers, but fused kernels have none
+    # of attention probabilities; 0.1 in the papers, but fused kernels have none
+    attention_dropout: float = 0.0
     classifier_dropout: float = 0.1  # before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
     pad_id: int = 0
@@ -44,6 +45,12 @@ class Config:
         for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        if self.segments < 0:
+            raise UserError(f"segments is {self.segments}, and must be at least 0")
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise UserError(f"pad_id {self.pad_id} is not in the vocabulary of {self.vocab_size}")
+        if not self.labels:
+            raise UserError("labels is empty; a score has one label and regression=True")
         if self.hidden_size % self.heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
         if self.architecture == "distilbert" and self.segments:

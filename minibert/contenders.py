@@ -11,7 +11,9 @@ from minibert.errors import UserError
 
 
 def serve(turn: Callable[[], None], pipe, device: torch.device) -> None:
-    """In a contender's process: takes a turn whenever asked and sends its seconds; at the end its peak of memory, bytes."""
+    """In a contender's process:
+    takes a turn whenever asked and sends its seconds; at the end its peak of memory, bytes.
+    """
     while pipe.recv():
         begun = time.perf_counter()
         turn()
@@ -22,7 +24,8 @@ def serve(turn: Callable[[], None], pipe, device: torch.device) -> None:
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def alternate(worker: Callable, kinds: list[str], options, turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+def alternate(worker: Callable, kinds: list[str], options,
+              turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts `worker(kind, options, pipe)` for each kind and lets them take turns, after one each to warm up.
 
     Returns the seconds of each kind's turns and its peak of memory in bytes.
@@ -52,7 +55,9 @@ def alternate(worker: Callable, kinds: list[str], options, turns: int) -> tuple[
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int]) -> dict[str, float]:
-    """Prints and returns how much faster minibert is than transformers: the median of the turns' ratios; and its memory's share."""
+    """Prints and returns how much faster minibert is than transformers:
+    the median of the turns' ratios; and its memory's share.
+    """
     ratios = sorted(theirs / ours for ours, theirs in zip(seconds["minibert"], seconds["transformers"]))
     speed, share = statistics.median(ratios), memory["minibert"] / memory["transformers"]
     print(f"minibert is {speed:.2f} times as fast (turn by turn {ratios[0]:.2f} to {ratios[-1]:.2f}) "

@@ -1,4 +1,6 @@
-"""The public data sets by name: their files, where they are fetched from, their sizes and sha256, their terms."""
+"""The public data sets by name:
+their files, where they are fetched from, their sizes and sha256, their terms.
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -1,5 +1,8 @@
-"""The one exception for what a user can cause and mend; the scripts turn it into one sentence and exit code 2."""
+"""The one exception for what a user can cause and mend;
+the scripts turn it into one sentence and exit code 2.
+"""
 
+import os
 import sys
 
 
@@ -14,6 +17,9 @@ def run_script(main) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # what reads the output, like `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

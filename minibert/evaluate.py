@@ -17,8 +17,11 @@ from minibert.tokenizer import Tokenizer
 from minibert.vocab_loss import vocab_loss
 
 
-def held_out_batches(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int) -> list[MicroBatch]:
-    """The same `sequences` of a corpus, masked the same way, at every call: Bernoulli 15 %, whatever the run trains with."""
+def held_out_batches(corpus: Corpus, tokenizer: Tokenizer, sequences: int,
+                     micro_tokens: int) -> list[MicroBatch]:
+    """The same `sequences` of a corpus, masked the same way, at every call:
+    Bernoulli 15 %, whatever the run trains with.
+    """
     some = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, some, tokenizer)
     masked = mask_tokens(ids, lengths, tokenizer, "bernoulli", 0)
@@ -26,8 +29,11 @@ def held_out_batches(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, micro_batches: list[MicroBatch], runtime: Runtime, teacher: nn.Module | None = None) -> dict:
-    """MLM loss (nats per masked token), perplexity, accuracy, and with a teacher the KL to it (T = 1, per token)."""
+def evaluate(model: nn.Module, micro_batches: list[MicroBatch], runtime: Runtime,
+             teacher: nn.Module | None = None) -> dict:
+    """MLM loss (nats per masked token), perplexity, accuracy,
+    and with a teacher the KL to it (T = 1, per token).
+    """
     training = model.training
     model.eval()
     total = {"mlm": 0.0, "correct": 0.0, "kl": 0.0, "tokens": 0, "masked": 0}

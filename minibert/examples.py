@@ -22,7 +22,8 @@ class Examples(NamedTuple):
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    labels: np.ndarray  # (n,) int64 classes or float32 scores; spans: (n, 2) int64; -1 or NaN where there is none
+    # (n,) int64 classes or float32 scores; spans: (n, 2) int64; -1 or NaN where there is none
+    labels: np.ndarray
 
     def batch(self, indices: np.ndarray) -> Batch:
         """These sequences, packed, in this order."""
@@ -50,7 +51,8 @@ class LabelledBatch(NamedTuple):
     def to(self, device) -> "LabelledBatch":
         """The same on `device`."""
         return LabelledBatch(self.batch.to(device), self.labels.to(device, non_blocking=True),
-                             {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}, self.seed)
+                             {name: t.to(device, non_blocking=True) for name, t in self.targets.items()},
+                             self.seed)
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
@@ -71,16 +73,20 @@ def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_
 
 
 class Drawn(NamedTuple):
-    """One optimiser step of one rank. `tokens` and `labelled` count the *whole* step: all micro-batches, all ranks."""
+    """One optimiser step of one rank.
+
+    `tokens` and `labelled` count the *whole* step: all micro-batches, all ranks.
+    """
 
     micro_batches: list[LabelledBatch]
     tokens: int
     labelled: int  # examples that have a label
 
 
-def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int, micro_tokens: int,
-         rank: int = 0, ranks: int = 1) -> Drawn:
-    """The `batch` examples of optimiser step `step` (from 0), in micro-batches of at most `micro_tokens` tokens, for one rank.
+def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
+         micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
+    """The `batch` examples of optimiser step `step` (from 0),
+    in micro-batches of at most `micro_tokens` tokens, for one rank.
 
     `targets` have one row for each example, or for each of its tokens (the logits of a span head).
     """

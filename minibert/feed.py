@@ -1,7 +1,8 @@
 """From a corpus to the micro-batches of a step: drawn, masked, dealt to ranks, packed.
 
-`--batch` is the sequences of one optimiser step over all ranks; `--micro-tokens` only says how much of them goes through the
-model at once. The counts that the losses are divided by are those of the whole step, known before any forward pass.
+`--batch` is the sequences of one optimiser step over all ranks; `--micro-tokens` only says how much
+of them goes through the model at once. The counts that the losses are divided by are those of the
+whole step, known before any forward pass.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,9 @@ from minibert.tokenizer import Tokenizer
 
 
 class MicroBatch(NamedTuple):
-    """What goes through the model at once: a packed batch of masked text, and the original ids where it is masked."""
+    """What goes through the model at once:
+    a packed batch of masked text, and the original ids where it is masked.
+    """
 
     batch: Batch
     labels: Tensor  # (N,) int64, IGNORE where nothing is to be predicted
@@ -30,7 +33,10 @@ class MicroBatch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One optimiser step of one rank. `tokens` and `masked` count the *whole* step: all micro-batches, all ranks."""
+    """One optimiser step of one rank.
+
+    `tokens` and `masked` count the *whole* step: all micro-batches, all ranks.
+    """
 
     micro_batches: list[MicroBatch]
     tokens: int
@@ -38,7 +44,9 @@ class Step(NamedTuple):
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The sequences `indices` as one stream of ids (N,) with [CLS] and [SEP] around each, and their lengths (S,)."""
+    """The sequences `indices` as one stream of ids (N,)
+    with [CLS] and [SEP] around each, and their lengths (S,).
+    """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
     end = 0
@@ -50,8 +58,11 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 
 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
-              selection: str, share: float = 0.15, weights: np.ndarray | None = None, rank: int = 0, ranks: int = 1) -> Step:
-    """The micro-batches of optimiser step `step` (from 0) for one rank of several; may be none where sequences are few."""
+              selection: str, share: float = 0.15, weights: np.ndarray | None = None, rank: int = 0,
+              ranks: int = 1) -> Step:
+    """The micro-batches of optimiser step `step` (from 0) for one rank of several;
+    may be none where sequences are few.
+    """
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
     masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights, share=share)
     return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), rank, ranks),
@@ -60,16 +71,20 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
         key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
-    """Cuts masked sequences into packed micro-batches of at most `micro_tokens` tokens (or one sequence that is longer)."""
+    """Cuts masked sequences into packed micro-batches
+    of at most `micro_tokens` tokens (or one sequence that is longer).
+    """
     starts = np.cumsum(lengths) - lengths
     return [_pack(ids, lengths, inputs, selected, starts, group, key)
             for group in groups(lengths, micro_tokens, rank, ranks)]
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Which sequences go through the model together: indices, in groups of at most `micro_tokens` tokens, or of one.
+    """Which sequences go through the model together:
+    indices, in groups of at most `micro_tokens` tokens, or of one.
 
-    Sorted by length, longest first, so that ranks get equal work and neighbours of equal length share one attention call.
+    Sorted by length, longest first, so that ranks get equal work
+    and neighbours of equal length share one attention call.
     """
     made, group, size = [], [], 0
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
@@ -82,9 +97,11 @@ def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1
 
 
 def _pack(ids, lengths, inputs, selected, starts, group, key) -> MicroBatch:
-    # batch.pack does this from lists; here the tokens lie in arrays already, and steps have up to a million of them
+    # batch.pack does this from lists; here the tokens lie in arrays already,
+    # and steps have up to a million of them
     rows, positions, offsets = rows_of(starts[group], lengths[group])
     labels = np.where(selected[rows], ids[rows], IGNORE)
-    packed = Batch(torch.from_numpy(inputs[rows]), torch.from_numpy(positions), torch.zeros(len(rows), dtype=torch.int64),
-                   torch.from_numpy(offsets), torch.from_numpy(lengths[group]))
+    packed = Batch(torch.from_numpy(inputs[rows]), torch.from_numpy(positions),
+                   torch.zeros(len(rows), dtype=torch.int64), torch.from_numpy(offsets),
+                   torch.from_numpy(lengths[group]))
     return MicroBatch(packed, torch.from_numpy(labels), seed_of(*key, int(group[0])))

@@ -2,8 +2,8 @@
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
-Each term is a sum over examples divided by the count of the whole step. The teacher is asked once for each example, before
-training; what it said comes with the batch.
+Each term is a sum over examples divided by the count of the whole step. The teacher is asked once for each
+example, before training; what it said comes with the batch.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,11 @@ class TaskWeights:
 
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
-    """Pairs (student layer, teacher layer), from 1, whose [CLS] states PKD compares (Sun et al. 2019, section 3.3).
+    """Pairs (student layer, teacher layer), from 1,
+    whose [CLS] states PKD compares (Sun et al. 2019, section 3.3).
 
-    The student's last layer is left to the soft labels. "skip" spreads over the teacher: 2, 4, 6, 8, 10 for 6 of 12; "last"
-    takes its last ones before the top: 7 to 11.
+    The student's last layer is left to the soft labels. "skip" spreads over the teacher: 2, 4, 6, 8, 10 for 6
+    of 12; "last" takes its last ones before the top: 7 to 11.
     """
     ours = range(1, student_layers)
     if which == "last":
@@ -56,7 +57,8 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
 
 
 def soft_sum(model: nn.Module, logits: Tensor, theirs: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """Sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015); squared error of scores.
+    """Sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015);
+    squared error of scores.
 
     note: PKD's code takes the mean over examples and classes, so its KL is smaller by the number of classes.
     """
@@ -72,8 +74,8 @@ def soft_sum(model: nn.Module, logits: Tensor, theirs: Tensor, offsets: Tensor, 
 def patience_sum(ours: Tensor, theirs: Tensor) -> Tensor:
     """Sum over examples of the mean squared difference of normalised [CLS] states; both (S, pairs, D).
 
-    note: the paper (eq. 7) sums over layers and widths; its code takes the mean, and the published beta of 10 to 1000 are
-    for that. This is the code's scale, with the paper's normalisation.
+    note: the paper (eq. 7) sums over layers and widths; its code takes the mean, and the published beta of 10
+    to 1000 are for that. This is the code's scale, with the paper's normalisation.
     """
     difference = F.normalize(at_least_fp32(ours), dim=-1) - F.normalize(at_least_fp32(theirs), dim=-1)
     return difference.square().mean((1, 2)).sum()
@@ -108,7 +110,9 @@ def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts:
 @torch.no_grad()
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
                     micro_tokens: int = MICRO_TOKENS) -> dict[str, np.ndarray]:
-    """What the teacher says of each example, once: `logits` (n, K), spans (N, 2); `cls` (n, pairs, D) of `layers`, from 1."""
+    """What the teacher says of each example, once:
+    `logits` (n, K), spans (N, 2); `cls` (n, pairs, D) of `layers`, from 1.
+    """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens)}
     teacher.eval()
@@ -127,6 +131,6 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
 def align_labels(teacher_labels: tuple[str, ...], labels: tuple[str, ...]) -> list[int]:
     """For each label the teacher's class number, by name; `UserError` where the two sets of names differ."""
     if sorted(teacher_labels) != sorted(labels):
-        raise UserError(f"the teacher's labels are {', '.join(teacher_labels)}, the task's {', '.join(labels)}: they must have "
-                        "the same names, in any order")
+        raise UserError(f"the teacher's labels are {', '.join(teacher_labels)}, "
+                        f"the task's {', '.join(labels)}: they must have the same names, in any order")
     return [teacher_labels.index(label) for label in labels]

@@ -1,6 +1,8 @@
-"""The heads: masked language model, pre-training (MLM and next sentence), sequence classification or regression, spans.
+"""The heads: masked language model, pre-training (MLM and next sentence),
+sequence classification or regression, spans.
 
-Each is the encoder plus a few lines, and `forward(batch)` returns logits; losses are in losses.py and vocab_loss.py.
+Each is the encoder plus a few lines, and `forward(batch)` returns logits;
+losses are in losses.py and vocab_loss.py.
 """
 
 import torch
@@ -13,7 +15,9 @@ from minibert.model import Encoder, activation
 
 
 class MLMHead(nn.Module):
-    """Hidden states -> the states that are compared with the word table; the table itself is the encoder's (tied)."""
+    """Hidden states -> the states that are compared with the word table;
+    the table itself is the encoder's (tied).
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -42,7 +46,10 @@ class MaskedLM(nn.Module):
 
 
 class PreTraining(nn.Module):
-    """BERT as it was pre-trained: MLM and next-sentence heads (class 0: is next). For loading; nothing here trains NSP."""
+    """BERT as it was pre-trained: MLM and next-sentence heads (class 0: is next).
+
+    For loading; nothing here trains NSP.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -61,7 +68,8 @@ class PreTraining(nn.Module):
 class Classifier(nn.Module):
     """Sequence classification, or regression with K = 1: batch -> logits or scores (S, K).
 
-    BERT reads its pooler's output; DistilBERT has ReLU(W h_[CLS] + b) of its own instead, trained with the classifier.
+    BERT reads its pooler's output;
+    DistilBERT has ReLU(W h_[CLS] + b) of its own instead, trained with the classifier.
     """
 
     def __init__(self, config: Config):
@@ -95,9 +103,12 @@ class Span(nn.Module):
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Start and end logits of every token (N, 2); a softmax over one sequence's rows gives the answer's borders."""
+        """Start and end logits of every token (N, 2);
+        a softmax over one sequence's rows gives the answer's borders.
+        """
         last = self.encoder(batch)
-        if self.config.architecture == "distilbert":  # note: DistilBERT has dropout before this head, BERT has none
+        # note: DistilBERT has dropout before this head, BERT has none
+        if self.config.architecture == "distilbert":
             last = F.dropout(last, self.config.dropout, self.training)
         return self.span(last)
 

@@ -11,15 +11,17 @@ from minibert.names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, CLASSES, 
 
 DEFAULTS = {"bert": Config(),
             "distilbert": Config(architecture="distilbert", segments=0, classifier_dropout=0.2)}
-# Beyond every real model. Without, a damaged file could ask for a billion layers before any tensor is compared.
+# Beyond every real model.
+# Without, a damaged file could ask for a billion layers before any tensor is compared.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
     """The `Config` of a parsed config.json and the head it names, None where it names none.
 
-    A head that is not known here comes back as the file's name for it. `UserError` names the file and the field:
-    a wrong type, a size out of bounds, another model, or a variant of BERT that these models do not compute.
+    A head that is not known here comes back as the file's name for it. `UserError` names the file
+    and the field: a wrong type, a size out of bounds, another model, or a variant of BERT that
+    these models do not compute.
     """
     try:
         return _parse_minibert(raw) if raw.get("format") == "minibert" else _parse_hf(raw)
@@ -54,7 +56,8 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")
     if raw.get("position_embedding_type") not in (None, "absolute"):
-        raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; only 'absolute' loads")
+        raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; "
+                        "only 'absolute' loads")
 
     default = DEFAULTS[architecture]
     values = {ours: _value(raw, theirs, ours, getattr(default, ours))
@@ -89,7 +92,9 @@ def _labels(raw: dict) -> dict:
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """`raw[key]` where it has the type of `default` and is in bounds; the default where it is absent or null."""
+    """`raw[key]` where it has the type of `default` and is in bounds;
+    the default where it is absent or null.
+    """
     value = raw.get(key)
     if value is None:
         return default
@@ -127,7 +132,8 @@ def describe(config: Config, head: str, form: str, dtype: str) -> dict:
     labels = config.labels[:1] if config.regression else config.labels
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
-    raw[ACTIVATION[architecture]] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
+    raw[ACTIVATION[architecture]] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(
+        config.activation, config.activation)
     raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     if architecture == "bert":
         raw["position_embedding_type"] = "absolute"

@@ -1,8 +1,8 @@
 """Models from and to folders: Hugging Face's layout or our own, or a name on the hub.
 
 Loading is strict: every tensor of the model must be in the file with its shape, and every tensor of the file
-must be in the model or in the table of what is dropped on purpose (names.py). Nothing is unpickled here: legacy
-.bin files are read by weights/convert.py, once, with `weights_only=True`.
+must be in the model or in the table of what is dropped on purpose (names.py). Nothing is unpickled here:
+legacy .bin files are read by weights/convert.py, once, with `weights_only=True`.
 """
 
 import os
@@ -37,11 +37,13 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
          **changes) -> nn.Module:
     """A model in eval mode, fp32, on the CPU, from a folder or a name on the Hugging Face hub.
 
-    `head`: "encoder", "mlm", "pretraining", "classification", "span"; None: the one the checkpoint has. A
-    classification or span head that the checkpoint lacks is started anew with a warning that names its tensors;
-    any other is a `UserError`, as is every tensor that is missing, unexpected or misshapen, all in one message.
-    `changes` replace fields of the `Config`, like `dropout=0.0`; with `labels` or `regression` among them the
-    classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging Face config.json says.
+    `head`: "encoder", "mlm", "pretraining", "classification", "span"; None: the one the checkpoint has.
+    A classification or span head that the checkpoint lacks is started anew with a warning that names
+    its tensors; any other is a `UserError`, as is every tensor that is missing, unexpected or misshapen,
+    all in one message.
+    `changes` replace fields of the `Config`, like `dropout=0.0`; with `labels` or `regression` among
+    them the classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging Face
+    config.json says.
     `legacy_bin`: also read pytorch_model.bin; for the converter.
     """
     if head is not None and head not in MODELS:
@@ -104,8 +106,8 @@ def _on_meta(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module,
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """The tensors of a file under our names, without those that no model has; the names they had in the file; and
-    the difference where a tensor that is stored twice has one, else "".
+    """The tensors of a file under our names, without those that no model has; the names they had in the file;
+    and the difference where a tensor that is stored twice has one, else "".
 
     What the table does not know is kept, for `_check_tensors` to report.
     """
@@ -155,16 +157,19 @@ def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor], std: fl
 def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:
     """`UserError` where the head is none of ours, or a language model's and the file has none that fits."""
     if head not in MODELS:
-        raise UserError(f"{folder} is a {head}, which has a head that is not known here; head=\"encoder\" loads "
-                        "its encoder, head=\"classification\" or \"span\" starts a new head on it")
+        raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
+                        "head=\"encoder\" loads its encoder, "
+                        "head=\"classification\" or \"span\" starts a new head on it")
     if head not in CLASSES[architecture]:
         raise UserError(f"{folder} is a {architecture}, for which there is no {head} head")
     for module in {"mlm": ["mlm"], "pretraining": ["mlm", "nsp"]}.get(head, []):
         if f"{module}.bias" not in ours:
-            raise UserError(f"{folder} has no {head} head: {to_hf(module + '.bias', architecture)} is missing, "
+            raise UserError(f"{folder} has no {head} head: "
+                            f"{to_hf(module + '.bias', architecture)} is missing, "
                             "and only classification and span heads can be started anew")
         if untied:
-            raise UserError(f"{folder}: {untied}, but the two are one tensor here; head=\"encoder\" needs only one")
+            raise UserError(f"{folder}: {untied}, but the two are one tensor here; "
+                            "head=\"encoder\" needs only one")
 
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
@@ -194,10 +199,10 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     """Writes config.json, model.safetensors, README.md and the tokenizer's files.
 
     `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours.
-    `dtype` stores in fewer bits, like `torch.float16`. `card` is markdown for the model card. A folder that exists
-    is overwritten, other files in it stay; an interrupted save leaves the old model, or a folder without a
-    config.json, which does not load. `UserError` where the shape has no counterpart in `transformers`, or a value
-    is not finite.
+    `dtype` stores in fewer bits, like `torch.float16`. `card` is markdown for the model card. A folder that
+    exists is overwritten, other files in it stay; an interrupted save leaves the old model, or a folder
+    without a config.json, which does not load. `UserError` where the shape has no counterpart in
+    `transformers`, or a value is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     config, head = model.config, head_of(model)

@@ -1,4 +1,6 @@
-"""Running a model over many texts: sorted by length, packed to a token budget, results in the order asked for."""
+"""Running a model over many texts:
+sorted by length, packed to a token budget, results in the order asked for.
+"""
 
 import numpy as np
 import torch
@@ -20,8 +22,11 @@ def cpu() -> Runtime:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, examples: Examples, runtime: Runtime, micro_tokens: int = MICRO_TOKENS) -> np.ndarray:
-    """What the model returns for every example, fp32, in order: (n, K), or for a span head (N, 2), one row for each token."""
+def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
+            micro_tokens: int = MICRO_TOKENS) -> np.ndarray:
+    """What the model returns for every example, fp32, in order:
+    (n, K), or for a span head (N, 2), one row for each token.
+    """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
     starts = np.cumsum(examples.lengths) - examples.lengths
@@ -31,7 +36,8 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime, micro_tokens
         with runtime.autocast():
             out = model(batch).float().cpu().numpy()
         if made is None:
-            made = np.empty((examples.lengths.sum() if per_token else len(examples.lengths), out.shape[1]), np.float32)
+            made = np.empty((examples.lengths.sum() if per_token else len(examples.lengths), out.shape[1]),
+                            np.float32)
         made[rows_of(starts[group], examples.lengths[group])[0] if per_token else group] = out
     model.train(training)
     return made
@@ -41,7 +47,8 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
             max_length: int | None = None, runtime: Runtime | None = None) -> np.ndarray:
     """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
 
-    `model.config.labels` names the classes. Texts longer than `max_length` (default: the model's positions) are cut.
+    `model.config.labels` names the classes.
+    Texts longer than `max_length` (default: the model's positions) are cut.
     """
     runtime = runtime or cpu()
     length = max_length or model.config.max_positions
@@ -51,9 +58,11 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """One vector (n, D) of length 1 for each text: the mean of its tokens' last hidden states, as sentence encoders use.
+    """One vector (n, D) of length 1 for each text:
+    the mean of its tokens' last hidden states, as sentence encoders use.
 
-    The mean runs over all tokens of the text, [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3).
+    The mean runs over all tokens of the text,
+    [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3).
     """
     runtime = runtime or cpu()
     encoder = encoder_of(model).to(runtime.device).eval()

@@ -1,8 +1,9 @@
 """Dynamic masking: which tokens of a step are to be predicted, and what stands in their place.
 
-A pure function of (seed, step, sample, position): the same step is masked the same way however it is cut into micro-batches
-or dealt to ranks. The arrays below hold a whole optimiser step over all ranks, N tokens; the selection is one of `SELECTIONS`,
-the replacement always BERT's 80/10/10 (Devlin et al. 2018, section 3.1, Task 1).
+A pure function of (seed, step, sample, position): the same step is masked the same way however it
+is cut into micro-batches or dealt to ranks. The arrays below hold a whole optimiser step over all
+ranks, N tokens; the selection is one of `SELECTIONS`, the replacement always BERT's 80/10/10
+(Devlin et al. 2018, section 3.1, Task 1).
 """
 
 from typing import NamedTuple
@@ -21,14 +22,19 @@ SELECTIONS = {
 
 
 class Masked(NamedTuple):
-    """`inputs`: ids with masks in place; `selected`: bool, True where the original token is to be predicted; both (N,)."""
+    """`inputs`: ids with masks in place;
+    `selected`: bool, True where the original token is to be predicted; both (N,).
+    """
 
     inputs: np.ndarray
     selected: np.ndarray
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
-    """max(count, 1)^-0.7 for every id, 0 for special tokens; (V,). The "MLM smoothing" of DistilBERT's distiller."""
+    """max(count, 1)^-0.7 for every id, 0 for special tokens; (V,).
+
+    The "MLM smoothing" of DistilBERT's distiller.
+    """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
     return weights
@@ -36,10 +42,11 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
 
 def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, selection: str, *key,
                 weights: np.ndarray | None = None, share: float = 0.15) -> Masked:
-    """Masks the S sequences of a step; ids (N,), lengths (S,), `key` what the draws depend on, for instance (seed, step).
+    """Masks the S sequences of a step;
+    ids (N,), lengths (S,), `key` what the draws depend on, for instance (seed, step).
 
-    `weights` (V,) is needed by "smoothed" only. Special tokens are never selected; a random replacement is drawn from the
-    whole vocabulary, special tokens included, as in the original code.
+    `weights` (V,) is needed by "smoothed" only. Special tokens are never selected; a random replacement is
+    drawn from the whole vocabulary, special tokens included, as in the original code.
     """
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
     position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -51,8 +58,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, sele
     if selection == "bernoulli":
         selected = allowed & (draw(0) < share)
     elif selection == "whole-word":
-        # A word starts at each piece without ##; its pieces share the draw of its first. The seam between two sequences
-        # is a special token, which always starts a word of its own.
+        # A word starts at each piece without ##; its pieces share the draw of its first. The seam between two
+        # sequences is a special token, which always starts a word of its own.
         starts = ~tokenizer.continuation[ids]
         starts[position == 0] = True
         word = np.cumsum(starts) - 1

@@ -1,8 +1,10 @@
-"""What each method minimises: a function from (student, teacher, step, weights, micro-batch) to one loss and its named terms.
+"""What each method minimises:
+a function from (student, teacher, step, weights, micro-batch) to one loss and its named terms.
 
-Every function here has the same form: it returns the micro-batch's share of the step's loss, each term divided by the count of
-the *whole* step, and detached sums by name, which the caller adds up over micro-batches and ranks. `term_counts` says what each
-sum is divided by. Weights are in `Weights`; nothing else decides what is learned.
+Every function here has the same form: it returns the micro-batch's share of the step's loss, each
+term divided by the count of the *whole* step, and detached sums by name, which the caller adds up
+over micro-batches and ranks. `term_counts` says what each sum is divided by. Weights are in
+`Weights`; nothing else decides what is learned.
 """
 
 from dataclasses import dataclass
@@ -32,17 +34,23 @@ def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
     return Vocab(model.mlm(last), model.encoder.word.weight, model.mlm.bias)
 
 
-def mlm(student: nn.Module, teacher: None, step: Step, weights: Weights, micro: MicroBatch) -> tuple[Tensor, dict]:
-    """Masked language modelling alone: mean cross-entropy over the masked tokens of the step (Devlin et al. 2018)."""
+def mlm(student: nn.Module, teacher: None, step: Step, weights: Weights,
+        micro: MicroBatch) -> tuple[Tensor, dict]:
+    """Masked language modelling alone:
+    mean cross-entropy over the masked tokens of the step (Devlin et al. 2018).
+    """
     last = student.encoder(micro.batch)
     rows = (micro.labels != IGNORE).nonzero().squeeze(1)  # the head reads masked tokens only
-    loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], mlm_weight=1 / max(1, step.masked))
+    loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
+                            mlm_weight=1 / max(1, step.masked))
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
 
 
 def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weights,
                micro: MicroBatch) -> tuple[Tensor, dict]:
-    """DistilBERT's triple loss (Sanh et al. 2019, section 3): KL to the teacher over all tokens, MLM, cosine."""
+    """DistilBERT's triple loss (Sanh et al. 2019, section 3):
+    KL to the teacher over all tokens, MLM, cosine.
+    """
     with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)
         teacher_side = vocab_side(teacher, teacher_last)

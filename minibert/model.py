@@ -1,7 +1,7 @@
 """The encoder of BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019), over packed batches.
 
-Post-LN transformer: a block is LN(x + attention(x)), then LN(x + feed-forward(x)). Shapes: N tokens of the batch, D hidden,
-H heads, E head size, F feed-forward (config.py has the alphabet).
+Post-LN transformer: a block is LN(x + attention(x)), then LN(x + feed-forward(x)). Shapes: N tokens of the
+batch, D hidden, H heads, E head size, F feed-forward (config.py has the alphabet).
 """
 
 from typing import NamedTuple
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from minibert.attention import attend
 from minibert.batch import Batch
 from minibert.config import Config
+from minibert.errors import UserError
 
 
 class Trace(NamedTuple):
-    """What distillation may look at. `hiddens` has L + 1 entries, the embedding output (after LayerNorm) first."""
+    """What distillation may look at.
+
+    `hiddens` has L + 1 entries, the embedding output (after LayerNorm) first.
+    """
 
     hiddens: tuple[Tensor, ...]  # (N, D) each
     queries: tuple[Tensor, ...]  # L times (N, H, E), not yet divided by sqrt(E)
@@ -58,7 +62,10 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings and L layers: batch -> the last hidden states (N, D). `pool` gives BERT's [CLS] vector where it has one."""
+    """Embeddings and L layers: batch -> the last hidden states (N, D).
+
+    `pool` gives BERT's [CLS] vector where it has one.
+    """
 
     def __init__(self, config: Config, pooler: bool = False):
         super().__init__()
@@ -72,7 +79,13 @@ class Encoder(nn.Module):
         self.pooler = nn.Linear(D, D) if pooler else None
 
     def embed(self, batch: Batch) -> Tensor:
-        """The embedding output (N, D): word + token type + position, LayerNorm, dropout."""
+        """The embedding output (N, D): word + token type + position, LayerNorm, dropout.
+
+        `UserError` where a sequence is longer than the model has positions.
+        """
+        if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
+            raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
+                            f"{self.config.max_positions} positions: cut it, or encode with max_length")
         x = self.word(batch.ids)
         if self.segment is not None:
             x = x + self.segment(batch.segments)
@@ -101,7 +114,8 @@ class Encoder(nn.Module):
 
 
 def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Initialises in place as BERT did: weights from N(0, 0.02) truncated at two sigma, biases 0, LayerNorm 1 and 0.
+    """Initialises in place as BERT did:
+    weights from N(0, 0.02) truncated at two sigma, biases 0, LayerNorm 1 and 0.
 
     The row of [PAD] in the word table is zero, as in the Hugging Face models. Returns the model.
     """

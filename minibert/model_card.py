@@ -15,12 +15,15 @@ WHAT = {
 
 def model_card(config: Config, head: str, form: str, parameters: int, dtype: str, pooler: bool, name: str,
                extra: str | None = None) -> str:
-    """A model card: YAML front matter, what the model is, the caller's markdown in `extra`, and how to load it."""
+    """A model card:
+    YAML front matter, what the model is, the caller's markdown in `extra`, and how to load it.
+    """
     c = config
     task, what = WHAT["regression" if head == "classification" and c.regression else head]
     rows = {"architecture": "DistilBERT" if c.architecture == "distilbert" else "BERT",
             "parameters": f"{parameters:,}", "stored as": dtype, "layers": c.layers,
-            "hidden size": c.hidden_size, "attention heads": c.heads, "feed-forward size": c.intermediate_size,
+            "hidden size": c.hidden_size, "attention heads": c.heads,
+            "feed-forward size": c.intermediate_size,
             "vocabulary": f"{c.vocab_size:,}", "longest input": f"{c.max_positions} tokens",
             "activation": c.activation}
     if head == "classification" and not c.regression:
@@ -43,6 +46,6 @@ def model_card(config: Config, head: str, form: str, parameters: int, dtype: str
                      f"{', add_pooling_layer=False' if bare else ''})\n"
                      "tokenizer = transformers.AutoTokenizer.from_pretrained(\"FOLDER\")\n```\n")
         if bare:
-            parts.append("The model has no pooler: without `add_pooling_layer=False`, transformers starts a new "
-                         "one, and `pooler_output` means nothing.\n")
+            parts.append("The model has no pooler: without `add_pooling_layer=False`, transformers starts "
+                         "a new one, and `pooler_output` means nothing.\n")
     return "\n".join(parts)

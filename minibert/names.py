@@ -1,8 +1,9 @@
 """Names that are not ours: one table per architecture, from our modules and config fields to Hugging Face's.
 
-Read from left to right for saving and from right to left for loading; `{}` is the layer's number. What a file may
-hold that a model here does not is in `TIED`, stored twice, `DROPPED`, left out on purpose, and `HEAD_MODULES`, the
-heads that were not asked for. Any other difference between a file and its model is an error (hub.py).
+Read from left to right for saving and from right to left for loading; `{}` is the layer's number.
+What a file may hold that a model here does not is in `TIED`, stored twice, `DROPPED`, left out on
+purpose, and `HEAD_MODULES`, the heads that were not asked for. Any other difference between a
+file and its model is an error (hub.py).
 """
 
 import re
@@ -125,7 +126,9 @@ ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """The tensor `name` by a table of modules, with its layer and its "weight" or "bias"; None where it has none."""
+    """The tensor `name` by a table of modules,
+    with its layer and its "weight" or "bias"; None where it has none.
+    """
     module, _, leaf = name.rpartition(".")
     number = re.search(r"(?<=\.)\d+(?=\.)", module)
     if number:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, then linear decay to 0 after step `steps`; a pure function of the step (from 0)."""
+    """Linear warm-up over `warmup` steps, then linear decay to 0 after step `steps`;
+    a pure function of the step (from 0).
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (steps - step) / max(1, steps - warmup)

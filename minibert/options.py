@@ -12,9 +12,11 @@ def option(default, help: str, choices=None):
 
 
 def parse(cls, argv: list[str] | None, description: str, epilog: str):
-    """An instance of the dataclass `cls` from the command line; unknown options and wrong types end with exit code 2.
+    """An instance of the dataclass `cls` from the command line;
+    unknown options and wrong types end with exit code 2.
 
-    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may be left out.
+    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values,
+    `T | None` fields may be left out.
     """
     parser = argparse.ArgumentParser(description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,6 +33,7 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str):
             extra |= {"type": kind, "metavar": None if field.metadata["choices"] else kind.__name__.upper(),
                       "choices": field.metadata["choices"]}
         shown = "" if field.default in (None, (), False) else f" (default: {field.default})"
-        parser.add_argument(name, default=field.default, help=field.metadata["help"].replace("%", "%%") + shown, **extra)
+        parser.add_argument(name, default=field.default,
+                            help=field.metadata["help"].replace("%", "%%") + shown, **extra)
     values = vars(parser.parse_args(argv))
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

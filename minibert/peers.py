@@ -72,12 +72,14 @@ def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[
                                  labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
     """One fine-tuning step of a sequence classifier on a padded batch. Returns the loss."""
     lengths = torch.tensor([len(sequence) for sequence in ids])
-    inputs = {"input_ids": pad(ids, 0), "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
+    inputs = {"input_ids": pad(ids, 0),
+              "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
     if model.config.model_type == "bert":
         inputs["token_type_ids"] = pad(segments, 0)
     optimizer.zero_grad()
     with runtime.autocast():
-        loss = model(**{name: x.to(runtime.device) for name, x in inputs.items()}, labels=labels.to(runtime.device)).loss
+        loss = model(**{name: x.to(runtime.device) for name, x in inputs.items()},
+                     labels=labels.to(runtime.device)).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()

@@ -135,6 +135,7 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report=print) -> 
         summarise(description, report)
 
 
-if __name__ == "__main__":  # python -m minibert.python_docs: the training part as text, a blank line between documents
+# python -m minibert.python_docs: the training part as text, a blank line between documents
+if __name__ == "__main__":
     for document in split_docs(python_docs())["train"]:
         print("\n".join(document), end="\n\n")

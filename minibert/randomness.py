@@ -1,7 +1,8 @@
 """Random numbers as pure functions of where they are used, so that a run can be resumed or split anywhere.
 
-Nothing here has a state: a number is a hash of (seed, step, sample, position ...), and the order of the data is a permutation
-that is computed, not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+Nothing here has a state: a number is a hash of (seed, step, sample, position ...), and the order of
+the data is a permutation that is computed, not stored. The hash is the finaliser of SplitMix64
+(Steele, Lea, Flood 2014).
 """
 
 import numpy as np
@@ -11,7 +12,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 def mix(*words) -> np.ndarray:
     """Hashes integers or integer arrays (broadcast together) to uint64; the order of the words matters."""
-    state = np.zeros(1, dtype=np.uint64)  # an array, because numpy warns when scalars wrap around, which is meant here
+    # an array, because numpy warns when scalars wrap around, which is meant here
+    state = np.zeros(1, dtype=np.uint64)
     for word in words:
         z = state + _GAMMA + np.asarray(word).astype(np.uint64)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -33,8 +35,8 @@ def seed_of(*words) -> int:
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Where a pseudo-random permutation of 0 ... n-1, chosen by `key`, sends each entry of `i`; int64.
 
-    A balanced Feistel network over the next even number of bits; what lands beyond n goes round again (Black and Rogaway
-    2002, "cycle walking"), fewer than four times on average.
+    A balanced Feistel network over the next even number of bits; what lands beyond n goes round again (Black
+    and Rogaway 2002, "cycle walking"), fewer than four times on average.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -50,7 +52,9 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 
 
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """The `batch` sequences of optimiser step `step` (from 0) out of n, int64: every epoch is its own permutation."""
+    """The `batch` sequences of optimiser step `step` (from 0) out of n, int64:
+    every epoch is its own permutation.
+    """
     drawn = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epochs = drawn // n
     out = np.empty(batch, dtype=np.int64)

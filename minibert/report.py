@@ -18,7 +18,8 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
              "The city is the [MASK] of the country.")
 
 
-TERMS = ("kl", "mlm", "cosine", "hard", "soft", "patience")  # of the loss, as methods.py and finetuning.py name them
+# of the loss, as methods.py and finetuning.py name them
+TERMS = ("kl", "mlm", "cosine", "hard", "soft", "patience")
 
 
 class Progress:
@@ -38,8 +39,8 @@ class Progress:
         terms = " ".join(f"{name} {row[name]:.3f}" for name in TERMS if name in row)
         line = (f"step {step}/{self.steps}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
                 f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {clock(left)} left")
-        print(f"\r\033[K{line}" if self.terminal else line, end="" if self.terminal and step < self.steps else "\n",
-              file=sys.stderr, flush=True)
+        print(f"\r\033[K{line}" if self.terminal else line,
+              end="" if self.terminal and step < self.steps else "\n", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -53,7 +54,8 @@ def table(rows: list[dict], title: str = "") -> str:
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                       for i, (cell, w) in enumerate(zip(line, widths)))
              for line in cells]
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(([title] if title else []) + lines)
@@ -86,15 +88,17 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
     for name, model in models.items():
         parameters = sum(p.numel() for p in model.parameters())
         score = scores[name]
-        rows.append({"model": name, "layers": len(model.encoder.layers), "parameters": f"{parameters / 1e6:.2f}M",
-                     "fp32 MB": f"{parameters * 4 / 1e6:.1f}", "encoder tok/s": f"{speeds[name]:,.0f}",
-                     "perplexity": f"{score['perplexity']:.1f}", "accuracy": f"{100 * score['accuracy']:.1f} %",
+        rows.append({"model": name, "layers": len(model.encoder.layers),
+                     "parameters": f"{parameters / 1e6:.2f}M", "fp32 MB": f"{parameters * 4 / 1e6:.1f}",
+                     "encoder tok/s": f"{speeds[name]:,.0f}", "perplexity": f"{score['perplexity']:.1f}",
+                     "accuracy": f"{100 * score['accuracy']:.1f} %",
                      "KL to teacher": f"{score['kl']:.3f}" if "kl" in score else "-"})
     return rows
 
 
 @torch.no_grad()
-def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: Runtime, best: int = 5) -> list[str]:
+def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: Runtime,
+               best: int = 5) -> list[str]:
     """The likeliest pieces at the first [MASK] of a sentence, best first."""
     ids, segments = tokenizer.encode([sentence])
     model.eval()
@@ -116,8 +120,10 @@ def plot_curves(metrics: Path, target: Path) -> bool:
     terms = [t for t in ("kl", "mlm", "cosine", "accuracy") if t in rows[0]]
     figure, axes = plt.subplots(1, len(terms), figsize=(4 * len(terms), 3), squeeze=False)
     for axis, term in zip(axes[0], terms):
-        axis.plot([row["tokens"] / 1e6 for row in rows], [row[term] for row in rows], linewidth=0.6, label="training")
-        held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows if term in row.get("held_out", {})]
+        axis.plot([row["tokens"] / 1e6 for row in rows], [row[term] for row in rows],
+                  linewidth=0.6, label="training")
+        held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
+                    if term in row.get("held_out", {})]
         if held_out and term != "kl":  # the held-out KL is at temperature 1
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")

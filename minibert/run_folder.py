@@ -1,4 +1,6 @@
-"""The folder of a run: opened once, or again to resume; metrics.jsonl cut back to the step that is resumed from."""
+"""The folder of a run: opened once, or again to resume;
+metrics.jsonl cut back to the step that is resumed from.
+"""
 
 import dataclasses
 import json
@@ -16,7 +18,9 @@ def say(*words) -> None:
 
 
 def open_run(out: Path, options, may_change: set[str]) -> None:
-    """Makes the run folder; an existing run needs --resume, and, but for `may_change`, the options it was started with."""
+    """Makes the run folder; an existing run needs --resume,
+    and, but for `may_change`, the options it was started with.
+    """
     if (out / "config.json").exists():
         if not options.resume:
             raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")

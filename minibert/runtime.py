@@ -41,10 +41,12 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def hold_frozen(self, model: nn.Module) -> nn.Module:
-        """Puts a model that is not trained on the device, in eval mode; its matrices in 16 bits where products are.
+        """Puts a model that is not trained on the device, in eval mode;
+        its matrices in 16 bits where products are.
 
-        Autocast would cast them anew for every micro-batch, since it keeps only the casts of weights that are trained.
-        Biases, LayerNorms, positions and token types stay fp32, and with them the sums that hidden states are.
+        Autocast would cast them anew for every micro-batch, since it keeps only the casts of
+        weights that are trained. Biases, LayerNorms, positions and token types stay fp32, and
+        with them the sums that hidden states are.
         """
         model.to(self.device).eval().requires_grad_(False)
         if self.precision != "fp32":
@@ -82,17 +84,18 @@ def _another_rank_may_end():
     try:
         yield
     except RuntimeError as error:  # gloo and nccl raise it when the connection to a rank is gone
-        raise UserError(f"another rank has ended, so this one does too ({str(error).splitlines()[0]}); its own message says "
-                        "why; continue from the last checkpoint with --resume") from None
+        raise UserError(f"another rank has ended, so this one does too ({str(error).splitlines()[0]}); "
+                        "its own message says why; continue from the last checkpoint with --resume") from None
 
 
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None) -> Runtime:
     """Chooses device, precision and CPU threads, and joins the other ranks where torchrun started several.
 
-    "auto" is CUDA where there is one; bf16 where the hardware has it natively, fp16 on GPUs that have not, else fp32.
+    "auto" is CUDA where there is one; bf16 where the hardware has it natively,
+    fp16 on GPUs that have not, else fp32.
     """
-    # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is busy, which would
-    # change the order of its sums, and a resumed run could differ in the last bit.
+    # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is
+    # busy, which would change the order of its sums, and a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -121,8 +124,8 @@ def native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("sve_bf16")
-                or capabilities.get("bf16"))
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+                or capabilities.get("sve_bf16") or capabilities.get("bf16"))
 
 
 def describe(runtime: Runtime) -> dict:
@@ -134,8 +137,9 @@ def describe(runtime: Runtime) -> dict:
 
     import minibert
     name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _cpu_name()
-    return {"device": name, "threads": torch.get_num_threads(), "ranks": runtime.ranks, "precision": runtime.precision,
-            "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
+    return {"device": name, "threads": torch.get_num_threads(), "ranks": runtime.ranks,
+            "precision": runtime.precision, "python": platform.python_version(),
+            "torch": torch.__version__, "numpy": numpy.__version__,
             "tokenizers": tokenizers.__version__, "minibert": minibert.__version__}
 
 

@@ -14,10 +14,10 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
                   clip: float, stopping: bool = False) -> dict:
     """Forward and backward over all micro-batches, one sum over ranks, clip, update.
 
-    `loss_of(micro)` gives a micro-batch's share of the step's loss and detached sums by name; `counts` what each sum is
-    divided by: the count of the whole step. Returns the terms so divided, `loss`, `grad_norm` (before clipping), `skipped`
-    (a non-finite loss or gradient: no update on any rank) and `stopping` (true when any rank is to stop). The device is
-    waited for once.
+    `loss_of(micro)` gives a micro-batch's share of the step's loss and detached sums by name; `counts` what
+    each sum is divided by: the count of the whole step. Returns the terms so divided, `loss`, `grad_norm`
+    (before clipping), `skipped` (a non-finite loss or gradient: no update on any rank) and `stopping` (true
+    when any rank is to stop). The device is waited for once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer.zero_grad()
@@ -36,7 +36,9 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
 
 
 def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping) -> dict:
-    """The second half of a step: sum over ranks, unscale, guard, clip, update; returns the row for metrics.jsonl."""
+    """The second half of a step:
+    sum over ranks, unscale, guard, clip, update; returns the row for metrics.jsonl.
+    """
     names = sorted(counts)  # the same on every rank, also on one that had no sequence
     zero = torch.zeros((), device=runtime.device)
     figures = torch.stack([loss_sum, *(sums.get(name, zero).float() for name in names),

@@ -18,7 +18,10 @@ from minibert.tokenizer import Tokenizer, read_text
 
 
 class Split(NamedTuple):
-    """One split: its rows as read, and as the model sees them. SQuAD's rows are questions, seen in windows."""
+    """One split: its rows as read, and as the model sees them.
+
+    SQuAD's rows are questions, seen in windows.
+    """
 
     rows: list
     examples: Examples
@@ -30,7 +33,8 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
     if task.name == "squad":
         windows = squad.windows(rows, tokenizer, task.max_length, stride)
         spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
-        return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans), windows)
+        return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans),
+                     windows)
     missing, kind = (math.nan, np.float32) if task.regression else (-1, np.int64)
     labels = np.array([missing if row.label is None else row.label for row in rows], dtype=kind)
     pairs = None if rows[0].pair is None else [row.pair for row in rows]
@@ -42,7 +46,8 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer) -> Split:
     lines = [line for name in files for line in read_text(Path(name)).split("\n") if line.strip()]
     texts, _, pairs = zip(*(line.partition("\t") for line in lines)) if lines else ((), (), ())
     labels = np.full(len(lines), math.nan, np.float32) if task.regression else np.full(len(lines), -1)
-    return Split(lines, encode(tokenizer, list(texts), list(pairs) if any(pairs) else None, task.max_length, labels))
+    return Split(lines, encode(tokenizer, list(texts), list(pairs) if any(pairs) else None,
+                               task.max_length, labels))
 
 
 def some_of(split: Split, n: int) -> Split:
@@ -68,13 +73,15 @@ def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime, order: l
     """Scores of a model on a split, in percent, and its answers as `answers_to` gives them."""
     answers = answers_to(model, task, split, runtime, order)
     if task.name == "squad":
-        return squad_data.evaluate(split.rows, {name: some[0].text for name, some in answers.items()}), answers
+        return squad_data.evaluate(split.rows, {name: some[0].text
+                                                for name, some in answers.items()}), answers
     return percent(task, answers, split), answers
 
 
 def percent(task: Task, answers, split: Split) -> dict[str, float]:
     """The task's metrics of some answers, in percent."""
-    return {name: 100 * value for name, value in metrics.score(task.metrics, answers, split.examples.labels).items()}
+    return {name: 100 * value
+            for name, value in metrics.score(task.metrics, answers, split.examples.labels).items()}
 
 
 def answers_of(split: Split, logits: np.ndarray) -> dict[str, list[squad_data.Candidate]]:
@@ -89,15 +96,19 @@ def answers_of(split: Split, logits: np.ndarray) -> dict[str, list[squad_data.Ca
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """What the model gets wrong, as a table: answer given and expected, and the text; the worst scores first."""
+    """What the model gets wrong, as a table:
+    answer given and expected, and the text; the worst scores first.
+    """
     clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
     if task.name == "squad":
-        wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)), row.question, "")
+        wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)),
+                  row.question, "")
                  for row in split.rows if not max((squad_data.exact_match(answers[row.id][0].text, a.text)
                                                    for a in row.answers), default=0)]
     elif task.regression:
         order = np.argsort(-np.abs(answers - split.examples.labels), kind="stable")
-        wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", split.rows[i].text, split.rows[i].pair)
+        wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", split.rows[i].text,
+                  split.rows[i].pair)
                  for i in order[:max(1, len(order) // 10)]]
     else:
         wrong = [(row.id, task.labels[answer], task.labels[row.label], row.text, row.pair)

@@ -178,9 +178,12 @@ TASKS: dict[str, Task] = {task.name: task for task in (
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
 )}
 
-# Its rows are questions and its answers spans, read and judged by squad_data.py and squad.py. Settings are those of BERT's README.
+# Its rows are questions and its answers spans, read and judged by squad_data.py and squad.py.
+# Settings are those of BERT's README.
 SQUAD = Task("squad", (), (), ("f1", "exact_match"), "squad",
-             "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/", batch=12, lr=3e-5, epochs=2,
-             max_length=384, published=(Published(BERT, "exact_match", 81.2, PAPER_SQUAD), Published(BERT, "f1", 88.5, PAPER_SQUAD),
-                                        Published(DISTILBERT, "exact_match", 77.7, PAPER_SQUAD),
-                                        Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD)))
+             "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
+             batch=12, lr=3e-5, epochs=2, max_length=384,
+             published=(Published(BERT, "exact_match", 81.2, PAPER_SQUAD),
+                        Published(BERT, "f1", 88.5, PAPER_SQUAD),
+                        Published(DISTILBERT, "exact_match", 77.7, PAPER_SQUAD),
+                        Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD)))

@@ -2,12 +2,13 @@
 
 With z = h E' + b the logits of a row (E the word table, tied; b the bias), and a teacher's likewise:
 
-    MLM:  -log softmax(z_s)[label]                                     rows that have a label
-    KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )             every row (Hinton et al. 2015; DistilBERT)
+    MLM:  -log softmax(z_s)[label]                               rows that have a label
+    KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
-The logits of N rows are N x V numbers, 250 MB in fp32 for 2,048 tokens of BERT. Rows are walked in chunks instead, and each
-chunk's gradients are computed at once: d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T)), d MLM / d z_s =
-softmax(z_s) - onehot(label). What remains after a chunk are sums and the gradients of h, E and b.
+The logits of N rows are N x V numbers, 250 MB in fp32 for 2,048 tokens of BERT. Rows are walked in chunks
+instead, and each chunk's gradients are computed at once: d KL / d z_s = T (softmax(z_s / T) -
+softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). What remains after a chunk are sums and
+the gradients of h, E and b.
 """
 
 from typing import NamedTuple
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from minibert.batch import IGNORE
 
-# Matrix products want many rows, the passes over their logits want to stay in the cache: a chunk is the rows of one product
-# (16 M logits, 549 rows of BERT's vocabulary), a tile the rows of one pass (2 M logits, 8 MB in fp32).
+# Matrix products want many rows, the passes over their logits want to stay in the cache: a chunk
+# is the rows of one product (16 M logits, 549 rows of BERT's vocabulary), a tile the rows of one
+# pass (2 M logits, 8 MB in fp32).
 CHUNK_ELEMENTS, TILE_ELEMENTS = 1 << 24, 1 << 21
 
 
 class Vocab(NamedTuple):
-    """One model's side of the comparison: the MLM head's states (N, D), the word table (V, D), the bias (V,)."""
+    """One model's side of the comparison:
+    the MLM head's states (N, D), the word table (V, D), the bias (V,).
+    """
 
     states: Tensor
     table: Tensor
@@ -31,7 +35,9 @@ class Vocab(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Detached sums over rows: KL times T^2, MLM cross-entropy (nats), rows whose likeliest token is the label."""
+    """Detached sums over rows:
+    KL times T^2, MLM cross-entropy (nats), rows whose likeliest token is the label.
+    """
 
     kl: Tensor
     mlm: Tensor
@@ -41,11 +47,13 @@ class Sums(NamedTuple):
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, kl_rows: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, Sums]:
-    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the two sums by themselves.
+    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar,
+    and the two sums by themselves.
 
-    The weights carry the division by the whole step's counts. labels (N,), `IGNORE` where there is none; `kl_rows` (N,)
-    bool restricts the KL to some rows; `chunk` rows at a time. Gradients reach the student's states, table and bias; the
-    teacher gets none. Under autocast the products are in its dtype, everything else in fp32.
+    The weights carry the division by the whole step's counts. labels (N,), `IGNORE` where there is
+    none; `kl_rows` (N,) bool restricts the KL to some rows; `chunk` rows at a time. Gradients
+    reach the student's states, table and bias; the teacher gets none. Under autocast the products
+    are in its dtype, everything else in fp32.
     """
     if teacher is None:
         teacher, kl_weight = Vocab(*(None,) * 3), 0.0
@@ -56,8 +64,8 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 class _VocabLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, table, bias, t_states, t_table, t_bias, labels, mlm_weight, kl_weight, temperature, kl_rows,
-                chunk):
+    def forward(ctx, states, table, bias, t_states, t_table, t_bias, labels, mlm_weight, kl_weight,
+                temperature, kl_rows, chunk):
         need_states, need_table, need_bias = ctx.needs_input_grad[:3]
         kind = states.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
@@ -92,8 +100,8 @@ class _VocabLoss(torch.autograd.Function):
                     mlm += nll.sum()
                     correct += hits.sum()
                     if grad is None:
-                        grad = grad_mlm if len(labelled) == len(logits) else torch.zeros_like(logits).index_copy_(
-                            0, labelled, grad_mlm)
+                        grad = (grad_mlm if len(labelled) == len(logits)
+                                else torch.zeros_like(logits).index_copy_(0, labelled, grad_mlm))
                         grad *= mlm_weight
                     else:
                         grad.index_add_(0, labelled, grad_mlm, alpha=mlm_weight)
@@ -130,7 +138,9 @@ def _kl(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tu
 
 
 def _mlm(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The M rows that have a label, and of each: the gradient (M, V) of its cross-entropy by z, that, whether it is right."""
+    """The M rows that have a label, and of each:
+    the gradient (M, V) of its cross-entropy by z, that, whether it is right.
+    """
     labelled = (labels != IGNORE).nonzero().squeeze(1)  # (M,)
     target = labels[labelled, None]
     log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
@@ -139,7 +149,10 @@ def _mlm(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes h E' into `out`. A CPU is faster by a third on slices of the vocabulary, whose repacked rows stay in its cache."""
+    """Writes h E' into `out`.
+
+    A CPU is faster by a third on slices of the vocabulary, whose repacked rows stay in its cache.
+    """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):
         torch.mm(h, table[first:first + width].t(), out=out[:, first:first + width])

@@ -1,4 +1,6 @@
-"""Where weights come from: a folder or a download; safetensors, shards, and pickles for the converter only."""
+"""Where weights come from: a folder or a download;
+safetensors, shards, and pickles for the converter only.
+"""
 
 import re
 from pathlib import Path
@@ -16,10 +18,12 @@ BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
-    """The folder itself, or the one in the Hugging Face cache into which the hub model of that name was downloaded.
+    """The folder itself, or the one in the Hugging Face cache
+    into which the hub model of that name was downloaded.
 
-    `weights=False` fetches config.json and the tokenizer only. The environment variables of huggingface_hub count
-    (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). `UserError` where there is neither a folder nor such a model.
+    `weights=False` fetches config.json and the tokenizer only. The environment variables of
+    huggingface_hub count (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). `UserError` where there is
+    neither a folder nor such a model.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -46,7 +50,9 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
-    """All tensors of a folder by their names in its files: a safetensors file, shards with an index, or .bin."""
+    """All tensors of a folder by their names in its files:
+    a safetensors file, shards with an index, or .bin.
+    """
     for stem, ending, read in (("model", ".safetensors", _read_safetensors),
                                ("pytorch_model", ".bin", _read_bin)):
         whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
@@ -96,7 +102,9 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """The path, where it is a file; else a `UserError` that the folder holds no `what` (default: its name)."""
+    """The path, where it is a file;
+    else a `UserError` that the folder holds no `what` (default: its name).
+    """
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {what or path.name}")
     return path

@@ -1,8 +1,11 @@
-"""What all tests share: no network, one thread, fixed seeds, and a model and batches of a size to try everything."""
+"""What all tests share: no network, one thread, fixed seeds,
+and a model and batches of a size to try everything.
+"""
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: a test that needs the network fails
+# before huggingface_hub is imported: a test that needs the network fails
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import random
 

@@ -1,4 +1,6 @@
-"""Every way to compute attention equals the written-out definition, forward and backward, and keeps sequences apart."""
+"""Every way to compute attention equals the written-out definition,
+forward and backward, and keeps sequences apart.
+"""
 
 import math
 from dataclasses import replace
@@ -24,7 +26,8 @@ def batch_of(lengths):
 
 
 def random_qkv(lengths, heads=3, size=8, dtype=torch.float64, device="cpu"):
-    return [torch.randn(sum(lengths), heads, size, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
+    return [torch.randn(sum(lengths), heads, size, dtype=dtype, device=device, requires_grad=True)
+            for _ in range(3)]
 
 
 def attend_by_definition(q, k, v, lengths):
@@ -33,7 +36,9 @@ def attend_by_definition(q, k, v, lengths):
 
 
 def out_and_gradients(function, qkv):
-    """The result, and the gradients of a weighted sum of it, so that no element's gradient is the same by symmetry."""
+    """The result, and the gradients of a weighted sum of it,
+    so that no element's gradient is the same by symmetry.
+    """
     out = function(*qkv)
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).to(out).view_as(out)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), qkv)]
@@ -53,13 +58,15 @@ def test_attend_one_is_the_formula():
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("size", [8, 26, 64])  # 26: TinyBERT-4's head size, a multiple of nothing
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)],
+                         ids=["fp64", "fp32"])
 def test_attend_equals_definition(lengths, size, dtype, tolerance):
     qkv = random_qkv(lengths, size=size, dtype=dtype)
     expected = out_and_gradients(lambda *x: attend_by_definition(*x, lengths), qkv)
     actual = out_and_gradients(lambda *x: attend(*x, batch_of(lengths)), qkv)
     for name, a, e in zip(("out", "dq", "dk", "dv"), actual, expected):
-        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance,
+                                   msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_runs_of_equal_length():
@@ -155,9 +162,11 @@ def test_varlen_only_where_it_runs(monkeypatch, capability, version, expected):
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [2, 90, 4, 1]], ids=["equal", "mixed"])
 @pytest.mark.parametrize("size", [26, 32, 64])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)],
+                         ids=["fp16", "bf16"])
 def test_varlen_kernel_equals_definition(lengths, size, dtype, tolerance):
-    # tolerance: a few units in the last place of the half precision, against the definition in fp64 of the same inputs
+    # tolerance: a few units in the last place of the half precision,
+    # against the definition in fp64 of the same inputs
     qkv = random_qkv(lengths, size=size, dtype=dtype, device="cuda")
     exact = [x.detach().double().requires_grad_() for x in qkv]
     expected = out_and_gradients(lambda *x: attend_by_definition(*x, lengths), exact)
@@ -176,7 +185,8 @@ def test_new_lengths_do_not_compile_anew(tiny_config, random_batch):
 
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend)
-    for lengths in ([5, 4], [3, 9, 2], [7]):  # torch learns that N varies, and takes S = 1 for a case of its own
+    # torch learns that N varies, and takes S = 1 for a case of its own
+    for lengths in ([5, 4], [3, 9, 2], [7]):
         compiled(random_batch(lengths))
     learnt = len(graphs)
     # embeddings, and a layer before and after attention, three times each; not more for more layers

@@ -33,7 +33,8 @@ def test_given_positions_are_kept():
     ([], {}, "at least one sequence"),
     ([[1], []], {}, "no empty one"),
     ([[1, 2], [3]], dict(segments=[[0, 0]]), "segments and ids differ"),
-    ([[1, 2], [3]], dict(segments=[[0], [0, 0]]), "segments and ids differ"),  # as many in all, but not in each
+    # as many in all, but not in each
+    ([[1, 2], [3]], dict(segments=[[0], [0, 0]]), "segments and ids differ"),
     ([[1, 2], [3]], dict(positions=[[0], [0, 1]]), "positions and ids differ"),
 ])
 def test_what_cannot_be_packed(ids, options, complaint):

@@ -44,10 +44,12 @@ def test_useful_flops_of_one_token_by_hand():
 
 def test_finetune_bench_compares_with_transformers(tmp_path):
     pytest.importorskip("transformers")
-    rows = "\n".join(f"{k % 2}\t1\t2\tthe text number {k} is here\ta text is " + "long " * k for k in range(4))
+    rows = "\n".join(f"{k % 2}\t1\t2\tthe text number {k} is here\ta text is " + "long " * k
+                     for k in range(4))
     (tmp_path / "train.tsv").write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + rows + "\n")
-    run = bench("finetune", "--task", "mrpc", "--data", str(tmp_path), "--tokenizer", str(ROOT / "weights" / "teacher"),
-                "--model", "bert-L2-H128", "--batch", "2", "--steps", "2", "--turns", "1", "--threads", "1")
+    run = bench("finetune", "--task", "mrpc", "--data", str(tmp_path),
+                "--tokenizer", str(ROOT / "weights" / "teacher"), "--model", "bert-L2-H128",
+                "--batch", "2", "--steps", "2", "--turns", "1", "--threads", "1")
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     ours, theirs = result["minibert"]["examples_per_second"], result["transformers"]["examples_per_second"]
@@ -55,9 +57,11 @@ def test_finetune_bench_compares_with_transformers(tmp_path):
 
 
 def test_lengths_of_a_corpus(tmp_path):
-    (tmp_path / "text.txt").write_text("\n\n".join("a text of a few words more than twelve tokens for sure, so that it counts "
-                                                   + "and goes on " * k for k in range(12)))
-    prepare([str(tmp_path / "text.txt")], load_tokenizer(ROOT / "weights" / "teacher"), tmp_path / "corpus", held_out=0.0)
+    (tmp_path / "text.txt").write_text("\n\n".join(
+        "a text of a few words more than twelve tokens for sure, so that it counts "
+        + "and goes on " * k for k in range(12)))
+    prepare([str(tmp_path / "text.txt")], load_tokenizer(ROOT / "weights" / "teacher"), tmp_path / "corpus",
+            held_out=0.0)
     steps = sequences(TrainBench(corpus=str(tmp_path / "corpus"), batch=8, steps=2), 8192)
     lengths = [n for _, some, _ in steps for n in some]
     assert len(set(lengths)) > 3 and 12 <= min(lengths) and max(lengths) <= 128

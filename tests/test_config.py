@@ -33,7 +33,8 @@ PUBLISHED = [
     ("bert-pkd-4", Encoder, 52_188_672, 52.2, 0.1, "Jiao et al. 2020, table 1"),
     ("bert-pkd-3", with_pooler, 45_691_392, 45.7, 0.1, "Sun et al. 2019, table of model sizes"),
     ("bert-pkd-6", with_pooler, 66_955_008, 67.0, 0.1, "Sun et al. 2019, table of model sizes"),
-    # 45.3M and 66.5M are the count of no set of tensors that we found; without the pooler it is 45.1M and 66.4M
+    # 45.3M and 66.5M are the count of no set of tensors that we found;
+    # without the pooler it is 45.1M and 66.4M
     ("bert-pkd-3", Encoder, 45_100_800, 45.3, 0.5, "Sun et al. 2020 (MobileBERT), table of results"),
     ("bert-pkd-6", Encoder, 66_364_416, 66.5, 0.5, "Sun et al. 2020 (MobileBERT), table of results"),
     ("tinybert-4", PreTraining, 14_479_676, 14.5, 0.1, "Jiao et al. 2020, table 1"),
@@ -58,8 +59,9 @@ def test_parameters_as_published(name, model, exact, published, rounding, source
 
 # Hugging Face's classes of the same two models, tied tensors counted once.
 @pytest.mark.parametrize("name, model, exact", [
-    ("bert-base", MaskedLM, 109_514_298), ("bert-base", Classifier, 109_483_778), ("bert-base", Span, 108_893_186),
-    ("distilbert", MaskedLM, 66_985_530), ("distilbert", Classifier, 66_955_010), ("distilbert", Span, 66_364_418),
+    ("bert-base", MaskedLM, 109_514_298), ("bert-base", Classifier, 109_483_778),
+    ("bert-base", Span, 108_893_186), ("distilbert", MaskedLM, 66_985_530),
+    ("distilbert", Classifier, 66_955_010), ("distilbert", Span, 66_364_418),
 ])
 def test_parameters_of_heads(name, model, exact):
     assert parameters(model, PRESETS[name]) == exact
@@ -106,6 +108,9 @@ def test_unknown_preset_lists_the_known_ones():
     (dict(dropout=-0.1), "dropout is -0.1"),
     (dict(attention_dropout=1.5), "attention_dropout is 1.5"),
     (dict(classifier_dropout=1), "classifier_dropout is 1"),
+    (dict(segments=-1), "segments is -1"),
+    (dict(pad_id=30522), "pad_id 30522 is not in the vocabulary"),
+    (dict(labels=()), "labels is empty"),
 ])
 def test_impossible_shapes_are_refused(change, complaint):
     with pytest.raises(UserError, match=complaint):

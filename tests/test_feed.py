@@ -10,8 +10,8 @@ from minibert.batch import IGNORE
 from minibert.feed import make_step
 
 V = 60
-TOKENIZER = SimpleNamespace(special=np.arange(V) < 5, continuation=np.zeros(V, bool), vocab_size=V, mask_id=4, cls_id=2,
-                            sep_id=3)
+TOKENIZER = SimpleNamespace(special=np.arange(V) < 5, continuation=np.zeros(V, bool), vocab_size=V,
+                            mask_id=4, cls_id=2, sep_id=3)
 
 
 class FakeCorpus:
@@ -43,8 +43,8 @@ def rows_of(step):
 
 
 def step_of(micro_tokens=10_000, rank=0, ranks=1, step=3, corpus=FakeCorpus()):
-    return make_step(corpus, TOKENIZER, step, batch=40, micro_tokens=micro_tokens, seed=7, selection="bernoulli", rank=rank,
-                     ranks=ranks)
+    return make_step(corpus, TOKENIZER, step, batch=40, micro_tokens=micro_tokens, seed=7,
+                     selection="bernoulli", rank=rank, ranks=ranks)
 
 
 def test_cutting_and_dealing_change_nothing():
@@ -70,7 +70,8 @@ def test_counts_are_those_of_the_whole_step():
 
 def test_more_ranks_than_sequences():
     corpus = FakeCorpus(3)
-    steps = [make_step(corpus, TOKENIZER, 0, batch=2, micro_tokens=64, seed=7, selection="bert", rank=r, ranks=4)
+    steps = [make_step(corpus, TOKENIZER, 0, batch=2, micro_tokens=64, seed=7, selection="bert",
+                       rank=r, ranks=4)
              for r in range(4)]
     assert [len(s.micro_batches) for s in steps] == [1, 1, 0, 0]
 
@@ -91,7 +92,8 @@ def test_a_corpus_smaller_than_a_batch_comes_again():
 def test_dropout_seeds_differ_between_micro_batches_and_steps():
     seeds = [m.seed for k in range(3) for m in step_of(64, step=k).micro_batches]
     assert len(set(seeds)) == len(seeds)
-    assert [m.seed for m in step_of(64, step=0).micro_batches] == seeds[:len(step_of(64, step=0).micro_batches)]
+    assert ([m.seed for m in step_of(64, step=0).micro_batches]
+            == seeds[:len(step_of(64, step=0).micro_batches)])
 
 
 @pytest.mark.parametrize("device", ["cpu"])

@@ -1,4 +1,6 @@
-"""Fine-tuning losses against formulas written out, against transformers, and over micro-batches; examples and inference."""
+"""Fine-tuning losses against formulas written out, against transformers,
+and over micro-batches; examples and inference.
+"""
 
 import math
 
@@ -12,8 +14,8 @@ import minibert
 from minibert.config import Config
 from minibert.errors import UserError
 from minibert.examples import draw, make_examples
-from minibert.finetuning import (TaskWeights, align_labels, patience_layers, patience_sum, soft_sum, task_loss,
-                                 teacher_outputs)
+from minibert.finetuning import (TaskWeights, align_labels, patience_layers, patience_sum, soft_sum,
+                                 task_loss, teacher_outputs)
 from minibert.heads import Classifier, Span
 from minibert.inference import cpu, embed, outputs, predict
 from minibert.model import init_weights
@@ -57,9 +59,13 @@ def step_gradient(model, data, targets, weights, layers, micro_tokens, ranks=1):
 @pytest.mark.parametrize("architecture", ["bert", "distilbert"])
 @pytest.mark.parametrize("kind", ["classes", "scores", "spans"])
 def test_one_step_equals_transformers(architecture, kind, tmp_path):
-    """The same loss and gradients to 1e-5. Spans at equal lengths: in a padded batch transformers' softmax sees the padding."""
+    """The same loss and gradients to 1e-5.
+
+    Spans at equal lengths: in a padded batch transformers' softmax sees the padding.
+    """
     pytest.importorskip("transformers")
-    head, labels = {"classes": ("classification", 3), "scores": ("classification", 1), "spans": ("span", 2)}[kind]
+    head, labels = {"classes": ("classification", 3), "scores": ("classification", 1),
+                    "spans": ("span", 2)}[kind]
     theirs = hf_model(architecture, head, seed=4, labels=labels)
     for module in theirs.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -86,7 +92,8 @@ def test_one_step_equals_transformers(architecture, kind, tmp_path):
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     grads = {to_hf(name, architecture): p.grad for name, p in ours.named_parameters()}
     expected = {name: p.grad for name, p in theirs.named_parameters() if name in grads}
-    if kind == "spans":  # what adds the same to all logits of a sequence has no gradient in theory, and noise in practice
+    # what adds the same to all logits of a sequence has no gradient in theory, and noise in practice
+    if kind == "spans":
         for name in [name for name in expected if expected[name].abs().max() < 1e-6]:
             assert name.endswith("bias") and grads.pop(name).abs().max() < 1e-6
             del expected[name]
@@ -113,7 +120,8 @@ def test_patience_is_the_distance_of_directions():
     expected = 0.0
     for i in range(4):
         for j in range(2):
-            expected += float(((ours[i, j] / ours[i, j].norm() - theirs[i, j] / theirs[i, j].norm()) ** 2).sum()) / (2 * 6)
+            expected += float(((ours[i, j] / ours[i, j].norm()
+                                - theirs[i, j] / theirs[i, j].norm()) ** 2).sum()) / (2 * 6)
     assert float(patience_sum(ours, theirs)) == pytest.approx(expected, rel=1e-12)
     assert float(patience_sum(3 * theirs, theirs)) == pytest.approx(0, abs=1e-12)
 
@@ -132,7 +140,8 @@ def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(kind, tiny_confi
     if kind == "spans":
         model, labels, logits = classifier(tiny_config, Span), [[0, 1]] * n, draws.normal(size=(tokens, 2))
     elif kind == "scores":
-        model, labels = classifier(tiny_config, labels=("score",), regression=True), np.float32([1, math.nan, 2, 0, 1, 5, 3, 2])
+        model, labels = (classifier(tiny_config, labels=("score",), regression=True),
+                         np.float32([1, math.nan, 2, 0, 1, 5, 3, 2]))
         logits = draws.normal(size=(n, 1))
     else:
         model, labels = classifier(tiny_config, labels=("a", "b", "c")), [0, 1, -1, 2, 0, -1, 1, 1]
@@ -157,7 +166,8 @@ def test_the_terms_add_up_with_their_weights(tiny_config):
     loss, sums = task_loss(model, TaskWeights(alpha=0.25, temperature=2.0), [], counts, micro)
     z = model(micro.batch)
     hard = F.cross_entropy(z, micro.labels)
-    soft = 4 * F.kl_div((z / 2).log_softmax(-1), (micro.targets["logits"] / 2).softmax(-1), reduction="batchmean")
+    soft = 4 * F.kl_div((z / 2).log_softmax(-1), (micro.targets["logits"] / 2).softmax(-1),
+                        reduction="batchmean")
     assert loss.item() == pytest.approx((0.75 * hard + 0.25 * soft).item(), rel=1e-6)
     assert sums.keys() == {"hard", "soft"}
 
@@ -173,15 +183,19 @@ def test_the_teacher_is_asked_about_each_example_as_it_is(kind, tiny_config):
     for i in range(8):
         batch = data.batch(np.array([i]))
         expected = model(batch).detach().numpy()
-        said = asked["logits"][i:i + 1] if kind is Classifier else asked["logits"][rows[i]:rows[i] + LENGTHS[i]]
+        said = (asked["logits"][i:i + 1] if kind is Classifier
+                else asked["logits"][rows[i]:rows[i] + LENGTHS[i]])
         np.testing.assert_allclose(said, expected, atol=1e-5)
         if kind is Classifier:
             hiddens = model.encoder.trace(batch).hiddens
-            np.testing.assert_allclose(asked["cls"][i], torch.stack([hiddens[1][0], hiddens[2][0]]).detach(), atol=1e-5)
+            np.testing.assert_allclose(asked["cls"][i],
+                                       torch.stack([hiddens[1][0], hiddens[2][0]]).detach(), atol=1e-5)
 
 
 def test_targets_follow_their_examples(tiny_config):
-    """The rows that come with a batch are those of its own sequences, for one row an example and one a token."""
+    """The rows that come with a batch are those of its own sequences,
+    for one row an example and one a token.
+    """
     data = examples(np.arange(8))
     token_targets = np.repeat(np.arange(8), LENGTHS)[:, None].astype(np.float32)
     for step in range(3):
@@ -201,11 +215,13 @@ def test_a_part_of_the_examples_is_those_examples():
 
 
 def test_predict_and_embed_keep_the_order_of_the_texts(tiny_config):
-    texts = ["a small model reads", "the", "a large model writes many words and a small one reads them", "words"]
+    texts = ["a small model reads", "the", "a large model writes many words and a small one reads them",
+             "words"]
     tokenizer = train_tokenizer(texts * 3, 60)
     model = classifier(tiny_config, vocab_size=tokenizer.vocab_size, dtype=torch.float32).eval()
     together = predict(model, tokenizer, texts)
-    np.testing.assert_allclose(together, np.concatenate([predict(model, tokenizer, [t]) for t in texts]), atol=1e-5)
+    np.testing.assert_allclose(together, np.concatenate([predict(model, tokenizer, [t]) for t in texts]),
+                               atol=1e-5)
     pairs = predict(model, tokenizer, texts, texts[::-1])
     assert pairs.shape == together.shape and not np.allclose(pairs, together)
     vectors = embed(model, tokenizer, texts)
@@ -224,7 +240,8 @@ def test_span_outputs_are_rows_of_tokens_in_order(tiny_config):
 
 
 def test_labels_are_aligned_by_name():
-    assert align_labels(("neutral", "entailment", "contradiction"), ("contradiction", "entailment", "neutral")) == [2, 1, 0]
+    assert align_labels(("neutral", "entailment", "contradiction"),
+                        ("contradiction", "entailment", "neutral")) == [2, 1, 0]
     with pytest.raises(UserError, match="same names"):
         align_labels(("LABEL_0", "LABEL_1"), ("no", "yes"))
 

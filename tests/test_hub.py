@@ -1,4 +1,6 @@
-"""Folders written and read: names, precisions, layouts, what is dropped, and every way a folder can be wrong."""
+"""Folders written and read:
+names, precisions, layouts, what is dropped, and every way a folder can be wrong.
+"""
 
 import json
 import warnings
@@ -19,7 +21,8 @@ from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer
 TINY = dict(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20)
 BERT = Config(**TINY)
 DISTILBERT = Config(architecture="distilbert", segments=0, classifier_dropout=0.2, **TINY)
-KINDS = [(config, kind) for config in (BERT, DISTILBERT) for kind in (Encoder, MaskedLM, PreTraining, Classifier, Span)
+KINDS = [(config, kind) for config in (BERT, DISTILBERT)
+         for kind in (Encoder, MaskedLM, PreTraining, Classifier, Span)
          if (config, kind) != (DISTILBERT, PreTraining)]
 
 
@@ -110,7 +113,8 @@ def test_16_bits_are_stored_and_come_back_as_fp32(dtype, tmp_path):
     model = random_model(MaskedLM, BERT)
     save(model, tmp_path, dtype=dtype)
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {dtype}
-    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+    assert (json.loads((tmp_path / "config.json").read_text())["torch_dtype"]
+            == str(dtype).removeprefix("torch."))
     assert same(load(tmp_path), model.to(dtype).float())
 
 
@@ -140,7 +144,8 @@ def test_the_model_card(tmp_path, tokenizer):
 
 def test_the_tokenizer_is_saved_and_loaded_by_the_public_names(tmp_path, tokenizer):
     minibert.save(random_model(Encoder, BERT), tmp_path, tokenizer)
-    assert load_tokenizer(tmp_path).sha256 == minibert.load_tokenizer(str(tmp_path)).sha256 == tokenizer.sha256
+    assert (load_tokenizer(tmp_path).sha256 == minibert.load_tokenizer(str(tmp_path)).sha256
+            == tokenizer.sha256)
 
 
 def test_saved_files_are_readable_as_any_other(tmp_path):
@@ -266,7 +271,9 @@ def test_an_unknown_head_leaves_the_encoder_and_its_classifier_is_not_ours(tmp_p
 
 @pytest.mark.parametrize("config, kind", KINDS)
 def test_names_of_other_times(config, kind, tmp_path):
-    """gamma and beta, buffers, tied tensors stored twice, no prefix, a bare TinyBERT config: nothing of it matters."""
+    """gamma and beta, buffers, tied tensors stored twice, no prefix, a bare TinyBERT config:
+    nothing of it matters.
+    """
     model = random_model(kind, config)
     save(model, tmp_path)
     prefix = f"{config.architecture}."
@@ -371,13 +378,15 @@ def test_one_message_names_every_difference(tmp_path):
     assert message.startswith(f"the tensors in {tmp_path} are not those of a BertForMaskedLM")
     assert "missing: bert.embeddings.LayerNorm.bias, cls.predictions.transform.dense.weight;" in message
     assert "unexpected: bert.encoder.layer.2.output.dense.bias, surprise;" in message
-    assert "bert.encoder.layer.0.output.dense.weight ((16, 23) in the file, (16, 24) by config.json)" in message
+    assert ("bert.encoder.layer.0.output.dense.weight ((16, 23) in the file, "
+            "(16, 24) by config.json)") in message
     assert "cls.predictions.bias (torch.int8, not floating point)" in message
 
 
 def test_our_own_names_mean_nothing_in_a_hugging_face_file(tmp_path):
     save(random_model(MaskedLM, BERT), tmp_path)
-    retensor(tmp_path, lambda t: {("mlm.bias" if n == "cls.predictions.bias" else n): x for n, x in t.items()})
+    retensor(tmp_path, lambda t: {("mlm.bias" if n == "cls.predictions.bias" else n): x
+                                  for n, x in t.items()})
     assert "no mlm head" in fails(tmp_path)
     assert "unexpected: mlm.bias" in fails(tmp_path, "encoder")
 
@@ -458,7 +467,8 @@ def test_an_absent_config_field_has_hugging_faces_default(tmp_path):
     change(tmp_path, hidden_act=None, layer_norm_eps=None, hidden_dropout_prob=0.3, classifier_dropout=None,
            id2label=None, num_labels=4)
     config = load_config(tmp_path)
-    assert (config.activation, config.norm_eps, config.dropout, config.classifier_dropout) == ("gelu", 1e-12, 0.3, 0.3)
+    assert (config.activation, config.norm_eps, config.dropout, config.classifier_dropout) == (
+        "gelu", 1e-12, 0.3, 0.3)
     assert config.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
 
 

@@ -1,4 +1,6 @@
-"""A run that is killed at any moment and resumed ends with the weights of one that was not: the real script, SIGKILL."""
+"""A run that is killed at any moment and resumed ends with the weights of one that was not:
+the real script, SIGKILL.
+"""
 
 import json
 import os
@@ -36,7 +38,8 @@ def kill_inside_a_write(run, out):
 def kill_after(run, out, seconds):
     """Waits until the run is under way, and then some."""
     before = (out / "metrics.jsonl").stat().st_mtime if (out / "metrics.jsonl").exists() else 0
-    while run.poll() is None and not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_mtime > before):
+    while run.poll() is None and not ((out / "metrics.jsonl").exists()
+                                      and (out / "metrics.jsonl").stat().st_mtime > before):
         time.sleep(0.01)
     time.sleep(seconds)
     run.kill()
@@ -64,4 +67,5 @@ def test_killed_at_twenty_moments_and_resumed(folder, tmp_path):  # noqa: F811
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert [row["loss"] for row in rows(whole)] == [row["loss"] for row in rows(out)]
     assert [row["step"] for row in rows(out)] == list(range(1, 61))
-    assert json.loads((out / "summary.json").read_text())["tokens"] == json.loads((whole / "summary.json").read_text())["tokens"]
+    assert (json.loads((out / "summary.json").read_text())["tokens"]
+            == json.loads((whole / "summary.json").read_text())["tokens"])

@@ -1,4 +1,6 @@
-"""Masking against its definitions: what is selected, what stands in its place, and that nothing has a history."""
+"""Masking against its definitions:
+what is selected, what stands in its place, and that nothing has a history.
+"""
 
 from types import SimpleNamespace
 
@@ -17,13 +19,15 @@ CLS, SEP, UNK, MASK = 2, 3, 1, 4
 def sequences(n=400, seed=0):
     """[CLS] 5 to 60 tokens [SEP], now and then an [UNK] among them; ids (N,) and lengths (S,)."""
     rng = np.random.default_rng(seed)
-    lists = [np.concatenate(([CLS], np.where(rng.random(k := rng.integers(5, 60)) < 0.02, UNK, rng.integers(5, V, k)), [SEP]))
+    lists = [np.concatenate(([CLS], np.where(rng.random(k := rng.integers(5, 60)) < 0.02, UNK,
+                                             rng.integers(5, V, k)), [SEP]))
              for _ in range(n)]
     return np.concatenate(lists), np.array([len(x) for x in lists])
 
 
 def run(selection, ids, lengths, *key):
-    return mask_tokens(ids, lengths, TOKENIZER, selection, *key, weights=smoothed_weights(np.ones(V), SPECIAL))
+    return mask_tokens(ids, lengths, TOKENIZER, selection, *key,
+                       weights=smoothed_weights(np.ones(V), SPECIAL))
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -41,7 +45,8 @@ def test_special_tokens_are_never_masked_and_replacement_is_80_10_10(selection):
     random_ids = inputs[selected & (inputs != MASK) & (inputs != ids)]
     assert random_ids.min() < 20 and random_ids.max() >= V - 20  # the whole vocabulary
     counts = np.histogram(random_ids, 10, (0, V))[0]
-    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+    # chi-square, 9 degrees of freedom, p = 0.001
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 27.9
 
 
 def test_bernoulli_selects_tokens_independently():
@@ -92,7 +97,8 @@ def test_smoothed_is_drawing_without_replacement_in_proportion_to_the_weights():
     ids, lengths = np.array([CLS, 10, 11, SEP]), np.array([4])
     weights = np.zeros(V)
     weights[10], weights[11] = 3, 1
-    hits = [mask_tokens(ids, lengths, TOKENIZER, "smoothed", k, weights=weights).selected for k in range(4000)]
+    hits = [mask_tokens(ids, lengths, TOKENIZER, "smoothed", k, weights=weights).selected
+            for k in range(4000)]
     assert all(h.sum() == 1 for h in hits)
     assert abs(np.mean([h[1] for h in hits]) - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)
 

@@ -1,4 +1,6 @@
-"""The encoder and its heads against their formulas, written out once more in fp64 for one sequence at a time."""
+"""The encoder and its heads against their formulas,
+written out once more in fp64 for one sequence at a time.
+"""
 
 import math
 from dataclasses import replace
@@ -9,6 +11,7 @@ import torch
 from minibert.attention import attend_one
 from minibert.batch import pack
 from minibert.config import Config
+from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, encoder_of
 from minibert.model import Encoder, Trace, activation, init_weights
 
@@ -84,7 +87,8 @@ def test_embedding_output_is_the_normalised_sum_of_three_tables(tiny_config):
     model = randomized(Encoder(tiny_config))
     batch = pack([[7, 8], [9]], segments=[[0, 1], [1]], positions=[[4, 2], [0]])
     rows = [(7, 0, 4), (8, 1, 2), (9, 1, 0)]  # word, token type, position
-    x = torch.stack([model.word.weight[w] + model.segment.weight[s] + model.position.weight[p] for w, s, p in rows])
+    x = torch.stack([model.word.weight[w] + model.segment.weight[s] + model.position.weight[p]
+                     for w, s, p in rows])
     close(model.embed(batch), layer_norm(x, model.norm))
 
 
@@ -101,7 +105,8 @@ def test_trace_is_what_forward_went_through(tiny_config, random_batch, kind):
         for mine, project in zip((trace.queries[i], trace.keys[i], trace.values[i]),
                                  (layer.query, layer.key, layer.value)):
             assert mine.shape == (10, c.heads, c.head_size)
-            close(mine.flatten(1), linear(trace.hiddens[i], project))  # of the state that enters the layer, unscaled
+            # of the state that enters the layer, unscaled
+            close(mine.flatten(1), linear(trace.hiddens[i], project))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +130,7 @@ def test_order_of_sequences_does_not_matter(tiny_config):
     close(model(pack(ids[::-1])), model(pack(ids)).flip(0))
 
 
-# Heads ---------------------------------------------------------------------------------------------------------------
+# Heads ------------------------------------------------------------------------------------------------------
 
 
 def pooled_by_hand(model, batch):
@@ -198,13 +203,13 @@ def test_encoder_of(tiny_config):
         assert encoder_of(model) is model.encoder
 
 
-# Initialisation ------------------------------------------------------------------------------------------------------
+# Initialisation ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", [Encoder, MaskedLM, PreTraining, Classifier, Span])
 def test_initial_weights(head):
-    config = Config(vocab_size=500, hidden_size=64, layers=2, heads=4, intermediate_size=128, initializer_range=0.03,
-                    pad_id=7)
+    config = Config(vocab_size=500, hidden_size=64, layers=2, heads=4, intermediate_size=128,
+                    initializer_range=0.03, pad_id=7)
     model = head(config)
     for parameter in model.parameters():
         parameter.data.fill_(9)  # what is not initialised is seen
@@ -235,7 +240,7 @@ def test_initial_weights_are_a_function_of_the_generator(tiny_config):
     assert not torch.equal(draw(1), draw(2))
 
 
-# Dropout -------------------------------------------------------------------------------------------------------------
+# Dropout ----------------------------------------------------------------------------------------------------
 
 
 def assert_dropped(dropped, whole, p):
@@ -285,7 +290,8 @@ def test_dropout_after_feed_forward(tiny_config, random_batch, kind):
 
 
 def test_attention_dropout_is_passed_on_in_training_only(tiny_config, random_batch):
-    model, batch = randomized(Encoder(replace(tiny_config, dropout=0.0, attention_dropout=0.5))), random_batch([5, 9])
+    model, batch = (randomized(Encoder(replace(tiny_config, dropout=0.0, attention_dropout=0.5))),
+                    random_batch([5, 9]))
     assert torch.equal(model(batch), model(batch))
     model.train()
     assert not torch.equal(model(batch), model(batch))
@@ -313,3 +319,8 @@ def test_dropout_before_spans_is_distilberts_alone(tiny_config, random_batch, ki
     model.train()
     model.encoder.eval()  # what is left to drop is the head's
     assert torch.equal(model(batch), whole) != drops
+
+
+def test_a_sequence_beyond_the_positions_is_named(tiny_config, random_batch):
+    with pytest.raises(UserError, match="33 tokens .* 32 positions"):
+        Encoder(tiny_config)(random_batch([5, 33]))

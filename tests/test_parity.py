@@ -1,4 +1,6 @@
-"""Our models against transformers, live: outputs, hidden states and gradients, one by one and as a padded batch."""
+"""Our models against transformers, live:
+outputs, hidden states and gradients, one by one and as a padded batch.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -25,7 +27,9 @@ CASES = [(architecture, head, labels) for architecture in ("bert", "distilbert")
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small models on cores that other work keeps busy: two threads would spend their time waiting for each other."""
+    """Small models on cores that other work keeps busy:
+    two threads would spend their time waiting for each other.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,7 +46,8 @@ def compare(theirs, folder, architecture, head, lengths=LENGTHS, dtype=torch.flo
     for batching in ("one by one", "padded"):
         expected = hf_outputs(theirs, head, ids, segments, padded=batching == "padded")
         found |= {(batching, "output", name): d for name, d in difference(out, expected).items()}
-        found |= {(batching, "gradient", name): d for name, d in difference(grads, gradients(theirs, expected)).items()}
+        found |= {(batching, "gradient", name): d
+                  for name, d in difference(grads, gradients(theirs, expected)).items()}
     return found
 
 
@@ -114,4 +119,5 @@ def test_layer_equals_torchs_own():
     (expected * weights).sum().backward()
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-5 * float(y.grad.abs().max()))
-    torch.testing.assert_close(ours.query.weight.grad, theirs.self_attn.in_proj_weight.grad[:24], rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.query.weight.grad, theirs.self_attn.in_proj_weight.grad[:24],
+                               rtol=0, atol=1e-5)

@@ -38,7 +38,8 @@ def test_permute_is_a_permutation_that_depends_on_its_key(n):
 
 def test_every_epoch_holds_every_sequence_once_whatever_the_batch():
     n, seed = 103, 9
-    drawn = np.concatenate([samples_of_step(step, 25, n, seed) for step in range(9)])  # 225 = two epochs and 19
+    # 225 = two epochs and 19
+    drawn = np.concatenate([samples_of_step(step, 25, n, seed) for step in range(9)])
     first, second = drawn[:n], drawn[n:2 * n]
     assert sorted(first) == sorted(second) == list(range(n))
     assert not np.array_equal(first, second)

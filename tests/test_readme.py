@@ -19,9 +19,12 @@ SCRIPTS = [str(path.relative_to(ROOT)) for pattern in ("*.py", "data/*.py", "wei
 
 
 def commands(lines: str) -> list[list[str]]:
-    """The words of each line that is a command `python SCRIPT ...` or `make TARGET ...`; two spaces end a command."""
+    """The words of each line that is a command `python SCRIPT ...` or `make TARGET ...`;
+    two spaces end a command.
+    """
     lines = re.sub(r"\s*\\\n\s*", " ", lines).splitlines()  # a line continued by a backslash is one
-    words = [shlex.split(re.split(r"  | #", line.strip())[0]) for line in lines if re.match(r"\s*(python|make) ", line)]
+    words = [shlex.split(re.split(r"  | #", line.strip())[0])
+             for line in lines if re.match(r"\s*(python|make) ", line)]
     return [w for w in words if w[0] == "make" or w[1].endswith(".py")]
 
 
@@ -30,7 +33,9 @@ def bash_blocks(markdown: str) -> str:
 
 
 def help_of(script: str, *subcommand: str) -> str:
-    """What `python SCRIPT [SUBCOMMAND] --help` prints, run in this process, which has torch in memory already."""
+    """What `python SCRIPT [SUBCOMMAND] --help` prints,
+    run in this process, which has torch in memory already.
+    """
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         printed = []
         patch.setattr(sys, "argv", [script, *subcommand, "--help"])
@@ -45,9 +50,13 @@ def options(line: str) -> list[str]:
 
 
 def unknown_options(arguments: list[str], help_text: str) -> list[str]:
-    """The options among the arguments that the help does not define; argparse's abbreviations count as unknown."""
-    known = {option for line in help_text.splitlines() if line.lstrip().startswith("-") for option in options(line)}
-    return [option for word in arguments if word.startswith("-") for option in options(word)[:1] if option not in known]
+    """The options among the arguments that the help does not define;
+    argparse's abbreviations count as unknown.
+    """
+    known = {option for line in help_text.splitlines() if line.lstrip().startswith("-")
+             for option in options(line)}
+    return [option for word in arguments if word.startswith("-")
+            for option in options(word)[:1] if option not in known]
 
 
 def check(program: str, *words: str) -> None:
@@ -85,8 +94,8 @@ def test_links_lead_somewhere(document):
 
 
 def test_the_checks_can_fail():
-    text = ("```bash\npython train.py --steps 3 \\\n  --bach=8 --lr 1e-4  # someone's slip\nmake demo\n```\n\n"
-            "```\npython other.py\n```\n")
+    text = ("```bash\npython train.py --steps 3 \\\n  --bach=8 --lr 1e-4  # someone's slip\nmake demo\n"
+            "```\n\n```\npython other.py\n```\n")
     found = commands(bash_blocks(text))
     assert found == [["python", "train.py", "--steps", "3", "--bach=8", "--lr", "1e-4"], ["make", "demo"]]
     help_text = "options:\n  --steps N  how many\n  --lr, -l X\n\npython train.py --bach 8"

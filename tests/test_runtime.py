@@ -1,4 +1,6 @@
-"""Device, precision and ranks: what a frozen model is held in, and what becomes of a rank whose neighbour dies."""
+"""Device, precision and ranks:
+what a frozen model is held in, and what becomes of a rank whose neighbour dies.
+"""
 
 import os
 import socket
@@ -21,11 +23,13 @@ def test_a_frozen_model_holds_its_matrices_in_16_bits(tiny_config, random_batch)
         before = model.eval().encoder(batch)
         runtime.hold_frozen(model)
         after = model.encoder(batch)
-    kept = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.dtype == torch.float32 and p.dim() == 2}
+    kept = {name.rsplit(".", 1)[0] for name, p in model.named_parameters()
+            if p.dtype == torch.float32 and p.dim() == 2}
     assert kept == {"encoder.position", "encoder.segment"}
     assert not any(p.requires_grad for p in model.parameters())
     assert after.dtype == torch.float32  # hidden states are sums, and stay fp32
-    assert (after - before).abs().max() < 0.03 * before.abs().max()  # the word table's rounding, 2^-9, is all that is new
+    # the word table's rounding, 2^-9, is all that is new
+    assert (after - before).abs().max() < 0.03 * before.abs().max()
 
 
 def test_a_frozen_model_is_left_alone_in_fp32(tiny_config):

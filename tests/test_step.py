@@ -38,7 +38,8 @@ def data(micro_tokens, ranks=1):
     ids = rng.integers(5, 60, lengths.sum())
     selected = rng.random(len(ids)) < np.repeat(np.where(lengths < 10, 0.7, 0.05), lengths)
     inputs = np.where(selected, 4, ids)
-    return [Step(cut(ids, lengths, inputs, selected, micro_tokens, (0,), rank, ranks), len(ids), int(selected.sum()))
+    return [Step(cut(ids, lengths, inputs, selected, micro_tokens, (0,), rank, ranks), len(ids),
+                 int(selected.sum()))
             for rank in range(ranks)]
 
 
@@ -108,8 +109,9 @@ CPU = Runtime(torch.device("cpu"), "fp32")
 
 def take(student, teacher, step, lr=1e-3, clip=5.0, method="distilbert", optimizer=None):
     optimizer = optimizer or adamw(student, (0.9, 0.98), 1e-6, 0.0)
-    return training_step(student, partial(METHODS[method], student, teacher, step, Weights()), step.micro_batches,
-                         term_counts(step, Weights()), optimizer, CPU.scaler(), CPU, lr, clip)
+    return training_step(student, partial(METHODS[method], student, teacher, step, Weights()),
+                         step.micro_batches, term_counts(step, Weights()),
+                         optimizer, CPU.scaler(), CPU, lr, clip)
 
 
 def test_a_step_reports_means_and_moves_only_the_student(tiny_config):
@@ -136,7 +138,8 @@ def test_a_non_finite_gradient_skips_the_step(tiny_config):
     before = {name: t.clone() for name, t in student.state_dict().items()}
     (step,) = data(1000)
     assert take(student, teacher, step)["skipped"]
-    assert all(torch.equal(t, before[name]) or name == "encoder.norm.weight" for name, t in student.state_dict().items())
+    assert all(torch.equal(t, before[name]) or name == "encoder.norm.weight"
+               for name, t in student.state_dict().items())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -145,7 +148,9 @@ def test_one_batch_can_be_learned(method, tiny_config):
     for p in teacher.parameters():  # a teacher that is far from its student and sure of what it says
         p.data += 0.3 * torch.randn_like(p)
     (step,) = data(1000)
-    step.micro_batches[0].labels.copy_(teacher(step.micro_batches[0].batch).argmax(-1))  # labels that do not contradict it
+    # labels that do not contradict it
+    step.micro_batches[0].labels.copy_(teacher(step.micro_batches[0].batch).argmax(-1))
     optimizer = adamw(student, (0.9, 0.98), 1e-6, 0.0)
-    first, *_, last = [take(student, teacher, step, 3e-3, method=method, optimizer=optimizer) for _ in range(100)]
+    first, *_, last = [take(student, teacher, step, 3e-3, method=method, optimizer=optimizer)
+                       for _ in range(100)]
     assert last["loss"] < 0.3 * first["loss"]

@@ -9,11 +9,13 @@ from minibert.config import PRESETS
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import init_weights
-from minibert.students import check_fit, distilbert_of, from_scratch, layer_map, student_from, with_new_mlm_head
+from minibert.students import (check_fit, distilbert_of, from_scratch, layer_map, student_from,
+                               with_new_mlm_head)
 
 
 @pytest.mark.parametrize("teacher, student, expected", [
-    (12, 6, [0, 2, 4, 7, 9, 11]), (6, 3, [0, 2, 5]), (12, 4, [0, 4, 7, 11]), (4, 2, [0, 3]), (3, 3, [0, 1, 2]), (5, 1, [0])])
+    (12, 6, [0, 2, 4, 7, 9, 11]), (6, 3, [0, 2, 5]), (12, 4, [0, 4, 7, 11]),
+    (4, 2, [0, 3]), (3, 3, [0, 1, 2]), (5, 1, [0])])
 def test_layer_maps(teacher, student, expected):
     assert layer_map(teacher, student) == expected
 

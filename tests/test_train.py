@@ -22,8 +22,8 @@ from minibert.model import init_weights
 from minibert.tokenizer import train_tokenizer
 
 ROOT = Path(train.__file__).parent
-WORDS = ("the", "a", "small", "large", "model", "teacher", "student", "learns", "reads", "writes", "words", "masks", "and", "then",
-         "from", "with", "old", "new", "books", "today")
+WORDS = ("the", "a", "small", "large", "model", "teacher", "student", "learns", "reads", "writes", "words",
+         "masks", "and", "then", "from", "with", "old", "new", "books", "today")
 
 
 def text(documents=30, seed=0):
@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
     (folder / "corpus.txt").write_text(text())
     (folder / "held-out.txt").write_text(text(10, seed=1))
     tokenizer = train_tokenizer(text().splitlines(), 80)
-    config = minibert.Config(vocab_size=tokenizer.vocab_size, hidden_size=16, layers=4, heads=2, intermediate_size=32,
-                             max_positions=64)
+    config = minibert.Config(vocab_size=tokenizer.vocab_size, hidden_size=16, layers=4, heads=2,
+                             intermediate_size=32, max_positions=64)
     torch.manual_seed(0)
     teacher = init_weights(MaskedLM(config))
     for p in teacher.parameters():  # far from uniform, so that there is something to imitate
@@ -50,9 +50,11 @@ def folder(tmp_path_factory):
 
 
 def options(folder, out, *more, **changed):
-    given = {"teacher": folder / "teacher", "corpus": folder / "corpus.txt", "eval-corpus": folder / "held-out.txt",
-             "max-length": 48, "batch": 8, "micro-tokens": 120, "steps": 6, "lr": 1e-3, "threads": 1, "out": out} | changed
-    return [str(word) for name, value in given.items() if value is not None for word in (f"--{name}", value)] + list(more)
+    given = {"teacher": folder / "teacher", "corpus": folder / "corpus.txt",
+             "eval-corpus": folder / "held-out.txt", "max-length": 48, "batch": 8, "micro-tokens": 120,
+             "steps": 6, "lr": 1e-3, "threads": 1, "out": out} | changed
+    return [str(word) for name, value in given.items() if value is not None
+            for word in (f"--{name}", value)] + list(more)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,8 @@ def test_distillation_end_to_end(folder, tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["held_out"]["student, trained"]["kl"] < summary["held_out"]["student, initial"]["kl"]
     config = json.loads((out / "config.json").read_text())
-    assert config["options"]["masking"] == "smoothed" and config["options"]["clip"] == 5.0 and "torch" in config
+    assert (config["options"]["masking"] == "smoothed" and config["options"]["clip"] == 5.0
+            and "torch" in config)
     student = minibert.load(out / "model")
     assert student.config.architecture == "distilbert" and student.config.layers == 2
     assert minibert.load_tokenizer(out / "model").sha256 == minibert.load_tokenizer(folder / "teacher").sha256
@@ -95,7 +98,8 @@ def test_distillation_end_to_end(folder, tmp_path, capsys):
 def test_the_student_loads_in_transformers(folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     train.main(options(folder, tmp_path / "run", steps=2))
-    model, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    model, info = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "run" / "model", output_loading_info=True)
     assert type(model).__name__ == "DistilBertForMaskedLM"
     assert not info["missing_keys"] and not info["unexpected_keys"]
     fill = transformers.pipeline("fill-mask", tmp_path / "run" / "model")
@@ -117,7 +121,8 @@ def test_resume_is_exact_to_the_bit(folder, tmp_path, method):
     train.main(options(folder, tmp_path / "a", *more))
     train.main(options(folder, tmp_path / "b", *more))
     out = tmp_path / "b"
-    shutil.rmtree(out / "checkpoint" / "step-6")  # as if killed in step 6: half a row written, no checkpoint yet
+    # as if killed in step 6: half a row written, no checkpoint yet
+    shutil.rmtree(out / "checkpoint" / "step-6")
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
     (out / "metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
     train.main(options(folder, out, *more, "--resume"))
@@ -147,12 +152,12 @@ def test_mlm_from_scratch_and_from_a_folder(folder, tmp_path):
     from minibert.prepare import prepare
     tokenizer = minibert.load_tokenizer(folder / "teacher")
     prepare([folder / "corpus.txt"], tokenizer, tmp_path / "prepared", report=lambda *_: None)
-    train.main(options(folder, tmp_path / "scratch", "--method", "mlm", "--student", "bert-L2-H128", teacher=None,
-                       corpus=tmp_path / "prepared", steps=2))
+    train.main(options(folder, tmp_path / "scratch", "--method", "mlm", "--student", "bert-L2-H128",
+                       teacher=None, corpus=tmp_path / "prepared", steps=2))
     model = minibert.load(tmp_path / "scratch" / "model")
     assert model.config.architecture == "bert" and model.config.vocab_size == tokenizer.vocab_size
-    train.main(options(folder, tmp_path / "more", "--method", "mlm", "--student", str(tmp_path / "scratch" / "model"),
-                       teacher=None, steps=2))
+    train.main(options(folder, tmp_path / "more", "--method", "mlm", "--student",
+                       str(tmp_path / "scratch" / "model"), teacher=None, steps=2))
     before, after = weights(tmp_path / "scratch"), weights(tmp_path / "more")
     assert not torch.equal(before["mlm.bias"], after["mlm.bias"])
     assert json.loads((tmp_path / "more" / "config.json").read_text())["options"]["clip"] == 1.0
@@ -161,8 +166,8 @@ def test_mlm_from_scratch_and_from_a_folder(folder, tmp_path):
 def test_an_encoder_without_head_gets_a_new_one(folder, tmp_path):
     teacher = minibert.load(folder / "teacher")
     minibert.save(teacher.encoder, tmp_path / "encoder", minibert.load_tokenizer(folder / "teacher"))
-    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", str(tmp_path / "encoder"), teacher=None,
-                       steps=1))
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", str(tmp_path / "encoder"),
+                       teacher=None, steps=1))
     assert hasattr(minibert.load(tmp_path / "run" / "model"), "mlm")
 
 
@@ -235,8 +240,8 @@ def test_two_ranks_give_the_run_of_one(folder, tmp_path):
     more = ("--dropout", "0", "--precision", "fp32")
     train.main(options(folder, tmp_path / "one", *more, threads=1))
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                    str(ROOT / "train.py"), *options(folder, tmp_path / "two", *more, threads=1)], check=True, timeout=300,
-                   env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+                    str(ROOT / "train.py"), *options(folder, tmp_path / "two", *more, threads=1)],
+                   check=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["tokens"] == b["tokens"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

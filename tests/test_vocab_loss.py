@@ -12,7 +12,8 @@ N, D, V = 23, 8, 37
 
 
 def sides(dtype, width=D):
-    make = lambda: Vocab(*(torch.randn(*s, dtype=dtype) for s in ((N, width), (V, width), (V,))))  # noqa: E731
+    make = lambda: Vocab(*(torch.randn(*s, dtype=dtype)  # noqa: E731
+                           for s in ((N, width), (V, width), (V,))))
     labels = torch.where(torch.rand(N) < 0.4, torch.randint(V, (N,)), IGNORE)
     return make(), make(), labels
 
@@ -38,8 +39,8 @@ def test_equals_the_plain_losses_forward_and_backward(chunk, dtype, tolerance, m
     leaves = [t.requires_grad_() for t in student]
     expected, kl, mlm = plain(student, labels, teacher, 0.3, 0.7, 2.0, rows)
     gradients = torch.autograd.grad(5 * expected, leaves)
-    loss, sums = vocab_loss(student, labels, teacher, mlm_weight=0.3, kl_weight=0.7, temperature=2.0, kl_rows=rows,
-                            chunk=chunk)
+    loss, sums = vocab_loss(student, labels, teacher, mlm_weight=0.3, kl_weight=0.7, temperature=2.0,
+                            kl_rows=rows, chunk=chunk)
     for ours, theirs in zip((loss, sums.kl, sums.mlm, *torch.autograd.grad(5 * loss, leaves)),
                             (expected, kl, mlm, *gradients)):
         assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
@@ -47,8 +48,8 @@ def test_equals_the_plain_losses_forward_and_backward(chunk, dtype, tolerance, m
 
 def test_gradcheck():
     student, teacher, labels = sides(torch.float64)
-    f = lambda *leaves: vocab_loss(Vocab(*leaves), labels, teacher, mlm_weight=2.0, kl_weight=5.0,  # noqa: E731
-                                   temperature=2.0, chunk=4)[0]
+    f = lambda *leaves: vocab_loss(Vocab(*leaves), labels, teacher, mlm_weight=2.0,  # noqa: E731
+                                   kl_weight=5.0, temperature=2.0, chunk=4)[0]
     assert torch.autograd.gradcheck(f, [t.requires_grad_() for t in student])
 
 
@@ -96,11 +97,13 @@ def test_autocast_is_close_and_keeps_fp32_sums():
     assert loss.dtype == sums.kl.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
     for ours, theirs in zip(torch.autograd.grad(loss, leaves), gradients):
-        assert ours.dtype == torch.float32 and F.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.999
+        assert (ours.dtype == torch.float32
+                and F.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.999)
 
 
 def test_no_rows_at_all():
-    student = Vocab(torch.zeros(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True), torch.randn(V))
+    student = Vocab(torch.zeros(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True),
+                    torch.randn(V))
     loss, sums = vocab_loss(student, torch.zeros(0, dtype=torch.int64), mlm_weight=1.0)
     loss.backward()
     assert loss == 0 and sums.correct == 0 and student.table.grad.abs().sum() == 0

@@ -1,7 +1,7 @@
 """The released weights against numbers that others have published for them. Opt-in: `pytest -m weights`.
 
-MINIBERT_WEIGHTS names a folder that holds bert-base-uncased/ and distilbert-base-uncased/ (as downloaded, or converted
-by weights/convert.py); without it they are looked for on the hub, which needs HF_HUB_OFFLINE=0.
+MINIBERT_WEIGHTS names a folder that holds bert-base-uncased/ and distilbert-base-uncased/ (as downloaded, or
+converted by weights/convert.py); without it they are looked for on the hub, which needs HF_HUB_OFFLINE=0.
 """
 
 import os
@@ -59,8 +59,8 @@ def load_released(name: str, head: str):
 def slice_of(model, ids: list[int], hidden: int) -> torch.Tensor:
     """Rows and columns 1 to 3 of the output, where the first `hidden` tokens are not seen.
 
-    A hidden token is simply left out of the packed sequence, and the others keep their positions. Its own output row
-    is lost with it; the rows that are compared begin after it.
+    A hidden token is simply left out of the packed sequence, and the others keep their positions. Its own
+    output row is lost with it; the rows that are compared begin after it.
     """
     batch = minibert.pack([ids[hidden:]], positions=[list(range(hidden, len(ids)))])
     return model(batch)[1 - hidden:4 - hidden, 1:4]
@@ -75,7 +75,9 @@ def test_released_weights_give_published_numbers(name, head, ids, hidden, expect
 
 
 def test_everything_up_to_the_weights(tiny_config):
-    """Leaving a token out is what hiding it by a mask is: the same rows as of attention that never looks at it."""
+    """Leaving a token out is what hiding it by a mask is:
+    the same rows as of attention that never looks at it.
+    """
     from minibert.attention import attend_one
     from minibert.model import Encoder, init_weights
 
@@ -87,7 +89,8 @@ def test_everything_up_to_the_weights(tiny_config):
     x = model.embed(batch)
     with torch.no_grad():
         for layer in model.layers:
-            q, k, v = (p(x).unflatten(-1, (tiny_config.heads, -1)) for p in (layer.query, layer.key, layer.value))
+            q, k, v = (p(x).unflatten(-1, (tiny_config.heads, -1))
+                       for p in (layer.query, layer.key, layer.value))
             context = torch.cat([attend_one(q[i:i + 1], k[1:], v[1:]) for i in range(len(ids))]).flatten(1)
             x = layer.attention_norm(x + layer.out(context))
             x = layer.output_norm(x + layer.down(torch.nn.functional.gelu(layer.up(x))))

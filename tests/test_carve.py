@@ -1,0 +1,88 @@
+"""Cutting a smaller model out of a larger one: what is kept is kept exactly."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import minibert
+from minibert.carve import change_vocabulary, keep_layers, keep_positions, keep_units
+from minibert.errors import UserError
+from minibert.heads import MaskedLM
+from minibert.model import init_weights
+from minibert.tokenizer import Tokenizer, train_tokenizer
+from test_train import ROOT
+
+OLD = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", "##s", "the", "p", "##l"]
+NEW = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[SEP]", "playing", "the", "##ing", "zzz"]
+
+
+def random_model(config):
+    model = init_weights(MaskedLM(config)).eval()
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    return model
+
+
+def test_layers_are_kept_in_order(tiny_config, random_batch):
+    model, batch = random_model(tiny_config), random_batch([5, 3])
+    with torch.no_grad():
+        assert torch.equal(keep_layers(model, [0, 1])(batch), model(batch))
+        first = keep_layers(model, [0])
+        assert torch.equal(first.encoder(batch), model.encoder.trace(batch).hiddens[1])
+        assert torch.equal(first.mlm.dense.weight, model.mlm.dense.weight)
+    with pytest.raises(UserError, match="0 to 1"):
+        keep_layers(model, [2])
+
+
+def test_units_that_do_nothing_go_first(tiny_config, random_batch):
+    model, batch = random_model(tiny_config), random_batch([5, 3])
+    for layer in model.encoder.layers:
+        layer.down.weight.data[:, ::2] = 0  # every other unit writes nothing
+    cut = keep_units(model, 20)
+    assert cut.config.intermediate_size == 20
+    with torch.no_grad():
+        assert (cut(batch) - model(batch)).abs().max() < 1e-5
+    with pytest.raises(UserError, match="41 feed-forward units"):
+        keep_units(model, 41)
+
+
+def test_rows_follow_their_pieces(tiny_config):
+    old, new = (Tokenizer({piece: i for i, piece in enumerate(pieces)}) for pieces in (OLD, NEW))
+    model = random_model(replace(tiny_config, vocab_size=len(OLD)))
+    changed = change_vocabulary(model, old, new)
+    rows, before = changed.encoder.word.weight, model.encoder.word.weight
+    for piece in ("[MASK]", "the", "##ing"):
+        assert torch.equal(rows[NEW.index(piece)], before[OLD.index(piece)])
+        assert changed.mlm.bias[NEW.index(piece)] == model.mlm.bias[OLD.index(piece)]
+    parts = [OLD.index("play"), OLD.index("##ing")]  # how the old vocabulary cuts "playing"
+    assert torch.allclose(rows[NEW.index("playing")], before[parts].mean(0))
+    assert changed.mlm.bias[NEW.index("playing")] == model.mlm.bias[parts].min()
+    assert torch.equal(rows[NEW.index("zzz")], before[OLD.index("[UNK]")])
+    assert changed.config.vocab_size == len(NEW)
+
+
+def test_positions_are_the_first(tiny_config, random_batch):
+    model, batch = random_model(tiny_config), random_batch([5, 3])
+    with torch.no_grad():
+        assert torch.equal(keep_positions(model, 5)(batch), model(batch))
+    with pytest.raises(UserError, match="33 positions"):
+        keep_positions(model, 33)
+
+
+def test_the_command_cuts_all_at_once(tiny_config, tmp_path):
+    text = ["the small model reads words and the large one writes them"] * 4
+    old, new = train_tokenizer(text, 60), train_tokenizer(text, 45)
+    minibert.save(random_model(replace(tiny_config, vocab_size=old.vocab_size)), tmp_path / "large", old)
+    new.save(tmp_path / "words")
+    command = [sys.executable, str(ROOT / "weights" / "convert.py"), str(tmp_path / "large")]
+    more = ["--layers", "1", "--feed-forward", "8", "--positions", "16", "--tokenizer", str(tmp_path / "words")]
+    subprocess.run([*command, str(tmp_path / "small"), *more], check=True, capture_output=True)
+    shape = minibert.load(tmp_path / "small").config
+    assert (shape.layers, shape.intermediate_size, shape.max_positions, shape.vocab_size) == \
+        (1, 8, 16, new.vocab_size)
+    assert minibert.load_tokenizer(tmp_path / "small").sha256 == new.sha256
+    wrong = subprocess.run([*command, str(tmp_path / "no"), "--layers", "one"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "--layers one" in wrong.stderr and not (tmp_path / "no").exists()
