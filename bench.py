@@ -4,6 +4,7 @@
     bench.py finetune the fine-tuning step on a real task beside the same step on `transformers`
     bench.py data     tokenising a corpus beside bare `tokenizers`; memory as the corpus grows
     bench.py plan     hours and cost of a training, worked out from a rate
+    bench.py size     parameters, bytes on disk and FLOPs, beside the published figures
 """
 
 import json
@@ -12,7 +13,7 @@ import sys
 from minibert.errors import UserError, run_script
 from minibert.options import parse
 
-WHAT = ("train", "finetune", "data", "plan")
+WHAT = ("train", "finetune", "data", "plan", "size")
 
 EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
@@ -24,6 +25,8 @@ EXAMPLES = """examples:
   python bench.py data --growth 10,100,1000
   python bench.py plan                       two ready-made plans, on assumed rates
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
+  python bench.py size                       every preset
+  python bench.py size bert-base distilbert weights/teacher --length 128
 """
 
 
@@ -41,6 +44,9 @@ def bench(what: str):
     if what == "data":
         from minibert.bench_data import DataBench, bench_data
         return DataBench, bench_data
+    if what == "size":
+        from minibert.bench_size import SizeBench, bench_size
+        return SizeBench, bench_size
     from minibert.plan import PlanBench, bench_plan
     return PlanBench, bench_plan
 
@@ -53,8 +59,10 @@ def main() -> None:
         sys.exit()
     if what not in WHAT:
         raise UserError(f"bench.py measures: {', '.join(WHAT)}; not {what!r}")
-    if what == "data" and words and not words[0].startswith("-"):
-        words = ["--files", *words]
+    # the option that words without a name belong to
+    plain = {"data": "--files", "size": "--models"}.get(what)
+    if plain and words and not words[0].startswith("-"):
+        words = [plain, *words]
     options_class, run = bench(what)
     description = sys.modules[run.__module__].__doc__
     options = parse(options_class, words, f"{description}\nusage: bench.py {what} ...", EXAMPLES)

@@ -1,7 +1,8 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV, plain or with a teacher.
 
-The file reads top to bottom: options, data, then `main`: one run for each seed, one table at the end. The losses are one import
-away, in minibert/finetuning.py; the readers are in minibert/readers.py and minibert/squad.py.
+The file reads top to bottom: options, data, then `main`: one run for each seed, one table at the end.
+The losses are one import away, in minibert/finetuning.py; the readers are in minibert/readers.py and
+minibert/squad.py.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ from minibert.readers import read_csv, read_csv_splits, read_examples, write_sub
 from minibert.run_folder import cut_metrics, open_run, say
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
-from minibert.task_data import Split, answers_to, baseline, judge, read_transfer, some_of, tokenised, write_errors
+from minibert.task_data import (Split, answers_to, baseline, judge, read_transfer, some_of, tokenised,
+                                write_errors)
 from minibert.tasks import SQUAD, TASKS, Task
 
 EXAMPLES = """examples:
@@ -53,7 +55,8 @@ class Options:
     """Every option of finetune.py; None means the task's published setting."""
 
     model: str | None = option(None, "folder or hub name to start from, or with --evaluate to judge")
-    task: str | None = option(None, f"{', '.join(TASKS)}, squad, or a FILE.csv with columns text[,pair],label|score")
+    task: str | None = option(
+        None, f"{', '.join(TASKS)}, squad, or a FILE.csv with columns text[,pair],label|score")
     data: str | None = option(None, "folder of the task's official files, or the one above it")
     dev: str | None = option(None, "held-out csv (default: a tenth of the task's csv, by a hash of the text)")
     teacher: str | None = option(None, "folder of a fine-tuned teacher of the same task")
@@ -63,13 +66,15 @@ class Options:
     temperature: float = option(2.0, "temperature of the teacher's outputs")
     beta: float = option(100.0, "weight of the [CLS] states (pkd)")
     patience: str = option("skip", "teacher layers they are taken from (pkd)", choices=("skip", "last"))
-    transfer: tuple[str, ...] = option((), "unlabelled text files, one text a line; the teacher's outputs on them are learned, "
-                                       "and no labels")
+    transfer: tuple[str, ...] = option(
+        (), "unlabelled text files, one text a line; "
+        "the teacher's outputs on them are learned, and no labels")
     train_examples: int | None = option(None, "train on so many examples only, the same for every seed")
     epochs: float | None = option(None, "passes over the training set (default: the task's)")
     batch: int | None = option(None, "examples of one optimiser step (default: the task's)")
     lr: float | None = option(None, "peak learning rate (default: the task's)")
-    max_length: int | None = option(None, "tokens of an example; longer ones are cut, SQuAD's contexts read in windows")
+    max_length: int | None = option(
+        None, "tokens of an example; longer ones are cut, SQuAD's contexts read in windows")
     stride: int = option(128, "how far the start of SQuAD's windows advances, in tokens (not their overlap)")
     micro_tokens: int = option(4096, "most tokens in one forward pass of one rank")
     warmup: float = option(0.1, "share of steps that warm up")
@@ -78,8 +83,10 @@ class Options:
     dropout: float | None = option(None, "of embeddings and block outputs (default: the model's, 0.1)")
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
     seed: int = option(1, "of the new head, order and dropout; the first of --seeds")
-    seeds: int = option(1, "runs with consecutive seeds; the best one's model is kept, median and spread are reported")
-    precision: str = option("auto", "of matrix products; auto is 16 bits where native", choices=("auto", *PRECISIONS))
+    seeds: int = option(
+        1, "runs with consecutive seeds; the best one's model is kept, median and spread are reported")
+    precision: str = option("auto", "of matrix products; auto is 16 bits where native",
+                            choices=("auto", *PRECISIONS))
     device: str = option("auto", "cpu, cuda, cuda:1 ...")
     threads: int | None = option(None, "CPU threads (default: torch's choice)")
     checkpoint_every: int = option(500, "steps between checkpoints")
@@ -92,7 +99,8 @@ class Options:
         if not self.model or not self.task:
             raise UserError("--model and --task must be given")
         if self.task not in (*TASKS, "squad") and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
-            raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, squad, and no .csv or .tsv file")
+            raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, squad, "
+                            "and no .csv or .tsv file")
         if self.task in (*TASKS, "squad") and not self.data:
             raise UserError(f"--task {self.task} needs --data, the folder of its files")
         if self.method == "pkd" and (not self.teacher or self.task == "squad"):
@@ -102,11 +110,13 @@ class Options:
         for name in ("seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        if not 0 <= self.alpha <= 1 or not self.temperature > 0 or (self.epochs is not None and not self.epochs > 0):
+        if (not 0 <= self.alpha <= 1 or not self.temperature > 0
+                or (self.epochs is not None and not self.epochs > 0)):
             raise UserError("--alpha must be in [0, 1], --temperature and --epochs above 0")
 
 
-MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every", "predict"}
+MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
+              "predict"}
 
 # ---------------------------------------------------------------- data
 
@@ -114,11 +124,15 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 def rows_of_task(options: Options) -> tuple[Task, dict[str, list]]:
     """The task and the rows of its splits: train, the dev splits, and with --predict the test ones."""
     if options.task == "squad":
-        files = {"dev": "dev-v1.1.json"} if options.evaluate else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}
+        files = ({"dev": "dev-v1.1.json"} if options.evaluate
+                 else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"})
         for name in files.values():
             if not (Path(options.data) / name).exists():
-                raise UserError(f"{Path(options.data) / name} does not exist: run python data/download.py squad, or give --data the folder with {SQUAD.download}")
-        return SQUAD, {split: squad_data.read_squad(Path(options.data) / name) for split, name in files.items()}
+                raise UserError(f"{Path(options.data) / name} does not exist: "
+                                "run python data/download.py squad, "
+                                f"or give --data the folder with {SQUAD.download}")
+        return SQUAD, {split: squad_data.read_squad(Path(options.data) / name)
+                       for split, name in files.items()}
     if options.task in TASKS:
         task = TASKS[options.task]
         wanted = ([] if options.evaluate else ["train"]) + list(task.dev_splits)
@@ -147,7 +161,9 @@ def read_task(options: Options, tokenizer) -> tuple[Task, dict[str, Split]]:
 # ---------------------------------------------------------------- models
 
 def load_model(name: str, task: Task, options: Options, seed: int):
-    """The model with the task's head: kept where the checkpoint has it with the same labels, else new from `seed`."""
+    """The model with the task's head:
+    kept where the checkpoint has it with the same labels, else new from `seed`.
+    """
     torch.manual_seed(seed)
     changed = {"attention_dropout": options.attention_dropout}
     if options.dropout is not None:
@@ -157,13 +173,17 @@ def load_model(name: str, task: Task, options: Options, seed: int):
         if task.name == "squad":
             return minibert.load(name, "span", **changed)
         config = load_config(name)
-        if config.labels == task.labels and not task.regression and isinstance(minibert.load(name), Classifier):
+        if (config.labels == task.labels and not task.regression
+                and isinstance(minibert.load(name), Classifier)):
             return minibert.load(name, "classification", **changed)
-        return minibert.load(name, "classification", labels=task.labels or ("score",), regression=task.regression, **changed)
+        return minibert.load(name, "classification", labels=task.labels or ("score",),
+                             regression=task.regression, **changed)
 
 
 def load_tuned(name: str, task: Task):
-    """A model that was fine-tuned for the task, as it is, and for each label of the task its class number there."""
+    """A model that was fine-tuned for the task, as it is,
+    and for each label of the task its class number there.
+    """
     model = minibert.load(name)
     if not isinstance(model, Span if task.name == "squad" else Classifier):
         raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
@@ -176,7 +196,9 @@ def load_tuned(name: str, task: Task):
 
 
 def ask_teacher(options: Options, task: Task, train: Split, tokenizer, student, runtime):
-    """The teacher's outputs on the training examples, by name, in the task's order of classes; and PKD's student layers."""
+    """The teacher's outputs on the training examples, by name, in the task's order of classes;
+    and PKD's student layers.
+    """
     if not options.teacher:
         return {}, []
     teacher, order = load_tuned(options.teacher, task)
@@ -184,14 +206,16 @@ def ask_teacher(options: Options, task: Task, train: Split, tokenizer, student, 
     examples = train.examples
     if theirs.sha256 != tokenizer.sha256:
         if task.name == "squad" or options.transfer:
-            raise UserError(f"teacher {options.teacher} and model {options.model} have different vocabularies")
+            raise UserError(f"teacher {options.teacher} and model {options.model} "
+                            "have different vocabularies")
         examples = tokenised(task, train.rows, theirs, options.stride).examples
     pairs = []
     if options.method == "pkd":
         pairs = patience_layers(student.config.layers, teacher.config.layers, options.patience)
         if student.config.hidden_size != teacher.config.hidden_size:
-            raise UserError(f"--method pkd compares states of equal width: {student.config.hidden_size} against "
-                            f"{teacher.config.hidden_size}; --method kd does not")
+            raise UserError("--method pkd compares states of equal width: "
+                            f"{student.config.hidden_size} against {teacher.config.hidden_size}; "
+                            "--method kd does not")
         say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
     say(f"asking the teacher about {len(examples.lengths):,} examples")
     runtime.hold_frozen(teacher)
@@ -202,12 +226,13 @@ def ask_teacher(options: Options, task: Task, train: Split, tokenizer, student, 
 
 # ---------------------------------------------------------------- one run
 
-def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], student, targets, layers, tokenizer,
-             runtime, out: Path, stop: list) -> dict:
+def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], student, targets, layers,
+             tokenizer, runtime, out: Path, stop: list) -> dict:
     """Fine-tunes with one seed into `out`, keeps the best epoch's model in out/model, returns its scores."""
     train, dev = splits["train"].examples, {name: splits[name] for name in task.dev_splits or ("dev",)}
     first_dev = next(iter(dev))
-    n, weights = len(train.lengths), TaskWeights(options.alpha if targets else 0.0, options.temperature, options.beta)
+    n, weights = len(train.lengths), TaskWeights(options.alpha if targets else 0.0, options.temperature,
+                                                 options.beta)
     if options.transfer:
         weights = dataclasses.replace(weights, alpha=1.0)
     steps = math.ceil(task.epochs * n / task.batch)
@@ -239,15 +264,17 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
             counts = {"hard": max(1, data.labelled), "soft": task.batch, "patience": task.batch}
             lr = learning_rate(done, steps, task.lr, warmup_steps(options.warmup, steps))
 
-            row = training_step(student, partial(task_loss, student, weights, layers, counts), data.micro_batches, counts,
-                                optimizer, scaler, runtime, lr, options.clip, bool(stop))
+            row = training_step(student, partial(task_loss, student, weights, layers, counts),
+                                data.micro_batches, counts, optimizer, scaler, runtime, lr, options.clip,
+                                bool(stop))
             done += 1
 
             skipped = skipped + 1 if row["skipped"] else 0
             if skipped == 5:
-                raise UserError(f"loss or gradient not finite in 5 steps running (step {done}); lower --lr, or use "
-                                "--precision fp32; the last checkpoint is whole")
-            row = {"step": done, **row, "lr": lr, "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
+                raise UserError(f"loss or gradient not finite in 5 steps running (step {done}); lower --lr, "
+                                "or use --precision fp32; the last checkpoint is whole")
+            row = {"step": done, **row, "lr": lr,
+                   "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
             stopping = row["stopping"]
             if runtime.is_writer:
                 progress(done, row)
@@ -256,7 +283,8 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
                     row["dev"] = scores
                     history.append({"epoch": ends[done], **scores})
                     say(f"seed {seed}, epoch {ends[done]}: " + shown(scores))
-                    if best is None or scores[first_dev][task.metrics[0]] > best["scores"][first_dev][task.metrics[0]]:
+                    if (best is None or scores[first_dev][task.metrics[0]]
+                            > best["scores"][first_dev][task.metrics[0]]):
                         best = {"epoch": ends[done], "step": done, "scores": scores}
                         minibert.save(student, out / "model", tokenizer, card=card_of(options, task))
                 log.write(json.dumps(row) + "\n")
@@ -275,14 +303,16 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
 
 def shown(scores: dict[str, dict[str, float]]) -> str:
     """Scores on one line."""
-    return "; ".join((f"{split} " if len(scores) > 1 else "") + ", ".join(f"{name} {value:.2f}" for name, value in some.items())
+    return "; ".join((f"{split} " if len(scores) > 1 else "")
+                     + ", ".join(f"{name} {value:.2f}" for name, value in some.items())
                      for split, some in scores.items())
 
 
 def card_of(options: Options, task: Task) -> str:
     """What the model card says."""
     teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
-    return f"Fine-tuned on {task.name} from `{Path(options.model).name}`{teacher} by `finetune.py` of minibert."
+    return (f"Fine-tuned on {task.name} from `{Path(options.model).name}`{teacher} "
+            "by `finetune.py` of minibert.")
 
 
 # ---------------------------------------------------------------- main
@@ -297,8 +327,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.evaluate:
         return evaluate_only(options, task, splits, runtime)
     if task.max_length > load_config(options.model).max_positions:
-        raise UserError(f"--max-length {task.max_length} is more than the model's {load_config(options.model).max_positions} "
-                        "positions")
+        raise UserError(f"--max-length {task.max_length} is more than the model's "
+                        f"{load_config(options.model).max_positions} positions")
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
     runtime.barrier()
@@ -311,7 +341,8 @@ def main(argv: list[str] | None = None) -> None:
     targets, layers = ask_teacher(options, task, splits["train"], tokenizer, student, runtime)
     if runtime.is_writer:
         settings = {"batch": task.batch, "lr": task.lr, "epochs": task.epochs, "max_length": task.max_length}
-        write_json(out / "config.json", {"options": dataclasses.asdict(options), "task": settings, **describe(runtime)})
+        write_json(out / "config.json", {"options": dataclasses.asdict(options), "task": settings,
+                                         **describe(runtime)})
     say(f"{task.name}: {len(splits['train'].examples.lengths):,} examples, {task.epochs} epochs of "
         f"{task.batch} examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}")
 
@@ -323,8 +354,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = out / f"seed-{seed}"
         if not (folder / "result.json").exists():
             begun = time.perf_counter()
-            result = one_seed(seed, options, task, splits, load_model(options.model, task, options, seed), targets, layers,
-                              tokenizer, runtime, folder, stop)
+            result = one_seed(seed, options, task, splits, load_model(options.model, task, options, seed),
+                              targets, layers, tokenizer, runtime, folder, stop)
             if runtime.is_writer:
                 write_json(folder / "result.json", result | {"seconds": time.perf_counter() - begun})
                 shutil.rmtree(folder / "checkpoint")
@@ -336,8 +367,8 @@ def main(argv: list[str] | None = None) -> None:
     runtime.leave()
 
 
-def finish(options: Options, out: Path, task: Task, splits, labelled_train: Split, results: list[dict], tokenizer,
-           runtime) -> None:
+def finish(options: Options, out: Path, task: Task, splits, labelled_train: Split, results: list[dict],
+           tokenizer, runtime) -> None:
     """Keeps the best seed's model, writes errors, predictions and summary, and prints the table."""
     dev = {name: splits[name] for name in task.dev_splits or ("dev",)}
     first = next(iter(dev))
@@ -354,16 +385,18 @@ def finish(options: Options, out: Path, task: Task, splits, labelled_train: Spli
     if task.name == "squad":
         squad_data.write_predictions(out, answers)
     elif not task.regression and (constant := metrics.constant_class(answers)) is not None:
-        say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those of a constant. A lower "
-            "--lr, more --epochs or another --seed may help")
+        say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
+            "of a constant. A lower --lr, more --epochs or another --seed may help")
     if options.predict:
         write_predictions(out / "predictions", task, splits, model, options, tokenizer, runtime)
-    rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"], "model": str(out / "model")}
+    rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
+                         "model": str(out / "model")}
     for split in dev:
         name_of = lambda name: f"{name} ({split})" if len(dev) > 1 else name  # noqa: B023,E731
         constant = baseline(task, labelled_train, dev[split])
         if constant:
-            rows.append({"model": name_of("majority class" if not task.regression else "mean score"), **cells(task, constant)})
+            rows.append({"model": name_of("majority class" if not task.regression else "mean score"),
+                         **cells(task, constant)})
         if options.teacher:
             teacher, order = load_tuned(options.teacher, task)
             own = tokenised(task, dev[split].rows, minibert.load_tokenizer(options.teacher), options.stride)
@@ -377,12 +410,14 @@ def finish(options: Options, out: Path, task: Task, splits, labelled_train: Spli
         if len(results) > 1:
             rows.append({"model": name_of("  lowest to highest"),
                          **{metric: f"{min(v):.2f} to {max(v):.2f}" for metric, v in values.items()}})
-        for model_name, source in dict.fromkeys((p.model, p.source) for p in task.published if p.split in ("dev", split)):
+        for model_name, source in dict.fromkeys(
+                (p.model, p.source) for p in task.published if p.split in ("dev", split)):
             figures = {p.metric or task.metrics[0]: p.value for p in task.published
                        if (p.model, p.source) == (model_name, source) and p.split in ("dev", split)}
             rows.append({"model": name_of(f"{model_name}, published [{source.split(',')[0].split(':')[0]}]"),
                          **cells(task, figures)})
-    say("\n" + report.table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, {len(dev[first].rows):,} dev examples"))
+    say("\n" + report.table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
+                            f"{len(dev[first].rows):,} dev examples"))
     write_json(out / "summary.json", summary | {"table": rows})
     say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
 
@@ -418,7 +453,8 @@ def evaluate_only(options: Options, task: Task, splits, runtime) -> None:
     for name in task.dev_splits or ("dev",):
         scores, answers = judge(model, task, splits[name], runtime, order)
         say(f"{options.model} on {task.name}, {name}: {shown({name: scores})}")
-        if task.name != "squad" and not task.regression and (constant := metrics.constant_class(answers)) is not None:
+        if (task.name != "squad" and not task.regression
+                and (constant := metrics.constant_class(answers)) is not None):
             say(f"warning: the model answers {task.labels[constant]!r} to everything")
     say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
 

@@ -1,7 +1,7 @@
 """Pre-training and pre-training distillation of BERT.
 
-The file reads top to bottom: options, then `main`: models, data, one loop, result. The maths is one import away:
-minibert/methods.py names the loss terms, minibert/model.py is the encoder.
+The file reads top to bottom: options, then `main`: models, data, one loop, result.
+The maths is one import away: minibert/methods.py names the loss terms, minibert/model.py is the encoder.
 """
 
 import dataclasses
@@ -36,7 +36,8 @@ from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import cut_metrics, last_tokens, open_run, say
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
-from minibert.students import check_fit, distilbert_of, from_scratch, layer_map, student_from, with_new_mlm_head
+from minibert.students import (check_fit, distilbert_of, from_scratch, layer_map, student_from,
+                               with_new_mlm_head)
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -61,24 +62,32 @@ class Options:
     """Every option of train.py; None means the default of the method."""
 
     method: str = option("distilbert", "what is minimised", choices=tuple(METHODS))
-    teacher: str | None = option(None, "folder or hub name of the teacher (default: the bundled one); with mlm, the "
-                                 "student only starts from it")
-    student: str | None = option(None, "preset, or folder to start from (default: a DistilBERT of the teacher)")
+    teacher: str | None = option(None, "folder or hub name of the teacher (default: the bundled one); "
+                                 "with mlm, the student only starts from it")
+    student: str | None = option(
+        None, "preset, or folder to start from (default: a DistilBERT of the teacher)")
     layers: int | None = option(None, "layers of the student (default: half the teacher's)")
     layer_map: str | None = option(None, "teacher layers to start from, as 0,2,5 (default: evenly spread)")
-    init: str = option("teacher", "student weights: copied from the teacher, or random", choices=("teacher", "random"))
-    token_types: str = option("fold", "teacher's token type 0: folded into the positions, or dropped as published",
-                              choices=("fold", "drop"))
-    corpus: tuple[str, ...] = option(("python-docs",), "prepared folder, text files or folders, or python-docs")
-    eval_corpus: tuple[str, ...] = option((), "likewise, held-out text (default: the held-out part of --corpus)")
+    init: str = option("teacher", "student weights: copied from the teacher, or random",
+                       choices=("teacher", "random"))
+    token_types: str = option(
+        "fold", "teacher's token type 0: folded into the positions, or dropped as published",
+        choices=("fold", "drop"))
+    corpus: tuple[str, ...] = option(
+        ("python-docs",), "prepared folder, text files or folders, or python-docs")
+    eval_corpus: tuple[str, ...] = option(
+        (), "likewise, held-out text (default: the held-out part of --corpus)")
     wikitext: str = option("auto", "text files are tokenised WikiText", choices=("auto", "yes", "no"))
     one_line: bool = option(False, "one line is one sequence, instead of lines joined up to --max-length")
     max_length: int = option(128, "tokens of a sequence, [CLS] and [SEP] included")
     steps: int | None = option(None, "optimiser steps (default: from --epochs)")
     epochs: float = option(3.0, "passes over the corpus")
-    batch: int = option(128, "sequences of one optimiser step, over all ranks and micro-batches (published: 4000)")
-    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank; changes memory and, but for dropout's draws, no result")
-    masking: str | None = option(None, "which tokens are masked (default: smoothed; mlm: bert)", choices=tuple(SELECTIONS))
+    batch: int = option(
+        128, "sequences of one optimiser step, over all ranks and micro-batches (published: 4000)")
+    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank; "
+                               "changes memory and, but for dropout's draws, no result")
+    masking: str | None = option(None, "which tokens are masked (default: smoothed; mlm: bert)",
+                                 choices=tuple(SELECTIONS))
     mask_share: float = option(0.15, "share of tokens that are masked")
     alpha_kl: float = option(5.0, "weight of the KL to the teacher")
     alpha_mlm: float = option(2.0, "weight of the MLM loss (distilbert)")
@@ -87,12 +96,15 @@ class Options:
     kl_masked_only: bool = option(False, "KL at masked tokens only, instead of all tokens")
     lr: float | None = option(None, "peak learning rate (default: 5e-4; mlm: 1e-4)")
     warmup: float | None = option(None, "share of steps that warm up (default: 0.05; mlm: 0.01)")
-    beta2: float | None = option(None, "AdamW's second decay rate; the first is 0.9 (default: 0.98; mlm: 0.999)")
+    beta2: float | None = option(
+        None, "AdamW's second decay rate; the first is 0.9 (default: 0.98; mlm: 0.999)")
     weight_decay: float | None = option(None, "AdamW's, not for biases and norms (default: 0; mlm: 0.01)")
     clip: float | None = option(None, "largest global gradient norm (default: 5; mlm: 1)")
-    dropout: float | None = option(None, "of the student's embeddings and block outputs (default: the model's, 0.1)")
+    dropout: float | None = option(
+        None, "of the student's embeddings and block outputs (default: the model's, 0.1)")
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
-    precision: str = option("auto", "of matrix products; auto is 16 bits where native", choices=("auto", *PRECISIONS))
+    precision: str = option("auto", "of matrix products; auto is 16 bits where native",
+                            choices=("auto", *PRECISIONS))
     device: str = option("auto", "cpu, cuda, cuda:1 ...")
     compile: bool = option(False, "torch.compile the student and the teacher")
     threads: int | None = option(None, "CPU threads (default: torch's choice)")
@@ -111,14 +123,15 @@ class Options:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1")
         if self.micro_tokens < self.max_length:
-            raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of --max-length {self.max_length}")
+            raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
+                            f"--max-length {self.max_length}")
         if not 0 < self.mask_share < 1:
             raise UserError("--mask-share must be between 0 and 1")
         if not self.epochs > 0 or not self.temperature > 0:
             raise UserError("--epochs and --temperature must be above 0")
         if self.method == "mlm" and self.student is None and self.teacher is None:
-            raise UserError("--method mlm needs --student, a preset to train from scratch or a folder to continue from, "
-                            "or --teacher, whose student it then trains without distillation")
+            raise UserError("--method mlm needs --student, a preset to train from scratch or a folder to "
+                            "continue from, or --teacher, whose student it then trains without distillation")
         if self.layer_map is not None and self.init == "random":
             raise UserError("--layer-map says what to copy from the teacher, --init random that nothing is")
 
@@ -140,10 +153,11 @@ def load_models(options: Options):
         if folder_or_preset in PRESETS:
             folder = options.corpus[0] if len(options.corpus) == 1 else ""
             if not (Path(folder) / "tokenizer").is_dir():
-                raise UserError(f"--student {folder_or_preset} starts without a vocabulary: give --corpus a folder made by "
-                                "data/prepare.py, whose tokenizer it takes")
+                raise UserError(f"--student {folder_or_preset} starts without a vocabulary: "
+                                "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
             tokenizer = minibert.load_tokenizer(Path(folder) / "tokenizer")
-            config = dataclasses.replace(preset(folder_or_preset), vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
+            config = dataclasses.replace(preset(folder_or_preset), vocab_size=tokenizer.vocab_size,
+                                         pad_id=tokenizer.pad_id)
             student = from_scratch(config, options.seed)
         else:
             tokenizer = minibert.load_tokenizer(folder_or_preset)
@@ -158,9 +172,11 @@ def load_models(options: Options):
         teacher, tokenizer = minibert.load(name, head="mlm"), minibert.load_tokenizer(name)
         student = make_student(options, teacher)
     if len(tokenizer.special) > student.config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model only {student.config.vocab_size}")
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} pieces, "
+                        f"the model only {student.config.vocab_size}")
     if options.max_length > student.config.max_positions:
-        raise UserError(f"--max-length {options.max_length} is more than the model's {student.config.max_positions} positions")
+        raise UserError(f"--max-length {options.max_length} is more than the model's "
+                        f"{student.config.max_positions} positions")
     changed = {"attention_dropout": options.attention_dropout}
     if options.dropout is not None:
         changed["dropout"] = options.dropout
@@ -168,7 +184,9 @@ def load_models(options: Options):
 
 
 def make_student(options: Options, teacher: MaskedLM) -> MaskedLM:
-    """The student before training: from a folder, or a preset's shape or half the teacher's, copied or random."""
+    """The student before training:
+    from a folder, or a preset's shape or half the teacher's, copied or random.
+    """
     if options.student and options.student not in PRESETS:
         student = minibert.load(options.student, head="mlm")
         check_fit(student.config, teacher.config)
@@ -201,15 +219,19 @@ def with_dropout(model: MaskedLM, **changed) -> MaskedLM:
     return model
 
 
-def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime, held_out: float) -> Path:
-    """The prepared folder of a corpus option: itself where it is one, else made in `target` by the first rank."""
+def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
+             held_out: float) -> Path:
+    """The prepared folder of a corpus option:
+    itself where it is one, else made in `target` by the first rank.
+    """
     if len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists():
         return Path(sources[0])
     if runtime.is_writer and not (options.resume and (target / "corpus.json").exists()):
         if sources == ("python-docs",):
             prepare_python_docs(tokenizer, target)
         else:
-            prepare(list(sources), tokenizer, target, wikitext=options.wikitext, held_out=held_out, report=say)
+            prepare(list(sources), tokenizer, target, wikitext=options.wikitext, held_out=held_out,
+                    report=say)
     runtime.barrier()
     return target
 
@@ -223,8 +245,8 @@ def held_out_part(folder: Path, options: Options, tokenizer) -> Corpus | None:
         return None
 
 
-MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile", "threads", "eval_every", "eval_sequences",
-              "checkpoint_every"}
+MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile", "threads",
+              "eval_every", "eval_sequences", "checkpoint_every"}
 
 
 # ---------------------------------------------------------------- the run
@@ -239,7 +261,8 @@ def main(argv: list[str] | None = None) -> None:
     runtime.barrier()
 
     student, teacher, tokenizer = load_models(options)
-    corpus_folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime, 0.0 if options.eval_corpus else 0.01)
+    corpus_folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
+                             0.0 if options.eval_corpus else 0.01)
     corpus = open_corpus(corpus_folder, options.max_length, options.one_line, ("train",), tokenizer)
     if options.eval_corpus:
         folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
@@ -272,8 +295,9 @@ def main(argv: list[str] | None = None) -> None:
         cut_metrics(out / "metrics.jsonl", done)
         write_json(out / "config.json", {"options": dataclasses.asdict(options), "steps": steps,
                                          "student": dataclasses.asdict(student.config), **describe(runtime)})
-    say(f"{options.method}: {sum(p.numel() for p in student.parameters()):,} parameters, {len(corpus):,} sequences, "
-        f"{steps:,} steps of {options.batch} sequences, {runtime.precision} on {runtime.device}")
+    say(f"{options.method}: {sum(p.numel() for p in student.parameters()):,} parameters, "
+        f"{len(corpus):,} sequences, {steps:,} steps of {options.batch} sequences, "
+        f"{runtime.precision} on {runtime.device}")
     if options.compile:
         student.encoder.compile(dynamic=True)
         if teacher is not None:
@@ -284,9 +308,9 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(sign, lambda number, frame: stop.append(number))
 
     def step_data(step: int):
-        return make_step(corpus, tokenizer, step, batch=options.batch, micro_tokens=options.micro_tokens, seed=options.seed,
-                         selection=options.masking, share=options.mask_share, weights=smoothing,
-                         rank=runtime.rank, ranks=runtime.ranks)
+        return make_step(corpus, tokenizer, step, batch=options.batch, micro_tokens=options.micro_tokens,
+                         seed=options.seed, selection=options.masking, share=options.mask_share,
+                         weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
 
     progress = report.Progress(steps, done, runtime.is_writer)
     metrics = open(out / "metrics.jsonl", "a", encoding="utf-8") if runtime.is_writer else None
@@ -300,13 +324,14 @@ def main(argv: list[str] | None = None) -> None:
             lr = learning_rate(done, steps, options.lr, warmup_steps(options.warmup, steps))
 
             row = training_step(student, partial(method, student, teacher, data, weights), data.micro_batches,
-                                term_counts(data, weights), optimizer, scaler, runtime, lr, options.clip, bool(stop))
+                                term_counts(data, weights), optimizer, scaler, runtime, lr, options.clip,
+                                bool(stop))
             done += 1
 
             skipped = skipped + 1 if row["skipped"] else 0
             if skipped == 5:
-                raise UserError(f"loss or gradient not finite in 5 steps running (step {done}); lower --lr, or use "
-                                "--precision fp32; the last checkpoint is whole")
+                raise UserError(f"loss or gradient not finite in 5 steps running (step {done}); lower --lr, "
+                                "or use --precision fp32; the last checkpoint is whole")
             tokens_before += data.tokens
             row = {"step": done, "tokens": tokens_before, **row, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
@@ -319,7 +344,8 @@ def main(argv: list[str] | None = None) -> None:
             if stopping or done % options.checkpoint_every == 0 or done == steps:
                 if runtime.is_writer:
                     metrics.flush()
-                    save_checkpoint(out / "checkpoint", done, student, optimizer, {"scaler": scaler.state_dict()})
+                    save_checkpoint(out / "checkpoint", done, student, optimizer,
+                                    {"scaler": scaler.state_dict()})
             if stopping and done < steps:
                 upcoming.cancel()
                 say(f"\nstopped after step {done}; continue with --resume")
@@ -335,7 +361,8 @@ def main(argv: list[str] | None = None) -> None:
 def finish(options: Options, out: Path, student, teacher, initial, tokenizer, micro_eval, runtime) -> None:
     """Writes model/ and summary.json, and shows what became of the student."""
     student.eval()
-    card = f"Trained by `train.py --method {options.method}` of minibert; the options are in the run's `config.json`."
+    card = (f"Trained by `train.py --method {options.method}` of minibert; "
+            "the options are in the run's `config.json`.")
     shutil.rmtree(out / "model", ignore_errors=True)
     minibert.save(student, out / "model", tokenizer, card=card)
     summary = {"tokens": last_tokens(out / "metrics.jsonl")}
@@ -347,7 +374,8 @@ def finish(options: Options, out: Path, student, teacher, initial, tokenizer, mi
         scores = {name: evaluate(model, micro_eval, runtime, None if model is teacher else teacher)
                   for name, model in models.items()}
         rows = report.comparison(models, scores, report.tokens_per_second(models, micro_eval, runtime))
-        say("\n" + report.table(rows, f"held out: {scores['student, trained']['masked_tokens']:,} masked tokens"))
+        say("\n" + report.table(
+            rows, f"held out: {scores['student, trained']['masked_tokens']:,} masked tokens"))
         for sentence in report.SENTENCES:
             say(f"\n{sentence}")
             for name, model in models.items():

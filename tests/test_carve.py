@@ -78,11 +78,13 @@ def test_the_command_cuts_all_at_once(tiny_config, tmp_path):
     minibert.save(random_model(replace(tiny_config, vocab_size=old.vocab_size)), tmp_path / "large", old)
     new.save(tmp_path / "words")
     command = [sys.executable, str(ROOT / "weights" / "convert.py"), str(tmp_path / "large")]
-    more = ["--layers", "1", "--feed-forward", "8", "--positions", "16", "--tokenizer", str(tmp_path / "words")]
+    more = ["--layers", "1", "--feed-forward", "8", "--positions", "16",
+            "--tokenizer", str(tmp_path / "words")]
     subprocess.run([*command, str(tmp_path / "small"), *more], check=True, capture_output=True)
     shape = minibert.load(tmp_path / "small").config
     assert (shape.layers, shape.intermediate_size, shape.max_positions, shape.vocab_size) == \
         (1, 8, 16, new.vocab_size)
     assert minibert.load_tokenizer(tmp_path / "small").sha256 == new.sha256
-    wrong = subprocess.run([*command, str(tmp_path / "no"), "--layers", "one"], capture_output=True, text=True)
+    wrong = subprocess.run([*command, str(tmp_path / "no"), "--layers", "one"],
+                           capture_output=True, text=True)
     assert wrong.returncode == 2 and "--layers one" in wrong.stderr and not (tmp_path / "no").exists()

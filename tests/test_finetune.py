@@ -1,4 +1,6 @@
-"""finetune.py run as people run it, on tiny data: every kind of task, with and without a teacher, seeds, resuming, bad input."""
+"""finetune.py run as people run it, on tiny data:
+every kind of task, with and without a teacher, seeds, resuming, bad input.
+"""
 
 import csv
 import json
@@ -44,8 +46,10 @@ def folder(tmp_path_factory):
     labels = [draw.randrange(2) for _ in range(120)]
     texts = [sentence(draw, label) for label in labels]
     write_csv(folder / "reviews.csv", zip(texts, (("no", "yes")[k] for k in labels)), ["text", "label"])
-    write_csv(folder / "dev.csv", [(t, ("no", "yes")[k]) for t, k in zip(texts[:20], labels[:20])], ["text", "label"])
-    write_csv(folder / "scores.csv", zip(texts, texts[::-1], (k + 0.5 for k in labels)), ["text", "pair", "score"])
+    write_csv(folder / "dev.csv", [(t, ("no", "yes")[k]) for t, k in zip(texts[:20], labels[:20])],
+              ["text", "label"])
+    write_csv(folder / "scores.csv", zip(texts, texts[::-1], (k + 0.5 for k in labels)),
+              ["text", "pair", "score"])
     (folder / "unlabelled.txt").write_text("\n".join(texts) + "\n")
     for name, n in (("train", 24), ("dev", 8)):
         paragraphs = []
@@ -53,22 +57,23 @@ def folder(tmp_path_factory):
             colour = draw.choice(("red", "green", "blue"))
             context = f"The film was {colour} and the book was quite grim."
             answer = {"text": colour, "answer_start": context.index(colour)}
-            paragraphs.append({"context": context, "qas": [{"id": f"{name}{i}", "question": "What was the film?",
-                                                            "answers": [answer]}]})
+            paragraphs.append({"context": context, "qas": [
+                {"id": f"{name}{i}", "question": "What was the film?", "answers": [answer]}]})
         (folder / f"{name}-v1.1.json").write_text(json.dumps({"version": "1.1", "data": [
             {"title": "Colours", "paragraphs": paragraphs}]}))
     tokenizer = train_tokenizer([*texts, "red green blue What ? ."] * 3, 90)
-    config = minibert.Config(vocab_size=tokenizer.vocab_size, hidden_size=16, layers=2, heads=2, intermediate_size=32,
-                             max_positions=128)
+    config = minibert.Config(vocab_size=tokenizer.vocab_size, hidden_size=16, layers=2, heads=2,
+                             intermediate_size=32, max_positions=128)
     torch.manual_seed(0)
     minibert.save(init_weights(MaskedLM(config)), folder / "model", tokenizer)
     return folder
 
 
 def options(folder, task, out, *more, **changed):
-    given = {"model": folder / "model", "task": folder / task if "." in task else task, "data": folder, "out": out,
-             "batch": 8, "lr": 3e-3, "epochs": 2, "max-length": 80, "threads": 1} | changed
-    return [str(word) for name, value in given.items() if value is not None for word in (f"--{name}", value)] + list(more)
+    given = {"model": folder / "model", "task": folder / task if "." in task else task, "data": folder,
+             "out": out, "batch": 8, "lr": 3e-3, "epochs": 2, "max-length": 80, "threads": 1} | changed
+    return [str(word) for name, value in given.items() if value is not None
+            for word in (f"--{name}", value)] + list(more)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,8 @@ def test_classes_are_learned_and_named(folder, tuned, capsys):
     assert isinstance(model, Classifier) and model.config.labels == ("no", "yes")
     assert (out / "errors.tsv").read_text().splitlines()[0] == "id\tanswer\texpected\ttext\tpair"
     assert not list(out.glob("seed-*/model")) and not list(out.glob("seed-*/checkpoint"))
-    finetune.main(["--model", str(out / "model"), "--task", str(folder / "dev.csv"), "--evaluate", "--max-length", "80"])
+    finetune.main(["--model", str(out / "model"), "--task", str(folder / "dev.csv"), "--evaluate",
+                   "--max-length", "80"])
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["scores"]["accuracy"] > 90
 
@@ -104,14 +110,17 @@ def test_classes_are_learned_and_named(folder, tuned, capsys):
 def test_the_result_loads_in_transformers_with_its_labels(folder, tuned):
     transformers = pytest.importorskip("transformers")
     texts = ["the film was great", "a very dull book and a poor song"]
-    for name, kind in (("reviews", "AutoModelForSequenceClassification"), ("squad", "AutoModelForQuestionAnswering")):
+    for name, kind in (("reviews", "AutoModelForSequenceClassification"),
+                       ("squad", "AutoModelForQuestionAnswering")):
         path = tuned / name / "model"
-        theirs, tokenizer = getattr(transformers, kind).from_pretrained(path), transformers.AutoTokenizer.from_pretrained(path)
+        theirs, tokenizer = (getattr(transformers, kind).from_pretrained(path),
+                             transformers.AutoTokenizer.from_pretrained(path))
         ours, our_tokenizer = minibert.load(path), minibert.load_tokenizer(path)
         for text in texts:
             with torch.no_grad():
                 out = theirs(**tokenizer(text, return_tensors="pt"))
-                expected = out.logits if name == "reviews" else torch.stack([out.start_logits, out.end_logits], -1)[0]
+                expected = (out.logits if name == "reviews"
+                            else torch.stack([out.start_logits, out.end_logits], -1)[0])
                 got = ours(minibert.pack(*our_tokenizer.encode([text])))
             assert (got - expected).abs().max() < 1e-5
         if name == "reviews":
@@ -163,14 +172,17 @@ def test_seeds_differ_and_the_best_is_kept(folder, tmp_path):
 
 def test_micro_batches_change_nothing(folder, tmp_path):
     for name, tokens in (("one", 4096), ("many", 30)):
-        finetune.main(options(folder, "reviews.csv", tmp_path / name, **{"micro-tokens": tokens, "dropout": 0}))
+        finetune.main(options(folder, "reviews.csv", tmp_path / name,
+                              **{"micro-tokens": tokens, "dropout": 0}))
     # the classifier's own dropout draws once for each micro-batch, so only the first loss is near
     one, many = rows(tmp_path / "one"), rows(tmp_path / "many")
     assert len(one) == len(many) and one[0]["loss"] == pytest.approx(many[0]["loss"], abs=0.05)
 
 
 def test_resume_is_exact_to_the_bit(folder, tmp_path):
-    """Stopped by SIGTERM in the second of two seeds, and taken up again: the same weights and the same rows."""
+    """Stopped by SIGTERM in the second of two seeds, and taken up again:
+    the same weights and the same rows.
+    """
     more = dict(seeds=2, epochs=4, dropout=0.1, **{"checkpoint-every": 5})
     finetune.main(options(folder, "reviews.csv", tmp_path / "a", **more))
     out = tmp_path / "b"
@@ -187,13 +199,17 @@ def test_resume_is_exact_to_the_bit(folder, tmp_path):
     strip = lambda some: [{k: v for k, v in row.items() if k not in ("tokens_per_second", "stopping")}
                           for row in some]  # noqa: E731
     assert strip(rows(tmp_path / "a", 2)) == strip(rows(out, 2))
-    results = [[{k: v for k, v in r.items() if k != "seconds"} for r in summary(run)["results"]] for run in (tmp_path / "a", out)]
+    results = [[{k: v for k, v in r.items() if k != "seconds"} for r in summary(run)["results"]]
+               for run in (tmp_path / "a", out)]
     assert results[0] == results[1]
 
 
 def test_a_head_that_fits_is_kept(folder, tuned, tmp_path):
-    """Continuing from a classifier of the same labels: the third stage of PD starts where the second ended."""
-    finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=tuned / "reviews" / "model", lr=1e-6, epochs=1))
+    """Continuing from a classifier of the same labels:
+    the third stage of PD starts where the second ended.
+    """
+    finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=tuned / "reviews" / "model",
+                          lr=1e-6, epochs=1))
     assert rows(tmp_path / "run")[0]["loss"] < 0.5
 
 
@@ -214,7 +230,8 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     refused(options(folder, "reviews.csv", out, method="pkd"), "--teacher")
     refused(options(folder, "reviews.csv", out, transfer=folder / "unlabelled.txt"), "--teacher")
     refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune it first")
-    refused(options(folder, "reviews.csv", out / "2", "--resume", teacher=tuned / "squad" / "model"), "fine-tune it first")
+    refused(options(folder, "reviews.csv", out / "2", "--resume", teacher=tuned / "squad" / "model"),
+            "fine-tune it first")
     refused(options(folder, "reviews.csv", out / "3", **{"max-length": 500}), "128 positions")
     (tmp_path / "bare").mkdir()
     shutil.copy(folder / "model" / "config.json", tmp_path / "bare")

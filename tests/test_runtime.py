@@ -2,12 +2,14 @@
 what a frozen model is held in, and what becomes of a rank whose neighbour dies.
 """
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from minibert.heads import MaskedLM
@@ -44,22 +46,38 @@ def test_threads_are_the_number_asked_for():
     start("cpu", "fp32", before)
 
 
-def test_a_rank_whose_neighbour_dies_says_so_and_ends(folder, tmp_path):  # noqa: F811
+@pytest.fixture
+def two_ranks(folder, tmp_path):  # noqa: F811
+    """Two ranks of a long run, under way: the processes and the run folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "train.py"), *options(folder, tmp_path / "run", steps=100_000)]
+    out = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), *options(folder, out, steps=100_000)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                                 "MASTER_PORT": str(port)}
     ranks = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                               env=environment | {"RANK": str(rank)}) for rank in range(2)]
-    try:
-        deadline = time.time() + 60
-        while time.time() < deadline and not (tmp_path / "run" / "metrics.jsonl").exists():
-            time.sleep(0.1)
-        time.sleep(1)
-        ranks[1].kill()
-        said = ranks[0].communicate(timeout=30)[1]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    deadline = time.time() + 60
+    while time.time() < deadline and not (out / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    yield ranks, out
+    for rank in ranks:
+        rank.kill()
+
+
+def test_a_rank_whose_neighbour_dies_says_so_and_ends(two_ranks):
+    ranks, _ = two_ranks
+    ranks[1].kill()
+    said = ranks[0].communicate(timeout=30)[1]
     assert ranks[0].returncode == 2 and "another rank has ended" in said and "Traceback" not in said
+
+
+def test_all_ranks_stop_where_one_is_told_to(two_ranks):
+    ranks, out = two_ranks
+    ranks[1].terminate()
+    said = [rank.communicate(timeout=30)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [143, 143] and "Traceback" not in "".join(said)
+    (checkpoint,) = (out / "checkpoint").glob("step-*")
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert checkpoint.name == f"step-{last['step']}" and last["stopping"]

@@ -236,8 +236,10 @@ def test_replacing_dropout_reaches_every_module(tiny_config):
 
 
 def test_two_ranks_give_the_run_of_one(folder, tmp_path):
-    """torchrun with two processes, and one process, dropout off: the same losses and weights to rounding."""
-    more = ("--dropout", "0", "--precision", "fp32")
+    """torchrun with two processes, and one process, dropout off: the same losses and weights to rounding,
+    also where the run of two ranks is resumed by one.
+    """
+    more = ("--dropout", "0", "--precision", "fp32", "--checkpoint-every", "3")
     train.main(options(folder, tmp_path / "one", *more, threads=1))
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                     str(ROOT / "train.py"), *options(folder, tmp_path / "two", *more, threads=1)],
@@ -246,6 +248,10 @@ def test_two_ranks_give_the_run_of_one(folder, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["tokens"] == b["tokens"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
+    shutil.rmtree(tmp_path / "two" / "checkpoint" / "step-6")
+    train.main(options(folder, tmp_path / "two", *more, "--resume", threads=1))
+    resumed = weights(tmp_path / "two")
+    assert max((two[name] - resumed[name]).abs().max() for name in two) < 1e-4
 
 
 def test_a_corpus_without_held_out_text_is_said_and_trains(folder, tmp_path, capsys):
