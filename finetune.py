@@ -24,7 +24,8 @@ import torch
 
 import minibert
 from minibert import metrics, report, squad_data
-from minibert.checkpoint import load_checkpoint, save_checkpoint, write_json
+from minibert.checkpoint import load_checkpoint, save_checkpoint
+from minibert.disk import write_json
 from minibert.errors import UserError, run_script
 from minibert.examples import draw
 from minibert.finetuning import TaskWeights, align_labels, patience_layers, task_loss, teacher_outputs

@@ -20,9 +20,10 @@ import torch
 
 import minibert
 from minibert import report
-from minibert.checkpoint import load_checkpoint, save_checkpoint, write_json
+from minibert.checkpoint import load_checkpoint, save_checkpoint
 from minibert.config import PRESETS, preset
 from minibert.corpus import Corpus, NoSequences, open_corpus
+from minibert.disk import write_json
 from minibert.errors import UserError, run_script
 from minibert.evaluate import evaluate, held_out_batches
 from minibert.feed import make_step

@@ -16,27 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minibert.disk import fsync, write_json
 from minibert.errors import UserError
 
 FORMAT = 1
-
-
-def fsync(path: Path) -> None:
-    """Flushes a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value) -> None:
-    """Writes JSON to a temporary name, flushes and renames: the file is whole or as before."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    fsync(partial)
-    os.replace(partial, path)
-    fsync(path.parent)
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
-"""Writing files of which the disk may have too little room: what goes wrong there is one clear sentence."""
+"""Files that are whole or not there, and what goes wrong on a disk as one clear sentence."""
 
 import contextlib
 import errno
+import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,3 +36,26 @@ def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], Non
     finally:
         with disk_errors(name):
             file.close()  # writes what is left
+
+
+def fsync(path: Path) -> None:
+    """Flushes a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes to a temporary name, flushes and renames: the file is whole or as before."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    fsync(partial)
+    os.replace(partial, path)
+    fsync(path.parent)
+
+
+def write_json(path: Path, value) -> None:
+    """`write_text` of an indented JSON document."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

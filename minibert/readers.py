@@ -3,13 +3,13 @@
 import csv
 import io
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from minibert.disk import write_text
 from minibert.errors import UserError
 from minibert.tasks import Example, Table, Task
 from minibert.text import hash_share
@@ -274,9 +274,7 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
         else:
             raise UserError(f"{path} is not written: the prediction for row {i} is {prediction}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from minibert.disk import write_text
 from minibert.errors import UserError
 from minibert.tokenizer import read_json
 
@@ -50,9 +51,7 @@ def cut_metrics(path: Path, step: int) -> None:
         except (ValueError, KeyError):
             break  # the last line of a killed run may be half a line
         kept.append(line + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(kept))
 
 
 def last_tokens(metrics: Path) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minibert.disk import fsync
 from minibert.errors import UserError
 from minibert.tokenizer import Tokenizer
 
@@ -46,11 +47,11 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         yield folder
         folder.chmod(0o777 & ~current_umask())
         for path in [*folder.rglob("*"), folder]:
-            sync(path)
+            fsync(path)
         if out.exists():
             out.rmdir()
         os.replace(folder, out)
-        sync(out.parent)
+        fsync(out.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -61,15 +62,6 @@ def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def sync(path: Path) -> None:
-    """Flushes a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class PartWriter:

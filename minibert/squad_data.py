@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minibert.checkpoint import write_json
+from minibert.disk import write_json
 from minibert.errors import UserError
 from minibert.tokenizer import read_text
 

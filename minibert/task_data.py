@@ -1,7 +1,6 @@
 """A task's splits as a model sees them, and what the model is worth on them: scores, answers, errors."""
 
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from minibert import metrics, squad, squad_data
+from minibert.disk import write_text
 from minibert.examples import Examples, encode, make_examples
 from minibert.inference import outputs
 from minibert.readers import majority
@@ -114,9 +114,7 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
         wrong = [(row.id, task.labels[answer], task.labels[row.label], row.text, row.pair)
                  for row, answer in zip(split.rows, answers) if answer != row.label]
     lines = ["id\tanswer\texpected\ttext\tpair", *("\t".join(map(clean, row)) for row in wrong)]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] | None:
