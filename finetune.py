@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import signal
-import statistics
 import sys
 import time
 import warnings
@@ -40,6 +39,7 @@ from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
 from minibert.task_data import (Split, answers_to, baseline, judge, read_transfer, some_of, tokenised,
                                 write_errors)
+from minibert.task_report import closing_rows, spread_over_seeds
 from minibert.tasks import SQUAD, TASKS, Task
 
 EXAMPLES = """examples:
@@ -392,45 +392,19 @@ def finish(options: Options, out: Path, task: Task, splits, labelled_train: Spli
         write_predictions(out / "predictions", task, splits, model, options, tokenizer, runtime)
     rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
                          "model": str(out / "model")}
-    for split in dev:
-        name_of = lambda name: f"{name} ({split})" if len(dev) > 1 else name  # noqa: B023,E731
-        constant = baseline(task, labelled_train, dev[split])
-        if constant:
-            rows.append({"model": name_of("majority class" if not task.regression else "mean score"),
-                         **cells(task, constant)})
+    for name, split in dev.items():
+        constant, teacher_scores = baseline(task, labelled_train, split), None
         if options.teacher:
             teacher, order = load_tuned(options.teacher, task)
-            own = tokenised(task, dev[split].rows, minibert.load_tokenizer(options.teacher), options.stride)
-            rows.append({"model": name_of("teacher"),
-                         **cells(task, judge(runtime.hold_frozen(teacher), task, own, runtime, order)[0])})
-        values = {metric: [r["best"]["scores"][split][metric] for r in results] for metric in task.metrics}
-        middle = {metric: statistics.median(some) for metric, some in values.items()}
-        summary[split] = {"median": middle, "lowest": {m: min(v) for m, v in values.items()},
-                          "highest": {m: max(v) for m, v in values.items()}, "baseline": constant}
-        rows.append({"model": name_of(f"this model, {describe_seeds(results)}"), **cells(task, middle)})
-        if len(results) > 1:
-            rows.append({"model": name_of("  lowest to highest"),
-                         **{metric: f"{min(v):.2f} to {max(v):.2f}" for metric, v in values.items()}})
-        for model_name, source in dict.fromkeys(
-                (p.model, p.source) for p in task.published if p.split in ("dev", split)):
-            figures = {p.metric or task.metrics[0]: p.value for p in task.published
-                       if (p.model, p.source) == (model_name, source) and p.split in ("dev", split)}
-            rows.append({"model": name_of(f"{model_name}, published [{source.split(',')[0].split(':')[0]}]"),
-                         **cells(task, figures)})
+            own = tokenised(task, split.rows, minibert.load_tokenizer(options.teacher), options.stride)
+            teacher_scores = judge(runtime.hold_frozen(teacher), task, own, runtime, order)[0]
+        spread = spread_over_seeds(task, name, results)
+        summary[name] = {**spread, "baseline": constant, "teacher": teacher_scores}
+        rows += closing_rows(task, name, spread, len(results), constant, teacher_scores)
     say("\n" + report.table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
                             f"{len(dev[first].rows):,} dev examples"))
     write_json(out / "summary.json", summary | {"table": rows})
     say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
-
-
-def describe_seeds(results: list[dict]) -> str:
-    """'one seed' or 'median of 5 seeds'."""
-    return "one seed" if len(results) == 1 else f"median of {len(results)} seeds"
-
-
-def cells(task: Task, scores: dict[str, float]) -> dict[str, str]:
-    """A row's figures with two decimals; '-' where there is none."""
-    return {metric: f"{scores[metric]:.2f}" if metric in scores else "-" for metric in task.metrics}
 
 
 def write_predictions(folder: Path, task: Task, splits, model, options: Options, tokenizer, runtime) -> None:
@@ -451,9 +425,10 @@ def evaluate_only(options: Options, task: Task, splits, runtime) -> None:
     """Judges --model on the dev splits and prints the scores."""
     model, order = load_tuned(options.model, task)
     model.to(runtime.device)
+    scores = {}
     for name in task.dev_splits or ("dev",):
-        scores, answers = judge(model, task, splits[name], runtime, order)
-        say(f"{options.model} on {task.name}, {name}: {shown({name: scores})}")
+        scores[name], answers = judge(model, task, splits[name], runtime, order)
+        say(f"{options.model} on {task.name}, {name}: {shown({name: scores[name]})}")
         if (task.name != "squad" and not task.regression
                 and (constant := metrics.constant_class(answers)) is not None):
             say(f"warning: the model answers {task.labels[constant]!r} to everything")

@@ -104,7 +104,7 @@ def test_classes_are_learned_and_named(folder, tuned, capsys):
     finetune.main(["--model", str(out / "model"), "--task", str(folder / "dev.csv"), "--evaluate",
                    "--max-length", "80"])
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["scores"]["accuracy"] > 90
+    assert said["scores"]["dev"]["accuracy"] > 90
 
 
 def test_the_result_loads_in_transformers_with_its_labels(folder, tuned):
