@@ -1,4 +1,4 @@
-"""bench.py size: counts held to the papers' and to torch's own, the published figures, folders, bad options."""
+"""bench.py size: counts held to the reference's and to torch's, published figures, folders, bad options."""
 
 import json
 import runpy
@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minibert.bench_size import (FLOPS, PARAMETERS, Figure, counts, disk_bytes, encoder_flops, extra_layer_flops,
-                                 size_of)
+from minibert.bench_size import (FLOPS, PARAMETERS, Figure, counts, disk_bytes, encoder_flops,
+                                 extra_layer_flops, size_of)
 from minibert.bench_train import useful_flops
 from minibert.config import PRESETS, Config, preset
 from minibert.errors import UserError
@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, *words):
 
 
 def test_parameters_are_those_of_the_reference():
-    # unique parameters of BertModel without and with pooler, BertForPreTraining, DistilBertForMaskedLM, TinyBERT
+    # BertModel without and with pooler, BertForPreTraining, DistilBertForMaskedLM, TinyBERT's BertModel
     assert counts(preset("bert-base")) == {"encoder": 108_891_648, "pooler too": 109_482_240,
                                            "pre-training heads too": 110_106_428}
     assert counts(preset("distilbert"))["MLM head too"] == 66_985_530
@@ -43,7 +43,8 @@ def test_parameters_are_those_of_the_reference():
     row = size_of("bert-base", 128)
     assert row["parameters"] == 109_482_240
     assert row["parameters"] - row["without_embeddings"] == (30522 + 512 + 2) * 768
-    assert size_of("distilbert", 128)["embeddings"] == {"word": 30522 * 768, "position": 512 * 768, "segments": 0}
+    tables = {"word": 30522 * 768, "position": 512 * 768, "segments": 0}
+    assert size_of("distilbert", 128)["embeddings"] == tables
 
 
 def test_bytes_by_hand(tiny_config):
@@ -55,7 +56,7 @@ def test_bytes_by_hand(tiny_config):
 
 
 def test_flops_are_what_torch_counts(tiny_config):
-    padded = Padded(Encoder(tiny_config).eval())  # attention written out: torch does not count its fused kernel
+    padded = Padded(Encoder(tiny_config).eval())  # torch does not count its fused attention, but this one
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         padded(*torch.ones(3, 1, 20, dtype=torch.int64))
     assert counted.get_total_flops() == encoder_flops(tiny_config, 20)

@@ -3,10 +3,14 @@
     python weights/convert.py weights/teacher /tmp/teacher-fp16 --dtype fp16
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
+    python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8,11 --feed-forward 1024 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with `weights_only=True`:
 tensors load, code in the file does not run.
+
+`--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
+before it gets its name (minibert/onnx_export.py). It needs the `onnx` extra.
 
 The last form cuts a smaller masked language model out of a large one, with a vocabulary of your own if you like: a start for
 `train.py --method mlm` that needs far less training than random weights (minibert/carve.py).
@@ -35,8 +39,8 @@ def main() -> None:
     parser.add_argument("source", metavar="SOURCE", help="a folder, or a model's name on the hub")
     parser.add_argument("target", metavar="TARGET", type=Path,
                         help="a folder that does not exist yet, or is empty")
-    parser.add_argument("--to", choices=("hf", "minibert"), default="hf",
-                        help="whose names and config: Hugging Face's or ours (default: %(default)s)")
+    parser.add_argument("--to", choices=("hf", "minibert", "onnx"), default="hf",
+                        help="Hugging Face's names and config, ours, or an ONNX file (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32",
                         help="stored precision (default: %(default)s)")
     parser.add_argument("--head", choices=MODELS, help="the head to keep (default: the one that SOURCE has)")
@@ -48,6 +52,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
+    if args.to == "onnx":
+        from minibert.onnx_export import packages, save_onnx
+        packages()  # what is missing is said before the model is loaded
+        if args.dtype != "fp32":
+            raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave --dtype away")
 
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     source = local_folder(args.source)
@@ -57,11 +66,16 @@ def main() -> None:
     model = load(source, "mlm" if carved else args.head, legacy_bin=True)
     if carved:
         model, tokenizer = carve(model, tokenizer, args)
-    save(model, args.target, tokenizer, args.to, DTYPES[args.dtype])
-    size = (args.target / "model.safetensors").stat().st_size
+    file, note = "model.safetensors", ""
+    if args.to == "onnx":
+        apart = save_onnx(model, args.target, tokenizer)
+        file, note = "model.onnx", f"; in ONNX Runtime at most {apart:.0e} from the model"
+    else:
+        save(model, args.target, tokenizer, args.to, DTYPES[args.dtype])
+    size = (args.target / file).stat().st_size
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.target}: {model.config.architecture}, {head_of(model)}, {parameters:,} parameters, "
-          f"{size:,} bytes{'' if tokenizer else '; there was no tokenizer to copy'}")
+          f"{size:,} bytes{note}{'' if tokenizer else '; there was no tokenizer to copy'}")
 
 
 def carve(model, tokenizer, args):
