@@ -30,11 +30,10 @@ from minibert.examples import draw
 from minibert.finetuning import TaskWeights, align_labels, patience_layers, task_loss, teacher_outputs
 from minibert.heads import Classifier, Span
 from minibert.hub import load_config
-from minibert.inference import outputs
 from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import option, parse
 from minibert.readers import read_csv, read_csv_splits, read_examples, write_submission
-from minibert.run_folder import cut_metrics, open_run, say
+from minibert.run_folder import cut_metrics, open_run, say, stop_requests, too_many_skips
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
 from minibert.task_data import (Split, answers_to, baseline, judge, read_transfer, some_of, tokenised,
@@ -68,7 +67,7 @@ class Options:
     beta: float = option(100.0, "weight of the [CLS] states (pkd)")
     patience: str = option("skip", "teacher layers they are taken from (pkd)", choices=("skip", "last"))
     transfer: tuple[str, ...] = option(
-        (), "unlabelled text files, one text a line; "
+        (), "unlabelled text files, one text a line, a tab between the two of a pair; "
         "the teacher's outputs on them are learned, and no labels")
     train_examples: int | None = option(None, "train on so many examples only, the same for every seed")
     epochs: float | None = option(None, "passes over the training set (default: the task's)")
@@ -81,7 +80,7 @@ class Options:
     warmup: float = option(0.1, "share of steps that warm up")
     weight_decay: float = option(0.01, "AdamW's, not for biases and norms")
     clip: float = option(1.0, "largest global gradient norm")
-    dropout: float | None = option(None, "of embeddings and block outputs (default: the model's, 0.1)")
+    dropout: float | None = option(None, "of embeddings and block outputs (default: the model's)")
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
     seed: int = option(1, "of the new head, order and dropout; the first of --seeds")
     seeds: int = option(
@@ -108,6 +107,11 @@ class Options:
             raise UserError("--method pkd needs a --teacher and a task of classes or scores")
         if self.transfer and not self.teacher:
             raise UserError("--transfer text has no labels, so it needs a --teacher")
+        has_test_set = self.task in TASKS and TASKS[self.task].test_splits
+        if self.predict and not has_test_set:
+            raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of one")
+        if self.dev and self.task in (*TASKS, "squad"):
+            raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
         for name in ("seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -127,13 +131,13 @@ def rows_of_task(options: Options) -> tuple[Task, dict[str, list]]:
     if options.task == "squad":
         files = ({"dev": "dev-v1.1.json"} if options.evaluate
                  else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"})
+        folder = Path(options.data) / SQUAD.folder
+        folder = folder if folder.is_dir() else Path(options.data)
         for name in files.values():
-            if not (Path(options.data) / name).exists():
-                raise UserError(f"{Path(options.data) / name} does not exist: "
-                                "run python data/download.py squad, "
+            if not (folder / name).exists():
+                raise UserError(f"{folder / name} does not exist: run python data/download.py squad, "
                                 f"or give --data the folder with {SQUAD.download}")
-        return SQUAD, {split: squad_data.read_squad(Path(options.data) / name)
-                       for split, name in files.items()}
+        return SQUAD, {split: squad_data.read_squad(folder / name) for split, name in files.items()}
     if options.task in TASKS:
         task = TASKS[options.task]
         wanted = ([] if options.evaluate else ["train"]) + list(task.dev_splits)
@@ -143,19 +147,29 @@ def rows_of_task(options: Options) -> tuple[Task, dict[str, list]]:
     if options.evaluate:  # the labels are the model's: a file to judge it on may lack some
         config = load_config(options.model)
         labels = () if config.regression else config.labels
-        task = Task(Path(options.task).stem, labels, labels, ("pearson", "spearman") if config.regression
+        task = Task(Path(options.task).name, labels, labels, ("pearson", "spearman") if config.regression
                     else ("accuracy", "matthews"), regression=config.regression)
-        return task, {"dev": read_csv(options.dev or options.task, task)[1]}
+        rows = read_csv(options.dev or options.task, task)[1]
+        if rows[0].label is None:
+            raise UserError(f"{options.dev or options.task} has no column 'label' or 'score' to judge by")
+        return task, {"dev": rows}
     task, train, dev = read_csv_splits(options.task, options.dev)
     return task, {"train": train, "dev": dev}
 
 
 def read_task(options: Options, tokenizer) -> tuple[Task, dict[str, Split]]:
     """The task with the options' settings in it, and its splits as the model sees them."""
+    config = load_config(options.model)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {options.model} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
     task, rows = rows_of_task(options)
     changed = {name: getattr(options, name) for name in ("batch", "lr", "epochs", "max_length")
                if getattr(options, name) is not None}
     task = dataclasses.replace(task, **changed)
+    if task.max_length > config.max_positions:
+        raise UserError(f"--max-length {task.max_length} is more than the model's {config.max_positions} "
+                        "positions; give a smaller one")
     return task, {name: tokenised(task, some, tokenizer, options.stride) for name, some in rows.items()}
 
 
@@ -163,7 +177,8 @@ def read_task(options: Options, tokenizer) -> tuple[Task, dict[str, Split]]:
 
 def load_model(name: str, task: Task, options: Options, seed: int):
     """The model with the task's head:
-    kept where the checkpoint has it with the same labels, else new from `seed`.
+    kept where the checkpoint has it with the same labels in the same order, or a score as well,
+    else new from `seed`.
     """
     torch.manual_seed(seed)
     changed = {"attention_dropout": options.attention_dropout}
@@ -174,8 +189,8 @@ def load_model(name: str, task: Task, options: Options, seed: int):
         if task.name == "squad":
             return minibert.load(name, "span", **changed)
         config = load_config(name)
-        if (config.labels == task.labels and not task.regression
-                and isinstance(minibert.load(name), Classifier)):
+        fits = config.regression and task.regression or (config.labels == task.labels and not config.regression)
+        if fits and isinstance(minibert.load(name), Classifier):
             return minibert.load(name, "classification", **changed)
         return minibert.load(name, "classification", labels=task.labels or ("score",),
                              regression=task.regression, **changed)
@@ -196,12 +211,13 @@ def load_tuned(name: str, task: Task):
     return model, [0] if task.regression else align_labels(model.config.labels, task.labels)
 
 
-def ask_teacher(options: Options, task: Task, train: Split, tokenizer, student, runtime):
+def ask_teacher(options: Options, task: Task, train: Split, tokenizer, runtime):
     """The teacher's outputs on the training examples, by name, in the task's order of classes;
     and PKD's student layers.
     """
     if not options.teacher:
         return {}, []
+    student = load_config(options.model)
     teacher, order = load_tuned(options.teacher, task)
     theirs = minibert.load_tokenizer(options.teacher)
     examples = train.examples
@@ -212,10 +228,10 @@ def ask_teacher(options: Options, task: Task, train: Split, tokenizer, student, 
         examples = tokenised(task, train.rows, theirs, options.stride).examples
     pairs = []
     if options.method == "pkd":
-        pairs = patience_layers(student.config.layers, teacher.config.layers, options.patience)
-        if student.config.hidden_size != teacher.config.hidden_size:
+        pairs = patience_layers(student.layers, teacher.config.layers, options.patience)
+        if student.hidden_size != teacher.config.hidden_size:
             raise UserError("--method pkd compares states of equal width: "
-                            f"{student.config.hidden_size} against {teacher.config.hidden_size}; "
+                            f"{student.hidden_size} against {teacher.config.hidden_size}; "
                             "--method kd does not")
         say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
     say(f"asking the teacher about {len(examples.lengths):,} examples")
@@ -228,7 +244,7 @@ def ask_teacher(options: Options, task: Task, train: Split, tokenizer, student, 
 # ---------------------------------------------------------------- one run
 
 def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], student, targets, layers,
-             tokenizer, runtime, out: Path, stop: list) -> dict:
+             tokenizer, runtime, out: Path) -> dict:
     """Fine-tunes with one seed into `out`, keeps the best epoch's model in out/model, returns its scores."""
     train, dev = splits["train"].examples, {name: splits[name] for name in task.dev_splits or ("dev",)}
     first_dev = next(iter(dev))
@@ -257,7 +273,7 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
     def drawn(step: int):
         return draw(train, targets, step, task.batch, seed, options.micro_tokens, runtime.rank, runtime.ranks)
 
-    with ThreadPoolExecutor(1) as ahead:
+    with stop_requests() as stop, ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(drawn, done)
         while done < steps:
             begun = time.perf_counter()
@@ -270,10 +286,10 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
                                 bool(stop))
             done += 1
 
-            skipped = skipped + 1 if row["skipped"] else 0
+            # under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further
+            skipped = skipped + 1 if row["skipped"] and scaler.get_scale() <= 1 else 0
             if skipped == 5:
-                raise UserError(f"loss or gradient not finite in 5 steps running (step {done}); lower --lr, "
-                                "or use --precision fp32; the last checkpoint is whole")
+                raise too_many_skips(skipped, done)
             row = {"step": done, **row, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
             stopping = row["stopping"]
@@ -327,19 +343,15 @@ def main(argv: list[str] | None = None) -> None:
     task, splits = read_task(options, tokenizer)
     if options.evaluate:
         return evaluate_only(options, task, splits, runtime)
-    if task.max_length > load_config(options.model).max_positions:
-        raise UserError(f"--max-length {task.max_length} is more than the model's "
-                        f"{load_config(options.model).max_positions} positions")
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
     runtime.barrier()
-    if options.train_examples and options.train_examples < len(splits["train"].examples.lengths):
-        splits["train"] = some_of(splits["train"], options.train_examples)
     labelled_train = splits["train"]
     if options.transfer:
         splits["train"] = read_transfer(task, options.transfer, tokenizer)
-    student = load_model(options.model, task, options, options.seed)
-    targets, layers = ask_teacher(options, task, splits["train"], tokenizer, student, runtime)
+    if options.train_examples and options.train_examples < len(splits["train"].examples.lengths):
+        splits["train"] = some_of(splits["train"], options.train_examples)
+    targets, layers = ask_teacher(options, task, splits["train"], tokenizer, runtime)
     if runtime.is_writer:
         settings = {"batch": task.batch, "lr": task.lr, "epochs": task.epochs, "max_length": task.max_length}
         write_json(out / "config.json", {"options": dataclasses.asdict(options), "task": settings,
@@ -347,21 +359,19 @@ def main(argv: list[str] | None = None) -> None:
     say(f"{task.name}: {len(splits['train'].examples.lengths):,} examples, {task.epochs} epochs of "
         f"{task.batch} examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}")
 
-    stop: list[int] = []
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda number, frame: stop.append(number))
     results = []
     for seed in range(options.seed, options.seed + options.seeds):
         folder = out / f"seed-{seed}"
         if not (folder / "result.json").exists():
             begun = time.perf_counter()
             result = one_seed(seed, options, task, splits, load_model(options.model, task, options, seed),
-                              targets, layers, tokenizer, runtime, folder, stop)
+                              targets, layers, tokenizer, runtime, folder)
             if runtime.is_writer:
                 write_json(folder / "result.json", result | {"seconds": time.perf_counter() - begun})
-                shutil.rmtree(folder / "checkpoint")
             runtime.barrier()
-        results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        if runtime.is_writer:
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+            results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     if runtime.is_writer:
         finish(options, out, task, splits, labelled_train, results, tokenizer, runtime)
     runtime.barrier()
@@ -389,7 +399,7 @@ def finish(options: Options, out: Path, task: Task, splits, labelled_train: Spli
         say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
             "of a constant. A lower --lr, more --epochs or another --seed may help")
     if options.predict:
-        write_predictions(out / "predictions", task, splits, model, options, tokenizer, runtime)
+        write_predictions(out / "predictions", task, splits, model, None, options, tokenizer, runtime)
     rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
                          "model": str(out / "model")}
     for name, split in dev.items():
@@ -407,7 +417,8 @@ def finish(options: Options, out: Path, task: Task, splits, labelled_train: Spli
     say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
 
 
-def write_predictions(folder: Path, task: Task, splits, model, options: Options, tokenizer, runtime) -> None:
+def write_predictions(folder: Path, task: Task, splits, model, order: list[int] | None, options: Options,
+                      tokenizer, runtime) -> None:
     """The leaderboard's file of every test split; for MNLI also that of AX, where its file is there."""
     some = {name: splits[name] for name in task.test_splits if name in splits}
     if "ax" in task.test_splits:
@@ -415,10 +426,8 @@ def write_predictions(folder: Path, task: Task, splits, model, options: Options,
             some["ax"] = tokenised(task, read_examples(task, options.data, "ax"), tokenizer, options.stride)
         except UserError as error:
             say(f"no predictions for AX: {error}")
-    if not some:
-        raise UserError(f"--predict: {task.name} has no test set of a leaderboard")
     for name, split in some.items():
-        say("predictions:", write_submission(folder, task, name, answers_to(model, task, split, runtime)))
+        say("predictions:", write_submission(folder, task, name, answers_to(model, task, split, runtime, order)))
 
 
 def evaluate_only(options: Options, task: Task, splits, runtime) -> None:
@@ -432,6 +441,9 @@ def evaluate_only(options: Options, task: Task, splits, runtime) -> None:
         if (task.name != "squad" and not task.regression
                 and (constant := metrics.constant_class(answers)) is not None):
             say(f"warning: the model answers {task.labels[constant]!r} to everything")
+    if options.predict:
+        tokenizer = minibert.load_tokenizer(options.model)
+        write_predictions(Path(options.out) / "predictions", task, splits, model, order, options, tokenizer, runtime)
     say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
 
 

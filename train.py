@@ -34,7 +34,7 @@ from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import option, parse
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
-from minibert.run_folder import cut_metrics, last_tokens, open_run, say
+from minibert.run_folder import cut_metrics, last_tokens, open_run, say, stop_requests, too_many_skips
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
 from minibert.students import (check_fit, distilbert_of, from_scratch, layer_map, student_from,
@@ -102,7 +102,7 @@ class Options:
     weight_decay: float | None = option(None, "AdamW's, not for biases and norms (default: 0; mlm: 0.01)")
     clip: float | None = option(None, "largest global gradient norm (default: 5; mlm: 1)")
     dropout: float | None = option(
-        None, "of the student's embeddings and block outputs (default: the model's, 0.1)")
+        None, "of the student's embeddings and block outputs (default: the model's)")
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
     precision: str = option("auto", "of matrix products; auto is 16 bits where native",
                             choices=("auto", *PRECISIONS))
@@ -304,10 +304,6 @@ def main(argv: list[str] | None = None) -> None:
         if teacher is not None:
             teacher.encoder.compile(dynamic=True)
 
-    stop = []
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda number, frame: stop.append(number))
-
     def step_data(step: int):
         return make_step(corpus, tokenizer, step, batch=options.batch, micro_tokens=options.micro_tokens,
                          seed=options.seed, selection=options.masking, share=options.mask_share,
@@ -315,9 +311,9 @@ def main(argv: list[str] | None = None) -> None:
 
     progress = report.Progress(steps, done, runtime.is_writer)
     metrics = open(out / "metrics.jsonl", "a", encoding="utf-8") if runtime.is_writer else None
-    tokens_before = last_tokens(out / "metrics.jsonl")
+    tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
     skipped = 0
-    with ThreadPoolExecutor(1) as ahead:
+    with stop_requests() as stop, ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(step_data, done)
         while done < steps:
             begun = time.perf_counter()
@@ -329,10 +325,10 @@ def main(argv: list[str] | None = None) -> None:
                                 bool(stop))
             done += 1
 
-            skipped = skipped + 1 if row["skipped"] else 0
+            # under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further
+            skipped = skipped + 1 if row["skipped"] and scaler.get_scale() <= 1 else 0
             if skipped == 5:
-                raise UserError(f"loss or gradient not finite in 5 steps running (step {done}); lower --lr, "
-                                "or use --precision fp32; the last checkpoint is whole")
+                raise too_many_skips(skipped, done)
             tokens_before += data.tokens
             row = {"step": done, "tokens": tokens_before, **row, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}

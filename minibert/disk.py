@@ -50,10 +50,11 @@ def fsync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes to a temporary name, flushes and renames: the file is whole or as before."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    fsync(partial)
-    os.replace(partial, path)
-    fsync(path.parent)
+    with disk_errors(path):
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        fsync(partial)
+        os.replace(partial, path)
+        fsync(path.parent)
 
 
 def write_json(path: Path, value) -> None:

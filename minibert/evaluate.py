@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from minibert.batch import IGNORE
 from minibert.corpus import Corpus
 from minibert.feed import MicroBatch, cut, with_specials
 from minibert.masking import mask_tokens
@@ -40,18 +39,18 @@ def evaluate(model: nn.Module, micro_batches: list[MicroBatch], runtime: Runtime
     for micro in micro_batches:
         micro = micro.to(runtime.device)
         with runtime.autocast():
-            last, side, labels = model.encoder(micro.batch), None, micro.labels
+            last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
             else:  # only masked tokens matter
-                rows = (labels != IGNORE).nonzero().squeeze(1)
-                last, labels = last[rows], labels[rows]
-            _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0)
+                rows = labelled.to(last.device)
+                last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
+            _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
         total["mlm"] += sums.mlm.item()
         total["correct"] += sums.correct.item()
         total["kl"] += sums.kl.item()
         total["tokens"] += len(micro.batch.ids)
-        total["masked"] += int((micro.labels != IGNORE).sum())
+        total["masked"] += len(micro.masked)
     model.train(training)
     masked = max(1, total["masked"])
     result = {"mlm": total["mlm"] / masked, "perplexity": math.exp(min(total["mlm"] / masked, 700)),

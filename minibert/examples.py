@@ -22,7 +22,7 @@ class Examples(NamedTuple):
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # (n,) int64 classes or float32 scores; spans: (n, 2) int64; -1 or NaN where there is none
+    # (n,) int64 classes or float32 scores; -1 or NaN where there is none; spans: (n, 2) int64
     labels: np.ndarray
 
     def batch(self, indices: np.ndarray) -> Batch:

@@ -25,11 +25,13 @@ class MicroBatch(NamedTuple):
 
     batch: Batch
     labels: Tensor  # (N,) int64, IGNORE where nothing is to be predicted
+    masked: Tensor  # (M,) int64, on the CPU: the rows that have a label, so that no GPU is asked for them
     seed: int  # for the dropout of this micro-batch
 
     def to(self, device) -> "MicroBatch":
         """The same on `device`."""
-        return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.seed)
+        return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.masked,
+                          self.seed)
 
 
 class Step(NamedTuple):
@@ -104,4 +106,5 @@ def _pack(ids, lengths, inputs, selected, starts, group, key) -> MicroBatch:
     packed = Batch(torch.from_numpy(inputs[rows]), torch.from_numpy(positions),
                    torch.zeros(len(rows), dtype=torch.int64), torch.from_numpy(offsets),
                    torch.from_numpy(lengths[group]))
-    return MicroBatch(packed, torch.from_numpy(labels), seed_of(*key, int(group[0])))
+    masked = torch.from_numpy(np.flatnonzero(selected[rows]))
+    return MicroBatch(packed, torch.from_numpy(labels), masked, seed_of(*key, int(group[0])))

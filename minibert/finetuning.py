@@ -39,6 +39,9 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
     The student's last layer is left to the soft labels. "skip" spreads over the teacher: 2, 4, 6, 8, 10 for 6
     of 12; "last" takes its last ones before the top: 7 to 11.
     """
+    if not 1 < student_layers <= teacher_layers:
+        raise UserError(f"PKD compares the layers below the last: a student of {student_layers} layers cannot "
+                        f"learn so from a teacher of {teacher_layers}")
     ours = range(1, student_layers)
     if which == "last":
         return [(i, teacher_layers - student_layers + i) for i in ours]
@@ -116,16 +119,18 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens)}
     teacher.eval()
-    said = {"logits": [], "cls": []}
-    order = groups(examples.lengths, micro_tokens)
-    for group in order:
+    n = len(examples.lengths)
+    cls = np.empty((n, len(layers), teacher.config.hidden_size), np.float32)
+    logits = None
+    for group in groups(examples.lengths, micro_tokens):
         batch = examples.batch(group).to(runtime.device)
         with runtime.autocast():
             hiddens = teacher.encoder.trace(batch).hiddens
-            said["logits"].append(teacher.classify(hiddens[-1], batch).float().cpu())
-            said["cls"].append(torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1).float().cpu())
-    back = np.argsort(np.concatenate(order))
-    return {name: torch.cat(parts).numpy()[back] for name, parts in said.items()}
+            out = teacher.classify(hiddens[-1], batch).float().cpu().numpy()
+            states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
+        logits = np.empty((n, out.shape[1]), np.float32) if logits is None else logits
+        logits[group], cls[group] = out, states.float().cpu().numpy()
+    return {"logits": logits, "cls": cls}
 
 
 def align_labels(teacher_labels: tuple[str, ...], labels: tuple[str, ...]) -> list[int]:

@@ -16,9 +16,9 @@ from minibert.tokenizer import Tokenizer
 MICRO_TOKENS = 4096
 
 
-def cpu() -> Runtime:
-    """One rank on the CPU in fp32: what the functions here run on unless told otherwise."""
-    return Runtime(torch.device("cpu"), "fp32")
+def where_it_is(model: nn.Module) -> Runtime:
+    """One rank in fp32 on the device that the model is on: what the functions here run on unless told otherwise."""
+    return Runtime(next(model.parameters()).device, "fp32")
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
     `model.config.labels` names the classes.
     Texts longer than `max_length` (default: the model's positions) are cut.
     """
-    runtime = runtime or cpu()
+    runtime = runtime or where_it_is(model)
     length = max_length or model.config.max_positions
     return outputs(model.to(runtime.device), encode(tokenizer, texts, pairs, length), runtime)
 
@@ -64,8 +64,9 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     The mean runs over all tokens of the text,
     [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3).
     """
-    runtime = runtime or cpu()
-    encoder = encoder_of(model).to(runtime.device).eval()
+    runtime = runtime or where_it_is(model)
+    encoder, training = encoder_of(model).to(runtime.device), model.training
+    model.eval()
     examples = encode(tokenizer, texts, None, max_length or encoder.config.max_positions)
     vectors = np.empty((len(texts), encoder.config.hidden_size), np.float32)
     for group in groups(examples.lengths, MICRO_TOKENS):
@@ -76,4 +77,5 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
         sums = last.new_zeros(len(group), last.shape[1]).index_add_(
             0, torch.arange(len(group), device=last.device).repeat_interleave(lengths), last)
         vectors[group] = torch.nn.functional.normalize(sums / lengths[:, None]).cpu().numpy()
+    model.train(training)
     return vectors

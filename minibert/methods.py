@@ -40,9 +40,9 @@ def mlm(student: nn.Module, teacher: None, step: Step, weights: Weights,
     mean cross-entropy over the masked tokens of the step (Devlin et al. 2018).
     """
     last = student.encoder(micro.batch)
-    rows = (micro.labels != IGNORE).nonzero().squeeze(1)  # the head reads masked tokens only
+    rows = micro.masked.to(last.device, non_blocking=True)  # the head reads masked tokens only
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
-                            mlm_weight=1 / max(1, step.masked))
+                            labelled=torch.arange(len(rows)), mlm_weight=1 / max(1, step.masked))
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
 
 
@@ -57,7 +57,8 @@ def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weig
     last = student.encoder(micro.batch)
     rows = (micro.labels != IGNORE) if weights.kl_masked_only else None
     loss, sums = vocab_loss(
-        vocab_side(student, last), micro.labels, teacher_side, kl_rows=rows, temperature=weights.temperature,
+        vocab_side(student, last), micro.labels, teacher_side, kl_rows=rows, labelled=micro.masked,
+        temperature=weights.temperature,
         mlm_weight=weights.mlm / max(1, step.masked),
         kl_weight=weights.kl / max(1, step.masked if weights.kl_masked_only else step.tokens))
     cosine = cosine_sum(last, teacher_last)

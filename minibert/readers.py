@@ -241,14 +241,14 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
 def _csv_task(path: Path, regression: bool, rows: list[Row]) -> Task:
     """The task of a csv file: its labels are the words of the column, sorted; settings as for GLUE."""
     if regression:
-        return Task(path.stem, (), (), ("pearson", "spearman"), regression=True)
+        return Task(path.name, (), (), ("pearson", "spearman"), regression=True)
     for number, row in rows:
         if not row["label"].strip():
             raise UserError(f"{path}, line {number}: the column 'label' is empty")
     labels = tuple(sorted({row["label"].strip() for _, row in rows}))
     if len(labels) < 2:
         raise UserError(f"{path}: every label is {labels[0]!r}; there must be at least two")
-    return Task(path.stem, labels, labels, ("accuracy", "matthews"))
+    return Task(path.name, labels, labels, ("accuracy", "matthews"))
 
 
 # ---- submissions and the baseline --------------------------------------------------------------------------

@@ -2,14 +2,39 @@
 metrics.jsonl cut back to the step that is resumed from.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from minibert.disk import write_text
 from minibert.errors import UserError
 from minibert.tokenizer import read_json
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT fill a list instead of ending the process, so that a loop can end its step first.
+
+    What comes after the loop is ended by them as usual.
+    """
+    stop: list[int] = []
+    before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
+              for sign in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def too_many_skips(skipped: int, step: int) -> UserError:
+    """What to say when loss or gradient were not finite in `skipped` steps running."""
+    return UserError(f"loss or gradient not finite in {skipped} steps running (step {step}); lower --lr, or use "
+                     "--precision fp32; the checkpoints before are whole, --resume goes on from the last")
 
 
 def say(*words) -> None:

@@ -6,6 +6,7 @@ Started by torchrun, every rank is one process; started plainly, there is one ra
 import contextlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -70,7 +71,7 @@ class Runtime:
         """Adds the tensors of all ranks in place, in one flat call per dtype."""
         if self.ranks == 1:
             return
-        for dtype in {t.dtype for t in tensors}:
+        for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order on all ranks
             some = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in some])
             with _another_rank_may_end():
@@ -83,9 +84,12 @@ class Runtime:
 def _another_rank_may_end():
     try:
         yield
-    except RuntimeError as error:  # gloo and nccl raise it when the connection to a rank is gone
-        raise UserError(f"another rank has ended, so this one does too ({str(error).splitlines()[0]}); "
-                        "its own message says why; continue from the last checkpoint with --resume") from None
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
+            raise  # an error of the device, not of the connection
+        raise UserError("another rank has ended or cannot be reached, so this one ends too "
+                        f"({str(error).splitlines()[0]}); its own message says why; continue from the last "
+                        "checkpoint with --resume") from None
 
 
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None) -> Runtime:
@@ -100,7 +104,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if device == "auto":
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local}"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -115,7 +121,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # The writer evaluates and saves while the others wait; a rank that is gone is noticed without it.
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
 

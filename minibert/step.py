@@ -22,6 +22,7 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
+    scaler.scale(loss_sum)  # makes its factor, also on a rank that has no sequence
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)

@@ -1,4 +1,4 @@
-"""The closing table of a fine-tuning: a constant answer, the teacher, the model over its seeds, published figures."""
+"""The closing table of a fine-tuning: a constant, the teacher, the model over its seeds, published figures."""
 
 import statistics
 
@@ -33,9 +33,10 @@ def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], se
         rows.append({"model": "  lowest to highest" + suffix,
                      **{metric: f"{spread['lowest'][metric]:.2f} to {spread['highest'][metric]:.2f}"
                         for metric in task.metrics}})
-    figures: dict[tuple[str, str], dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for known in task.published:
-        if known.split in ("dev", split):  # where the source does not say which metric, it is the first
-            figures.setdefault((known.model, known.source), {})[known.metric or task.metrics[0]] = known.value
-    return rows + [row(f"{model}, published [{source.split(',')[0].split(':')[0]}]", scores)
-                   for (model, source), scores in figures.items()]
+        if known.split in ("dev", split):
+            name = f"{known.model}, published [{known.source.split(',')[0].split(':')[0]}]"
+            name += "" if known.metric else ", metric not stated"
+            figures.setdefault(name, {})[known.metric or task.metrics[0]] = known.value
+    return rows + [row(name, scores) for name, scores in figures.items()]

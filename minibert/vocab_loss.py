@@ -11,6 +11,7 @@ softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). What remains af
 the gradients of h, E and b.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,25 +47,28 @@ class Sums(NamedTuple):
 
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, kl_rows: Tensor | None = None,
-               chunk: int | None = None) -> tuple[Tensor, Sums]:
+               labelled: Tensor | None = None, chunk: int | None = None) -> tuple[Tensor, Sums]:
     """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar,
     and the two sums by themselves.
 
     The weights carry the division by the whole step's counts. labels (N,), `IGNORE` where there is
-    none; `kl_rows` (N,) bool restricts the KL to some rows; `chunk` rows at a time. Gradients
-    reach the student's states, table and bias; the teacher gets none. Under autocast the products
-    are in its dtype, everything else in fp32.
+    none; `kl_rows` (N,) bool restricts the KL to some rows; `chunk` rows at a time. `labelled` (M,), on
+    the CPU: the rows with a label, in order, if they are known; to find them a GPU has to be waited for.
+    Gradients reach the student's states, table and bias; the teacher gets none. Under autocast logits
+    and their gradients are stored and multiplied in its dtype, softmaxes, sums and results are in fp32.
     """
     if teacher is None:
         teacher, kl_weight = Vocab(*(None,) * 3), 0.0
-    loss, *sums = _VocabLoss.apply(*student, *teacher, labels, mlm_weight, kl_weight, temperature, kl_rows,
-                                   chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
+    if labelled is None:
+        labelled = (labels != IGNORE).nonzero().squeeze(1).cpu()
+    loss, *sums = _VocabLoss.apply(*student, *teacher, labels, labelled, mlm_weight, kl_weight, temperature,
+                                   kl_rows, chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
     return loss, Sums(*sums)
 
 
 class _VocabLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, table, bias, t_states, t_table, t_bias, labels, mlm_weight, kl_weight,
+    def forward(ctx, states, table, bias, t_states, t_table, t_bias, labels, labelled, mlm_weight, kl_weight,
                 temperature, kl_rows, chunk):
         need_states, need_table, need_bias = ctx.needs_input_grad[:3]
         kind = states.device.type
@@ -78,7 +82,14 @@ class _VocabLoss(torch.autograd.Function):
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
             kl, mlm, correct = (torch.zeros((), dtype=full, device=states.device) for _ in range(3))
-            chunk, tile = max(1, min(chunk, len(states))), max(1, TILE_ELEMENTS // len(table))
+            chunk = max(1, min(chunk, len(states)))
+            tile = max(1, TILE_ELEMENTS // len(table)) if kind == "cpu" else chunk  # a matter of a CPU's cache
+            marked = labelled.to(states.device, non_blocking=True)
+            # The weights hold the division by the step's counts, so gradients by logits are tiny: in fp16,
+            # most would become 0 before any loss scaling. They are kept near 1 here, and divided at the end.
+            up = 1.0
+            if low == torch.float16:
+                up = 2.0 ** -math.ceil(math.log2(max(mlm_weight, temperature * kl_weight, 1e-30)))
             # allocated once: fresh pages for every chunk cost as much as a pass over them
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if t_states is None else torch.empty_like(z)
@@ -95,16 +106,18 @@ class _VocabLoss(torch.autograd.Function):
                         sums, grad = _kl(logits, z_t[inside].to(full) + t_bias, temperature,
                                          None if kl_rows is None else kl_rows[rows])
                         kl += sums.sum()
-                        grad *= kl_weight
-                    labelled, grad_mlm, nll, hits = _mlm(logits, labels[rows])
+                        grad *= up * kl_weight
+                    a, b = torch.searchsorted(labelled, torch.tensor([rows.start, rows.stop])).tolist()
+                    here = marked[a:b] - rows.start  # (M,) the labelled rows of this tile
+                    grad_mlm, nll, hits = _mlm(logits, labels[rows], here)
                     mlm += nll.sum()
                     correct += hits.sum()
                     if grad is None:
-                        grad = (grad_mlm if len(labelled) == len(logits)
-                                else torch.zeros_like(logits).index_copy_(0, labelled, grad_mlm))
-                        grad *= mlm_weight
+                        grad = (grad_mlm if len(here) == len(logits)
+                                else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
+                        grad *= up * mlm_weight
                     else:
-                        grad.index_add_(0, labelled, grad_mlm, alpha=mlm_weight)
+                        grad.index_add_(0, here, grad_mlm, alpha=up * mlm_weight)
                     z[inside] = grad
                 g = z[:len(h)]
                 if need_bias:
@@ -115,6 +128,10 @@ class _VocabLoss(torch.autograd.Function):
                     grad_table.addmm_(g.t(), h)
                 elif need_table:
                     grad_table += g.t() @ h
+        if up != 1:
+            for g in (grad_states, grad_table, grad_bias):
+                if g is not None:
+                    g /= up
         ctx.save_for_backward(grad_states, grad_table, grad_bias)
         ctx.mark_non_differentiable(kl, mlm, correct)
         return mlm_weight * mlm + kl_weight * kl, kl, mlm, correct
@@ -123,9 +140,9 @@ class _VocabLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
         if grad_loss.is_cpu and grad_loss == 1:  # the usual case; on a GPU asking would mean waiting for it
-            return *ctx.saved_tensors, *(None,) * 9
+            return *ctx.saved_tensors, *(None,) * 10
         scaled = (None if g is None else g * grad_loss for g in ctx.saved_tensors)
-        return *scaled, *(None,) * 9
+        return *scaled, *(None,) * 10
 
 
 def _kl(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -137,15 +154,12 @@ def _kl(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tu
     return (kl, grad) if rows is None else (kl * rows, grad.mul_(rows[:, None]))
 
 
-def _mlm(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The M rows that have a label, and of each:
-    the gradient (M, V) of its cross-entropy by z, that, whether it is right.
-    """
-    labelled = (labels != IGNORE).nonzero().squeeze(1)  # (M,)
+def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the M rows `labelled`: the gradient (M, V) of the cross-entropy by z, that, whether it is right."""
     target = labels[labelled, None]
     log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
     nll, hits = -log_p.gather(1, target), log_p.argmax(-1, keepdim=True) == target
-    return labelled, log_p.exp_().scatter_add_(1, target, torch.full_like(nll, -1.0)), nll, hits
+    return log_p.exp_().scatter_add_(1, target, torch.full_like(nll, -1.0)), nll, hits
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:

@@ -17,7 +17,7 @@ from minibert.examples import draw, make_examples
 from minibert.finetuning import (TaskWeights, align_labels, patience_layers, patience_sum, soft_sum,
                                  task_loss, teacher_outputs)
 from minibert.heads import Classifier, Span
-from minibert.inference import cpu, embed, outputs, predict
+from minibert.inference import embed, outputs, predict
 from minibert.model import init_weights
 from minibert.names import to_hf
 from minibert.runtime import Runtime
@@ -129,7 +129,9 @@ def test_patience_is_the_distance_of_directions():
 def test_patience_layers_are_the_papers():
     assert patience_layers(6, 12, "skip") == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
     assert patience_layers(6, 12, "last") == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
-    assert patience_layers(1, 12, "skip") == []
+    for student, teacher in ((1, 12), (6, 4)):
+        with pytest.raises(UserError, match="PKD compares"):
+            patience_layers(student, teacher, "last")
 
 
 @pytest.mark.parametrize("kind", ["classes", "scores", "spans"])
@@ -234,7 +236,7 @@ def test_predict_and_embed_keep_the_order_of_the_texts(tiny_config):
 
 def test_span_outputs_are_rows_of_tokens_in_order(tiny_config):
     model, data = classifier(tiny_config, Span, torch.float32).eval(), examples([[0, 0]] * 8)
-    whole = outputs(model, data, cpu(), 17)
+    whole = outputs(model, data, CPU, 17)
     with torch.no_grad():
         np.testing.assert_allclose(whole, model(data.batch(np.arange(8))), atol=1e-5)
 

@@ -127,3 +127,22 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
     with Watch():
         vocab_loss(Vocab(*leaves), labels, teacher, mlm_weight=1.0, kl_weight=1.0, chunk=4)[0].backward()
     assert largest[0] == max(V * D, 4 * V, N * D) < N * V
+
+
+def test_fp16_keeps_the_gradient_of_a_large_step():
+    """Divided by the tokens of a large step, most gradients by logits are below what fp16 can hold."""
+    torch.manual_seed(0)
+    h, h_t = torch.randn(40, 16), torch.randn(40, 16)
+    table, bias = torch.randn(3000, 16) * 0.3, torch.zeros(3000)
+    labels = torch.full((40,), IGNORE)
+    labels[::7] = 5
+    grads = []
+    for enabled in (False, True):
+        states, words = h.clone().requires_grad_(), table.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            loss, _ = vocab_loss(Vocab(states, words, bias), labels, Vocab(h_t, table, bias), temperature=2.0,
+                                 kl_weight=5 / 400_000, mlm_weight=2 / 60_000)
+        (loss * 65536.0).backward()  # as a loss scaler does: too late for what has become zero before
+        grads.append((states.grad, words.grad))
+    for full, half in zip(*grads):
+        assert (half - full).norm() < 0.01 * full.norm()
