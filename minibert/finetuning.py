@@ -40,8 +40,8 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
     of 12; "last" takes its last ones before the top: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
-        raise UserError(f"PKD compares the layers below the last: a student of {student_layers} layers cannot "
-                        f"learn so from a teacher of {teacher_layers}")
+        raise UserError("PKD compares the layers below the last: "
+                        f"a student of {student_layers} cannot learn so from a teacher of {teacher_layers}")
     ours = range(1, student_layers)
     if which == "last":
         return [(i, teacher_layers - student_layers + i) for i in ours]

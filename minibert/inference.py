@@ -17,7 +17,7 @@ MICRO_TOKENS = 4096
 
 
 def where_it_is(model: nn.Module) -> Runtime:
-    """One rank in fp32 on the device that the model is on: what the functions here run on unless told otherwise."""
+    """One rank in fp32 on the model's own device: what the functions here run on unless told otherwise."""
     return Runtime(next(model.parameters()).device, "fp32")
 
 

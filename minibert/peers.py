@@ -27,7 +27,8 @@ def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
         theirs = transformers.DistilBertConfig(
             dim=config.hidden_size, n_layers=config.layers, n_heads=config.heads,
             hidden_dim=config.intermediate_size, dropout=config.dropout,
-            attention_dropout=config.attention_dropout, seq_classif_dropout=config.classifier_dropout, **common)
+            attention_dropout=config.attention_dropout, seq_classif_dropout=config.classifier_dropout,
+            **common)
     else:
         theirs = transformers.BertConfig(
             hidden_size=config.hidden_size, num_hidden_layers=config.layers, num_attention_heads=config.heads,

@@ -33,8 +33,8 @@ def stop_requests() -> Iterator[list[int]]:
 
 def too_many_skips(skipped: int, step: int) -> UserError:
     """What to say when loss or gradient were not finite in `skipped` steps running."""
-    return UserError(f"loss or gradient not finite in {skipped} steps running (step {step}); lower --lr, or use "
-                     "--precision fp32; the checkpoints before are whole, --resume goes on from the last")
+    return UserError(f"loss or gradient not finite in {skipped} steps running (step {step}); lower --lr, or "
+                     "use --precision fp32; checkpoints are whole, --resume goes on from the last")
 
 
 def say(*words) -> None:

@@ -1,4 +1,4 @@
-"""The closing table of a fine-tuning: a constant, the teacher, the model over its seeds, published figures."""
+"""The closing table of a fine-tuning: a constant, the teacher, the model, published figures."""
 
 import statistics
 

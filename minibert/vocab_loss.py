@@ -83,7 +83,7 @@ class _VocabLoss(torch.autograd.Function):
             grad_bias = torch.zeros_like(bias) if need_bias else None
             kl, mlm, correct = (torch.zeros((), dtype=full, device=states.device) for _ in range(3))
             chunk = max(1, min(chunk, len(states)))
-            tile = max(1, TILE_ELEMENTS // len(table)) if kind == "cpu" else chunk  # a matter of a CPU's cache
+            tile = max(1, TILE_ELEMENTS // len(table)) if kind == "cpu" else chunk  # for a CPU's cache
             marked = labelled.to(states.device, non_blocking=True)
             # The weights hold the division by the step's counts, so gradients by logits are tiny: in fp16,
             # most would become 0 before any loss scaling. They are kept near 1 here, and divided at the end.

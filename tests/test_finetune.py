@@ -207,15 +207,15 @@ def test_predictions_for_a_leaderboard(folder, tmp_path):
     data.mkdir()
     for name, n in (("train", 16), ("dev", 6), ("test", 5)):
         lines = ["index\tsentence1\tsentence2" + ("" if name == "test" else "\tlabel")]
-        lines += [f"{i}\tthe film was great\tthe book is dull"
-                  + ("" if name == "test" else "\t" + ("entailment", "not_entailment")[i % 2]) for i in range(n)]
+        answers = [""] * n if name == "test" else ["\tentailment", "\tnot_entailment"] * (n // 2)
+        lines += [f"{i}\tthe film was great\tthe book is dull{answer}" for i, answer in enumerate(answers)]
         (data / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     argv = options(folder, "rte", tmp_path / "run", "--predict", data=tmp_path, epochs=1)
     finetune.main(argv)
     for out in (tmp_path / "run", tmp_path / "again"):
         if out.name == "again":
-            finetune.main(["--model", str(tmp_path / "run" / "model"), "--task", "rte", "--data", str(tmp_path),
-                           "--evaluate", "--predict", "--max-length", "80", "--out", str(out)])
+            finetune.main(["--model", str(tmp_path / "run" / "model"), "--task", "rte",
+                           "--data", str(tmp_path), "--evaluate", "--predict", "--max-length", "80", "--out", str(out)])
         lines = (out / "predictions" / "RTE.tsv").read_text().splitlines()
         assert lines[0] == "index\tprediction" and len(lines) == 6
         assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "not_entailment"}

@@ -209,7 +209,7 @@ def test_csv_with_labels(tmp_path):
     path = put(tmp_path / "mood.csv",
                '\ufeffText,Label,other\n"Well, ""so"" it\nis",sad,1\n\nFine, glad ,2\nHm,mad,3\n')
     task, examples = read_csv(path)
-    assert (task.name, task.labels) == ("mood", ("glad", "mad", "sad"))
+    assert (task.name, task.labels) == ("mood.csv", ("glad", "mad", "sad"))
     assert task.metrics == ("accuracy", "matthews") and not task.regression
     assert task.dev_splits == task.test_splits == ()
     assert examples == [Example("2", 'Well, "so" it\nis', None, 2), Example("5", "Fine", None, 0),

@@ -4,16 +4,16 @@
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
     python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
-    python weights/convert.py bert-base-uncased weights/start --layers 0,4,8,11 --feed-forward 1024 --tokenizer data/mine/tokenizer
+    python weights/convert.py bert-base-uncased weights/start --layers 0,4,8,11 --tokenizer data/mine/tokenizer
 
-SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with `weights_only=True`:
-tensors load, code in the file does not run.
+SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with
+`weights_only=True`: tensors load, code in the file does not run.
 
 `--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
 before it gets its name (minibert/onnx_export.py). It needs the `onnx` extra.
 
-The last form cuts a smaller masked language model out of a large one, with a vocabulary of your own if you like: a start for
-`train.py --method mlm` that needs far less training than random weights (minibert/carve.py).
+The last form cuts a smaller masked language model out of a large one, with a vocabulary of your own if you
+like: a start for `train.py --method mlm` that needs far less training than random weights (minibert/carve.py).
 """
 
 import argparse
@@ -46,9 +46,11 @@ def main() -> None:
     parser.add_argument("--head", choices=MODELS, help="the head to keep (default: the one that SOURCE has)")
     carving = parser.add_argument_group("to cut a smaller masked language model out of SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
-    carving.add_argument("--feed-forward", metavar="UNITS", type=int, help="keep only so many feed-forward units of each layer")
+    carving.add_argument("--feed-forward", metavar="UNITS", type=int,
+                         help="keep only so many feed-forward units of each layer")
     carving.add_argument("--positions", metavar="P", type=int, help="keep only the first P positions")
-    carving.add_argument("--tokenizer", metavar="DIR", help="change to this vocabulary; rows of known pieces are kept")
+    carving.add_argument("--tokenizer", metavar="DIR",
+                         help="change to this vocabulary; rows of known pieces are kept")
     args = parser.parse_args()
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
@@ -62,7 +64,8 @@ def main() -> None:
     source = local_folder(args.source)
     has_tokenizer = any((source / name).exists() for name in ("tokenizer.json", "vocab.txt"))
     tokenizer = load_tokenizer(source) if has_tokenizer else None
-    carved = any(value is not None for value in (args.layers, args.feed_forward, args.positions, args.tokenizer))
+    carved = any(value is not None
+                 for value in (args.layers, args.feed_forward, args.positions, args.tokenizer))
     model = load(source, "mlm" if carved else args.head, legacy_bin=True)
     if carved:
         model, tokenizer = carve(model, tokenizer, args)
@@ -81,7 +84,8 @@ def main() -> None:
 def carve(model, tokenizer, args):
     """The smaller model that the options ask for, and its tokenizer."""
     if args.head not in (None, "mlm"):
-        raise UserError(f"--head {args.head}: what is cut out of a model is a masked language model; leave --head away")
+        raise UserError(f"--head {args.head}: what is cut out of a model is a masked language model; "
+                        "leave --head away")
     if args.layers is not None:
         try:
             layers = [int(i) for i in args.layers.split(",")]
