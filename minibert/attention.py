@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     """
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
-    runs = _runs_of_equal_length(batch.lengths.tolist())
+    runs = runs_of_equal_length(batch.lengths.tolist())
     sizes = [count * length for count, length in runs]
     pieces = []
     # split, not slices: its backward is one concatenation instead of a zero-filled (N, H, E) for every piece
@@ -44,7 +44,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
+def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
     """[5, 5, 3, 5] -> [(2, 5), (1, 3), (1, 5)]: how many neighbours share each length."""
     runs: list[tuple[int, int]] = []
     for length in lengths:

@@ -88,8 +88,8 @@ PRESETS: dict[str, Config] = {
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
     # The shape of the small teacher in weights/, with a vocabulary of its own; it trains on two CPU cores.
-    "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=256, layers=4, heads=4,
-                                intermediate_size=1024, max_positions=256),
+    "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
+                                intermediate_size=384, max_positions=256),
 }
 
 

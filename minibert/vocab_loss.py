@@ -103,7 +103,7 @@ class _VocabLoss(torch.autograd.Function):
                     rows = slice(start + first, start + inside.stop)
                     logits, grad = z[inside].to(full) + bias, None
                     if t_states is not None:
-                        sums, grad = _kl(logits, z_t[inside].to(full) + t_bias, temperature,
+                        sums, grad = kl_and_gradient(logits, z_t[inside].to(full) + t_bias, temperature,
                                          None if kl_rows is None else kl_rows[rows])
                         kl += sums.sum()
                         grad *= up * kl_weight
@@ -145,7 +145,7 @@ class _VocabLoss(torch.autograd.Function):
         return *scaled, *(None,) * 10
 
 
-def _kl(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tuple[Tensor, Tensor]:
     """T^2 KL of each row (C,) and its gradient (C, V) by z_s."""
     log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
     p_t = log_t.exp()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minibert.attention import _attend_varlen, _has_varlen, _runs_of_equal_length, attend, attend_one
+from minibert.attention import _attend_varlen, _has_varlen, runs_of_equal_length, attend, attend_one
 from minibert.batch import pack
 from minibert.model import Encoder, init_weights
 
@@ -69,10 +69,10 @@ def test_attend_equals_definition(lengths, size, dtype, tolerance):
                                    msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_runs_of_equal_length():
-    assert _runs_of_equal_length([5, 5, 3, 5]) == [(2, 5), (1, 3), (1, 5)]
-    assert _runs_of_equal_length([4]) == [(1, 4)]
-    assert _runs_of_equal_length([2, 2, 2]) == [(3, 2)]
+def testruns_of_equal_length():
+    assert runs_of_equal_length([5, 5, 3, 5]) == [(2, 5), (1, 3), (1, 5)]
+    assert runs_of_equal_length([4]) == [(1, 4)]
+    assert runs_of_equal_length([2, 2, 2]) == [(3, 2)]
 
 
 def test_neighbours_of_equal_length_share_a_call(monkeypatch):

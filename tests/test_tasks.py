@@ -240,7 +240,7 @@ def test_csv_read_as_a_known_task(tmp_path):
     assert read_csv(put(tmp_path / "new.csv", "text\nC\n"), task)[1] == [Example("2", "C", None, None)]
     with pytest.raises(UserError, match="dev.csv, line 2: unknown label 'maybe'; known: no, yes"):
         read_csv(put(tmp_path / "dev.csv", "text,label\nC,maybe\n"), task)
-    with pytest.raises(UserError, match="names 'score' where train has 'label'"):
+    with pytest.raises(UserError, match="names 'score' where train.csv has 'label'"):
         read_csv(put(tmp_path / "dev.csv", "text,score\nC,1\n"), task)
 
 
