@@ -145,7 +145,8 @@ class _VocabLoss(torch.autograd.Function):
         return *scaled, *(None,) * 10
 
 
-def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float,
+                    rows: Tensor | None) -> tuple[Tensor, Tensor]:
     """T^2 KL of each row (C,) and its gradient (C, V) by z_s."""
     log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
     p_t = log_t.exp()
