@@ -42,7 +42,7 @@ from minibert.task_report import closing_rows, spread_over_seeds
 from minibert.tasks import SQUAD, TASKS, Task
 
 EXAMPLES = """examples:
-  python finetune.py --model weights/teacher --task reviews.csv --out runs/reviews                 your own texts (CPU)
+  python finetune.py --model weights/teacher --task reviews.csv --out runs/reviews        your own texts (CPU)
   python finetune.py --model runs/mine/model --task mrpc --data glue_data --seeds 5 --out runs/mrpc
   python finetune.py --model runs/mine/model --task squad --data squad --teacher bert-squad/ --out runs/squad
 """
@@ -189,7 +189,7 @@ def load_model(name: str, task: Task, options: Options, seed: int):
         if task.name == "squad":
             return minibert.load(name, "span", **changed)
         config = load_config(name)
-        fits = config.regression and task.regression or (config.labels == task.labels and not config.regression)
+        fits = config.regression == task.regression and (task.regression or config.labels == task.labels)
         if fits and isinstance(minibert.load(name), Classifier):
             return minibert.load(name, "classification", **changed)
         return minibert.load(name, "classification", labels=task.labels or ("score",),
@@ -427,7 +427,8 @@ def write_predictions(folder: Path, task: Task, splits, model, order: list[int] 
         except UserError as error:
             say(f"no predictions for AX: {error}")
     for name, split in some.items():
-        say("predictions:", write_submission(folder, task, name, answers_to(model, task, split, runtime, order)))
+        answers = answers_to(model, task, split, runtime, order)
+        say("predictions:", write_submission(folder, task, name, answers))
 
 
 def evaluate_only(options: Options, task: Task, splits, runtime) -> None:
@@ -443,7 +444,8 @@ def evaluate_only(options: Options, task: Task, splits, runtime) -> None:
             say(f"warning: the model answers {task.labels[constant]!r} to everything")
     if options.predict:
         tokenizer = minibert.load_tokenizer(options.model)
-        write_predictions(Path(options.out) / "predictions", task, splits, model, order, options, tokenizer, runtime)
+        write_predictions(Path(options.out) / "predictions", task, splits, model, order, options, tokenizer,
+                          runtime)
     say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
 
 

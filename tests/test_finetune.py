@@ -215,7 +215,8 @@ def test_predictions_for_a_leaderboard(folder, tmp_path):
     for out in (tmp_path / "run", tmp_path / "again"):
         if out.name == "again":
             finetune.main(["--model", str(tmp_path / "run" / "model"), "--task", "rte",
-                           "--data", str(tmp_path), "--evaluate", "--predict", "--max-length", "80", "--out", str(out)])
+                           "--data", str(tmp_path), "--evaluate", "--predict", "--max-length", "80",
+                           "--out", str(out)])
         lines = (out / "predictions" / "RTE.tsv").read_text().splitlines()
         assert lines[0] == "index\tprediction" and len(lines) == 6
         assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "not_entailment"}
