@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from minibert.batch import IGNORE
+from minibert.bench_size import encoder_flops
 from minibert.config import Config, preset
 from minibert.contenders import alternate, compared, serve
 from minibert.corpus import open_corpus
@@ -144,10 +145,8 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray) -> float
     The vocabulary counts for every token on both sides, because the KL needs it.
     """
     def forward(c: Config) -> float:
-        D, tokens = c.hidden_size, lengths.sum()
-        layer = (tokens * 2 * (4 * D * D + 2 * D * c.intermediate_size)
-                 + 4 * D * (lengths.astype(float) ** 2).sum())
-        return c.layers * layer + tokens * 2 * (D * D + D * c.vocab_size)
+        head = 2 * c.hidden_size * (c.hidden_size + c.vocab_size)
+        return sum(encoder_flops(c, int(length)) + head * int(length) for length in lengths)
     return forward(teacher) + 3 * forward(student)
 
 
