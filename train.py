@@ -4,6 +4,7 @@ The file reads top to bottom: options, then `main`: models, data, one loop, resu
 The maths is one import away: minibert/methods.py names the loss terms, minibert/model.py is the encoder.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -19,26 +20,25 @@ from pathlib import Path
 import torch
 
 import minibert
-from minibert import report
+from minibert import inner_methods, methods, report
 from minibert.checkpoint import load_checkpoint, save_checkpoint
-from minibert.config import PRESETS, preset
 from minibert.corpus import Corpus, NoSequences, open_corpus
 from minibert.disk import write_json
 from minibert.errors import UserError, run_script
-from minibert.evaluate import evaluate, held_out_batches
+from minibert.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
 from minibert.feed import make_step
-from minibert.heads import MaskedLM, PreTraining
+from minibert.heads import encoder_of
+from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.masking import SELECTIONS, smoothed_weights
-from minibert.methods import METHODS, Weights, term_counts
+from minibert.methods import Weights
 from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import option, parse
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import cut_metrics, last_tokens, open_run, say, stop_requests, too_many_skips
-from minibert.runtime import PRECISIONS, describe, start
+from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
-from minibert.students import (check_fit, distilbert_of, from_scratch, layer_map, student_from,
-                               with_new_mlm_head)
+from minibert.students import layers_given, load_models
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -51,26 +51,45 @@ EXAMPLES = """examples:
 
 # ---------------------------------------------------------------- options
 
-# What the originals set: DistilBERT's released command, and BERT's own pre-training.
+INNER = tuple(inner_methods.METHODS)  # these need no words: no mask, no MLM head, a student of any width
+
+# What the originals set: DistilBERT's released command, and BERT's own pre-training, which TinyBERT and
+# MiniLM follow (TinyBERT's code has lr 5e-5 and 10 % warm-up).
+BERTS = dict(init="teacher", masking="bert", mask_share=0.15, lr=1e-4, warmup=0.01, beta2=0.999,
+             weight_decay=0.01, clip=1.0)
 METHOD_DEFAULTS = {
-    "distilbert": dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0),
-    "mlm": dict(masking="bert", lr=1e-4, warmup=0.01, beta2=0.999, weight_decay=0.01, clip=1.0),
+    "distilbert": BERTS | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0,
+                               clip=5.0),
+    "mlm": BERTS,
+    "tinybert": BERTS | dict(init="random", mask_share=0.0),
+    "minilm": BERTS | dict(init="random", mask_share=0.0, lr=5e-4),
+    "minilmv2": BERTS | dict(init="random", mask_share=0.0, lr=5e-4),
 }
+
+
+def by_method(name: str) -> str:
+    """An option's defaults in words: 0.0005; mlm, tinybert 0.0001."""
+    methods_of: dict = {}
+    for method, defaults in METHOD_DEFAULTS.items():
+        methods_of.setdefault(defaults[name], []).append(method)
+    (first, _), *others = methods_of.items()
+    return "; ".join([str(first), *(f"{', '.join(those)}: {value}" for value, those in others)])
 
 
 @dataclass(frozen=True)
 class Options:
     """Every option of train.py; None means the default of the method."""
 
-    method: str = option("distilbert", "what is minimised", choices=tuple(METHODS))
+    method: str = option("distilbert", "what is minimised", choices=tuple(METHOD_DEFAULTS))
     teacher: str | None = option(None, "folder or hub name of the teacher (default: the bundled one); "
                                  "with mlm, the student only starts from it")
     student: str | None = option(
-        None, "preset, or folder to start from (default: a DistilBERT of the teacher)")
+        None, "preset, or folder to start from (default: a DistilBERT of the teacher; tinybert-4 in its "
+        "vocabulary for tinybert and minilm)")
     layers: int | None = option(None, "layers of the student (default: half the teacher's)")
     layer_map: str | None = option(None, "teacher layers to start from, as 0,2,5 (default: evenly spread)")
-    init: str = option("teacher", "student weights: copied from the teacher, or random",
-                       choices=("teacher", "random"))
+    init: str | None = option(None, "student weights: copied from the teacher, or random "
+                              f"(default: {by_method('init')})", choices=("teacher", "random"))
     token_types: str = option(
         "fold", "teacher's token type 0: folded into the positions, or dropped as published",
         choices=("fold", "drop"))
@@ -87,20 +106,29 @@ class Options:
         128, "sequences of one optimiser step, over all ranks and micro-batches (published: 4000)")
     micro_tokens: int = option(4096, "most tokens in one forward pass of one rank; "
                                "changes memory and, but for dropout's draws, no result")
-    masking: str | None = option(None, "which tokens are masked (default: smoothed; mlm: bert)",
+    masking: str | None = option(None, f"which tokens are masked (default: {by_method('masking')})",
                                  choices=tuple(SELECTIONS))
-    mask_share: float = option(0.15, "share of tokens that are masked")
-    alpha_kl: float = option(5.0, "weight of the KL to the teacher")
-    alpha_mlm: float = option(2.0, "weight of the MLM loss (distilbert)")
-    alpha_cosine: float = option(1.0, "weight of the cosine loss of the last hidden states")
-    temperature: float = option(2.0, "temperature of the KL")
-    kl_masked_only: bool = option(False, "KL at masked tokens only, instead of all tokens")
-    lr: float | None = option(None, "peak learning rate (default: 5e-4; mlm: 1e-4)")
-    warmup: float | None = option(None, "share of steps that warm up (default: 0.05; mlm: 0.01)")
+    mask_share: float | None = option(
+        None, f"share of tokens that are masked (default: {by_method('mask_share')})")
+    weights: tuple[str, ...] = option(
+        (), "weights of loss terms other than the published, as mlm=1 cosine=0 (distilbert: kl=5 mlm=2 "
+        "cosine=1; tinybert: embedding, hidden, attention, minilm: attention_relation, value_relation, "
+        "minilmv2: q_relation, k_relation, v_relation, 1 each)")
+    temperature: float | None = option(None, "temperature of the KL (distilbert; default: 2)")
+    kl_masked_only: bool = option(False, "KL at masked tokens only, instead of all tokens (distilbert)")
+    imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 2,4,6 "
+                                 "(tinybert; default: evenly spread)")
+    teacher_layer: int | None = option(None, "the teacher layer, from 1, that the student's last imitates "
+                                       "(minilm, minilmv2; default: the last)")
+    relation_heads: int | None = option(None, "heads that queries, keys and values are cut into (minilmv2; "
+                                        "default: 48)")
+    lr: float | None = option(None, f"peak learning rate (default: {by_method('lr')})")
+    warmup: float | None = option(None, f"share of steps that warm up (default: {by_method('warmup')})")
     beta2: float | None = option(
-        None, "AdamW's second decay rate; the first is 0.9 (default: 0.98; mlm: 0.999)")
-    weight_decay: float | None = option(None, "AdamW's, not for biases and norms (default: 0; mlm: 0.01)")
-    clip: float | None = option(None, "largest global gradient norm (default: 5; mlm: 1)")
+        None, f"AdamW's second decay rate; the first is 0.9 (default: {by_method('beta2')})")
+    weight_decay: float | None = option(
+        None, f"AdamW's, not for biases and norms (default: {by_method('weight_decay')})")
+    clip: float | None = option(None, f"largest global gradient norm (default: {by_method('clip')})")
     dropout: float | None = option(
         None, "of the student's embeddings and block outputs (default: the model's)")
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
@@ -126,15 +154,26 @@ class Options:
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")
-        if not 0 < self.mask_share < 1:
+        if self.mask_share is not None and not (0 if self.method in INNER else 1e-9) <= self.mask_share < 1:
             raise UserError("--mask-share must be between 0 and 1")
-        if not self.epochs > 0 or not self.temperature > 0:
+        if not self.epochs > 0 or (self.temperature is not None and not self.temperature > 0):
             raise UserError("--epochs and --temperature must be above 0")
+        for name, of in ONLY_FOR.items():
+            if getattr(self, name) not in (None, False) and self.method not in of:
+                raise UserError(f"--{name.replace('_', '-')} goes with --method {' or '.join(of)}, "
+                                f"not with {self.method}")
         if self.method == "mlm" and self.student is None and self.teacher is None:
             raise UserError("--method mlm needs --student, a preset to train from scratch or a folder to "
                             "continue from, or --teacher, whose student it then trains without distillation")
-        if self.layer_map is not None and self.init == "random":
-            raise UserError("--layer-map says what to copy from the teacher, --init random that nothing is")
+        if self.layer_map is not None and (self.init or METHOD_DEFAULTS[self.method]["init"]) == "random":
+            raise UserError("--layer-map says what to copy from the teacher, and nothing is: "
+                            "give --init teacher")
+        loss_weights(self)
+
+
+# Options that only some methods read.
+ONLY_FOR = {"temperature": ("distilbert",), "kl_masked_only": ("distilbert",), "imitate": ("tinybert",),
+            "teacher_layer": ("minilm", "minilmv2"), "relation_heads": ("minilmv2",)}
 
 
 def resolve(options: Options) -> Options:
@@ -144,81 +183,27 @@ def resolve(options: Options) -> Options:
                                            if getattr(options, name) is None})
 
 
-# ---------------------------------------------------------------- models and data
-
-def load_models(options: Options):
-    """Student, teacher (None where there is none) and tokenizer."""
-    torch.manual_seed(options.seed)
-    if options.method == "mlm" and options.teacher is None:
-        folder_or_preset, teacher = options.student, None
-        if folder_or_preset in PRESETS:
-            folder = options.corpus[0] if len(options.corpus) == 1 else ""
-            if not (Path(folder) / "tokenizer").is_dir():
-                raise UserError(f"--student {folder_or_preset} starts without a vocabulary: "
-                                "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
-            tokenizer = minibert.load_tokenizer(Path(folder) / "tokenizer")
-            config = dataclasses.replace(preset(folder_or_preset), vocab_size=tokenizer.vocab_size,
-                                         pad_id=tokenizer.pad_id)
-            student = from_scratch(config, options.seed)
-        else:
-            tokenizer = minibert.load_tokenizer(folder_or_preset)
-            student = minibert.load(folder_or_preset)
-            if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
-                student = minibert.load(folder_or_preset, head="mlm")
-            if not hasattr(student, "mlm"):
-                say(f"{folder_or_preset} has no MLM head: a new one is trained")
-                student = with_new_mlm_head(getattr(student, "encoder", student), options.seed)
-    else:
-        name = options.teacher or str(BUNDLED_TEACHER)
-        teacher, tokenizer = minibert.load(name, head="mlm"), minibert.load_tokenizer(name)
-        student = make_student(options, teacher)
-    if len(tokenizer.special) > student.config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} pieces, "
-                        f"the model only {student.config.vocab_size}")
-    if options.max_length > student.config.max_positions:
-        raise UserError(f"--max-length {options.max_length} is more than the model's "
-                        f"{student.config.max_positions} positions")
-    changed = {"attention_dropout": options.attention_dropout}
-    if options.dropout is not None:
-        changed["dropout"] = options.dropout
-    return with_dropout(student, **changed), teacher, tokenizer
-
-
-def make_student(options: Options, teacher: MaskedLM) -> MaskedLM:
-    """The student before training:
-    from a folder, or a preset's shape or half the teacher's, copied or random.
-    """
-    if options.student and options.student not in PRESETS:
-        student = minibert.load(options.student, head="mlm")
-        check_fit(student.config, teacher.config)
-        return student
-    if options.student:
-        config = dataclasses.replace(preset(options.student), vocab_size=teacher.config.vocab_size,
-                                     max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
-        if options.layers:
-            config = dataclasses.replace(config, layers=options.layers)
-    else:
-        config = distilbert_of(teacher.config, options.layers)
-    check_fit(config, teacher.config)
-    if options.init == "random":
-        return from_scratch(config, options.seed)
-    layers = layer_map(teacher.config.layers, config.layers)
-    if options.layer_map:
+def loss_weights(options: Options) -> Weights | InnerWeights:
+    """The weights of the method's terms and what else it can be told: as published but for the options."""
+    family = inner_methods if options.method in INNER else methods
+    terms, told = family.TERMS[options.method], {}
+    for given in options.weights:
+        name, _, value = given.partition("=")
         try:
-            layers = [int(i) for i in options.layer_map.split(",")]
+            told[name] = float(value)
         except ValueError:
-            raise UserError(f"--layer-map {options.layer_map} is not a list of layers as 0,2,5") from None
-    say(f"student layers start from teacher layers {layers}")
-    return student_from(teacher, config, layers, options.token_types == "fold")
+            raise UserError(f"--weights {given} is not of the form TERM=WEIGHT") from None
+        if name not in terms or not 0 <= told[name] < math.inf:
+            raise UserError(f"--weights {given}: the terms of {options.method} are "
+                            f"{', '.join(terms) or 'none'}, and a weight is at least 0")
+    settings = {"temperature": options.temperature, "kl_masked_only": options.kl_masked_only or None,
+                "teacher_layer": options.teacher_layer, "relation_heads": options.relation_heads,
+                "layers": options.imitate and tuple(layers_given(options.imitate, "--imitate"))}
+    told |= {name: value for name, value in settings.items() if value is not None}
+    return (InnerWeights if options.method in INNER else Weights)(**told)
 
 
-def with_dropout(model: MaskedLM, **changed) -> MaskedLM:
-    """The same model with other dropout settings."""
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config = dataclasses.replace(module.config, **changed)
-    return model
-
+# ---------------------------------------------------------------- data
 
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
@@ -261,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         open_run(out, options, MAY_CHANGE)
     runtime.barrier()
 
-    student, teacher, tokenizer = load_models(options)
+    student, teacher, tokenizer = load_models(options, loss_weights(options), BUNDLED_TEACHER)
     corpus_folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
                              0.0 if options.eval_corpus else 0.01)
     corpus = open_corpus(corpus_folder, options.max_length, options.one_line, ("train",), tokenizer)
@@ -272,15 +257,19 @@ def main(argv: list[str] | None = None) -> None:
         held_out = held_out_part(corpus_folder, options, tokenizer)
 
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
-    micro_eval = [] if held_out is None else held_out_batches(held_out, tokenizer, options.eval_sequences,
-                                                              options.micro_tokens)
-    weights = Weights(options.alpha_kl, options.alpha_mlm, options.alpha_cosine, options.temperature,
-                      options.kl_masked_only)
-    method = METHODS[options.method]
+    family, weights = inner_methods if options.method in INNER else methods, loss_weights(options)
+    method, score = family.METHODS[options.method], evaluate
+    if options.method in INNER:
+        student = Learner(student, Projections(student.config, teacher.config)
+                          if options.method == "tinybert" else None)
+        score = partial(evaluate_terms, method, weights)
+    if held_out is not None:
+        share = options.mask_share if options.method in INNER else 0.15
+        held_out = held_out_batches(held_out, tokenizer, options.eval_sequences, options.micro_tokens, share)
     student.to(runtime.device).train()
     if teacher is not None:
         runtime.hold_frozen(teacher)
-    initial = {name: t.clone() for name, t in student.state_dict().items()} if micro_eval else None
+    initial = copy.deepcopy(student) if held_out else None
     optimizer = adamw(student, (0.9, options.beta2), 1e-6, options.weight_decay)
     scaler = runtime.scaler()
     smoothing = smoothed_weights(corpus.counts, tokenizer.special) if options.masking == "smoothed" else None
@@ -295,14 +284,15 @@ def main(argv: list[str] | None = None) -> None:
     if runtime.is_writer:
         cut_metrics(out / "metrics.jsonl", done)
         write_json(out / "config.json", {"options": dataclasses.asdict(options), "steps": steps,
-                                         "student": dataclasses.asdict(student.config), **describe(runtime)})
+                                         "student": dataclasses.asdict(student.encoder.config),
+                                         **describe(runtime)})
     say(f"{options.method}: {sum(p.numel() for p in student.parameters()):,} parameters, "
         f"{len(corpus):,} sequences, {steps:,} steps of {options.batch} sequences, "
         f"{runtime.precision} on {runtime.device}")
     if options.compile:
-        student.encoder.compile(dynamic=True)
+        compile_encoder(student.encoder)
         if teacher is not None:
-            teacher.encoder.compile(dynamic=True)
+            compile_encoder(encoder_of(teacher))
 
     def step_data(step: int):
         return make_step(corpus, tokenizer, step, batch=options.batch, micro_tokens=options.micro_tokens,
@@ -320,9 +310,10 @@ def main(argv: list[str] | None = None) -> None:
             data, upcoming = upcoming.result(), ahead.submit(step_data, done + 1)
             lr = learning_rate(done, steps, options.lr, warmup_steps(options.warmup, steps))
 
-            row = training_step(student, partial(method, student, teacher, data, weights), data.micro_batches,
-                                term_counts(data, weights), optimizer, scaler, runtime, lr, options.clip,
-                                bool(stop))
+            loss_of = partial(method, student, teacher, data, weights)
+            counts = family.term_counts(data, weights)
+            row = training_step(student, loss_of, data.micro_batches, counts, optimizer, scaler, runtime, lr,
+                                options.clip, bool(stop))
             done += 1
 
             # under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further
@@ -332,8 +323,9 @@ def main(argv: list[str] | None = None) -> None:
             tokens_before += data.tokens
             row = {"step": done, "tokens": tokens_before, **row, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            if micro_eval and options.eval_every and done % options.eval_every == 0 and done < steps:
-                row["held_out"] = evaluate(student, micro_eval, runtime)
+            if held_out and options.eval_every and done % options.eval_every == 0 and done < steps:
+                row["held_out"] = score(student, held_out, runtime,
+                                        teacher if options.method in INNER else None)
             if runtime.is_writer:
                 metrics.write(json.dumps(row) + "\n")
                 progress(done, row)
@@ -350,30 +342,36 @@ def main(argv: list[str] | None = None) -> None:
         upcoming.cancel()
     if runtime.is_writer:
         metrics.close()
-        finish(options, out, student, teacher, initial, tokenizer, micro_eval, runtime)
+        finish(options, out, student, teacher, initial, tokenizer, held_out, score, runtime)
     runtime.barrier()
     runtime.leave()
 
 
-def finish(options: Options, out: Path, student, teacher, initial, tokenizer, micro_eval, runtime) -> None:
+def finish(options: Options, out: Path, student, teacher, initial, tokenizer, held_out, score,
+           runtime) -> None:
     """Writes model/ and summary.json, and shows what became of the student."""
     student.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
     shutil.rmtree(out / "model", ignore_errors=True)
-    minibert.save(student, out / "model", tokenizer, card=card)
+    result = student.encoder if options.method in INNER else student
+    minibert.save(result, out / "model", tokenizer, card=card)
     summary = {"tokens": last_tokens(out / "metrics.jsonl")}
-    if micro_eval:
-        models = {} if teacher is None else {"teacher": teacher}
-        models["student, initial"] = MaskedLM(student.config).to(runtime.device)
-        models["student, initial"].load_state_dict(initial)
-        models["student, trained"] = student
-        scores = {name: evaluate(model, micro_eval, runtime, None if model is teacher else teacher)
-                  for name, model in models.items()}
-        rows = report.comparison(models, scores, report.tokens_per_second(models, micro_eval, runtime))
+    if held_out:
+        initial.eval()
+        models = {"student, initial": initial, "student, trained": student}
+        scores = {name: score(model, held_out, runtime, teacher) for name, model in models.items()}
+        if teacher is not None:
+            for name, model in models.items():
+                scores[name]["attention_kl"] = attention_kl(model, teacher, held_out, runtime)
+            models = {"teacher": teacher} | models
+            scores["teacher"] = {} if options.method in INNER else evaluate(teacher, held_out, runtime)
+        if options.method in INNER:  # no heads, no projections
+            models = {name: encoder_of(model) for name, model in models.items()}
+        rows = report.comparison(models, scores, report.tokens_per_second(models, held_out, runtime))
         say("\n" + report.table(
-            rows, f"held out: {scores['student, trained']['masked_tokens']:,} masked tokens"))
-        for sentence in report.SENTENCES:
+            rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
+        for sentence in () if options.method in INNER else report.SENTENCES:
             say(f"\n{sentence}")
             for name, model in models.items():
                 say(f"  {name:18} {', '.join(report.fill_masks(model, tokenizer, sentence, runtime))}")

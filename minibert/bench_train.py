@@ -26,7 +26,7 @@ from minibert.model import init_weights
 from minibert.optim import adamw
 from minibert.options import option
 from minibert.report import table
-from minibert.runtime import PRECISIONS, describe, start
+from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
 
 CLIP, LR = 5.0, 1e-4
@@ -87,13 +87,13 @@ def our_turn(options: TrainBench, runtime):
     runtime.hold_frozen(teacher)
     student.train()
     if options.compile:
-        student.encoder.compile(dynamic=True)
-        teacher.encoder.compile(dynamic=True)
+        compile_encoder(student.encoder)
+        compile_encoder(teacher.encoder)
     optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
     data = []
     for number, (ids, lengths, selected) in enumerate(sequences(options, student.config.vocab_size)):
         micro = cut(ids, lengths, np.where(selected, 4, ids), selected, options.micro_tokens, (number,))
-        data.append(Step(micro, len(ids), int(selected.sum())))
+        data.append(Step(micro, len(ids), int(selected.sum()), len(lengths)))
 
     def turn() -> None:
         for step in data:

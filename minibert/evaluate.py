@@ -1,13 +1,19 @@
-"""Held-out evaluation of a masked language model: loss, perplexity and accuracy at masks, KL to a teacher."""
+"""Held-out evaluation: of a masked language model, the loss, perplexity and accuracy at masks and the KL to
+a teacher; of any student, the terms of its method and how far its attention is from the teacher's.
+"""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
 from minibert.corpus import Corpus
-from minibert.feed import MicroBatch, cut, with_specials
+from minibert.feed import Step, cut, with_specials
+from minibert.heads import encoder_of
+from minibert.inner_losses import imitated_layers, relation_sum
+from minibert.inner_methods import InnerWeights, term_counts
 from minibert.masking import mask_tokens
 from minibert.methods import vocab_side
 from minibert.randomness import permute
@@ -16,27 +22,27 @@ from minibert.tokenizer import Tokenizer
 from minibert.vocab_loss import vocab_loss
 
 
-def held_out_batches(corpus: Corpus, tokenizer: Tokenizer, sequences: int,
-                     micro_tokens: int) -> list[MicroBatch]:
+def held_out_batches(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
+                     share: float = 0.15) -> Step:
     """The same `sequences` of a corpus, masked the same way, at every call:
-    Bernoulli 15 %, whatever the run trains with.
+    Bernoulli, whatever the run trains with.
     """
     some = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, some, tokenizer)
-    masked = mask_tokens(ids, lengths, tokenizer, "bernoulli", 0)
-    return cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (0,))
+    masked = mask_tokens(ids, lengths, tokenizer, "bernoulli", 0, share=share)
+    return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (0,)), len(ids),
+                int(masked.selected.sum()), len(lengths))
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, micro_batches: list[MicroBatch], runtime: Runtime,
-             teacher: nn.Module | None = None) -> dict:
+def evaluate(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None) -> dict:
     """MLM loss (nats per masked token), perplexity, accuracy,
     and with a teacher the KL to it (T = 1, per token).
     """
     training = model.training
     model.eval()
-    total = {"mlm": 0.0, "correct": 0.0, "kl": 0.0, "tokens": 0, "masked": 0}
-    for micro in micro_batches:
+    total = {"mlm": 0.0, "correct": 0.0, "kl": 0.0}
+    for micro in held_out.micro_batches:
         micro = micro.to(runtime.device)
         with runtime.autocast():
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
@@ -49,10 +55,47 @@ def evaluate(model: nn.Module, micro_batches: list[MicroBatch], runtime: Runtime
         total["mlm"] += sums.mlm.item()
         total["correct"] += sums.correct.item()
         total["kl"] += sums.kl.item()
-        total["tokens"] += len(micro.batch.ids)
-        total["masked"] += len(micro.masked)
     model.train(training)
-    masked = max(1, total["masked"])
+    masked = max(1, held_out.masked)
     result = {"mlm": total["mlm"] / masked, "perplexity": math.exp(min(total["mlm"] / masked, 700)),
-              "accuracy": total["correct"] / masked, "masked_tokens": total["masked"]}
-    return result if teacher is None else {**result, "kl": total["kl"] / total["tokens"]}
+              "accuracy": total["correct"] / masked, "masked_tokens": held_out.masked}
+    return result if teacher is None else {**result, "kl": total["kl"] / held_out.tokens}
+
+
+@torch.no_grad()
+def evaluate_terms(method: Callable, weights: InnerWeights, student: nn.Module, held_out: Step,
+                   runtime: Runtime, teacher: nn.Module) -> dict:
+    """A method's own terms (inner_methods.py) and their weighted sum, `loss`, on held-out text, without
+    dropout.
+    """
+    training = student.training
+    student.eval()
+    counts, total = term_counts(held_out, weights), {"loss": 0.0}
+    for micro in held_out.micro_batches:
+        with runtime.autocast():
+            loss, sums = method(student, teacher, held_out, weights, micro.to(runtime.device))
+        total["loss"] += loss.item()
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + value.item() / counts[name]
+    student.train(training)
+    return total
+
+
+@torch.no_grad()
+def attention_kl(student: nn.Module, teacher: nn.Module, held_out: Step, runtime: Runtime) -> float | None:
+    """How far the student's attention is from the teacher's: KL(teacher || student) in nats, the mean over
+    rows, heads, sequences and the student's layers, each against the layer it would imitate in TinyBERT.
+
+    None where heads or layers cannot be laid beside each other. Both models are to be in eval mode.
+    """
+    ours, theirs = encoder_of(student), encoder_of(teacher)
+    if ours.config.heads != theirs.config.heads or len(ours.layers) > len(theirs.layers):
+        return None
+    layers, total = imitated_layers(len(ours.layers), len(theirs.layers))[1:], 0.0
+    for micro in held_out.micro_batches:
+        batch = micro.to(runtime.device).batch
+        with runtime.autocast():
+            a, b = ours.trace(batch), theirs.trace(batch)
+            total += sum(relation_sum(a.queries[m], a.keys[m], b.queries[g - 1], b.keys[g - 1], batch).item()
+                         for m, g in enumerate(layers))
+    return total / (held_out.sequences * len(layers))

@@ -37,12 +37,13 @@ class MicroBatch(NamedTuple):
 class Step(NamedTuple):
     """One optimiser step of one rank.
 
-    `tokens` and `masked` count the *whole* step: all micro-batches, all ranks.
+    `tokens`, `masked` and `sequences` count the *whole* step: all micro-batches, all ranks.
     """
 
     micro_batches: list[MicroBatch]
     tokens: int
     masked: int
+    sequences: int
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +69,7 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
     masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights, share=share)
     return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), rank, ranks),
-                len(ids), int(masked.selected.sum()))
+                len(ids), int(masked.selected.sum()), len(lengths))
 
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,

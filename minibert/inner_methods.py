@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from minibert.config import Config
 from minibert.errors import UserError
 from minibert.feed import MicroBatch, Step
+from minibert.heads import encoder_of
 from minibert.inner_losses import attention_sum, hidden_sum, imitated_layers, relation_sum, split_heads
-from minibert.model import Trace
+from minibert.model import Encoder, Trace
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,19 @@ class InnerWeights:
     teacher_layer: int | None = None  # minilm, minilmv2: from 1; None: the last
 
 
+class Learner(nn.Module):
+    """What these methods train: an encoder without a head, and TinyBERT's projections where it has some."""
+
+    def __init__(self, encoder: Encoder, projections: "Projections | None" = None):
+        super().__init__()
+        self.encoder, self.projections = encoder, projections
+
+
 class Projections(nn.Module):
     """TinyBERT's learned W_e and W_h: matrices from the student's width to the teacher's, the first for the
     embeddings, then one for each layer.
 
-    They are trained with the student and are no part of it.
+    They are trained with the student, are saved in its checkpoints, and are no part of it.
     note: the original code shares one matrix, with a bias, between the embeddings and all layers; the paper
     writes them apart and without.
     """
@@ -59,16 +68,18 @@ class Projections(nn.Module):
             nn.init.trunc_normal_(matrix.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
-def tinybert(student: nn.Module, teacher: nn.Module, step: Step, weights: InnerWeights, micro: MicroBatch,
-             projections: Projections | None = None) -> tuple[Tensor, dict]:
+def tinybert(student: Learner, teacher: nn.Module, step: Step, weights: InnerWeights,
+             micro: MicroBatch) -> tuple[Tensor, dict]:
     """TinyBERT's Transformer distillation (Jiao et al. 2019, section 3.1): embeddings, hidden states, scores
-    of attention; without `projections` widths must be equal, and states are compared as they are.
+    of attention; without projections widths must be equal, and states are compared as they are.
 
     note: the original code never puts the teacher in eval mode, so its dropout is on; train.py does.
     """
-    g = imitated_layers(len(student.encoder.layers), len(teacher.encoder.layers), weights.layers)
+    g = imitated_layers(len(student.encoder.layers), len(encoder_of(teacher).layers), weights.layers)
     ours, theirs = _traces(student, teacher, micro)
-    matrices = [None] * len(g) if projections is None else [w.weight for w in projections.matrices]
+    matrices = [None] * len(g)
+    if student.projections is not None:
+        matrices = [projection.weight for projection in student.projections.matrices]
     sums = {}
     if weights.embedding:
         sums["embedding"] = hidden_sum(ours.hiddens[0], theirs.hiddens[0], matrices[0])
@@ -150,7 +161,7 @@ def check_fit(method: str, student: Config, teacher: Config, weights: InnerWeigh
 
 def _traces(student: nn.Module, teacher: nn.Module, micro: MicroBatch) -> tuple[Trace, Trace]:
     with torch.no_grad():
-        theirs = teacher.encoder.trace(micro.batch)
+        theirs = encoder_of(teacher).trace(micro.batch)
     return student.encoder.trace(micro.batch), theirs
 
 

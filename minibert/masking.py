@@ -46,8 +46,11 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, sele
     ids (N,), lengths (S,), `key` what the draws depend on, for instance (seed, step).
 
     `weights` (V,) is needed by "smoothed" only. Special tokens are never selected; a random replacement is
-    drawn from the whole vocabulary, special tokens included, as in the original code.
+    drawn from the whole vocabulary, special tokens included, as in the original code. A share of 0 masks
+    nothing.
     """
+    if share == 0:
+        return Masked(ids, np.zeros(len(ids), dtype=bool))
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
     position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 

@@ -67,6 +67,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weig
 
 
 METHODS = {"mlm": mlm, "distilbert": distilbert}
+TERMS = {"mlm": (), "distilbert": ("kl", "mlm", "cosine")}  # those with a weight in `Weights`
 
 
 def term_counts(step: Step, weights: Weights) -> dict[str, int]:

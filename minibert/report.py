@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from minibert.batch import pack
-from minibert.feed import MicroBatch
+from minibert.feed import Step
+from minibert.heads import encoder_of
 from minibert.runtime import Runtime
 from minibert.tokenizer import Tokenizer
 
@@ -18,8 +19,10 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
              "The city is the [MASK] of the country.")
 
 
-# of the loss, as methods.py and finetuning.py name them
-TERMS = ("kl", "mlm", "cosine", "hard", "soft", "patience")
+# of the loss, as methods.py, inner_methods.py and finetuning.py name them
+INNER = ("embedding", "hidden", "attention", "attention_relation", "value_relation",
+         "q_relation", "k_relation", "v_relation")
+TERMS = ("kl", "mlm", "cosine", *INNER, "hard", "soft", "patience")
 
 
 class Progress:
@@ -62,10 +65,10 @@ def table(rows: list[dict], title: str = "") -> str:
 
 
 @torch.no_grad()
-def tokens_per_second(models: dict[str, nn.Module], micro_batches: list[MicroBatch], runtime: Runtime,
+def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Runtime,
                       rounds: int = 5) -> dict[str, float]:
     """Tokens per second through each encoder: medians over rounds in which the models take turns."""
-    some = [micro.to(runtime.device).batch for micro in micro_batches[:1]]
+    some = [micro.to(runtime.device).batch for micro in held_out.micro_batches[:1]]
     tokens = sum(len(batch.ids) for batch in some)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for round_number in range(rounds + 1):
@@ -74,7 +77,7 @@ def tokens_per_second(models: dict[str, nn.Module], micro_batches: list[MicroBat
             begun = time.perf_counter()
             with runtime.autocast():
                 for batch in some:
-                    model.encoder(batch)
+                    encoder_of(model)(batch)
             if runtime.device.type == "cuda":
                 torch.cuda.synchronize(runtime.device)
             if round_number:  # the first round warms up
@@ -82,17 +85,23 @@ def tokens_per_second(models: dict[str, nn.Module], micro_batches: list[MicroBat
     return {name: tokens / statistics.median(times) for name, times in seconds.items()}
 
 
+# Held-out figures: their headings and forms in the closing table, in its order.
+FIGURES = {"perplexity": ("perplexity", "{:.1f}"), "accuracy": ("accuracy", "{:.1%}"),
+           "kl": ("KL to teacher", "{:.3f}"), **{term: (term.replace("_", " "), "{:.3f}") for term in INNER},
+           "attention_kl": ("KL of attention", "{:.3f}")}
+
+
 def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
-    """One row a model: parameters (tied table once), size in fp32, speed, and what `evaluate` found."""
+    """One row a model: parameters (tied table once), size in fp32, speed, and its held-out figures."""
+    figures = {name: None for score in scores.values() for name in score if name in FIGURES}  # in order
     rows = []
     for name, model in models.items():
         parameters = sum(p.numel() for p in model.parameters())
-        score = scores[name]
-        rows.append({"model": name, "layers": len(model.encoder.layers),
+        rows.append({"model": name, "layers": len(encoder_of(model).layers),
                      "parameters": f"{parameters / 1e6:.2f}M", "fp32 MB": f"{parameters * 4 / 1e6:.1f}",
-                     "encoder tok/s": f"{speeds[name]:,.0f}", "perplexity": f"{score['perplexity']:.1f}",
-                     "accuracy": f"{100 * score['accuracy']:.1f} %",
-                     "KL to teacher": f"{score['kl']:.3f}" if "kl" in score else "-"})
+                     "encoder tok/s": f"{speeds[name]:,.0f}",
+                     **{FIGURES[figure][0]: FIGURES[figure][1].format(scores[name][figure])
+                        if scores[name].get(figure) is not None else "-" for figure in figures}})
     return rows
 
 
@@ -117,7 +126,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    terms = [t for t in ("kl", "mlm", "cosine", "accuracy") if t in rows[0]]
+    terms = [t for t in (*TERMS, "accuracy") if t in rows[0]]
     figure, axes = plt.subplots(1, len(terms), figsize=(4 * len(terms), 3), squeeze=False)
     for axis, term in zip(axes[0], terms):
         axis.plot([row["tokens"] / 1e6 for row in rows], [row[term] for row in rows],

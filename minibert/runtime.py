@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minibert.errors import UserError
+from minibert.heads import encoder_of
+from minibert.model import Encoder
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,8 +53,7 @@ class Runtime:
         """
         model.to(self.device).eval().requires_grad_(False)
         if self.precision != "fp32":
-            encoder = model.encoder
-            for module in [m for m in model.modules() if isinstance(m, nn.Linear)] + [encoder.word]:
+            for module in [m for m in model.modules() if isinstance(m, nn.Linear)] + [encoder_of(model).word]:
                 module.weight.data = module.weight.data.to(PRECISIONS[self.precision])
         return model
 
@@ -124,6 +125,12 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         # The writer evaluates and saves while the others wait; a rank that is gone is noticed without it.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
+
+
+def compile_encoder(encoder: Encoder) -> None:
+    """Has torch.compile make the encoder's passes, in place, at their first call; for any lengths."""
+    encoder.compile(dynamic=True)
+    encoder.trace = torch.compile(encoder.trace, dynamic=True)
 
 
 def native_bf16(device: torch.device) -> bool:

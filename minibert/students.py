@@ -1,14 +1,19 @@
-"""Students: their shape, and how they start from their teacher."""
+"""Students: their shape, how they start from their teacher, and the models of a run of train.py."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from minibert.config import Config
+from minibert import inner_methods
+from minibert.config import PRESETS, Config, preset
 from minibert.errors import UserError
-from minibert.heads import MaskedLM
-from minibert.model import init_weights
+from minibert.heads import MaskedLM, PreTraining, encoder_of
+from minibert.hub import load, load_tokenizer
+from minibert.inner_losses import imitated_layers
+from minibert.model import Encoder, init_weights
+from minibert.run_folder import say
 
 
 def layer_map(teacher_layers: int, student_layers: int) -> list[int]:
@@ -25,6 +30,14 @@ def layer_map(teacher_layers: int, student_layers: int) -> list[int]:
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
 
 
+def layers_given(text: str, option: str) -> list[int]:
+    """The layers of an option like 0,2,5."""
+    try:
+        return [int(i) for i in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text} is not a list of layers as 0,2,5") from None
+
+
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """The DistilBERT of a teacher: half its layers (or `layers`), all else alike;
     no token types and no pooler.
@@ -34,22 +47,32 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def check_fit(student: Config, teacher: Config) -> None:
-    """Raises `UserError` where the distilbert method cannot compare the two:
-    vocabulary, width or positions differ.
+    """Raises `UserError` where a student cannot be copied from the teacher, nor the distilbert method compare
+    the two: vocabulary, width or positions differ.
     """
     for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
                           ("max_positions", "positions")):
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
             raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; "
-                            "the distilbert method needs equal vocabulary, width and positions")
+                            "copied layers and the distilbert method need equal vocabulary, width and "
+                            "positions (with --init random, tinybert and minilm fit any width)")
+
+
+def student_from(teacher: MaskedLM, config: Config, layers: list[int],
+                 fold_segments: bool = True) -> MaskedLM:
+    """A student that starts as its teacher with some of the layers taken out; see `encoder_from`. The MLM
+    head is copied.
+    """
+    student = MaskedLM(config)
+    student.encoder = encoder_from(teacher.encoder, config, layers, fold_segments)
+    student.mlm.load_state_dict(teacher.mlm.state_dict())
+    return student
 
 
 @torch.no_grad()
-def student_from(teacher: MaskedLM, config: Config, layers: list[int],
-                 fold_segments: bool = True) -> MaskedLM:
-    """A student that starts as its teacher with some of the layers taken out;
-    embeddings and MLM head are copied.
+def encoder_from(teacher: Encoder, config: Config, layers: list[int], fold_segments: bool = True) -> Encoder:
+    """An encoder that starts as its teacher with some of the layers taken out; embeddings are copied.
 
     A student without token types gets row 0 of the teacher's added to every position
     (`fold_segments`), so that its embedding output equals the teacher's on single sentences; otherwise
@@ -63,26 +86,24 @@ def student_from(teacher: MaskedLM, config: Config, layers: list[int],
         if getattr(config, name) != getattr(teacher.config, name):
             raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; "
                             "use --init random")
-    student = MaskedLM(config)
-    theirs = teacher.encoder
-    student.mlm.load_state_dict(teacher.mlm.state_dict())
-    student.encoder.word.load_state_dict(theirs.word.state_dict())
-    student.encoder.position.load_state_dict(theirs.position.state_dict())
-    student.encoder.norm.load_state_dict(theirs.norm.state_dict())
-    for layer, source in zip(student.encoder.layers, layers):
-        layer.load_state_dict(theirs.layers[source].state_dict())
-    if student.encoder.segment is not None and theirs.segment is not None:
-        student.encoder.segment.load_state_dict(theirs.segment.state_dict())
-    elif student.encoder.segment is not None:
+    student = Encoder(config)
+    student.word.load_state_dict(teacher.word.state_dict())
+    student.position.load_state_dict(teacher.position.state_dict())
+    student.norm.load_state_dict(teacher.norm.state_dict())
+    for layer, source in zip(student.layers, layers):
+        layer.load_state_dict(teacher.layers[source].state_dict())
+    if student.segment is not None and teacher.segment is not None:
+        student.segment.load_state_dict(teacher.segment.state_dict())
+    elif student.segment is not None:
         raise UserError("the student has token types and its teacher has none to copy")
-    elif theirs.segment is not None and fold_segments:
-        student.encoder.position.weight += theirs.segment.weight[0]
+    elif teacher.segment is not None and fold_segments:
+        student.position.weight += teacher.segment.weight[0]
     return student
 
 
-def from_scratch(config: Config, seed: int) -> MaskedLM:
-    """A masked language model with random weights."""
-    return init_weights(MaskedLM(config), torch.Generator().manual_seed(seed))
+def from_scratch(config: Config, seed: int, kind: type[nn.Module] = MaskedLM) -> nn.Module:
+    """A masked language model, or another `kind` of model, with random weights."""
+    return init_weights(kind(config), torch.Generator().manual_seed(seed))
 
 
 def with_new_mlm_head(encoder: nn.Module, seed: int) -> MaskedLM:
@@ -92,4 +113,94 @@ def with_new_mlm_head(encoder: nn.Module, seed: int) -> MaskedLM:
     model = from_scratch(encoder.config, seed)
     weights = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
     model.encoder.load_state_dict(weights)
+    return model
+
+
+def load_models(options, weights, bundled_teacher: Path):
+    """Student, teacher (None where there is none) and tokenizer, as the options of train.py say;
+    `weights` are those of its method's terms.
+    """
+    torch.manual_seed(options.seed)
+    if options.method == "mlm" and options.teacher is None:
+        folder_or_preset, teacher = options.student, None
+        if folder_or_preset in PRESETS:
+            folder = options.corpus[0] if len(options.corpus) == 1 else ""
+            if not (Path(folder) / "tokenizer").is_dir():
+                raise UserError(f"--student {folder_or_preset} starts without a vocabulary: "
+                                "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
+            tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+            config = replace(preset(folder_or_preset), vocab_size=tokenizer.vocab_size,
+                                         pad_id=tokenizer.pad_id)
+            student = from_scratch(config, options.seed)
+        else:
+            tokenizer = load_tokenizer(folder_or_preset)
+            student = load(folder_or_preset)
+            if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
+                student = load(folder_or_preset, head="mlm")
+            if not hasattr(student, "mlm"):
+                say(f"{folder_or_preset} has no MLM head: a new one is trained")
+                student = with_new_mlm_head(getattr(student, "encoder", student), options.seed)
+    else:
+        name = options.teacher or str(bundled_teacher)
+        teacher = load(name, head="encoder" if options.method in inner_methods.METHODS else "mlm")
+        tokenizer = load_tokenizer(name)
+        student = make_student(options, weights, teacher)
+    if len(tokenizer.special) > student.config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} pieces, "
+                        f"the model only {student.config.vocab_size}")
+    if options.max_length > student.config.max_positions:
+        raise UserError(f"--max-length {options.max_length} is more than the model's "
+                        f"{student.config.max_positions} positions")
+    changed = {"attention_dropout": options.attention_dropout}
+    if options.dropout is not None:
+        changed["dropout"] = options.dropout
+    return with_dropout(student, **changed), teacher, tokenizer
+
+
+def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | Encoder:
+    """The student before training, with the head that the teacher has:
+    from a folder, or a preset's shape or half the teacher's, copied or random.
+    """
+    kind, name = type(teacher), options.student
+    if name is None and options.method in inner_methods.METHODS:
+        name = "tinybert-4"
+    if name and name not in PRESETS:
+        student = load(name, head="encoder" if kind is Encoder else "mlm")
+        encoder_of(student).pooler = None  # nothing trains it
+        check_student(options, weights, student.config, teacher.config)
+        return student
+    if name:
+        config = replace(preset(name), vocab_size=teacher.config.vocab_size,
+                                     max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
+        if options.layers:
+            config = replace(config, layers=options.layers)
+    else:
+        config = distilbert_of(teacher.config, options.layers)
+    check_student(options, weights, config, teacher.config)
+    if options.init == "random":
+        return from_scratch(config, options.seed, kind)
+    layers = (layers_given(options.layer_map, "--layer-map") if options.layer_map
+              else layer_map(teacher.config.layers, config.layers))
+    say(f"student layers start from teacher layers {layers}")
+    copied = encoder_from if kind is Encoder else student_from
+    return copied(teacher, config, layers, options.token_types == "fold")
+
+
+def check_student(options, weights, student: Config, teacher: Config) -> None:
+    """`UserError` where the method cannot compare the two; says which layers it will."""
+    if options.method == "distilbert":
+        check_fit(student, teacher)
+    if options.method not in inner_methods.METHODS:
+        return
+    inner_methods.check_fit(options.method, student, teacher, weights)
+    if options.method == "tinybert":
+        g = imitated_layers(student.layers, teacher.layers, weights.layers)
+        say("student layer imitates teacher layer:", ", ".join(f"{m} {g[m]}" for m in range(1, len(g))))
+
+
+def with_dropout(model: MaskedLM, **changed) -> MaskedLM:
+    """The same model with other dropout settings."""
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config = replace(module.config, **changed)
     return model

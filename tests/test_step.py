@@ -39,7 +39,7 @@ def data(micro_tokens, ranks=1):
     selected = rng.random(len(ids)) < np.repeat(np.where(lengths < 10, 0.7, 0.05), lengths)
     inputs = np.where(selected, 4, ids)
     return [Step(cut(ids, lengths, inputs, selected, micro_tokens, (0,), rank, ranks), len(ids),
-                 int(selected.sum()))
+                 int(selected.sum()), len(lengths))
             for rank in range(ranks)]
 
 

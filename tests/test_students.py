@@ -10,7 +10,7 @@ from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import init_weights
 from minibert.students import (check_fit, distilbert_of, from_scratch, layer_map, student_from,
-                               with_new_mlm_head)
+                               with_dropout, with_new_mlm_head)
 
 
 @pytest.mark.parametrize("teacher, student, expected", [
@@ -82,6 +82,11 @@ def test_new_head_around_an_encoder(teacher):
     model = with_new_mlm_head(teacher.encoder, seed=1)
     assert torch.equal(model.encoder.layers[2].up.weight, teacher.encoder.layers[2].up.weight)
     assert not torch.equal(model.mlm.dense.weight, teacher.mlm.dense.weight)
+
+
+def test_replacing_dropout_reaches_every_module(tiny_config):
+    model = with_dropout(MaskedLM(tiny_config), dropout=0.0)
+    assert all(m.config == replace(tiny_config, dropout=0.0) for m in model.modules() if hasattr(m, "config"))
 
 
 def test_from_scratch_depends_on_the_seed_alone(tiny_config):

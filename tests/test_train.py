@@ -1,5 +1,6 @@
 """train.py run as people run it, on a model and a corpus small enough to wait for."""
 
+import dataclasses
 import json
 import os
 import random
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,10 @@ import torch
 
 import minibert
 import train
+from minibert import inner_methods
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
-from minibert.model import init_weights
+from minibert.model import Encoder, init_weights
 from minibert.tokenizer import train_tokenizer
 
 ROOT = Path(train.__file__).parent
@@ -114,10 +115,68 @@ def test_micro_batches_change_nothing(folder, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["tokens"] == b["tokens"]
 
 
-@pytest.mark.parametrize("method", ["mlm", "distilbert"])
-def test_resume_is_exact_to_the_bit(folder, tmp_path, method):
+@pytest.fixture(scope="module")
+def narrow(folder):
+    """A student of two layers, half as wide as the teacher."""
+    wide = minibert.load(folder / "teacher").config
+    torch.manual_seed(1)
+    student = init_weights(Encoder(dataclasses.replace(wide, hidden_size=8, layers=2, intermediate_size=12)))
+    minibert.save(student, folder / "narrow", minibert.load_tokenizer(folder / "teacher"))
+    return folder / "narrow"
+
+
+INNER = {"tinybert": (), "minilm": (), "minilmv2": ("--relation-heads", "4")}
+
+
+@pytest.mark.parametrize("method", INNER)
+def test_what_happens_inside_is_learned_at_any_width(folder, narrow, tmp_path, method, capsys):
+    out = tmp_path / "run"
+    train.main(options(folder, out, "--method", method, *INNER[method], "--eval-every", "5", student=narrow,
+                       steps=25, lr=1e-2))
+    shown, metrics = capsys.readouterr().out, rows(out)
+    terms = inner_methods.TERMS[method]
+    assert all(name in row for row in metrics for name in terms) and "masks" not in shown
+    assert ("student layer imitates teacher layer: 1 2, 2 4" in shown) == (method == "tinybert")
+    held_out = json.loads((out / "summary.json").read_text())["held_out"]
+    before, after = held_out["student, initial"], held_out["student, trained"]
+    assert after["loss"] < before["loss"] and after["loss"] == pytest.approx(sum(after[t] for t in terms))
+    assert metrics[4]["held_out"]["loss"] > metrics[19]["held_out"]["loss"]
+    if method != "minilmv2":  # which compares queries with queries, not with keys
+        assert after["attention_kl"] < before["attention_kl"]
+    student = minibert.load(out / "model")  # an encoder: no head that nothing trained, no projections
+    assert type(student) is Encoder and student.config.hidden_size == 8
+    assert not torch.equal(student.layers[1].query.weight, minibert.load(narrow).layers[1].query.weight)
+
+
+def test_such_a_student_loads_in_transformers(folder, narrow, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    train.main(options(folder, tmp_path / "run", "--method", "tinybert", student=narrow, steps=2))
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / "run" / "model",
+                                                         output_loading_info=True)
+    assert type(model).__name__ == "BertModel" and not info["unexpected_keys"]
+    assert all(name.startswith("pooler.") for name in info["missing_keys"])  # MLM trains none either
+
+
+def test_equal_students_have_the_attention_of_their_teacher(folder, tmp_path):
+    """All four layers copied, nothing learned: the KL of attention is 0."""
+    teacher = folder / "teacher"
+    train.main(options(folder, tmp_path / "run", "--layers", "4", teacher=teacher, steps=1, lr=0))
+    held_out = json.loads((tmp_path / "run" / "summary.json").read_text())["held_out"]
+    assert held_out["student, trained"]["attention_kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_terms_can_be_weighted(folder, tmp_path):
+    train.main(options(folder, tmp_path / "a", "--weights", "kl=0", "cosine=0.5", steps=1))
+    row = rows(tmp_path / "a")[0]
+    assert row["loss"] == pytest.approx(2 * row["mlm"] + 0.5 * row["cosine"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mlm", "distilbert", "tinybert"])
+def test_resume_is_exact_to_the_bit(folder, narrow, tmp_path, method):
     """Dropout on, several micro-batches a step; the second run is taken up from its checkpoint at step 4."""
     more = ("--method", method, "--checkpoint-every", "2")
+    if method == "tinybert":
+        more += ("--student", str(narrow))
     train.main(options(folder, tmp_path / "a", *more))
     train.main(options(folder, tmp_path / "b", *more))
     out = tmp_path / "b"
@@ -194,6 +253,15 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     refused(options(folder, tmp_path / "x", **{"max-length": 65}), "64")
     refused(options(folder, tmp_path / "x", **{"micro-tokens": 10}), "--micro-tokens")
     refused(options(folder, tmp_path / "x", "--method", "mlm", teacher=None), "--student")
+    refused(options(folder, tmp_path / "x", "--weights", "kl"), "--weights kl", "TERM=WEIGHT")
+    refused(options(folder, tmp_path / "x", "--weights", "hidden=1"), "hidden=1", "kl, mlm, cosine")
+    refused(options(folder, tmp_path / "x", "--weights", "kl=-1"), "at least 0")
+    refused(options(folder, tmp_path / "x", "--relation-heads", "4"), "--method minilmv2")
+    refused(options(folder, tmp_path / "x", "--mask-share", "0"), "--mask-share")
+    refused(options(folder, tmp_path / "x", "--method", "tinybert"), "12 heads and the teacher 2")
+    refused(options(folder, tmp_path / "x", "--method", "tinybert", "--imitate", "1,b"), "--imitate 1,b")
+    refused(options(folder, tmp_path / "x", "--method", "minilm", "--layer-map", "0,3"), "--init teacher")
+    refused(options(folder, tmp_path / "x", "--method", "minilm", "--init", "teacher"), "12 heads")
 
 
 def test_a_truncated_teacher_is_named(folder, tmp_path):
@@ -228,11 +296,6 @@ def test_help_shows_three_examples(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     assert capsys.readouterr().out.count("python train.py") == 3
-
-
-def test_replacing_dropout_reaches_every_module(tiny_config):
-    model = train.with_dropout(MaskedLM(tiny_config), dropout=0.0)
-    assert all(m.config == replace(tiny_config, dropout=0.0) for m in model.modules() if hasattr(m, "config"))
 
 
 def test_two_ranks_give_the_run_of_one(folder, tmp_path):
