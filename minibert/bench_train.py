@@ -1,4 +1,5 @@
-"""Times the distillation step of train.py against the same step on `transformers`, alternating in one run.
+"""Times the distillation step of train.py against the same step on `transformers`, or against that of other
+methods, alternating in one run.
 
 Each contender lives in a process of its own, so that each has its own peak of memory; they take turns on the
 same sequences. Tokens are real tokens, never padding.
@@ -13,6 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from minibert import inner_methods, methods
 from minibert.batch import IGNORE
 from minibert.bench_size import encoder_flops
 from minibert.config import Config, preset
@@ -20,9 +22,10 @@ from minibert.contenders import alternate, compared, serve
 from minibert.corpus import open_corpus
 from minibert.errors import UserError
 from minibert.feed import Step, cut
-from minibert.heads import MaskedLM
-from minibert.methods import METHODS, Weights, term_counts
-from minibert.model import init_weights
+from minibert.heads import MaskedLM, encoder_of
+from minibert.inner_methods import InnerWeights, Learner, Projections
+from minibert.methods import Weights
+from minibert.model import Encoder, init_weights
 from minibert.optim import adamw
 from minibert.options import option
 from minibert.report import table
@@ -30,6 +33,7 @@ from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
 
 CLIP, LR = 5.0, 1e-4
+FAMILY = {name: family for family in (methods, inner_methods) for name in family.METHODS}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class TrainBench:
 
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student")
+    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; of several each is timed")
     batch: int = option(8, "sequences of one step")
     corpus: str | None = option(
         None, "prepared folder: lengths as its sequences have them, up to --max-length")
@@ -51,9 +56,12 @@ class TrainBench:
     device: str = option("auto", "cpu, cuda ...")
     threads: int | None = option(None, "CPU threads")
     compile: bool = option(False, "torch.compile our encoders")
-    peer: bool = option(True, "measure transformers beside")
+    peer: bool = option(True, "measure transformers beside (distilbert)")
 
     def __post_init__(self):
+        for method in self.methods:
+            if method not in FAMILY:
+                raise UserError(f"--methods {method} is none of {', '.join(FAMILY)}")
         if not 2 < self.min_length <= self.max_length <= self.micro_tokens:
             raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
 
@@ -81,24 +89,31 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
                  for name in (options.teacher, options.student))
 
 
-def our_turn(options: TrainBench, runtime):
+def our_turn(method: str, options: TrainBench, runtime):
     """A function that takes one turn of steps with minibert, all as train.py does it."""
-    teacher, student = (init_weights(MaskedLM(config)).to(runtime.device) for config in shapes(options))
+    family, weights = FAMILY[method], Weights()
+    if family is inner_methods:
+        teacher, student = (init_weights(Encoder(config)) for config in shapes(options))
+        inner_methods.check_fit(method, student.config, teacher.config, weights := InnerWeights())
+        student = Learner(student, Projections(student.config, teacher.config)
+                          if method == "tinybert" else None)
+    else:
+        teacher, student = (init_weights(MaskedLM(config)) for config in shapes(options))
     runtime.hold_frozen(teacher)
-    student.train()
+    student.to(runtime.device).train()
     if options.compile:
         compile_encoder(student.encoder)
-        compile_encoder(teacher.encoder)
+        compile_encoder(encoder_of(teacher))
     optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
     data = []
-    for number, (ids, lengths, selected) in enumerate(sequences(options, student.config.vocab_size)):
+    for number, (ids, lengths, selected) in enumerate(sequences(options, teacher.config.vocab_size)):
         micro = cut(ids, lengths, np.where(selected, 4, ids), selected, options.micro_tokens, (number,))
         data.append(Step(micro, len(ids), int(selected.sum()), len(lengths)))
 
     def turn() -> None:
         for step in data:
-            training_step(student, partial(METHODS["distilbert"], student, teacher, step, Weights()),
-                          step.micro_batches, term_counts(step, Weights()),
+            training_step(student, partial(family.METHODS[method], student, teacher, step, weights),
+                          step.micro_batches, family.term_counts(step, weights),
                           optimizer, scaler, runtime, LR, CLIP)
     return turn
 
@@ -134,20 +149,25 @@ def worker(kind: str, options: TrainBench, pipe) -> None:
     """One contender in its process."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads)
-    serve({"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime), pipe, runtime.device)
+    turn = peers_turn(options, runtime) if kind == "transformers" else our_turn(
+        options.methods[0] if kind == "minibert" else kind, options, runtime)
+    serve(turn, pipe, runtime.device)
 
 
-def useful_flops(teacher: Config, student: Config, lengths: np.ndarray) -> float:
+def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
     """Multiplications and additions that the step cannot do without:
     teacher forward, student forward and backward.
 
     A linear layer costs 2 x weights a token, attention 4 T D a token and layer; backward is twice forward.
-    The vocabulary counts for every token on both sides, because the KL needs it.
+    The vocabulary counts for every token on both sides where a KL needs it, for 15 % of the student's with
+    mlm, and not at all where only encoders are compared; what comparing them costs is not counted.
     """
+    share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
+
     def forward(c: Config) -> float:
-        head = 2 * c.hidden_size * (c.hidden_size + c.vocab_size)
+        head = share * 2 * c.hidden_size * (c.hidden_size + c.vocab_size)
         return sum(encoder_flops(c, int(length)) + head * int(length) for length in lengths)
-    return forward(teacher) + 3 * forward(student)
+    return (forward(teacher) if method != "mlm" else 0.0) + 3 * forward(student)
 
 
 def matrix_peak(options: TrainBench) -> float:
@@ -167,15 +187,20 @@ def matrix_peak(options: TrainBench) -> float:
 
 def bench_train(options: TrainBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
-    kinds = ["minibert", "transformers"] if options.peer else ["minibert"]
+    peer = options.peer and options.methods == ("distilbert",)
+    method_of = {method: method for method in options.methods}
+    if len(method_of) == 1:
+        method_of = {"minibert": options.methods[0]}
+    kinds = [*method_of, *(["transformers"] if peer else [])]
     peak = matrix_peak(options)
     seconds, memory = alternate(worker, kinds, options, options.turns)
     teacher, student = shapes(options)
     steps = sequences(options, student.vocab_size)
     tokens = sum(len(ids) for ids, _, _ in steps)
-    flops = sum(useful_flops(teacher, student, lengths) for _, lengths, _ in steps)
     figures, rows = {}, []
     for kind in kinds:
+        method = method_of.get(kind, "distilbert")
+        flops = sum(useful_flops(teacher, student, lengths, method) for _, lengths, _ in steps)
         middle = statistics.median(seconds[kind])
         figures[kind] = {"tokens_per_second": tokens / middle,
                          "spread": [tokens / max(seconds[kind]), tokens / min(seconds[kind])],
@@ -194,6 +219,6 @@ def bench_train(options: TrainBench) -> dict:
     print(table(rows, title))
     result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
               "matrix_peak": peak, **figures}
-    if options.peer:
+    if peer:
         result |= compared(seconds, memory)
     return result

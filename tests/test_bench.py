@@ -29,6 +29,19 @@ def test_train_bench_ends_with_json():
     assert result["minibert"]["tokens_per_second"] > 0 and "transformers" not in result
 
 
+def test_train_bench_times_methods_side_by_side():
+    run = bench("train", "--teacher", "bert-L4-H128", "--student", "bert-L2-H128", "--batch", "2",
+                "--methods", "distilbert", "mlm", "tinybert", "minilm", "--max-length", "20", "--steps", "1",
+                "--turns", "1", "--threads", "1")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert all(result[m]["tokens_per_second"] > 0 for m in ("distilbert", "mlm", "tinybert", "minilm"))
+    flops = {m: result[m]["flops_per_second"] / result[m]["tokens_per_second"] for m in ("distilbert", "mlm")}
+    assert flops["mlm"] < flops["distilbert"]
+    run = bench("train", "--methods", "magic")
+    assert run.returncode == 2 and "--methods magic is none of mlm, distilbert" in run.stderr
+
+
 def test_unknown_bench_is_one_sentence():
     run = bench("nothing")
     assert run.returncode == 2 and "train" in run.stderr and "Traceback" not in run.stderr
