@@ -4,8 +4,9 @@ A preset is counted as its encoder, a BERT's with pooler, on torch's meta device
 memory; a folder as the model with the head that it holds, and of its files only the headers are read.
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,18 +16,18 @@ from torch import nn
 
 from minibert.config import PRESETS, Config
 from minibert.errors import UserError
-from minibert.heads import MaskedLM, PreTraining, encoder_of
+from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
 from minibert.hf_config import parse
 from minibert.hub import MODELS
-from minibert.model import Encoder
 from minibert.options import option
 from minibert.report import table
 from minibert.tokenizer import read_json
 from minibert.weight_files import existing
 
 FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
-  T tokens, L layers, D hidden size, F feed-forward size: linear layers and attention of the encoder. Left
-  out: pooler and heads, and what is no matrix product (biases, LayerNorm, GELU, softmax, look-ups).
+  T tokens, L layers, D hidden size, F feed-forward size: linear layers and attention of the encoder; for a
+  MobileBERT, 2 T x the elements of its linear layers + 4 T^2 B L, B its bottleneck size. Left out: pooler
+  and heads, and what is no matrix product (biases, LayerNorm, GELU, softmax, look-ups).
 with D x D = that and 2 T D^2, one more D x D layer over all tokens. How the papers counted is not known here;
 which of the two rounds to a published figure is said below."""
 
@@ -72,6 +73,10 @@ PARAMETERS = {
     "tinybert-4": Figure("14.5M", TINYBERT),
     "tinybert-6": Figure("67.0M", TINYBERT),
     "bert-small": Figure("29.2M", TINYBERT),
+    "mobilebert-paper": Figure("25.3M", MOBILEBERT),
+    "mobilebert-tiny": Figure("15.1M", MOBILEBERT),
+    "mobilebert-without-opt": Figure("25.3M", MOBILEBERT),
+    "ib-bert-large": Figure("293M", MOBILEBERT),
 }
 FLOPS = {
     "bert-base": Figure("22.5B", TINYBERT),
@@ -83,6 +88,9 @@ FLOPS = {
     "tinybert-4": Figure("1.2B", TINYBERT),
     "tinybert-6": Figure("11.3B", TINYBERT),
     "bert-small": Figure("3.4B", TINYBERT),
+    "mobilebert-paper": Figure("5.7B", MOBILEBERT),
+    "mobilebert-tiny": Figure("3.1B", MOBILEBERT),
+    "mobilebert-without-opt": Figure("5.7B", MOBILEBERT),
 }
 
 
@@ -99,10 +107,19 @@ class SizeBench:
             raise UserError(f"--length is at least 1, not {self.length}")
 
 
+@functools.cache
+def linear_elements(config: Config) -> int:
+    """Elements of the matrices of the encoder's linear layers; a token is multiplied with each once."""
+    def elements(part: nn.Module) -> int:
+        return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
+
+    encoder = on_meta(build_encoder, replace(config, layers=1))  # all layers are alike
+    return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
+
+
 def encoder_flops(config: Config, length: int) -> int:
     """Multiplications plus additions of the encoder's matrix products over one sequence, by `FORMULA`."""
-    T, L, D, F = length, config.layers, config.hidden_size, config.intermediate_size
-    return 2 * T * L * (4 * D * D + 2 * D * F) + 4 * T * T * D * L
+    return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 
 def extra_layer_flops(config: Config, length: int) -> int:
@@ -124,9 +141,10 @@ def count(module: nn.Module | None) -> int:
 def counts(config: Config) -> dict[str, int]:
     """Parameters of a shape by what is counted; what a paper prints may be any of these."""
     if config.architecture == "distilbert":
-        return {"encoder": count(on_meta(Encoder, config)), "MLM head too": count(on_meta(MaskedLM, config))}
-    return {"encoder": count(on_meta(Encoder, config)),
-            "pooler too": count(on_meta(Encoder, config, pooler=True)),
+        return {"encoder": count(on_meta(build_encoder, config)),
+                "MLM head too": count(on_meta(MaskedLM, config))}
+    return {"encoder": count(on_meta(build_encoder, config)),
+            "pooler too": count(on_meta(build_encoder, config, pooler=True)),
             "pre-training heads too": count(on_meta(PreTraining, config))}
 
 
@@ -161,13 +179,16 @@ def size_of(name: str, length: int) -> dict:
         config, head = parse(read_json(path), path)
         precision, file_bytes, tensors = stored(Path(name))
         head = head if head in MODELS else "encoder"  # a head that is not known here is left out
-        more = {"pooler": any("pooler." in tensor for tensor in tensors)} if head == "encoder" else {}
-        model, published = on_meta(MODELS[head], config, **more), {}
+        if head == "encoder":
+            model = on_meta(build_encoder, config, pooler=any("pooler." in tensor for tensor in tensors))
+        else:
+            model = on_meta(MODELS[head], config)
+        published = {}
     else:
         if name not in PRESETS:
             raise UserError(f"{name!r} is neither a folder nor a preset; there are: {', '.join(PRESETS)}")
         config, head, precision = PRESETS[name], "encoder", None
-        model = on_meta(Encoder, config, pooler=config.architecture == "bert")
+        model = on_meta(build_encoder, config, pooler=config.architecture != "distilbert")
         published = {"parameters": PARAMETERS.get(name)}
         if length == PUBLISHED_LENGTH:
             published["flops"] = FLOPS.get(name)

@@ -1,4 +1,4 @@
-"""What shape a model has: one frozen dataclass, and the shapes of the papers by name.
+"""What shape a model has: one frozen dataclass, what MobileBERT has beyond it, the papers' shapes by name.
 
 The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D
 hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
@@ -37,9 +37,13 @@ class Config:
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # K names, by class number
     regression: bool = False  # the one "label" is a score
 
+    _architectures = "bert", "distilbert"  # not fields: what this class is for, and what is H * E wide
+    _attention_field = "hidden_size"
+
     def __post_init__(self):
-        if self.architecture not in ("bert", "distilbert"):
-            raise UserError(f"architecture {self.architecture!r} is not known: bert or distilbert")
+        if self.architecture not in self._architectures:
+            raise UserError(f"architecture {self.architecture!r} is not known: "
+                            f"{' or '.join(self._architectures)}")
         if self.activation not in ("gelu", "gelu_tanh", "relu"):
             raise UserError(f"activation {self.activation!r} is not known: gelu, gelu_tanh or relu")
         for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
@@ -51,8 +55,9 @@ class Config:
             raise UserError(f"pad_id {self.pad_id} is not in the vocabulary of {self.vocab_size}")
         if not self.labels:
             raise UserError("labels is empty; a score has one label and regression=True")
-        if self.hidden_size % self.heads:
-            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.attention_size % self.heads:
+            raise UserError(f"{self._attention_field} {self.attention_size} is not a multiple of heads "
+                            f"{self.heads}")
         if self.architecture == "distilbert" and self.segments:
             raise UserError("a DistilBERT has no token types: segments must be 0")
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
@@ -60,9 +65,60 @@ class Config:
                 raise UserError(f"{name} is {getattr(self, name)}, and must be in [0, 1)")
 
     @property
+    def attention_size(self) -> int:
+        """H * E, the width of all attention heads together."""
+        return getattr(self, self._attention_field)
+
+    @property
     def head_size(self) -> int:
         """E, the width of one attention head."""
-        return self.hidden_size // self.heads
+        return self.attention_size // self.heads
+
+    @property
+    def embedding_size(self) -> int:
+        """The width of the word table."""
+        return self.hidden_size
+
+
+@dataclass(frozen=True)
+class MobileConfig(Config):
+    """A MobileBERT, or its teacher IB-BERT: D wide between its blocks, `bottleneck_size` wide inside them.
+
+    The defaults are those of the model that was released, but for the pooler, which it has not.
+    """
+
+    architecture: str = "mobilebert"
+    hidden_size: int = 512  # D
+    layers: int = 24
+    heads: int = 4
+    intermediate_size: int = 512  # F
+    activation: str = "relu"
+    dropout: float = 0.0  # of embeddings and of what leaves a block
+    classifier_dropout: float = 0.0
+    embedding_size: int = 128  # of the word table; three neighbours' vectors make a token's embedding
+    bottleneck_size: int = 128  # B, and the width of all attention heads together
+    feed_forwards: int = 4  # feed-forward networks in a block
+    # What queries and keys are computed from: "shared", a B-wide layer of their own; "hidden", the block's
+    # input; "bottleneck", its B-wide state. Values: the block's input, but for "bottleneck" that state, too.
+    attention_input: str = "shared"
+    norm: str = "no_norm"  # "no_norm": a factor and a bias for each unit, or "layer_norm"
+    tanh_pooler: bool = True  # BERT's pooler; else what is pooled is the state of [CLS] as it is
+
+    _architectures = ("mobilebert",)
+    _attention_field = "bottleneck_size"
+
+    def __post_init__(self):
+        for name in ("embedding_size", "bottleneck_size", "feed_forwards"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        super().__post_init__()
+        for name, known in (("attention_input", ("shared", "hidden", "bottleneck")),
+                            ("norm", ("no_norm", "layer_norm"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} {getattr(self, name)!r} is not known: {', '.join(known)}")
+        if self.embedding_size >= self.hidden_size:
+            raise UserError(f"embedding_size {self.embedding_size} must be less than hidden_size "
+                            f"{self.hidden_size} in a MobileBERT")
 
 
 def _distilbert(**shape) -> Config:
@@ -70,6 +126,12 @@ def _distilbert(**shape) -> Config:
 
 
 BERT_BASE = Config()
+# Sun et al. 2020. The released model shares the input of queries and keys; the paper's 25.3M parameters are
+# those of one that does not.
+MOBILEBERT = MobileConfig(tanh_pooler=False)
+MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
+IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,
+                       bottleneck_size=1024, intermediate_size=4096, dropout=0.1, classifier_dropout=0.1)
 
 PRESETS: dict[str, Config] = {
     "bert-base": BERT_BASE,
@@ -90,6 +152,16 @@ PRESETS: dict[str, Config] = {
     # The shape of the small teacher in weights/, with a vocabulary of its own; it trains on two CPU cores.
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
+    "mobilebert": MOBILEBERT,
+    "mobilebert-paper": MOBILEBERT_PAPER,
+    "mobilebert-tiny": replace(MOBILEBERT, attention_input="bottleneck", feed_forwards=2),
+    "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
+    "ib-bert-large": IB_BERT,
+    # A teacher and a student of the same family that train on two CPU cores.
+    "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=256, layers=6, embedding_size=64,
+                             bottleneck_size=256, intermediate_size=1024, max_positions=256),
+    "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=256, layers=6, embedding_size=64,
+                                bottleneck_size=64, intermediate_size=256, max_positions=256),
 }
 
 

@@ -10,13 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.batch import Batch
-from minibert.config import Config
+from minibert.config import Config, MobileConfig
+from minibert.mobilebert import MobileEncoder
 from minibert.model import Encoder, activation
 
 
+def build_encoder(config: Config, pooler: bool = False) -> Encoder:
+    """The encoder that `config` describes; with `pooler`, the layer that pools, if its kind has one."""
+    return (MobileEncoder if isinstance(config, MobileConfig) else Encoder)(config, pooler)
+
+
 class MLMHead(nn.Module):
-    """Hidden states -> the states that are compared with the word table;
-    the table itself is the encoder's (tied).
+    """Hidden states -> the states that are compared with a vector of each token of the vocabulary;
+    the table of these is the encoder's word table (tied), in MobileBERT with columns of the head's own.
     """
 
     def __init__(self, config: Config):
@@ -25,10 +31,21 @@ class MLMHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
+        missing = config.hidden_size - config.embedding_size
+        # (missing, V): the way round that MobileBERT was published
+        self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """(N, D) -> LN(gelu(W h + b)), (N, D); the logits are this times the word table, plus `bias`."""
+        """(N, D) -> LN(gelu(W h + b)), (N, D); the logits are this times the table, plus `bias`."""
         return self.norm(activation(self.config.activation, self.dense(last)))
+
+    def table(self, word: Tensor) -> Tensor:
+        """The table (V, D) from the encoder's word table: that itself, or MobileBERT's [word, extra]."""
+        return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
+
+    def logits(self, last: Tensor, word: Tensor) -> Tensor:
+        """(N, D) -> (N, V)."""
+        return F.linear(self(last), self.table(word), self.bias)
 
 
 class MaskedLM(nn.Module):
@@ -37,12 +54,12 @@ class MaskedLM(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = build_encoder(config)
         self.mlm = MLMHead(config)
 
     def forward(self, batch: Batch) -> Tensor:
         """MLM logits (N, V), rows in packed order."""
-        return F.linear(self.mlm(self.encoder(batch)), self.encoder.word.weight, self.mlm.bias)
+        return self.mlm.logits(self.encoder(batch), self.encoder.word.weight)
 
 
 class PreTraining(nn.Module):
@@ -54,31 +71,31 @@ class PreTraining(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, pooler=True)
+        self.encoder = build_encoder(config, pooler=True)
         self.mlm = MLMHead(config)
         self.nsp = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """MLM logits (N, V) and next-sentence logits (S, 2)."""
         last = self.encoder(batch)
-        logits = F.linear(self.mlm(last), self.encoder.word.weight, self.mlm.bias)
+        logits = self.mlm.logits(last, self.encoder.word.weight)
         return logits, self.nsp(self.encoder.pool(last, batch))
 
 
 class Classifier(nn.Module):
     """Sequence classification, or regression with K = 1: batch -> logits or scores (S, K).
 
-    BERT reads its pooler's output;
+    BERT and MobileBERT read what the encoder pools;
     DistilBERT has ReLU(W h_[CLS] + b) of its own instead, trained with the classifier.
     """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        bert = config.architecture == "bert"
-        self.encoder = Encoder(config, pooler=bert)
-        self.pre_classifier = None if bert else nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, 1 if config.regression else len(config.labels))
+        D, own_layer = config.hidden_size, config.architecture == "distilbert"
+        self.encoder = build_encoder(config, pooler=not own_layer)
+        self.pre_classifier = nn.Linear(D, D) if own_layer else None
+        self.classifier = nn.Linear(D, 1 if config.regression else len(config.labels))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, K), or scores (S, 1) for regression."""
@@ -99,7 +116,7 @@ class Span(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = build_encoder(config)
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -107,7 +124,7 @@ class Span(nn.Module):
         a softmax over one sequence's rows gives the answer's borders.
         """
         last = self.encoder(batch)
-        # note: DistilBERT has dropout before this head, BERT has none
+        # note: DistilBERT has dropout before this head, the others have none
         if self.config.architecture == "distilbert":
             last = F.dropout(last, self.config.dropout, self.training)
         return self.span(last)

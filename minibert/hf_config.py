@@ -5,15 +5,18 @@ import math
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from minibert.config import Config
+from minibert.config import Config, MobileConfig
 from minibert.errors import UserError
-from minibert.names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, CLASSES, FIELDS
+from minibert.names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, ATTENTION_INPUT, CLASSES, FIELDS
 
 DEFAULTS = {"bert": Config(),
-            "distilbert": Config(architecture="distilbert", segments=0, classifier_dropout=0.2)}
+            "distilbert": Config(architecture="distilbert", segments=0, classifier_dropout=0.2),
+            "mobilebert": MobileConfig()}
+MOBILE_NORM_EPS = 1e-5  # of two of MobileBERT's LayerNorms in transformers, whatever the config says
 # Beyond every real model.
 # Without, a damaged file could ask for a billion layers before any tensor is compared.
-LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
+LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
+          "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
@@ -30,18 +33,20 @@ def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
 
 
 def _parse_minibert(raw: dict) -> tuple[Config, str]:
-    names = {field.name for field in fields(Config)}
-    unknown = sorted(raw.keys() - names - {"format", "head"})
-    if unknown or raw.get("architecture") not in list(DEFAULTS):
-        raise UserError(f"unknown fields {', '.join(unknown)}" if unknown else "no known architecture")
+    if raw.get("architecture") not in list(DEFAULTS):  # a list compares what cannot be hashed, too
+        raise UserError("no known architecture")
     default = DEFAULTS[raw["architecture"]]
+    names = {field.name for field in fields(default)}
+    unknown = sorted(raw.keys() - names - {"format", "head"})
+    if unknown:
+        raise UserError(f"unknown fields {', '.join(unknown)}")
     values = {name: _value(raw, name, name, getattr(default, name)) for name in names if name != "labels"}
     labels = raw.get("labels", list(default.labels))
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise UserError("labels is not a list of names")
     if raw.get("head") not in list(CLASSES[raw["architecture"]]):
         raise UserError(f"head {raw.get('head')!r} is not known: {', '.join(CLASSES[raw['architecture']])}")
-    return Config(**values, labels=tuple(labels)), raw["head"]
+    return type(default)(**values, labels=tuple(labels)), raw["head"]
 
 
 def _parse_hf(raw: dict) -> tuple[Config, str | None]:
@@ -51,8 +56,8 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     architecture = raw.get("model_type")
     if architecture is None:  # TinyBERT's and other old files
         architecture = "distilbert" if "n_layers" in raw else "bert" if "num_hidden_layers" in raw else None
-    if architecture not in list(FIELDS):  # a list compares what cannot be hashed, too
-        raise UserError(f"model_type is {architecture!r}; only {' and '.join(FIELDS)} load here")
+    if architecture not in list(FIELDS):
+        raise UserError(f"model_type is {architecture!r}; only {', '.join(FIELDS)} load here")
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")
     if raw.get("position_embedding_type") not in (None, "absolute"):
@@ -62,16 +67,34 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     default = DEFAULTS[architecture]
     values = {ours: _value(raw, theirs, ours, getattr(default, ours))
               for ours, theirs in FIELDS[architecture].items()}
-    if architecture == "bert" and raw.get("classifier_dropout") is None:
+    if architecture != "distilbert" and raw.get("classifier_dropout") is None:
         values["classifier_dropout"] = values["dropout"]
-    act = _value(raw, ACTIVATION[architecture], "activation", "gelu")
+    if architecture == "mobilebert":
+        values["attention_input"] = _attention_input(raw, values["norm"], values["norm_eps"])
+    act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
     # Attention dropout stays ours, 0: nearly every file says 0.1, and with it no fused kernel could be used.
-    config = Config(architecture=architecture, segments=values.pop("segments", 0),
-                    activation=ACTIVATIONS[act], **_labels(raw), **values)
+    config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
+                           activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
     return config, heads.get(classes[0].removeprefix("Tiny"), classes[0]) if classes else None
+
+
+def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
+    """`attention_input` of a MobileBERT; `UserError` for its shapes that these models do not compute."""
+    for name in ("use_bottleneck", "trigram_input"):
+        if not _value(raw, name, name, True):
+            raise UserError(f"{name} is false, and a MobileBERT without that does not load here")
+    if norm == "layer_norm" and norm_eps != MOBILE_NORM_EPS:
+        raise UserError(f"layer_norm_eps is {norm_eps}, but with normalization_type 'layer_norm' "
+                        f"transformers takes {MOBILE_NORM_EPS} in some of its LayerNorms all the same; "
+                        "only that loads here")
+    switches = {name: _value(raw, name, name, default) for name, default in ATTENTION_INPUT["shared"].items()}
+    found = [ours for ours, theirs in ATTENTION_INPUT.items() if theirs == switches]
+    if not found:
+        raise UserError(f"{' and '.join(switches)} are both true, and the first would mean nothing")
+    return found[0]
 
 
 def _labels(raw: dict) -> dict:
@@ -121,8 +144,17 @@ def describe(config: Config, head: str, form: str, dtype: str) -> dict:
     why_not = None
     if architecture == "distilbert" and config.norm_eps != 1e-12:
         why_not = f"DistilBERT has norm_eps 1e-12 there, always, and this model {config.norm_eps}"
-    elif architecture == "bert" and config.segments == 0:
+    elif architecture != "distilbert" and config.segments == 0:
         why_not = "BERT has token types there, and this model has none"
+    elif architecture == "mobilebert" and (config.attention_input == "hidden"
+                                           and config.hidden_size != config.bottleneck_size):
+        why_not = ("MobileBERT's queries and keys there fit an input of bottleneck_size "
+                   f"{config.bottleneck_size} only, and this model's have one of hidden_size "
+                   f"{config.hidden_size}")
+    elif architecture == "mobilebert" and (config.norm == "layer_norm"
+                                           and config.norm_eps != MOBILE_NORM_EPS):
+        why_not = (f"some LayerNorms of MobileBERT have norm_eps {MOBILE_NORM_EPS} there, always, and this "
+                   f"model's {config.norm_eps}")
     elif head == "classification" and len(config.labels) == 1 and not config.regression:
         why_not = "a classifier of one label is a regression there"
     if why_not:
@@ -137,6 +169,8 @@ def describe(config: Config, head: str, form: str, dtype: str) -> dict:
     raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     if architecture == "bert":
         raw["position_embedding_type"] = "absolute"
+    elif architecture == "mobilebert":
+        raw |= {"use_bottleneck": True, "trigram_input": True, **ATTENTION_INPUT[config.attention_input]}
     else:
         raw |= {"qa_dropout": config.dropout, "sinusoidal_pos_embds": False, "tie_weights_": True}
     raw |= {"id2label": {str(i): label for i, label in enumerate(labels)},

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import minibert.tokenizer
 from minibert.config import Config
 from minibert.errors import UserError
-from minibert.heads import Classifier, MaskedLM, PreTraining, Span
+from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 from minibert.hf_config import describe, dump, parse
 from minibert.model import Encoder
 from minibert.model_card import model_card
@@ -93,14 +93,14 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 def head_of(model: nn.Module) -> str:
     """The name of the head of a model, as `load` takes it."""
-    return next(head for head, kind in MODELS.items() if type(model) is kind)
+    return next(head for head, kind in MODELS.items() if isinstance(model, kind))
 
 
 def _on_meta(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, str]:
     """The model without memory for its tensors, and the prefix of its tensor names in the table."""
     with torch.device("meta"):
         if head == "encoder":
-            return Encoder(config, pooler="encoder.pooler.weight" in ours), "encoder."
+            return build_encoder(config, pooler="encoder.pooler.weight" in ours), "encoder."
         return MODELS[head](config), ""
 
 

@@ -148,11 +148,11 @@ def check_fit(method: str, student: Config, teacher: Config, weights: InnerWeigh
     elif weights.teacher_layer is not None and not 1 <= weights.teacher_layer <= teacher.layers:
         raise UserError(f"the teacher has layers 1 to {teacher.layers}, and none {weights.teacher_layer}")
     if method == "minilmv2":
-        widest = math.gcd(student.hidden_size, teacher.hidden_size)
+        widest = math.gcd(student.attention_size, teacher.attention_size)
         if weights.relation_heads < 1 or widest % weights.relation_heads:
             fit = [r for r in range(1, widest + 1) if widest % r == 0]
             raise UserError(f"{weights.relation_heads} relation heads do not divide the widths "
-                            f"{student.hidden_size} and {teacher.hidden_size}; "
+                            f"{student.attention_size} and {teacher.attention_size}; "
                             f"these do: {', '.join(map(str, fit))}")
     elif student.heads != teacher.heads and (method == "minilm" or weights.attention):
         raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: {method} "

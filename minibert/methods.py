@@ -31,7 +31,7 @@ class Weights:
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
     """What vocab_loss needs of a model for the rows `last` (N, D) of its last hidden states."""
-    return Vocab(model.mlm(last), model.encoder.word.weight, model.mlm.bias)
+    return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
 
 def mlm(student: nn.Module, teacher: None, step: Step, weights: Weights,

@@ -86,11 +86,15 @@ class Encoder(nn.Module):
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
-        x = self.word(batch.ids)
+        x = self.words(batch)  # (N, D)
         if self.segment is not None:
             x = x + self.segment(batch.segments)
         x = self.norm(x + self.position(batch.positions))
         return F.dropout(x, self.config.dropout, self.training)
+
+    def words(self, batch: Batch) -> Tensor:
+        """What the ids alone give, (N, D): their rows of the word table."""
+        return self.word(batch.ids)
 
     def forward(self, batch: Batch) -> Tensor:
         """The last hidden states (N, D)."""
@@ -99,10 +103,12 @@ class Encoder(nn.Module):
             x = layer(x, batch)[0]
         return x
 
-    def trace(self, batch: Batch) -> Trace:
-        """The hidden states and the q, k, v of every layer, for methods that imitate what happens inside."""
+    def trace(self, batch: Batch, layers: int | None = None) -> Trace:
+        """The hidden states and the q, k, v of every layer, or of the first `layers`,
+        for methods that imitate what happens inside.
+        """
         hiddens, qkv = [self.embed(batch)], []
-        for layer in self.layers:
+        for layer in self.layers[:layers]:
             x, *q_k_v = layer(hiddens[-1], batch)
             hiddens.append(x)
             qkv.append(q_k_v)
@@ -126,7 +132,7 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             std = _initializer_range(model)
             nn.init.trunc_normal_(module.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, Encoder):

@@ -3,6 +3,7 @@
 from minibert.config import Config
 from minibert.names import CLASSES
 
+FAMILIES = {"bert": "BERT", "distilbert": "DistilBERT", "mobilebert": "MobileBERT"}
 WHAT = {
     "encoder": ("feature-extraction", "an encoder: one vector of width {D} for each token"),
     "mlm": ("fill-mask", "a masked language model"),
@@ -20,11 +21,13 @@ def model_card(config: Config, head: str, form: str, parameters: int, dtype: str
     """
     c = config
     task, what = WHAT["regression" if head == "classification" and c.regression else head]
-    rows = {"architecture": "DistilBERT" if c.architecture == "distilbert" else "BERT",
+    rows = {"architecture": FAMILIES[c.architecture],
             "parameters": f"{parameters:,}", "stored as": dtype, "layers": c.layers,
             "hidden size": c.hidden_size, "attention heads": c.heads,
-            "feed-forward size": c.intermediate_size,
-            "vocabulary": f"{c.vocab_size:,}", "longest input": f"{c.max_positions} tokens",
+            "feed-forward size": c.intermediate_size}
+    if c.architecture == "mobilebert":
+        rows |= {"bottleneck size": c.bottleneck_size, "feed-forward networks a layer": c.feed_forwards}
+    rows |= {"vocabulary": f"{c.vocab_size:,}", "longest input": f"{c.max_positions} tokens",
             "activation": c.activation}
     if head == "classification" and not c.regression:
         rows["labels"] = ", ".join(c.labels)
@@ -40,7 +43,8 @@ def model_card(config: Config, head: str, form: str, parameters: int, dtype: str
                  "ids, segments = tokenizer.encode([\"A text.\", \"Another, longer text.\"])\n"
                  "output = model(minibert.pack(ids, segments))\n```\n")
     if form == "hf":
-        bare = c.architecture == "bert" and head == "encoder" and not pooler
+        bare = head == "encoder" and not pooler and (
+            c.architecture == "bert" or c.architecture == "mobilebert" and c.tanh_pooler)
         parts.append("With transformers:\n\n```python\nimport transformers\n\n"
                      f"model = transformers.{CLASSES[c.architecture][head]}.from_pretrained(\"FOLDER\""
                      f"{', add_pooling_layer=False' if bare else ''})\n"
@@ -48,4 +52,7 @@ def model_card(config: Config, head: str, form: str, parameters: int, dtype: str
         if bare:
             parts.append("The model has no pooler: without `add_pooling_layer=False`, transformers starts "
                          "a new one, and `pooler_output` means nothing.\n")
+        if c.architecture == "mobilebert":
+            parts.append("There, the last token of a sequence reads the padding behind it: outputs of a "
+                         "padded batch differ from those of its sequences one by one, which are minibert's.\n")
     return "\n".join(parts)

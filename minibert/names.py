@@ -1,6 +1,7 @@
 """Names that are not ours: one table per architecture, from our modules and config fields to Hugging Face's.
 
-Read from left to right for saving and from right to left for loading; `{}` is the layer's number.
+Read from left to right for saving and from right to left for loading; `{}` is the layer's number, a second
+one that of a feed-forward network in it.
 What a file may hold that a model here does not is in `TIED`, stored twice, `DROPPED`, left out on
 purpose, and `HEAD_MODULES`, the heads that were not asked for. Any other difference between a
 file and its model is an error (hub.py).
@@ -49,6 +50,38 @@ MODULES = {  # our module -> theirs, the same for its .weight and .bias
         "classifier": "classifier",
         "span": "qa_outputs",
     },
+    "mobilebert": {
+        "encoder.word": "mobilebert.embeddings.word_embeddings",
+        "encoder.trigram": "mobilebert.embeddings.embedding_transformation",
+        "encoder.position": "mobilebert.embeddings.position_embeddings",
+        "encoder.segment": "mobilebert.embeddings.token_type_embeddings",
+        "encoder.norm": "mobilebert.embeddings.LayerNorm",
+        "encoder.layers.{}.bottleneck": "mobilebert.encoder.layer.{}.bottleneck.input.dense",
+        "encoder.layers.{}.bottleneck_norm": "mobilebert.encoder.layer.{}.bottleneck.input.LayerNorm",
+        "encoder.layers.{}.shared": "mobilebert.encoder.layer.{}.bottleneck.attention.dense",
+        "encoder.layers.{}.shared_norm": "mobilebert.encoder.layer.{}.bottleneck.attention.LayerNorm",
+        "encoder.layers.{}.query": "mobilebert.encoder.layer.{}.attention.self.query",
+        "encoder.layers.{}.key": "mobilebert.encoder.layer.{}.attention.self.key",
+        "encoder.layers.{}.value": "mobilebert.encoder.layer.{}.attention.self.value",
+        "encoder.layers.{}.out": "mobilebert.encoder.layer.{}.attention.output.dense",
+        "encoder.layers.{}.attention_norm": "mobilebert.encoder.layer.{}.attention.output.LayerNorm",
+        "encoder.layers.{}.stacked.{}.up": "mobilebert.encoder.layer.{}.ffn.{}.intermediate.dense",
+        "encoder.layers.{}.stacked.{}.down": "mobilebert.encoder.layer.{}.ffn.{}.output.dense",
+        "encoder.layers.{}.stacked.{}.norm": "mobilebert.encoder.layer.{}.ffn.{}.output.LayerNorm",
+        "encoder.layers.{}.feed_forward.up": "mobilebert.encoder.layer.{}.intermediate.dense",
+        "encoder.layers.{}.feed_forward.down": "mobilebert.encoder.layer.{}.output.dense",
+        "encoder.layers.{}.feed_forward.norm": "mobilebert.encoder.layer.{}.output.LayerNorm",
+        "encoder.layers.{}.expand": "mobilebert.encoder.layer.{}.output.bottleneck.dense",
+        "encoder.layers.{}.expand_norm": "mobilebert.encoder.layer.{}.output.bottleneck.LayerNorm",
+        "encoder.pooler": "mobilebert.pooler.dense",
+        "mlm": "cls.predictions",  # its bias over the vocabulary
+        "mlm.dense": "cls.predictions.transform.dense",
+        "mlm.norm": "cls.predictions.transform.LayerNorm",
+        "mlm.extra": "cls.predictions.dense",
+        "nsp": "cls.seq_relationship",
+        "classifier": "classifier",
+        "span": "qa_outputs",
+    },
 }
 
 TIED = {  # a second name of a tensor, in files that store it twice -> the name in the table
@@ -59,17 +92,22 @@ TIED = {  # a second name of a tensor, in files that store it twice -> the name 
     "distilbert": {
         "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
     },
+    "mobilebert": {
+        "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
 }
 
 DROPPED = (  # patterns of their tensors that no model here has
-    r"(distil)?bert\.embeddings\.(position_ids|token_type_ids)",  # 0, 1, 2 ... and zeros, of old transformers
+    # 0, 1, 2 ... and zeros, of old transformers
+    r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
     r"fit_dense\.(weight|bias)",  # TinyBERT's way from the student's width to the teacher's,
     r"fit_denses\.\d+\.(weight|bias)",  # of use in its distillation only; one per layer in "v2" files
 )
 
 # The modules that only some heads have. A model without one of them drops the one in the file.
-HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "nsp", "pre_classifier", "classifier",
-                "span")
+HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
+                "classifier", "span")
 
 CLASSES = {  # architecture -> head -> their class
     "bert": {
@@ -84,6 +122,13 @@ CLASSES = {  # architecture -> head -> their class
         "mlm": "DistilBertForMaskedLM",
         "classification": "DistilBertForSequenceClassification",
         "span": "DistilBertForQuestionAnswering",
+    },
+    "mobilebert": {
+        "encoder": "MobileBertModel",
+        "mlm": "MobileBertForMaskedLM",
+        "pretraining": "MobileBertForPreTraining",
+        "classification": "MobileBertForSequenceClassification",
+        "span": "MobileBertForQuestionAnswering",
     },
 }
 
@@ -115,27 +160,40 @@ FIELDS = {  # architecture -> our config field -> theirs, where the value is the
         "pad_id": "pad_token_id",
     },
 }
-# These two differ in more than the name: attention dropout is written but not read (hub.py says why).
-ACTIVATION = {"bert": "hidden_act", "distilbert": "activation"}
-ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout"}
+FIELDS["mobilebert"] = FIELDS["bert"] | {
+    "embedding_size": "embedding_size",
+    "bottleneck_size": "intra_bottleneck_size",
+    "feed_forwards": "num_feedforward_networks",
+    "norm": "normalization_type",
+    "tanh_pooler": "classifier_activation",
+}
+# These differ in more than the name: attention dropout is written but not read (hub.py says why).
+ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
+ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
+                     "mobilebert": "attention_probs_dropout_prob"}
+ATTENTION_INPUT = {  # MobileBERT's -> their two switches
+    "shared": {"key_query_shared_bottleneck": True, "use_bottleneck_attention": False},
+    "hidden": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": False},
+    "bottleneck": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": True},
+}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
 # What the names in a bare encoder's file begin with.
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
-                 "distilbert": ("embeddings.", "transformer.")}
+                 "distilbert": ("embeddings.", "transformer."),
+                 "mobilebert": ("embeddings.", "encoder.", "pooler.")}
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
     """The tensor `name` by a table of modules,
-    with its layer and its "weight" or "bias"; None where it has none.
+    with its numbers and its "weight" or "bias"; None where it has none.
     """
     module, _, leaf = name.rpartition(".")
-    number = re.search(r"(?<=\.)\d+(?=\.)", module)
-    if number:
-        module = f"{module[:number.start()]}{{}}{module[number.end():]}"
+    number = r"(?<=\.)\d+(?=\.)"
+    numbers, module = re.findall(number, module), re.sub(number, "{}", module)
     if module not in modules or leaf not in ("weight", "bias"):
         return None
-    return f"{modules[module].format(number and number[0])}.{leaf}"
+    return f"{modules[module].format(*numbers)}.{leaf}"
 
 
 def to_hf(name: str, architecture: str) -> str:

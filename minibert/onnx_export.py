@@ -223,6 +223,9 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     packages()
     model = getattr(model, "_orig_mod", model).eval()  # what torch.compile wraps
     config, head, folder = model.config, head_of(model), Path(folder)
+    if config.architecture == "mobilebert":
+        raise UserError("a MobileBERT has no ONNX form here; save it in Hugging Face's format, which other "
+                        "exporters read")
     if head not in OUTPUTS:
         raise UserError(f"a {head} model has no ONNX form here; choose one of the heads {', '.join(OUTPUTS)}")
     text = dump(describe(config, head, "hf", "float32"))

@@ -10,32 +10,21 @@ import torch.nn.functional as F
 from minibert.batch import IGNORE
 from minibert.config import Config
 from minibert.errors import UserError
+from minibert.hf_config import describe
 from minibert.methods import Weights
 from minibert.runtime import Runtime
 
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """A model of `transformers`, by default a masked language model, with random weights,
-    of the shape of `config`, with SDPA attention.
+    of the shape of `config`, with SDPA attention; `UserError` where there is no such shape.
     """
     try:
         import transformers
     except ImportError:
         raise UserError("the comparison needs transformers: pip install 'minibert[peers]'") from None
-    common = dict(vocab_size=config.vocab_size, max_position_embeddings=config.max_positions)
-    if config.architecture == "distilbert":
-        theirs = transformers.DistilBertConfig(
-            dim=config.hidden_size, n_layers=config.layers, n_heads=config.heads,
-            hidden_dim=config.intermediate_size, dropout=config.dropout,
-            attention_dropout=config.attention_dropout, seq_classif_dropout=config.classifier_dropout,
-            **common)
-    else:
-        theirs = transformers.BertConfig(
-            hidden_size=config.hidden_size, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-            intermediate_size=config.intermediate_size, type_vocab_size=config.segments,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.attention_dropout, **common)
-    theirs.num_labels = len(config.labels)
+    raw = describe(config, "mlm", "hf", "float32")  # the config.json that such a model is saved with
+    theirs = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     return getattr(transformers, kind).from_config(theirs, attn_implementation="sdpa")
 
 
@@ -75,7 +64,7 @@ def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[
     lengths = torch.tensor([len(sequence) for sequence in ids])
     inputs = {"input_ids": pad(ids, 0),
               "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
-    if model.config.model_type == "bert":
+    if model.config.model_type != "distilbert":
         inputs["token_type_ids"] = pad(segments, 0)
     optimizer.zero_grad()
     with runtime.autocast():

@@ -30,6 +30,18 @@ def hf_model(architecture: str, head: str, seed: int, labels: int = 3):
             hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
             intermediate_size=feed_forward, hidden_act=act, type_vocab_size=draw.choice([2, 3]),
             layer_norm_eps=[1e-12, 1e-5][seed % 2], **common)
+    elif architecture == "mobilebert":
+        # queries and keys in turn from the shared bottleneck, the block's own, and none: transformers runs that
+        # where the bottleneck is as wide as the hidden states
+        shared, own = [(True, False), (False, True), (False, False)][seed % 3]
+        config = transformers.MobileBertConfig(
+            hidden_size=hidden if not (shared or own) else hidden + 7, num_hidden_layers=layers,
+            num_attention_heads=heads, intermediate_size=feed_forward, hidden_act=["relu", act][seed % 2],
+            intra_bottleneck_size=hidden, embedding_size=draw.choice([5, 6]),
+            num_feedforward_networks=draw.choice([1, 2, 4]), key_query_shared_bottleneck=shared,
+            use_bottleneck_attention=own, type_vocab_size=draw.choice([2, 3]), layer_norm_eps=1e-5,
+            normalization_type=["no_norm", "layer_norm"][seed % 2], classifier_activation=seed % 4 < 2,
+            **common)
     else:
         config = transformers.DistilBertConfig(dim=hidden, n_layers=layers, n_heads=heads,
                                                hidden_dim=feed_forward, activation=act, **common)
@@ -42,9 +54,9 @@ def randomise(model, seed: int):
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
-            if tensor.dim() == 2 and "embeddings" not in name:
-                # sharp attention, but not so sharp that its gradients vanish
-                noise *= 1 / tensor.shape[1] ** 0.5
+            if tensor.dim() == 2 and ("embeddings" not in name or "transformation" in name):
+                # sharp attention, but not so sharp that its gradients vanish; without norms, states grow
+                noise *= (0.5 if model.config.model_type == "mobilebert" else 1) / tensor.shape[1] ** 0.5
             elif name.endswith("bias"):
                 noise *= 0.2  # larger, they would make all tokens alike, and attention's gradients cancel
             elif "norm" in name.lower():
@@ -67,7 +79,7 @@ def hf_outputs(model, head: str, ids, segments, padded: bool) -> dict[str, Tenso
     one by one or as a padded batch, rows in packed order.
     """
     parts = []
-    bert = model.config.model_type == "bert"
+    bert = model.config.model_type != "distilbert"  # token types and a pooler
     for chosen in [range(len(ids))] if padded else [[i] for i in range(len(ids))]:
         longest = max(len(ids[i]) for i in chosen)
         mask = torch.tensor([[1] * len(ids[i]) + [0] * (longest - len(ids[i])) for i in chosen])
@@ -103,7 +115,7 @@ def our_outputs(model, head: str, ids, segments) -> dict[str, Tensor]:
         return outputs | {"mlm": out[0], "nsp": out[1]}
     if head == "encoder":
         outputs["last"] = out
-        if encoder.pooler is not None:
+        if encoder.pooler is not None or getattr(encoder.config, "tanh_pooler", True) is False:
             outputs["pooled"] = encoder.pool(out, batch)
         return outputs
     return outputs | {"span" if head == "span" else "logits": out}

@@ -5,14 +5,13 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
-from minibert.config import PRESETS, Config, preset
+from minibert.config import PRESETS, Config, MobileConfig, preset
 from minibert.errors import UserError
-from minibert.heads import Classifier, MaskedLM, PreTraining, Span
-from minibert.model import Encoder
+from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 
 
 def with_pooler(config):
-    return Encoder(config, pooler=True)
+    return build_encoder(config, pooler=True)
 
 
 def parameters(model_class, config) -> int:
@@ -21,22 +20,22 @@ def parameters(model_class, config) -> int:
 
 
 # preset, what is counted, exact count, published (millions), its rounding (millions), where it is published.
-# `Encoder` has no pooler, `with_pooler` is what Hugging Face calls BertModel.
+# `build_encoder` has no pooler, `with_pooler` is what Hugging Face calls BertModel.
 PUBLISHED = [
     ("bert-base", PreTraining, 110_106_428, 110, 1, "Devlin et al. 2018, section 3"),
     ("bert-base", with_pooler, 109_482_240, 109, 1, "Jiao et al. 2020, table 1"),
     # 340M is rounded to tens; it is often quoted as 335M, the encoder with its pooler
     ("bert-large", PreTraining, 336_226_108, 340, 10, "Devlin et al. 2018, section 3"),
     ("bert-large", with_pooler, 335_141_888, 335, 1, "Hugging Face, list of pretrained models"),
-    ("distilbert", Encoder, 66_362_880, 66, 1, "Sanh et al. 2019, table 3"),
-    ("distilbert-4", Encoder, 52_187_136, 52.2, 0.1, "Jiao et al. 2020, table 1"),
-    ("bert-pkd-4", Encoder, 52_188_672, 52.2, 0.1, "Jiao et al. 2020, table 1"),
+    ("distilbert", build_encoder, 66_362_880, 66, 1, "Sanh et al. 2019, table 3"),
+    ("distilbert-4", build_encoder, 52_187_136, 52.2, 0.1, "Jiao et al. 2020, table 1"),
+    ("bert-pkd-4", build_encoder, 52_188_672, 52.2, 0.1, "Jiao et al. 2020, table 1"),
     ("bert-pkd-3", with_pooler, 45_691_392, 45.7, 0.1, "Sun et al. 2019, table of model sizes"),
     ("bert-pkd-6", with_pooler, 66_955_008, 67.0, 0.1, "Sun et al. 2019, table of model sizes"),
     # 45.3M and 66.5M are the count of no set of tensors that we found;
     # without the pooler it is 45.1M and 66.4M
-    ("bert-pkd-3", Encoder, 45_100_800, 45.3, 0.5, "Sun et al. 2020 (MobileBERT), table of results"),
-    ("bert-pkd-6", Encoder, 66_364_416, 66.5, 0.5, "Sun et al. 2020 (MobileBERT), table of results"),
+    ("bert-pkd-3", build_encoder, 45_100_800, 45.3, 0.5, "Sun et al. 2020 (MobileBERT), table of results"),
+    ("bert-pkd-6", build_encoder, 66_364_416, 66.5, 0.5, "Sun et al. 2020 (MobileBERT), table of results"),
     ("tinybert-4", PreTraining, 14_479_676, 14.5, 0.1, "Jiao et al. 2020, table 1"),
     ("tinybert-4", with_pooler, 14_350_248, 14.4, 0.1, "our count of the released checkpoint without heads"),
     ("tinybert-6", with_pooler, 66_955_008, 67.0, 0.1, "Jiao et al. 2020, table 1"),
@@ -47,6 +46,11 @@ PUBLISHED = [
     ("bert-L4-H512", PreTraining, 29_058_876, 29.1, 0.1, "Turc et al. 2019, table of parameters (Small)"),
     ("bert-L8-H512", PreTraining, 41_668_412, 41.7, 0.1, "Turc et al. 2019, table of parameters (Medium)"),
     ("bert-L12-H768", PreTraining, 110_106_428, 110.1, 0.1, "Turc et al. 2019, table of parameters (Base)"),
+    ("mobilebert-paper", build_encoder, 25_359_104, 25.3, 0.2, "Sun et al. 2020, table of results"),
+    ("mobilebert-without-opt", build_encoder, 25_359_104, 25.3, 0.2, "Sun et al. 2020, table of results"),
+    # 15.1M is the count of no set of tensors that we found
+    ("mobilebert-tiny", build_encoder, 15_485_696, 15.1, 0.8, "Sun et al. 2020, table of results"),
+    ("ib-bert-large", build_encoder, 294_205_184, 293, 3, "Sun et al. 2020, table of model settings"),
 ]
 
 
@@ -62,6 +66,9 @@ def test_parameters_as_published(name, model, exact, published, rounding, source
     ("bert-base", MaskedLM, 109_514_298), ("bert-base", Classifier, 109_483_778),
     ("bert-base", Span, 108_893_186), ("distilbert", MaskedLM, 66_985_530),
     ("distilbert", Classifier, 66_955_010), ("distilbert", Span, 66_364_418),
+    ("mobilebert", MaskedLM, 36_596_538), ("mobilebert", Span, 24_582_914),
+    # 262,656 less than transformers has by default: the released model has no layer that pools
+    ("mobilebert", PreTraining, 36_860_220 - 262_656), ("mobilebert", Classifier, 24_845_570 - 262_656),
 ])
 def test_parameters_of_heads(name, model, exact):
     assert parameters(model, PRESETS[name]) == exact
@@ -72,8 +79,17 @@ def test_parameters_by_formula(name):
     c = PRESETS[name]
     D, F = c.hidden_size, c.intermediate_size
     tables = (c.vocab_size + c.max_positions + c.segments) * D
-    layer = 4 * (D * D + D) + (D * F + F) + (F * D + D) + 2 * 2 * D  # q k v out, up, down, two LayerNorms
-    assert parameters(Encoder, c) == tables + 2 * D + c.layers * layer
+    if isinstance(c, MobileConfig):
+        E, B = c.embedding_size, c.bottleneck_size
+        tables += (E - D) * c.vocab_size + 3 * E * D + D  # a thinner word table; trigrams
+        qk, v, extra = {"shared": (B, D, D * B + B + 2 * B), "hidden": (D, D, 0), "bottleneck": (B, B, 0)}[
+            c.attention_input]
+        feed_forward = (B * F + F) + (F * B + B) + 2 * B
+        layer = (D * B + B + 2 * B) + extra + 2 * (qk * B + B) + (v * B + B) + (B * B + B + 2 * B) + (
+            c.feed_forwards * feed_forward + (B * D + D + 2 * D))
+    else:
+        layer = 4 * (D * D + D) + (D * F + F) + (F * D + D) + 2 * 2 * D  # q k v out, up, down, two LayerNorms
+    assert parameters(build_encoder, c) == tables + 2 * D + c.layers * layer
 
 
 def test_all_presets_named_in_the_papers():
@@ -115,6 +131,23 @@ def test_unknown_preset_lists_the_known_ones():
 def test_impossible_shapes_are_refused(change, complaint):
     with pytest.raises(UserError, match=complaint):
         replace(Config(), **change)
+
+
+@pytest.mark.parametrize("change, complaint", [
+    (dict(architecture="bert"), "architecture 'bert' is not known: mobilebert"),
+    (dict(bottleneck_size=126), "bottleneck_size 126 is not a multiple of heads 4"),
+    (dict(bottleneck_size=0), "bottleneck_size is 0"),
+    (dict(feed_forwards=0), "feed_forwards is 0"),
+    (dict(embedding_size=512), "embedding_size 512 must be less than hidden_size 512"),
+    (dict(attention_input="both"), "attention_input 'both'.*shared, hidden, bottleneck"),
+    (dict(norm="batch_norm"), "norm 'batch_norm'.*no_norm, layer_norm"),
+    (dict(layers=0), "layers is 0"),
+])
+def test_impossible_mobileberts_are_refused(change, complaint):
+    with pytest.raises(UserError, match=complaint):
+        replace(MobileConfig(), **change)
+    with pytest.raises(UserError, match="architecture 'mobilebert'.*bert or distilbert"):
+        Config(architecture="mobilebert")
 
 
 def test_config_is_frozen():

@@ -1,7 +1,7 @@
-"""Records what transformers makes of two tiny random models, for tests that run without it (test_golden in
+"""Records what transformers makes of tiny random models, for tests that run without it (test_golden in
 tests/test_parity.py). Needed again only for another architecture or head.
 
-    PYTHONPATH=. python tests/golden/record.py
+    PYTHONPATH=. python tests/golden/record.py [NAME ...]
 
 Each folder beside this file is then a model as transformers saves it, and expected.safetensors, with the batch, the
 outputs, all hidden states and the gradient of every parameter, under Hugging Face's names.
@@ -25,14 +25,19 @@ MODELS = {
         max_position_embeddings=10))),
     "distilbert": ("classification", transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(
         vocab_size=30, dim=12, n_layers=2, n_heads=2, hidden_dim=20, max_position_embeddings=10, num_labels=3))),
+    "mobilebert": ("pretraining", transformers.MobileBertForPreTraining(transformers.MobileBertConfig(
+        vocab_size=30, hidden_size=14, num_hidden_layers=2, num_attention_heads=2, intermediate_size=10,
+        max_position_embeddings=10, embedding_size=4, intra_bottleneck_size=6, num_feedforward_networks=2,
+        classifier_activation=True))),
 }
 
 if __name__ == "__main__":
-    for name, (head, model) in MODELS.items():
+    for name in sys.argv[1:] or MODELS:
+        head, model = MODELS[name]
         randomise(model.eval(), seed=1)
         model.save_pretrained(HERE / name)
         ids, segments = random_batch(30, model.config.to_dict().get("type_vocab_size", 0), LENGTHS)
-        outputs = hf_outputs(model, head, ids, segments, padded=True)
+        outputs = hf_outputs(model, head, ids, segments, padded=name != "mobilebert")
         recorded = {"ids": torch.tensor(sum(ids, [])), "segments": torch.tensor(sum(segments, [])),
                     "lengths": torch.tensor(LENGTHS)}
         recorded |= {f"output {key}": value.detach() for key, value in outputs.items()}
