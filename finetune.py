@@ -33,7 +33,8 @@ from minibert.hub import load_config
 from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import option, parse
 from minibert.readers import read_csv, read_csv_splits, read_examples, write_submission
-from minibert.run_folder import cut_metrics, open_run, say, stop_requests, too_many_skips
+from minibert.run_folder import (append_row, cut_metrics, open_run, read_result, say, stop_requests,
+                                 too_many_skips)
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
 from minibert.task_data import (Split, answers_to, baseline, judge, read_transfer, some_of, tokenised,
@@ -260,14 +261,13 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
     if (out / "checkpoint").exists():
         state = load_checkpoint(out / "checkpoint", student, optimizer, say)
         if state:
-            done, best, history = state["step"], state["best"], state["history"]
-            if state["scaler"]:
+            done, best, history = state["step"], state.get("best"), state.get("history", [])
+            if state.get("scaler"):
                 scaler.load_state_dict(state["scaler"])
             say(f"seed {seed}: resuming after step {done}")
     if runtime.is_writer:
         out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-    log = open(out / "metrics.jsonl", "a", encoding="utf-8") if runtime.is_writer else None
     progress, skipped = report.Progress(steps, done, runtime.is_writer), 0
 
     def drawn(step: int):
@@ -304,9 +304,8 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
                             > best["scores"][first_dev][task.metrics[0]]):
                         best = {"epoch": ends[done], "step": done, "scores": scores}
                         minibert.save(student, out / "model", tokenizer, card=card_of(options, task))
-                log.write(json.dumps(row) + "\n")
+                append_row(out / "metrics.jsonl", row)
                 if stopping or done in ends or done % options.checkpoint_every == 0:
-                    log.flush()
                     save_checkpoint(out / "checkpoint", done, student, optimizer,
                                     {"scaler": scaler.state_dict(), "best": best, "history": history})
             if stopping and done < steps:
@@ -371,7 +370,7 @@ def main(argv: list[str] | None = None) -> None:
             runtime.barrier()
         if runtime.is_writer:
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-            results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            results.append(read_result(folder / "result.json"))
     if runtime.is_writer:
         finish(options, out, task, splits, labelled_train, results, tokenizer, runtime)
     runtime.barrier()

@@ -35,7 +35,8 @@ from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import option, parse
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
-from minibert.run_folder import cut_metrics, last_tokens, open_run, say, stop_requests, too_many_skips
+from minibert.run_folder import (append_row, check_corpus, cut_metrics, last_tokens, open_run, say,
+                                  stop_requests, too_many_skips)
 from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
 from minibert.students import layers_given, load_models
@@ -278,12 +279,14 @@ def main(argv: list[str] | None = None) -> None:
     if options.resume:
         state = load_checkpoint(out / "checkpoint", student, optimizer, say)
         done = state["step"] if state else 0
-        if state and state["scaler"]:
+        if state and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
         say(f"resuming after step {done}")
     if runtime.is_writer:
+        check_corpus(out, corpus)
         cut_metrics(out / "metrics.jsonl", done)
         write_json(out / "config.json", {"options": dataclasses.asdict(options), "steps": steps,
+                                         "corpus": corpus.fingerprint,
                                          "student": dataclasses.asdict(student.encoder.config),
                                          **describe(runtime)})
     say(f"{options.method}: {sum(p.numel() for p in student.parameters()):,} parameters, "
@@ -300,7 +303,6 @@ def main(argv: list[str] | None = None) -> None:
                          weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
 
     progress = report.Progress(steps, done, runtime.is_writer)
-    metrics = open(out / "metrics.jsonl", "a", encoding="utf-8") if runtime.is_writer else None
     tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
     skipped = 0
     with stop_requests() as stop, ThreadPoolExecutor(1) as ahead:
@@ -327,12 +329,11 @@ def main(argv: list[str] | None = None) -> None:
                 row["held_out"] = score(student, held_out, runtime,
                                         teacher if options.method in INNER else None)
             if runtime.is_writer:
-                metrics.write(json.dumps(row) + "\n")
+                append_row(out / "metrics.jsonl", row)
                 progress(done, row)
             stopping = row["stopping"]
             if stopping or done % options.checkpoint_every == 0 or done == steps:
                 if runtime.is_writer:
-                    metrics.flush()
                     save_checkpoint(out / "checkpoint", done, student, optimizer,
                                     {"scaler": scaler.state_dict()})
             if stopping and done < steps:
@@ -341,7 +342,6 @@ def main(argv: list[str] | None = None) -> None:
                 sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
         upcoming.cancel()
     if runtime.is_writer:
-        metrics.close()
         finish(options, out, student, teacher, initial, tokenizer, held_out, score, runtime)
     runtime.barrier()
     runtime.leave()

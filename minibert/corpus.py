@@ -5,16 +5,17 @@ the batch code adds. Where the sequences begin is computed at opening, in window
 a temporary file without a name: memory does not grow with the corpus.
 """
 
-import json
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from minibert.disk import disk_errors
 from minibert.errors import UserError
 from minibert.shards import DTYPES, FORMAT
-from minibert.tokenizer import Tokenizer
+from minibert.tokenizer import Tokenizer, read_json
 
 WINDOW_LINES = 1 << 18
 WINDOW_TOKENS = 1 << 24
@@ -33,11 +34,12 @@ class Corpus:
     """
 
     def __init__(self, description: dict, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray,
-                 starts: np.ndarray, lengths: np.ndarray):
+                 starts: np.ndarray, lengths: np.ndarray, files: list[Path]):
         self.description, self.counts = description, counts
         self.vocab_size, self.unk_id = description["vocab_size"], description["unk_id"]
         self.shards, self.first, self.starts, self.sequence_lengths = shards, first, starts, lengths
         self.n_tokens = int(lengths.sum(dtype=np.int64)) + SPECIALS * len(lengths)
+        self.files = {path: _state_of(path) for path in files}
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -46,6 +48,24 @@ class Corpus:
         """Tokens of the sequences `indices`, int64 of the same shape, [CLS] and [SEP] not counted."""
         return self.sequence_lengths[indices].astype(np.int64)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the counts and totals; another text has, in practice, another one."""
+        totals = f"{len(self)} {self.n_tokens}".encode()
+        return hashlib.sha256(self.counts.astype("<u8").tobytes() + totals).hexdigest()[:16]
+
+    def check_unchanged(self) -> None:
+        """`UserError` where a file of tokens was changed or cut since it was opened.
+
+        Reading a map beyond the end of its file would end the process without a word. A file that was deleted
+        or replaced by another is still there for whoever has it open.
+        """
+        for path, (inode, *state) in self.files.items():
+            now_inode, *now = _state_of(path)
+            if now_inode == inode and now != state:
+                raise UserError(f"{path} was changed while it was in use; prepare the corpus again as it "
+                                "was, and continue from the last checkpoint with --resume")
+
     def tokens(self, i: int) -> np.ndarray:
         """Ids of sequence `i` without special tokens: a read-only view, uint16 or uint32."""
         if not 0 <= i < len(self):
@@ -53,6 +73,15 @@ class Corpus:
         shard = self.shards[np.searchsorted(self.first, i, side="right") - 1]
         start = int(self.starts[i])
         return shard[start:start + int(self.sequence_lengths[i])]
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    """Inode, size and time of change of a file; zeros where it is gone."""
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = False,
@@ -71,14 +100,14 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     description = read_description(folder)
     if tokenizer is not None and tokenizer.sha256 != description["tokenizer"]:
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
-    counts = np.zeros(description["vocab_size"], dtype=np.uint64)
-    shards, first = [], []
-    starts_file, lengths_file = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-    written = 0
+    counts, shards, first, files, written = np.zeros(1, dtype=np.uint64), [], [], [], 0
+    temporary = Path(tempfile.gettempdir())
+    with disk_errors(temporary):
+        starts_file, lengths_file = tempfile.TemporaryFile(), tempfile.TemporaryFile()
     for part in parts:
         if part not in description["parts"]:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(description['parts'])}")
-        counts += map_file(folder / f"counts-{part}.u64", "<u8", len(counts))
+        counts = counts + map_file(folder / f"counts-{part}.u64", "<u8", description["vocab_size"])
         for entry in description["parts"][part]["shards"]:
             dtypes = DTYPES | {"tokens": description["dtype"]}
             shard, lines, documents = (
@@ -87,6 +116,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
             check_totals(folder / entry["name"], lines, documents, entry)
             first.append(written)
             shards.append(shard)
+            files.append(folder / f"{entry['name']}.tokens")
             for starts, lengths in sequences(lines, documents, max_length - SPECIALS, one_line):
                 if len(starts) == 0:
                     continue
@@ -95,45 +125,68 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                     raise UserError(f"{folder / entry['name']}.tokens is damaged: it has an unknown id")
                 unk = np.add.reduceat(window == description["unk_id"], starts - starts[0], dtype=np.int64)
                 keep = (lengths + SPECIALS >= min_length) & (2 * unk < lengths + SPECIALS)
-                starts_file.write(starts[keep].tobytes())
-                lengths_file.write(lengths[keep].astype(np.int32).tobytes())
+                with disk_errors(temporary):
+                    starts_file.write(starts[keep].tobytes())
+                    lengths_file.write(lengths[keep].astype(np.int32).tobytes())
                 written += int(keep.sum())
     if not written:
         raise NoSequences(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}")
-    return Corpus(description, counts, shards, np.array(first), map_unnamed(starts_file, np.int64, written),
-                  map_unnamed(lengths_file, np.int32, written))
+    with disk_errors(temporary):
+        starts = map_unnamed(starts_file, np.int64, written)
+        lengths = map_unnamed(lengths_file, np.int32, written)
+    return Corpus(description, counts, shards, np.array(first), starts, lengths, files)
 
 
 def read_description(folder: Path) -> dict:
     """The contents of corpus.json, of a format this version reads."""
     path = folder / "corpus.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    if not path.exists():
+        raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
+    description = read_json(path)
+    if description.get("format") != FORMAT:
         raise UserError(f"{path} is not of format {FORMAT}, the only one known; prepare the corpus again")
+    wrong = next((name for name, fits in (
+        ("tokenizer", isinstance(description.get("tokenizer"), str)),
+        ("vocab_size", _is_count(description.get("vocab_size")) and 0 < description["vocab_size"] <= 1 << 32),
+        ("unk_id", _is_count(description.get("unk_id"))),
+        ("dtype", description.get("dtype") in ("uint16", "uint32")),
+        ("parts", isinstance(description.get("parts"), dict)
+         and all(_is_part(name, part) for name, part in description["parts"].items()))) if not fits), None)
+    if wrong:
+        raise UserError(f"{path} is damaged at {wrong!r}; prepare the corpus again")
     return description
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_part(name: str, part) -> bool:
+    """Whether a part names its shards as `PartWriter` does, in this folder, with a count of each kind."""
+    shards = part.get("shards") if isinstance(part, dict) else None
+    return isinstance(shards, list) and Path(name).name == name and all(
+        isinstance(entry, dict) and entry.get("name") == f"{name}-{i:05d}"
+        and all(_is_count(entry.get(suffix)) for suffix in DTYPES) for i, entry in enumerate(shards))
 
 
 def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     """A read-only memory map of a file that must hold exactly `count` values."""
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} is missing; prepare the corpus again")
     size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
     if size != expected:
         raise UserError(f"{path} has {size} bytes instead of {expected}; prepare the corpus again")
     # an empty file cannot be mapped
-    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
+    with disk_errors(path, "read"):
+        return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
 
 
 def check_totals(shard: Path, lines: np.ndarray, documents: np.ndarray, entry: dict) -> None:
     """`UserError` unless the lines add up to the shard's tokens and the documents to its lines."""
     if lines.sum(dtype=np.int64) != entry["tokens"] or lines.size and not lines.min():
         raise UserError(f"{shard}.lines is damaged: its lines are not those of {shard.name}.tokens")
-    if documents.sum(dtype=np.int64) != entry["lines"] or documents.size and not documents.min():
+    if documents.sum(dtype=np.int64) != entry["lines"] or documents.size and not (
+            documents.min() and documents.max() <= entry["lines"]):  # or the sum went round 2^64
         raise UserError(f"{shard}.documents is damaged: its documents are not those of {shard.name}.lines")
 
 

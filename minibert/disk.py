@@ -15,6 +15,8 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
     """Makes what goes wrong on the disk a `UserError`, apart from what goes wrong on the network."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # of the terminal or of what reads the output, not of a disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, {path} cannot be written; make room and run again, which "

@@ -1,6 +1,5 @@
 """What a run shows people: the progress line, the closing table, filled masks, a plot."""
 
-import json
 import statistics
 import sys
 import time
@@ -10,8 +9,10 @@ import torch
 from torch import nn
 
 from minibert.batch import pack
+from minibert.disk import disk_errors
 from minibert.feed import Step
 from minibert.heads import encoder_of
+from minibert.run_folder import rows_up_to
 from minibert.runtime import Runtime
 from minibert.tokenizer import Tokenizer
 
@@ -125,7 +126,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
         return False
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = rows_up_to(metrics)
     terms = [t for t in (*TERMS, "accuracy") if t in rows[0]]
     figure, axes = plt.subplots(1, len(terms), figsize=(4 * len(terms), 3), squeeze=False)
     for axis, term in zip(axes[0], terms):
@@ -138,6 +139,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
         axis.set(title=term, xlabel="million tokens")
     axes[0][-1].legend()
     figure.tight_layout()
-    figure.savefig(target, dpi=110)
+    with disk_errors(target):
+        figure.savefig(target, dpi=110)
     plt.close(figure)
     return True

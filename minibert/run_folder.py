@@ -5,14 +5,16 @@ metrics.jsonl cut back to the step that is resumed from.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from minibert.disk import write_text
+from minibert.corpus import Corpus
+from minibert.disk import disk_errors, write_text
 from minibert.errors import UserError
-from minibert.tokenizer import read_json
+from minibert.tokenizer import read_json, read_text
 
 
 @contextlib.contextmanager
@@ -50,36 +52,66 @@ def open_run(out: Path, options, may_change: set[str]) -> None:
     if (out / "config.json").exists():
         if not options.resume:
             raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
-        before = read_json(out / "config.json").get("options", {})
+        before = read_json(out / "config.json").get("options")
+        if not isinstance(before, dict):
+            raise UserError(f"{out / 'config.json'} is not that of a run: it has no options")
         now = json.loads(json.dumps(dataclasses.asdict(options)))
         other = [f"--{name.replace('_', '-')} {before.get(name)}" for name in now
                  if name not in may_change and now[name] != before.get(name)]
         if other:
             raise UserError(f"the run in {out} was started with {', '.join(other)}: resume it with the same")
-    try:
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
         (out / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+def check_corpus(out: Path, corpus: Corpus) -> None:
+    """`UserError` where the run in `out` was started with another text: resumed, it would be neither run."""
+    before = read_json(out / "config.json").get("corpus") if (out / "config.json").exists() else None
+    if before not in (None, corpus.fingerprint):
+        raise UserError(f"the corpus is not the one that the run in {out} was started with; give the same "
+                        "text, or start a new run with another --out")
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Keeps the rows of metrics.jsonl up to `step`, so that what a resumed run repeats is not there twice."""
-    if not path.exists():
-        return
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows_up_to(path, step)))
+
+
+def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
+    """The rows of metrics.jsonl up to `step`; half a line, the last one of a killed run, ends them."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).split("\n") if path.exists() else ():
         try:
-            if json.loads(line)["step"] > step:
-                break
-        except (ValueError, KeyError):
-            break  # the last line of a killed run may be half a line
-        kept.append(line + "\n")
-    write_text(path, "".join(kept))
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not (isinstance(row, dict) and type(row.get("step")) is int and row["step"] <= step):
+            break
+        kept.append(row)
+    return kept
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Adds one object to metrics.jsonl; opened anew each time, so that a folder that is gone is noticed."""
+    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def last_tokens(metrics: Path) -> int:
     """Tokens seen according to the last row of metrics.jsonl."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    return json.loads(lines[-1])["tokens"] if lines else 0
+    rows = rows_up_to(metrics)
+    if rows and type(rows[-1].get("tokens")) is not int:
+        raise UserError(f"{metrics} is damaged: its last row does not say how many tokens were seen")
+    return rows[-1]["tokens"] if rows else 0
+
+
+def read_result(path: Path) -> dict:
+    """The result.json of a finished seed of finetune.py."""
+    result = read_json(path)
+    best = result.get("best")
+    if not (isinstance(best, dict) and isinstance(best.get("scores"), dict)
+            and type(result.get("seed")) is int):
+        raise UserError(f"{path} is damaged; remove it, and its seed is run again")
+    return result

@@ -66,6 +66,9 @@ class Tokenizer:
         special_ids = [ids[name] for name in SPECIAL_TOKENS]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
+        if self.vocab_size > 2 * len(ids) + (1 << 16):  # a list of 4 billion names is no vocabulary
+            raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
+                            "nearly all of which are unused: it is damaged")
         # ids that no piece has get a name that no text can produce, so that vocab.txt keeps its line numbers
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
@@ -126,7 +129,8 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / "tokenizer.json"))
+        text = self.backend.to_str(pretty=True)  # written by Python, whose errors say what the disk did
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
         (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
         config = {name: self.options[option] for option, name in CONFIG_NAMES.items()}
@@ -164,7 +168,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return from_description(read_json(source), stated)
     except UserError as error:
         raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{source} or its tokenizer_config.json is damaged ({error!r})") from None
 
 
@@ -198,8 +202,13 @@ def is_cased(vocabulary: Iterable[str]) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A small UTF-8 file as text with '\\n' line ends; errors name the file."""
+    """A small UTF-8 file as text with '\\n' line ends; errors name the file.
+
+    What is no file, like a link to a device that never ends, is an error, too.
+    """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file")
         with open(path, encoding="utf-8-sig") as file:
             return file.read()
     except UnicodeDecodeError as error:
@@ -211,10 +220,13 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> dict:
     """A json object from a file; errors name the file and line."""
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise UserError(f"{path}: json that cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a json object")
     return content
