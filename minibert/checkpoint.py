@@ -12,14 +12,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minibert.disk import fsync, write_json
+from minibert.disk import disk_errors, fsync, write_json
 from minibert.errors import UserError
+from minibert.tokenizer import read_json
+from minibert.weight_files import read_safetensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2  # 1 had no seal
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -39,27 +39,33 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     `extra` is what else state.json holds.
     """
     target, partial = folder / f"step-{step}", folder / f"step-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state_tensors(model, optimizer).items()}
     file = partial / "state.safetensors"
-    save_file(tensors, file)
-    fsync(file)
-    write_json(partial / "state.json", {"format": FORMAT, "step": step, "bytes": file.stat().st_size,
-                                        "sha256": sha256_of(file), **extra})
-    if target.exists():  # written by a run that this one resumed before it
-        shutil.rmtree(target)
-    os.replace(partial, target)
-    fsync(folder)
-    for _, old in checkpoints(folder)[2:]:
-        shutil.rmtree(old)
-    for left_over in folder.glob("*.partial"):
-        shutil.rmtree(left_over)
+    with disk_errors(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            write_tensors(file, tensors)
+            state = {"format": FORMAT, "step": step, "bytes": file.stat().st_size, "sha256": sha256_of(file),
+                     **extra}
+            write_json(partial / "state.json", state | {"seal": seal(state)})
+        except UserError:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+            raise
+        if target.exists():  # written by a run that this one resumed before it
+            shutil.rmtree(target)
+        os.replace(partial, target)
+        fsync(folder)
+        for _, old in checkpoints(folder)[2:]:
+            shutil.rmtree(old)
+        for left_over in folder.glob("*.partial"):
+            shutil.rmtree(left_over)
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """The finished checkpoints in a folder, newest first, as (step, path)."""
-    found = [(int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdigit()]
+    found = [(int(path.name[5:]), path) for path in folder.glob("step-*")
+             if path.name[5:].isdecimal() and path.is_dir()]
     return sorted(found, reverse=True)
 
 
@@ -72,10 +78,10 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     `UserError` if all are damaged or one is of another model.
     """
     found = checkpoints(folder)
-    for _, path in found:
+    for step, path in found:
         try:
-            state, tensors = _read(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            state, tensors = _read(path, step)
+        except (OSError, ValueError, UserError) as error:
             report(f"checkpoint {path} is damaged ({error}); trying the one before it")
             continue
         _restore(path, tensors, model, optimizer)
@@ -85,27 +91,32 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     return None
 
 
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    file = path / "state.safetensors"
-    if state["format"] != FORMAT:
-        raise ValueError(f"format {state['format']} instead of {FORMAT}")
-    if file.stat().st_size != state["bytes"] or sha256_of(file) != state["sha256"]:
+def _read(path: Path, step: int) -> tuple[dict, dict[str, Tensor]]:
+    state, file = read_json(path / "state.json"), path / "state.safetensors"
+    if state.get("format") not in (1, FORMAT):
+        raise ValueError(f"format {state.get('format')} instead of {FORMAT}")
+    if state.get("step") != step or (state["format"] == FORMAT and state.pop("seal", None) != seal(state)):
+        raise ValueError("state.json is not the file that was written")
+    if file.stat().st_size != state.get("bytes") or sha256_of(file) != state.get("sha256"):
         raise ValueError("state.safetensors is not the file that was written")
-    return state, load_file(file)
+    return state, read_safetensors(file)
 
 
 @torch.no_grad()
 def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
              optimizer: torch.optim.Optimizer) -> None:
     ours = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    theirs = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    wrong = [name for name in ours.keys() | theirs.keys()
-             if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape]
+    shapes = {name: tensor.shape for name, tensor in ours.items()}
+    if any(name.startswith("optimizer.") for name in tensors):  # none before the first update
+        for name, p in model.named_parameters():
+            moments = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
+            shapes |= {f"optimizer.{name}.{key}": shape for key, shape in moments.items()}
+    wrong = [name for name in shapes.keys() | tensors.keys()
+             if name not in shapes or name not in tensors or shapes[name] != tensors[name].shape]
     if wrong:
         raise UserError(f"checkpoint {path} is of another model: {', '.join(sorted(wrong)[:3])} differ")
     for name, tensor in ours.items():
-        tensor.copy_(theirs[name])
+        tensor.copy_(tensors[name])
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
@@ -113,6 +124,11 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
                  if key.startswith(prefix) and "." not in key[len(prefix):]}
         if state:
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def seal(state: dict) -> str:
+    """The sha256 of what state.json says, so that damage is seen in it, too."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

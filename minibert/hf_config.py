@@ -102,7 +102,7 @@ def _labels(raw: dict) -> dict:
     named = raw.get("id2label")
     if named is None:
         count = _value(raw, "num_labels", "num_labels", 2)
-        labels = tuple(f"LABEL_{i}" for i in range(count)) if 1 <= count <= 10**6 else ()
+        labels = tuple(f"LABEL_{i}" for i in range(count)) if 1 <= count <= 10**5 else ()
     elif isinstance(named, dict) and named.keys() == {str(i) for i in range(len(named))}:
         labels = tuple(str(named[str(i)]) for i in range(len(named)))
     else:

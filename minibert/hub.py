@@ -5,21 +5,22 @@ must be in the model or in the table of what is dropped on purpose (names.py). N
 legacy .bin files are read by weights/convert.py, once, with `weights_only=True`.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import minibert.tokenizer
 from minibert.config import Config
+from minibert.disk import disk_errors
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 from minibert.hf_config import describe, dump, parse
@@ -27,7 +28,7 @@ from minibert.model import Encoder
 from minibert.model_card import model_card
 from minibert.names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
 from minibert.tokenizer import Tokenizer, read_json
-from minibert.weight_files import existing, local_folder, read_tensors
+from minibert.weight_files import existing, local_folder, read_tensors, write_tensors
 
 MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "classification": Classifier,
           "span": Span}
@@ -67,13 +68,14 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     config = replace(config, **changes)
     model, prefix = _on_meta(wanted, config, ours)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
-    if relabelled or wanted != own:
-        new = _new_tensors(shapes, ours, config.initializer_range)
-        if new:
-            warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and start anew: "
-                          f"{', '.join(new)}", stacklevel=2)
-        ours |= new
-    _check_tensors(folder, wanted, config.architecture, shapes, ours, names)
+    new = _new_tensors(shapes, ours) if relabelled or wanted != own else []
+    # before a new tensor takes memory, since its size is only what config.json says
+    _check_tensors(folder, wanted, config.architecture,
+                   {name: shape for name, shape in shapes.items() if name not in new}, ours, names)
+    if new:
+        warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and start anew: "
+                      f"{', '.join(new)}", stacklevel=2)
+        ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
     # copied, so that the model does not change or fall when the file that is mapped into memory does
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
     model.load_state_dict(state, assign=True)
@@ -141,17 +143,21 @@ def _head_of_tensors(ours: Iterable[str]) -> str:
     return next((head for module, head in modules.items() if f"{module}.bias" in ours), "encoder")
 
 
-def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor], std: float) -> dict[str, Tensor]:
-    """Fresh tensors of the classification and span modules of which the checkpoint has nothing."""
-    new = {}
-    for name, shape in shapes.items():
+def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list[str]:
+    """The tensors of the classification and span modules of which the checkpoint has nothing."""
+    new = []
+    for name in shapes:
         module = name.rpartition(".")[0]
         if module in ("encoder.pooler", "pre_classifier", "classifier", "span") and not (
                 {f"{module}.weight", f"{module}.bias"} & ours.keys()):
-            new[name] = torch.zeros(shape)
-            if name.endswith("weight"):
-                nn.init.trunc_normal_(new[name], 0.0, std, -2 * std, 2 * std)  # as in model.init_weights
+            new.append(name)
     return new
+
+
+def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
+    """A tensor of a new head, as in model.init_weights."""
+    tensor = torch.zeros(shape)
+    return nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std) if name.endswith("weight") else tensor
 
 
 def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:
@@ -220,16 +226,12 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     folder = Path(folder)
     pooler = head == "encoder" and model.pooler is not None
     parameters = sum(tensor.numel() for tensor in state.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".saving-*"):  # by a process that was killed
-        shutil.rmtree(left_over)
     # Everything is complete on the disk before the first file of an older model is replaced; and config.json,
     # without which nothing loads, goes first and comes last.
-    made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
+    with disk_errors(folder), _folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions)
-        save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(made / "model.safetensors", state, {"format": "pt"})
         (made / "README.md").write_text(model_card(config, head, format, parameters, stored, pooler,
                                                    folder.resolve().name, card), encoding="utf-8")
         (made / "config.json").write_text(dump(description), encoding="utf-8")
@@ -241,6 +243,17 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         (folder / "config.json").unlink(missing_ok=True)
         for path in sorted(made.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)
+
+
+@contextlib.contextmanager
+def _folder_within(folder: Path) -> Iterator[Path]:
+    """A new folder inside `folder`, which is made, too; removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(".saving-*"):  # by a process that was killed
+        shutil.rmtree(left_over)
+    made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

@@ -2,13 +2,16 @@
 safetensors, shards, and pickles for the converter only.
 """
 
+import os
 import re
 from pathlib import Path
 
 import safetensors
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from minibert.disk import disk_errors, fsync
 from minibert.errors import UserError
 from minibert.tokenizer import read_json
 
@@ -53,7 +56,7 @@ def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
     """All tensors of a folder by their names in its files:
     a safetensors file, shards with an index, or .bin.
     """
-    for stem, ending, read in (("model", ".safetensors", _read_safetensors),
+    for stem, ending, read in (("model", ".safetensors", read_safetensors),
                                ("pytorch_model", ".bin", _read_bin)):
         whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
         if not (whole.exists() or index.exists()):
@@ -81,11 +84,25 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file and flushes it to the disk; what the disk does wrong is a `UserError`."""
+    with disk_errors(path):
+        try:
+            save_file(tensors, path, metadata)
+        except safetensors.SafetensorError as error:  # it wraps the system's, "(os error 28)" and so on
+            number = re.search(r"(?:os error|code:) (\d+)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
+                   ) from None
+        fsync(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file; `UserError` where it is damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
+            AttributeError) as error:  # the last three: types of numbers that only one of the libraries knows
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
@@ -98,6 +115,11 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
                         ) from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
+    for name, t in tensors.items():
+        # else 4 bytes, said to be a million rows that are all the same, would be copied out
+        if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
+                t.untyped_storage().nbytes() < t.numel() * t.element_size()):
+            raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
     return tensors
 
 
