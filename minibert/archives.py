@@ -9,7 +9,6 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial as bind
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -58,9 +57,11 @@ def unpack(archive: Path, folder: str, limit: int = MAX_UNPACKED) -> None:
             if target.is_dir():
                 target.rmdir()  # empty: obtain() keeps any other
             os.rename(temporary / folder, target)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError,
-            ValueError) as error:
-        raise UserError(f"{archive} cannot be unpacked ({error}); delete it and run again") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive can raise anything
+        why = str(error) or type(error).__name__
+        raise UserError(f"{archive} cannot be unpacked ({why}); delete it and run again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

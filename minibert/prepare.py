@@ -28,6 +28,7 @@ from minibert.text import Chunk, Source, documents, find_sources, hash_share, re
 from minibert.tokenizer import Tokenizer, load_tokenizer
 
 BATCH_CHARACTERS = 1 << 18  # text tokenised in one call; bounds a worker's memory
+LONGEST_RUN = 1 << 20  # characters without a break; tokenising takes about 70 bytes for each
 BREAKS = " ,.;:!?。，、；：！？"  # where a very long line is cut
 POOL_BYTES = 1 << 23  # smaller corpora are done before a pool of workers would have started
 
@@ -141,16 +142,17 @@ def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np
 def split_line(line: str, size: int) -> Iterator[str]:
     """Parts of a long line, of at most `size` characters wherever it has a space or common punctuation.
 
-    There BERT begins a new word in any case, so that the pieces are those of the whole line.
+    There BERT begins a new word in any case, so that the pieces are those of the whole line. Only where a
+    million characters have none is the line cut as it comes, which bounds memory.
     """
     start = 0
     while len(line) - start > size:
         cut = max(line.rfind(mark, start + 1, start + size) for mark in BREAKS)
         if cut < 0:
-            later = re.compile(f"[{BREAKS}]").search(line, start + size)
-            if not later:
+            later = re.compile(f"[{BREAKS}]").search(line, start + size, start + size + LONGEST_RUN)
+            cut = later.start() if later else start + size + LONGEST_RUN
+            if cut >= len(line):
                 break
-            cut = later.start()
         yield line[start:cut]
         start = cut
     yield line[start:]

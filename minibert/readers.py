@@ -216,6 +216,7 @@ def read_csv_splits(path: str | Path,
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """Column names, in lower case, and the rows, with the lines they start in; blank lines are skipped."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(1 << 28)  # 128 KB by default; a text of any length is a field here
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, strict=True)
     names, rows, start = None, [], 1
     try:

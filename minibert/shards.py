@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minibert.disk import fsync
+from minibert.disk import disk_errors, fsync
 from minibert.errors import UserError
 from minibert.tokenizer import Tokenizer
 
@@ -33,25 +33,24 @@ DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; that
 def new_folder(out: str | Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` at the end; an exception in the block removes it.
 
-    `UserError` if `out` exists and is not an empty folder, or cannot be made.
+    `UserError` if `out` exists and is not an empty folder, or cannot be written, whatever the block writes.
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; name another folder, or remove it first")
-    try:
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
     try:
-        yield folder
-        folder.chmod(0o777 & ~current_umask())
-        for path in [*folder.rglob("*"), folder]:
-            fsync(path)
-        if out.exists():
-            out.rmdir()
-        os.replace(folder, out)
-        fsync(out.parent)
+        with disk_errors(out):
+            yield folder
+            folder.chmod(0o777 & ~current_umask())
+            for path in [*folder.rglob("*"), folder]:
+                fsync(path)
+            if out.exists():
+                out.rmdir()
+            os.replace(folder, out)
+            fsync(out.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

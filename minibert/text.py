@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from minibert.disk import disk_errors
 from minibert.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
@@ -58,17 +59,22 @@ def find_sources(paths: list[str | Path]) -> list[Source]:
             found = [file for file in walk(path) if text_suffix(file) in SUFFIXES]
             if not found:
                 raise UserError(f"{path} holds no text files ({KINDS})")
-            sources += [Source(file, f"{path.name}/{file.relative_to(path).as_posix()}", file.stat().st_size)
-                        for file in found]
+            sources += [source(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in found]
         elif not path.exists():
             raise UserError(f"{path} does not exist")
         elif text_suffix(path) not in SUFFIXES:
             raise UserError(f"{path}: unknown kind of file; text files end in {KINDS}")
         else:
-            sources.append(Source(path, path.name, path.stat().st_size))
+            sources.append(source(path, path.name))
     if not sources:
         raise UserError("no text files were given")
     return sources
+
+
+def source(path: Path, name: str) -> Source:
+    """A file by the name it is reported under; `UserError` where it is a link to nowhere."""
+    with disk_errors(path, "read"):
+        return Source(path, name, path.stat().st_size)
 
 
 def walk(folder: Path) -> Iterator[Path]:
