@@ -19,7 +19,7 @@ from minibert.errors import UserError
 from minibert.tokenizer import read_json
 from minibert.weight_files import read_safetensors, write_tensors
 
-FORMAT = 2  # 1 had no seal
+FORMAT = 2
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -93,9 +93,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 def _read(path: Path, step: int) -> tuple[dict, dict[str, Tensor]]:
     state, file = read_json(path / "state.json"), path / "state.safetensors"
-    if state.get("format") not in (1, FORMAT):
+    if state.get("format") != FORMAT:
         raise ValueError(f"format {state.get('format')} instead of {FORMAT}")
-    if state.get("step") != step or (state["format"] == FORMAT and state.pop("seal", None) != seal(state)):
+    if state.get("step") != step or state.pop("seal", None) != seal(state):
         raise ValueError("state.json is not the file that was written")
     if file.stat().st_size != state.get("bytes") or sha256_of(file) != state.get("sha256"):
         raise ValueError("state.safetensors is not the file that was written")
@@ -108,7 +108,7 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
     ours = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     shapes = {name: tensor.shape for name, tensor in ours.items()}
     if any(name.startswith("optimizer.") for name in tensors):  # none before the first update
-        for name, p in model.named_parameters():
+        for name, p in ((name, p) for name, p in model.named_parameters() if p.requires_grad):
             moments = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
             shapes |= {f"optimizer.{name}.{key}": shape for key, shape in moments.items()}
     wrong = [name for name in shapes.keys() | tensors.keys()
