@@ -5,6 +5,8 @@
     bench.py data     tokenising a corpus beside bare `tokenizers`; memory as the corpus grows
     bench.py plan     hours and cost of a training, worked out from a rate
     bench.py size     parameters, bytes on disk and FLOPs, beside the published figures
+    bench.py runs     works through a list of runs: skips what is done, resumes what was begun
+    bench.py report   runs as tables and plots, written into a markdown file
 """
 
 import json
@@ -13,7 +15,7 @@ import sys
 from minibert.errors import UserError, run_script
 from minibert.options import parse
 
-WHAT = ("train", "finetune", "data", "plan", "size")
+WHAT = ("train", "finetune", "data", "plan", "size", "runs", "report")
 
 EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
@@ -27,6 +29,8 @@ EXAMPLES = """examples:
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
   python bench.py size                       every preset
   python bench.py size bert-base distilbert weights/teacher --length 128
+  python bench.py runs docs/runs.txt --show  what is done, begun and to do, and how long it takes
+  python bench.py report runs/ --teacher teacher --over alone --out docs/results.md
 """
 
 
@@ -47,6 +51,12 @@ def bench(what: str):
     if what == "size":
         from minibert.bench_size import SizeBench, bench_size
         return SizeBench, bench_size
+    if what == "runs":
+        from minibert.run_list import RunsBench, bench_runs
+        return RunsBench, bench_runs
+    if what == "report":
+        from minibert.bench_report import ReportBench, bench_report
+        return ReportBench, bench_report
     from minibert.plan import PlanBench, bench_plan
     return PlanBench, bench_plan
 
@@ -60,7 +70,7 @@ def main() -> None:
     if what not in WHAT:
         raise UserError(f"bench.py measures: {', '.join(WHAT)}; not {what!r}")
     # the option that words without a name belong to
-    plain = {"data": "--files", "size": "--models"}.get(what)
+    plain = {"data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}.get(what)
     if plain and words and not words[0].startswith("-"):
         words = [plain, *words]
     options_class, run = bench(what)

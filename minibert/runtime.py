@@ -151,7 +151,8 @@ def describe(runtime: Runtime) -> dict:
 
     import minibert
     name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _cpu_name()
-    return {"device": name, "threads": torch.get_num_threads(), "ranks": runtime.ranks,
+    return {"device": name, "cpu": _cpu_name(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "ranks": runtime.ranks,
             "precision": runtime.precision, "python": platform.python_version(),
             "torch": torch.__version__, "numpy": numpy.__version__,
             "tokenizers": tokenizers.__version__, "minibert": minibert.__version__}

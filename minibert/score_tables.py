@@ -1,0 +1,201 @@
+"""Tables of fine-tuned scores: models and tasks, shares of a teacher's score, margins over another model."""
+
+import statistics
+
+from minibert.report import clock
+from minibert.run_records import TrainRun, TuneRun
+from minibert.shares import FORMULAS, share_kept
+from minibert.tasks import BERT, DISTILBERT, PAPER, PAPER_README, SQUAD, TASKS
+
+NOT_RUN = "not run"
+KNOWN = {**TASKS, "squad": SQUAD}
+# what others report of themselves, to stand beside our shares
+CLAIMS = (
+    "Published for others, on other tasks: 97 % (DistilBERT paper: ratio of means, 77.0 / 79.5, nine GLUE "
+    "tasks, one of them WNLI); 94.3 % (Botros et al., a reproduction: mean of ratios over CoLA, MRPC and "
+    "IMDb); 69 % (TinyDistilBERT, a student project: ratio of means, its 54.9 over nine tasks against the "
+    "paper's 79.5).")
+
+Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows of equal keys as a markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |"
+              for row in rows]
+    return "\n".join(lines)
+
+
+def tasks_of(scores: Scores) -> list[str]:
+    """GLUE, IMDb and SQuAD, whether run or not, and the csv files of these runs."""
+    return [*KNOWN, *dict.fromkeys(task for of in scores.values() for task in of if task not in KNOWN)]
+
+
+def finished(of: dict[str, TuneRun]) -> dict[str, list[float]]:
+    """The deciding metric of each task that is finished, one value a seed."""
+    return {task: run.values for task, run in of.items() if run.finished}
+
+
+def published(model: str) -> dict[str, tuple[float, str]]:
+    """The DistilBERT paper's figure of each task, and a mark where it is from elsewhere."""
+    return {name: (known.value, "†" if known.source == PAPER_README else "")
+            for name, task in KNOWN.items() for known in task.published
+            if known.model == model and known.metric in ("", task.metrics[0])
+            and (known.source == PAPER_README or known.source.startswith(PAPER.split(",")[0]))}
+
+
+# ---------------------------------------------------------------- scores
+
+def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
+    """Models and tasks: a constant prediction first, published figures last; then what is not as usual.
+
+    `trained`: the training that a model is from, by the model's name.
+    """
+    tasks = tasks_of(scores)
+    constants = {task: run.baseline for of in scores.values() for task, run in of.items() if run.baseline}
+    rows = [{"model": "a constant prediction",
+             **{task: f"{next(iter(constants[task].values())):.1f}" if task in constants else NOT_RUN
+                for task in tasks}}]
+    rows += [{"model": name + _remark(trained.get(name.split(" + ")[0])),
+              **{task: _cell(of.get(task)) for task in tasks}} for name, of in scores.items()]
+    for model in (BERT, DISTILBERT):
+        figures = published(model)
+        rows.append({"model": f"{model}, published",
+                     **{task: "{:.1f}{}".format(*figures[task]) if task in figures else "-"
+                        for task in tasks}})
+    heads = ["model", *(f"{task}<br>{_metric(task, scores)}" for task in tasks)]
+    return "\n\n".join([
+        markdown([dict(zip(heads, row.values())) for row in rows]),
+        "In percent, on the dev set (MNLI: the matched one; IMDb: the test set), each seed at its best "
+        "epoch: the median over n seeds of fine-tuning, in brackets the lowest and the highest. Published: "
+        "DistilBERT paper, tables 1 and 2, there also 86.9 for DistilBERT (D) on SQuAD; † from the README "
+        "of its code, as the paper's 86.7 does not give its average.", *_settings(scores)])
+
+
+def _metric(task: str, scores: Scores) -> str:
+    if task in KNOWN:
+        return KNOWN[task].metrics[0]
+    return next((name for of in scores.values() if task in of for name in of[task].scores), "score")
+
+
+def _cell(run: TuneRun | None) -> str:
+    if run is None:
+        return NOT_RUN
+    if not run.values:
+        return "not finished"
+    seeds = f"n = {len(run.values)}"
+    if not run.finished:
+        seeds += f" of {run.options['seeds']}, not finished"
+    spread = f"{min(run.values):.1f} to {max(run.values):.1f}, " if len(run.values) > 1 else ""
+    return f"{statistics.median(run.values):.1f}<br>({spread}{seeds})"
+
+
+def _remark(run: TrainRun | None) -> str:
+    """What to know of the training that a model is from."""
+    if run is None:
+        return ""
+    return " (smoke run)" if run.is_smoke else "" if run.trained else " (just cut, not trained)"
+
+
+def _settings(scores: Scores) -> list[str]:
+    """One line for each task that was not tuned with its own settings, or not alike for all models."""
+    lines = []
+    for task in tasks_of(scores):
+        ways: dict[str, list[str]] = {}
+        for name, of in scores.items():
+            if task in of:
+                given = {key: of[task].options.get(key)
+                         for key in ("train_examples", "epochs", "batch", "lr", "max_length")}
+                text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in given.items()
+                                 if value is not None)
+                ways.setdefault(text, []).append(name)
+        if len(ways) > 1:
+            lines.append(f"{task}, **not with the same settings**: " + "; ".join(
+                f"{', '.join(names)}: {text or 'the defaults'}" for text, names in ways.items()) + ".")
+        elif any(ways):
+            lines.append(f"{task}: {next(iter(ways))}.")
+    return lines
+
+
+# ---------------------------------------------------------------- shares and margins
+
+def share_rows(scores: Scores, teacher: str) -> list[dict]:
+    """One row a model and set of tasks: those that it and the teacher have both finished,
+    with and without WNLI.
+    """
+    rows, theirs = [], finished(scores[teacher])
+    sides = [(name, finished(of), theirs) for name, of in scores.items() if name != teacher]
+    paper = {model: {task: [value] for task, (value, _) in published(model).items()}
+             for model in (BERT, DISTILBERT)}
+    sides.append((f"{DISTILBERT}, published, of {BERT}",
+                  {task: seeds for task, seeds in paper[DISTILBERT].items() if task in theirs}, paper[BERT]))
+    for name, ours, of in sides:
+        both = [task for task in ours if task in of]
+        for tasks in [both, [task for task in both if task != "wnli"]][:1 + ("wnli" in both)]:
+            if tasks:
+                student, teach = [ours[task] for task in tasks], [of[task] for task in tasks]
+                rows.append({"model": name, "tasks": tasks,
+                             "mean": statistics.mean(map(statistics.median, student)),
+                             "mean of the teacher": statistics.mean(map(statistics.median, teach)),
+                             **{formula: share_kept(formula, student, teach) for formula in FORMULAS}})
+    return rows
+
+
+def share_table(scores: Scores, teacher: str) -> str:
+    """The shares with their intervals, and how they are meant."""
+    def cell(share: tuple[float, float, float] | None) -> str:
+        if share is None:
+            return "not defined"
+        value, low, high = (f"{100 * x:.1f}" for x in share)
+        return f"{value} %" + (f"<br>({low} to {high})" if low != high else "")
+
+    rows = [{"model": row["model"], "tasks": f"{len(row['tasks'])}: {', '.join(row['tasks'])}",
+             **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
+             **{formula: cell(row[formula]) for formula in FORMULAS}} for row in share_rows(scores, teacher)]
+    if not rows:
+        return f"{NOT_RUN}: no model has finished a task that {teacher} has finished.\n\n{CLAIMS}"
+    return "\n\n".join([
+        markdown(rows),
+        f"Of {teacher}, over the tasks that both have finished, with and without WNLI; rows over other tasks "
+        "cannot be compared. In brackets the 95 % interval of a bootstrap over the seeds of fine-tuning: a "
+        "task with one seed adds nothing to it, and a model that was trained once says nothing of another "
+        "training. 'Not defined': a score of the teacher is not above 0.", CLAIMS])
+
+
+def margin_table(scores: Scores, over: str) -> str:
+    """The differences of medians, and which are no finding."""
+    def cell(run: TuneRun | None, base: TuneRun | None) -> str:
+        if run is None or base is None:
+            return NOT_RUN
+        if not run.finished or not base.finished:
+            return "not finished"
+        text = f"{statistics.median(run.values) - statistics.median(base.values):+.1f}"
+        if min(len(run.values), len(base.values)) == 1:
+            return text + "<br>(one seed)"
+        apart = min(run.values) > max(base.values) or max(run.values) < min(base.values)
+        return text if apart else text + "<br>(inside the spread)"
+
+    rows = [{"model": name, **{task: cell(of.get(task), scores[over].get(task)) for task in tasks_of(scores)}}
+            for name, of in scores.items() if name != over]
+    if not rows:
+        return f"{NOT_RUN}: there is no other model."
+    return (f"{markdown(rows)}\n\nMedian less that of {over}. 'Inside the spread': the ranges over the seeds "
+            "overlap, so the difference is not a finding; 'one seed': nor is this, its spread is not known.")
+
+
+# ---------------------------------------------------------------- runs
+
+def tuning_table(scores: Scores) -> str:
+    """Every fine-tuning: all its metrics and its time."""
+    rows = []
+    for name, of in scores.items():
+        for task, run in of.items():
+            every = "; ".join(
+                f"{metric} {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+                for metric, values in run.scores.items() if values)
+            rows.append({"model": name, "task": task, "median (lowest to highest)": every or "-",
+                         "seeds": f"{len(run.values)} of {run.options['seeds']}, from {run.options['seed']}",
+                         "time": clock(run.seconds), "state": "" if run.finished else "not finished"})
+    return (f"{markdown(rows)}\n\nThe time is that of all seeds; what a seed did before it was resumed is "
+            "not in it.")
