@@ -75,12 +75,13 @@ def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_
 class Drawn(NamedTuple):
     """One optimiser step of one rank.
 
-    `tokens` and `labelled` count the *whole* step: all micro-batches, all ranks.
+    `tokens`, `labelled` and `sequences` count the *whole* step: all micro-batches, all ranks.
     """
 
     micro_batches: list[LabelledBatch]
     tokens: int
     labelled: int  # examples that have a label
+    sequences: int  # examples
 
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
@@ -102,4 +103,4 @@ def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: i
                                   seed_of(seed, step, int(group[0]))))
     labels = examples.labels[drawn]
     labelled = np.isfinite(labels) if labels.dtype.kind == "f" else labels.reshape(batch, -1)[:, 0] >= 0
-    return Drawn(made, int(examples.lengths[drawn].sum()), int(labelled.sum()))
+    return Drawn(made, int(examples.lengths[drawn].sum()), int(labelled.sum()), batch)

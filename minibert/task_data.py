@@ -1,5 +1,9 @@
-"""A task's splits as a model sees them, and what the model is worth on them: scores, answers, errors."""
+"""A task's splits as a model sees them, and what the model is worth on them: scores, answers, errors.
 
+`options` are those of finetune.py.
+"""
+
+import dataclasses
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +13,13 @@ from torch import nn
 
 from minibert import metrics, squad, squad_data
 from minibert.disk import write_text
+from minibert.errors import UserError
 from minibert.examples import Examples, encode, make_examples
+from minibert.hub import load_config
 from minibert.inference import outputs
-from minibert.readers import majority
+from minibert.readers import majority, read_csv, read_csv_splits, read_examples
 from minibert.runtime import Runtime
-from minibert.tasks import Task
+from minibert.tasks import SQUAD, TASKS, Example, Task, with_tinybert_settings
 from minibert.tokenizer import Tokenizer, read_text
 
 
@@ -26,6 +32,76 @@ class Split(NamedTuple):
     rows: list
     examples: Examples
     windows: list[squad.Window] | None = None
+
+
+def rows_of_task(options) -> tuple[Task, dict[str, list]]:
+    """The task and the rows of its splits: train, the dev splits, and with --predict the test ones."""
+    if options.task == "squad":
+        files = ({"dev": "dev-v1.1.json"} if options.evaluate
+                 else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"})
+        folder = Path(options.data) / SQUAD.folder
+        folder = folder if folder.is_dir() else Path(options.data)
+        for name in files.values():
+            if not (folder / name).exists():
+                raise UserError(f"{folder / name} does not exist: run python data/download.py squad, "
+                                f"or give --data the folder with {SQUAD.download}")
+        return SQUAD, {split: squad_data.read_squad(folder / name) for split, name in files.items()}
+    if options.task in TASKS:
+        task = TASKS[options.task]
+        wanted = ([] if options.evaluate else ["train"]) + list(task.dev_splits)
+        if options.predict:
+            wanted += [name for name in task.test_splits if name != "ax"]
+        return task, {split: read_examples(task, options.data, split) for split in wanted}
+    if options.evaluate:  # the labels are the model's: a file to judge it on may lack some
+        config = load_config(options.model)
+        labels = () if config.regression else config.labels
+        task = Task(Path(options.task).name, labels, labels, ("pearson", "spearman") if config.regression
+                    else ("accuracy", "matthews"), regression=config.regression)
+        rows = read_csv(options.dev or options.task, task)[1]
+        if rows[0].label is None:
+            raise UserError(f"{options.dev or options.task} has no column 'label' or 'score' to judge by")
+        return task, {"dev": rows}
+    task, train, dev = read_csv_splits(options.task, options.dev)
+    return task, {"train": train, "dev": dev}
+
+
+def read_task(options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
+    """The task with the options' settings in it, and its splits as the model sees them:
+    those of `rows_of_task`, and where they were asked for "augmented" and "transfer".
+    """
+    config = load_config(options.model)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {options.model} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
+    task, rows = rows_of_task(options)
+    if options.augmented and not options.evaluate:
+        rows["augmented"] = read_augmented(options, task, rows)
+    if options.method == "tinybert":
+        task = with_tinybert_settings(task)
+    changed = {name: getattr(options, name)
+               for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")
+               if getattr(options, name) is not None}
+    task = dataclasses.replace(task, **changed)
+    if task.max_length > config.max_positions:
+        raise UserError(f"--max-length {task.max_length} is more than the model's {config.max_positions} "
+                        "positions; give a smaller one")
+    splits = {name: tokenised(task, some, tokenizer, options.stride) for name, some in rows.items()}
+    if options.transfer and not options.evaluate:
+        splits["transfer"] = read_transfer(task, options.transfer, tokenizer)
+    return task, splits
+
+
+def read_augmented(options, task: Task, rows: dict[str, list]) -> list[Example]:
+    """What data/augment.py made of the training set; `rows` are those of the other splits."""
+    examples = read_csv(options.augmented, task)[1]
+    if (examples[0].pair is None) != (rows["train"][0].pair is None):
+        raise UserError(f"of {options.augmented} and the training set one has pairs of texts "
+                        "and the other has single ones")
+    held_out = {row.id for row in rows["dev"]} if options.task not in TASKS and not options.dev else set()
+    if held_out & {example.id for example in examples}:
+        raise UserError(f"{options.augmented} was made from rows of {options.task} that are held out here: "
+                        "make it again, without --dev")
+    return examples
 
 
 def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:

@@ -1,7 +1,25 @@
-"""The closing table of a fine-tuning: a constant, the teacher, the model, published figures."""
+"""How a fine-tuning ends: the best seed's model, its errors and predictions, and the closing table of
+a constant, the teacher, the model and published figures.
 
+`options` are those of finetune.py.
+"""
+
+import json
+import os
+import shutil
 import statistics
+from pathlib import Path
 
+from torch import nn
+
+import minibert
+from minibert import metrics, report, squad_data
+from minibert.disk import write_json
+from minibert.errors import UserError
+from minibert.readers import read_examples, write_submission
+from minibert.run_folder import say
+from minibert.task_data import Split, answers_to, baseline, judge, tokenised, write_errors
+from minibert.task_models import load_tuned
 from minibert.tasks import Task
 
 
@@ -40,3 +58,80 @@ def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], se
             name += "" if known.metric else ", metric not stated"
             figures.setdefault(name, {})[known.metric or task.metrics[0]] = known.value
     return rows + [row(name, scores) for name, scores in figures.items()]
+
+
+def shown(scores: dict[str, dict[str, float]]) -> str:
+    """Scores on one line."""
+    return "; ".join((f"{split} " if len(scores) > 1 else "")
+                     + ", ".join(f"{name} {value:.2f}" for name, value in some.items())
+                     for split, some in scores.items())
+
+
+def finish(options, out: Path, task: Task, splits: dict[str, Split], results: list[dict],
+           teacher: nn.Module | None, order: list[int] | None, tokenizer, runtime) -> None:
+    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table."""
+    dev = {name: splits[name] for name in task.dev_splits or ("dev",)}
+    first = next(iter(dev))
+    best = max(results, key=lambda result: result["best"]["scores"][first][task.metrics[0]])
+    source = out / f"seed-{best['seed']}" / "model"
+    if source.exists():
+        shutil.rmtree(out / "model", ignore_errors=True)
+        os.replace(source, out / "model")
+    for result in results:
+        shutil.rmtree(out / f"seed-{result['seed']}" / "model", ignore_errors=True)
+    model = minibert.load(out / "model").to(runtime.device)
+    _, answers = judge(model, task, dev[first], runtime)
+    write_errors(out / "errors.tsv", task, dev[first], answers)
+    if task.name == "squad":
+        squad_data.write_predictions(out, answers)
+    elif not task.regression and (constant := metrics.constant_class(answers)) is not None:
+        say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
+            "of a constant. A lower --lr, more --epochs or another --seed may help")
+    if options.predict:
+        write_predictions(out / "predictions", task, splits, model, None, options, tokenizer, runtime)
+    rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
+                         "model": str(out / "model")}
+    for name, split in dev.items():
+        constant, teacher_scores = baseline(task, splits["train"], split), None
+        if teacher is not None:
+            own = tokenised(task, split.rows, minibert.load_tokenizer(options.teacher), options.stride)
+            teacher_scores = judge(teacher, task, own, runtime, order)[0]
+        spread = spread_over_seeds(task, name, results)
+        summary[name] = {**spread, "baseline": constant, "teacher": teacher_scores}
+        rows += closing_rows(task, name, spread, len(results), constant, teacher_scores)
+    say("\n" + report.table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
+                            f"{len(dev[first].rows):,} dev examples"))
+    write_json(out / "summary.json", summary | {"table": rows})
+    say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
+
+
+def write_predictions(folder: Path, task: Task, splits, model, order: list[int] | None, options,
+                      tokenizer, runtime) -> None:
+    """The leaderboard's file of every test split; for MNLI also that of AX, where its file is there."""
+    some = {name: splits[name] for name in task.test_splits if name in splits}
+    if "ax" in task.test_splits:
+        try:
+            some["ax"] = tokenised(task, read_examples(task, options.data, "ax"), tokenizer, options.stride)
+        except UserError as error:
+            say(f"no predictions for AX: {error}")
+    for name, split in some.items():
+        answers = answers_to(model, task, split, runtime, order)
+        say("predictions:", write_submission(folder, task, name, answers))
+
+
+def evaluate_only(options, task: Task, splits, runtime) -> None:
+    """Judges --model on the dev splits and prints the scores."""
+    model, order = load_tuned(options.model, task)
+    model.to(runtime.device)
+    scores = {}
+    for name in task.dev_splits or ("dev",):
+        scores[name], answers = judge(model, task, splits[name], runtime, order)
+        say(f"{options.model} on {task.name}, {name}: {shown({name: scores[name]})}")
+        if (task.name != "squad" and not task.regression
+                and (constant := metrics.constant_class(answers)) is not None):
+            say(f"warning: the model answers {task.labels[constant]!r} to everything")
+    if options.predict:
+        tokenizer = minibert.load_tokenizer(options.model)
+        write_predictions(Path(options.out) / "predictions", task, splits, model, order, options, tokenizer,
+                          runtime)
+    say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
