@@ -33,9 +33,10 @@ from minibert.errors import UserError, run_script
 from minibert.examples import Drawn, Examples, draw
 from minibert.finetuning import TaskWeights, task_loss
 from minibert.hub import load_config
-from minibert.inner_methods import InnerWeights, Learner, Projections, check_fit, term_counts, tinybert
+from minibert.inner_methods import (TERMS, InnerWeights, Learner, Projections, check_fit, term_counts,
+                                    tinybert)
 from minibert.optim import adamw, learning_rate, warmup_steps
-from minibert.options import option, parse
+from minibert.options import layers_given, option, parse, term_weights
 from minibert.run_folder import (append_row, cut_metrics, open_run, read_result, say, stop_requests,
                                  too_many_skips)
 from minibert.runtime import PRECISIONS, describe, start
@@ -76,11 +77,10 @@ class Options:
     intermediate_epochs: float | None = option(
         None, "passes of the intermediate stage, 0: none (tinybert; default: the task's, 20, 10 or 50)")
     intermediate_lr: float = option(5e-5, "constant learning rate of the intermediate stage (tinybert)")
-    alpha_embedding: float = option(1.0, "weight of the embeddings in the intermediate stage (tinybert)")
-    alpha_hidden: float = option(1.0, "weight of the hidden states, summed over layers (tinybert)")
-    alpha_attention: float = option(1.0, "weight of the attention scores, summed over layers (tinybert)")
-    layer_map: str | None = option(
-        None, "teacher layers that the student's imitate, from 1, as 3,6,9,12 (tinybert; default: uniform)")
+    weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms other than 1, as "
+                                      "embedding=0 attention=0.5 (tinybert: embedding, hidden, attention)")
+    imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 3,6,9,12 "
+                                 "(tinybert; default: evenly spread)")
     augmented: str | None = option(
         None, "train on this file of data/augment.py instead of the training set (tinybert on scores: in the "
         "intermediate stage only, as published)")
@@ -156,13 +156,9 @@ def resolve(options: Options) -> Options:
 
 
 def inner_weights(options: Options) -> InnerWeights:
-    """The weights and the layer map of the intermediate stage."""
-    try:
-        layers = options.layer_map and tuple(int(g) for g in options.layer_map.split(","))
-    except ValueError:
-        raise UserError(f"--layer-map {options.layer_map} is not a list of layers as 3,6,9,12") from None
-    return InnerWeights(options.alpha_embedding, options.alpha_hidden, options.alpha_attention, layers)
-
+    """The weights of the intermediate stage's terms, and its layer map."""
+    layers = options.imitate and tuple(layers_given(options.imitate, "--imitate"))
+    return InnerWeights(layers=layers, **term_weights(options.weights, TERMS["tinybert"], "tinybert"))
 
 
 # ---------------------------------------------------------------- one stage

@@ -32,14 +32,14 @@ from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.masking import SELECTIONS, smoothed_weights
 from minibert.methods import Weights
 from minibert.optim import adamw, learning_rate, warmup_steps
-from minibert.options import option, parse
+from minibert.options import layers_given, option, parse, term_weights
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import (append_row, check_corpus, cut_metrics, last_tokens, open_run, say,
                                   stop_requests, too_many_skips)
 from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
-from minibert.students import layers_given, load_models
+from minibert.students import load_models
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -187,16 +187,7 @@ def resolve(options: Options) -> Options:
 def loss_weights(options: Options) -> Weights | InnerWeights:
     """The weights of the method's terms and what else it can be told: as published but for the options."""
     family = inner_methods if options.method in INNER else methods
-    terms, told = family.TERMS[options.method], {}
-    for given in options.weights:
-        name, _, value = given.partition("=")
-        try:
-            told[name] = float(value)
-        except ValueError:
-            raise UserError(f"--weights {given} is not of the form TERM=WEIGHT") from None
-        if name not in terms or not 0 <= told[name] < math.inf:
-            raise UserError(f"--weights {given}: the terms of {options.method} are "
-                            f"{', '.join(terms) or 'none'}, and a weight is at least 0")
+    told = term_weights(options.weights, family.TERMS[options.method], options.method)
     settings = {"temperature": options.temperature, "kl_masked_only": options.kl_masked_only or None,
                 "teacher_layer": options.teacher_layer, "relation_heads": options.relation_heads,
                 "layers": options.imitate and tuple(layers_given(options.imitate, "--imitate"))}

@@ -2,8 +2,11 @@
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
+
+from minibert.errors import UserError
 
 
 def option(default, help: str, choices=None):
@@ -37,3 +40,26 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str):
                             help=field.metadata["help"].replace("%", "%%") + shown, **extra)
     values = vars(parser.parse_args(argv))
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def layers_given(text: str, option: str) -> list[int]:
+    """The layers of an option like 0,2,5."""
+    try:
+        return [int(i) for i in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text} is not a list of layers as 0,2,5") from None
+
+
+def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:
+    """The weights that --weights TERM=WEIGHT ... gives to some of a method's terms."""
+    weights = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise UserError(f"--weights {text} is not of the form TERM=WEIGHT") from None
+        if name not in terms or not 0 <= weights[name] < math.inf:
+            raise UserError(f"--weights {text}: the terms of {method} are {', '.join(terms) or 'none'}, "
+                            "and a weight is at least 0")
+    return weights

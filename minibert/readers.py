@@ -3,13 +3,14 @@
 import csv
 import io
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from minibert.disk import write_text
+from minibert.disk import disk_errors, fsync, write_text
 from minibert.errors import UserError
 from minibert.tasks import Example, Table, Task
 from minibert.text import hash_share
@@ -192,6 +193,37 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     return task, examples
 
 
+def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
+    """Writes examples with labels so that `read_csv` of `task` reads the same: one column or a pair of texts.
+
+    Tabs, quotes and line ends in a text are quoted as csv has it. The file is whole or not there. Returns the
+    number of examples.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(partial, "w", encoding="utf-8", newline="")
+    written = 0
+    try:
+        with file:
+            writer = csv.writer(file, delimiter=_delimiter(path), lineterminator="\n")
+            for row in examples:
+                texts = [row.text] if row.pair is None else [row.text, row.pair]
+                label = repr(row.label) if task.regression else task.words[row.label]
+                with disk_errors(path):
+                    if not written:
+                        answer = "score" if task.regression else "label"
+                        writer.writerow(["id", *("text", "pair")[:len(texts)], answer])
+                    writer.writerow([row.id, *texts, label])
+                written += 1
+        with disk_errors(path):
+            fsync(partial)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """Task, train and dev examples of a csv file; without a `dev` file a tenth of the rows is dev.
@@ -215,9 +247,8 @@ def read_csv_splits(path: str | Path,
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """Column names, in lower case, and the rows, with the lines they start in; blank lines are skipped."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     csv.field_size_limit(1 << 28)  # 128 KB by default; a text of any length is a field here
-    reader = csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
     names, rows, start = None, [], 1
     try:
         for values in reader:
@@ -237,6 +268,10 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     if not rows:
         raise UserError(f"{path} holds no rows")
     return names, rows
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _csv_task(path: Path, regression: bool, rows: list[Row]) -> Task:

@@ -30,14 +30,6 @@ def layer_map(teacher_layers: int, student_layers: int) -> list[int]:
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
 
 
-def layers_given(text: str, option: str) -> list[int]:
-    """The layers of an option like 0,2,5."""
-    try:
-        return [int(i) for i in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} {text} is not a list of layers as 0,2,5") from None
-
-
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """The DistilBERT of a teacher: half its layers (or `layers`), all else alike;
     no token types and no pooler.

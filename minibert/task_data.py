@@ -126,9 +126,14 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer) -> Split:
                                task.max_length, labels))
 
 
+def some_numbers(total: int, n: int) -> np.ndarray:
+    """`n` of the numbers below `total`, the first of a fixed shuffle, in ascending order."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:n])
+
+
 def some_of(split: Split, n: int) -> Split:
-    """The first `n` examples of a fixed shuffle."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(split.examples.lengths))[:n])
+    """`n` examples, the same ones always."""
+    chosen = some_numbers(len(split.examples.lengths), n)
     if split.windows is None:
         return Split([split.rows[i] for i in chosen], split.examples.part(chosen))
     return Split(split.rows, split.examples.part(chosen), [split.windows[i] for i in chosen])

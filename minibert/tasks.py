@@ -190,7 +190,7 @@ SQUAD = Task("squad", (), (), ("f1", "exact_match"), "squad",
                         Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD)))
 
 # TinyBERT's task distillation (Jiao et al. 2019, section 4.2): 3 epochs of the prediction stage, its rate one
-# of three that they tried, 64 tokens for single sentences. IMDb is not in the paper; SQuAD keeps BERT's length.
+# of three that they tried, 64 tokens for single sentences. The paper has no IMDb; SQuAD keeps BERT's length.
 # note: the original code has other epochs and lengths, under misspelt names that nothing reads.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},

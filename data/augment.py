@@ -1,0 +1,110 @@
+"""Augments the training set of a task as TinyBERT did: words give way to others that fit there.
+
+    python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
+    python data/augment.py --task reviews.csv --model bert-base-uncased --vectors glove.txt --out more.csv
+    python data/augment.py --task reviews.csv --model weights/teacher --copies 5 --out more.csv      a CPU-sized one
+
+finetune.py --augmented reads the file that it writes.
+"""
+
+import signal
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+
+import minibert  # noqa: E402
+from minibert.augment import augment, candidate_words, columns_of, with_candidates  # noqa: E402
+from minibert.errors import UserError, run_script  # noqa: E402
+from minibert.options import option, parse  # noqa: E402
+from minibert.readers import read_csv_splits, read_examples, write_csv  # noqa: E402
+from minibert.runtime import PRECISIONS, start  # noqa: E402
+from minibert.task_data import some_numbers  # noqa: E402
+from minibert.tasks import TASKS, Example, Task  # noqa: E402
+from minibert.word_vectors import own_vectors, read_vectors  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option; the published ones are those of the paper for every task."""
+
+    task: str | None = option(None, f"{', '.join(TASKS)}, or a FILE.csv, as finetune.py reads it")
+    data: str | None = option(None, "folder of the task's official files, or the one above it")
+    dev: str | None = option(None, "the held-out csv, where finetune.py is given one")
+    model: str | None = option(None, "folder or hub name of a masked language model: the teacher before its "
+                               "fine-tuning")
+    vectors: str | None = option(None, "GloVe text file for words that are no single piece "
+                                 "(default: the model's own embeddings, which know little of names)")
+    out: str | None = option(None, "FILE.csv or FILE.tsv to write; must not exist yet")
+    copies: int = option(20, "variants of each example, N_a; equal ones are written once")
+    probability: float = option(0.4, "of each word to be replaced, p")
+    candidates: int = option(15, "words that may take a word's place, K")
+    train_examples: int | None = option(None, "only so many examples, those of finetune.py --train-examples")
+    seed: int = option(1, "of what is replaced")
+    micro_tokens: int = option(4096, "most tokens in one forward pass")
+    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "cpu, cuda ...")
+    threads: int | None = option(None, "CPU threads (default: torch's choice)")
+
+    def __post_init__(self):
+        if not self.task or not self.model or not self.out:
+            raise UserError("--task, --model and --out must be given")
+        if self.task not in TASKS and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
+            raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, and no .csv or .tsv file")
+        if (self.task in TASKS) != (self.data is not None):
+            raise UserError(f"--data is the folder of the files of {', '.join(TASKS)}; "
+                            "it goes with each of these, and not with a csv")
+        if self.dev and self.task in TASKS:
+            raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
+        if Path(self.out).suffix.lower() not in (".csv", ".tsv"):
+            raise UserError(f"--out {self.out} must end in .csv or .tsv")
+        if Path(self.out).exists():
+            raise UserError(f"--out {self.out} exists already: remove it, or choose another name")
+        for name in ("copies", "candidates", "train_examples", "micro_tokens", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if not 0 < self.probability <= 1:
+            raise UserError("--probability must be above 0 and at most 1")
+
+
+def training_rows(options: Options) -> tuple[Task, list[Example]]:
+    """The task and its training examples, without those that lack a text, which no csv reader takes back."""
+    if options.task in TASKS:
+        task = TASKS[options.task]
+        rows = read_examples(task, options.data, "train")
+    else:
+        task, rows, _ = read_csv_splits(options.task, options.dev)
+    if options.train_examples:
+        rows = [rows[i] for i in some_numbers(len(rows), options.train_examples)]
+    whole = [row for row in rows if all(text.strip() for text in columns_of(row))]
+    if len(whole) < len(rows):
+        print(f"{len(rows) - len(whole):,} examples without a text are left out")
+    return task, whole
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the command line and the task, writes the augmented training set."""
+    options = parse(Options, argv, __doc__, "")
+    runtime = start(options.device, options.precision, options.threads)
+    task, rows = training_rows(options)
+    tokenizer, model = minibert.load_tokenizer(options.model), minibert.load(options.model, head="mlm")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"the tokenizer of {options.model} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {model.config.vocab_size}")
+    if options.candidates > model.config.vocab_size:
+        raise UserError(f"--candidates {options.candidates} are more than the model's vocabulary")
+    vectors = read_vectors(options.vectors) if options.vectors else own_vectors(model, tokenizer)
+    vectors = vectors._replace(table=vectors.table.to(runtime.device))
+    find = partial(with_candidates, model=runtime.hold_frozen(model), tokenizer=tokenizer, vectors=vectors,
+                   runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
+    # a terminated run leaves nothing behind, like an interrupted one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    written = write_csv(Path(options.out), task, augment(
+        rows, find, candidate_words(tokenizer, vectors), options.copies, options.probability, options.seed))
+    print(f"{written:,} examples from {len(rows):,} are in {options.out}")
+
+
+if __name__ == "__main__":
+    run_script(main)
