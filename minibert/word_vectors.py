@@ -1,5 +1,6 @@
 """Vectors of words and the nearest of them: GloVe's text files, or a model's own embeddings."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,7 @@ def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
     words, rows, width = [], [], None
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in zip(range(1, limit + 2), file):
+            for number, line in enumerate(itertools.islice(file, limit), 1):
                 fields = line.rstrip().split(" ")
                 if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
                     continue

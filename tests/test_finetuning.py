@@ -115,6 +115,36 @@ def test_soft_labels_are_hintons(tiny_config):
     assert float(soft_sum(model, ours, ours, None, T)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["classes", "scores", "spans"])
+def test_tinyberts_prediction_stage_is_the_papers(kind, tiny_config):
+    """At alpha 1 and T 1 the gradient of L_pred = CE(z_T / t, z_S / t) (Jiao et al. 2019, section 3.1), which
+    differs from the KL by the teacher's entropy; of scores the squared error to the teacher's.
+    """
+    head = {"classes": dict(labels=("a", "b", "c")), "scores": dict(regression=True), "spans": {}}[kind]
+    model = classifier(tiny_config, Span if kind == "spans" else Classifier, **head)
+    data = examples(np.full((8, 2), -1) if kind == "spans" else np.full(8, np.nan) if kind == "scores"
+                    else np.full(8, -1))
+    shape = {"classes": (8, 3), "scores": (8, 1), "spans": (sum(LENGTHS), 2)}[kind]
+    theirs = torch.randn(shape, dtype=torch.float64)
+    loss, gradient = step_gradient(model, data, {"logits": theirs.numpy()}, TaskWeights(1.0, 1.0), [], 30)
+    model.zero_grad()
+    ours, expected, entropy = model(data.batch(np.arange(8))), 0.0, 0.0
+    if kind == "scores":
+        expected = (ours - theirs).square().mean()
+    else:
+        # a distribution over the classes of an example, or over the tokens of a window, twice
+        pairs = list(zip(ours, theirs)) if kind == "classes" else [
+            (s[:, i], t[:, i]) for s, t in zip(ours.split(LENGTHS), theirs.split(LENGTHS)) for i in (0, 1)]
+        for s, t in pairs:
+            p = t.softmax(0)
+            expected = expected - (p * s.softmax(0).log()).sum() / len(pairs)
+            entropy -= float((p * p.log()).sum()) / len(pairs)
+    expected.backward()
+    assert loss == pytest.approx(expected.item() - entropy, rel=1e-9)
+    theirs_gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert (gradient - theirs_gradient).abs().max() < 1e-9 * theirs_gradient.abs().max()
+
+
 def test_patience_is_the_distance_of_directions():
     ours, theirs = torch.randn(4, 2, 6, dtype=torch.float64), torch.randn(4, 2, 6, dtype=torch.float64)
     expected = 0.0
