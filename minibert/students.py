@@ -13,6 +13,7 @@ from minibert.heads import MaskedLM, PreTraining, encoder_of
 from minibert.hub import load, load_tokenizer
 from minibert.inner_losses import imitated_layers
 from minibert.model import Encoder, init_weights
+from minibert.options import layers_given
 from minibert.run_folder import say
 
 

@@ -126,7 +126,7 @@ def test_every_loss_can_be_left_out(folder, student, tuned, tmp_path):
     for left_out in ("embedding", "hidden", "attention"):
         out = tmp_path / left_out
         finetune.main(distilled(folder, student, tuned, out,
-                                **{f"alpha-{left_out}": 0, "intermediate-epochs": 0.1}))
+                                "--weights", f"{left_out}=0", **{"intermediate-epochs": 0.1}))
         assert {"embedding", "hidden", "attention"} - stage(out)[0].keys() == {left_out}
     out = tmp_path / "prediction alone"
     finetune.main(distilled(folder, student, tuned, out, **{"intermediate-epochs": 0}))
@@ -200,9 +200,8 @@ def test_what_does_not_fit_is_one_clear_sentence(folder, student, tuned, tmp_pat
             ({"teacher": None}, ["--method tinybert", "--teacher"]),
             ({"model": tmp_path / "heads"}, ["4 heads", "2"]),
             ({"model": tmp_path / "words"}, ["vocabular"]),
-            ({"layer-map": "3"}, ["layer map [3]", "1 to 2"]), ({"layer-map": "1,2"}, ["layer map"]),
-            ({"layer-map": "one"}, ["--layer-map one"]),
-            ({"alpha-embedding": 0, "alpha-hidden": 0, "alpha-attention": 0}, ["weight 0"]),
+            ({"imitate": "3"}, ["layer map [3]", "1 to 2"]), ({"imitate": "1,2"}, ["layer map"]),
+            ({"imitate": "one"}, ["--imitate one"]), ({"weights": "soft=0"}, ["--weights soft=0"]),
             ({"intermediate-epochs": -1}, ["--intermediate-epochs"]),
             ({"augmented": tmp_path / "none.csv"}, ["none.csv"]),
             ({"augmented": tmp_path / "pairs.csv"}, ["pairs.csv", "single"]),
@@ -210,4 +209,4 @@ def test_what_does_not_fit_is_one_clear_sentence(folder, student, tuned, tmp_pat
             ({"augmented": folder / "dev.csv", "transfer": folder / "unlabelled.txt"}, ["--augmented"])):
         refused(run(**changed), *words)
     # another number of heads fits where attention is not compared
-    finetune.main(run(model=tmp_path / "heads", **{"alpha-attention": 0, "intermediate-epochs": 0.1}))
+    finetune.main(run(model=tmp_path / "heads", weights="attention=0", **{"intermediate-epochs": 0.1}))
