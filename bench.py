@@ -1,12 +1,13 @@
 """What minibert costs, beside its peers: a table for people, one JSON document as the last line for scripts.
 
-    bench.py train    the distillation step beside the same step on `transformers`
-    bench.py finetune the fine-tuning step on a real task beside the same step on `transformers`
-    bench.py data     tokenising a corpus beside bare `tokenizers`; memory as the corpus grows
-    bench.py plan     hours and cost of a training, worked out from a rate
-    bench.py size     parameters, bytes on disk and FLOPs, beside the published figures
-    bench.py runs     works through a list of runs: skips what is done, resumes what was begun
-    bench.py report   runs as tables and plots, written into a markdown file
+    bench.py train     the distillation step beside the same step on `transformers`
+    bench.py inference latency and throughput beside other engines, and what each mode does to quality
+    bench.py finetune  the fine-tuning step on a real task beside the same step on `transformers`
+    bench.py data      tokenising a corpus beside bare `tokenizers`; memory as the corpus grows
+    bench.py plan      hours and cost of a training, worked out from a rate
+    bench.py size      parameters, bytes on disk and FLOPs, beside the published figures
+    bench.py runs      works through a list of runs: skips what is done, resumes what was begun
+    bench.py report    runs as tables and plots, written into a markdown file
 """
 
 import json
@@ -15,13 +16,17 @@ import sys
 from minibert.errors import UserError, run_script
 from minibert.options import parse
 
-WHAT = ("train", "finetune", "data", "plan", "size", "runs", "report")
+WHAT = ("train", "inference", "finetune", "data", "plan", "size", "runs", "report")
 
 EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
   python bench.py train --precision fp32
   python bench.py train --batch 16 --min-length 256 --max-length 256
   python bench.py finetune --task mrpc --data glue_data --tokenizer weights/bert-base-uncased
+  python bench.py inference --models bert-L2-H128 --examples 20    a minute on a CPU
+  python bench.py inference --data glue_data --tokenizer weights/bert-base-uncased
+  python bench.py inference --models runs/mrpc/model --task mrpc --data glue_data --plot speed.png
+  python bench.py inference --grid --threads 2
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --workers 2 --megabytes 100
   python bench.py data --growth 10,100,1000
@@ -42,6 +47,9 @@ def bench(what: str):
     if what == "train":
         from minibert.bench_train import TrainBench, bench_train
         return TrainBench, bench_train
+    if what == "inference":
+        from minibert.bench_inference import InferenceBench, bench_inference
+        return InferenceBench, bench_inference
     if what == "finetune":
         from minibert.bench_finetune import FinetuneBench, bench_finetune
         return FinetuneBench, bench_finetune

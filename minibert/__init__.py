@@ -9,8 +9,8 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {"load": "hub", "load_tokenizer": "hub", "save": "hub", "pack": "batch", "Batch": "batch",
-         "predict": "inference", "embed": "inference", "Config": "config", "preset": "config",
-         "UserError": "errors"}
+         "predict": "inference", "embed": "inference", "fast": "fast_model", "Config": "config",
+         "preset": "config", "UserError": "errors"}
 __all__ = ["__version__", *_HOME]
 
 

@@ -1,34 +1,47 @@
 """Contenders that take turns: each in a process of its own, so that each has its own peak of memory."""
 
+import re
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from minibert.errors import UserError
 
 
-def serve(turn: Callable[[], None], pipe, device: torch.device) -> None:
+def serve(turn: Callable, pipe, device: torch.device) -> None:
     """In a contender's process:
     takes a turn whenever asked and sends its seconds; at the end its peak of memory, bytes.
+
+    A turn that measures its own parts returns what is to be sent instead.
     """
     while pipe.recv():
         begun = time.perf_counter()
-        turn()
+        measured = turn()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - begun)
+        pipe.send(time.perf_counter() - begun if measured is None else measured)
     pipe.send(torch.cuda.max_memory_allocated() if device.type == "cuda"
-              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+              else peak_memory())
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, bytes."""
+    try:  # Linux starts a new process' ru_maxrss at its parent's, but not this count
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts `worker(kind, options, pipe)` for each kind and lets them take turns, after one each to warm up.
 
-    Returns the seconds of each kind's turns and its peak of memory in bytes.
+    Returns the seconds of each kind's turns (or what they measured) and its peak of memory in bytes.
     """
     context = torch.multiprocessing.get_context("spawn")
     pipes, processes = {}, []

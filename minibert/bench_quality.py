@@ -1,0 +1,69 @@
+"""What each inference mode does to the quality of a fine-tuned model, and a plot of it against the speed."""
+
+import dataclasses
+
+import minibert
+from minibert.engines import why_not
+from minibert.errors import UserError
+from minibert.fast_model import MODES, fast
+from minibert.inference import outputs
+from minibert.readers import read_examples
+from minibert.report import table
+from minibert.runtime import Runtime
+from minibert.task_data import judge, some_of, tokenised
+from minibert.task_models import load_tuned
+from minibert.tasks import TASKS
+
+
+def quality(folder: str, task_name: str, data: str, max_length: int, some: int | None,
+            runtime: Runtime) -> dict[str, dict]:
+    """Scores, in percent, of a fine-tuned model in every mode that runs here, and how its logits change.
+
+    On the dev set, or `some` examples of it.
+    """
+    task = dataclasses.replace(TASKS[task_name], max_length=max_length)
+    model, order = load_tuned(folder, task)
+    split = tokenised(task, read_examples(task, data, task.dev_splits[0]),
+                      minibert.load_tokenizer(folder), 128)
+    if some:
+        split = some_of(split, some)
+    model.to(runtime.device)
+    exact, found = outputs(model, split.examples, runtime), {}
+    for engine in ("minibert", *(f"minibert {mode}" for mode in MODES)):
+        if why_not(engine, runtime.device):
+            continue
+        made = fast(model, engine.split()[1]) if engine != "minibert" else model
+        logits = outputs(made, split.examples, runtime)
+        found[engine] = {**judge(made, task, split, runtime, order)[0],
+                         "largest_logit_change": float(abs(logits - exact).max()),
+                         "mean_logit_change": float(abs(logits - exact).mean())}
+        if not task.regression:
+            found[engine]["answers_changed"] = int((logits.argmax(-1) != exact.argmax(-1)).sum())
+    rows = [{"mode": engine, **{key: f"{value:.4g}" if isinstance(value, float) else str(value)
+                                for key, value in one.items()}} for engine, one in found.items()]
+    print(table(rows, f"{folder} on the {len(split.examples.lengths)} examples of {task.name}'s dev set; "
+                      f"largest logit {abs(exact).max():.2f}"), flush=True)
+    return found
+
+
+def plot(results: list[dict], metric: str, target: str) -> None:
+    """Draws sentences per second against the metric, a line for each fine-tuned model."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("--plot needs matplotlib: pip install 'minibert[plots]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for result in results:
+        engines = [engine for engine in result["quality"] if engine in result["engines"]]
+        speeds = [result["engines"][engine]["sentences_per_second"] for engine in engines]
+        scores = [result["quality"][engine][metric] for engine in engines]
+        axis.plot(speeds, scores, "o", label=f"{result['model']}, {result['threads']} threads")
+        for engine, x, y in zip(engines, speeds, scores):
+            axis.annotate(engine.removeprefix("minibert").strip() or "as loaded", (x, y), fontsize=7)
+    axis.set(xlabel="sentences per second, together", ylabel=f"{metric}, %", xscale="log")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)

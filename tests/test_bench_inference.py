@@ -1,0 +1,156 @@
+"""bench.py inference at its smallest: the table, one JSON document as the last line, quality, bad options."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minibert
+from minibert import bench_inference, engines
+from minibert.bench_inference import InferenceBench, figures, grid_shapes, material
+from minibert.config import preset
+from minibert.engines import ENGINES, in_padded_batches, why_not, write_files
+from minibert.errors import UserError
+from minibert.heads import Classifier
+from minibert.model import init_weights
+
+ROOT = Path(__file__).parent.parent
+TEACHER = str(ROOT / "weights" / "teacher")
+CPU = torch.device("cpu")
+
+
+def run(monkeypatch, capsys, *words):
+    """What the real `bench.py inference` prints; its exit code and errors where it stops."""
+    monkeypatch.setattr(sys, "argv", ["bench.py", "inference", *map(str, words)])
+    try:
+        runpy.run_path(str(ROOT / "bench.py"), run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def mrpc(tmp_path):
+    rows = "\n".join(f"{k % 2}\t1\t2\tthe text number {k} is here\ta text is " + "long " * k for k in range(6))
+    (tmp_path / "dev.tsv").write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + rows + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    config = replace(preset("bert-L2-H128"), vocab_size=8192, labels=("not_equivalent", "equivalent"))
+    model = init_weights(Classifier(config)).eval()
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)
+    minibert.save(model, tmp_path / "tuned", minibert.load_tokenizer(TEACHER))
+    return tmp_path / "tuned", model
+
+
+def test_a_preset_ends_with_json(monkeypatch, capsys):
+    code, out, err = run(monkeypatch, capsys, "--models", "bert-L2-H128", "--examples", 3, "--batch", 2,
+                         "--turns", 1, "--threads", 1, "--engines", "minibert", "minibert fp32")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])["results"][0]
+    fast = result["engines"]["minibert fp32"]
+    assert result["threads"] == 1 and "3 examples" in out and "with tokenizer" not in out
+    assert 0 < fast["latency"]["median"] <= fast["latency"]["p99"] and fast["sentences_per_second"] > 0
+    assert fast["logit_change"] < 1e-5 and result["engines"]["minibert"]["times_as_fast"] == 1
+
+
+def test_quality_of_a_tuned_model(monkeypatch, capsys, mrpc, tuned, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, model = tuned
+    code, out, err = run(monkeypatch, capsys, "--models", folder, "--task", "mrpc", "--data", mrpc, "--turns", 1,
+                         "--threads", 1, "--engines", "minibert", "minibert fp32", "--plot", tmp_path / "a.png")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])["results"][0]
+    quality = result["quality"]
+    assert quality["minibert"]["largest_logit_change"] == 0 and "with tokenizer" in out
+    assert quality["minibert fp32"]["accuracy"] == quality["minibert"]["accuracy"]
+    if why_not("minibert int8", CPU) is None:
+        texts = [line.split("\t")[3:] for line in (mrpc / "dev.tsv").read_text().splitlines()[1:]]
+        both = [minibert.predict(one, minibert.load_tokenizer(TEACHER), *zip(*texts))
+                for one in (model, minibert.fast(model, "int8"))]
+        assert quality["minibert int8"]["largest_logit_change"] == pytest.approx(
+            float(abs(both[0] - both[1]).max()), rel=1e-3)
+        assert quality["minibert int8"]["largest_logit_change"] > 1e-3
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["bert-L2-H128", "distilbert"])
+@pytest.mark.parametrize("engine", [name for name in ENGINES if "compiled" not in name])
+def test_every_engine_here_computes_the_same(tmp_path, monkeypatch, engine, name):
+    if why_not(engine, CPU):
+        pytest.skip(why_not(engine, CPU))
+    config = replace(preset(name), vocab_size=8192, hidden_size=64, layers=2, heads=2, intermediate_size=96)
+    model = init_weights(Classifier(config)).eval()
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    write_files(model, minibert.load_tokenizer(TEACHER), tmp_path, [engine])
+    ids = [torch.randint(5, 8192, (n,)).tolist() for n in (9, 3, 14, 3, 8, 20, 4, 4, 11, 7)]  # two padded batches
+    segments = [[0] * (len(one) // 2) + [1] * (len(one) - len(one) // 2) for one in ids]
+    with torch.no_grad():
+        expected = model(minibert.pack(ids, segments)).numpy()
+    found = ENGINES[engine](tmp_path, CPU)(ids, segments)
+    tolerance = 3e-2 if "int8" in engine else 2e-3 if "fp16" in engine else 1e-5
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1, abs(expected).max()))
+
+
+def test_padded_batches_come_back_in_order():
+    seen = []
+
+    def run(ids, segments):
+        seen.append([len(one) for one in ids])
+        return np.array([[one[0]] for one in ids])
+    ids = [[i] * n for i, n in enumerate([9, 1, 5, 4, 8, 2, 7, 3, 6, 10])]
+    assert in_padded_batches(run, ids, ids)[:, 0].tolist() == list(range(10))
+    assert seen == [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10]]
+
+
+def test_the_figures_by_hand():
+    turns = [{"alone": [1.0, 3.0], "with_tokenizer": [2.0, 4.0], "together": 0.5},
+             {"alone": [2.0, 4.0], "with_tokenizer": [3.0, 5.0], "together": 0.25}]
+    found = figures(turns, 7, 10.0, 5.0, 4.0, batch=2)
+    assert found["latency"]["median"] == 2.5 and found["pass"] == 5 and found["pass_spread"] == [4, 6]
+    assert found["pass_with_tokenizer"] == 7 and found["spread"] == [4, 8]
+    assert found["sentences_per_second"] == 2 / 0.375
+    assert found["share_of_peak"] == [10 / 5 / 4, 5 / 0.375 / 4] and found["peak_memory_bytes"] == 7
+
+
+def test_the_grid_has_equal_parameters():
+    shapes = grid_shapes()
+    sizes = [12 * c.layers * c.hidden_size**2 for c in shapes.values()]
+    assert max(sizes) / min(sizes) < 1.03 and len(shapes) == 5 and "6 x 768" in shapes
+
+
+def test_lengths_without_data_are_like_those_of_stsb():
+    _, _, ids, _ = material(InferenceBench(examples=2000), minibert.load_tokenizer(TEACHER))
+    assert 27 < np.median([len(one) for one in ids]) < 31 and max(map(len, ids)) <= 128
+
+
+@pytest.mark.parametrize("words, says", [
+    ("--turns 0", "--turns"),
+    ("--models nothing/here --data x", "nothing/here"),
+    ("--models nothing/here", "--data"),
+    ("--models bert-L2-H128 --plot a.png", "fine-tuned"),
+    ("--grid --engines transformers\xa0fp32", "--grid"),
+])
+def test_bad_options_are_one_sentence(monkeypatch, capsys, words, says):
+    code, _, err = run(monkeypatch, capsys, *(word.replace("\xa0", " ") for word in words.split()))
+    assert code == 2 and says in err and err.count("\n") == 1
+
+
+def test_who_cannot_take_part(monkeypatch):
+    assert "CPUs only" in (why_not("onnxruntime fp32", torch.device("cuda")) or "CPUs only")
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    assert why_not("ctranslate2 int8", CPU) == "ctranslate2 is not installed"
+    assert why_not("minibert fp32", CPU) is None
+    monkeypatch.setattr(bench_inference, "why_not", lambda *_: "no")
+    with pytest.raises(UserError, match="none of the engines"):
+        bench_inference.bench_inference(InferenceBench(models=("bert-L2-H128",)))
