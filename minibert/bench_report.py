@@ -28,6 +28,7 @@ class ReportBench:
 
     runs: tuple[str, ...] = option(("runs",), "folders of runs, or folders above them; the words right after "
                                               "`report` are these, too")
+    without: tuple[str, ...] = option((), "folders of runs to leave out, as those of a search for a rate")
     out: str = option("docs/results.md", "markdown file to write into")
     part: str = option("report", "name of the part of it; others stay, as does what is between them")
     teacher: str | None = option(None, "the model whose score the others' shares are of")
@@ -90,7 +91,7 @@ def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
         of = found.setdefault(name, {})
         if run.task in of:
             raise UserError(f"{of[run.task].folder} and {run.folder} both fine-tune {name} on {run.task}: "
-                            "report one of them")
+                            "leave one out by --without")
         of[run.task] = run
     for what, name in (("teacher", options.teacher), ("over", options.over)):
         if name is not None and name not in found:
@@ -261,6 +262,8 @@ def put_part(text: str, part: str, body: str, name: str) -> str:
 def made_by(options: ReportBench) -> str:
     """The command of this report, paths as they are called in it."""
     said = ["bench.py", "report", *map(options.renamed, options.runs), "--out", options.renamed(options.out)]
+    if options.without:
+        said += ["--without", *map(options.renamed, options.without)]
     if options.part != ReportBench.part:
         said += ["--part", options.part]
     for name in ("teacher", "over"):
@@ -276,7 +279,7 @@ def bench_report(options: ReportBench) -> dict:
         with disk_errors(out, "read"):
             before = out.read_text(encoding="utf-8")
     put_part(before, options.part, "", options.out)  # wrong marks are an error before plots are drawn
-    train, tune = read_runs(list(options.runs))
+    train, tune = read_runs(options.runs, options.without)
     check_names(train, tune, options)
     scores = scores_of(tune, options)
     with disk_errors(out):

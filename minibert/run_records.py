@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,13 +57,17 @@ class TuneRun(NamedTuple):
         return next(iter(self.scores.values()), [])
 
 
-def read_runs(folders: list[str]) -> tuple[list[TrainRun], list[TuneRun]]:
-    """The runs in these folders and below them, in the order of their paths.
+def read_runs(folders: Iterable[str],
+              without: Iterable[str] = ()) -> tuple[list[TrainRun], list[TuneRun]]:
+    """The runs in these folders and below them, but for those `without`, in the order of their paths.
 
     `UserError` for a folder without a run, and for a run whose files are damaged.
     """
     train, tune = [], []
+    left_out = {Path(name).resolve() for name in without}
     for folder in dict.fromkeys(found for name in folders for found in _run_folders(name)):
+        if left_out & {folder.resolve(), *folder.resolve().parents}:
+            continue
         run = read_run(folder)
         (train if isinstance(run, TrainRun) else tune).append(run)
     return train, tune

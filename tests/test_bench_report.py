@@ -258,8 +258,10 @@ def test_bad_options_are_one_sentence(runs, options, message):
 
 def test_runs_that_would_be_mixed_up_are_an_error(runs):
     tuned(runs / "again", "models/big", "wnli", [50.0])
-    with pytest.raises(UserError, match="both fine-tune big on wnli: report one of them"):
+    with pytest.raises(UserError, match="both fine-tune big on wnli: leave one out by --without"):
         report(runs)
+    text, _ = report(runs, without=(str(runs / "again"),))
+    assert "--without runs/again" in text and cells(text, "Fine-tuned scores", "big")
     tuned(runs / "again", "other/big", "rte", [50.0])
     with pytest.raises(UserError, match="would both be called big: --rename"):
         report(runs)
