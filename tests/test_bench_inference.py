@@ -142,7 +142,7 @@ def test_lengths_without_data_are_like_those_of_stsb():
     ("--grid --engines transformers\xa0fp32", "--grid"),
 ])
 def test_bad_options_are_one_sentence(monkeypatch, capsys, words, says):
-    code, _, err = run(monkeypatch, capsys, *(word.replace("\xa0", " ") for word in words.split()))
+    code, _, err = run(monkeypatch, capsys, *(word.replace("\xa0", " ") for word in words.split(" ")))
     assert code == 2 and says in err and err.count("\n") == 1
 
 
