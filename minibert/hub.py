@@ -157,7 +157,9 @@ def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list
 def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
     """A tensor of a new head, as in model.init_weights."""
     tensor = torch.zeros(shape)
-    return nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std) if name.endswith("weight") else tensor
+    if name.endswith("weight") and std > 0:
+        nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std)
+    return tensor
 
 
 def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:

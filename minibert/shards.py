@@ -13,8 +13,8 @@ and the same for other parts, such as held-out. Documents never cross shards.
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,11 +38,12 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; name another folder, or remove it first")
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    # named before it is made: an interruption may come between the making and the next line
+    folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
             yield folder
             folder.chmod(0o777 & ~current_umask())
             for path in [*folder.rglob("*"), folder]:
