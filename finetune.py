@@ -7,7 +7,6 @@ task_report.py.
 """
 
 import dataclasses
-import json
 import math
 import shutil
 import signal

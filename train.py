@@ -6,7 +6,6 @@ The maths is one import away: minibert/methods.py names the loss terms, minibert
 
 import copy
 import dataclasses
-import json
 import math
 import shutil
 import signal
@@ -16,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
 
 import minibert
 from minibert import inner_methods, methods, report

@@ -19,7 +19,8 @@ import minibert  # noqa: E402
 from minibert.augment import augment, candidate_words, columns_of, with_candidates  # noqa: E402
 from minibert.errors import UserError, run_script  # noqa: E402
 from minibert.options import option, parse  # noqa: E402
-from minibert.readers import read_csv_splits, read_examples, write_csv  # noqa: E402
+from minibert.csv_files import read_csv_splits, write_csv  # noqa: E402
+from minibert.readers import read_examples  # noqa: E402
 from minibert.runtime import PRECISIONS, start  # noqa: E402
 from minibert.task_data import some_numbers  # noqa: E402
 from minibert.tasks import TASKS, Example, Task  # noqa: E402

@@ -21,7 +21,7 @@ from minibert.config import Config
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import init_weights
-from minibert.readers import read_csv, read_csv_splits, write_csv
+from minibert.csv_files import read_csv, read_csv_splits, write_csv
 from minibert.runtime import Runtime
 from minibert.tasks import TASKS, Example, Task
 from minibert.tokenizer import train_tokenizer

@@ -1,6 +1,5 @@
 """bench.py runs on commands that stand in for the scripts: skipped, resumed, failed, stopped, estimated."""
 
-import json
 import os
 import signal
 import subprocess

@@ -9,7 +9,8 @@ import pytest
 
 from minibert.errors import UserError
 from minibert.metrics import METRICS, score
-from minibert.readers import majority, read_csv, read_csv_splits, read_examples, write_submission
+from minibert.csv_files import read_csv, read_csv_splits
+from minibert.readers import majority, read_examples, write_submission
 from minibert.tasks import TASKS, Example
 
 GLUE = [name for name in TASKS if name != "imdb"]
