@@ -10,13 +10,14 @@ import re
 import shlex
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from minibert.disk import disk_errors, write_text
 from minibert.errors import UserError
 from minibert.options import option
 from minibert.report import FIGURES, clock, plot_held_out, plot_quality
+from minibert.run_commands import command, differing, words
 from minibert.run_records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
 from minibert.score_tables import (NOT_RUN, Scores, finished, margin_table, markdown, score_table, share_rows,
                                    share_table, tasks_of, tuning_table)
@@ -67,8 +68,8 @@ def result_of(run: TrainRun) -> str:
 
 
 def teacher_of(run: TrainRun) -> str:
-    """The folder of a training's teacher; the bundled one where none was named."""
-    return run.options["teacher"] or "weights/teacher"
+    """The folder of a training's teacher; the bundled one where none was named, which mlm does not take."""
+    return run.options["teacher"] or ("none" if run.options["method"] == "mlm" else "weights/teacher")
 
 
 def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench) -> None:
@@ -128,7 +129,7 @@ def training_table(runs: list[TrainRun], options: ReportBench) -> str:
             return form.format(value) if value is not None else "-" if run.finished else "not finished"
 
         rows.append({"run": options.name_of(result_of(run)),
-                     "special": " ".join(words(name, value, options) for name, value in special.items()
+                     "special": " ".join(words(name, value, options.renamed) for name, value in special.items()
                                          if name not in alike) or "-",
                      "tokens": tokens, "time": clock(run.seconds), "lr": f"{run.options['lr']:g}",
                      "seed": run.options["seed"],
@@ -190,48 +191,6 @@ def size_part(rows: list[dict], scores: Scores, picture) -> str:
             "and DistilBERT: 110 M and 66 M parameters, 668 and 410 seconds for STS-B's dev set, one pair at "
             "a time on a CPU (DistilBERT paper, table 3).\n\n"
             + (picture("quality", plot_quality, points, what) if points else f"Plot: {NOT_RUN}, no quality."))
-
-
-# ---------------------------------------------------------------- commands and machines
-
-def options_of(script: str) -> dict:
-    """The options of train.py or finetune.py and their defaults, which are written there and nowhere else."""
-    import finetune
-    import train
-    cls = {"train": train, "finetune": finetune}[script].Options
-    return {field.name: field.default for field in fields(cls)}
-
-
-def differing(script: str, options: dict) -> dict:
-    """The options of a run that are not the script's defaults, those of its method among them;
-    what its method does not read is left out.
-    """
-    import train
-    method, defaults = options.get("method"), options_of(script) | {"resume": options.get("resume")}
-    if script == "train":
-        defaults |= train.METHOD_DEFAULTS.get(method, {})
-        defaults |= {name: options.get(name) for name, of in train.ONLY_FOR.items() if method not in of}
-    return {name: value for name, value in options.items() if name not in defaults
-            or (tuple(value) if isinstance(value, list) else value) != defaults[name]}
-
-
-def words(name: str, value, options: ReportBench) -> str:
-    """An option as it is typed."""
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    values = value if isinstance(value, list) else [value]
-    return shlex.join([f"--{name}", *(options.renamed(str(word)) for word in values)])
-
-
-def command(script: str, run: TrainRun | TuneRun, options: ReportBench) -> str:
-    """The command line that makes the run, from its config.json;
-    options of another version as a comment.
-    """
-    known, given, said = options_of(script), differing(script, run.options), [f"python {script}.py"]
-    said += [words(name, value, options) for name, value in given.items() if name in known]
-    other = [f"{name} {value}" for name, value in given.items() if name not in known]
-    return " ".join(said) + (f"  # of another version: {', '.join(other)}" if other else "")
 
 
 def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:
@@ -308,8 +267,8 @@ def bench_report(options: ReportBench) -> dict:
             picture("curves", plot_held_out, curves) if any(run.curve for run in train)
             else f"Held-out curves: {NOT_RUN}, no run was evaluated on its way (`--eval-every`).")
         parts["Quality against size and speed"] = size_part(sizes(train, options), scores, picture)
-    commands = [command("train", run, options) for run in train]
-    commands += [command("finetune", run, options) for run in tune]
+    commands = [command("train", run, options.renamed) for run in train]
+    commands += [command("finetune", run, options.renamed) for run in tune]
     parts["Commands"] = ("<details><summary>One a run, every option that is not a default</summary>\n\n"
                          "```bash\n" + "\n".join(commands) + "\n```\n\n</details>")
     body = "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts.items())

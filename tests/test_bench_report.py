@@ -1,6 +1,6 @@
 """bench.py report on run folders written by hand: its figures, its marks, and what is missing or damaged.
 
-The tables are those of minibert/score_tables.py, too.
+With it minibert/score_tables.py and run_commands.py, whose results stand there.
 """
 
 import json
@@ -15,9 +15,10 @@ import bench
 import finetune
 import minibert.report
 import train
-from minibert.bench_report import ReportBench, bench_report, command, put_part
+from minibert.bench_report import ReportBench, bench_report, put_part
 from minibert.errors import UserError
 from minibert.options import parse
+from minibert.run_commands import command
 from minibert.run_records import read_runs
 
 MACHINE = {"device": "A Chip", "cpu": "A Chip", "cores": 4, "threads": 2, "ranks": 1, "precision": "fp32",
@@ -229,7 +230,7 @@ def test_commands_make_the_runs_again(runs):
         folder = runs / name
         put(folder / "config.json", {"options": asdict(options), "steps": 7, **MACHINE})
         [run] = sum(read_runs([str(folder)]), [])
-        assert command(name, run, ReportBench()) == f"python {name}.py {words[name]}"
+        assert command(name, run, str) == f"python {name}.py {words[name]}"
     text, _ = report(runs, rename=(f"{runs}=runs", "our models=models"))
     assert "python finetune.py --model runs/small/model --task cola" in text and str(runs) not in text
 

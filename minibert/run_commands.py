@@ -1,0 +1,47 @@
+"""The command line of a run, from its config.json: only what is not a default."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import fields
+
+from minibert.run_records import TrainRun, TuneRun
+
+
+def options_of(script: str) -> dict:
+    """The options of train.py or finetune.py and their defaults, which are written there and nowhere else."""
+    import finetune
+    import train
+    cls = {"train": train, "finetune": finetune}[script].Options
+    return {field.name: field.default for field in fields(cls)}
+
+
+def differing(script: str, options: dict) -> dict:
+    """The options of a run that are not the script's defaults, those of its method among them;
+    what its method does not read is left out.
+    """
+    import train
+    method, defaults = options.get("method"), options_of(script) | {"resume": options.get("resume")}
+    if script == "train":
+        defaults |= train.METHOD_DEFAULTS.get(method, {})
+        defaults |= {name: options.get(name) for name, of in train.ONLY_FOR.items() if method not in of}
+    return {name: value for name, value in options.items() if name not in defaults
+            or (tuple(value) if isinstance(value, list) else value) != defaults[name]}
+
+
+def words(name: str, value, renamed: Callable[[str], str]) -> str:
+    """An option as it is typed."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    values = value if isinstance(value, list) else [value]
+    return shlex.join([f"--{name}", *(renamed(str(word)) for word in values)])
+
+
+def command(script: str, run: TrainRun | TuneRun, renamed: Callable[[str], str]) -> str:
+    """The command line that makes the run, from its config.json;
+    options of another version as a comment.
+    """
+    known, given, said = options_of(script), differing(script, run.options), [f"python {script}.py"]
+    said += [words(name, value, renamed) for name, value in given.items() if name in known]
+    other = [f"{name} {value}" for name, value in given.items() if name not in known]
+    return " ".join(said) + (f"  # of another version: {', '.join(other)}" if other else "")
