@@ -129,8 +129,8 @@ def training_table(runs: list[TrainRun], options: ReportBench) -> str:
             return form.format(value) if value is not None else "-" if run.finished else "not finished"
 
         rows.append({"run": options.name_of(result_of(run)),
-                     "special": " ".join(words(name, value, options.renamed) for name, value in special.items()
-                                         if name not in alike) or "-",
+                     "special": " ".join(words(name, value, options.renamed)
+                                         for name, value in special.items() if name not in alike) or "-",
                      "tokens": tokens, "time": clock(run.seconds), "lr": f"{run.options['lr']:g}",
                      "seed": run.options["seed"],
                      "perplexity: teacher / start / end": " / ".join(
