@@ -22,10 +22,10 @@ from minibert.contenders import alternate, compared, serve
 from minibert.corpus import open_corpus
 from minibert.errors import UserError
 from minibert.feed import Step, cut
-from minibert.heads import MaskedLM, encoder_of
+from minibert.heads import MaskedLM, build_encoder, encoder_of
 from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.methods import Weights
-from minibert.model import Encoder, init_weights
+from minibert.model import init_weights
 from minibert.optim import adamw
 from minibert.options import option
 from minibert.report import table
@@ -93,7 +93,7 @@ def our_turn(method: str, options: TrainBench, runtime):
     """A function that takes one turn of steps with minibert, all as train.py does it."""
     family, weights = FAMILY[method], Weights()
     if family is inner_methods:
-        teacher, student = (init_weights(Encoder(config)) for config in shapes(options))
+        teacher, student = (init_weights(build_encoder(config)) for config in shapes(options))
         inner_methods.check_fit(method, student.config, teacher.config, weights := InnerWeights())
         student = Learner(student, Projections(student.config, teacher.config)
                           if method == "tinybert" else None)

@@ -11,11 +11,12 @@ from minibert.runtime import Runtime
 
 def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, counts: dict[str, int],
                   optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, runtime: Runtime, lr: float,
-                  clip: float, stopping: bool = False) -> dict:
+                  clip: float, stopping: bool = False, rates: list[float] | None = None) -> dict:
     """Forward and backward over all micro-batches, one sum over ranks, clip, update.
 
     `loss_of(micro)` gives a micro-batch's share of the step's loss and detached sums by name; `counts` what
-    each sum is divided by: the count of the whole step. Returns the terms so divided, `loss`, `grad_norm`
+    each sum is divided by: the count of the whole step. `rates`: what `lr` is multiplied with for each part
+    of the model (optim.parameter_groups). Returns the terms so divided, `loss`, `grad_norm`
     (before clipping), `skipped` (a non-finite loss or gradient: no update on any rank) and `stopping` (true
     when any rank is to stop). The device is waited for once.
     """
@@ -33,10 +34,11 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
         loss_sum += loss.detach()
         for name, term in terms.items():
             sums[name] = sums[name] + term if name in sums else term
-    return update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping)
+    return update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping, rates)
 
 
-def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping) -> dict:
+def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping,
+           rates=None) -> dict:
     """The second half of a step:
     sum over ranks, unscale, guard, clip, update; returns the row for metrics.jsonl.
     """
@@ -56,7 +58,7 @@ def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, c
         if norm > clip:
             torch._foreach_mul_([p.grad for p in parameters], clip / (norm + 1e-6))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr if rates is None else lr * rates[group["part"]]
         scaler.step(optimizer)
     scaler.update()
     terms = {name: total / counts[name] for name, total in zip(names, totals) if name in sums}

@@ -1,5 +1,6 @@
 """Students: their shape, how they start from their teacher, and the models of a run of train.py."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import torch
 from torch import nn
 
 from minibert import inner_methods
-from minibert.config import PRESETS, Config, preset
+from minibert.config import PRESETS, Config, MobileConfig, preset
 from minibert.errors import UserError
-from minibert.heads import MaskedLM, PreTraining, encoder_of
+from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
 from minibert.hub import load, load_tokenizer
 from minibert.inner_losses import imitated_layers
 from minibert.model import Encoder, init_weights
@@ -35,6 +36,8 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """The DistilBERT of a teacher: half its layers (or `layers`), all else alike;
     no token types and no pooler.
     """
+    if isinstance(teacher, MobileConfig):
+        raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
     return replace(teacher, architecture="distilbert", layers=layers or max(1, teacher.layers // 2),
                    segments=0, classifier_dropout=0.2)
 
@@ -75,14 +78,15 @@ def encoder_from(teacher: Encoder, config: Config, layers: list[int], fold_segme
     if len(layers) != config.layers or not all(0 <= i < teacher.config.layers for i in layers):
         raise UserError(f"layer map {layers} does not give {config.layers} layers "
                         f"out of 0 to {teacher.config.layers - 1}")
-    for name in ("intermediate_size", "heads"):
-        if getattr(config, name) != getattr(teacher.config, name):
+    for name in ("intermediate_size", "heads", "embedding_size", "bottleneck_size", "feed_forwards",
+                 "attention_input", "norm"):
+        if getattr(config, name, None) != getattr(teacher.config, name, None):
             raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; "
                             "use --init random")
-    student = Encoder(config)
-    student.word.load_state_dict(teacher.word.state_dict())
-    student.position.load_state_dict(teacher.position.state_dict())
-    student.norm.load_state_dict(teacher.norm.state_dict())
+    student = build_encoder(config)
+    for name, module in student.named_children():
+        if name not in ("layers", "segment"):
+            module.load_state_dict(getattr(teacher, name).state_dict())
     for layer, source in zip(student.layers, layers):
         layer.load_state_dict(teacher.layers[source].state_dict())
     if student.segment is not None and teacher.segment is not None:
@@ -94,8 +98,23 @@ def encoder_from(teacher: Encoder, config: Config, layers: list[int], fold_segme
     return student
 
 
-def from_scratch(config: Config, seed: int, kind: type[nn.Module] = MaskedLM) -> nn.Module:
-    """A masked language model, or another `kind` of model, with random weights."""
+@torch.no_grad()
+def mobilebert_from(teacher: MaskedLM, config: MobileConfig, seed: int) -> MaskedLM:
+    """A MobileBERT with random layers; its embeddings and head are its IB-BERT teacher's (Sun et al. 2020,
+    section 3.6).
+
+    note: the norm of the embeddings is copied only where both are of one kind, as in the authors' code.
+    """
+    student = from_scratch(config, seed)
+    student.mlm.load_state_dict(teacher.mlm.state_dict())
+    copied = ["word", "trigram", "position", "segment"][:4 if config.segments else 3]
+    for name in copied + ["norm"] * (config.norm == teacher.config.norm):
+        getattr(student.encoder, name).load_state_dict(getattr(teacher.encoder, name).state_dict())
+    return student
+
+
+def from_scratch(config: Config, seed: int, kind: Callable[[Config], nn.Module] = MaskedLM) -> nn.Module:
+    """A masked language model, or what `kind` makes of the config, with random weights."""
     return init_weights(kind(config), torch.Generator().manual_seed(seed))
 
 
@@ -154,11 +173,11 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
     """The student before training, with the head that the teacher has:
     from a folder, or a preset's shape or half the teacher's, copied or random.
     """
-    kind, name = type(teacher), options.student
+    bare, name = isinstance(teacher, Encoder), options.student
     if name is None and options.method in inner_methods.METHODS:
         name = "tinybert-4"
     if name and name not in PRESETS:
-        student = load(name, head="encoder" if kind is Encoder else "mlm")
+        student = load(name, head="encoder" if bare else "mlm")
         encoder_of(student).pooler = None  # nothing trains it
         check_student(options, weights, student.config, teacher.config)
         return student
@@ -171,11 +190,11 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
         config = distilbert_of(teacher.config, options.layers)
     check_student(options, weights, config, teacher.config)
     if options.init == "random":
-        return from_scratch(config, options.seed, kind)
+        return from_scratch(config, options.seed, build_encoder if bare else MaskedLM)
     layers = (layers_given(options.layer_map, "--layer-map") if options.layer_map
               else layer_map(teacher.config.layers, config.layers))
     say(f"student layers start from teacher layers {layers}")
-    copied = encoder_from if kind is Encoder else student_from
+    copied = encoder_from if bare else student_from
     return copied(teacher, config, layers, options.token_types == "fold")
 
 

@@ -14,7 +14,7 @@ from minibert.losses import cosine_sum
 from minibert.methods import METHODS, Weights, distilbert, term_counts
 from minibert.model import init_weights
 from minibert.heads import MaskedLM
-from minibert.optim import adamw
+from minibert.optim import adamw, parameter_groups
 from minibert.runtime import Runtime
 from minibert.step import training_step
 from minibert.students import distilbert_of, student_from
@@ -154,3 +154,24 @@ def test_one_batch_can_be_learned(method, tiny_config):
     first, *_, last = [take(student, teacher, step, 3e-3, method=method, optimizer=optimizer)
                        for _ in range(100)]
     assert last["loss"] < 0.3 * first["loss"]
+
+
+def test_parts_learn_at_their_own_rates(tiny_config):
+    """With plain gradient descent, the steps of a part are its rate times those of a rate of 1."""
+    moves = {}
+    for rates in (None, [1.0, 1.0], [0.0, 0.5]):
+        torch.manual_seed(0)
+        student, teacher = models(tiny_config, torch.float32)
+        (step,) = data(1000)
+        groups = parameter_groups(student, 0.0, lambda name: int(".layers." in name))
+        before = {name: p.detach().clone() for name, p in student.named_parameters()}
+        training_step(student, partial(METHODS["distilbert"], student, teacher, step, Weights()),
+                      step.micro_batches, term_counts(step, Weights()), torch.optim.SGD(groups), CPU.scaler(),
+                      CPU, 0.1, 5.0, rates=rates)
+        moves[str(rates)] = {name: p.detach() - before[name] for name, p in student.named_parameters()}
+    plain, ones, halves = moves.values()
+    for name, move in plain.items():
+        assert torch.equal(move, ones[name])
+        expected = move / 2 if ".layers." in name else torch.zeros_like(move)
+        assert (halves[name] - expected).abs().max() <= 1e-6
+    assert any(move.abs().max() > 1e-3 for name, move in halves.items())
