@@ -232,7 +232,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                     first, metric = next(iter(stage.dev)), task.metrics[0]
                     if best is None or scores[first][metric] > best["scores"][first][metric]:
                         best = {"epoch": ends[done], "step": done, "scores": scores}
-                        minibert.save(stage.learner, out / "model", tokenizer, card=card_of(options, task))
+                        minibert.save(stage.learner, out / "model", tokenizer, format="auto",
+                                      card=card_of(options, task))
                 append_row(out / "metrics.jsonl", row)
                 if stopping or done in ends or done % options.checkpoint_every == 0:
                     save_checkpoint(out / "checkpoint", done, stage.learner, optimizer,
@@ -275,7 +276,7 @@ def intermediate(seed: int, options: Options, task: Task, examples: Examples, te
                     options.intermediate_lr, None, {}), seed, options, task, tokenizer, runtime, out)
         if runtime.is_writer:
             save_file(projections.state_dict(), out / "projections.safetensors")
-            minibert.save(student, out / "model", tokenizer, card=card_of(options, task)
+            minibert.save(student, out / "model", tokenizer, format="auto", card=card_of(options, task)
                           + " Its task head is not trained yet.")
         runtime.barrier()
     return out / "model"

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import minibert
-from minibert import inner_methods, methods, report
+from minibert import inner_methods, methods, report, transfer
 from minibert.checkpoint import load_checkpoint, save_checkpoint
 from minibert.corpus import Corpus, NoSequences, open_corpus
 from minibert.disk import write_json
@@ -28,15 +28,18 @@ from minibert.heads import encoder_of
 from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.masking import SELECTIONS, smoothed_weights
 from minibert.methods import Weights
-from minibert.optim import adamw, learning_rate, warmup_steps
+from minibert.optim import OPTIMIZERS, learning_rate, warmup_steps
 from minibert.options import layers_given, option, parse, term_weights
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import (append_row, check_corpus, cut_metrics, last_tokens, open_run, say,
                                   stop_requests, too_many_skips)
 from minibert.runtime import PRECISIONS, compile_encoder, describe, start
+from minibert.schedules import (SCHEDULES, TRANSFER_SHARE, enter, part_of, rates, stage_at, stage_weights,
+                                stages)
 from minibert.step import training_step
 from minibert.students import load_models
+from minibert.transfer import TransferWeights
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -49,12 +52,13 @@ EXAMPLES = """examples:
 
 # ---------------------------------------------------------------- options
 
+FAMILY = {name: family for family in (methods, inner_methods, transfer) for name in family.METHODS}
 INNER = tuple(inner_methods.METHODS)  # these need no words: no mask, no MLM head, a student of any width
 
 # What the originals set: DistilBERT's released command, and BERT's own pre-training, which TinyBERT and
 # MiniLM follow (TinyBERT's code has lr 5e-5 and 10 % warm-up).
-BERTS = dict(init="teacher", masking="bert", mask_share=0.15, lr=1e-4, warmup=0.01, beta2=0.999,
-             weight_decay=0.01, clip=1.0)
+BERTS = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
+             beta2=0.999, weight_decay=0.01, clip=1.0)
 METHOD_DEFAULTS = {
     "distilbert": BERTS | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0,
                                clip=5.0),
@@ -62,6 +66,7 @@ METHOD_DEFAULTS = {
     "tinybert": BERTS | dict(init="random", mask_share=0.0),
     "minilm": BERTS | dict(init="random", mask_share=0.0, lr=5e-4),
     "minilmv2": BERTS | dict(init="random", mask_share=0.0, lr=5e-4),
+    "mobilebert": BERTS | dict(optimizer="lamb", lr=1.5e-3, warmup=0.02),  # lr for batches of 2,048
 }
 
 
@@ -82,8 +87,8 @@ class Options:
     teacher: str | None = option(None, "folder or hub name of the teacher (default: the bundled one); "
                                  "with mlm, the student only starts from it")
     student: str | None = option(
-        None, "preset, or folder to start from (default: a DistilBERT of the teacher; tinybert-4 in its "
-        "vocabulary for tinybert and minilm)")
+        None, "preset, or folder to start from (default: a DistilBERT of the teacher; tinybert, minilm: "
+        "tinybert-4 in its vocabulary; mobilebert: a MobileBERT of its width)")
     layers: int | None = option(None, "layers of the student (default: half the teacher's)")
     layer_map: str | None = option(None, "teacher layers to start from, as 0,2,5 (default: evenly spread)")
     init: str | None = option(None, "student weights: copied from the teacher, or random "
@@ -111,8 +116,15 @@ class Options:
     weights: tuple[str, ...] = option(
         (), "weights of loss terms other than the published, as mlm=1 cosine=0 (distilbert: kl=5 mlm=2 "
         "cosine=1; tinybert: embedding, hidden, attention, minilm: attention_relation, value_relation, "
-        "minilmv2: q_relation, k_relation, v_relation, 1 each)")
-    temperature: float | None = option(None, "temperature of the KL (distilbert; default: 2)")
+        "minilmv2: q_relation, k_relation, v_relation, 1 each; mobilebert: feature_map=100 mean=5000 "
+        "variance=5 attention=1 mlm=0.5 kd=0.5)")
+    schedule: str | None = option(None, "mobilebert: akt, all at once; jkt, the transfer of all layers, then "
+                                  "distillation; pkt, layer by layer, then distillation (default)",
+                                  choices=SCHEDULES)
+    transfer_share: float | None = option(None, "share of the steps before the distillation (mobilebert jkt, "
+                                          "pkt; default: 24 / 74)")
+    temperature: float | None = option(None, "temperature of the KL (distilbert; default: 2) or of the KD "
+                                       "(mobilebert; default: 1)")
     kl_masked_only: bool = option(False, "KL at masked tokens only, instead of all tokens (distilbert)")
     imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 2,4,6 "
                                  "(tinybert; default: evenly spread)")
@@ -120,12 +132,13 @@ class Options:
                                        "(minilm, minilmv2; default: the last)")
     relation_heads: int | None = option(None, "heads that queries, keys and values are cut into (minilmv2; "
                                         "default: 48)")
+    optimizer: str | None = option(None, f"default: {by_method('optimizer')}", choices=("adamw", "lamb"))
     lr: float | None = option(None, f"peak learning rate (default: {by_method('lr')})")
     warmup: float | None = option(None, f"share of steps that warm up (default: {by_method('warmup')})")
     beta2: float | None = option(
-        None, f"AdamW's second decay rate; the first is 0.9 (default: {by_method('beta2')})")
+        None, f"the optimiser's second decay rate; the first is 0.9 (default: {by_method('beta2')})")
     weight_decay: float | None = option(
-        None, f"AdamW's, not for biases and norms (default: {by_method('weight_decay')})")
+        None, f"not for biases and norms (default: {by_method('weight_decay')})")
     clip: float | None = option(None, f"largest global gradient norm (default: {by_method('clip')})")
     dropout: float | None = option(
         None, "of the student's embeddings and block outputs (default: the model's)")
@@ -154,6 +167,8 @@ class Options:
                             f"--max-length {self.max_length}")
         if self.mask_share is not None and not (0 if self.method in INNER else 1e-9) <= self.mask_share < 1:
             raise UserError("--mask-share must be between 0 and 1")
+        if self.transfer_share is not None and not 0 < self.transfer_share < 1:
+            raise UserError("--transfer-share must be between 0 and 1")
         if not self.epochs > 0 or (self.temperature is not None and not self.temperature > 0):
             raise UserError("--epochs and --temperature must be above 0")
         for name, of in ONLY_FOR.items():
@@ -170,8 +185,9 @@ class Options:
 
 
 # Options that only some methods read.
-ONLY_FOR = {"temperature": ("distilbert",), "kl_masked_only": ("distilbert",), "imitate": ("tinybert",),
-            "teacher_layer": ("minilm", "minilmv2"), "relation_heads": ("minilmv2",)}
+ONLY_FOR = {"temperature": ("distilbert", "mobilebert"), "kl_masked_only": ("distilbert",),
+            "imitate": ("tinybert",), "teacher_layer": ("minilm", "minilmv2"),
+            "relation_heads": ("minilmv2",), "schedule": ("mobilebert",), "transfer_share": ("mobilebert",)}
 
 
 def resolve(options: Options) -> Options:
@@ -181,15 +197,15 @@ def resolve(options: Options) -> Options:
                                            if getattr(options, name) is None})
 
 
-def loss_weights(options: Options) -> Weights | InnerWeights:
+def loss_weights(options: Options) -> Weights | InnerWeights | TransferWeights:
     """The weights of the method's terms and what else it can be told: as published but for the options."""
-    family = inner_methods if options.method in INNER else methods
-    told = term_weights(options.weights, family.TERMS[options.method], options.method)
+    kind = {methods: Weights, inner_methods: InnerWeights, transfer: TransferWeights}[FAMILY[options.method]]
+    told = term_weights(options.weights, FAMILY[options.method].TERMS[options.method], options.method)
     settings = {"temperature": options.temperature, "kl_masked_only": options.kl_masked_only or None,
                 "teacher_layer": options.teacher_layer, "relation_heads": options.relation_heads,
                 "layers": options.imitate and tuple(layers_given(options.imitate, "--imitate"))}
     told |= {name: value for name, value in settings.items() if value is not None}
-    return (InnerWeights if options.method in INNER else Weights)(**told)
+    return kind(**told)
 
 
 # ---------------------------------------------------------------- data
@@ -246,8 +262,11 @@ def main(argv: list[str] | None = None) -> None:
         held_out = held_out_part(corpus_folder, options, tokenizer)
 
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
-    family, weights = inner_methods if options.method in INNER else methods, loss_weights(options)
-    method, score = family.METHODS[options.method], evaluate
+    family, weights, score = FAMILY[options.method], loss_weights(options), evaluate
+    method, plan = family.METHODS[options.method], []
+    if options.method == "mobilebert":
+        plan = stages(options.schedule or "pkt", steps, student.config.layers,
+                      TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     if options.method in INNER:
         student = Learner(student, Projections(student.config, teacher.config)
                           if options.method == "tinybert" else None)
@@ -259,7 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     if teacher is not None:
         runtime.hold_frozen(teacher)
     initial = copy.deepcopy(student) if held_out else None
-    optimizer = adamw(student, (0.9, options.beta2), 1e-6, options.weight_decay)
+    optimizer = OPTIMIZERS[options.optimizer](student, (0.9, options.beta2), 1e-6, options.weight_decay,
+                                              part_of if plan else None)
     scaler = runtime.scaler()
     smoothing = smoothed_weights(corpus.counts, tokenizer.special) if options.masking == "smoothed" else None
 
@@ -298,12 +318,18 @@ def main(argv: list[str] | None = None) -> None:
         while done < steps:
             begun = time.perf_counter()
             data, upcoming = upcoming.result(), ahead.submit(step_data, done + 1)
-            lr = learning_rate(done, steps, options.lr, warmup_steps(options.warmup, steps))
+            if plan:  # MobileBERT's stages say what is minimised now, and how fast each part moves
+                stage = stage_at(plan, done)
+                lr, now = options.lr, stage_weights(stage, weights)
+                factors = rates(stage, done, student.config.layers, options.warmup)
+                enter(stage, done, student, optimizer, factors)
+            else:
+                lr, now = learning_rate(done, steps, options.lr, warmup_steps(options.warmup, steps)), weights
+                factors = None
 
-            loss_of = partial(method, student, teacher, data, weights)
-            counts = family.term_counts(data, weights)
+            loss_of, counts = partial(method, student, teacher, data, now), family.term_counts(data, now)
             row = training_step(student, loss_of, data.micro_batches, counts, optimizer, scaler, runtime, lr,
-                                options.clip, bool(stop))
+                                options.clip, bool(stop), factors)
             done += 1
 
             # under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further
@@ -311,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
             if skipped == 5:
                 raise too_many_skips(skipped, done)
             tokens_before += data.tokens
-            row = {"step": done, "tokens": tokens_before, **row, "lr": lr,
+            row = {"step": done, "tokens": tokens_before, **row, "lr": lr * max(factors or [1.0]),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
             if held_out and options.eval_every and done % options.eval_every == 0 and done < steps:
                 row["held_out"] = score(student, held_out, runtime,
@@ -343,7 +369,8 @@ def finish(options: Options, out: Path, student, teacher, initial, tokenizer, he
             "the options are in the run's `config.json`.")
     shutil.rmtree(out / "model", ignore_errors=True)
     result = student.encoder if options.method in INNER else student
-    minibert.save(result, out / "model", tokenizer, card=card)
+    if minibert.save(result, out / "model", tokenizer, format="auto", card=card) == "minibert":
+        say("transformers has no model of this shape: model/ is in minibert's own format")
     summary = {"tokens": last_tokens(out / "metrics.jsonl")}
     if held_out:
         initial.eval()

@@ -107,10 +107,10 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
              optimizer: torch.optim.Optimizer) -> None:
     ours = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     shapes = {name: tensor.shape for name, tensor in ours.items()}
-    if any(name.startswith("optimizer.") for name in tensors):  # none before the first update
-        for name, p in ((name, p) for name, p in model.named_parameters() if p.requires_grad):
-            moments = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
-            shapes |= {f"optimizer.{name}.{key}": shape for key, shape in moments.items()}
+    for name, p in model.named_parameters():  # no moments before the first update of a parameter
+        moments = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
+        shapes |= {key: shape for moment, shape in moments.items()
+                   if (key := f"optimizer.{name}.{moment}") in tensors}
     wrong = [name for name in shapes.keys() | tensors.keys()
              if name not in shapes or name not in tensors or shapes[name] != tensors[name].shape]
     if wrong:

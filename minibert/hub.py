@@ -203,10 +203,11 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
-         dtype: torch.dtype | None = None, card: str | None = None) -> None:
+         dtype: torch.dtype | None = None, card: str | None = None) -> str:
     """Writes config.json, model.safetensors, README.md and the tokenizer's files.
 
-    `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours.
+    `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours;
+    "auto" is "hf" where `transformers` can run the shape. Returns the format that was taken.
     `dtype` stores in fewer bits, like `torch.float16`. `card` is markdown for the model card. A folder that
     exists is overwritten, other files in it stay; an interrupted save leaves the old model, or a folder
     without a config.json, which does not load. `UserError` where the shape has no counterpart in
@@ -214,11 +215,16 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     config, head = model.config, head_of(model)
-    if format not in ("hf", "minibert"):
-        raise UserError(f"format {format!r} is not known: hf or minibert")
+    if format not in ("hf", "minibert", "auto"):
+        raise UserError(f"format {format!r} is not known: hf, minibert or auto")
     state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
              for name, tensor in model.state_dict().items()}
     stored = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    if format == "auto":
+        try:
+            describe(config, head, format := "hf", stored)
+        except UserError:
+            format = "minibert"
     description = describe(config, head, format, stored)
     for name, tensor in state.items():
         if not tensor.isfinite().all():
@@ -245,6 +251,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         (folder / "config.json").unlink(missing_ok=True)
         for path in sorted(made.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)
+    return format
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float,
-                     part_of: Callable[[str], int] = lambda name: 0) -> list[dict]:
+                     part_of: Callable[[str], int] | None = None) -> list[dict]:
     """Every trainable parameter once, in groups by its part of the model; of each part, biases and LayerNorms
     apart, which do not decay.
 
-    `part_of` gives a parameter's part by its name; a group's is `group["part"]`.
+    `part_of` gives a parameter's part by its name (None: all are one); a group's is `group["part"]`.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
@@ -29,14 +29,15 @@ def parameter_groups(model: nn.Module, weight_decay: float,
             if parameter.requires_grad and parameter not in seen:  # a tied table has two names
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
-                groups.setdefault((part_of(f"{prefix}.{name}"), plain), []).append(parameter)
+                part = part_of(f"{prefix}.{name}") if part_of else 0
+                groups.setdefault((part, plain), []).append(parameter)
     assert len(seen) == len([p for p in model.parameters() if p.requires_grad])
     return [{"params": groups[part, plain], "part": part, "weight_decay": 0.0 if plain else weight_decay,
              "adapt": not plain} for part, plain in sorted(groups)]
 
 
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
-          part_of: Callable[[str], int] = lambda name: 0) -> torch.optim.AdamW:
+          part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """Fused AdamW over `parameter_groups`.
 
     note: Google's BERT has no bias correction in its Adam; torch's has, which only changes the first steps.
@@ -46,7 +47,7 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
-         part_of: Callable[[str], int] = lambda name: 0) -> "Lamb":
+         part_of: Callable[[str], int] | None = None) -> "Lamb":
     """LAMB over `parameter_groups`; biases and LayerNorms are not adapted either."""
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
@@ -100,3 +101,6 @@ def gradient_norm(parameters: list[Tensor]) -> Tensor:
 def warmup_steps(proportion: float, steps: int) -> int:
     """Steps of warm-up for a share of all steps, rounded up."""
     return math.ceil(proportion * steps)
+
+
+OPTIMIZERS = {"adamw": adamw, "lamb": lamb}

@@ -23,7 +23,7 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 # of the loss, as methods.py, inner_methods.py and finetuning.py name them
 INNER = ("embedding", "hidden", "attention", "attention_relation", "value_relation",
          "q_relation", "k_relation", "v_relation")
-TERMS = ("kl", "mlm", "cosine", *INNER, "hard", "soft", "patience")
+TERMS = ("kl", "mlm", "cosine", "feature_map", "mean", "variance", "kd", *INNER, "hard", "soft", "patience")
 
 
 class Progress:
@@ -124,10 +124,10 @@ def plot_curves(metrics: Path, target: Path) -> bool:
     if plt is None:
         return False
     rows = rows_up_to(metrics)
-    terms = [t for t in (*TERMS, "accuracy") if t in rows[0]]
+    terms = [t for t in (*TERMS, "accuracy") if any(t in row for row in rows)]
     figure, axes = plt.subplots(1, len(terms), figsize=(4 * len(terms), 3), squeeze=False)
     for axis, term in zip(axes[0], terms):
-        axis.plot([row["tokens"] / 1e6 for row in rows], [row[term] for row in rows],
+        axis.plot(*zip(*((row["tokens"] / 1e6, row[term]) for row in rows if term in row)),
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]

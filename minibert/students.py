@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minibert import inner_methods
+from minibert import inner_methods, transfer
 from minibert.config import PRESETS, Config, MobileConfig, preset
 from minibert.errors import UserError
 from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
@@ -98,6 +98,18 @@ def encoder_from(teacher: Encoder, config: Config, layers: list[int], fold_segme
     return student
 
 
+def mobilebert_of(teacher: Config) -> MobileConfig:
+    """The MobileBERT of an IB-BERT: a quarter of its width inside the blocks, all else as released."""
+    if not isinstance(teacher, MobileConfig):
+        raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
+                        f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
+    inside = teacher.hidden_size // 4
+    same = {name: getattr(teacher, name) for name in
+            ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
+             "pad_id", "initializer_range")}
+    return replace(PRESETS["mobilebert"], bottleneck_size=inside, intermediate_size=4 * inside, **same)
+
+
 @torch.no_grad()
 def mobilebert_from(teacher: MaskedLM, config: MobileConfig, seed: int) -> MaskedLM:
     """A MobileBERT with random layers; its embeddings and head are its IB-BERT teacher's (Sun et al. 2020,
@@ -186,11 +198,15 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
                                      max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
         if options.layers:
             config = replace(config, layers=options.layers)
+    elif options.method == "mobilebert":
+        config = mobilebert_of(teacher.config)
     else:
         config = distilbert_of(teacher.config, options.layers)
     check_student(options, weights, config, teacher.config)
     if options.init == "random":
         return from_scratch(config, options.seed, build_encoder if bare else MaskedLM)
+    if options.method == "mobilebert":
+        return mobilebert_from(teacher, config, options.seed)
     layers = (layers_given(options.layer_map, "--layer-map") if options.layer_map
               else layer_map(teacher.config.layers, config.layers))
     say(f"student layers start from teacher layers {layers}")
@@ -202,6 +218,8 @@ def check_student(options, weights, student: Config, teacher: Config) -> None:
     """`UserError` where the method cannot compare the two; says which layers it will."""
     if options.method == "distilbert":
         check_fit(student, teacher)
+    if options.method == "mobilebert":
+        transfer.check_fit(student, teacher, weights)
     if options.method not in inner_methods.METHODS:
         return
     inner_methods.check_fit(options.method, student, teacher, weights)

@@ -17,6 +17,7 @@ import torch
 import minibert
 import train
 from minibert import inner_methods
+from minibert.config import PRESETS
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import Encoder, init_weights
@@ -155,6 +156,59 @@ def test_such_a_student_loads_in_transformers(folder, narrow, tmp_path):
                                                          output_loading_info=True)
     assert type(model).__name__ == "BertModel" and not info["unexpected_keys"]
     assert all(name.startswith("pooler.") for name in info["missing_keys"])  # MLM trains none either
+
+
+@pytest.fixture(scope="module")
+def ib_bert(folder):
+    """A small random IB-BERT."""
+    config = dataclasses.replace(PRESETS["ib-bert-small"], hidden_size=16, layers=2, heads=2,
+                                 embedding_size=8, bottleneck_size=32, intermediate_size=32, max_positions=64,
+                                 vocab_size=minibert.load(folder / "teacher").config.vocab_size)
+    torch.manual_seed(2)
+    teacher = init_weights(MaskedLM(config))
+    for p in teacher.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    minibert.save(teacher, folder / "ib-bert", minibert.load_tokenizer(folder / "teacher"), format="minibert")
+    return folder / "ib-bert"
+
+
+@pytest.mark.parametrize("schedule", ["akt", "jkt", "pkt"])
+def test_mobilebert_learns_from_an_ib_bert_and_resumes_inside_a_stage(folder, ib_bert, tmp_path, schedule):
+    more = ("--method", "mobilebert", "--schedule", schedule, "--transfer-share", "0.8",
+            "--checkpoint-every", "5")  # pkt: layer 1 in steps 1 to 4, layer 2 in 5 to 8, then distillation
+    changed = {"teacher": ib_bert, "steps": 10, "lr": 2e-3}
+    train.main(options(folder, tmp_path / "a", *more, **changed))
+    metrics = rows(tmp_path / "a")
+    assert ("kd" in metrics[0]) == (schedule == "akt") and "kd" in metrics[-1] and "mlm" in metrics[-1]
+    assert ("attention" in metrics[-1]) == (schedule == "akt")
+    student = minibert.load(tmp_path / "a" / "model")
+    assert student.config.bottleneck_size == 4 and student.config.architecture == "mobilebert"
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoint" / "step-10")
+    train.main(options(folder, tmp_path / "b", *more, "--resume", **changed))
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a").values(),
+                                                 weights(tmp_path / "b").values(), strict=True))
+    refused(options(folder, tmp_path / "x", "--method", "mobilebert"), "IB-BERT", "minilmv2")
+    if schedule != "akt":
+        refused(options(folder, tmp_path / "x", *more, **(changed | {"steps": 1})), "more steps")
+
+
+def test_an_ib_bert_is_trained_and_kept_in_our_own_format(folder, ib_bert, tmp_path, capsys):
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", str(ib_bert), teacher=None,
+                       steps=1))
+    assert "minibert's own format" in capsys.readouterr().out
+    assert minibert.load(tmp_path / "run" / "model").config.attention_input == "hidden"
+
+
+def test_a_mobilebert_learns_from_a_stock_bert(folder, tmp_path):
+    config = dataclasses.replace(PRESETS["mobilebert-small"], hidden_size=16, layers=2, heads=2,
+                                 embedding_size=8, bottleneck_size=8, intermediate_size=16, max_positions=64,
+                                 vocab_size=minibert.load(folder / "teacher").config.vocab_size)
+    minibert.save(init_weights(MaskedLM(config)), folder / "mobile",
+                  minibert.load_tokenizer(folder / "teacher"))
+    train.main(options(folder, tmp_path / "run", "--method", "minilmv2", "--relation-heads", "4", "--student",
+                       str(folder / "mobile"), steps=2))
+    assert minibert.load(tmp_path / "run" / "model").config.architecture == "mobilebert"
 
 
 def test_equal_students_have_the_attention_of_their_teacher(folder, tmp_path):
