@@ -338,6 +338,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise too_many_skips(skipped, done)
             tokens_before += data.tokens
             row = {"step": done, "tokens": tokens_before, **row, "lr": lr * max(factors or [1.0]),
+                   **({"stage": plan.index(stage) + 1} if plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
             if held_out and options.eval_every and done % options.eval_every == 0 and done < steps:
                 row["held_out"] = score(student, held_out, runtime,
