@@ -1,87 +1,142 @@
-"""The documents and each script's own --help tell the truth: scripts, options, make targets and links exist.
+"""The documents and each script's own --help tell the truth: commands are taken by the scripts they name,
+links and files exist, figures stand where they are explained; and the README's way from a teacher to a model
+in use is walked, at small size.
 
 Running every command would train for hours; the tests of the scripts run their real `main` at small size.
 """
 
+import argparse
+import importlib.util
+import random
 import re
 import runpy
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+# before `parse` is replaced below: bench.py imports both, and they are to keep the real one
+import finetune  # noqa: F401
+import train  # noqa: F401
+from minibert import options
+from minibert.plan import PlanBench, plan
+from test_finetune import sentence, write_csv
+from test_train import handlers, text  # noqa: F401  (an autouse fixture)
+
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "weights/README.md",
              *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
 SCRIPTS = [str(path.relative_to(ROOT)) for pattern in ("*.py", "data/*.py", "weights/*.py")
            for path in sorted(ROOT.glob(pattern))]
 
 
-def commands(lines: str) -> list[list[str]]:
-    """The words of each line that is a command `python SCRIPT ...` or `make TARGET ...`;
-    two spaces end a command.
+# ---------------------------------------------------------------- finding commands
+
+def commands(lines: str, programs: str = r"python|torchrun|make|pytest|pip") -> list[list[str]]:
+    """The words of each line that starts with one of the programs, or NAME=VALUE before it;
+    a comment, a pipe, a redirection and two spaces end a command.
     """
     lines = re.sub(r"\s*\\\n\s*", " ", lines).splitlines()  # a line continued by a backslash is one
-    words = [shlex.split(re.split(r"  | #", line.strip())[0])
-             for line in lines if re.match(r"\s*(python|make) ", line)]
-    return [w for w in words if w[0] == "make" or w[1].endswith(".py")]
+    found = (re.match(rf"\s*(?:[A-Z_]+=\S+ )?((?:{programs})(?: .*|$))", line) for line in lines)
+    return [shlex.split(re.split(r"  | [#|>]", match[1])[0]) for match in found if match]
 
 
 def bash_blocks(markdown: str) -> str:
     return "\n".join(re.findall(r"^ *```(?:bash|sh)\n(.*?)^ *```", markdown, re.DOTALL | re.MULTILINE))
 
 
-def help_of(script: str, *subcommand: str) -> str:
-    """What `python SCRIPT [SUBCOMMAND] --help` prints,
-    run in this process, which has torch in memory already.
-    """
+def inline(markdown: str) -> str:
+    """The pieces of code inside a text, one a line."""
+    without_blocks = re.sub(r"^ *```.*?^ *```", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_blocks))
+
+
+def help_of(script: str) -> str:
+    """What `python SCRIPT --help` prints, run in this process, which has torch in memory already."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         printed = []
-        patch.setattr(sys, "argv", [script, *subcommand, "--help"])
+        patch.setattr(sys, "argv", [script, "--help"])
         patch.setattr(sys, "stdout", type("Stdout", (), dict(write=printed.append, flush=lambda: None)))
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert stop.value.code in (0, None)
     return "".join(map(str, printed))
 
 
-def options(line: str) -> list[str]:
-    return re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", line)
+# ---------------------------------------------------------------- checking them
+
+class Parsed(Exception):
+    """A script has come to the end of reading its command line."""
 
 
-def unknown_options(arguments: list[str], help_text: str) -> list[str]:
-    """The options among the arguments that the help does not define;
-    argparse's abbreviations count as unknown.
-    """
-    known = {option for line in help_text.splitlines() if line.lstrip().startswith("-")
-             for option in options(line)}
-    return [option for word in arguments if word.startswith("-")
-            for option in options(word)[:1] if option not in known]
+def then_stop(parse: Callable) -> Callable:
+    """The same function, but what it returns is raised, so that the script does not go on to work."""
+    def parsed(*args, **kwargs):
+        raise Parsed(parse(*args, **kwargs))
+    return parsed
+
+
+def parse(script: str, words: list[str]) -> None:
+    """Has the script itself read the words: `SystemExit` with code 2 where it does not take them."""
+    source = (ROOT / script).read_text(encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *words])
+        if "ArgumentParser(" in source:
+            real = argparse.ArgumentParser.__init__
+            patch.setattr(argparse.ArgumentParser, "__init__",
+                          lambda self, *args, **kwargs: real(self, *args, **kwargs | {"allow_abbrev": False}))
+            patch.setattr(argparse.ArgumentParser, "parse_args",
+                          then_stop(argparse.ArgumentParser.parse_args))
+        else:
+            patch.setattr(options, "parse", then_stop(options.parse))
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except Parsed:
+            pass
 
 
 def check(program: str, *words: str) -> None:
+    """Fails where there is no such script, module, target or marker, or where it does not take the words."""
+    said = " ".join((program, *words))
     if program == "make":
         targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         goals = {word for word in words if "=" not in word and not word.startswith("-")}
-        assert goals <= targets, f"make {' '.join(words)}"
+        assert goals <= targets, said
+    elif program == "pytest":
+        markers = re.findall(r"^    (\w+): ", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+        assert not words or (words[0] == "-m" and words[1] in markers), said
+    elif program == "pip":
+        assert words == ("install", "-e", "."), said
+    elif words[0] == "-c":
+        compile(words[1], said, "exec")
+    elif words[0] == "-m":
+        assert importlib.util.find_spec(words[1]), said
     else:
-        script, *arguments = words
-        assert (ROOT / script).is_file(), script
-        subcommand = [word for word in arguments[:1] if not word.startswith("-")]
-        assert not unknown_options(arguments, help_of(script, *subcommand)), " ".join(words)
+        at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        assert at == 0 or program == "torchrun", said
+        assert (ROOT / words[at]).is_file(), said
+        try:
+            parse(words[at], list(words[at + 1:]))
+        except SystemExit as stop:  # --help and --list end well; an error is on stderr
+            assert stop.code in (0, None), said
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_of_documents_exist(document):
+def test_commands_of_documents_are_taken(document):
     if not (ROOT / document).exists():
         pytest.skip("not written")
-    for command in commands(bash_blocks((ROOT / document).read_text())):
+    markdown = (ROOT / document).read_text(encoding="utf-8")
+    lines = bash_blocks(markdown)
+    assert commands(lines) == commands(lines, r"\S+"), "a line of a program that is not checked"
+    for command in commands(lines) + commands(inline(markdown)):
         check(*command)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_examples_of_help_exist(script):
-    for command in commands(help_of(script)):
+def test_examples_of_help_are_taken(script):
+    for command in commands(help_of(script), "python"):
         check(*command)
 
 
@@ -93,14 +148,79 @@ def test_links_lead_somewhere(document):
         assert "://" in target or (ROOT / document).parent.joinpath(target).exists(), target
 
 
-def test_the_checks_can_fail():
-    text = ("```bash\npython train.py --steps 3 \\\n  --bach=8 --lr 1e-4  # someone's slip\nmake demo\n"
-            "```\n\n```\npython other.py\n```\n")
-    found = commands(bash_blocks(text))
+def test_the_checks_can_fail(capsys):
+    found = commands(bash_blocks("```bash\nA=x python train.py --steps 3 \\\n  --bach=8 --lr 1e-4  # slip\n"
+                                 "make demo | tail\n```\n\n```\npython other.py\n```\n"))
     assert found == [["python", "train.py", "--steps", "3", "--bach=8", "--lr", "1e-4"], ["make", "demo"]]
-    help_text = "options:\n  --steps N  how many\n  --lr, -l X\n\npython train.py --bach 8"
-    assert unknown_options(found[0], help_text) == ["--bach"]
-    with pytest.raises(AssertionError):
-        check("make", "coffee")
-    with pytest.raises(AssertionError):
-        check("python", "no_such_script.py")
+    assert commands(inline("```\n`make a`\n```\nsays `make\nb` and `x`")) == [["make", "b"]]
+    for wrong in (found[0], ["make", "coffee"], ["python", "no_such_script.py"], ["pytest", "-m", "no_such"],
+                  ["python", "finetune.py", "--model", "x", "--task", "mrpc"],  # without --data
+                  ["python", "data/download.py", "--li"], ["python", "bench.py", "plan", "--share", "2"]):
+        with pytest.raises(AssertionError):
+            check(*wrong)
+    assert "unrecognized arguments: --bach=8" in capsys.readouterr().err
+    check("python", "train.py", "--steps", "3")
+
+
+# ---------------------------------------------------------------- what only the README says
+
+def test_layout_of_readme_names_every_file():
+    named = set(re.findall(r"`(?:[a-z]+/)?(\w+\.py)`", README))
+    ours, tests = ({path.name for folder in folders for path in (ROOT / folder).glob("*.py")}
+                   for folders in (("", "minibert", "data", "weights"), ("tests",)))
+    assert ours - {"__init__.py"} - named == set(), "files that the README does not name"
+    assert named - ours - tests == set(), "no such files"
+
+
+def test_figures_of_readme_stand_where_they_are_explained():
+    """Every number with a decimal point is in a page that says how it was measured,
+    or is the hours of the plan whose command stands on its line.
+    """
+    pages = "\n".join(path.read_text(encoding="utf-8")
+                      for path in (*ROOT.glob("docs/*.md"), ROOT / "weights" / "README.md"))
+    explained = set(re.findall(r"\d+\.\d+", pages)) | {"3.11", "2.0"}  # Python, and Apache
+    prose = re.sub(r"^```(?:bash|python)\n.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    for line in prose.splitlines():
+        for words in commands(inline(line), "python bench.py plan"):
+            result = plan(options.parse(PlanBench, words[3:], "", ""))
+            hours = [f"{row['hours']:.1f}" for row in result["devices"]]
+            assert all(f" {hour} h" in line for hour in hours), (hours, line)
+            line = re.sub("|".join(f"{hour} h" for hour in hours), "", line)
+        assert set(re.findall(r"\d+\.\d+", re.sub(r"`[^`]+`", "", line))) <= explained, line
+
+
+def test_workflow_runs_what_ci_runs():
+    assert "run: .ci/run\n" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
+
+
+SMALL = {"weights/convert.py": [], "data/prepare.py": [],
+         "train.py": ["--steps", "1", "--batch", "2", "--max-length", "16", "--eval-sequences", "2"],
+         "finetune.py": ["--epochs", "1", "--train-examples", "8"]}
+
+
+def test_the_way_from_a_teacher_to_a_model_in_use(tmp_path, monkeypatch):
+    """The README's own commands on one process, in an empty folder and with the bundled teacher,
+    and then its Python. That `transformers` loads such a model is tested in test_train.py; its pipeline takes
+    seconds to import.
+    """
+    teacher = str(ROOT / "weights" / "teacher")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_text").mkdir()
+    (tmp_path / "my_text" / "words.txt").write_text(text())
+    draw = random.Random(0)
+    write_csv(tmp_path / "reviews.csv", [(sentence(draw, i % 2), i % 2) for i in range(60)],
+              ["text", "label"])
+
+    five, tasks = (README[README.index(title):] for title in ("## Distilling", "## From a notebook"))
+    steps = commands(bash_blocks(five), "python")[:3] + [
+        words for words in commands(inline(tasks), "python finetune.py") if "reviews.csv" in words]
+    assert [words[1] for words in steps] == list(SMALL)
+    for _, script, *words in steps:
+        words = [teacher if word == "bert-base-uncased" else word for word in words]
+        monkeypatch.setattr(sys, "argv", [script, *words, *SMALL[script]])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+    names: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE):
+        exec(block.replace("sentence-encoder", teacher), names)
+    assert names["vectors"].shape == (1, 384) and names["logits"].shape == (1, 2)

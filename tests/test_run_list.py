@@ -122,14 +122,14 @@ def test_names_and_continued_lines(tmp_path, monkeypatch):
 
 
 def test_the_list_of_the_project_is_sound(monkeypatch):
-    """Its options exist, and what a line starts from is made by a line before it."""
+    """Every line is taken by its script, and what it starts from is made by a line before it."""
     monkeypatch.setenv("TEACHER", "weights/teacher")
-    made, options = set(), {}
+    made, forms = set(), {}
     for line in read_list(ROOT / "docs" / "runs.txt"):
         for word in line.words:
             if word.startswith("runs/") and word != str(line.out):
                 assert word.removesuffix("/model") in made, word
         made.add(str(line.out))
-        options.setdefault(line.script, []).extend(word for word in line.words if word.startswith("--"))
-    for script, names in options.items():
-        check("python", script, *dict.fromkeys(names))
+        forms[line.script, *(word for word in line.words if not word.startswith("runs/"))] = line
+    for line in forms.values():
+        check("python", line.script, *line.words)
