@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from minibert.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from minibert.errors import UserError
@@ -46,11 +47,11 @@ def test_the_one_before_is_kept_and_older_ones_go(tiny_config, tmp_path):
     assert [step for step, _ in checkpoints(tmp_path)] == [15, 10]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "no json", "half json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "no json", "half json", "another step", "list", "deep"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tiny_config, tmp_path, damage):
     model, optimizer = trained(tiny_config)
     save_checkpoint(tmp_path, 5, model, optimizer, {})
-    save_checkpoint(tmp_path, 10, model, optimizer, {})
+    save_checkpoint(tmp_path, 10, model, optimizer, {"tokens": 9})
     tensors, state = tmp_path / "step-10" / "state.safetensors", tmp_path / "step-10" / "state.json"
     if damage == "cut":
         os.truncate(tensors, 1000)
@@ -60,6 +61,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tiny_config, tmp_
         tensors.write_bytes(data)
     elif damage == "no json":
         state.unlink()
+    elif damage == "another step":
+        state.write_text(state.read_text().replace('"tokens": 9', '"tokens": 8'))
+    elif damage in ("list", "deep"):
+        state.write_text("[]" if damage == "list" else "[" * 9999)
     else:
         state.write_text(state.read_text()[:20])
     said = []
@@ -95,3 +100,42 @@ def test_a_kill_inside_the_writing_leaves_the_one_before(tiny_config, tmp_path, 
     assert [step for step, _ in checkpoints(tmp_path)] == [5]
     save_checkpoint(tmp_path, 10, model, optimizer, {})
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_checkpoint_without_a_seal_of_an_older_version_is_read(tiny_config, tmp_path):
+    model, optimizer = trained(tiny_config)
+    save_checkpoint(tmp_path, 5, model, optimizer, {"scaler": {}})
+    state = json.loads((tmp_path / "step-5" / "state.json").read_text())
+    del state["seal"]
+    (tmp_path / "step-5" / "state.json").write_text(json.dumps(state | {"format": 1}))
+    assert load_checkpoint(tmp_path, model, optimizer)["scaler"] == {}
+
+
+def test_moments_of_another_shape_are_of_another_model(tiny_config, tmp_path):
+    model, optimizer = trained(tiny_config)
+    optimizer.state[model.mlm.bias]["exp_avg"] = torch.zeros(3)
+    save_checkpoint(tmp_path, 5, model, optimizer, {})
+    with pytest.raises(UserError, match="another model: optimizer.mlm.bias.exp_avg"):
+        load_checkpoint(tmp_path, *trained(tiny_config))
+
+
+def test_what_only_looks_like_a_checkpoint_is_left_alone(tiny_config, tmp_path):
+    (tmp_path / "step-\u00b2").mkdir(parents=True)
+    (tmp_path / "step-7").touch()
+    assert load_checkpoint(tmp_path, *trained(tiny_config)) is None
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, *trained(tiny_config), {})
+    assert [step for step, _ in checkpoints(tmp_path)] == [3, 2] and (tmp_path / "step-7").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(tiny_config, tmp_path, monkeypatch):
+    model, optimizer = trained(tiny_config)
+    save_checkpoint(tmp_path, 5, model, optimizer, {})
+
+    def full(tensors, path, metadata):  # what safetensors says on a disk that is
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr("minibert.weight_files.save_file", full)
+    with pytest.raises(UserError, match="disk is full.*step-10"):
+        save_checkpoint(tmp_path, 10, model, optimizer, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]

@@ -151,6 +151,20 @@ def test_pickles_that_are_no_weights(content, tmp_path, model, monkeypatch, caps
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("odd", [
+    lambda t: torch.zeros(1).expand(2**20, 2**20),  # four bytes in the file, four terabytes once copied
+    lambda t: torch.empty(t.shape, device="meta"),
+    lambda t: t.to_sparse(),
+])
+def test_tensors_whose_values_are_not_in_the_file(odd, tmp_path, model, monkeypatch, capsys):
+    save(model, tmp_path / "source")
+    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("word_embeddings.weight"))
+    as_bin(tmp_path / "source", tensors | {name: odd(tensors[name])})
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target") == 2
+    assert "not a plain tensor" in capsys.readouterr().err
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """What huggingface_hub asks for when it downloads a snapshot:
     the repository's files, and each of them.

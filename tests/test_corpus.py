@@ -120,6 +120,13 @@ def damage(path, change):
     path.write_bytes(change(path.read_bytes()))
 
 
+def around_two_to_the_64(data):
+    """The same sum, modulo 2^64."""
+    values = np.frombuffer(data, "<u8").copy()
+    values[:2] += np.array([2**63, 2**63], np.uint64)
+    return values.tobytes()
+
+
 @pytest.mark.parametrize("name, change, message", [
     ("train-00000.tokens", lambda data: data[:-2], "train-00000.tokens has .* bytes instead of"),
     ("train-00000.lines", lambda data: data + b"\0\0\0\0", "train-00000.lines has"),
@@ -129,6 +136,14 @@ def damage(path, change):
     ("train-00000.documents", lambda data: b"\xff" + data[1:], "train-00000.documents is damaged"),
     ("corpus.json", lambda data: data[:-5], "corpus.json, line .*: not valid json"),
     ("corpus.json", lambda data: data.replace(b'"format": 1', b'"format": 99'), "not of format 1"),
+    ("corpus.json", lambda data: b"[]", "not a json object"),
+    ("corpus.json", lambda data: b"[" * 9999, "cannot be read"),
+    ("corpus.json", lambda data: data.replace(b'"uint16"', b'"float16"'), "damaged at 'dtype'"),
+    ("corpus.json", lambda data: data.replace(b'"vocab_size": 205', b'"vocab_size": -1'), "damaged at 'vocab"),
+    ("corpus.json", lambda data: data.replace(b'"vocab_size": 205', b'"vocab_size": 4000000000'), "counts-train"),
+    ("corpus.json", lambda data: data.replace(b"train-00000", b"../train-00"), "damaged at 'parts'"),
+    ("corpus.json", lambda data: data.replace(b'"lines": ', b'"lines": -'), "damaged at 'parts'"),
+    ("train-00000.documents", lambda data: around_two_to_the_64(data), "train-00000.documents is damaged"),
 ])
 def test_damaged_folders_are_refused(tmp_path, name, change, message):
     write(tmp_path, random_documents(5))
@@ -136,6 +151,31 @@ def test_damaged_folders_are_refused(tmp_path, name, change, message):
     damage(tmp_path / name, change)
     with pytest.raises(UserError, match=message):
         open_corpus(tmp_path)
+
+
+def test_files_that_change_while_they_are_open_are_noticed(tmp_path):
+    """Cut or changed in place; deleted or replaced, whoever has them open reads on what was there."""
+    folder = write(tmp_path / "corpus", random_documents(5))
+    corpus, file = open_corpus(folder), folder / "train-00000.tokens"
+    corpus.check_unchanged()
+    before = sequences_of(corpus)
+    damage(tmp_path / "corpus" / "train-00000.tokens", lambda data: data)  # written again: the time tells
+    with pytest.raises(UserError, match="train-00000.tokens was changed while it was in use"):
+        corpus.check_unchanged()
+    corpus = open_corpus(folder)
+    (tmp_path / "new").write_bytes(bytes(file.stat().st_size))
+    (tmp_path / "new").rename(file)
+    corpus.check_unchanged()
+    file.unlink()
+    corpus.check_unchanged()
+    assert sequences_of(corpus) == before
+
+
+def test_the_fingerprint_tells_texts_apart(tmp_path):
+    corpora = [open_corpus(write(tmp_path / str(i), random_documents(5, seed=seed)))
+               for i, seed in enumerate((0, 0, 1))]
+    a, b, c = (corpus.fingerprint for corpus in corpora)
+    assert a == b != c
 
 
 def test_wrong_arguments_are_refused(tmp_path):

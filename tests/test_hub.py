@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import minibert
@@ -511,3 +512,30 @@ def test_transformers_keeps_labels_and_regression(tmp_path):
     save(random_model(Classifier, Config(**TINY, labels=("score",), regression=True)), tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.problem_type == "regression" and config.num_labels == 1
+
+
+@pytest.mark.parametrize("size", [dict(num_labels=10**6), dict(num_labels=10**5, hidden_size=10**6)])
+def test_sizes_that_only_config_json_says_take_no_memory(size, tmp_path):
+    """A new head is made only once all other tensors fit."""
+    save(random_model(Encoder, BERT), tmp_path)
+    change(tmp_path, id2label=None, label2id=None, **size)
+    assert "num_labels" in fails(tmp_path, "classification") or "misshapen" in fails(tmp_path, "classification")
+
+
+@pytest.mark.filterwarnings("ignore:.*start anew")
+def test_a_new_head_of_initializer_range_zero(tmp_path):
+    save(random_model(Encoder, BERT), tmp_path)
+    change(tmp_path, initializer_range=0.0)
+    assert not load(tmp_path, "span").span.weight.any()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_model(tmp_path, monkeypatch):
+    old = random_model(MaskedLM, BERT, seed=1)
+    save(old, tmp_path)
+
+    def full(*_):  # what safetensors says on a disk that is
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr("minibert.weight_files.save_file", full)
+    with pytest.raises(minibert.UserError, match="disk is full"):
+        save(random_model(Span, BERT, seed=2), tmp_path)
+    assert same(load(tmp_path), old) and not list(tmp_path.glob(".saving*"))

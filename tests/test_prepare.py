@@ -316,3 +316,36 @@ def test_a_stopped_run_leaves_nothing(tmp_path, which):
     assert process.returncode == (130 if which == signal.SIGINT else 143)
     assert "Traceback" not in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "tokenizer"]
+
+
+def test_an_interruption_right_after_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def made_and_stopped(path, **options):
+        os.makedirs(path, exist_ok=True)
+        if path.name.startswith(".out"):
+            raise KeyboardInterrupt
+    monkeypatch.setattr("minibert.shards.Path.mkdir", made_and_stopped)
+    with pytest.raises(KeyboardInterrupt), shards.new_folder(tmp_path / "out"):
+        pass
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="disk is full.*out"), shards.new_folder(tmp_path / "out"):
+        with open("/dev/full", "w") as file:
+            file.write("x" * 10**6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_nowhere_is_one_sentence(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").symlink_to("a.txt")
+    with pytest.raises(UserError, match="a.txt cannot be read"):
+        prepare([tmp_path / "text"], TOKENIZER, tmp_path / "out", report=None)
+
+
+def test_a_run_of_characters_without_a_break_is_cut_at_a_limit(monkeypatch):
+    monkeypatch.setattr(prepare_module, "LONGEST_RUN", 50)
+    parts = list(split_line("a" * 1000 + " b", 20))
+    assert "".join(parts) == "a" * 1000 + " b" and max(map(len, parts)) == 70

@@ -30,7 +30,8 @@ def test_rows_are_added_read_and_cut(tmp_path):
     assert last_tokens(path) == 30 and path.read_text().count("\n") == 3
 
 
-@pytest.mark.parametrize("line", ["[]", "3", '{"step": "2"}', "[" * 5000, '{"step": ' + "9" * 5000 + "}", "null"])
+@pytest.mark.parametrize("line", ["[]", "3", '{"step": "2"}', "[" * 5000, '{"step": ' + "9" * 5000 + "}",
+                                  "null"])
 def test_rows_that_are_none_end_the_table(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "tokens": 7}\n' + line + '\n{"step": 3, "tokens": 9}\n')
@@ -50,7 +51,8 @@ def test_a_folder_that_is_gone_is_noticed_at_the_next_row(tmp_path):
         append_row(out / "metrics.jsonl", {"step": 2})
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"options": []}', "[" * 5000, '{"options": {"lr": "x"}}', ""])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"options": []}', "[" * 5000,
+                                     '{"options": {"lr": "x"}}', ""])
 def test_a_damaged_config_is_no_traceback(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json|started with"):

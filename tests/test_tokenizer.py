@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import random
 import re
 
@@ -245,3 +246,36 @@ def test_transformers_loads_what_is_saved(tmp_path, words):
         assert type(theirs).__name__.startswith("BertTokenizer") and theirs.model_max_length == 77
         assert theirs(lines)["input_ids"] == ours.encode(lines, max_length=10**6)[0]
         assert theirs.mask_token_id == ours.mask_id and theirs.pad_token_id == ours.pad_id
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda d: d["model"]["vocab"].update({"[SEP]": 4_000_000_000}), "nearly all of which are unused"),
+    (lambda d: d.update(model=[1]), "damaged"),
+    (lambda d: d["model"].update(vocab=[1]), "damaged"),
+    (lambda d: d["model"].update(max_input_chars_per_word=-1), "damaged"),
+    (lambda d: d.update(added_tokens=[{"id": "x", "content": 3}, {"id": 2, "content": ""}]), "damaged"),
+])
+def test_a_damaged_description_is_one_sentence(tmp_path, change, message):
+    train_tokenizer(["words in a row"], 40).save(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(description)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 9999, '{"a": ' + "9" * 5000 + "}"])
+def test_json_that_python_cannot_hold_is_one_sentence(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="tokenizer.json: json that cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, pipes, devices")
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_what_is_no_file_is_not_read(tmp_path, kind):
+    """A device would never end, and a pipe never begin."""
+    path = tmp_path / "vocab.txt"
+    {"device": lambda: path.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    with pytest.raises(UserError, match="vocab.txt is not a file"):
+        load_tokenizer(tmp_path)
