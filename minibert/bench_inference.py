@@ -34,7 +34,7 @@ from minibert.runtime import describe, start
 from minibert.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-# of the STS-B dev pairs in the word pieces of bert-base-uncased: median 29 tokens, log-normal, cut at 8 and 128
+# of the STS-B dev pairs in the word pieces of bert-base-uncased: median 29 tokens, log-normal; from 8 tokens
 LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 
@@ -145,7 +145,7 @@ def shares(some: list[float]) -> dict[str, float]:
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """What one engine's turns amount to; seconds. The median over turns of the pass, and over all examples."""
+    """What one engine's turns amount to, in seconds: of every example, of a pass over them, of the batch."""
     passes = [sum(turn["alone"]) for turn in turns]
     together = statistics.median(turn["together"] for turn in turns)
     return {"latency": shares([s for turn in turns for s in turn["alone"]]),
@@ -187,8 +187,8 @@ def compare(name: str, config: Config, engines: list[str], job: Job, turns: int)
         rows.append(row)
     tokens = sum(map(len, job.ids)) / len(job.ids)
     print(table(rows, f"{name}: {len(job.ids)} examples of {tokens:.0f} tokens on average, one at a time; "
-                      f"{batch} of them together; {job.threads} threads; the peak is {peak / 1e9:,.0f} GFLOP/s"),
-          flush=True)
+                      f"{batch} of them together; {job.threads} threads; the peak is "
+                      f"{peak / 1e9:,.0f} GFLOP/s"), flush=True)
     return found
 
 

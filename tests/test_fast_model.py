@@ -50,7 +50,7 @@ def first(out):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("architecture", ["bert", "distilbert"])
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_computes_what_the_model_does(tiny_config, random_batch, any_mode, head, architecture, mode):
+def test_every_head_does_what_the_model_does(tiny_config, random_batch, any_mode, head, architecture, mode):
     if mode in ("fp16", "int8") and not Int8.runs():
         pytest.skip("no FBGEMM here")
     config = replace(tiny_config, architecture=architecture, segments=2 if architecture == "bert" else 0)
@@ -77,7 +77,7 @@ def test_a_fast_layer_written_out(tiny_config, random_batch, activation):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sentences_packed_together_are_as_alone(tiny_config, any_mode, mode):
-    """One of them has activations a hundred times as large: with one scale for all, int8 would lose the rest."""
+    """One has activations a hundred times as large: with one scale for all, int8 would lose the others."""
     if mode in ("fp16", "int8") and not Int8.runs():
         pytest.skip("no FBGEMM here")
     model = build(Classifier, tiny_config)
@@ -92,7 +92,8 @@ def test_sentences_packed_together_are_as_alone(tiny_config, any_mode, mode):
         alone = torch.cat([made(pack([one])) for one in sentences])
     # rounding of sums in another order; int8 and 16 bits may round a number the other way then
     tolerance = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 2e-2, "int8": 1e-3}[mode]
-    torch.testing.assert_close(together, alone, rtol=0, atol=tolerance * float(alone.abs().max().clamp(min=1)))
+    size = float(alone.abs().max().clamp(min=1))
+    torch.testing.assert_close(together, alone, rtol=0, atol=tolerance * size)
 
 
 def test_the_model_stays_as_it_was(tiny_config, random_batch):
