@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import minibert
 import train
-from minibert import archives, checkpoint, readers, run_folder, squad, squad_data
+from minibert import archives, checkpoint, csv_files, readers, run_folder, squad, squad_data
 from minibert.config import Config
 from minibert.corpus import open_corpus
 from minibert.disk import write_json
@@ -263,8 +263,8 @@ read_squad.tokenizer = load_tokenizer
 
 
 def read_csv(folder: Path, draw: random.Random) -> None:
-    task, _, _ = readers.read_csv_splits(folder / "labels.csv")
-    readers.read_csv_splits(folder / "scores.tsv")
+    task, _, _ = csv_files.read_csv_splits(folder / "labels.csv")
+    csv_files.read_csv_splits(folder / "scores.tsv")
     read_transfer(task, (folder / "transfer.txt",), read_csv.tokenizer)
 
 

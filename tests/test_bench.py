@@ -29,6 +29,7 @@ def test_train_bench_ends_with_json():
     assert result["minibert"]["tokens_per_second"] > 0 and "transformers" not in result
 
 
+@pytest.mark.slow
 def test_train_bench_times_methods_side_by_side():
     run = bench("train", "--teacher", "bert-L4-H128", "--student", "bert-L2-H128", "--batch", "2",
                 "--methods", "distilbert", "mlm", "tinybert", "minilm", "--max-length", "20", "--steps", "1",

@@ -102,15 +102,6 @@ def test_a_kill_inside_the_writing_leaves_the_one_before(tiny_config, tmp_path, 
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_checkpoint_without_a_seal_of_an_older_version_is_read(tiny_config, tmp_path):
-    model, optimizer = trained(tiny_config)
-    save_checkpoint(tmp_path, 5, model, optimizer, {"scaler": {}})
-    state = json.loads((tmp_path / "step-5" / "state.json").read_text())
-    del state["seal"]
-    (tmp_path / "step-5" / "state.json").write_text(json.dumps(state | {"format": 1}))
-    assert load_checkpoint(tmp_path, model, optimizer)["scaler"] == {}
-
-
 def test_moments_of_another_shape_are_of_another_model(tiny_config, tmp_path):
     model, optimizer = trained(tiny_config)
     optimizer.state[model.mlm.bias]["exp_avg"] = torch.zeros(3)

@@ -16,7 +16,7 @@ from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import init_weights
 from minibert.prepare import encode_lines, prepare
-from minibert.readers import read_csv_splits
+from minibert.csv_files import read_csv_splits
 from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from test_train import handlers  # noqa: F401  (an autouse fixture)
 

@@ -172,7 +172,8 @@ def ib_bert(folder):
     return folder / "ib-bert"
 
 
-@pytest.mark.parametrize("schedule", ["akt", "jkt", "pkt"])
+@pytest.mark.parametrize("schedule", [pytest.param("akt", marks=pytest.mark.slow),
+                                      pytest.param("jkt", marks=pytest.mark.slow), "pkt"])
 def test_mobilebert_learns_from_an_ib_bert_and_resumes_inside_a_stage(folder, ib_bert, tmp_path, schedule):
     more = ("--method", "mobilebert", "--schedule", schedule, "--transfer-share", "0.8",
             "--checkpoint-every", "5")  # pkt: layer 1 in steps 1 to 4, layer 2 in 5 to 8, then distillation
