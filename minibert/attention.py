@@ -21,8 +21,6 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("hij,jhe->ihe", scores.softmax(-1), v)  # (T, H, E)
 
 
-# Sequence lengths are data. Kept out of torch.compile's sight, a new batch does not mean a new compilation.
-@torch.compiler.disable
 def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) -> Tensor:
     """Attention inside each sequence; q, k, v and the result are (N, H, E),
     `dropout` that of the probabilities.
@@ -31,6 +29,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     CUDA in half precision takes the variable-length flash kernel where there is one; it has no
     dropout of the probabilities.
     """
+    if torch.compiler.is_compiling():
+        # Sequence lengths are data: out of the compiler's sight, a new batch does not mean a new compilation.
+        # Here and not as a decorator, which imports the compiler, 1.7 s, at every start.
+        return torch.compiler.disable(attend)(q, k, v, batch, dropout)
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
     runs = runs_of_equal_length(batch.lengths.tolist())

@@ -130,12 +130,16 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def packages():
-    """The packages onnx and onnxruntime; `UserError` where one that the export needs is not installed."""
+    """The packages onnx and onnxruntime; `UserError` where one that the export needs is not installed, or
+    torch is older than was tested (2.6 takes the batch of its sample for that of every call).
+    """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
     except ImportError as error:
         raise UserError(f"an ONNX export needs the package {error.name}, which is in the onnx extra: "
                         "pip install -e '.[onnx]'") from None
+    if torch.__version__ < (2, 13):
+        raise UserError(f"an ONNX export needs torch 2.13 or newer; this is {torch.__version__}")
     return onnx, onnxruntime
 
 

@@ -155,7 +155,7 @@ def _metrics(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not valid json; the run is damaged") from None
     return rows

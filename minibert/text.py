@@ -72,8 +72,10 @@ def find_sources(paths: list[str | Path]) -> list[Source]:
 
 
 def source(path: Path, name: str) -> Source:
-    """A file by the name it is reported under; `UserError` where it is a link to nowhere."""
+    """A file by the name it is reported under; `UserError` where it is a link to nowhere or to a device."""
     with disk_errors(path, "read"):
+        if path.is_char_device() or path.is_block_device():
+            raise UserError(f"{path} is a device, whose text may never end")
         return Source(path, name, path.stat().st_size)
 
 
@@ -176,6 +178,8 @@ def record_text(line: str, name: str, number: int) -> str:
         text = json.loads(line)["text"]
     except json.JSONDecodeError as error:
         raise UserError(f"{name}, line {number}: not valid json ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise UserError(f"{name}, line {number}: json that cannot be read ({error})") from None
     except (KeyError, TypeError):
         text = None
     if not isinstance(text, str):

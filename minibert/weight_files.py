@@ -127,6 +127,6 @@ def existing(path: Path, what: str | None = None) -> Path:
     """The path, where it is a file;
     else a `UserError` that the folder holds no `what` (default: its name).
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's own raises where a name is too long
         raise UserError(f"{path.parent} holds no {what or path.name}")
     return path

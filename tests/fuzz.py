@@ -70,7 +70,10 @@ class Watch:
                      "shutil.rmtree": args[:1]}.get(event, ())
         for path in paths:
             if isinstance(path, (str, bytes, os.PathLike)):
-                real = os.path.realpath(os.fsdecode(path))
+                folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+                # only opening follows a link; the others change the entry itself
+                real = os.path.realpath(path) if event == "open" else f"{os.path.realpath(folder)}/{name}"
+                real = os.fsdecode(real)
                 if not f"{real}/".startswith(f"{self.folder}/") and real != os.devnull:
                     self.seen.append(f"{event} {path!r}")
 
@@ -172,7 +175,9 @@ def run(name: str, seed: int, count: int) -> collections.Counter:
         folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=in_memory))
         command = [sys.executable, __file__, name, "--child", str(folder), "--seed", str(seed),
                    "--start", str(start), "--inputs", str(count)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        # stderr to a file: nobody reads it meanwhile, and a full pipe would stop the child for ever
+        with (tempfile.TemporaryFile("w+") as stderr,
+              subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process):
             for line in process.stdout:
                 number, result = json.loads(line)
                 start = number + 1
@@ -182,7 +187,9 @@ def run(name: str, seed: int, count: int) -> collections.Counter:
                     what = re.sub(r"\d+", "0", result)
                     failures[what] += 1
                     shown.setdefault(what, (number, result))
-            said = process.stderr.read()
+            process.wait()
+            stderr.seek(0)
+            said = stderr.read()
         shutil.rmtree(folder, ignore_errors=True)
         if process.returncode == 0:
             break

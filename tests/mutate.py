@@ -96,9 +96,9 @@ def mutate_json(draw: random.Random, text: bytes) -> bytes:
         elif kind == 4 and isinstance(home, dict):
             home[draw.choice(("a", "", "é", "../x", "0", "x" * 300, key + "_"))] = home[key]
         elif kind == 5 and isinstance(home, list):
-            home.insert(draw.randint(0, len(home)), draw.choice(VALUES))
+            home.insert(draw.randint(0, len(home)), copy.deepcopy(draw.choice(VALUES)))
         else:
-            home[key] = draw.choice(VALUES)
+            home[key] = copy.deepcopy(draw.choice(VALUES))  # VALUES itself must stay what it is
     text = json.dumps(value).encode()
     if draw.random() < 0.02:  # deeper than Python's own stack
         text = text.replace(b"null", b"[" * 5000 + b"]" * 5000, 1)

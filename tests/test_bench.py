@@ -56,6 +56,7 @@ def test_useful_flops_of_one_token_by_hand():
     assert useful_flops(config, config, lengths) == pytest.approx(4 * forward)
 
 
+@pytest.mark.slow
 def test_finetune_bench_compares_with_transformers(tmp_path):
     pytest.importorskip("transformers")
     rows = "\n".join(f"{k % 2}\t1\t2\tthe text number {k} is here\ta text is " + "long " * k

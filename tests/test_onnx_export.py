@@ -107,6 +107,7 @@ def test_converted_folder(tmp_path, monkeypatch, capsys):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    pytest.importorskip("torch", "2.13")
     model, target = small(MaskedLM, "bert", layers=1), tmp_path / "target"
     save(model, tmp_path / "source", tokenizer())
     assert convert(monkeypatch, tmp_path / "source", target, "--to", "onnx") == 0
@@ -135,6 +136,7 @@ def test_converted_folder(tmp_path, monkeypatch, capsys):
 def test_every_head_in_onnx_runtime(head, family, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
+    pytest.importorskip("torch", "2.13")
     model = small(head, family)
     assert save_onnx(model, tmp_path) <= 1e-5
     check_folder(model, tmp_path)

@@ -3,6 +3,7 @@
     python -m pytest tests/test_prepare.py
 """
 
+import contextlib
 import gzip
 import json
 import lzma
@@ -124,6 +125,8 @@ def test_chunks_are_whole_lines_and_end_at_borders(tmp_path, size):
     ("a.txt", b"ba\n\nbe\nbi \xff\n", "a.txt, line 4: not UTF-8"),
     ("a.txt", "ba".encode("utf-16"), "a.txt, line 1: not UTF-8"),
     ("a.jsonl", b'{"text": "ba"}\n{"text": }\n', "a.jsonl, line 2: not valid json"),
+    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: json that cannot be read"),
+    ("a.jsonl", b'{"text": ' + b"[" * 9000 + b"}", "a.jsonl, line 1: json that cannot be read"),
     ("a.jsonl", b'{"text": "ba"}\n\n{"body": "ba"}\n', 'a.jsonl, line 3: .*"text"'),
     ("a.jsonl", b'{"text": 5}\n', 'a.jsonl, line 1: .*"text"'),
     ("a.jsonl", b'["text"]\n', 'a.jsonl, line 1: .*"text"'),
@@ -167,6 +170,9 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         find_sources([tmp_path / "empty"])
     with pytest.raises(UserError, match="gone.txt does not exist"):
         find_sources([tmp_path / "gone.txt"])
+    (tmp_path / "endless.txt").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="endless.txt is a device"):
+        find_sources([tmp_path / "endless.txt"])
 
 
 # ---------------------------------------------------------------- tokens
@@ -312,6 +318,9 @@ def test_a_stopped_run_leaves_nothing(tmp_path, which):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         process.send_signal(which)
+        with contextlib.suppress(BrokenPipeError):  # a signal just before a read waits for the read's end
+            time.sleep(0.1)
+            os.write(pipe.fileno(), b"some more words\n")
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == (130 if which == signal.SIGINT else 143)
     assert "Traceback" not in stderr

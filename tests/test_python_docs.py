@@ -76,6 +76,7 @@ def test_no_paragraph_is_in_both_parts():
     assert split_docs(iter(docs)) == {"train": [["a", "d"], ["e"]], "held-out": [["b", "c"]]}
 
 
+@pytest.mark.slow
 def test_this_python_is_prepared(tmp_path, monkeypatch):
     """Of the real library: plausible size, disjoint parts, and what is written is what was split."""
     docs = list(python_docs())

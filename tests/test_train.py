@@ -129,7 +129,8 @@ def narrow(folder):
 INNER = {"tinybert": (), "minilm": (), "minilmv2": ("--relation-heads", "4")}
 
 
-@pytest.mark.parametrize("method", INNER)
+@pytest.mark.parametrize("method", ["tinybert", pytest.param("minilm", marks=pytest.mark.slow),
+                                    pytest.param("minilmv2", marks=pytest.mark.slow)])
 def test_what_happens_inside_is_learned_at_any_width(folder, narrow, tmp_path, method, capsys):
     out = tmp_path / "run"
     train.main(options(folder, out, "--method", method, *INNER[method], "--eval-every", "5", student=narrow,
@@ -226,7 +227,8 @@ def test_the_terms_can_be_weighted(folder, tmp_path):
     assert row["loss"] == pytest.approx(2 * row["mlm"] + 0.5 * row["cosine"], rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["mlm", "distilbert", "tinybert"])
+@pytest.mark.parametrize("method", ["distilbert", pytest.param("mlm", marks=pytest.mark.slow),
+                                    pytest.param("tinybert", marks=pytest.mark.slow)])
 def test_resume_is_exact_to_the_bit(folder, narrow, tmp_path, method):
     """Dropout on, several micro-batches a step; the second run is taken up from its checkpoint at step 4."""
     more = ("--method", method, "--checkpoint-every", "2")
