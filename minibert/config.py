@@ -158,10 +158,10 @@ PRESETS: dict[str, Config] = {
     "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
     "ib-bert-large": IB_BERT,
     # A teacher and a student of the same family that train on two CPU cores.
-    "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=256, layers=6, embedding_size=64,
-                             bottleneck_size=256, intermediate_size=1024, max_positions=256),
-    "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=256, layers=6, embedding_size=64,
-                                bottleneck_size=64, intermediate_size=256, max_positions=256),
+    "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
+                             bottleneck_size=128, intermediate_size=512, max_positions=256),
+    "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
+                                bottleneck_size=32, intermediate_size=128, max_positions=256),
 }
 
 
