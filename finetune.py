@@ -130,7 +130,8 @@ class Options:
             raise UserError("--augmented goes with a task of classes or scores, and not with --transfer")
         has_test_set = self.task in TASKS and TASKS[self.task].test_splits
         if self.predict and not has_test_set:
-            raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of one")
+            raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of one"
+                            + "; for texts of your own, call minibert.predict" * (self.task != "squad"))
         if self.dev and self.task in (*TASKS, "squad"):
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
         for name in ("seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads"):

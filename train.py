@@ -232,7 +232,8 @@ def held_out_part(folder: Path, options: Options, tokenizer) -> Corpus | None:
     try:
         return open_corpus(folder, options.max_length, options.one_line, ("held-out",), tokenizer)
     except NoSequences as error:
-        say(f"nothing will be evaluated: {error}; give --eval-corpus, or a corpus of more documents")
+        say(f"nothing will be evaluated: {error}; give --eval-corpus, or prepare the corpus with a larger "
+            "--held-out (data/prepare.py)")
         return None
 
 

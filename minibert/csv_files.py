@@ -101,7 +101,8 @@ def read_csv_splits(path: str | Path,
     train = [example for example in examples if hash_share(example.text) >= DEV_SHARE]
     held_out = [example for example in examples if hash_share(example.text) < DEV_SHARE]
     if not train or not held_out:
-        raise UserError(f"{path} has too few different texts to hold out a tenth of them; give a dev file")
+        raise UserError(f"{path} has too few different texts to hold out a tenth of them; give a dev file: "
+                        "--dev FILE.csv")
     return task, train, held_out
 
 

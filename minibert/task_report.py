@@ -86,7 +86,7 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
         squad_data.write_predictions(out, answers)
     elif not task.regression and (constant := metrics.constant_class(answers)) is not None:
         say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
-            "of a constant. A lower --lr, more --epochs or another --seed may help")
+            "of a constant. More --epochs, another --lr (higher for a small model) or --seed may help")
     if options.predict:
         write_predictions(out / "predictions", task, splits, model, None, options, tokenizer, runtime)
     rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
