@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 .PHONY: demo test clean
 
-# Half a pass over the embedded corpus: about two minutes on two cores. The folder is the demo's own, so it may
-# start anew.
+# Half a pass over the embedded corpus: about two minutes on two cores. The folder is the demo's own, so it
+# may start anew.
 demo: .venv/demo
 	rm -rf runs/demo
 	$(BIN)/python train.py --batch 32 --epochs 0.5 --out runs/demo $(ARGS)
