@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minibert.disk import disk_errors, fsync, write_json
+from minibert.disk import disk_errors, fsync, read_json, sha256_of, write_json
 from minibert.errors import UserError
-from minibert.tokenizer import read_json
 from minibert.weight_files import read_safetensors, write_tensors
 
 FORMAT = 2
@@ -129,9 +128,3 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
 def seal(state: dict) -> str:
     """The sha256 of what state.json says, so that damage is seen in it, too."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

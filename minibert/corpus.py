@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minibert.disk import disk_errors
+from minibert.disk import disk_errors, read_json
 from minibert.errors import UserError
 from minibert.shards import DTYPES, FORMAT
-from minibert.tokenizer import Tokenizer, read_json
+from minibert.tokenizer import Tokenizer
 
 WINDOW_LINES = 1 << 18
 WINDOW_TOKENS = 1 << 24

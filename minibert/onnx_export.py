@@ -9,8 +9,6 @@ import importlib
 import logging
 import math
 import os
-import shutil
-import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.batch import Batch, pack
+from minibert.disk import folder_within
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, Span, encoder_of
 from minibert.hf_config import describe, dump
@@ -229,9 +228,7 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     if head not in OUTPUTS:
         raise UserError(f"a {head} model has no ONNX form here; choose one of the heads {', '.join(OUTPUTS)}")
     text = dump(describe(config, head, "hf", "float32"))
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
+    with folder_within(folder) as made:
         write_onnx(model, made / "model.onnx")
         apart = deviation(model, made / "model.onnx")
         if not apart <= TOLERANCE:
@@ -242,6 +239,4 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
         (made / "config.json").write_text(text, encoding="utf-8")
         for path in sorted(made.iterdir(), key=lambda path: path.name == "model.onnx"):
             os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return apart

@@ -16,6 +16,7 @@ import torch
 from minibert.bench_data import listed
 from minibert.bench_train import useful_flops
 from minibert.config import Config, preset
+from minibert.disk import read_text
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.options import option
@@ -115,12 +116,7 @@ def read_measured(text: str) -> dict:
     where = "--measured"
     if not text.lstrip().startswith("{"):
         where = text
-        try:
-            lines = Path(text).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise UserError(f"--measured {text} cannot be read: {reason}") from None
-        text = next((line for line in reversed(lines) if line.strip()), "")
+        text = next((line for line in reversed(read_text(Path(text)).split("\n")) if line.strip()), "")
     try:
         result = json.loads(text)
         rate, options = float(result["minibert"]["tokens_per_second"]), result["options"]

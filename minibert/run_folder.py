@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minibert.corpus import Corpus
-from minibert.disk import disk_errors, write_text
+from minibert.disk import disk_errors, read_json, read_text, write_text
 from minibert.errors import UserError
-from minibert.tokenizer import read_json, read_text
 
 
 @contextlib.contextmanager

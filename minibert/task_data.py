@@ -13,7 +13,7 @@ from torch import nn
 
 from minibert import metrics, squad, squad_data
 from minibert.csv_files import read_csv, read_csv_splits
-from minibert.disk import write_text
+from minibert.disk import read_text, write_text
 from minibert.errors import UserError
 from minibert.examples import Examples, encode, make_examples
 from minibert.hub import load_config
@@ -21,7 +21,7 @@ from minibert.inference import outputs
 from minibert.readers import majority, read_examples
 from minibert.runtime import Runtime
 from minibert.tasks import SQUAD, TASKS, Example, Task, with_tinybert_settings
-from minibert.tokenizer import Tokenizer, read_text
+from minibert.tokenizer import Tokenizer
 
 
 class Split(NamedTuple):
