@@ -35,7 +35,7 @@ from minibert.hub import load_config
 from minibert.inner_methods import (TERMS, InnerWeights, Learner, Projections, check_fit, term_counts,
                                     tinybert)
 from minibert.optim import adamw, learning_rate, warmup_steps
-from minibert.options import layers_given, option, parse, term_weights
+from minibert.options import at_least_one, numbers, option, parse, term_weights
 from minibert.run_folder import (append_row, cut_metrics, open_run, read_result, say, stop_requests,
                                  too_many_skips)
 from minibert.runtime import PRECISIONS, describe, start
@@ -133,9 +133,7 @@ class Options:
             raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of one")
         if self.dev and self.task in (*TASKS, "squad"):
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
-        for name in ("seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        at_least_one(self, "seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads")
         if (not 0 <= (self.alpha or 0) <= 1 or not (self.temperature is None or self.temperature > 0)
                 or (self.epochs is not None and not self.epochs > 0)):
             raise UserError("--alpha must be in [0, 1], --temperature and --epochs above 0")
@@ -156,7 +154,7 @@ def resolve(options: Options) -> Options:
 
 def inner_weights(options: Options) -> InnerWeights:
     """The weights of the intermediate stage's terms, and its layer map."""
-    layers = options.imitate and tuple(layers_given(options.imitate, "--imitate"))
+    layers = options.imitate and tuple(numbers("--imitate", options.imitate))
     return InnerWeights(layers=layers, **term_weights(options.weights, TERMS["tinybert"], "tinybert"))
 
 

@@ -29,7 +29,7 @@ from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.masking import SELECTIONS, smoothed_weights
 from minibert.methods import Weights
 from minibert.optim import OPTIMIZERS, learning_rate, warmup_steps
-from minibert.options import layers_given, option, parse, term_weights
+from minibert.options import at_least_one, numbers, option, parse, term_weights
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import (append_row, check_corpus, cut_metrics, last_tokens, open_run, say,
@@ -156,12 +156,8 @@ class Options:
     resume: bool = option(False, "continue the run in --out")
 
     def __post_init__(self):
-        for name in ("batch", "micro_tokens", "checkpoint_every", "eval_sequences"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("steps", "layers", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1")
+        at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_sequences", "steps", "layers",
+                     "threads")
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")
@@ -203,7 +199,7 @@ def loss_weights(options: Options) -> Weights | InnerWeights | TransferWeights:
     told = term_weights(options.weights, FAMILY[options.method].TERMS[options.method], options.method)
     settings = {"temperature": options.temperature, "kl_masked_only": options.kl_masked_only or None,
                 "teacher_layer": options.teacher_layer, "relation_heads": options.relation_heads,
-                "layers": options.imitate and tuple(layers_given(options.imitate, "--imitate"))}
+                "layers": options.imitate and tuple(numbers("--imitate", options.imitate))}
     told |= {name: value for name, value in settings.items() if value is not None}
     return kind(**told)
 

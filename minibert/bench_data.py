@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibert.errors import UserError
-from minibert.options import option
+from minibert.options import at_least_one, numbers, option
 from minibert.prepare import POOL_BYTES, check, cores, prepare
 from minibert.python_docs import python_docs, split_docs
 from minibert.text import documents, read_chunks
@@ -51,10 +51,7 @@ class DataBench:
                                        "as 10,100,1000")
 
     def __post_init__(self):
-        if self.rounds < 1:
-            raise UserError(f"--rounds is at least 1, not {self.rounds}")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers is at least 1, not {self.workers}")
+        at_least_one(self, "rounds", "workers")
         for size in self.sizes():
             if not 0 < size < float("inf"):
                 raise UserError(f"a size of text is above 0 MB, not {size}")
@@ -64,15 +61,7 @@ class DataBench:
 
     def sizes(self) -> list[float]:
         """The sizes of text asked for, in MB."""
-        return [self.megabytes] if self.growth is None else listed("--growth", self.growth, float)
-
-
-def listed(name: str, text: str, kind) -> list:
-    """The numbers of an option such as 1,8,64."""
-    try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"{name} takes numbers with commas between them, as 1,8,64, not {text!r}") from None
+        return [self.megabytes] if self.growth is None else numbers("--growth", self.growth, float)
 
 
 def write_text(files: tuple[str, ...], target: Path) -> None:

@@ -27,7 +27,7 @@ from minibert.engines import ENGINES, PADDED, why_not, write_files
 from minibert.errors import UserError
 from minibert.heads import Classifier
 from minibert.model import init_weights
-from minibert.options import option
+from minibert.options import at_least_one, option
 from minibert.readers import read_examples
 from minibert.report import table
 from minibert.runtime import describe, start
@@ -65,8 +65,9 @@ class InferenceBench:
     device: str = option("auto", "cpu, cuda ...")
 
     def __post_init__(self):
-        if min((self.batch, self.turns, *self.threads)) < 1 or (self.examples or 1) < 1:
-            raise UserError("--batch, --turns, --threads and --examples must be at least 1")
+        at_least_one(self, "batch", "turns", "examples")
+        if min(self.threads, default=1) < 1:
+            raise UserError("--threads must be at least 1")
         if self.grid and any(not name.startswith("minibert") for name in self.engines):
             raise UserError("--grid compares shapes in minibert's own engines only")
 

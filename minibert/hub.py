@@ -21,7 +21,7 @@ from minibert.disk import disk_errors, folder_within, read_json
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 from minibert.hf_config import describe, dump, parse
-from minibert.model import Encoder
+from minibert.model import Encoder, truncated_normal_
 from minibert.model_card import model_card
 from minibert.names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
 from minibert.tokenizer import Tokenizer
@@ -90,6 +90,13 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     return minibert.tokenizer.load_tokenizer(local_folder(folder_or_hub_name, weights=False))
 
 
+def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
+    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
+
+
 def head_of(model: nn.Module) -> str:
     """The name of the head of a model, as `load` takes it."""
     return next(head for head, kind in MODELS.items() if isinstance(model, kind))
@@ -155,7 +162,7 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
     """A tensor of a new head, as in model.init_weights."""
     tensor = torch.zeros(shape)
     if name.endswith("weight") and std > 0:
-        nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std)
+        truncated_normal_(tensor, std)
     return tensor
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.batch import Batch, pack
@@ -77,8 +76,7 @@ class Padded(nn.Module):
         for layer in encoder.layers:
             x = padded_layer(layer, x, keep)
         if isinstance(self.model, MaskedLM):
-            logits = F.linear(self.model.mlm(x), encoder.word.weight, self.model.mlm.bias)  # (S, T, V)
-            return (logits,)
+            return (self.model.mlm.logits(x, encoder.word.weight),)  # (S, T, V)
         if isinstance(self.model, Classifier):
             # the first tokens alone are a packed batch of sequences of one token
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)

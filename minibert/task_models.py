@@ -14,6 +14,7 @@ from minibert.errors import UserError
 from minibert.finetuning import align_labels, patience_layers, teacher_outputs
 from minibert.heads import Classifier, Span
 from minibert.hub import load_config
+from minibert.options import dropouts
 from minibert.run_folder import say
 from minibert.runtime import Runtime
 from minibert.task_data import Split, tokenised
@@ -27,9 +28,7 @@ def load_model(name: str, task: Task, options, seed: int) -> nn.Module:
     else new from `seed`.
     """
     torch.manual_seed(seed)
-    changed = {"attention_dropout": options.attention_dropout}
-    if options.dropout is not None:
-        changed["dropout"] = options.dropout
+    changed = dropouts(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is new is what fine-tuning is about
         if task.name == "squad":

@@ -45,7 +45,6 @@ class Tokenizer:
                  added: Iterable[AddedToken] = (), max_word: int = 100):
         self.options = DEFAULTS | (options or {})
         self.lowercase = bool(self.options["lowercase"])
-        self.max_word = max_word
         added = {token.content: token for token in added}
         for name in SPECIAL_TOKENS:
             added.setdefault(name, AddedToken(name, special=True, normalized=False))
