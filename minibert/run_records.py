@@ -46,7 +46,7 @@ class TuneRun(NamedTuple):
     machine: dict
     task: str
     scores: dict[str, list[float]]  # metric -> one value a seed, in percent; the task's own metric first
-    seconds: float  # over the seeds; what a seed did before it was resumed is not in it
+    seconds: float  # of all seeds and their sessions
     baseline: dict[str, float] | None  # a constant prediction
     finished: bool
 

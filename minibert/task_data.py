@@ -35,6 +35,11 @@ class Split(NamedTuple):
     windows: list[squad.Window] | None = None
 
 
+def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
+    """The splits that a model is judged on; the first decides."""
+    return {name: splits[name] for name in task.dev_splits or ("dev",)}
+
+
 def rows_of_task(options) -> tuple[Task, dict[str, list]]:
     """The task and the rows of its splits: train, the dev splits, and with --predict the test ones."""
     if options.task == "squad":

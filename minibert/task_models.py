@@ -17,7 +17,7 @@ from minibert.hub import load_config
 from minibert.options import dropouts
 from minibert.run_folder import say
 from minibert.runtime import Runtime
-from minibert.task_data import Split, tokenised
+from minibert.task_data import Split, dev_of, judge, tokenised
 from minibert.tasks import Task
 from minibert.tokenizer import Tokenizer
 
@@ -82,3 +82,11 @@ def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher
     said = teacher_outputs(teacher, examples, runtime, [t for _, t in pairs], options.micro_tokens)
     said["logits"] = said["logits"][:, order]
     return said, [s for s, _ in pairs]
+
+
+def judge_teacher(options, task: Task, splits: dict[str, Split], teacher: nn.Module, order: list[int],
+                  runtime: Runtime) -> dict[str, dict[str, float]]:
+    """The teacher's scores on each dev split, read with its own tokenizer."""
+    theirs = minibert.load_tokenizer(options.teacher)
+    return {name: judge(teacher, task, tokenised(task, split.rows, theirs, options.stride), runtime, order)[0]
+            for name, split in dev_of(task, splits).items()}
