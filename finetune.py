@@ -9,11 +9,8 @@ task_report.py.
 import dataclasses
 import math
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,16 +27,17 @@ from minibert.checkpoint import load_checkpoint, save_checkpoint
 from minibert.disk import read_json, write_json
 from minibert.errors import UserError, run_script
 from minibert.examples import Drawn, Examples, draw
+from minibert.feed import ahead
 from minibert.finetuning import TaskWeights, task_loss
 from minibert.hub import load_config
 from minibert.inner_methods import (TERMS, InnerWeights, Learner, Projections, check_fit, term_counts,
                                     tinybert)
 from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import at_least_one, numbers, option, parse, term_weights
-from minibert.run_folder import (append_row, cut_metrics, open_run, read_result, say, stop_requests,
-                                 too_many_skips)
+from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run, read_result, say,
+                                 stop_requests)
 from minibert.runtime import PRECISIONS, describe, start
-from minibert.step import training_step
+from minibert.step import skipped_running, training_step
 from minibert.task_data import Split, dev_of, judge, read_task, some_of
 from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
 from minibert.task_report import evaluate_only, finish, shown
@@ -175,8 +173,8 @@ class Stage(NamedTuple):
 
 
 def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runtime, out: Path) -> dict:
-    """Trains `stage.learner` in the folder `out`; returns the best epoch, the scores of all, and the seconds of
-    all sessions, but for what came after a checkpoint that was resumed from.
+    """Trains `stage.learner` in the folder `out`; returns the best epoch, the scores of all, and the seconds
+    of all sessions, without what came after a checkpoint that was resumed from.
     """
     begun, n = time.perf_counter(), len(stage.examples.lengths)
     steps = math.ceil(stage.epochs * n / task.batch)
@@ -185,12 +183,10 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
     optimizer, scaler = adamw(stage.learner, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     done, best, history, seconds = 0, None, [], 0.0
     if (out / "checkpoint").exists():
-        state = load_checkpoint(out / "checkpoint", stage.learner, optimizer, say)
+        state = load_checkpoint(out / "checkpoint", stage.learner, optimizer, say, scaler)
         if state:
             done, best, history = state["step"], state.get("best"), state.get("history", [])
             seconds = state.get("seconds", 0.0)  # of the sessions before this one
-            if state.get("scaler"):
-                scaler.load_state_dict(state["scaler"])
             say(f"{stage.name}: resuming after step {done}")
     if runtime.is_writer:
         out.mkdir(parents=True, exist_ok=True)
@@ -201,11 +197,10 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
         return draw(stage.examples, stage.targets, step, task.batch, seed, options.micro_tokens, runtime.rank,
                     runtime.ranks)
 
-    with stop_requests() as stop, ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(drawn, done)
+    with stop_requests() as stop, ahead(drawn, done) as upcoming:
         while done < steps:
             step_begun = time.perf_counter()
-            data, upcoming = upcoming.result(), ahead.submit(drawn, done + 1)
+            data = next(upcoming)
             loss_of, counts = stage.loss(data)
             lr = stage.lr
             if stage.warmup is not None:
@@ -215,10 +210,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                                 runtime, lr, options.clip, bool(stop))
             done += 1
 
-            # under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further
-            skipped = skipped + 1 if row["skipped"] and scaler.get_scale() <= 1 else 0
-            if skipped == 5:
-                raise too_many_skips(skipped, done)
+            skipped = skipped_running(skipped, row, scaler, done)
             row = {"step": done, **row, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
             stopping = row["stopping"]
@@ -241,10 +233,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                                     {"scaler": scaler.state_dict(), "best": best, "history": history,
                                      "seconds": seconds + time.perf_counter() - begun})
             if stopping and done < steps:
-                upcoming.cancel()
-                say(f"\nstopped after step {done} of {stage.name}; continue with --resume")
-                sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
-        upcoming.cancel()
+                end_stopped(stop, f"step {done} of {stage.name}")
     runtime.barrier()
     return {"best": best, "history": history, "seconds": seconds + time.perf_counter() - begun}
 

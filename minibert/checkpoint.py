@@ -69,8 +69,8 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    report=print) -> dict | None:
-    """Loads the newest whole checkpoint into model and optimiser;
+                    report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
+    """Loads the newest whole checkpoint into model and optimiser, and into the scaler what is there of one;
     returns its state.json, or None where there is none.
 
     A damaged one is named and the one before it used;
@@ -84,6 +84,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             report(f"checkpoint {path} is damaged ({error}); trying the one before it")
             continue
         _restore(path, tensors, model, optimizer)
+        if scaler is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
         return state
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged; remove the folder to start anew")

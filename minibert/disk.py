@@ -1,4 +1,4 @@
-"""Reading small files, writing them whole or not at all, and what goes wrong on a disk as one clear sentence."""
+"""Small files read, files that are whole or not there, and what goes wrong on a disk as one sentence."""
 
 import contextlib
 import errno

@@ -161,8 +161,8 @@ def load_models(options, weights, bundled_teacher: Path):
 
 
 def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
-    """The student of a run without a teacher, before training, and its tokenizer: a preset's shape with random
-    weights and the corpus' vocabulary, or the model in a folder.
+    """The student of a run without a teacher, before training, and its tokenizer: a preset's shape with
+    random weights and the corpus' vocabulary, or the model in a folder.
     """
     name = options.student
     if name in PRESETS:

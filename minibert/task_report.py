@@ -67,8 +67,9 @@ def shown(scores: dict[str, dict[str, float]]) -> str:
 
 def finish(options, out: Path, task: Task, splits: dict[str, Split], results: list[dict],
            teacher_scores: dict[str, dict[str, float]], tokenizer, runtime) -> None:
-    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table; the teacher's
-    scores are by dev split, none without a teacher.
+    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table.
+
+    The teacher's scores are by dev split; none without a teacher.
     """
     dev = dev_of(task, splits)
     first = next(iter(dev))
