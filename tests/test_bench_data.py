@@ -70,7 +70,7 @@ def test_turns_find_the_tokens_of_the_text(tmp_path):
 
 def test_different_tokens_are_not_compared(monkeypatch, tmp_path):
     class Contender:
-        def __init__(self, kind, *_):
+        def __init__(self, worker, kind, *_):
             self.tokens = len(kind)
 
         def __enter__(self):

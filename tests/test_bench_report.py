@@ -82,7 +82,7 @@ def runs(tmp_path):
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """As without matplotlib, but for the test about plots, since each takes a second."""
-    monkeypatch.setattr(minibert.report, "_pyplot", lambda: None)
+    monkeypatch.setattr(minibert.report, "pyplot", lambda: None)
 
 
 def report(folder, **changed):
@@ -280,7 +280,7 @@ def test_plots_are_drawn_or_said_to_be_missing(runs, monkeypatch):
         assert all(drawn)
     except ImportError:
         assert not any(drawn)
-    monkeypatch.setattr(minibert.report, "_pyplot", lambda: None)
+    monkeypatch.setattr(minibert.report, "pyplot", lambda: None)
     text, _ = report(runs)
     assert text.count("Plot: not run, it needs matplotlib") == 2
 
