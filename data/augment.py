@@ -2,7 +2,7 @@
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
     python data/augment.py --task reviews.csv --model bert-base-uncased --vectors glove.txt --out more.csv
-    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv        the bundled model (CPU)
+    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  the bundled model (CPU)
 
 finetune.py --augmented reads the file that it writes.
 """

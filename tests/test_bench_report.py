@@ -304,7 +304,8 @@ def test_methods_without_words_have_other_figures(runs):
     put(path, summary)
     text, _ = report(runs)
     inner, small = (cells(text, "Training runs", name) for name in ("inner", "small"))
-    assert inner["attention relation"] == "0.500" and inner["perplexity: teacher / start / end"] == "- / - / -"
+    assert inner["attention relation"] == "0.500"
+    assert inner["perplexity: teacher / start / end"] == "- / - / -"
     assert inner["KL of attention"] == inner["MLM loss"] == small["attention relation"] == "-"
     assert cells(text, "Quality against size and speed", "inner")[
         "held-out accuracy at masks, percent"] == "not run"
