@@ -6,7 +6,8 @@ BIN := .venv/bin
 
 .PHONY: demo test clean
 
-# Half a pass over the embedded corpus: about two minutes on two cores. The folder is the demo's own, so it may start anew.
+# Half a pass over the embedded corpus: about two minutes on two cores. The folder is the demo's own, so it
+# may start anew.
 demo: .venv/demo
 	rm -rf runs/demo
 	$(BIN)/python train.py --batch 32 --epochs 0.5 --out runs/demo $(ARGS)
@@ -14,7 +15,8 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/python -m pytest $(ARGS)
 
-# One stamp for each set of extras: what has not changed is not installed twice. The tests' set includes the demo's.
+# One stamp for each set of extras: what has not changed is not installed twice. The tests' set includes the
+# demo's.
 .venv/demo: EXTRAS := plots
 .venv/test: EXTRAS := parity,plots
 .venv/demo .venv/test: setup.cfg pyproject.toml constraints.txt

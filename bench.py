@@ -10,13 +10,19 @@
     bench.py report    runs as tables and plots, written into a markdown file
 """
 
+import importlib
 import json
 import sys
 
 from minibert.errors import UserError, run_script
 from minibert.options import parse
 
-WHAT = ("train", "inference", "finetune", "data", "plan", "size", "runs", "report")
+# The module of each, with its options, as TrainBench, and its function, as bench_train.
+MODULES = {"train": "bench_train", "inference": "bench_inference", "finetune": "bench_finetune",
+           "data": "bench_data", "plan": "plan", "size": "bench_size", "runs": "run_list",
+           "report": "bench_report"}
+# The option that words without a name belong to.
+PLAIN = {"data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
@@ -39,52 +45,21 @@ EXAMPLES = """examples:
 """
 
 
-def bench(what: str):
-    """Options and function of one bench.
-
-    Imported on demand: `data` measures the memory of processes that import this file, and torch would count.
-    """
-    if what == "train":
-        from minibert.bench_train import TrainBench, bench_train
-        return TrainBench, bench_train
-    if what == "inference":
-        from minibert.bench_inference import InferenceBench, bench_inference
-        return InferenceBench, bench_inference
-    if what == "finetune":
-        from minibert.bench_finetune import FinetuneBench, bench_finetune
-        return FinetuneBench, bench_finetune
-    if what == "data":
-        from minibert.bench_data import DataBench, bench_data
-        return DataBench, bench_data
-    if what == "size":
-        from minibert.bench_size import SizeBench, bench_size
-        return SizeBench, bench_size
-    if what == "runs":
-        from minibert.run_list import RunsBench, bench_runs
-        return RunsBench, bench_runs
-    if what == "report":
-        from minibert.bench_report import ReportBench, bench_report
-        return ReportBench, bench_report
-    from minibert.plan import PlanBench, bench_plan
-    return PlanBench, bench_plan
-
-
 def main() -> None:
     """`bench.py WHAT [options]`."""
     what, words = (sys.argv + ["--help"])[1], sys.argv[2:]
     if what in ("-h", "--help"):
         print(f"{__doc__}\n{EXAMPLES}\nbench.py WHAT --help lists its options")
         sys.exit()
-    if what not in WHAT:
-        raise UserError(f"bench.py measures: {', '.join(WHAT)}; not {what!r}")
-    # the option that words without a name belong to
-    plain = {"data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}.get(what)
-    if plain and words and not words[0].startswith("-"):
-        words = [plain, *words]
-    options_class, run = bench(what)
-    description = sys.modules[run.__module__].__doc__
-    options = parse(options_class, words, f"{description}\nusage: bench.py {what} ...", EXAMPLES)
-    print(json.dumps(run(options)))
+    if what not in MODULES:
+        raise UserError(f"bench.py measures: {', '.join(MODULES)}; not {what!r}")
+    if what in PLAIN and words and not words[0].startswith("-"):
+        words = [PLAIN[what], *words]
+    # only now, as `data` measures the memory of processes that import this file, and torch would count
+    module = importlib.import_module(f"minibert.{MODULES[what]}")
+    options = parse(getattr(module, f"{what.capitalize()}Bench"), words,
+                    f"{module.__doc__}\nusage: bench.py {what} ...", EXAMPLES)
+    print(json.dumps(getattr(module, f"bench_{what}")(options)))
 
 
 if __name__ == "__main__":

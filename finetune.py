@@ -9,11 +9,8 @@ task_report.py.
 import dataclasses
 import math
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,21 +24,22 @@ from torch import nn
 import minibert
 from minibert import report
 from minibert.checkpoint import load_checkpoint, save_checkpoint
-from minibert.disk import write_json
+from minibert.disk import read_json, write_json
 from minibert.errors import UserError, run_script
 from minibert.examples import Drawn, Examples, draw
+from minibert.feed import ahead
 from minibert.finetuning import TaskWeights, task_loss
 from minibert.hub import load_config
 from minibert.inner_methods import (TERMS, InnerWeights, Learner, Projections, check_fit, term_counts,
                                     tinybert)
 from minibert.optim import adamw, learning_rate, warmup_steps
-from minibert.options import layers_given, option, parse, term_weights
-from minibert.run_folder import (append_row, cut_metrics, open_run, read_result, say, stop_requests,
-                                 too_many_skips)
+from minibert.options import at_least_one, numbers, option, parse, term_weights
+from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run, read_result, say,
+                                 stop_requests)
 from minibert.runtime import PRECISIONS, describe, start
-from minibert.step import training_step
-from minibert.task_data import Split, judge, read_task, some_of
-from minibert.task_models import ask_teacher, load_model, load_tuned
+from minibert.step import skipped_running, training_step
+from minibert.task_data import Split, dev_of, judge, read_task, some_of
+from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
 from minibert.task_report import evaluate_only, finish, shown
 from minibert.tasks import TASKS, Task
 
@@ -134,9 +132,7 @@ class Options:
                             + "; for texts of your own, call minibert.predict" * (self.task != "squad"))
         if self.dev and self.task in (*TASKS, "squad"):
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
-        for name in ("seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        at_least_one(self, "seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads")
         if (not 0 <= (self.alpha or 0) <= 1 or not (self.temperature is None or self.temperature > 0)
                 or (self.epochs is not None and not self.epochs > 0)):
             raise UserError("--alpha must be in [0, 1], --temperature and --epochs above 0")
@@ -157,7 +153,7 @@ def resolve(options: Options) -> Options:
 
 def inner_weights(options: Options) -> InnerWeights:
     """The weights of the intermediate stage's terms, and its layer map."""
-    layers = options.imitate and tuple(layers_given(options.imitate, "--imitate"))
+    layers = options.imitate and tuple(numbers("--imitate", options.imitate))
     return InnerWeights(layers=layers, **term_weights(options.weights, TERMS["tinybert"], "tinybert"))
 
 
@@ -178,19 +174,20 @@ class Stage(NamedTuple):
 
 
 def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runtime, out: Path) -> dict:
-    """Trains `stage.learner` in the folder `out`; returns the best epoch and the scores of all."""
-    n = len(stage.examples.lengths)
+    """Trains `stage.learner` in the folder `out`; returns the best epoch, the scores of all, and the seconds
+    of all sessions, without what came after a checkpoint that was resumed from.
+    """
+    begun, n = time.perf_counter(), len(stage.examples.lengths)
     steps = math.ceil(stage.epochs * n / task.batch)
     ends = {min(steps, math.ceil(e * n / task.batch)): e for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.learner.to(runtime.device).train()
     optimizer, scaler = adamw(stage.learner, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
-    done, best, history = 0, None, []
+    done, best, history, seconds = 0, None, [], 0.0
     if (out / "checkpoint").exists():
-        state = load_checkpoint(out / "checkpoint", stage.learner, optimizer, say)
+        state = load_checkpoint(out / "checkpoint", stage.learner, optimizer, say, scaler)
         if state:
             done, best, history = state["step"], state.get("best"), state.get("history", [])
-            if state.get("scaler"):
-                scaler.load_state_dict(state["scaler"])
+            seconds = state.get("seconds", 0.0)  # of the sessions before this one
             say(f"{stage.name}: resuming after step {done}")
     if runtime.is_writer:
         out.mkdir(parents=True, exist_ok=True)
@@ -201,11 +198,10 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
         return draw(stage.examples, stage.targets, step, task.batch, seed, options.micro_tokens, runtime.rank,
                     runtime.ranks)
 
-    with stop_requests() as stop, ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(drawn, done)
+    with stop_requests() as stop, ahead(drawn, done) as upcoming:
         while done < steps:
-            begun = time.perf_counter()
-            data, upcoming = upcoming.result(), ahead.submit(drawn, done + 1)
+            step_begun = time.perf_counter()
+            data = next(upcoming)
             loss_of, counts = stage.loss(data)
             lr = stage.lr
             if stage.warmup is not None:
@@ -215,12 +211,9 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                                 runtime, lr, options.clip, bool(stop))
             done += 1
 
-            # under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further
-            skipped = skipped + 1 if row["skipped"] and scaler.get_scale() <= 1 else 0
-            if skipped == 5:
-                raise too_many_skips(skipped, done)
+            skipped = skipped_running(skipped, row, scaler, done)
             row = {"step": done, **row, "lr": lr,
-                   "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
+                   "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
             stopping = row["stopping"]
             if runtime.is_writer:
                 progress(done, row)
@@ -238,14 +231,12 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                 append_row(out / "metrics.jsonl", row)
                 if stopping or done in ends or done % options.checkpoint_every == 0:
                     save_checkpoint(out / "checkpoint", done, stage.learner, optimizer,
-                                    {"scaler": scaler.state_dict(), "best": best, "history": history})
+                                    {"scaler": scaler.state_dict(), "best": best, "history": history,
+                                     "seconds": seconds + time.perf_counter() - begun})
             if stopping and done < steps:
-                upcoming.cancel()
-                say(f"\nstopped after step {done} of {stage.name}; continue with --resume")
-                sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
-        upcoming.cancel()
+                end_stopped(stop, f"step {done} of {stage.name}")
     runtime.barrier()
-    return {"best": best, "history": history}
+    return {"best": best, "history": history, "seconds": seconds + time.perf_counter() - begun}
 
 
 def card_of(options: Options, task: Task) -> str:
@@ -258,12 +249,12 @@ def card_of(options: Options, task: Task) -> str:
 # ---------------------------------------------------------------- the stages of one seed
 
 def intermediate(seed: int, options: Options, task: Task, examples: Examples, teacher: nn.Module,
-                 tokenizer, runtime, out: Path) -> Path:
+                 tokenizer, runtime, out: Path) -> float:
     """TinyBERT's first stage (Jiao et al. 2019, section 3.2): the student imitates embeddings, hidden states
-    and attention of the fine-tuned teacher; labels are not read. Returns the folder of the student, with a
-    task head still as new; what it projected its states with lies beside it.
+    and attention of the fine-tuned teacher; labels are not read. Returns its seconds. The student is in
+    out/model, with a task head still as new; what it projected its states with lies beside it.
     """
-    if not (out / "model" / "config.json").exists():
+    if not (out / "result.json").exists():
         student = load_model(options.model, task, options, seed)
         if student.encoder.pooler is not None:
             student.encoder.pooler.requires_grad_(False)  # no term reads it, and weight decay would shrink it
@@ -273,14 +264,21 @@ def intermediate(seed: int, options: Options, task: Task, examples: Examples, te
         def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
             return partial(tinybert, learner, teacher, data, weights), term_counts(data, weights)
 
-        train(Stage(f"seed {seed}, intermediate stage", learner, loss, examples, {}, task.intermediate_epochs,
-                    options.intermediate_lr, None, {}), seed, options, task, tokenizer, runtime, out)
+        stage = Stage(f"seed {seed}, intermediate stage", learner, loss, examples, {},
+                      task.intermediate_epochs, options.intermediate_lr, None, {})
+        seconds = train(stage, seed, options, task, tokenizer, runtime, out)["seconds"]
         if runtime.is_writer:
             save_file(projections.state_dict(), out / "projections.safetensors")
             minibert.save(student, out / "model", tokenizer, format="auto", card=card_of(options, task)
                           + " Its task head is not trained yet.")
+            write_json(out / "result.json", {"seconds": seconds})
         runtime.barrier()
-    return out / "model"
+    return read_json(out / "result.json").get("seconds", 0.0)
+
+
+def has_intermediate_stage(options: Options, task: Task) -> bool:
+    """Whether the student imitates the teacher's inside before it learns its outputs."""
+    return options.method == "tinybert" and task.intermediate_epochs > 0
 
 
 def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], first: Examples,
@@ -290,9 +288,10 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
     `first` are the examples of the intermediate stage, `then` those of the prediction stage, which is all of
     the other methods; `targets` the teacher's outputs on `then`.
     """
-    source = options.model
-    if options.method == "tinybert" and task.intermediate_epochs:
-        source = intermediate(seed, options, task, first, teacher, tokenizer, runtime, out / "intermediate")
+    source, seconds = options.model, 0.0
+    if has_intermediate_stage(options, task):
+        source = out / "intermediate" / "model"
+        seconds = intermediate(seed, options, task, first, teacher, tokenizer, runtime, out / "intermediate")
     student = load_model(source, task, options, seed)
     alpha = 1.0 if options.transfer else options.alpha if targets else 0.0
     weights = TaskWeights(alpha, options.temperature, options.beta)
@@ -301,10 +300,20 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
         counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
         return partial(task_loss, student, weights, layers, counts), counts
 
-    dev = {name: splits[name] for name in task.dev_splits or ("dev",)}
-    return {"seed": seed} | train(Stage(f"seed {seed}", student, loss, then, targets, task.epochs, task.lr,
-                                        options.warmup, dev),
-                                  seed, options, task, tokenizer, runtime, out)
+    stage = Stage(f"seed {seed}", student, loss, then, targets, task.epochs, task.lr, options.warmup,
+                  dev_of(task, splits))
+    result = train(stage, seed, options, task, tokenizer, runtime, out)
+    return {"seed": seed, **result, "seconds": seconds + result["seconds"]}
+
+
+def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
+    """What the intermediate stage learns from, and what the prediction stage or any other method does."""
+    first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
+    if options.method == "tinybert" and task.regression and options.augmented:
+        then = splits["train"]  # as in the paper: for scores, only the intermediate stage is augmented
+    if options.train_examples:
+        first, then = some_of(first, options.train_examples), some_of(then, options.train_examples)
+    return first, then
 
 
 # ---------------------------------------------------------------- main
@@ -321,18 +330,18 @@ def main(argv: list[str] | None = None) -> None:
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
     runtime.barrier()
-    teacher, order = load_tuned(options.teacher, task) if options.teacher else (None, None)
-    if teacher is not None:
+    first, then = training_splits(options, task, splits)
+    teacher, targets, layers, teacher_scores = None, {}, [], {}
+    if options.teacher:
+        teacher, order = load_tuned(options.teacher, task)
         runtime.hold_frozen(teacher)
-    if options.method == "tinybert" and task.intermediate_epochs:
-        check_fit("tinybert", load_config(options.model), teacher.config, inner_weights(options))
-    first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
-    if options.method == "tinybert" and task.regression and options.augmented:
-        then = splits["train"]  # as in the paper: for scores, only the intermediate stage is augmented
-    if options.train_examples:
-        first, then = some_of(first, options.train_examples), some_of(then, options.train_examples)
-    targets, layers = ({}, []) if teacher is None else ask_teacher(options, task, then, tokenizer, teacher,
-                                                                    order, runtime)
+        if has_intermediate_stage(options, task):
+            check_fit("tinybert", load_config(options.model), teacher.config, inner_weights(options))
+        targets, layers = ask_teacher(options, task, then, tokenizer, teacher, order, runtime)
+        if runtime.is_writer:
+            teacher_scores = judge_teacher(options, task, splits, teacher, order, runtime)
+        if not has_intermediate_stage(options, task):
+            teacher = None  # all that is asked of it is known: its memory is free for the training
     if runtime.is_writer:
         settings = {name: getattr(task, name)
                     for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
@@ -348,18 +357,17 @@ def main(argv: list[str] | None = None) -> None:
     for seed in range(options.seed, options.seed + options.seeds):
         folder = out / f"seed-{seed}"
         if not (folder / "result.json").exists():
-            begun = time.perf_counter()
             result = one_seed(seed, options, task, splits, first.examples, then.examples, teacher, targets,
                               layers, tokenizer, runtime, folder)
             if runtime.is_writer:
-                write_json(folder / "result.json", result | {"seconds": time.perf_counter() - begun})
+                write_json(folder / "result.json", result)
             runtime.barrier()
         if runtime.is_writer:
             for finished in (folder / "intermediate" / "checkpoint", folder / "checkpoint"):
                 shutil.rmtree(finished, ignore_errors=True)
             results.append(read_result(folder / "result.json"))
     if runtime.is_writer:
-        finish(options, out, task, splits, results, teacher, order, tokenizer, runtime)
+        finish(options, out, task, splits, results, teacher_scores, tokenizer, runtime)
     runtime.barrier()
     runtime.leave()
 

@@ -1,6 +1,6 @@
 """Pre-training and pre-training distillation of BERT.
 
-The file reads top to bottom: options, then `main`: models, data, one loop, result.
+The file reads top to bottom: options, data, models; `main`; one loop, `learn`; the result.
 The maths is one import away: minibert/methods.py names the loss terms, minibert/model.py is the encoder.
 """
 
@@ -8,13 +8,15 @@ import copy
 import dataclasses
 import math
 import shutil
-import signal
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
 
 import minibert
 from minibert import inner_methods, methods, report, transfer
@@ -23,22 +25,23 @@ from minibert.corpus import Corpus, NoSequences, open_corpus
 from minibert.disk import write_json
 from minibert.errors import UserError, run_script
 from minibert.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
-from minibert.feed import make_step
+from minibert.feed import Step, ahead, make_step
 from minibert.heads import encoder_of
 from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.masking import SELECTIONS, smoothed_weights
 from minibert.methods import Weights
 from minibert.optim import OPTIMIZERS, learning_rate, warmup_steps
-from minibert.options import layers_given, option, parse, term_weights
+from minibert.options import at_least_one, numbers, option, parse, term_weights
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
-from minibert.run_folder import (append_row, check_corpus, cut_metrics, last_tokens, open_run, say,
-                                  stop_requests, too_many_skips)
-from minibert.runtime import PRECISIONS, compile_encoder, describe, start
-from minibert.schedules import (SCHEDULES, TRANSFER_SHARE, enter, part_of, rates, stage_at, stage_weights,
-                                stages)
-from minibert.step import training_step
+from minibert.run_folder import (append_row, check_corpus, cut_metrics, end_stopped, last_tokens, open_run,
+                                 say, stop_requests)
+from minibert.runtime import PRECISIONS, Runtime, compile_encoder, describe, start
+from minibert.schedules import (SCHEDULES, TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at,
+                                stage_weights, stages)
+from minibert.step import skipped_running, training_step
 from minibert.students import load_models
+from minibert.tokenizer import Tokenizer
 from minibert.transfer import TransferWeights
 
 HERE = Path(__file__).resolve().parent
@@ -53,6 +56,7 @@ EXAMPLES = """examples:
 # ---------------------------------------------------------------- options
 
 FAMILY = {name: family for family in (methods, inner_methods, transfer) for name in family.METHODS}
+METHODS = {name: family.METHODS[name] for name, family in FAMILY.items()}
 INNER = tuple(inner_methods.METHODS)  # these need no words: no mask, no MLM head, a student of any width
 
 # What the originals set: DistilBERT's released command, and BERT's own pre-training, which TinyBERT and
@@ -156,12 +160,8 @@ class Options:
     resume: bool = option(False, "continue the run in --out")
 
     def __post_init__(self):
-        for name in ("batch", "micro_tokens", "checkpoint_every", "eval_sequences"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("steps", "layers", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1")
+        at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_sequences", "steps", "layers",
+                     "threads")
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")
@@ -203,7 +203,7 @@ def loss_weights(options: Options) -> Weights | InnerWeights | TransferWeights:
     told = term_weights(options.weights, FAMILY[options.method].TERMS[options.method], options.method)
     settings = {"temperature": options.temperature, "kl_masked_only": options.kl_masked_only or None,
                 "teacher_layer": options.teacher_layer, "relation_heads": options.relation_heads,
-                "layers": options.imitate and tuple(layers_given(options.imitate, "--imitate"))}
+                "layers": options.imitate and tuple(numbers("--imitate", options.imitate))}
     told |= {name: value for name, value in settings.items() if value is not None}
     return kind(**told)
 
@@ -227,14 +227,24 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
     return target
 
 
-def held_out_part(folder: Path, options: Options, tokenizer) -> Corpus | None:
-    """The part of a corpus that is never trained on; None, and a word about it, where it holds nothing."""
+def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
+            out: Path) -> tuple[Corpus, Corpus | None]:
+    """The text to train on, and what is never trained on; None, and a word about it, where there is none."""
+    def opened(folder: Path, *parts: str) -> Corpus:
+        return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
+
+    folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
+                      0.0 if options.eval_corpus else 0.01)
+    corpus = opened(folder, "train")
+    if options.eval_corpus:
+        folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
+        return corpus, opened(folder, "train", "held-out")
     try:
-        return open_corpus(folder, options.max_length, options.one_line, ("held-out",), tokenizer)
+        return corpus, opened(folder, "held-out")
     except NoSequences as error:
         say(f"nothing will be evaluated: {error}; give --eval-corpus, or prepare the corpus with a larger "
             "--held-out (data/prepare.py)")
-        return None
+        return corpus, None
 
 
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile", "threads",
@@ -242,6 +252,42 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile",
 
 
 # ---------------------------------------------------------------- the run
+
+class Run(NamedTuple):
+    """What is learned, from what, and how it is judged."""
+
+    student: nn.Module  # what is trained, and what a checkpoint holds
+    teacher: nn.Module | None
+    tokenizer: Tokenizer
+    weights: Weights | InnerWeights | TransferWeights
+    corpus: Corpus
+    steps: int
+    plan: list[Stage]  # those of MobileBERT's transfer; none with any other method
+    held_out: Step | None  # what is never trained on
+    score: Callable  # (model, held_out, runtime, teacher) to its figures by name
+
+
+def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
+    """Models and text as the options say, on the device."""
+    weights = loss_weights(options)
+    student, teacher, tokenizer = load_models(options, weights, BUNDLED_TEACHER)
+    corpus, held_out = corpora(options, tokenizer, runtime, out)
+    steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
+    plan, score, share = [], evaluate, 0.15
+    if options.method == "mobilebert":
+        plan = stages(options.schedule or "pkt", steps, student.config.layers,
+                      TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
+    if options.method in INNER:
+        student = Learner(student, Projections(student.config, teacher.config)
+                          if options.method == "tinybert" else None)
+        score, share = partial(evaluate_terms, METHODS[options.method], weights), options.mask_share
+    if held_out is not None:
+        held_out = held_out_batches(held_out, tokenizer, options.eval_sequences, options.micro_tokens, share)
+    student.to(runtime.device).train()
+    if teacher is not None:
+        runtime.hold_frozen(teacher)
+    return Run(student, teacher, tokenizer, weights, corpus, steps, plan, held_out, score)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Trains, evaluates, writes the run folder."""
@@ -251,151 +297,136 @@ def main(argv: list[str] | None = None) -> None:
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
     runtime.barrier()
-
-    student, teacher, tokenizer = load_models(options, loss_weights(options), BUNDLED_TEACHER)
-    corpus_folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
-                             0.0 if options.eval_corpus else 0.01)
-    corpus = open_corpus(corpus_folder, options.max_length, options.one_line, ("train",), tokenizer)
-    if options.eval_corpus:
-        folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
-        held_out = open_corpus(folder, options.max_length, options.one_line, ("train", "held-out"), tokenizer)
-    else:
-        held_out = held_out_part(corpus_folder, options, tokenizer)
-
-    steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
-    family, weights, score = FAMILY[options.method], loss_weights(options), evaluate
-    method, plan = family.METHODS[options.method], []
-    if options.method == "mobilebert":
-        plan = stages(options.schedule or "pkt", steps, student.config.layers,
-                      TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
-    if options.method in INNER:
-        student = Learner(student, Projections(student.config, teacher.config)
-                          if options.method == "tinybert" else None)
-        score = partial(evaluate_terms, method, weights)
-    if held_out is not None:
-        share = options.mask_share if options.method in INNER else 0.15
-        held_out = held_out_batches(held_out, tokenizer, options.eval_sequences, options.micro_tokens, share)
-    student.to(runtime.device).train()
-    if teacher is not None:
-        runtime.hold_frozen(teacher)
-    initial = copy.deepcopy(student) if held_out else None
-    optimizer = OPTIMIZERS[options.optimizer](student, (0.9, options.beta2), 1e-6, options.weight_decay,
-                                              part_of if plan else None)
-    scaler = runtime.scaler()
-    smoothing = smoothed_weights(corpus.counts, tokenizer.special) if options.masking == "smoothed" else None
-
-    done = 0
-    if options.resume:
-        state = load_checkpoint(out / "checkpoint", student, optimizer, say)
-        done = state["step"] if state else 0
-        if state and state.get("scaler"):
-            scaler.load_state_dict(state["scaler"])
-        say(f"resuming after step {done}")
+    run = make_run(options, runtime, out)
+    initial = copy.deepcopy(run.student) if run.held_out else None
+    learn(run, options, runtime, out)
     if runtime.is_writer:
-        check_corpus(out, corpus)
-        cut_metrics(out / "metrics.jsonl", done)
-        write_json(out / "config.json", {"options": dataclasses.asdict(options), "steps": steps,
-                                         "corpus": corpus.fingerprint,
-                                         "student": dataclasses.asdict(student.encoder.config),
-                                         **describe(runtime)})
-    say(f"{options.method}: {sum(p.numel() for p in student.parameters()):,} parameters, "
-        f"{len(corpus):,} sequences, {steps:,} steps of {options.batch} sequences, "
-        f"{runtime.precision} on {runtime.device}")
-    if options.compile:
-        compile_encoder(student.encoder)
-        if teacher is not None:
-            compile_encoder(encoder_of(teacher))
-
-    def step_data(step: int):
-        return make_step(corpus, tokenizer, step, batch=options.batch, micro_tokens=options.micro_tokens,
-                         seed=options.seed, selection=options.masking, share=options.mask_share,
-                         weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
-
-    progress = report.Progress(steps, done, runtime.is_writer)
-    tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
-    skipped = 0
-    with stop_requests() as stop, ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(step_data, done)
-        while done < steps:
-            begun = time.perf_counter()
-            data, upcoming = upcoming.result(), ahead.submit(step_data, done + 1)
-            if plan:  # MobileBERT's stages say what is minimised now, and how fast each part moves
-                stage = stage_at(plan, done)
-                lr, now = options.lr, stage_weights(stage, weights)
-                factors = rates(stage, done, student.config.layers, options.warmup)
-                enter(stage, done, student, optimizer, factors)
-            else:
-                lr, now = learning_rate(done, steps, options.lr, warmup_steps(options.warmup, steps)), weights
-                factors = None
-
-            loss_of, counts = partial(method, student, teacher, data, now), family.term_counts(data, now)
-            row = training_step(student, loss_of, data.micro_batches, counts, optimizer, scaler, runtime, lr,
-                                options.clip, bool(stop), factors)
-            done += 1
-
-            # under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further
-            skipped = skipped + 1 if row["skipped"] and scaler.get_scale() <= 1 else 0
-            if skipped == 5:
-                raise too_many_skips(skipped, done)
-            tokens_before += data.tokens
-            row = {"step": done, "tokens": tokens_before, **row, "lr": lr * max(factors or [1.0]),
-                   **({"stage": plan.index(stage) + 1} if plan else {}),
-                   "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            if held_out and options.eval_every and done % options.eval_every == 0 and done < steps:
-                row["held_out"] = score(student, held_out, runtime,
-                                        teacher if options.method in INNER else None)
-            if runtime.is_writer:
-                append_row(out / "metrics.jsonl", row)
-                progress(done, row)
-            stopping = row["stopping"]
-            if stopping or done % options.checkpoint_every == 0 or done == steps:
-                if runtime.is_writer:
-                    save_checkpoint(out / "checkpoint", done, student, optimizer,
-                                    {"scaler": scaler.state_dict()})
-            if stopping and done < steps:
-                upcoming.cancel()
-                say(f"\nstopped after step {done}; continue with --resume")
-                sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
-        upcoming.cancel()
-    if runtime.is_writer:
-        finish(options, out, student, teacher, initial, tokenizer, held_out, score, runtime)
+        finish(run, initial, options, runtime, out)
     runtime.barrier()
     runtime.leave()
 
 
-def finish(options: Options, out: Path, student, teacher, initial, tokenizer, held_out, score,
-           runtime) -> None:
-    """Writes model/ and summary.json, and shows what became of the student."""
-    student.eval()
+def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
+    """The loop: every step of the run, or those that are left of it."""
+    student, steps, family = run.student, run.steps, FAMILY[options.method]
+    optimizer = OPTIMIZERS[options.optimizer](student, (0.9, options.beta2), 1e-6, options.weight_decay,
+                                              part_of if run.plan else None)
+    scaler, done = runtime.scaler(), 0
+    if options.resume:
+        state = load_checkpoint(out / "checkpoint", student, optimizer, say, scaler)
+        done = state["step"] if state else 0
+        say(f"resuming after step {done}")
+    if runtime.is_writer:
+        open_metrics(run, options, runtime, out, done)
+    if options.compile:
+        for model in filter(None, (student, run.teacher)):
+            compile_encoder(encoder_of(model))
+    smoothing = None
+    if options.masking == "smoothed":
+        smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
+
+    def step_data(step: int) -> Step:
+        return make_step(run.corpus, run.tokenizer, step, batch=options.batch,
+                         micro_tokens=options.micro_tokens, seed=options.seed, selection=options.masking,
+                         share=options.mask_share, weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
+
+    progress, skipped = report.Progress(steps, done, runtime.is_writer), 0
+    tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
+    with stop_requests() as stop, ahead(step_data, done) as upcoming:
+        while done < steps:
+            begun = time.perf_counter()
+            data = next(upcoming)
+            lr, weights, factors = at_step(done, run, options, optimizer)
+
+            loss_of = partial(METHODS[options.method], student, run.teacher, data, weights)
+            row = training_step(student, loss_of, data.micro_batches, family.term_counts(data, weights),
+                                optimizer, scaler, runtime, lr, options.clip, bool(stop), factors)
+            done += 1
+
+            skipped = skipped_running(skipped, row, scaler, done)
+            tokens_before += data.tokens
+            row = {"step": done, "tokens": tokens_before, **row, "lr": lr * max(factors or [1.0]),
+                   **({"stage": run.plan.index(stage_at(run.plan, done - 1)) + 1} if run.plan else {}),
+                   "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
+            if run.held_out and options.eval_every and done % options.eval_every == 0 and done < steps:
+                row["held_out"] = run.score(student, run.held_out, runtime,
+                                            run.teacher if options.method in INNER else None)
+            stopping = row["stopping"]
+            if runtime.is_writer:
+                append_row(out / "metrics.jsonl", row)
+                progress(done, row)
+                if stopping or done % options.checkpoint_every == 0 or done == steps:
+                    save_checkpoint(out / "checkpoint", done, student, optimizer,
+                                    {"scaler": scaler.state_dict()})
+            if stopping and done < steps:
+                end_stopped(stop, f"step {done}")
+
+
+def at_step(step: int, run: Run, options: Options, optimizer: torch.optim.Optimizer
+            ) -> tuple[float, Weights | InnerWeights | TransferWeights, list[float] | None]:
+    """The learning rate of a step, what it minimises, and the rates of the student's parts; None: all alike.
+
+    MobileBERT's stages say what is minimised when, and which parts of the student move: they are readied.
+    """
+    if not run.plan:
+        lr = learning_rate(step, run.steps, options.lr, warmup_steps(options.warmup, run.steps))
+        return lr, run.weights, None
+    stage = stage_at(run.plan, step)
+    factors = rates(stage, step, run.student.config.layers, options.warmup)
+    enter(stage, step, run.student, optimizer, factors)
+    return options.lr, stage_weights(stage, run.weights), factors
+
+
+def open_metrics(run: Run, options: Options, runtime: Runtime, out: Path, done: int) -> None:
+    """Writes config.json, cuts metrics.jsonl back to the step that is resumed from, says what is trained."""
+    check_corpus(out, run.corpus)
+    cut_metrics(out / "metrics.jsonl", done)
+    write_json(out / "config.json", {"options": dataclasses.asdict(options), "steps": run.steps,
+                                     "corpus": run.corpus.fingerprint,
+                                     "student": dataclasses.asdict(run.student.encoder.config),
+                                     **describe(runtime)})
+    say(f"{options.method}: {sum(p.numel() for p in run.student.parameters()):,} parameters, "
+        f"{len(run.corpus):,} sequences, {run.steps:,} steps of {options.batch} sequences, "
+        f"{runtime.precision} on {runtime.device}")
+
+
+def finish(run: Run, initial: nn.Module | None, options: Options, runtime: Runtime, out: Path) -> None:
+    """Writes model/ and summary.json, and shows what became of the student, beside what it was."""
+    student = run.student.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
     shutil.rmtree(out / "model", ignore_errors=True)
     result = student.encoder if options.method in INNER else student
-    if minibert.save(result, out / "model", tokenizer, format="auto", card=card) == "minibert":
+    if minibert.save(result, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
         say("transformers has no model of this shape: model/ is in minibert's own format")
     summary = {"tokens": last_tokens(out / "metrics.jsonl")}
-    if held_out:
-        initial.eval()
-        models = {"student, initial": initial, "student, trained": student}
-        scores = {name: score(model, held_out, runtime, teacher) for name, model in models.items()}
-        if teacher is not None:
-            for name, model in models.items():
-                scores[name]["attention_kl"] = attention_kl(model, teacher, held_out, runtime)
-            models = {"teacher": teacher} | models
-            scores["teacher"] = {} if options.method in INNER else evaluate(teacher, held_out, runtime)
-        if options.method in INNER:  # no heads, no projections
-            models = {name: encoder_of(model) for name, model in models.items()}
-        rows = report.comparison(models, scores, report.tokens_per_second(models, held_out, runtime))
-        say("\n" + report.table(
-            rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
-        for sentence in () if options.method in INNER else report.SENTENCES:
-            say(f"\n{sentence}")
-            for name, model in models.items():
-                say(f"  {name:18} {', '.join(report.fill_masks(model, tokenizer, sentence, runtime))}")
-        summary |= {"held_out": scores, "table": rows}
+    if run.held_out:
+        summary |= compare(run, initial.eval(), options, runtime)
     write_json(out / "summary.json", summary)
     drawn = report.plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
+
+
+def compare(run: Run, initial: nn.Module, options: Options, runtime: Runtime) -> dict:
+    """The held-out figures of the teacher and of the student, at its start and now; shows them as a table."""
+    held_out, teacher = run.held_out, run.teacher
+    models = {"student, initial": initial, "student, trained": run.student}
+    scores = {name: run.score(model, held_out, runtime, teacher) for name, model in models.items()}
+    if teacher is not None:
+        for name, model in models.items():
+            scores[name]["attention_kl"] = attention_kl(model, teacher, held_out, runtime)
+        models = {"teacher": teacher} | models
+        scores["teacher"] = {} if options.method in INNER else evaluate(teacher, held_out, runtime)
+    if options.method in INNER:  # no heads, no projections
+        models = {name: encoder_of(model) for name, model in models.items()}
+    rows = report.comparison(models, scores, report.tokens_per_second(models, held_out, runtime))
+    say("\n" + report.table(
+        rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
+    for sentence in () if options.method in INNER else report.SENTENCES:
+        say(f"\n{sentence}")
+        for name, model in models.items():
+            say(f"  {name:18} {', '.join(report.fill_masks(model, run.tokenizer, sentence, runtime))}")
+    return {"held_out": scores, "table": rows}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
     python data/augment.py --task reviews.csv --model bert-base-uncased --vectors glove.txt --out more.csv
-    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv        the bundled model (CPU)
+    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  the bundled model (CPU)
 
 finetune.py --augmented reads the file that it writes.
 """
@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anyw
 
 import minibert  # noqa: E402
 from minibert.augment import augment, candidate_words, columns_of, with_candidates  # noqa: E402
-from minibert.errors import UserError, run_script  # noqa: E402
-from minibert.options import option, parse  # noqa: E402
 from minibert.csv_files import read_csv_splits, write_csv  # noqa: E402
+from minibert.errors import UserError, run_script  # noqa: E402
+from minibert.hub import check_pieces  # noqa: E402
+from minibert.options import at_least_one, option, parse  # noqa: E402
 from minibert.readers import read_examples  # noqa: E402
 from minibert.runtime import PRECISIONS, start  # noqa: E402
 from minibert.task_data import some_numbers  # noqa: E402
@@ -63,9 +64,7 @@ class Options:
             raise UserError(f"--out {self.out} must end in .csv or .tsv")
         if Path(self.out).exists():
             raise UserError(f"--out {self.out} exists already: remove it, or choose another name")
-        for name in ("copies", "candidates", "train_examples", "micro_tokens", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        at_least_one(self, "copies", "candidates", "train_examples", "micro_tokens", "threads")
         if not 0 < self.probability <= 1:
             raise UserError("--probability must be above 0 and at most 1")
 
@@ -91,9 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime = start(options.device, options.precision, options.threads)
     task, rows = training_rows(options)
     tokenizer, model = minibert.load_tokenizer(options.model), minibert.load(options.model, head="mlm")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"the tokenizer of {options.model} has {tokenizer.vocab_size} pieces, "
-                        f"the model only {model.config.vocab_size}")
+    check_pieces(tokenizer, model.config, options.model)
     if options.candidates > model.config.vocab_size:
         raise UserError(f"--candidates {options.candidates} are more than the model's vocabulary")
     vectors = read_vectors(options.vectors) if options.vectors else own_vectors(model, tokenizer)

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minibert.examples import make_examples
@@ -146,7 +145,7 @@ def ask(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: To
         own = torch.tensor([query.ids[i] for query in some for i in query.masked], device=runtime.device)
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # the head reads masked tokens only
-            logits = F.linear(model.mlm(last), model.encoder.word.weight, model.mlm.bias).float()  # (M, V)
+            logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
         logits = logits.masked_fill_(no_word, -torch.inf).scatter_(1, own[:, None], -torch.inf)
         best = logits.topk(table.shape[1])
         numbers = best.indices.masked_fill(best.values == -torch.inf, -1)

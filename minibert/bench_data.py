@@ -12,20 +12,19 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minibert.contenders import contender, rate, ratios, serve
 from minibert.errors import UserError
-from minibert.options import option
+from minibert.options import at_least_one, numbers, option
 from minibert.prepare import POOL_BYTES, check, cores, prepare
 from minibert.python_docs import python_docs, split_docs
 from minibert.text import documents, read_chunks
@@ -51,10 +50,7 @@ class DataBench:
                                        "as 10,100,1000")
 
     def __post_init__(self):
-        if self.rounds < 1:
-            raise UserError(f"--rounds is at least 1, not {self.rounds}")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers is at least 1, not {self.workers}")
+        at_least_one(self, "rounds", "workers")
         for size in self.sizes():
             if not 0 < size < float("inf"):
                 raise UserError(f"a size of text is above 0 MB, not {size}")
@@ -64,15 +60,7 @@ class DataBench:
 
     def sizes(self) -> list[float]:
         """The sizes of text asked for, in MB."""
-        return [self.megabytes] if self.growth is None else listed("--growth", self.growth, float)
-
-
-def listed(name: str, text: str, kind) -> list:
-    """The numbers of an option such as 1,8,64."""
-    try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"{name} takes numbers with commas between them, as 1,8,64, not {text!r}") from None
+        return [self.megabytes] if self.growth is None else numbers("--growth", self.growth, float)
 
 
 def write_text(files: tuple[str, ...], target: Path) -> None:
@@ -140,42 +128,12 @@ TURNS = {"minibert": our_turn, "tokenizers": peers_turn}
 
 
 def worker(kind: str, text: Path, tokenizer: str, workers: int, pipe) -> None:
-    """One contender in its process: a turn whenever asked."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    """One contender in its process; a turn returns seconds and tokens."""
     # read by tokenizers when it first runs; the processes of `prepare` have one thread each
     threads = workers if kind == "tokenizers" else 1
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
     loaded = load_tokenizer(tokenizer)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
-        while pipe.recv():
-            pipe.send(TURNS[kind](text, loaded, workers))
-
-
-@contextlib.contextmanager
-def contender(kind: str, text: Path, tokenizer: str, workers: int) -> Iterator:
-    """Its process number, and a function that has it take a turn and returns its seconds and tokens."""
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    # no daemon, as it has children of its own
-    process = context.Process(target=worker, args=(kind, text, tokenizer, workers, theirs))
-    process.start()
-    theirs.close()
-
-    def turn() -> tuple[float, int]:
-        try:
-            pipe.send(True)
-            return pipe.recv()
-        except (EOFError, ConnectionError):
-            raise UserError("a contender ended before its time; what it said is above") from None
-
-    try:
-        yield process.pid, turn
-        pipe.send(False)
-        process.join()
-    finally:
-        process.terminate()
-        process.join()
-        pipe.close()
+    serve(lambda: TURNS[kind](text, loaded, workers), pipe)
 
 
 def anonymous_memory(pid: int) -> int | None:
@@ -226,9 +184,10 @@ def mebibytes(size: int | None) -> str:
 def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list[dict], dict]:
     """Both contenders in turn: rows for the table, figures for the JSON line."""
     size = text.stat().st_size
-    speeds, memory, counts = {kind: [] for kind in TURNS}, {}, {}
+    seconds, memory, counts = {kind: [] for kind in TURNS}, {}, {}
     with contextlib.ExitStack() as stack:
-        all_of_them = {kind: stack.enter_context(contender(kind, text, tokenizer, workers)) for kind in TURNS}
+        all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, workers))
+                       for kind in TURNS}
         for kind, (pid, turn) in all_of_them.items():  # the warm-up; watching disturbs no time there
             memory[kind], _, counts[kind] = peak_memory(pid, turn)
         if len(set(counts.values())) > 1:
@@ -236,18 +195,18 @@ def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list
                             "this is a mistake of minibert, please report it with the text")
         for _ in range(rounds):
             for kind, (_, turn) in all_of_them.items():
-                speeds[kind].append(size / 1e6 / turn()[0])
-    ratios = sorted(ours / theirs for ours, theirs in zip(speeds["minibert"], speeds["tokenizers"]))
+                seconds[kind].append(turn()[0])
+    times = ratios(seconds["tokenizers"], seconds["minibert"])
     figures, rows = {}, []
     for kind in TURNS:
-        middle, spread = statistics.median(speeds[kind]), [min(speeds[kind]), max(speeds[kind])]
+        middle, spread = rate(size / 1e6, seconds[kind])
         figures[kind] = {"megabytes_per_second": middle, "spread": spread,
                          "peak_anonymous_bytes": memory[kind]}
         rows.append({"tokenising": kind, "MB/s": f"{middle:.2f}",
                      "from - to": "{:.2f} - {:.2f}".format(*spread), "tokens": f"{counts[kind]:,}",
                      "peak anonymous memory": mebibytes(memory[kind])})
-    figures |= {"text_bytes": size, "tokens": counts["minibert"], "speed_ratio": statistics.median(ratios),
-                "speed_ratio_spread": [ratios[0], ratios[-1]]}
+    figures |= {"text_bytes": size, "tokens": counts["minibert"], "speed_ratio": statistics.median(times),
+                "speed_ratio_spread": [times[0], times[-1]]}
     return rows, figures
 
 
@@ -257,7 +216,7 @@ def grow(base: Path, sizes: list[float], tokenizer: str, workers: int) -> tuple[
     for megabytes in sizes:
         repeat(base, text, megabytes * 1e6)
         size = text.stat().st_size
-        with contender("minibert", text, tokenizer, workers) as (pid, turn):
+        with contender(worker, "minibert", text, tokenizer, workers) as (pid, turn):
             peak, seconds, tokens = peak_memory(pid, turn)
         figures.append({"text_bytes": size, "tokens": tokens, "seconds": seconds,
                         "peak_anonymous_bytes": peak})

@@ -6,7 +6,6 @@ its batches are grouped by length, as its trainer does when asked to.
 """
 
 import dataclasses
-import statistics
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +14,7 @@ import torch
 
 import minibert
 from minibert.config import Config, preset
-from minibert.contenders import alternate, compared, serve
+from minibert.contenders import alternate, compared, rate, serve
 from minibert.errors import UserError
 from minibert.examples import Examples, draw
 from minibert.finetuning import TaskWeights, task_loss
@@ -85,12 +84,10 @@ def our_turn(options: FinetuneBench, runtime):
 
 def peers_turn(options: FinetuneBench, runtime):
     """The same with transformers, its batches grouped by length."""
-    from minibert.peers import transformers_classifier_step, transformers_model
+    from minibert.peers import at_rate, transformers_classifier_step, transformers_model
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
-    optimizer = adamw(model, (0.9, 0.999), 1e-6, 0.01)
-    for group in optimizer.param_groups:
-        group["lr"] = LR
+    optimizer = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR)
     order = np.argsort(examples.lengths, kind="stable")
     starts = np.cumsum(examples.lengths) - examples.lengths
     batches = []
@@ -122,10 +119,10 @@ def bench_finetune(options: FinetuneBench) -> dict:
     seconds, memory = alternate(worker, ["minibert", "transformers"], options, options.turns)
     rows, figures = [], {}
     for kind, some in seconds.items():
-        figures[kind] = {"examples_per_second": n / statistics.median(some),
-                         "spread": [n / max(some), n / min(some)], "peak_memory_bytes": memory[kind]}
-        rows.append({"step": kind, "examples/s": f"{n / statistics.median(some):.1f}",
-                     "from - to": f"{n / max(some):.1f} - {n / min(some):.1f}",
+        middle, spread = rate(n, some)
+        figures[kind] = {"examples_per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
+        rows.append({"step": kind, "examples/s": f"{middle:.1f}",
+                     "from - to": "{:.1f} - {:.1f}".format(*spread),
                      "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
     runtime = start(options.device, options.precision, options.threads)
     print(table(rows, f"{options.model} on {options.task}, {options.batch} examples a step, "

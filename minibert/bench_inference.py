@@ -22,12 +22,12 @@ from minibert.bench_quality import plot, quality
 from minibert.bench_size import encoder_flops
 from minibert.bench_train import matrix_peak
 from minibert.config import PRESETS, Config, preset
-from minibert.contenders import alternate, serve
+from minibert.contenders import alternate, rate, ratios, serve
 from minibert.engines import ENGINES, PADDED, why_not, write_files
 from minibert.errors import UserError
 from minibert.heads import Classifier
 from minibert.model import init_weights
-from minibert.options import option
+from minibert.options import at_least_one, option
 from minibert.readers import read_examples
 from minibert.report import table
 from minibert.runtime import describe, start
@@ -65,8 +65,9 @@ class InferenceBench:
     device: str = option("auto", "cpu, cuda ...")
 
     def __post_init__(self):
-        if min((self.batch, self.turns, *self.threads)) < 1 or (self.examples or 1) < 1:
-            raise UserError("--batch, --turns, --threads and --examples must be at least 1")
+        at_least_one(self, "batch", "turns", "examples")
+        if min(self.threads, default=1) < 1:
+            raise UserError("--threads must be at least 1")
         if self.grid and any(not name.startswith("minibert") for name in self.engines):
             raise UserError("--grid compares shapes in minibert's own engines only")
 
@@ -84,12 +85,11 @@ class Job:
     max_length: int
     device: str
     threads: int
-    precision: str = "fp32"
 
 
 def worker(engine: str, job: Job, pipe) -> None:
     """One engine in its process; a turn returns the seconds of every example and of the batch, and logits."""
-    runtime = start(job.device, job.precision, job.threads)
+    runtime = start(job.device, "fp32", job.threads)
     run = ENGINES[engine](Path(job.folder), runtime.device)
     tokenizer = minibert.load_tokenizer(Path(job.folder) / "model") if job.texts else None
 
@@ -147,21 +147,21 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
             batch: int) -> dict:
     """What one engine's turns amount to, in seconds: of every example, of a pass over them, of the batch."""
     passes = [sum(turn["alone"]) for turn in turns]
-    together = statistics.median(turn["together"] for turn in turns)
+    together = [turn["together"] for turn in turns]
+    sentences, spread = rate(batch, together)
     return {"latency": shares([s for turn in turns for s in turn["alone"]]),
             "latency_with_tokenizer": shares([s for turn in turns for s in turn["with_tokenizer"]]),
             "pass": statistics.median(passes), "pass_spread": [min(passes), max(passes)],
             "pass_with_tokenizer": statistics.median(sum(turn["with_tokenizer"]) for turn in turns),
-            "sentences_per_second": batch / together,
-            "spread": [batch / max(t["together"] for t in turns), batch / min(t["together"] for t in turns)],
-            "share_of_peak": [flops / statistics.median(passes) / peak, flops_together / together / peak],
+            "sentences_per_second": sentences, "spread": spread,
+            "share_of_peak": [rate(flops, passes)[0] / peak, rate(flops_together, together)[0] / peak],
             "peak_memory_bytes": memory}
 
 
 def compare(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
     """Lets the engines take turns, prints a table and returns its figures."""
     taken, memory = alternate(worker, engines, job, turns)
-    peak = matrix_peak(job)
+    peak = matrix_peak(start(job.device, "fp32", job.threads))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
     first = "transformers fp32" if "transformers fp32" in engines else engines[0]
     found, rows = {}, []
@@ -169,9 +169,8 @@ def compare(name: str, config: Config, engines: list[str], job: Job, turns: int)
     for engine in engines:
         one = figures(taken[engine], memory[engine], sum(flops), sum(flops[:batch]), peak, batch)
         found[engine] = one
-        ratios = sorted(sum(theirs["alone"]) / sum(ours["alone"])
-                        for ours, theirs in zip(taken[engine], taken[first]))
-        one["times_as_fast"] = statistics.median(ratios)
+        ours, theirs = ([sum(turn["alone"]) for turn in taken[which]] for which in (engine, first))
+        one["times_as_fast"] = statistics.median(ratios(theirs, ours))
         one["logit_change"] = float(abs(taken[engine][0]["logits"] - taken[first][0]["logits"]).max())
         ms = {key: f"{1e3 * value:.1f}" for key, value in one["latency"].items()}
         row = {"engine": engine, "ms each": ms["median"], "p5 - p95": f"{ms['p5']} - {ms['p95']}",

@@ -1,6 +1,7 @@
 """What each inference mode does to the quality of a fine-tuned model, and a plot of it against the speed."""
 
 import dataclasses
+from pathlib import Path
 
 import minibert
 from minibert.engines import why_not
@@ -8,7 +9,7 @@ from minibert.errors import UserError
 from minibert.fast_model import MODES, fast
 from minibert.inference import outputs
 from minibert.readers import read_examples
-from minibert.report import table
+from minibert.report import pyplot, save_figure, table
 from minibert.runtime import Runtime
 from minibert.task_data import judge, some_of, tokenised
 from minibert.task_models import load_tuned
@@ -48,12 +49,9 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
 
 def plot(results: list[dict], metric: str, target: str) -> None:
     """Draws sentences per second against the metric, a line for each fine-tuned model."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("--plot needs matplotlib: pip install 'minibert[plots]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
+    if plt is None:
+        raise UserError("--plot needs matplotlib: pip install 'minibert[plots]'")
     figure, axis = plt.subplots(figsize=(6, 4))
     for result in results:
         engines = [engine for engine in result["quality"] if engine in result["engines"]]
@@ -64,6 +62,4 @@ def plot(results: list[dict], metric: str, target: str) -> None:
             axis.annotate(engine.removeprefix("minibert").strip() or "as loaded", (x, y), fontsize=7)
     axis.set(xlabel="sentences per second, together", ylabel=f"{metric}, %", xscale="log")
     axis.legend()
-    figure.tight_layout()
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    save_figure(figure, Path(target))

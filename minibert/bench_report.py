@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.disk import disk_errors, write_text
+from minibert.disk import disk_errors, read_text, write_text
 from minibert.errors import UserError
 from minibert.options import option
 from minibert.report import FIGURES, clock, plot_held_out, plot_quality
@@ -233,10 +233,8 @@ def made_by(options: ReportBench) -> str:
 
 def bench_report(options: ReportBench) -> dict:
     """Reads the runs, writes the part and its plots; returns what the JSON line holds."""
-    out, before = Path(options.out), ""
-    if out.exists():
-        with disk_errors(out, "read"):
-            before = out.read_text(encoding="utf-8")
+    out = Path(options.out)
+    before = read_text(out) if out.exists() else ""
     put_part(before, options.part, "", options.out)  # wrong marks are an error before plots are drawn
     train, tune = read_runs(options.runs, options.without)
     check_names(train, tune, options)

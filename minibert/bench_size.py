@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from minibert.config import PRESETS, Config
+from minibert.disk import read_json
 from minibert.errors import UserError
 from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
 from minibert.hf_config import parse
 from minibert.hub import MODELS
-from minibert.options import option
+from minibert.options import at_least_one, option
 from minibert.report import table
-from minibert.tokenizer import read_json
 from minibert.weight_files import existing
 
 FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
@@ -103,8 +103,7 @@ class SizeBench:
     length: int = option(PUBLISHED_LENGTH, "tokens of the sequence whose FLOPs are counted")
 
     def __post_init__(self):
-        if self.length < 1:
-            raise UserError(f"--length is at least 1, not {self.length}")
+        at_least_one(self, "length")
 
 
 @functools.cache

@@ -6,7 +6,6 @@ same sequences. Tokens are real tokens, never padding.
 """
 
 import dataclasses
-import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from minibert import inner_methods, methods
 from minibert.batch import IGNORE
 from minibert.bench_size import encoder_flops
 from minibert.config import Config, preset
-from minibert.contenders import alternate, compared, serve
+from minibert.contenders import alternate, compared, rate, serve
 from minibert.corpus import open_corpus
 from minibert.errors import UserError
 from minibert.feed import Step, cut
@@ -29,7 +28,7 @@ from minibert.model import init_weights
 from minibert.optim import adamw
 from minibert.options import option
 from minibert.report import table
-from minibert.runtime import PRECISIONS, compile_encoder, describe, start
+from minibert.runtime import PRECISIONS, Runtime, compile_encoder, describe, start
 from minibert.step import training_step
 
 CLIP, LR = 5.0, 1e-4
@@ -123,13 +122,11 @@ def peers_turn(options: TrainBench, runtime):
 
     Its batches are grouped by length: the turn's sequences sorted, then cut.
     """
-    from minibert.peers import transformers_model, transformers_step
+    from minibert.peers import at_rate, transformers_model, transformers_step
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
     student.train()
-    optimizer = adamw(student, (0.9, 0.98), 1e-6, 0.0)
-    for group in optimizer.param_groups:
-        group["lr"] = LR
+    optimizer = at_rate(adamw(student, (0.9, 0.98), 1e-6, 0.0), LR)
     pool = []
     for ids, lengths, selected in sequences(options, teacher.config.vocab_size):
         borders = np.cumsum(lengths)[:-1]
@@ -170,9 +167,8 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
     return (forward(teacher) if method != "mlm" else 0.0) + 3 * forward(student)
 
 
-def matrix_peak(options: TrainBench) -> float:
-    """The FLOP/s of a large square matrix product here, in the precision asked for: best of several."""
-    runtime = start(options.device, options.precision, options.threads)
+def matrix_peak(runtime: Runtime) -> float:
+    """The FLOP/s of a large square matrix product here, in the runtime's precision: best of several."""
     a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")
@@ -192,7 +188,8 @@ def bench_train(options: TrainBench) -> dict:
     if len(method_of) == 1:
         method_of = {"minibert": options.methods[0]}
     kinds = [*method_of, *(["transformers"] if peer else [])]
-    peak = matrix_peak(options)
+    runtime = start(options.device, options.precision, options.threads)
+    peak = matrix_peak(runtime)
     seconds, memory = alternate(worker, kinds, options, options.turns)
     teacher, student = shapes(options)
     steps = sequences(options, student.vocab_size)
@@ -201,17 +198,14 @@ def bench_train(options: TrainBench) -> dict:
     for kind in kinds:
         method = method_of.get(kind, "distilbert")
         flops = sum(useful_flops(teacher, student, lengths, method) for _, lengths, _ in steps)
-        middle = statistics.median(seconds[kind])
-        figures[kind] = {"tokens_per_second": tokens / middle,
-                         "spread": [tokens / max(seconds[kind]), tokens / min(seconds[kind])],
-                         "flops_per_second": flops / middle, "share_of_peak": flops / middle / peak,
-                         "peak_memory_bytes": memory[kind]}
-        rows.append({"step": kind, "tok/s": f"{tokens / middle:,.0f}",
-                     "from - to": "{:,.0f} - {:,.0f}".format(*figures[kind]["spread"]),
-                     "GFLOP/s": f"{flops / middle / 1e9:,.0f}",
-                     "of matrix peak": f"{100 * flops / middle / peak:.0f} %",
+        middle, spread = rate(tokens, seconds[kind])
+        used, _ = rate(flops, seconds[kind])
+        figures[kind] = {"tokens_per_second": middle, "spread": spread, "flops_per_second": used,
+                         "share_of_peak": used / peak, "peak_memory_bytes": memory[kind]}
+        rows.append({"step": kind, "tok/s": f"{middle:,.0f}",
+                     "from - to": "{:,.0f} - {:,.0f}".format(*spread), "GFLOP/s": f"{used / 1e9:,.0f}",
+                     "of matrix peak": f"{100 * used / peak:.0f} %",
                      "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
-    runtime = start(options.device, options.precision)
     lengths = (f"{options.min_length} to {options.max_length} tokens" if not options.corpus
                else f"{options.corpus}")
     title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {lengths}, "

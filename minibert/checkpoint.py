@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minibert.disk import disk_errors, fsync, write_json
+from minibert.disk import disk_errors, fsync, read_json, sha256_of, write_json
 from minibert.errors import UserError
-from minibert.tokenizer import read_json
 from minibert.weight_files import read_safetensors, write_tensors
 
 FORMAT = 2
@@ -70,8 +69,8 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    report=print) -> dict | None:
-    """Loads the newest whole checkpoint into model and optimiser;
+                    report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
+    """Loads the newest whole checkpoint into model and optimiser, and into the scaler what is there of one;
     returns its state.json, or None where there is none.
 
     A damaged one is named and the one before it used;
@@ -85,6 +84,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             report(f"checkpoint {path} is damaged ({error}); trying the one before it")
             continue
         _restore(path, tensors, model, optimizer)
+        if scaler is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
         return state
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged; remove the folder to start anew")
@@ -129,9 +130,3 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
 def seal(state: dict) -> str:
     """The sha256 of what state.json says, so that damage is seen in it, too."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -121,11 +121,8 @@ class MobileConfig(Config):
                             f"{self.hidden_size} in a MobileBERT")
 
 
-def _distilbert(**shape) -> Config:
-    return Config(architecture="distilbert", segments=0, classifier_dropout=0.2, **shape)
-
-
 BERT_BASE = Config()
+DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)  # what is other than in BERT
 # Sun et al. 2020. The released model shares the input of queries and keys; the paper's 25.3M parameters are
 # those of one that does not.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
@@ -136,8 +133,8 @@ IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="
 PRESETS: dict[str, Config] = {
     "bert-base": BERT_BASE,
     "bert-large": replace(BERT_BASE, hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
-    "distilbert": _distilbert(layers=6),
-    "distilbert-4": _distilbert(layers=4),
+    "distilbert": replace(BERT_BASE, layers=6, **DISTILBERT),
+    "distilbert-4": replace(BERT_BASE, layers=4, **DISTILBERT),
     "bert-pkd-3": replace(BERT_BASE, layers=3),
     "bert-pkd-4": replace(BERT_BASE, layers=4),
     "bert-pkd-6": replace(BERT_BASE, layers=6),

@@ -1,31 +1,40 @@
-"""Contenders that take turns: each in a process of its own, so that each has its own peak of memory."""
+"""Contenders that take turns: each in a process of its own, so that each has its own peak of memory.
 
+note: torch is imported only where it is used: it would count in what `bench.py data` measures.
+"""
+
+import contextlib
+import multiprocessing
 import re
 import resource
+import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import torch
 
 from minibert.errors import UserError
 
 
-def serve(turn: Callable, pipe, device: torch.device) -> None:
+def serve(turn: Callable, pipe, device=None) -> None:
     """In a contender's process:
     takes a turn whenever asked and sends its seconds; at the end its peak of memory, bytes.
 
-    A turn that measures its own parts returns what is to be sent instead.
+    A turn that measures its own parts returns what is to be sent instead. `device`: that of torch, where the
+    turns run on one.
     """
-    while pipe.recv():
-        begun = time.perf_counter()
-        measured = turn()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - begun if measured is None else measured)
-    pipe.send(torch.cuda.max_memory_allocated() if device.type == "cuda"
-              else peak_memory())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        import torch
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
+        while pipe.recv():
+            begun = time.perf_counter()
+            measured = turn()
+            if on_gpu:
+                torch.cuda.synchronize()
+            pipe.send(time.perf_counter() - begun if measured is None else measured)
+        pipe.send(torch.cuda.max_memory_allocated() if on_gpu else peak_memory())
 
 
 def peak_memory() -> int:
@@ -37,42 +46,68 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@contextlib.contextmanager
+def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
+    """`worker(*given, pipe)`, which is to `serve`, in a process of its own: the number of that process, and a
+    function that has it take a turn and returns what it sends; of False, its last word.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=worker, args=(*given, theirs))  # no daemon: it may have children
+    process.start()
+    theirs.close()
+
+    def ask(turn: bool = True):
+        try:
+            pipe.send(turn)
+            return pipe.recv()
+        except (EOFError, ConnectionError):
+            raise UserError("a contender ended before its time; what it said is above") from None
+
+    try:
+        yield process.pid, ask
+        with contextlib.suppress(ConnectionError):  # it has said its last word
+            pipe.send(False)
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+        pipe.close()
+
+
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts `worker(kind, options, pipe)` for each kind and lets them take turns, after one each to warm up.
 
     Returns the seconds of each kind's turns (or what they measured) and its peak of memory in bytes.
     """
-    context = torch.multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for kind in kinds:
-        pipes[kind], theirs = context.Pipe()
-        processes.append(context.Process(target=worker, args=(kind, options, theirs), daemon=True))
-        processes[-1].start()
-        theirs.close()
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    memory = {}
-    try:
+    with contextlib.ExitStack() as stack:
+        asks = {kind: stack.enter_context(contender(worker, kind, options))[1] for kind in kinds}
+        measured: dict[str, list[float]] = {kind: [] for kind in kinds}
         for number in range(turns + 1):
-            for kind in kinds:
-                pipes[kind].send(True)
-                elapsed = pipes[kind].recv()
+            for kind, ask in asks.items():
+                elapsed = ask()
                 if number:
-                    seconds[kind].append(elapsed)
-        for kind in kinds:
-            pipes[kind].send(False)
-            memory[kind] = pipes[kind].recv()
-    except (EOFError, ConnectionError):
-        raise UserError("a contender ended before its time; what it said is above") from None
-    return seconds, memory
+                    measured[kind].append(elapsed)
+        return measured, {kind: ask(False) for kind, ask in asks.items()}
+
+
+def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
+    """`count` a second of each turn: the median, and lowest and highest."""
+    return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
+
+
+def ratios(theirs: list[float], ours: list[float]) -> list[float]:
+    """Theirs over ours turn by turn, sorted: of seconds, how many times as fast ours are."""
+    return sorted(a / b for a, b in zip(theirs, ours))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int]) -> dict[str, float]:
     """Prints and returns how much faster minibert is than transformers:
     the median of the turns' ratios; and its memory's share.
     """
-    ratios = sorted(theirs / ours for ours, theirs in zip(seconds["minibert"], seconds["transformers"]))
-    speed, share = statistics.median(ratios), memory["minibert"] / memory["transformers"]
-    print(f"minibert is {speed:.2f} times as fast (turn by turn {ratios[0]:.2f} to {ratios[-1]:.2f}) "
+    times = ratios(seconds["transformers"], seconds["minibert"])
+    speed, share = statistics.median(times), memory["minibert"] / memory["transformers"]
+    print(f"minibert is {speed:.2f} times as fast (turn by turn {times[0]:.2f} to {times[-1]:.2f}) "
           f"with {100 * share:.0f} % of the memory")
     return {"speed_ratio": speed, "memory_ratio": share}

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minibert.disk import disk_errors
+from minibert.disk import disk_errors, read_json
 from minibert.errors import UserError
 from minibert.shards import DTYPES, FORMAT
-from minibert.tokenizer import Tokenizer, read_json
+from minibert.tokenizer import Tokenizer
 
 WINDOW_LINES = 1 << 18
 WINDOW_TOKENS = 1 << 24
@@ -30,14 +30,13 @@ class Corpus:
     """The sequences of a prepared folder; see `open_corpus`.
 
     `counts`: uint64 (V,), how often each id occurs in the parts opened. `n_tokens`: tokens of all sequences,
-    [CLS] and [SEP] included. `vocab_size` V, `unk_id`: int. `description`: the contents of corpus.json.
+    [CLS] and [SEP] included.
     """
 
-    def __init__(self, description: dict, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray,
-                 starts: np.ndarray, lengths: np.ndarray, files: list[Path]):
-        self.description, self.counts = description, counts
-        self.vocab_size, self.unk_id = description["vocab_size"], description["unk_id"]
-        self.shards, self.first, self.starts, self.sequence_lengths = shards, first, starts, lengths
+    def __init__(self, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray, starts: np.ndarray,
+                 lengths: np.ndarray, files: list[Path]):
+        self.counts, self.shards, self.first = counts, shards, first
+        self.starts, self.sequence_lengths = starts, lengths
         self.n_tokens = int(lengths.sum(dtype=np.int64)) + SPECIALS * len(lengths)
         self.files = {path: _state_of(path) for path in files}
 
@@ -134,7 +133,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     with disk_errors(temporary):
         starts = map_unnamed(starts_file, np.int64, written)
         lengths = map_unnamed(lengths_file, np.int32, written)
-    return Corpus(description, counts, shards, np.array(first), starts, lengths, files)
+    return Corpus(counts, shards, np.array(first), starts, lengths, files)
 
 
 def read_description(folder: Path) -> dict:

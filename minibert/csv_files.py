@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from minibert.disk import disk_errors, fsync
+from minibert.disk import disk_errors, fsync, read_text
 from minibert.errors import UserError
 from minibert.readers import Row, label_of
 from minibert.tasks import Example, Task
 from minibert.text import hash_share
-from minibert.tokenizer import read_text
 
 DEV_SHARE = 0.1  # of a csv file without a dev file
 

@@ -1,9 +1,12 @@
-"""Files that are whole or not there, and what goes wrong on a disk as one clear sentence."""
+"""Small files read, files that are whole or not there, and what goes wrong on a disk as one sentence."""
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,3 +65,53 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value) -> None:
     """`write_text` of an indented JSON document."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def folder_within(folder: Path) -> Iterator[Path]:
+    """A new folder inside `folder`, which is made, too; removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(".saving-*"):  # by a process that was killed
+        shutil.rmtree(left_over)
+    made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def read_text(path: Path) -> str:
+    """A small UTF-8 file as text with '\\n' line ends; errors name the file.
+
+    What is no file, like a link to a device that never ends, is an error, too.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file")
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[:error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict:
+    """A json object from a file; errors name the file and line."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise UserError(f"{path}: json that cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a json object")
+    return content
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with disk_errors(path, "read"), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

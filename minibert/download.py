@@ -5,7 +5,6 @@ unpacked into a hidden folder that is renamed at the end: what has its final nam
 is known, it does not matter which address a file came from, or that one of them is plain http.
 """
 
-import hashlib
 import http.client
 import os
 import sys
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 
 from minibert.archives import unpack
 from minibert.data_sets import DATA_SETS, GLUE, File
-from minibert.disk import disk_errors, writing
+from minibert.disk import disk_errors, sha256_of, writing
 from minibert.errors import UserError
 
 CHUNK = 1 << 16
@@ -67,7 +66,7 @@ def fetch(file: File, target: Path, base_url: str | None = None) -> bool:
     user's own.
     """
     if target.exists():
-        if _sha256(target) == file.sha256:
+        if sha256_of(target) == file.sha256:
             return False
         raise UserError(f"{target} exists but is not the official file, which has the sha256 {file.sha256}; "
                         "move it away and run again")
@@ -100,7 +99,7 @@ def _fetch_from(url: str, file: File, partial: Path) -> str:
             if _size(partial) < file.size:
                 failure = f"the connection was cut after {_size(partial):,} of {file.size:,} bytes"
             else:
-                found = _sha256(partial)
+                found = sha256_of(partial)
                 if found == file.sha256:
                     return ""
                 failure = (f"what came is not the official file, with the sha256 {found} instead of "
@@ -168,11 +167,6 @@ def _progress(name: str, begun: int, size: int) -> Callable[[int], None]:
         print(f"\r\033[K{line}" if terminal else line, end="" if terminal and have < size else "\n",
               file=sys.stderr, flush=True)
     return show
-
-
-def _sha256(path: Path) -> str:
-    with disk_errors(path, "read"), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -5,6 +5,10 @@ of them goes through the model at once. The counts that the losses are divided b
 whole step, known before any forward pass.
 """
 
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +75,25 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
     masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights, share=share)
     return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), rank, ranks),
                 len(ids), int(masked.selected.sum()), len(lengths))
+
+
+@contextlib.contextmanager
+def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
+    """Inside, an iterator over make(step), make(step + 1) ..., each made in a thread while the one before is
+    in use.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(make, step)
+
+        def steps() -> Iterator:
+            nonlocal upcoming
+            for following in itertools.count(step + 1):
+                made, upcoming = upcoming.result(), thread.submit(make, following)
+                yield made
+        try:
+            yield steps()
+        finally:
+            upcoming.cancel()
 
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,

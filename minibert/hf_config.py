@@ -5,13 +5,11 @@ import math
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from minibert.config import Config, MobileConfig
+from minibert.config import DISTILBERT, Config, MobileConfig
 from minibert.errors import UserError
 from minibert.names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, ATTENTION_INPUT, CLASSES, FIELDS
 
-DEFAULTS = {"bert": Config(),
-            "distilbert": Config(architecture="distilbert", segments=0, classifier_dropout=0.2),
-            "mobilebert": MobileConfig()}
+DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
 MOBILE_NORM_EPS = 1e-5  # of two of MobileBERT's LayerNorms in transformers, whatever the config says
 # Beyond every real model.
 # Without, a damaged file could ask for a billion layers before any tensor is compared.

@@ -5,13 +5,10 @@ must be in the model or in the table of what is dropped on purpose (names.py). N
 legacy .bin files are read by weights/convert.py, once, with `weights_only=True`.
 """
 
-import contextlib
 import os
 import re
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +17,14 @@ from torch import Tensor, nn
 
 import minibert.tokenizer
 from minibert.config import Config
-from minibert.disk import disk_errors
+from minibert.disk import disk_errors, folder_within, read_json
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 from minibert.hf_config import describe, dump, parse
-from minibert.model import Encoder
+from minibert.model import Encoder, truncated_normal_
 from minibert.model_card import model_card
 from minibert.names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
-from minibert.tokenizer import Tokenizer, read_json
+from minibert.tokenizer import Tokenizer
 from minibert.weight_files import existing, local_folder, read_tensors, write_tensors
 
 MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "classification": Classifier,
@@ -91,6 +88,13 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """The tokenizer of a folder or hub name; see `minibert.tokenizer.load_tokenizer`."""
     return minibert.tokenizer.load_tokenizer(local_folder(folder_or_hub_name, weights=False))
+
+
+def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
+    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
 
 
 def head_of(model: nn.Module) -> str:
@@ -158,7 +162,7 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
     """A tensor of a new head, as in model.init_weights."""
     tensor = torch.zeros(shape)
     if name.endswith("weight") and std > 0:
-        nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std)
+        truncated_normal_(tensor, std)
     return tensor
 
 
@@ -236,7 +240,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     parameters = sum(tensor.numel() for tensor in state.values())
     # Everything is complete on the disk before the first file of an older model is replaced; and config.json,
     # without which nothing loads, goes first and comes last.
-    with disk_errors(folder), _folder_within(folder) as made:
+    with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions)
         write_tensors(made / "model.safetensors", state, {"format": "pt"})
@@ -252,19 +256,6 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         for path in sorted(made.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)
     return format
-
-
-@contextlib.contextmanager
-def _folder_within(folder: Path) -> Iterator[Path]:
-    """A new folder inside `folder`, which is made, too; removed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".saving-*"):  # by a process that was killed
-        shutil.rmtree(left_over)
-    made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _stored_name(name: str, head: str, architecture: str) -> str:

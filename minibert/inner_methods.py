@@ -20,7 +20,7 @@ from minibert.errors import UserError
 from minibert.feed import MicroBatch, Step
 from minibert.heads import encoder_of
 from minibert.inner_losses import attention_sum, hidden_sum, imitated_layers, relation_sum, split_heads
-from minibert.model import Encoder, Trace
+from minibert.model import Encoder, Trace, truncated_normal_
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ class Projections(nn.Module):
         super().__init__()
         self.matrices = nn.ModuleList(nn.Linear(student.hidden_size, teacher.hidden_size, bias=False)
                                       for _ in range(student.layers + 1))
-        std = student.initializer_range
         for matrix in self.matrices:
-            nn.init.trunc_normal_(matrix.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+            truncated_normal_(matrix.weight, student.initializer_range, generator)
 
 
 def tinybert(student: Learner, teacher: nn.Module, step: Step, weights: InnerWeights,

@@ -119,6 +119,11 @@ class Encoder(nn.Module):
         return torch.tanh(self.pooler(last[batch.first_tokens]))
 
 
+def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
+    """Fills a weight with draws from N(0, std) truncated at two sigma, as BERT does."""
+    nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
 def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Initialises in place as BERT did:
     weights from N(0, 0.02) truncated at two sigma, biases 0, LayerNorm 1 and 0.
@@ -130,8 +135,7 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            std = _initializer_range(model)
-            nn.init.trunc_normal_(module.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+            truncated_normal_(module.weight, _initializer_range(model), generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():

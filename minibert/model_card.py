@@ -54,5 +54,6 @@ def model_card(config: Config, head: str, form: str, parameters: int, dtype: str
                          "a new one, and `pooler_output` means nothing.\n")
         if c.architecture == "mobilebert":
             parts.append("There, the last token of a sequence reads the padding behind it: outputs of a "
-                         "padded batch differ from those of its sequences one by one, which are minibert's.\n")
+                         "padded batch differ from those of its sequences one by one, which are "
+                         "minibert's.\n")
     return "\n".join(parts)

@@ -9,18 +9,16 @@ import importlib
 import logging
 import math
 import os
-import shutil
-import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.batch import Batch, pack
+from minibert.disk import folder_within
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, Span, encoder_of
 from minibert.hf_config import describe, dump
@@ -78,8 +76,7 @@ class Padded(nn.Module):
         for layer in encoder.layers:
             x = padded_layer(layer, x, keep)
         if isinstance(self.model, MaskedLM):
-            logits = F.linear(self.model.mlm(x), encoder.word.weight, self.model.mlm.bias)  # (S, T, V)
-            return (logits,)
+            return (self.model.mlm.logits(x, encoder.word.weight),)  # (S, T, V)
         if isinstance(self.model, Classifier):
             # the first tokens alone are a packed batch of sequences of one token
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)
@@ -233,9 +230,7 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     if head not in OUTPUTS:
         raise UserError(f"a {head} model has no ONNX form here; choose one of the heads {', '.join(OUTPUTS)}")
     text = dump(describe(config, head, "hf", "float32"))
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
+    with folder_within(folder) as made:
         write_onnx(model, made / "model.onnx")
         apart = deviation(model, made / "model.onnx")
         if not apart <= TOLERANCE:
@@ -246,6 +241,4 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
         (made / "config.json").write_text(text, encoding="utf-8")
         for path in sorted(made.iterdir(), key=lambda path: path.name == "model.onnx"):
             os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return apart

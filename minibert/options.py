@@ -5,6 +5,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 
 from minibert.errors import UserError
 
@@ -42,12 +43,26 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str):
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def layers_given(text: str, option: str) -> list[int]:
-    """The layers of an option like 0,2,5."""
+def at_least_one(options, *names: str) -> None:
+    """`UserError` where one of these options is given and below 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def numbers(option: str, text: str, kind: Callable = int) -> list:
+    """The numbers of an option like 0,2,5."""
     try:
-        return [int(i) for i in text.split(",")]
+        return [kind(word) for word in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} {text} is not a list of layers as 0,2,5") from None
+        raise UserError(f"{option} {text} is not a list of numbers as 0,2,5") from None
+
+
+def dropouts(options) -> dict[str, float]:
+    """The fields of a `Config` that --dropout and --attention-dropout change."""
+    changed = {"attention_dropout": options.attention_dropout}
+    return changed if options.dropout is None else changed | {"dropout": options.dropout}
 
 
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:

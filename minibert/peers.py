@@ -33,6 +33,21 @@ def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
+def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimizer:
+    """The optimiser with a constant learning rate; ours gets its rate from `training_step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return optimizer
+
+
+def update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
+    """The second half of a step: backward, clip, update. Returns the loss."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.item()
+
+
 def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
                       weights: Weights, optimizer, runtime: Runtime, clip: float) -> float:
     """One distillation step on a padded batch; inputs and labels one tensor a sequence. Returns the loss."""
@@ -52,10 +67,7 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
         h_s, h_t = ours.hidden_states[-1][mask], theirs.hidden_states[-1][mask]
         cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s), device=h_s.device))
         loss = weights.kl * temperature**2 * kl + weights.mlm * mlm + weights.cosine * cosine
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(student.parameters(), clip)
-    optimizer.step()
-    return loss.item()
+    return update(student, loss, optimizer, clip)
 
 
 def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
@@ -70,7 +82,4 @@ def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[
     with runtime.autocast():
         loss = model(**{name: x.to(runtime.device) for name, x in inputs.items()},
                      labels=labels.to(runtime.device)).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss.item()
+    return update(model, loss, optimizer, clip)

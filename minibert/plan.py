@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minibert.bench_data import listed
 from minibert.bench_train import useful_flops
 from minibert.config import Config, preset
+from minibert.corpus import SPECIALS
+from minibert.disk import read_text
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
-from minibert.options import option
+from minibert.options import numbers, option
 from minibert.report import table
-
-SPECIALS = 2  # [CLS] and [SEP]; the counts of corpora below are without them
 
 FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
   B tokens a step, K devices, R tokens a second of one device, G bytes of the gradient, W bytes a second of a
@@ -32,6 +31,7 @@ FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
 # 634,000 words of English Wikipedia and of 181,000 words of public-domain books
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
+# tokens without [CLS] and [SEP]
 CORPORA = {
     "wikitext-2": (2_153_632, "counted: wiki.train.tokens by data/prepare.py with BERT's uncased vocabulary"),
     "wikitext-103": (round(103_227_021 * 2_153_632 / 2_088_628),
@@ -87,12 +87,12 @@ class PlanBench:
 
 def devices(options: PlanBench) -> list[int]:
     """The numbers of devices asked for."""
-    numbers = listed("--machines", options.machines, int)
-    if min(numbers) < 1:
-        raise UserError(f"--machines takes numbers of devices from 1, not {min(numbers)}")
-    if max(numbers) > options.batch:
-        raise UserError(f"--batch {options.batch} is less than the {max(numbers)} devices of --machines")
-    return numbers
+    found = numbers("--machines", options.machines)
+    if min(found) < 1:
+        raise UserError(f"--machines takes numbers of devices from 1, not {min(found)}")
+    if max(found) > options.batch:
+        raise UserError(f"--batch {options.batch} is less than the {max(found)} devices of --machines")
+    return found
 
 
 def corpus_tokens(text: str | None) -> tuple[int, str]:
@@ -115,12 +115,7 @@ def read_measured(text: str) -> dict:
     where = "--measured"
     if not text.lstrip().startswith("{"):
         where = text
-        try:
-            lines = Path(text).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise UserError(f"--measured {text} cannot be read: {reason}") from None
-        text = next((line for line in reversed(lines) if line.strip()), "")
+        text = next((line for line in reversed(read_text(Path(text)).split("\n")) if line.strip()), "")
     try:
         result = json.loads(text)
         rate, options = float(result["minibert"]["tokens_per_second"]), result["options"]
@@ -169,7 +164,7 @@ def plan(options: PlanBench) -> dict:
     if (options.tokens_per_second is not None) + (options.measured is not None) + any(by_peak) != 1 or (
             any(by_peak) and not all(by_peak)):
         raise UserError("a plan needs one rate: --tokens-per-second, --measured or --peak-tflops and --share")
-    numbers, (tokens, whence) = devices(options), corpus_tokens(options.corpus_tokens)
+    tokens, whence = corpus_tokens(options.corpus_tokens)
     measured = read_measured(options.measured) if options.measured is not None else {}
     for name in ("teacher", "student"):
         if measured and getattr(options, name) not in (None, measured[name]):
@@ -184,7 +179,7 @@ def plan(options: PlanBench) -> dict:
     trained = tokens * options.epochs * length / (length - SPECIALS)
     step, link = options.batch * length, options.bandwidth * 1e9
     rows = []
-    for number in numbers:
+    for number in devices(options):
         compute, reduce = step / number / rate, all_reduce_seconds(number, gradient, link)
         hours = trained / step * (compute + reduce) / 3600
         rows.append({"devices": number, "compute_seconds": compute, "all_reduce_seconds": reduce,

@@ -6,7 +6,6 @@ their names, so that it is the same for every Python version.
 """
 
 import ast
-import hashlib
 import platform
 import re
 import sysconfig
@@ -19,6 +18,7 @@ import numpy as np
 from minibert.errors import UserError
 from minibert.prepare import encode_lines, summarise
 from minibert.shards import CorpusWriter, new_folder
+from minibert.text import hash_share
 from minibert.tokenizer import Tokenizer
 
 HELD_OUT = 0.1
@@ -95,7 +95,7 @@ def is_held_out(module: str) -> bool:
     if module.split(".")[0] == TOPICS:
         return False
     name = re.sub("^_+(py)?", "", module.split(".")[-1])
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48 < HELD_OUT
+    return hash_share(name) < HELD_OUT
 
 
 def split_docs(docs: Iterator[tuple[str, str]]) -> dict[str, list[list[str]]]:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from minibert.disk import write_text
+from minibert.disk import read_text, write_text
 from minibert.errors import UserError
 from minibert.tasks import Example, Table, Task
-from minibert.tokenizer import read_text
 
 MSR_TRAIN, MSR_TEST, MSR_DEV_IDS = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"
 Row = tuple[int, dict[str, str]]  # the line it starts in; columns by name

@@ -120,7 +120,7 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: R
 
 def plot_curves(metrics: Path, target: Path) -> bool:
     """Draws each term of metrics.jsonl over tokens seen; False where matplotlib is not installed."""
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return False
     rows = rows_up_to(metrics)
@@ -135,7 +135,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")
     axes[0][-1].legend()
-    _save(figure, target)
+    save_figure(figure, target)
     return True
 
 
@@ -143,7 +143,7 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
     """Draws the held-out perplexity and accuracy of several runs, (tokens, scores) each, into one figure;
     False where matplotlib is not installed.
     """
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return False
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
@@ -155,7 +155,7 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
         axis.set(title=f"{term}, held out", xlabel="million tokens",
                  yscale="log" if term == "perplexity" else "linear")
     axes[1].legend(fontsize=8)
-    _save(figure, target)
+    save_figure(figure, target)
     return True
 
 
@@ -163,7 +163,7 @@ def plot_quality(points: dict[str, tuple[float, float, float]], quality: str, ta
     """Draws models by (million parameters, speed in times the teacher's, quality);
     False where matplotlib is not installed.
     """
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return False
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
@@ -174,11 +174,11 @@ def plot_quality(points: dict[str, tuple[float, float, float]], quality: str, ta
         axes[column].margins(0.2)
     axes[0].set(ylabel=quality if len(quality) < 45 else quality.split(" over ")[0])
     axes[1].legend(fontsize=8)
-    _save(figure, target)
+    save_figure(figure, target)
     return True
 
 
-def _pyplot():
+def pyplot():
     """matplotlib's drawing functions, without a screen; None where it is not installed."""
     try:
         import matplotlib
@@ -189,7 +189,7 @@ def _pyplot():
     return matplotlib.pyplot
 
 
-def _save(figure, target: Path) -> None:
+def save_figure(figure, target: Path) -> None:
     """Writes a figure, and forgets it."""
     import matplotlib.pyplot as plt
     figure.tight_layout()

@@ -8,13 +8,14 @@ import json
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from minibert.corpus import Corpus
-from minibert.disk import disk_errors, write_text
+from minibert.disk import disk_errors, read_json, read_text, write_text
 from minibert.errors import UserError
-from minibert.tokenizer import read_json, read_text
 
 
 @contextlib.contextmanager
@@ -33,10 +34,10 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(sign, handler)
 
 
-def too_many_skips(skipped: int, step: int) -> UserError:
-    """What to say when loss or gradient were not finite in `skipped` steps running."""
-    return UserError(f"loss or gradient not finite in {skipped} steps running (step {step}); lower --lr, or "
-                     "use --precision fp32; checkpoints are whole, --resume goes on from the last")
+def end_stopped(stop: list[int], after: str) -> NoReturn:
+    """Ends a loop that was asked to stop, with the exit code of its signal, or of another rank's."""
+    say(f"\nstopped after {after}; continue with --resume")
+    sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
 def say(*words) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minibert.disk import disk_errors
+from minibert.disk import disk_errors, read_text
 from minibert.errors import UserError
 from minibert.options import option
 from minibert.report import clock
@@ -77,10 +77,8 @@ def after(words: list[str], name: str) -> str:
 
 def read_list(path: Path) -> list[Line]:
     """The commands of a list, checked before any is run."""
-    with disk_errors(path, "read"):
-        text = path.read_text(encoding="utf-8")
     lines, start, command = [], 1, ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         command, start = (command + line, start) if command else (line, number)
         if line.endswith("\\"):
             command = command[:-1] + " "

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from minibert.disk import disk_errors
+from minibert.disk import read_json, read_text
 from minibert.errors import UserError
 from minibert.tasks import SQUAD, TASKS
-from minibert.tokenizer import read_json
 
 SMOKE_TOKENS = 5_000_000  # a training on fewer shows that things work, not how well
 
@@ -47,7 +46,7 @@ class TuneRun(NamedTuple):
     machine: dict
     task: str
     scores: dict[str, list[float]]  # metric -> one value a seed, in percent; the task's own metric first
-    seconds: float  # over the seeds; what a seed did before it was resumed is not in it
+    seconds: float  # of all seeds and their sessions
     baseline: dict[str, float] | None  # a constant prediction
     finished: bool
 
@@ -149,8 +148,7 @@ def _metrics(path: Path) -> list[dict]:
     """The rows of metrics.jsonl; the last line of a killed run may be half a line."""
     if not path.exists():
         return []
-    with disk_errors(path, "read"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -197,5 +197,4 @@ def tuning_table(scores: Scores) -> str:
             rows.append({"model": name, "task": task, "median (lowest to highest)": every or "-",
                          "seeds": f"{len(run.values)} of {run.options['seeds']}, from {run.options['seed']}",
                          "time": clock(run.seconds), "state": "" if run.finished else "not finished"})
-    return (f"{markdown(rows)}\n\nThe time is that of all seeds; what a seed did before it was resumed is "
-            "not in it.")
+    return f"{markdown(rows)}\n\nThe time is that of all seeds and their sessions."

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minibert.disk import write_json
+from minibert.disk import read_text, write_json
 from minibert.errors import UserError
-from minibert.tokenizer import read_text
 
 KINDS = {str: "a text", int: "a whole number", list: "a list"}
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from minibert.errors import UserError
 from minibert.optim import gradient_norm
 from minibert.runtime import Runtime
 
@@ -63,3 +64,15 @@ def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, c
     scaler.update()
     terms = {name: total / counts[name] for name, total in zip(names, totals) if name in sums}
     return {"loss": loss, **terms, "grad_norm": norm, "skipped": not finite, "stopping": stop > 0}
+
+
+def skipped_running(before: int, row: dict, scaler: torch.amp.GradScaler, step: int) -> int:
+    """How many steps running were skipped, this one and the `before` ones; `UserError` at the fifth.
+
+    Under fp16 a skip is how the loss scale settles; it counts once the scale can fall no further.
+    """
+    skipped = before + 1 if row["skipped"] and scaler.get_scale() <= 1 else 0
+    if skipped == 5:
+        raise UserError(f"loss or gradient not finite in {skipped} steps running (step {step}); lower --lr, "
+                        "or use --precision fp32; checkpoints are whole, --resume goes on from the last")
+    return skipped

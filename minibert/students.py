@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from minibert import inner_methods, transfer
-from minibert.config import PRESETS, Config, MobileConfig, preset
+from minibert.config import DISTILBERT, PRESETS, Config, MobileConfig, preset
 from minibert.errors import UserError
 from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
-from minibert.hub import load, load_tokenizer
+from minibert.hub import check_pieces, load, load_tokenizer
 from minibert.inner_losses import imitated_layers
 from minibert.model import Encoder, init_weights
-from minibert.options import layers_given
+from minibert.options import dropouts, numbers
 from minibert.run_folder import say
+from minibert.tokenizer import Tokenizer
 
 
 def layer_map(teacher_layers: int, student_layers: int) -> list[int]:
@@ -38,8 +39,7 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
-    return replace(teacher, architecture="distilbert", layers=layers or max(1, teacher.layers // 2),
-                   segments=0, classifier_dropout=0.2)
+    return replace(teacher, layers=layers or max(1, teacher.layers // 2), **DISTILBERT)
 
 
 def check_fit(student: Config, teacher: Config) -> None:
@@ -145,40 +145,41 @@ def load_models(options, weights, bundled_teacher: Path):
     `weights` are those of its method's terms.
     """
     torch.manual_seed(options.seed)
+    name, teacher = options.teacher or str(bundled_teacher), None
     if options.method == "mlm" and options.teacher is None:
-        folder_or_preset, teacher = options.student, None
-        if folder_or_preset in PRESETS:
-            folder = options.corpus[0] if len(options.corpus) == 1 else ""
-            if not (Path(folder) / "tokenizer").is_dir():
-                raise UserError(f"--student {folder_or_preset} starts without a vocabulary: "
-                                "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
-            tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-            config = replace(preset(folder_or_preset), vocab_size=tokenizer.vocab_size,
-                                         pad_id=tokenizer.pad_id)
-            student = from_scratch(config, options.seed)
-        else:
-            tokenizer = load_tokenizer(folder_or_preset)
-            student = load(folder_or_preset)
-            if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
-                student = load(folder_or_preset, head="mlm")
-            if not hasattr(student, "mlm"):
-                say(f"{folder_or_preset} has no MLM head: a new one is trained")
-                student = with_new_mlm_head(getattr(student, "encoder", student), options.seed)
+        name = options.student
+        student, tokenizer = lone_student(options)
     else:
-        name = options.teacher or str(bundled_teacher)
         teacher = load(name, head="encoder" if options.method in inner_methods.METHODS else "mlm")
         tokenizer = load_tokenizer(name)
         student = make_student(options, weights, teacher)
-    if len(tokenizer.special) > student.config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} pieces, "
-                        f"the model only {student.config.vocab_size}")
+    check_pieces(tokenizer, student.config, name)
     if options.max_length > student.config.max_positions:
         raise UserError(f"--max-length {options.max_length} is more than the model's "
                         f"{student.config.max_positions} positions")
-    changed = {"attention_dropout": options.attention_dropout}
-    if options.dropout is not None:
-        changed["dropout"] = options.dropout
-    return with_dropout(student, **changed), teacher, tokenizer
+    return with_dropout(student, **dropouts(options)), teacher, tokenizer
+
+
+def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
+    """The student of a run without a teacher, before training, and its tokenizer: a preset's shape with
+    random weights and the corpus' vocabulary, or the model in a folder.
+    """
+    name = options.student
+    if name in PRESETS:
+        folder = options.corpus[0] if len(options.corpus) == 1 else ""
+        if not (Path(folder) / "tokenizer").is_dir():
+            raise UserError(f"--student {name} starts without a vocabulary: "
+                            "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
+        tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+        config = replace(preset(name), vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
+        return from_scratch(config, options.seed), tokenizer
+    tokenizer, student = load_tokenizer(name), load(name)
+    if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
+        student = load(name, head="mlm")
+    if not hasattr(student, "mlm"):
+        say(f"{name} has no MLM head: a new one is trained")
+        student = with_new_mlm_head(getattr(student, "encoder", student), options.seed)
+    return student, tokenizer
 
 
 def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | Encoder:
@@ -195,7 +196,7 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
         return student
     if name:
         config = replace(preset(name), vocab_size=teacher.config.vocab_size,
-                                     max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
+                         max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
         if options.layers:
             config = replace(config, layers=options.layers)
     elif options.method == "mobilebert":
@@ -207,7 +208,7 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
         return from_scratch(config, options.seed, build_encoder if bare else MaskedLM)
     if options.method == "mobilebert":
         return mobilebert_from(teacher, config, options.seed)
-    layers = (layers_given(options.layer_map, "--layer-map") if options.layer_map
+    layers = (numbers("--layer-map", options.layer_map) if options.layer_map
               else layer_map(teacher.config.layers, config.layers))
     say(f"student layers start from teacher layers {layers}")
     copied = encoder_from if bare else student_from

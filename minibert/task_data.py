@@ -13,15 +13,15 @@ from torch import nn
 
 from minibert import metrics, squad, squad_data
 from minibert.csv_files import read_csv, read_csv_splits
-from minibert.disk import write_text
+from minibert.disk import read_text, write_text
 from minibert.errors import UserError
 from minibert.examples import Examples, encode, make_examples
-from minibert.hub import load_config
+from minibert.hub import check_pieces, load_config
 from minibert.inference import outputs
 from minibert.readers import majority, read_examples
 from minibert.runtime import Runtime
 from minibert.tasks import SQUAD, TASKS, Example, Task, with_tinybert_settings
-from minibert.tokenizer import Tokenizer, read_text
+from minibert.tokenizer import Tokenizer
 
 
 class Split(NamedTuple):
@@ -33,6 +33,11 @@ class Split(NamedTuple):
     rows: list
     examples: Examples
     windows: list[squad.Window] | None = None
+
+
+def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
+    """The splits that a model is judged on; the first decides."""
+    return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
 def rows_of_task(options) -> tuple[Task, dict[str, list]]:
@@ -71,9 +76,7 @@ def read_task(options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
     those of `rows_of_task`, and where they were asked for "augmented" and "transfer".
     """
     config = load_config(options.model)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"the tokenizer of {options.model} has {tokenizer.vocab_size} pieces, "
-                        f"the model only {config.vocab_size}")
+    check_pieces(tokenizer, config, options.model)
     task, rows = rows_of_task(options)
     if options.augmented and not options.evaluate:
         rows["augmented"] = read_augmented(options, task, rows)

@@ -14,9 +14,10 @@ from minibert.errors import UserError
 from minibert.finetuning import align_labels, patience_layers, teacher_outputs
 from minibert.heads import Classifier, Span
 from minibert.hub import load_config
+from minibert.options import dropouts
 from minibert.run_folder import say
 from minibert.runtime import Runtime
-from minibert.task_data import Split, tokenised
+from minibert.task_data import Split, dev_of, judge, tokenised
 from minibert.tasks import Task
 from minibert.tokenizer import Tokenizer
 
@@ -27,9 +28,7 @@ def load_model(name: str, task: Task, options, seed: int) -> nn.Module:
     else new from `seed`.
     """
     torch.manual_seed(seed)
-    changed = {"attention_dropout": options.attention_dropout}
-    if options.dropout is not None:
-        changed["dropout"] = options.dropout
+    changed = dropouts(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is new is what fine-tuning is about
         if task.name == "squad":
@@ -83,3 +82,11 @@ def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher
     said = teacher_outputs(teacher, examples, runtime, [t for _, t in pairs], options.micro_tokens)
     said["logits"] = said["logits"][:, order]
     return said, [s for s, _ in pairs]
+
+
+def judge_teacher(options, task: Task, splits: dict[str, Split], teacher: nn.Module, order: list[int],
+                  runtime: Runtime) -> dict[str, dict[str, float]]:
+    """The teacher's scores on each dev split, read with its own tokenizer."""
+    theirs = minibert.load_tokenizer(options.teacher)
+    return {name: judge(teacher, task, tokenised(task, split.rows, theirs, options.stride), runtime, order)[0]
+            for name, split in dev_of(task, splits).items()}

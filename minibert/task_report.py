@@ -10,15 +10,13 @@ import shutil
 import statistics
 from pathlib import Path
 
-from torch import nn
-
 import minibert
 from minibert import metrics, report, squad_data
 from minibert.disk import write_json
 from minibert.errors import UserError
 from minibert.readers import read_examples, write_submission
 from minibert.run_folder import say
-from minibert.task_data import Split, answers_to, baseline, judge, tokenised, write_errors
+from minibert.task_data import Split, answers_to, baseline, dev_of, judge, tokenised, write_errors
 from minibert.task_models import load_tuned
 from minibert.tasks import Task
 
@@ -68,9 +66,12 @@ def shown(scores: dict[str, dict[str, float]]) -> str:
 
 
 def finish(options, out: Path, task: Task, splits: dict[str, Split], results: list[dict],
-           teacher: nn.Module | None, order: list[int] | None, tokenizer, runtime) -> None:
-    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table."""
-    dev = {name: splits[name] for name in task.dev_splits or ("dev",)}
+           teacher_scores: dict[str, dict[str, float]], tokenizer, runtime) -> None:
+    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table.
+
+    The teacher's scores are by dev split; none without a teacher.
+    """
+    dev = dev_of(task, splits)
     first = next(iter(dev))
     best = max(results, key=lambda result: result["best"]["scores"][first][task.metrics[0]])
     source = out / f"seed-{best['seed']}" / "model"
@@ -92,13 +93,10 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
     rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
                          "model": str(out / "model")}
     for name, split in dev.items():
-        constant, teacher_scores = baseline(task, splits["train"], split), None
-        if teacher is not None:
-            own = tokenised(task, split.rows, minibert.load_tokenizer(options.teacher), options.stride)
-            teacher_scores = judge(teacher, task, own, runtime, order)[0]
+        constant, theirs = baseline(task, splits["train"], split), teacher_scores.get(name)
         spread = spread_over_seeds(task, name, results)
-        summary[name] = {**spread, "baseline": constant, "teacher": teacher_scores}
-        rows += closing_rows(task, name, spread, len(results), constant, teacher_scores)
+        summary[name] = {**spread, "baseline": constant, "teacher": theirs}
+        rows += closing_rows(task, name, spread, len(results), constant, theirs)
     say("\n" + report.table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
                             f"{len(dev[first].rows):,} dev examples"))
     write_json(out / "summary.json", summary | {"table": rows})
@@ -124,8 +122,8 @@ def evaluate_only(options, task: Task, splits, runtime) -> None:
     model, order = load_tuned(options.model, task)
     model.to(runtime.device)
     scores = {}
-    for name in task.dev_splits or ("dev",):
-        scores[name], answers = judge(model, task, splits[name], runtime, order)
+    for name, split in dev_of(task, splits).items():
+        scores[name], answers = judge(model, task, split, runtime, order)
         say(f"{options.model} on {task.name}, {name}: {shown({name: scores[name]})}")
         if (task.name != "squad" and not task.regression
                 and (constant := metrics.constant_class(answers)) is not None):

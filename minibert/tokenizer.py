@@ -20,6 +20,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from minibert.disk import read_json, read_text
 from minibert.errors import UserError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -44,7 +45,6 @@ class Tokenizer:
                  added: Iterable[AddedToken] = (), max_word: int = 100):
         self.options = DEFAULTS | (options or {})
         self.lowercase = bool(self.options["lowercase"])
-        self.max_word = max_word
         added = {token.content: token for token in added}
         for name in SPECIAL_TOKENS:
             added.setdefault(name, AddedToken(name, special=True, normalized=False))
@@ -199,37 +199,6 @@ def is_cased(vocabulary: Iterable[str]) -> bool:
     """True if a piece other than [UNK] and its like has an upper-case letter: no lower-cased text has."""
     return any("A" <= c <= "Z" for piece in vocabulary
                if not (piece.startswith("[") and piece.endswith("]")) for c in piece)
-
-
-def read_text(path: Path) -> str:
-    """A small UTF-8 file as text with '\\n' line ends; errors name the file.
-
-    What is no file, like a link to a device that never ends, is an error, too.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a file")
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read_json(path: Path) -> dict:
-    """A json object from a file; errors name the file and line."""
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise UserError(f"{path}: json that cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a json object")
-    return content
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:

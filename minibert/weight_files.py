@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minibert.disk import disk_errors, fsync
+from minibert.disk import disk_errors, fsync, read_json
 from minibert.errors import UserError
-from minibert.tokenizer import read_json
 
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")

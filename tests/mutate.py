@@ -179,8 +179,8 @@ def mutate_header(draw: random.Random, header: bytes) -> bytes:
 
 
 MEMBERS = ["set/a.txt", "set", "set/", "../out.txt", "set/../../out.txt", "/tmp/out.txt", "C:\\out.txt",
-           "set\\b.txt", "..\\out.txt", "", ".", "set/./c", "set//d", "set/" + "n" * 300, "set/é😀", "set/a\nb",
-           "other/e", "set/a.txt/f", "~/g", "\x1b[31m"]
+           "set\\b.txt", "..\\out.txt", "", ".", "set/./c", "set//d", "set/" + "n" * 300, "set/é😀",
+           "set/a\nb", "other/e", "set/a.txt/f", "~/g", "\x1b[31m"]
 
 
 def mutate_archive(draw: random.Random, data: bytes) -> bytes:

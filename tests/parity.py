@@ -31,8 +31,8 @@ def hf_model(architecture: str, head: str, seed: int, labels: int = 3):
             intermediate_size=feed_forward, hidden_act=act, type_vocab_size=draw.choice([2, 3]),
             layer_norm_eps=[1e-12, 1e-5][seed % 2], **common)
     elif architecture == "mobilebert":
-        # queries and keys in turn from the shared bottleneck, the block's own, and none: transformers runs that
-        # where the bottleneck is as wide as the hidden states
+        # queries and keys in turn from the shared bottleneck, the block's own, and none: transformers runs
+        # that where the bottleneck is as wide as the hidden states
         shared, own = [(True, False), (False, True), (False, False)][seed % 3]
         config = transformers.MobileBertConfig(
             hidden_size=hidden if not (shared or own) else hidden + 7, num_hidden_layers=layers,

@@ -1,10 +1,9 @@
 """bench.py data at its smallest, through the real main: both contenders, growing text, bad options."""
 
 import json
-import runpy
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -13,8 +12,9 @@ from minibert.bench_data import anonymous_memory, our_turn, peak_memory, peers_t
 from minibert.errors import UserError
 from minibert.prepare import training_lines
 from minibert.tokenizer import Tokenizer
+from scripts import run_bench
 
-BENCH = Path(__file__).parent.parent / "bench.py"
+run = partial(run_bench, "data")
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "on", "mat", ".", "-"]
 TEXT = "The cat sat.\nThe cats sat on\n\n  the mat.  \n\n\nThe zebra sat.\n"
 
@@ -25,17 +25,6 @@ def words(tmp_path):
     Tokenizer({piece: i for i, piece in enumerate(PIECES)}).save(tmp_path / "tokenizer")
     (tmp_path / "text.txt").write_text(TEXT * 50)
     return [tmp_path / "text.txt", "--tokenizer", tmp_path / "tokenizer", "--workers", 1]
-
-
-def run(monkeypatch, capsys, *words):
-    """What the real `bench.py data` prints; its exit code and errors where it stops."""
-    monkeypatch.setattr(sys, "argv", ["bench.py", "data", *map(str, words)])
-    try:
-        runpy.run_path(str(BENCH), run_name="__main__")
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
 
 
 def test_both_contenders(monkeypatch, capsys, words):
@@ -70,7 +59,7 @@ def test_turns_find_the_tokens_of_the_text(tmp_path):
 
 def test_different_tokens_are_not_compared(monkeypatch, tmp_path):
     class Contender:
-        def __init__(self, kind, *_):
+        def __init__(self, worker, kind, *_):
             self.tokens = len(kind)
 
         def __enter__(self):

@@ -82,7 +82,7 @@ def runs(tmp_path):
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """As without matplotlib, but for the test about plots, since each takes a second."""
-    monkeypatch.setattr(minibert.report, "_pyplot", lambda: None)
+    monkeypatch.setattr(minibert.report, "pyplot", lambda: None)
 
 
 def report(folder, **changed):
@@ -280,7 +280,7 @@ def test_plots_are_drawn_or_said_to_be_missing(runs, monkeypatch):
         assert all(drawn)
     except ImportError:
         assert not any(drawn)
-    monkeypatch.setattr(minibert.report, "_pyplot", lambda: None)
+    monkeypatch.setattr(minibert.report, "pyplot", lambda: None)
     text, _ = report(runs)
     assert text.count("Plot: not run, it needs matplotlib") == 2
 
@@ -304,7 +304,8 @@ def test_methods_without_words_have_other_figures(runs):
     put(path, summary)
     text, _ = report(runs)
     inner, small = (cells(text, "Training runs", name) for name in ("inner", "small"))
-    assert inner["attention relation"] == "0.500" and inner["perplexity: teacher / start / end"] == "- / - / -"
+    assert inner["attention relation"] == "0.500"
+    assert inner["perplexity: teacher / start / end"] == "- / - / -"
     assert inner["KL of attention"] == inner["MLM loss"] == small["attention relation"] == "-"
     assert cells(text, "Quality against size and speed", "inner")[
         "held-out accuracy at masks, percent"] == "not run"

@@ -1,9 +1,7 @@
 """bench.py size: counts held to the reference's and to torch's, published figures, folders, bad options."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,19 +17,9 @@ from minibert.heads import Classifier
 from minibert.hub import save
 from minibert.model import Encoder, init_weights
 from minibert.onnx_export import Padded
+from scripts import run_bench
 
-BENCH = Path(__file__).parent.parent / "bench.py"
-
-
-def run(monkeypatch, capsys, *words):
-    """What the real `bench.py size` prints; its exit code and errors where it stops."""
-    monkeypatch.setattr(sys, "argv", ["bench.py", "size", *map(str, words)])
-    try:
-        runpy.run_path(str(BENCH), run_name="__main__")
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+run = partial(run_bench, "size")
 
 
 def test_parameters_are_those_of_the_reference():

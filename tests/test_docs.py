@@ -1,4 +1,4 @@
-"""The pages of the methods quote the code as it is: every python block that is headed by a file stands there."""
+"""The pages of the methods quote the code as it is: a python block that is headed by a file stands there."""
 
 import re
 import textwrap

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -144,8 +145,20 @@ def test_spans_are_found(folder, tuned):
 
 
 @pytest.mark.parametrize("method", ["kd", "pkd"])
-def test_a_teacher_teaches(folder, tuned, tmp_path, method):
-    out = tmp_path / "run"
+def test_a_teacher_teaches_and_is_gone_while_the_student_learns(folder, tuned, tmp_path, method, monkeypatch):
+    out, load, step, teachers = tmp_path / "run", finetune.load_tuned, finetune.training_step, []
+
+    def loaded(*given):
+        teacher, order = load(*given)
+        teachers.append(weakref.ref(teacher))
+        return teacher, order
+
+    def step_without_teacher(*given):
+        assert [teacher() for teacher in teachers] == [None]
+        return step(*given)
+
+    monkeypatch.setattr(finetune, "load_tuned", loaded)
+    monkeypatch.setattr(finetune, "training_step", step_without_teacher)
     finetune.main(options(folder, "reviews.csv", out, teacher=tuned / "reviews" / "model", method=method))
     terms = {"hard", "soft"} | ({"patience"} if method == "pkd" else set())
     assert terms <= rows(out)[0].keys()

@@ -8,13 +8,11 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from minibert.batch import pack
 from minibert.errors import UserError
-from minibert.feed import Step, cut
 from minibert.heads import MaskedLM
 from minibert.inner_losses import attention_sum, hidden_sum, imitated_layers, relation_sum, split_heads
 from minibert.inner_methods import (METHODS, TERMS, InnerWeights, Learner, Projections, check_fit,
@@ -23,6 +21,7 @@ from minibert.model import Encoder, init_weights
 from minibert.optim import adamw
 from minibert.runtime import Runtime
 from minibert.step import training_step
+from steps import LargestTensor, data, gradients
 
 LENGTHS = [5, 5, 2, 2, 2, 7, 1, 7, 7]
 # one (T, T) at a time; some heads of a sequence, some sequences, with a rest of both; everything
@@ -186,36 +185,19 @@ def models(tiny_config, method, dtype=torch.float64):
     return learner.to(dtype).train(), teacher.to(dtype).eval()
 
 
-def data(micro_tokens, ranks=1):
-    """Nine sequences of very unequal length; one step per rank."""
-    rng = np.random.default_rng(1)
-    lengths = np.array([3, 30, 4, 17, 3, 25, 2, 9, 30])
-    ids = rng.integers(5, 60, lengths.sum())
-    selected = rng.random(len(ids)) < 0.2
-    return [Step(cut(ids, lengths, np.where(selected, 4, ids), selected, micro_tokens, (0,), r, ranks),
-                 len(ids), int(selected.sum()), len(lengths)) for r in range(ranks)]
-
-
-def gradients(f, learner, teacher, steps, weights=WEIGHTS):
-    learner.zero_grad()
-    totals = {}
-    for step in steps:
-        for micro in step.micro_batches:
-            loss, sums = f(learner, teacher, step, weights, micro)
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **sums}.items():
-                totals[name] = totals.get(name, 0) + value
-    return totals, torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
+def summed(method, learner, teacher, steps):
+    return gradients(lambda step, micro: METHODS[method](learner, teacher, step, WEIGHTS, micro),
+                     learner, steps)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(method, tiny_config):
     learner, teacher = models(tiny_config, method)
-    totals, whole = gradients(METHODS[method], learner, teacher, data(1000))
+    totals, whole = summed(method, learner, teacher, data(1000))
     assert tuple(totals)[1:] == TERMS[method] and whole.norm() > 0
     assert all(p.grad is None for p in teacher.parameters())
     for steps in (data(1), data(32), data(1000, ranks=2), data(32, ranks=3)):
-        others, parts = gradients(METHODS[method], learner, teacher, steps)
+        others, parts = summed(method, learner, teacher, steps)
         assert (parts - whole).norm() <= 1e-10 * whole.norm()
         for name in totals:
             assert abs(float(others[name] - totals[name])) <= 1e-10 * abs(float(totals[name]))
@@ -264,7 +246,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(method, tiny_config)
     _, teacher = models(tiny_config, method)
     learner = Learner(Encoder(teacher.config).double())
     learner.encoder.load_state_dict(teacher.encoder.state_dict())
-    totals, gradient = gradients(METHODS[method], learner, teacher, data(1000))
+    totals, gradient = summed(method, learner, teacher, data(1000))
     assert all(abs(value) < 1e-12 for value in totals.values()) and gradient.abs().max() < 1e-12
 
 
@@ -339,20 +321,12 @@ def kept_for_backward(f):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_of_the_size_of_the_scores_is_kept(name):
-    largest = [0]
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for t in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(t, torch.Tensor):
-                    largest[0] = max(largest[0], t.numel())
-            return out
+    largest = LargestTensor()
 
     def kept(T, heads, sequences=1):
         lengths = [T] * sequences
         x, t = states(lengths, heads, 16 // heads, torch.float32), states(lengths, heads, 16 // heads)
-        with Watch():
+        with largest:
             size, loss = kept_for_backward(
                 lambda: LOSSES[name][0](*x, *(y.detach().float() for y in t), batch_of(lengths), 1))
             loss.backward()
@@ -360,7 +334,7 @@ def test_nothing_of_the_size_of_the_scores_is_kept(name):
 
     assert kept(512, 1) == kept(512, 8) == 2 * 512 * 16 * 4  # the gradients of a and b, whatever the heads
     assert kept(512, 2, sequences=2) == 4 * kept(256, 2)
-    assert largest[0] == 512**2  # never more than one head's scores at once, forward or backward
+    assert largest.elements == 512**2  # never more than one head's scores at once, forward or backward
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,9 +1,7 @@
 """bench.py plan: the formulas by hand, where each number comes from, and bad options as one sentence."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,22 +11,12 @@ from minibert.config import preset
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.plan import READY, PlanBench, all_reduce_seconds, command, flops_per_token, gradient_bytes, plan
+from scripts import run_bench
 
-BENCH = Path(__file__).parent.parent / "bench.py"
+run = partial(run_bench, "plan")
 TINY = dict(teacher="bert-L4-H128", student="bert-L2-H128")
 MEASURED = {"minibert": {"tokens_per_second": 500.0}, "machine": {"device": "a small CPU"},
             "options": {**TINY, "min_length": 16, "max_length": 48, "batch": 8}}
-
-
-def run(monkeypatch, capsys, *words):
-    """What the real `bench.py plan` prints; its exit code and errors where it stops."""
-    monkeypatch.setattr(sys, "argv", ["bench.py", "plan", *map(str, words)])
-    try:
-        runpy.run_path(str(BENCH), run_name="__main__")
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
 
 
 def test_hours_and_cost_by_hand():

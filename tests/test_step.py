@@ -3,21 +3,20 @@
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minibert.batch import IGNORE
-from minibert.feed import Step, cut
+from minibert.heads import MaskedLM
 from minibert.losses import cosine_sum
 from minibert.methods import METHODS, Weights, distilbert, term_counts
 from minibert.model import init_weights
-from minibert.heads import MaskedLM
 from minibert.optim import adamw, parameter_groups
 from minibert.runtime import Runtime
 from minibert.step import training_step
 from minibert.students import distilbert_of, student_from
+from steps import data, gradients
 
 
 def models(tiny_config, dtype=torch.float64):
@@ -31,38 +30,18 @@ def models(tiny_config, dtype=torch.float64):
     return student.to(dtype).train(), teacher.to(dtype).eval().requires_grad_(False)
 
 
-def data(micro_tokens, ranks=1):
-    """Nine sequences of very unequal length, masks crowded into the short ones; one Step per rank."""
-    rng = np.random.default_rng(1)
-    lengths = np.array([3, 30, 4, 17, 3, 25, 2, 9, 30])
-    ids = rng.integers(5, 60, lengths.sum())
-    selected = rng.random(len(ids)) < np.repeat(np.where(lengths < 10, 0.7, 0.05), lengths)
-    inputs = np.where(selected, 4, ids)
-    return [Step(cut(ids, lengths, inputs, selected, micro_tokens, (0,), rank, ranks), len(ids),
-                 int(selected.sum()), len(lengths))
-            for rank in range(ranks)]
-
-
-def gradients(method, student, teacher, steps):
-    student.zero_grad()
-    totals = {}
-    for step in steps:
-        for micro in step.micro_batches:
-            loss, sums = METHODS[method](student, teacher, step, Weights(), micro)
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **sums}.items():
-                totals[name] = totals.get(name, 0) + value
-    return totals, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-6)])
 def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(method, dtype, tolerance, tiny_config):
     student, teacher = models(tiny_config, dtype)
-    totals, whole = gradients(method, student, teacher, data(1000))
+
+    def loss_of(step, micro):
+        return METHODS[method](student, teacher, step, Weights(), micro)
+
+    totals, whole = gradients(loss_of, student, data(1000))
     assert sum(len(s.micro_batches) for s in data(32)) > 4
     for steps in (data(32), data(50), data(1000, ranks=2), data(32, ranks=3)):
-        others, parts = gradients(method, student, teacher, steps)
+        others, parts = gradients(loss_of, student, steps)
         assert (parts - whole).norm() <= tolerance * whole.norm()
         for name in totals:
             assert abs(float(others[name] - totals[name])) <= tolerance * abs(float(totals[name])) + 1e-12

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,10 +139,12 @@ def test_resume_is_exact_in_either_stage(folder, student, tuned, tmp_path, monke
     argv = lambda out, *more: distilled(folder, student, tuned, out, *more, dropout=0.1,  # noqa: E731
                                         **{"checkpoint-every": 5})
     finetune.main(argv(tmp_path / "a"))
-    step, taken = finetune.training_step, []
+    step, taken, clock = finetune.training_step, [], finetune.time.perf_counter
 
     def interrupted(*given):
         taken.append(1)
+        if len(taken) == 1:  # it seems to take a thousand seconds
+            monkeypatch.setattr(finetune, "time", SimpleNamespace(perf_counter=lambda: clock() + 1000))
         if len(taken) == at:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*given)
@@ -157,6 +160,8 @@ def test_resume_is_exact_in_either_stage(folder, student, tuned, tmp_path, monke
     assert 12 < len(stage(tmp_path / "a")) < 38 < len(stage(tmp_path / "a")) + len(rows(tmp_path / "a"))
     for read in (stage, rows):
         assert strip(read(tmp_path / "a")) == strip(read(tmp_path / "b"))
+    seconds = [summary(tmp_path / run)["results"][0]["seconds"] for run in "ab"]
+    assert seconds[0] < 1000 < seconds[1] < 2000  # of both stages and both sessions
     a, b = (minibert.load(tmp_path / run / "model").state_dict() for run in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
     a, b = (load_file(tmp_path / run / "seed-1" / "intermediate" / "projections.safetensors") for run in "ab")

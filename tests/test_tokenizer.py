@@ -276,6 +276,7 @@ def test_json_that_python_cannot_hold_is_one_sentence(tmp_path, content):
 def test_what_is_no_file_is_not_read(tmp_path, kind):
     """A device would never end, and a pipe never begin."""
     path = tmp_path / "vocab.txt"
-    {"device": lambda: path.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    {"device": lambda: path.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(path),
+     "folder": path.mkdir}[kind]()
     with pytest.raises(UserError, match="vocab.txt is not a file"):
         load_tokenizer(tmp_path)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,6 @@ from minibert.batch import IGNORE
 from minibert.checkpoint import load_checkpoint, save_checkpoint
 from minibert.config import Config, MobileConfig
 from minibert.errors import UserError
-from minibert.feed import Step, cut
 from minibert.heads import MaskedLM, build_encoder
 from minibert.inner_methods import InnerWeights, Learner
 from minibert.model import Encoder, init_weights
@@ -24,6 +22,7 @@ from minibert.schedules import (SCHEDULES, TRANSFER_SHARE, Stage, enter, part_of
 from minibert.step import training_step
 from minibert.students import distilbert_of, mobilebert_from, student_from
 from minibert.transfer import TransferWeights, check_fit, feature_map_sums, mobilebert, term_counts
+from steps import data, gradients
 
 LAYERS = 3
 TEACHER = MobileConfig(vocab_size=60, hidden_size=20, layers=LAYERS, heads=2, intermediate_size=32,
@@ -44,17 +43,6 @@ def models(dtype=torch.float64, student=STUDENT):
     for p in student.parameters():
         p.data += 0.1 * torch.randn_like(p)
     return student.to(dtype).train(), teacher.to(dtype).eval().requires_grad_(False)
-
-
-def data(micro_tokens, ranks=1):
-    """Nine sequences of very unequal length, masks crowded into the short ones; one Step per rank."""
-    rng = np.random.default_rng(1)
-    lengths = np.array([3, 30, 4, 17, 3, 25, 2, 9, 30])
-    ids = rng.integers(5, 60, lengths.sum())
-    selected = rng.random(len(ids)) < np.repeat(np.where(lengths < 10, 0.7, 0.05), lengths)
-    inputs = np.where(selected, 4, ids)
-    return [Step(cut(ids, lengths, inputs, selected, micro_tokens, (0,), rank, ranks), len(ids),
-                 int(selected.sum()), len(lengths)) for rank in range(ranks)]
 
 
 # --- losses ---
@@ -128,25 +116,17 @@ def test_the_papers_feature_map_loss_is_split_without_rest():
     assert sums["mean"].item() == pytest.approx(((2 * h.mean(1) + 2) ** 2).sum().item())
 
 
-def gradients(student, teacher, steps, weights):
-    student.zero_grad()
-    totals = {}
-    for step in steps:
-        for micro in step.micro_batches:
-            loss, sums = mobilebert(student, teacher, step, weights, micro)
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **sums}.items():
-                totals[name] = totals.get(name, 0) + value
-    return totals, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+def summed(student, teacher, steps, weights):
+    return gradients(lambda step, micro: mobilebert(student, teacher, step, weights, micro), student, steps)
 
 
 @pytest.mark.parametrize("layers", [None, (2,), ()])
 def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(layers):
     student, teacher = models()
     weights = replace(WEIGHTS, layers=layers)
-    totals, whole = gradients(student, teacher, data(1000), weights)
+    totals, whole = summed(student, teacher, data(1000), weights)
     for steps in (data(1), data(32), data(1000, ranks=2), data(32, ranks=3)):
-        others, parts = gradients(student, teacher, steps, weights)
+        others, parts = summed(student, teacher, steps, weights)
         assert (parts - whole).norm() <= 1e-10 * whole.norm()
         assert all(float(others[name]) == pytest.approx(float(totals[name]), rel=1e-9) for name in totals)
 
@@ -155,7 +135,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_labels():
     _, teacher = models()
     student = MaskedLM(TEACHER).double()
     student.load_state_dict(teacher.state_dict())
-    totals, gradient = gradients(student, teacher, data(1000), replace(WEIGHTS, mlm=0.0))
+    totals, gradient = summed(student, teacher, data(1000), replace(WEIGHTS, mlm=0.0))
     assert all(abs(value) < 1e-12 for name, value in totals.items() if name not in ("mlm", "accuracy"))
     assert gradient.abs().max() < 1e-12
 

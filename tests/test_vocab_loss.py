@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from minibert import vocab_loss as module
 from minibert.batch import IGNORE
 from minibert.vocab_loss import Vocab, vocab_loss
+from steps import LargestTensor
 
 N, D, V = 23, 8, 37
 
@@ -111,22 +112,12 @@ def test_no_rows_at_all():
 
 def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
     # every tensor that autograd keeps, and the largest that any operation makes
-    largest = [0]
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for t in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(t, torch.Tensor):
-                    largest[0] = max(largest[0], t.numel())
-            return out
-
     monkeypatch.setattr(module, "TILE_ELEMENTS", 4 * V)
     student, teacher, labels = sides(torch.float32)
     leaves = [t.requires_grad_() for t in student]
-    with Watch():
+    with LargestTensor() as largest:
         vocab_loss(Vocab(*leaves), labels, teacher, mlm_weight=1.0, kl_weight=1.0, chunk=4)[0].backward()
-    assert largest[0] == max(V * D, 4 * V, N * D) < N * V
+    assert largest.elements == max(V * D, 4 * V, N * D) < N * V
 
 
 def test_fp16_keeps_the_gradient_of_a_large_step():

@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from minibert.carve import change_vocabulary, keep_layers, keep_positions, keep_units  # noqa: E402
 from minibert.errors import UserError, run_script  # noqa: E402
 from minibert.hub import MODELS, head_of, load, load_tokenizer, local_folder, save  # noqa: E402
+from minibert.options import numbers  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -88,11 +89,7 @@ def carve(model, tokenizer, args):
         raise UserError(f"--head {args.head}: what is cut out of a model is a masked language model; "
                         "leave --head away")
     if args.layers is not None:
-        try:
-            layers = [int(i) for i in args.layers.split(",")]
-        except ValueError:
-            raise UserError(f"--layers {args.layers} is not a list of layers as 0,2,5") from None
-        model = keep_layers(model, layers)
+        model = keep_layers(model, numbers("--layers", args.layers))
     if args.feed_forward is not None:
         model = keep_units(model, args.feed_forward)
     if args.positions is not None:

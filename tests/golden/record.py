@@ -3,8 +3,8 @@ tests/test_parity.py). Needed again only for another architecture or head.
 
     PYTHONPATH=. python tests/golden/record.py [NAME ...]
 
-Each folder beside this file is then a model as transformers saves it, and expected.safetensors, with the batch, the
-outputs, all hidden states and the gradient of every parameter, under Hugging Face's names.
+Each folder beside this file is then a model as transformers saves it, and expected.safetensors, with the
+batch, the outputs, all hidden states and the gradient of every parameter, under Hugging Face's names.
 """
 
 import sys
@@ -23,8 +23,9 @@ MODELS = {
     "bert": ("pretraining", transformers.BertForPreTraining(transformers.BertConfig(
         vocab_size=30, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20,
         max_position_embeddings=10))),
-    "distilbert": ("classification", transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(
-        vocab_size=30, dim=12, n_layers=2, n_heads=2, hidden_dim=20, max_position_embeddings=10, num_labels=3))),
+    "distilbert": ("classification", transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(vocab_size=30, dim=12, n_layers=2, n_heads=2, hidden_dim=20,
+                                      max_position_embeddings=10, num_labels=3))),
     "mobilebert": ("pretraining", transformers.MobileBertForPreTraining(transformers.MobileBertConfig(
         vocab_size=30, hidden_size=14, num_hidden_layers=2, num_attention_heads=2, intermediate_size=10,
         max_position_embeddings=10, embedding_size=4, intra_bottleneck_size=6, num_feedforward_networks=2,
