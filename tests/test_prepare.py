@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import minibert
 from minibert import prepare as prepare_module
 from minibert import shards, text
 from minibert.corpus import open_corpus
@@ -293,7 +294,8 @@ def test_the_script_trains_a_vocabulary_and_prepares(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "documents" in done.stdout and "[UNK]" in done.stdout and "MB/s" in done.stdout
     corpus = open_corpus(tmp_path / "out", min_length=3)
-    assert 30 < corpus.vocab_size <= 90 and corpus.counts[corpus.unk_id] == 0
+    tokenizer = minibert.load_tokenizer(tmp_path / "out" / "tokenizer")
+    assert 30 < tokenizer.vocab_size == len(corpus.counts) <= 90 and corpus.counts[tokenizer.unk_id] == 0
     again = run("a.txt", "--tokenizer", "out/tokenizer", "--out", "out", cwd=tmp_path, env=environment)
     assert again.returncode == 2 and again.stderr.startswith("error: out exists already")
     assert "Traceback" not in again.stderr
