@@ -4,6 +4,7 @@ Started by torchrun, every rank is one process; started plainly, there is one ra
 """
 
 import contextlib
+import ctypes
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -125,6 +126,16 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         # The writer evaluates and saves while the others wait; a rank that is gone is noticed without it.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
+
+
+def trim_heap() -> None:
+    """Hands freed memory back to the system, where the C library is glibc; it is some milliseconds' work.
+
+    Packed batches differ in size, so that the heap fills with gaps which no later tensor fits: without this
+    an hour of training on a CPU went from 2.2 to 3.7 GB, of which 0.7 were in use between two steps.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def compile_encoder(encoder: Encoder) -> None:
