@@ -4,6 +4,7 @@ what a frozen model is held in, and what becomes of a rank whose neighbour dies.
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from minibert.heads import MaskedLM
-from minibert.runtime import Runtime, start
+from minibert.runtime import Runtime, start, trim_heap
 from test_train import ROOT, folder, options  # noqa: F401  (folder is a fixture)
 
 
@@ -44,6 +45,18 @@ def test_threads_are_the_number_asked_for():
     start("cpu", "fp32", before + 1)
     assert torch.get_num_threads() == before + 1
     start("cpu", "fp32", before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_gaps_in_the_heap_go_back_to_the_system():
+    def anonymous():
+        (line,) = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+        return int(line.split()[1]) / 1000
+    blocks = [torch.ones(25_000) for _ in range(1000)]  # 100 kB each: the heap's, not a mapping of their own
+    full = anonymous()
+    del blocks[:-1]  # the last one keeps the heap from shrinking at its end
+    trim_heap()
+    assert full - anonymous() > 60
 
 
 @pytest.fixture
