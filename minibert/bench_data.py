@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.contenders import contender, rate, ratios, serve
+from minibert.contenders import contender, rate, ratios, serve, told
 from minibert.errors import UserError
 from minibert.options import at_least_one, numbers, option
 from minibert.prepare import POOL_BYTES, check, cores, prepare
@@ -189,13 +189,13 @@ def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list
         all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, workers))
                        for kind in TURNS}
         for kind, (pid, turn) in all_of_them.items():  # the warm-up; watching disturbs no time there
-            memory[kind], _, counts[kind] = peak_memory(pid, turn)
+            memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_memory(pid, turn))
         if len(set(counts.values())) > 1:
             raise UserError(f"the two did not find the same tokens ({counts}), so their speeds say nothing; "
                             "this is a mistake of minibert, please report it with the text")
-        for _ in range(rounds):
+        for number in range(rounds):
             for kind, (_, turn) in all_of_them.items():
-                seconds[kind].append(turn()[0])
+                seconds[kind].append(told(f"round {number + 1} of {rounds}, {kind}", turn)[0])
     times = ratios(seconds["tokenizers"], seconds["minibert"])
     figures, rows = {}, []
     for kind in TURNS:
@@ -217,7 +217,7 @@ def grow(base: Path, sizes: list[float], tokenizer: str, workers: int) -> tuple[
         repeat(base, text, megabytes * 1e6)
         size = text.stat().st_size
         with contender(worker, "minibert", text, tokenizer, workers) as (pid, turn):
-            peak, seconds, tokens = peak_memory(pid, turn)
+            peak, seconds, tokens = told(f"{size / 1e6:,.0f} MB", lambda: peak_memory(pid, turn))
         figures.append({"text_bytes": size, "tokens": tokens, "seconds": seconds,
                         "peak_anonymous_bytes": peak})
         rows.append({"text": f"{size / 1e6:,.0f} MB", "tokens": f"{tokens:,}",

@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,14 @@ def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
         pipe.close()
 
 
+def told(what: str, turn: Callable):
+    """What `turn()` returns, with a line on stderr of how long it took: a bench is not silent for minutes."""
+    begun = time.perf_counter()
+    found = turn()
+    print(f"{what}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
+    return found
+
+
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts `worker(kind, options, pipe)` for each kind and lets them take turns, after one each to warm up.
@@ -86,7 +95,7 @@ def alternate(worker: Callable, kinds: list[str], options,
         measured: dict[str, list[float]] = {kind: [] for kind in kinds}
         for number in range(turns + 1):
             for kind, ask in asks.items():
-                elapsed = ask()
+                elapsed = told(f"turn {number} of {turns}, {kind}" if number else f"warm-up, {kind}", ask)
                 if number:
                     measured[kind].append(elapsed)
         return measured, {kind: ask(False) for kind, ask in asks.items()}

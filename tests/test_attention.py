@@ -175,6 +175,7 @@ def test_varlen_kernel_equals_definition(lengths, size, dtype, tolerance):
         torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_new_lengths_do_not_compile_anew(tiny_config, random_batch):
     model = init_weights(Encoder(replace(tiny_config, layers=3))).eval()
     graphs = []

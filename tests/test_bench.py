@@ -12,6 +12,7 @@ from minibert.bench_train import TrainBench, sequences, useful_flops
 from minibert.config import preset
 from minibert.hub import load_tokenizer
 from minibert.prepare import prepare
+from scripts import run_bench
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,12 +22,15 @@ def bench(*words):
                           text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-def test_train_bench_ends_with_json():
+@pytest.mark.slow
+def test_train_bench_compares_with_transformers():
+    pytest.importorskip("transformers")
     run = bench("train", "--teacher", "bert-L2-H128", "--student", "bert-L2-H128", "--batch", "2",
-                "--max-length", "20", "--steps", "1", "--turns", "1", "--threads", "1", "--no-peer")
+                "--max-length", "20", "--steps", "1", "--turns", "1", "--threads", "1")
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
-    assert result["minibert"]["tokens_per_second"] > 0 and "transformers" not in result
+    ours, theirs = result["minibert"]["tokens_per_second"], result["transformers"]["tokens_per_second"]
+    assert result["speed_ratio"] == pytest.approx(ours / theirs)
 
 
 @pytest.mark.slow
@@ -43,9 +47,9 @@ def test_train_bench_times_methods_side_by_side():
     assert run.returncode == 2 and "--methods magic is none of mlm, distilbert" in run.stderr
 
 
-def test_unknown_bench_is_one_sentence():
-    run = bench("nothing")
-    assert run.returncode == 2 and "train" in run.stderr and "Traceback" not in run.stderr
+def test_unknown_bench_is_one_sentence(monkeypatch, capsys):
+    code, _, said = run_bench("nothing", monkeypatch, capsys)
+    assert code == 2 and "train" in said and "Traceback" not in said
 
 
 def test_useful_flops_of_one_token_by_hand():

@@ -1,9 +1,8 @@
 """bench.py inference at its smallest: the table, one JSON document as the last line, quality, bad options."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +19,14 @@ from minibert.errors import UserError
 from minibert.heads import Classifier
 from minibert.model import init_weights
 from minibert.runtime import start
+from scripts import run_bench
 
 ROOT = Path(__file__).parent.parent
 TEACHER = str(ROOT / "weights" / "teacher")
 CPU = torch.device("cpu")
 
 
-def run(monkeypatch, capsys, *words):
-    """What the real `bench.py inference` prints; its exit code and errors where it stops."""
-    monkeypatch.setattr(sys, "argv", ["bench.py", "inference", *map(str, words)])
-    try:
-        runpy.run_path(str(ROOT / "bench.py"), run_name="__main__")
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+run = partial(run_bench, "inference")
 
 
 @pytest.fixture

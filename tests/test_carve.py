@@ -1,7 +1,5 @@
 """Cutting a smaller model out of a larger one: what is kept is kept exactly."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +11,7 @@ from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import init_weights
 from minibert.tokenizer import Tokenizer, train_tokenizer
-from test_train import ROOT
+from scripts import convert
 
 OLD = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", "##s", "the", "p", "##l"]
 NEW = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[SEP]", "playing", "the", "##ing", "zzz"]
@@ -72,19 +70,16 @@ def test_positions_are_the_first(tiny_config, random_batch):
         keep_positions(model, 33)
 
 
-def test_the_command_cuts_all_at_once(tiny_config, tmp_path):
+def test_the_command_cuts_all_at_once(tiny_config, tmp_path, monkeypatch, capsys):
     text = ["the small model reads words and the large one writes them"] * 4
     old, new = train_tokenizer(text, 60), train_tokenizer(text, 45)
     minibert.save(random_model(replace(tiny_config, vocab_size=old.vocab_size)), tmp_path / "large", old)
     new.save(tmp_path / "words")
-    command = [sys.executable, str(ROOT / "weights" / "convert.py"), str(tmp_path / "large")]
-    more = ["--layers", "1", "--feed-forward", "8", "--positions", "16",
-            "--tokenizer", str(tmp_path / "words")]
-    subprocess.run([*command, str(tmp_path / "small"), *more], check=True, capture_output=True)
+    assert convert(monkeypatch, tmp_path / "large", tmp_path / "small", "--layers", 1, "--feed-forward", 8,
+                   "--positions", 16, "--tokenizer", tmp_path / "words") == 0
     shape = minibert.load(tmp_path / "small").config
     assert (shape.layers, shape.intermediate_size, shape.max_positions, shape.vocab_size) == \
         (1, 8, 16, new.vocab_size)
     assert minibert.load_tokenizer(tmp_path / "small").sha256 == new.sha256
-    wrong = subprocess.run([*command, str(tmp_path / "no"), "--layers", "one"],
-                           capture_output=True, text=True)
-    assert wrong.returncode == 2 and "--layers one" in wrong.stderr and not (tmp_path / "no").exists()
+    assert convert(monkeypatch, tmp_path / "large", tmp_path / "no", "--layers", "one") == 2
+    assert "--layers one" in capsys.readouterr().err and not (tmp_path / "no").exists()

@@ -22,6 +22,7 @@ from minibert.heads import MaskedLM
 from minibert.hub import load, save
 from minibert.model import init_weights
 from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from scripts import convert
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Config(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20)
@@ -38,20 +39,6 @@ def tokenizer():
     """Its tokenizer."""
     pieces = [*SPECIAL_TOKENS, *"abcdefghijklmnopq", *(f"##{c}" for c in "abcdefghijklmnopqr")]
     return Tokenizer({piece: i for i, piece in enumerate(pieces)})
-
-
-def convert(monkeypatch, *arguments):
-    """Runs weights/convert.py with these arguments in this process, and returns its exit code."""
-    from minibert.errors import run_script
-
-    namespace = {"__file__": str(ROOT / "weights/convert.py"), "__name__": "convert"}
-    exec(compile((ROOT / "weights/convert.py").read_text(), "convert.py", "exec"), namespace)
-    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-    try:
-        run_script(namespace["main"])
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def as_bin(folder, content=None):
@@ -237,6 +224,14 @@ for name in "someone/old", "someone/nothing", "no such name!":
     except minibert.UserError as error:
         print(str(error).replace("\\n", " // "))
 print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
+
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE = True
+print(type(minibert.load("someone/tiny")).__name__)
+try:
+    minibert.load("someone/else")
+except minibert.UserError as error:
+    print(error)
 """
     address, asked = hub
     environment = ENVIRONMENT | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"),
@@ -246,29 +241,15 @@ print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    total, old, nothing, odd, kind = done.stdout.splitlines()
+    total, old, nothing, odd, kind, cached, absent = done.stdout.splitlines()
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in model.parameters()), abs=1e-12)
-    assert "holds only pickled weights" in old and kind == "MaskedLM"
+    assert "holds only pickled weights" in old and kind == cached == "MaskedLM"
+    assert "no folder someone/else here, and it could not be downloaded" in absent
     assert nothing == ("there is no folder someone/nothing here, and no model of that name on the hub "
                        "that you can read")
     assert odd == "no such name! is not a folder, nor a model's name on the hub"
     assert not [path for path in asked if "other.safetensors" in path], (
         "a file that is not the model's was fetched")
-
-    # from the cache now, and what is not there is one sentence
-    offline = environment | {"HF_HUB_OFFLINE": "1"}
-    code = """
-import minibert
-print(type(minibert.load("someone/tiny")).__name__)
-try:
-    minibert.load("someone/else")
-except minibert.UserError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path,
-                          capture_output=True, text=True)
-    kind, *rest = done.stdout.splitlines()
-    assert kind == "MaskedLM" and len(rest) == 1 and "could not be downloaded" in rest[0], done.stderr
 
 
 def test_tokenising_does_not_import_torch():

@@ -239,7 +239,7 @@ def test_resume_is_exact_to_the_bit(folder, tmp_path):
     """Stopped by SIGTERM in the second of two seeds, and taken up again:
     the same weights and the same rows.
     """
-    more = dict(seeds=2, epochs=8, dropout=0.1, **{"checkpoint-every": 5})
+    more = dict(seeds=2, epochs=3, dropout=0.1, **{"checkpoint-every": 5})
     finetune.main(options(folder, "reviews.csv", tmp_path / "a", **more))
     out = tmp_path / "b"
     command = [sys.executable, str(ROOT / "finetune.py"), *options(folder, "reviews.csv", out, **more)]

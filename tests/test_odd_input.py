@@ -106,7 +106,7 @@ def test_a_vocabulary_above_65_535_is_trained_on(tmp_path):
     assert len(test_train.rows(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("changed", [{"batch": 1}, {"batch": 200}, {"max-length": 3},
+@pytest.mark.parametrize("changed", [{"batch": 1}, {"batch": 80}, {"max-length": 3},
                                      {"max-length": 64, "batch": 1}])
 def test_small_corpora_and_batches(folder, tmp_path, changed):  # noqa: F811
     """Batches of one, and batches larger than the corpus, which then comes more than once in a step."""

@@ -1,7 +1,6 @@
 """ONNX export: padded equals packed, the file in ONNX Runtime equals the model, errors are one sentence."""
 
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import torch
 import minibert
 from minibert import onnx_export
 from minibert.config import Config
-from minibert.errors import UserError, run_script
+from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span
 from minibert.hub import load_config, save
 from minibert.model import Encoder
 from minibert.onnx_export import Padded, on_tokens, packed_outputs, pad, samples, save_onnx
 from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from scripts import convert
 
 ROOT = Path(__file__).parent.parent
 HEADS = [Encoder, MaskedLM, Classifier, Span]
@@ -39,17 +39,6 @@ def tokenizer():
     """One of 60 pieces."""
     pieces = [*SPECIAL_TOKENS, *(chr(97 + i) for i in range(26)), *(f"##{chr(97 + i)}" for i in range(26))]
     return Tokenizer({piece: i for i, piece in enumerate(pieces[:60])})
-
-
-def convert(monkeypatch, *arguments):
-    """Runs weights/convert.py in this process and returns its exit code."""
-    main = runpy.run_path(str(ROOT / "weights/convert.py"))["main"]
-    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-    try:
-        run_script(main)
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

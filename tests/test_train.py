@@ -22,6 +22,7 @@ from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import Encoder, init_weights
 from minibert.tokenizer import train_tokenizer
+from scripts import run_script
 
 ROOT = Path(train.__file__).parent
 WORDS = ("the", "a", "small", "large", "model", "teacher", "student", "learns", "reads", "writes", "words",
@@ -342,11 +343,11 @@ def test_a_run_in_use_is_refused(folder, tmp_path):
     refused(options(folder, tmp_path / "run", "--resume", steps=1, lr=2e-3), "--lr 0.001")
 
 
-def test_exit_code_two_without_traceback(folder, tmp_path):
+def test_exit_code_two_without_traceback(folder, tmp_path, monkeypatch, capsys):
     for argv in (["--no-such-option"], options(folder, tmp_path / "x", corpus=tmp_path / "none.txt")):
-        run = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], capture_output=True, text=True,
-                             env=os.environ | {"PYTHONPATH": str(ROOT)})
-        assert run.returncode == 2 and "Traceback" not in run.stderr and "error: " in run.stderr
+        assert run_script("train.py", monkeypatch, *argv) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said and "error: " in said
 
 
 def test_help_shows_three_examples(capsys):
