@@ -106,11 +106,11 @@ def test_a_vocabulary_above_65_535_is_trained_on(tmp_path):
     assert len(test_train.rows(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("changed", [{"batch": 1}, {"batch": 80}, {"max-length": 3},
+@pytest.mark.parametrize("changed", [{"batch": 1}, {"batch": 200, "steps": 1}, {"max-length": 3},
                                      {"max-length": 64, "batch": 1}])
 def test_small_corpora_and_batches(folder, tmp_path, changed):  # noqa: F811
     """Batches of one, and batches larger than the corpus, which then comes more than once in a step."""
-    argv = test_train.options(folder, tmp_path / "run", steps=2, **changed)
+    argv = test_train.options(folder, tmp_path / "run", **{"steps": 2} | changed)
     if changed.get("max-length") == 3:
         with pytest.raises(UserError, match="has no sequence of 12 tokens"):
             train.main(argv)
