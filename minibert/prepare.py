@@ -88,8 +88,13 @@ def check(paths: list[str | Path], wikitext: str, held_out: float) -> list[Sourc
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """The lines that `prepare` puts in the part "train", for training a vocabulary on them."""
+    """The lines that `prepare` puts in the part "train", for training a vocabulary on them; `UserError` for a
+    pipe, which would be empty when `prepare` reads it again.
+    """
     for source in check(paths, wikitext, held_out):
+        if source.path.is_fifo():
+            raise UserError(f"{source.path} is a pipe, which can be read only once: a vocabulary and then tokens "
+                            "need a file")
         in_held_out = False
         for chunk in read_chunks(source, wikitext):
             for i, document in enumerate(documents(chunk)):

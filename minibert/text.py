@@ -124,7 +124,8 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
                     border = (BLANK_LINE if kind == "text" else HEADING_LINE).match(buffer, 0, end)
                     end = border.end() if border else end
                 data = bytes(buffer[:end])
-                yield Chunk(data, str(source.path), kind, line, continues, raw.tell())
+                yield Chunk(data, str(source.path), kind, line, continues,
+                            raw.tell() if raw.seekable() else source.size)  # a pipe has no place
                 line += data.count(b"\n")
                 continues = kind != "jsonl" and border is None
                 del buffer[:end]

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -299,6 +300,21 @@ def test_the_script_trains_a_vocabulary_and_prepares(tmp_path):
     again = run("a.txt", "--tokenizer", "out/tokenizer", "--out", "out", cwd=tmp_path, env=environment)
     assert again.returncode == 2 and again.stderr.startswith("error: out exists already")
     assert "Traceback" not in again.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_pipe_is_read_like_a_file_but_only_once(tmp_path):
+    content = sample_text(20)
+    prepare([write(tmp_path / "file.txt", content)], TOKENIZER, tmp_path / "a", report=None)
+    os.mkfifo(tmp_path / "pipe.txt")
+    writer = threading.Thread(target=(tmp_path / "pipe.txt").write_text, args=(content,))
+    writer.start()
+    prepare([tmp_path / "pipe.txt"], TOKENIZER, tmp_path / "b", report=None)
+    writer.join()
+    tokens = [(tmp_path / out / "train-00000.tokens").read_bytes() for out in "ab"]
+    assert tokens[0] == tokens[1] != b""
+    with pytest.raises(UserError, match="pipe.txt is a pipe"):
+        list(training_lines([tmp_path / "pipe.txt"]))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
