@@ -11,7 +11,6 @@ note: torch is imported when the measuring is over; the processes whose memory i
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import shutil
 import statistics
@@ -23,16 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibert.contenders import contender, rate, ratios, serve, told
+from minibert.corpus import open_corpus, read_description
 from minibert.errors import UserError
 from minibert.options import at_least_one, numbers, option
 from minibert.prepare import POOL_BYTES, check, cores, prepare
 from minibert.python_docs import python_docs, split_docs
+from minibert.randomness import samples_of_step
 from minibert.text import documents, read_chunks
 from minibert.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "weights" / "teacher"
 LINES = 1000  # the peer's batch, the default of `datasets.map`; smaller and larger ones are not faster
 SAMPLING = 0.01  # seconds between two looks at the memory
+STEPS, BATCH = 1000, 32  # of the reading
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class DataBench:
     workers: int | None = option(None, "processes of ours, threads of the peer (default: all cores)")
     megabytes: float = option(16.0, "text of one turn, in 10^6 bytes: the texts are repeated or cut to it")
     rounds: int = option(5, "turns of each contender after the warm-up")
-    growth: str | None = option(None, "instead of speeds: peak memory of ours at these sizes of text in MB, "
-                                       "as 10,100,1000")
+    growth: str | None = option(None, "instead of speeds: peak memory of ours, preparing and reading, at "
+                                       "these sizes of text in MB, as 10,100,1000")
 
     def __post_init__(self):
         at_least_one(self, "rounds", "workers")
@@ -98,15 +100,19 @@ def repeat(source: Path, target: Path, size: float) -> None:
                         f"{error.strerror}; name another folder in TMPDIR") from None
 
 
+def prepared(text: Path) -> Path:
+    """Where `prepare` puts the tokens of `text`."""
+    return text.with_suffix(".prepared")
+
+
 def our_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
     """Seconds and tokens of `prepare` as data/prepare.py runs it, from starting workers to flushing files."""
-    out = text.with_suffix(".prepared")
+    out = prepared(text)
+    shutil.rmtree(out, ignore_errors=True)  # of the turn before
     begun = time.perf_counter()
     prepare([text], tokenizer, out, wikitext="no", jobs=workers, report=None)
     seconds = time.perf_counter() - begun
-    parts = json.loads((out / "corpus.json").read_text(encoding="utf-8"))["parts"]
-    shutil.rmtree(out)
-    return seconds, sum(part["tokens"] for part in parts.values())
+    return seconds, sum(part["tokens"] for part in read_description(out)["parts"].values())
 
 
 def peers_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
@@ -124,7 +130,21 @@ def peers_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, i
     return seconds, tokens
 
 
-TURNS = {"minibert": our_turn, "tokenizers": peers_turn}
+def reading_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
+    """Seconds and tokens of what training takes from the prepared text:
+    the corpus opened, and the sequences of `STEPS` steps from all over it.
+    """
+    begun = time.perf_counter()
+    corpus = open_corpus(prepared(text), tokenizer=tokenizer, parts=("train", "held-out"), min_length=3)
+    tokens = 0
+    for step in range(STEPS):
+        for i in samples_of_step(step, BATCH, len(corpus), seed=0):
+            tokens += corpus.tokens(i).copy().size
+    return time.perf_counter() - begun, tokens
+
+
+COMPARED = {"minibert": our_turn, "tokenizers": peers_turn}
+TURNS = COMPARED | {"reading": reading_turn}
 
 
 def worker(kind: str, text: Path, tokenizer: str, workers: int, pipe) -> None:
@@ -184,10 +204,10 @@ def mebibytes(size: int | None) -> str:
 def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list[dict], dict]:
     """Both contenders in turn: rows for the table, figures for the JSON line."""
     size = text.stat().st_size
-    seconds, memory, counts = {kind: [] for kind in TURNS}, {}, {}
+    seconds, memory, counts = {kind: [] for kind in COMPARED}, {}, {}
     with contextlib.ExitStack() as stack:
         all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, workers))
-                       for kind in TURNS}
+                       for kind in COMPARED}
         for kind, (pid, turn) in all_of_them.items():  # the warm-up; watching disturbs no time there
             memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_memory(pid, turn))
         if len(set(counts.values())) > 1:
@@ -198,7 +218,7 @@ def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list
                 seconds[kind].append(told(f"round {number + 1} of {rounds}, {kind}", turn)[0])
     times = ratios(seconds["tokenizers"], seconds["minibert"])
     figures, rows = {}, []
-    for kind in TURNS:
+    for kind in COMPARED:
         middle, spread = rate(size / 1e6, seconds[kind])
         figures[kind] = {"megabytes_per_second": middle, "spread": spread,
                          "peak_anonymous_bytes": memory[kind]}
@@ -211,17 +231,22 @@ def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list
 
 
 def grow(base: Path, sizes: list[float], tokenizer: str, workers: int) -> tuple[list[dict], dict]:
-    """`prepare` on more and more text, each in a new process: rows for the table, figures for JSON."""
+    """`prepare` on more and more text, and reading it as training does, each in a new process:
+    rows for the table, figures for JSON.
+    """
     rows, figures, text = [], [], base.with_name("grown.txt")
     for megabytes in sizes:
         repeat(base, text, megabytes * 1e6)
         size = text.stat().st_size
         with contender(worker, "minibert", text, tokenizer, workers) as (pid, turn):
             peak, seconds, tokens = told(f"{size / 1e6:,.0f} MB", lambda: peak_memory(pid, turn))
+        with contender(worker, "reading", text, tokenizer, workers) as (pid, turn):
+            reading = peak_memory(pid, turn)[0]
         figures.append({"text_bytes": size, "tokens": tokens, "seconds": seconds,
-                        "peak_anonymous_bytes": peak})
+                        "peak_anonymous_bytes": peak, "reading_peak_anonymous_bytes": reading})
         rows.append({"text": f"{size / 1e6:,.0f} MB", "tokens": f"{tokens:,}",
-                     "peak anonymous memory": mebibytes(peak), "MB/s": f"{size / 1e6 / seconds:.2f}"})
+                     "peak anonymous memory": mebibytes(peak), "reading it": mebibytes(reading),
+                     "MB/s": f"{size / 1e6 / seconds:.2f}"})
     return rows, {"growth": figures}
 
 
