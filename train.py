@@ -135,7 +135,7 @@ class Options:
     teacher_layer: int | None = option(None, "the teacher layer, from 1, that the student's last imitates "
                                        "(minilm, minilmv2; default: the last)")
     relation_heads: int | None = option(None, "heads that queries, keys and values are cut into (minilmv2; "
-                                        "default: 48)")
+                                        "default: 48, or the most below that divide both widths)")
     optimizer: str | None = option(None, f"default: {by_method('optimizer')}", choices=("adamw", "lamb"))
     lr: float | None = option(None, f"peak learning rate (default: {by_method('lr')})")
     warmup: float | None = option(None, f"share of steps that warm up (default: {by_method('warmup')})")

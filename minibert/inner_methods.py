@@ -38,7 +38,7 @@ class InnerWeights:
     q_relation: float = 1.0  # minilmv2
     k_relation: float = 1.0  # minilmv2
     v_relation: float = 1.0  # minilmv2
-    relation_heads: int = 48  # minilmv2: R; published: 48 for base teachers, 64 for large ones
+    relation_heads: int | None = None  # minilmv2: R; None: see `relation_heads`
     teacher_layer: int | None = None  # minilm, minilmv2: from 1; None: the last
 
 
@@ -107,17 +107,26 @@ def minilm(student: nn.Module, teacher: nn.Module, step: Step, weights: InnerWei
     return _share(sums, weights, step)
 
 
+def relation_heads(weights: InnerWeights, *widths: int) -> int:
+    """R of MiniLMv2 for a student and a teacher of these widths: the number given, or the published 48, or
+    where that does not divide both widths the largest number below that does (24 for 312 and 768).
+    """
+    fit = (r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
+    return weights.relation_heads or next(fit)
+
+
 def minilmv2(student: nn.Module, teacher: nn.Module, step: Step, weights: InnerWeights,
              micro: MicroBatch) -> tuple[Tensor, dict]:
     """MiniLMv2 (Wang et al. 2021): relations among queries, among keys and among values of the same two
-    layers, in `weights.relation_heads` heads, whatever the models' own.
+    layers, in `relation_heads` heads, whatever the models' own.
 
     note: the scale of the softmax is 1 / sqrt(D / R), as in MiniLM; not checked against the paper.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *_compared(student, teacher, weights, micro)):
         if getattr(weights, f"{name}_relation"):
-            x, t_x = split_heads(x, weights.relation_heads), split_heads(t_x, weights.relation_heads)
+            heads = relation_heads(weights, x.flatten(1).shape[1], t_x.flatten(1).shape[1])
+            x, t_x = split_heads(x, heads), split_heads(t_x, heads)
             sums[f"{name}_relation"] = relation_sum(x, x, t_x, t_x, micro.batch)
     return _share(sums, weights, step)
 
@@ -148,7 +157,8 @@ def check_fit(method: str, student: Config, teacher: Config, weights: InnerWeigh
         raise UserError(f"the teacher has layers 1 to {teacher.layers}, and none {weights.teacher_layer}")
     if method == "minilmv2":
         widest = math.gcd(student.attention_size, teacher.attention_size)
-        if weights.relation_heads < 1 or widest % weights.relation_heads:
+        if weights.relation_heads is not None and (weights.relation_heads < 1
+                                                   or widest % weights.relation_heads):
             fit = [r for r in range(1, widest + 1) if widest % r == 0]
             raise UserError(f"{weights.relation_heads} relation heads do not divide the widths "
                             f"{student.attention_size} and {teacher.attention_size}; "

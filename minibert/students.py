@@ -227,6 +227,9 @@ def check_student(options, weights, student: Config, teacher: Config) -> None:
     if options.method == "tinybert":
         g = imitated_layers(student.layers, teacher.layers, weights.layers)
         say("student layer imitates teacher layer:", ", ".join(f"{m} {g[m]}" for m in range(1, len(g))))
+    if options.method == "minilmv2":
+        heads = inner_methods.relation_heads(weights, student.attention_size, teacher.attention_size)
+        say(f"relations in {heads} heads")
 
 
 def with_dropout(model: MaskedLM, **changed) -> MaskedLM:

@@ -15,7 +15,7 @@ from minibert.batch import pack
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.inner_losses import attention_sum, hidden_sum, imitated_layers, relation_sum, split_heads
-from minibert.inner_methods import (METHODS, TERMS, InnerWeights, Learner, Projections, check_fit,
+from minibert.inner_methods import (METHODS, TERMS, InnerWeights, Learner, Projections, check_fit, relation_heads,
                                     term_counts)
 from minibert.model import Encoder, init_weights
 from minibert.optim import adamw
@@ -278,6 +278,7 @@ def test_models_that_do_not_fit_are_refused(tiny_config):
             ("minilmv2", wide, replace(WEIGHTS, teacher_layer=5), "and none 5"),
             ("minilmv2", replace(wide, hidden_size=36), WEIGHTS, None),
             ("minilmv2", replace(wide, hidden_size=30), replace(WEIGHTS, relation_heads=5), "1, 2, 3, 6$"),
+            ("minilmv2", replace(wide, hidden_size=30), replace(WEIGHTS, relation_heads=None), None),
             ("minilm", wide, InnerWeights(attention_relation=0, value_relation=0), "weight 0"),
             ("tinybert", replace(wide, heads=2), replace(WEIGHTS, attention=0.0), None)):
         if match is None:
@@ -285,6 +286,12 @@ def test_models_that_do_not_fit_are_refused(tiny_config):
         else:
             with pytest.raises(UserError, match=match):
                 check_fit(method, student, wide, weights)
+
+
+@pytest.mark.parametrize("widths, heads", [((768, 384), 48), ((1024, 768), 32), ((312, 768), 24), ((7, 11), 1)])
+def test_relation_heads_by_default(widths, heads):
+    assert relation_heads(InnerWeights(), *widths) == heads
+    assert relation_heads(InnerWeights(relation_heads=2), *widths) == 2
 
 
 @pytest.mark.parametrize("method", METHODS)
