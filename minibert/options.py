@@ -51,6 +51,22 @@ def at_least_one(options, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
+def within(options, low: float, high: float, *names: str, open_low: bool = False,
+           open_high: bool = False) -> None:
+    """`UserError` where one of these options is given and is no number from `low` to `high`.
+
+    `open_low`, `open_high`: nor that end itself, as is always so of infinity.
+    """
+    open_high = open_high or high == math.inf
+    upper = "finite" if high == math.inf else f"{'below' if open_high else 'at most'} {high:g}"
+    for name in names:
+        value = getattr(options, name)
+        if not (value is None or low < value < high or value == low and not open_low
+                or value == high and not open_high):
+            raise UserError(f"--{name.replace('_', '-')} must be {'above' if open_low else 'at least'} {low:g} "
+                            f"and {upper}, not {value:g}")
+
+
 def numbers(option: str, text: str, kind: Callable = int) -> list:
     """The numbers of an option like 0,2,5."""
     try:
