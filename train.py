@@ -31,7 +31,7 @@ from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.masking import SELECTIONS, smoothed_weights
 from minibert.methods import Weights
 from minibert.optim import OPTIMIZERS, learning_rate, warmup_steps
-from minibert.options import at_least_one, numbers, option, parse, term_weights
+from minibert.options import at_least_one, numbers, option, parse, term_weights, within
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import (append_row, check_corpus, cut_metrics, end_stopped, last_tokens, open_run,
@@ -40,7 +40,7 @@ from minibert.runtime import PRECISIONS, Runtime, compile_encoder, describe, sta
 from minibert.schedules import (SCHEDULES, TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at,
                                 stage_weights, stages)
 from minibert.step import skipped_running, training_step
-from minibert.students import load_models
+from minibert.students import check_read, load_models
 from minibert.tokenizer import Tokenizer
 from minibert.transfer import TransferWeights
 
@@ -165,12 +165,14 @@ class Options:
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")
-        if self.mask_share is not None and not (0 if self.method in INNER else 1e-9) <= self.mask_share < 1:
-            raise UserError("--mask-share must be between 0 and 1")
-        if self.transfer_share is not None and not 0 < self.transfer_share < 1:
-            raise UserError("--transfer-share must be between 0 and 1")
-        if not self.epochs > 0 or (self.temperature is not None and not self.temperature > 0):
-            raise UserError("--epochs and --temperature must be above 0")
+        within(self, 0, math.inf, "lr", "weight_decay", "eval_every")
+        within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
+        within(self, 0, 1, "warmup")
+        within(self, 0, 1, "beta2", open_high=True)
+        within(self, 0, 1, "mask_share", open_low=self.method not in INNER, open_high=True)
+        within(self, 0, 1, "transfer_share", open_low=True, open_high=True)
+        if self.schedule == "akt" and self.transfer_share is not None:
+            raise UserError("--transfer-share goes with --schedule jkt and pkt: akt has no transfer of its own")
         for name, of in ONLY_FOR.items():
             if getattr(self, name) not in (None, False) and self.method not in of:
                 raise UserError(f"--{name.replace('_', '-')} goes with --method {' or '.join(of)}, "
@@ -192,6 +194,7 @@ ONLY_FOR = {"temperature": ("distilbert", "mobilebert"), "kl_masked_only": ("dis
 
 def resolve(options: Options) -> Options:
     """The same with the method's defaults filled in."""
+    check_read(options)
     defaults = METHOD_DEFAULTS[options.method]
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
@@ -200,12 +203,16 @@ def resolve(options: Options) -> Options:
 def loss_weights(options: Options) -> Weights | InnerWeights | TransferWeights:
     """The weights of the method's terms and what else it can be told: as published but for the options."""
     kind = {methods: Weights, inner_methods: InnerWeights, transfer: TransferWeights}[FAMILY[options.method]]
-    told = term_weights(options.weights, FAMILY[options.method].TERMS[options.method], options.method)
+    terms = FAMILY[options.method].TERMS[options.method]
+    told = term_weights(options.weights, terms, options.method)
     settings = {"temperature": options.temperature, "kl_masked_only": options.kl_masked_only or None,
                 "teacher_layer": options.teacher_layer, "relation_heads": options.relation_heads,
                 "layers": options.imitate and tuple(numbers("--imitate", options.imitate))}
     told |= {name: value for name, value in settings.items() if value is not None}
-    return kind(**told)
+    weights = kind(**told)
+    if terms and not any(getattr(weights, name) for name in terms):
+        raise UserError(f"every term of {options.method} has weight 0: nothing would be learned")
+    return weights
 
 
 # ---------------------------------------------------------------- data

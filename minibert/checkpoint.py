@@ -55,6 +55,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
             shutil.rmtree(target)
         os.replace(partial, target)
         fsync(folder)
+        for later, damaged in checkpoints(folder):
+            if later > step:  # the run went back before it, and it would count as one of the two kept
+                shutil.rmtree(damaged)
         for _, old in checkpoints(folder)[2:]:
             shutil.rmtree(old)
         for left_over in folder.glob("*.partial"):

@@ -63,8 +63,8 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
         value = getattr(options, name)
         if not (value is None or low < value < high or value == low and not open_low
                 or value == high and not open_high):
-            raise UserError(f"--{name.replace('_', '-')} must be {'above' if open_low else 'at least'} {low:g} "
-                            f"and {upper}, not {value:g}")
+            raise UserError(f"--{name.replace('_', '-')} must be {'above' if open_low else 'at least'} "
+                            f"{low:g} and {upper}, not {value:g}")
 
 
 def numbers(option: str, text: str, kind: Callable = int) -> list:

@@ -93,8 +93,8 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
     """
     for source in check(paths, wikitext, held_out):
         if source.path.is_fifo():
-            raise UserError(f"{source.path} is a pipe, which can be read only once: a vocabulary and then tokens "
-                            "need a file")
+            raise UserError(f"{source.path} is a pipe, which can be read only once: a vocabulary and then "
+                            "tokens need a file")
         in_held_out = False
         for chunk in read_chunks(source, wikitext):
             for i, document in enumerate(documents(chunk)):

@@ -115,16 +115,15 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: R
     with runtime.autocast():
         logits = model(pack(ids, segments).to(runtime.device))  # (N, V)
     at = ids[0].index(tokenizer.mask_id)
-    return [tokenizer.id_to_piece(i) for i in logits[at].topk(best).indices.tolist()]
+    return [tokenizer.id_to_piece(i) for i in logits[at, :tokenizer.vocab_size].topk(best).indices.tolist()]
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws each term of metrics.jsonl over tokens seen; False where matplotlib is not installed."""
-    plt = pyplot()
-    if plt is None:
-        return False
-    rows = rows_up_to(metrics)
+    """Draws each term of metrics.jsonl over tokens seen; False where there are no rows or no matplotlib."""
+    plt, rows = pyplot(), rows_up_to(metrics)
     terms = [t for t in (*TERMS, "accuracy") if any(t in row for row in rows)]
+    if plt is None or not terms:
+        return False
     figure, axes = plt.subplots(1, len(terms), figsize=(4 * len(terms), 3), squeeze=False)
     for axis, term in zip(axes[0], terms):
         axis.plot(*zip(*((row["tokens"] / 1e6, row[term]) for row in rows if term in row)),

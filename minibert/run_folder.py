@@ -22,7 +22,7 @@ from minibert.errors import UserError
 def stop_requests() -> Iterator[list[int]]:
     """SIGTERM and SIGINT fill a list instead of ending the process, so that a loop can end its step first.
 
-    What comes after the loop is ended by them as usual.
+    What comes after the loop is ended by them as usual, also by one that came too late for the loop to see.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -32,6 +32,8 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+    if stop:
+        signal.raise_signal(stop[0])
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:

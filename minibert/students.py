@@ -140,6 +140,26 @@ def with_new_mlm_head(encoder: nn.Module, seed: int) -> MaskedLM:
     return model
 
 
+def check_read(options) -> None:
+    """`UserError` for options of train.py that make a student, or its start, where they would not be read."""
+    whole = options.student is not None and options.student not in PRESETS
+    unread = {}
+    if whole:
+        unread = dict.fromkeys(("layers", "layer_map", "init", "token_types"),
+                               f"--student {options.student} is a model as it is")
+    elif options.method == "mlm" and options.teacher is None:
+        unread = dict.fromkeys(("layer_map", "token_types", *["init"] * (options.init == "teacher")),
+                               "a preset without --teacher starts at random")
+    elif options.method == "mobilebert":
+        unread = dict.fromkeys(("layer_map", "token_types"),
+                               "a MobileBERT starts with its teacher's embeddings and new layers")
+        if options.student is None:
+            unread["layers"] = "a MobileBERT has the layers of its teacher"
+    for name, why in unread.items():
+        if getattr(options, name) not in (None, "fold"):
+            raise UserError(f"--{name.replace('_', '-')} would not be read: {why}")
+
+
 def load_models(options, weights, bundled_teacher: Path):
     """Student, teacher (None where there is none) and tokenizer, as the options of train.py say;
     `weights` are those of its method's terms.
@@ -153,11 +173,19 @@ def load_models(options, weights, bundled_teacher: Path):
         teacher = load(name, head="encoder" if options.method in inner_methods.METHODS else "mlm")
         tokenizer = load_tokenizer(name)
         student = make_student(options, weights, teacher)
+        check_same_pieces(options.student, tokenizer)
     check_pieces(tokenizer, student.config, name)
     if options.max_length > student.config.max_positions:
         raise UserError(f"--max-length {options.max_length} is more than the model's "
                         f"{student.config.max_positions} positions")
     return with_dropout(student, **dropouts(options)), teacher, tokenizer
+
+
+def check_same_pieces(student: str | None, tokenizer: Tokenizer) -> None:
+    """`UserError` where a student that is a folder has another vocabulary than the teacher's tokenizer."""
+    if student and student not in PRESETS and load_tokenizer(student).sha256 != tokenizer.sha256:
+        raise UserError(f"--student {student} has another tokenizer than its teacher: the same ids would be "
+                        "other words; start from a preset, or from a student of this teacher")
 
 
 def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
@@ -171,7 +199,8 @@ def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
             raise UserError(f"--student {name} starts without a vocabulary: "
                             "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
         tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-        config = replace(preset(name), vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
+        config = replace(preset(name), vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id,
+                         **({"layers": options.layers} if options.layers else {}))
         return from_scratch(config, options.seed), tokenizer
     tokenizer, student = load_tokenizer(name), load(name)
     if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
@@ -219,6 +248,9 @@ def check_student(options, weights, student: Config, teacher: Config) -> None:
     """`UserError` where the method cannot compare the two; says which layers it will."""
     if options.method == "distilbert":
         check_fit(student, teacher)
+    if options.method == "mlm" and student.vocab_size != teacher.vocab_size:  # the KL to it is reported
+        raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
+                        f"{teacher.vocab_size}; leave out --teacher to train this student alone")
     if options.method == "mobilebert":
         transfer.check_fit(student, teacher, weights)
     if options.method not in inner_methods.METHODS:

@@ -55,6 +55,8 @@ def find_sources(paths: list[str | Path]) -> list[Source]:
     """The text files of `paths`, folders in sorted order, without prepared corpora in them."""
     sources = []
     for path in map(Path, paths):
+        if (path / "corpus.json").exists():
+            raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
         if path.is_dir():
             found = [file for file in walk(path) if text_suffix(file) in SUFFIXES]
             if not found:

@@ -72,6 +72,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tiny_config, tmp_
     assert len(said) == 1 and "step-10" in said[0]
 
 
+def test_a_damaged_one_is_not_counted_among_those_kept(tiny_config, tmp_path):
+    """The run went back before it: two whole ones are kept."""
+    model, optimizer = trained(tiny_config)
+    for step in (5, 10, 6):
+        save_checkpoint(tmp_path, step, model, optimizer, {})
+    assert [step for step, _ in checkpoints(tmp_path)] == [6, 5]
+
+
 def test_all_damaged_or_foreign_is_an_error(tiny_config, tmp_path):
     model, optimizer = trained(tiny_config)
     save_checkpoint(tmp_path, 5, model, optimizer, {})

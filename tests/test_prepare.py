@@ -172,6 +172,8 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         find_sources([tmp_path / "empty"])
     with pytest.raises(UserError, match="gone.txt does not exist"):
         find_sources([tmp_path / "gone.txt"])
+    with pytest.raises(UserError, match="done is a prepared corpus, not text"):
+        find_sources([folder, folder / "done"])
     (tmp_path / "endless.txt").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="endless.txt is a device"):
         find_sources([tmp_path / "endless.txt"])

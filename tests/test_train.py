@@ -17,11 +17,13 @@ import torch
 import minibert
 import train
 from minibert import inner_methods
+from minibert.checkpoint import save_checkpoint
 from minibert.config import PRESETS
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import Encoder, init_weights
-from minibert.tokenizer import train_tokenizer
+from minibert.prepare import prepare
+from minibert.tokenizer import Tokenizer, train_tokenizer
 from scripts import run_script
 
 ROOT = Path(train.__file__).parent
@@ -266,7 +268,6 @@ def test_sigterm_writes_a_checkpoint_and_resume_goes_on(folder, tmp_path):
 
 
 def test_mlm_from_scratch_and_from_a_folder(folder, tmp_path):
-    from minibert.prepare import prepare
     tokenizer = minibert.load_tokenizer(folder / "teacher")
     prepare([folder / "corpus.txt"], tokenizer, tmp_path / "prepared", report=lambda *_: None)
     train.main(options(folder, tmp_path / "scratch", "--method", "mlm", "--student", "bert-L2-H128",
@@ -322,6 +323,73 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     refused(options(folder, tmp_path / "x", "--method", "minilm", "--init", "teacher"), "12 heads")
 
 
+def test_options_that_would_not_be_read_are_refused(folder, tmp_path):
+    teacher = str(folder / "teacher")
+    for more, changed, words in (
+            (("--student", teacher, "--layers", "1"), {}, ("--layers", "as it is")),
+            (("--student", teacher, "--init", "random"), {}, ("--init", "as it is")),
+            (("--student", teacher, "--token-types", "drop"), {}, ("--token-types", "as it is")),
+            (("--method", "mlm", "--student", "bert-L2-H128", "--layer-map", "0,1"), {"teacher": None},
+             ("--layer-map", "at random")),
+            (("--method", "mobilebert", "--layers", "2"), {}, ("--layers", "of its teacher")),
+            (("--method", "mobilebert", "--schedule", "akt", "--transfer-share", "0.5"), {}, ("akt",))):
+        refused(options(folder, tmp_path / "x", *more, **changed), *words)
+
+
+def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
+    prepare([folder / "corpus.txt"], minibert.load_tokenizer(folder / "teacher"), tmp_path / "prepared",
+            report=None)
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", "bert-L2-H128", "--layers", "1",
+                       teacher=None, corpus=tmp_path / "prepared", steps=1))
+    assert minibert.load(tmp_path / "run" / "model").config.layers == 1
+
+
+@pytest.mark.parametrize("more", [
+    ("--clip", "0"), ("--clip", "-1"), ("--beta2", "1"), ("--epochs", "inf"), ("--weight-decay", "-0.1"),
+    ("--lr", "nan"), ("--warmup", "1.5"), ("--eval-every", "-1"), ("--transfer-share", "1"),
+    ("--weights", "kl=0", "mlm=0", "cosine=0")])
+def test_numbers_that_train_nothing_or_break_the_run_are_refused(folder, tmp_path, more):
+    refused(options(folder, tmp_path / "x", *more), more[0] if more[0] != "--weights" else "weight 0")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_student_of_other_words_is_refused(folder, tmp_path):
+    """As many pieces in another order, and pieces more than the teacher's."""
+    model, words = minibert.load(folder / "teacher"), minibert.load_tokenizer(folder / "teacher")
+    pieces = [words.id_to_piece(i) for i in range(words.vocab_size)]
+    pieces[-1], pieces[-2] = pieces[-2], pieces[-1]
+    minibert.save(model, tmp_path / "other", Tokenizer({piece: i for i, piece in enumerate(pieces)}))
+    refused(options(folder, tmp_path / "x", "--student", str(tmp_path / "other")), "other", "tokenizer")
+    larger = init_weights(MaskedLM(dataclasses.replace(model.config, vocab_size=words.vocab_size + 1)))
+    minibert.save(larger, tmp_path / "larger", words)
+    refused(options(folder, tmp_path / "x", "--method", "mlm", "--student", str(tmp_path / "larger")), "vocabulary")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_the_last_step_stops(folder, tmp_path, monkeypatch, sign):
+    """It comes when the last checkpoint is written: nothing is lost, and the closing evaluation does not run."""
+    class Terminated(Exception):
+        pass
+
+    def end(*_):
+        raise Terminated
+
+    def save(*given):
+        save_checkpoint(*given)
+        os.kill(os.getpid(), sign)
+
+    monkeypatch.setattr(train, "save_checkpoint", save)
+    before = signal.signal(signal.SIGTERM, end)
+    with pytest.raises(KeyboardInterrupt if sign == signal.SIGINT else Terminated):
+        train.main(options(folder, tmp_path / "run", steps=1))
+    signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "run" / "checkpoint" / "step-1").is_dir()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    monkeypatch.undo()
+    train.main(options(folder, tmp_path / "run", "--resume", steps=1))
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 def test_a_truncated_teacher_is_named(folder, tmp_path):
     shutil.copytree(folder / "teacher", tmp_path / "cut")
     os.truncate(tmp_path / "cut" / "model.safetensors", 3000)
@@ -329,7 +397,6 @@ def test_a_truncated_teacher_is_named(folder, tmp_path):
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(folder, tmp_path):
-    from minibert.prepare import prepare
     other = train_tokenizer(["quite another set of words entirely"] * 3, 60)
     prepare([folder / "corpus.txt"], other, tmp_path / "prepared", report=lambda *_: None)
     refused(options(folder, tmp_path / "x", corpus=tmp_path / "prepared"), "tokenizer")
