@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import minibert
 from minibert import report
 from minibert.checkpoint import load_checkpoint, save_checkpoint
-from minibert.disk import read_json, write_json
+from minibert.disk import disk_errors, read_json, write_json
 from minibert.errors import UserError, run_script
 from minibert.examples import Drawn, Examples, draw
 from minibert.feed import ahead
@@ -42,6 +41,7 @@ from minibert.task_data import Split, dev_of, judge, read_task, some_of
 from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
 from minibert.task_report import evaluate_only, finish, shown
 from minibert.tasks import TASKS, Task
+from minibert.weight_files import write_tensors
 
 EXAMPLES = """examples:
   python finetune.py --model weights/teacher --task reviews.csv --out runs/reviews        your own texts (CPU)
@@ -190,7 +190,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
             seconds = state.get("seconds", 0.0)  # of the sessions before this one
             say(f"{stage.name}: resuming after step {done}")
     if runtime.is_writer:
-        out.mkdir(parents=True, exist_ok=True)
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
     progress, skipped = report.Progress(steps, done, runtime.is_writer), 0
 
@@ -270,7 +271,7 @@ def intermediate(seed: int, options: Options, task: Task, examples: Examples, te
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, options, task, tokenizer, runtime, out)["seconds"]
         if runtime.is_writer:
-            save_file(projections.state_dict(), out / "projections.safetensors")
+            write_tensors(out / "projections.safetensors", projections.state_dict())
             minibert.save(student, out / "model", tokenizer, format="auto", card=card_of(options, task)
                           + " Its task head is not trained yet.")
             write_json(out / "result.json", {"seconds": seconds})

@@ -17,9 +17,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import finetune
 import minibert
+from minibert import weight_files
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, Span
 from minibert.model import init_weights
@@ -303,6 +305,26 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     finetune.main(options(folder, "reviews.csv", tmp_path / "used", epochs=1))
     refused(options(folder, "reviews.csv", tmp_path / "used", epochs=1), "--resume")
     refused(options(folder, "reviews.csv", tmp_path / "used", "--resume", epochs=2), "--epochs")
+
+
+def test_projections_on_a_full_disk_are_one_sentence(folder, tuned, tmp_path, monkeypatch):
+    save = weight_files.save_file
+
+    def full(tensors, path, *more):  # what safetensors says on a disk that is
+        if path.name.startswith("projections"):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(tensors, path, *more)
+
+    monkeypatch.setattr(weight_files, "save_file", full)
+    refused(options(folder, "reviews.csv", tmp_path / "run", method="tinybert", epochs=1,
+                    teacher=tuned / "reviews" / "model", **{"intermediate-epochs": 0.1}),
+            "disk is full", "projections.safetensors")
+
+
+def test_a_seed_whose_folder_cannot_be_made_is_one_sentence(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "seed-1").touch()
+    refused(options(folder, "reviews.csv", tmp_path / "run"), "seed-1 cannot be written")
 
 
 def test_help_shows_three_examples(capsys):
