@@ -32,7 +32,7 @@ from minibert.hub import load_config
 from minibert.inner_methods import (TERMS, InnerWeights, Learner, Projections, check_fit, term_counts,
                                     tinybert)
 from minibert.optim import adamw, learning_rate, warmup_steps
-from minibert.options import at_least_one, numbers, option, parse, term_weights
+from minibert.options import at_least_one, numbers, only_for, option, parse, term_weights, within
 from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run, read_result, say,
                                  stop_requests)
 from minibert.runtime import PRECISIONS, describe, start, trim_heap
@@ -67,13 +67,15 @@ class Options:
         "intermediate stage before, its embeddings, hidden states and attention",
         choices=("kd", "pkd", "tinybert"))
     alpha: float | None = option(None, "share of the teacher's outputs in the loss; the labels have the rest "
-                                 "(default: 0.5; tinybert: 1, no labels)")
+                                 "(default: 0.5; tinybert, --transfer: 1, no labels)")
     temperature: float | None = option(None, "temperature of the teacher's outputs (default: 2; tinybert: 1)")
-    beta: float = option(100.0, "weight of the [CLS] states (pkd)")
-    patience: str = option("skip", "teacher layers they are taken from (pkd)", choices=("skip", "last"))
+    beta: float | None = option(None, "weight of the [CLS] states (pkd; default: 100)")
+    patience: str | None = option(None, "teacher layers they are taken from (pkd; default: skip)",
+                                  choices=("skip", "last"))
     intermediate_epochs: float | None = option(
         None, "passes of the intermediate stage, 0: none (tinybert; default: the task's, 20, 10 or 50)")
-    intermediate_lr: float = option(5e-5, "constant learning rate of the intermediate stage (tinybert)")
+    intermediate_lr: float | None = option(
+        None, "constant learning rate of the intermediate stage (tinybert; default: 5e-05)")
     weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms other than 1, as "
                                       "embedding=0 attention=0.5 (tinybert: embedding, hidden, attention)")
     imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 3,6,9,12 "
@@ -122,8 +124,12 @@ class Options:
             raise UserError("--method pkd needs a --teacher and a task of classes or scores")
         if self.method == "tinybert" and not self.teacher:
             raise UserError("--method tinybert needs a --teacher that was fine-tuned for the task")
-        if self.transfer and not self.teacher:
-            raise UserError("--transfer text has no labels, so it needs a --teacher")
+        if self.transfer and (not self.teacher or self.alpha not in (None, 1)):
+            raise UserError("--transfer text has no labels, so it needs a --teacher, and --alpha is 1")
+        for name in TEACHING:
+            if getattr(self, name) is not None and not self.teacher:
+                raise UserError(f"--{name} goes with a --teacher")
+        only_for(self, ONLY_FOR)
         if self.augmented and (self.transfer or self.task == "squad"):
             raise UserError("--augmented goes with a task of classes or scores, and not with --transfer")
         has_test_set = self.task in TASKS and TASKS[self.task].test_splits
@@ -132,23 +138,33 @@ class Options:
                             + "; for texts of your own, call minibert.predict" * (self.task != "squad"))
         if self.dev and self.task in (*TASKS, "squad"):
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
-        at_least_one(self, "seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads")
-        if (not 0 <= (self.alpha or 0) <= 1 or not (self.temperature is None or self.temperature > 0)
-                or (self.epochs is not None and not self.epochs > 0)):
-            raise UserError("--alpha must be in [0, 1], --temperature and --epochs above 0")
-        if (self.intermediate_epochs or 0) < 0:
-            raise UserError("--intermediate-epochs must be at least 0")
+        at_least_one(self, "seeds", "batch", "train_examples", "stride", "micro_tokens", "checkpoint_every",
+                     "threads")
+        within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
+        within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
+        within(self, 0, 1, "alpha", "warmup")
+        within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
+        inner_weights(self)
 
 
+# What the methods learn from the teacher by default; without one, none of it is read.
+METHOD_DEFAULTS = {"kd": dict(alpha=0.5, temperature=2.0),
+                   "pkd": dict(alpha=0.5, temperature=2.0, beta=100.0, patience="skip"),
+                   "tinybert": dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)}
+TEACHING = ("alpha", "temperature")  # options that only a teacher gives a meaning
+ONLY_FOR = {"beta": ("pkd",), "patience": ("pkd",), "intermediate_epochs": ("tinybert",),
+            "intermediate_lr": ("tinybert",), "weights": ("tinybert",), "imitate": ("tinybert",)}
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
               "predict"}
 
 
 def resolve(options: Options) -> Options:
     """The same with the method's defaults filled in."""
-    alpha, temperature = (1.0, 1.0) if options.method == "tinybert" else (0.5, 2.0)
-    return dataclasses.replace(options, alpha=alpha if options.alpha is None else options.alpha,
-                               temperature=options.temperature or temperature)
+    defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
+    if options.transfer:
+        defaults = defaults | {"alpha": 1.0}
+    return dataclasses.replace(options, **{name: value for name, value in defaults.items()
+                                           if getattr(options, name) is None})
 
 
 def inner_weights(options: Options) -> InnerWeights:
@@ -296,8 +312,8 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
         source = out / "intermediate" / "model"
         seconds = intermediate(seed, options, task, first, teacher, tokenizer, runtime, out / "intermediate")
     student = load_model(source, task, options, seed)
-    alpha = 1.0 if options.transfer else options.alpha if targets else 0.0
-    weights = TaskWeights(alpha, options.temperature, options.beta)
+    weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
+               else TaskWeights())
 
     def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
         counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}

@@ -4,6 +4,7 @@ every kind of task, with and without a teacher, seeds, resuming, bad input.
 
 import csv
 import json
+import math
 import os
 import random
 import shutil
@@ -305,6 +306,47 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     finetune.main(options(folder, "reviews.csv", tmp_path / "used", epochs=1))
     refused(options(folder, "reviews.csv", tmp_path / "used", epochs=1), "--resume")
     refused(options(folder, "reviews.csv", tmp_path / "used", "--resume", epochs=2), "--epochs")
+
+
+def test_options_that_nothing_would_read_are_refused(folder):
+    given = dict(model="m", task="reviews.csv")
+    for changed, word in (
+            ({"alpha": 0.5}, "--alpha goes with a --teacher"),
+            ({"temperature": 2.0}, "--temperature goes with a --teacher"),
+            ({"beta": 5.0}, "--beta goes with --method pkd, not with kd"),
+            ({"patience": "last", "teacher": "t"}, "--patience goes with --method pkd"),
+            ({"intermediate_epochs": 0.0, "teacher": "t"}, "--intermediate-epochs goes with"),
+            ({"intermediate_lr": 1e-4}, "--intermediate-lr goes with --method tinybert"),
+            ({"weights": ("hidden=0",)}, "--weights goes with"),
+            ({"imitate": "1,2", "teacher": "t", "method": "pkd"}, "--imitate goes with"),
+            ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
+            ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
+        with pytest.raises(UserError, match=word):
+            finetune.Options(**given | changed)
+
+
+def test_defaults_are_those_of_the_method():
+    def resolved(**more):
+        found = finetune.resolve(finetune.Options(model="m", task="reviews.csv", **more))
+        return found.alpha, found.temperature, found.beta, found.patience, found.intermediate_lr
+
+    assert resolved() == (None,) * 5
+    assert resolved(teacher="t") == (0.5, 2.0, None, None, None)
+    assert resolved(teacher="t", alpha=0.0, transfer=()) == (0.0, 2.0, None, None, None)
+    assert resolved(teacher="t", transfer=("a.txt",)) == (1.0, 2.0, None, None, None)
+    assert resolved(teacher="t", method="pkd", beta=0.0) == (0.5, 2.0, 0.0, "skip", None)
+    assert resolved(teacher="t", method="tinybert", temperature=2.0) == (1.0, 2.0, None, None, 5e-5)
+
+
+@pytest.mark.parametrize("name, bad", [
+    ("clip", 0.0), ("clip", -1.0), ("clip", math.nan), ("epochs", math.inf), ("lr", math.nan),
+    ("lr", math.inf), ("temperature", 0.0), ("weight_decay", -0.1), ("warmup", 1.5), ("warmup", -0.1),
+    ("alpha", math.nan), ("dropout", 1.0), ("attention_dropout", -0.1), ("stride", 0), ("beta", -1.0),
+    ("intermediate_epochs", -1.0), ("intermediate_lr", math.inf)])
+def test_numbers_that_cannot_be_meant_are_refused(name, bad):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be "):
+        finetune.Options(model="m", task="reviews.csv", teacher="t", **{name: bad},
+                         method="tinybert" if "intermediate" in name else "pkd")
 
 
 def test_projections_on_a_full_disk_are_one_sentence(folder, tuned, tmp_path, monkeypatch):
