@@ -330,6 +330,9 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.regression and options.augmented:
         then = splits["train"]  # as in the paper: for scores, only the intermediate stage is augmented
+    elif options.augmented and then.rows[0].label is None and options.alpha != 1:
+        raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn the outputs "
+                        "of a --teacher alone, with --alpha 1")
     if options.train_examples:
         first, then = some_of(first, options.train_examples), some_of(then, options.train_examples)
     return first, then
@@ -346,10 +349,10 @@ def main(argv: list[str] | None = None) -> None:
     task, splits = read_task(options, tokenizer)
     if options.evaluate:
         return evaluate_only(options, task, splits, runtime)
+    first, then = training_splits(options, task, splits)
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
     runtime.barrier()
-    first, then = training_splits(options, task, splits)
     teacher, targets, layers, teacher_scores = None, {}, [], {}
     if options.teacher:
         teacher, order = load_tuned(options.teacher, task)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minibert.batch import Batch, rows_of
+from minibert.config import Config
 from minibert.errors import UserError
 from minibert.feed import groups
 from minibert.randomness import samples_of_step, seed_of
@@ -38,6 +39,13 @@ class Examples(NamedTuple):
         starts = np.cumsum(self.lengths) - self.lengths
         rows, _, _ = rows_of(starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
+
+
+def check_segments(examples: Examples, config: Config, name: str) -> None:
+    """`UserError` where these are pairs of texts and the model `name` has one token type; none is enough."""
+    if 0 < config.segments <= examples.segments.max():
+        raise UserError(f"{name} has one token type (type_vocab_size 1), and pairs of texts need two: take "
+                        "another model, or single texts")
 
 
 class LabelledBatch(NamedTuple):

@@ -15,7 +15,7 @@ from minibert import metrics, squad, squad_data
 from minibert.csv_files import read_csv, read_csv_splits
 from minibert.disk import read_text, write_text
 from minibert.errors import UserError
-from minibert.examples import Examples, encode, make_examples
+from minibert.examples import Examples, check_segments, encode, make_examples
 from minibert.hub import check_pieces, load_config
 from minibert.inference import outputs
 from minibert.readers import majority, read_examples
@@ -92,6 +92,8 @@ def read_task(options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
     splits = {name: tokenised(task, some, tokenizer, options.stride) for name, some in rows.items()}
     if options.transfer and not options.evaluate:
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer)
+    for split in splits.values():
+        check_segments(split.examples, config, options.model)
     return task, splits
 
 

@@ -349,6 +349,34 @@ def test_numbers_that_cannot_be_meant_are_refused(name, bad):
                          method="tinybert" if "intermediate" in name else "pkd")
 
 
+def test_augmented_text_without_labels_needs_a_teacher_alone(folder, tuned, tmp_path):
+    write_csv(tmp_path / "bare.csv", [(f"x{i}", "the film was great") for i in range(16)], ["id", "text"])
+    argv = lambda out, **more: options(folder, "reviews.csv", tmp_path / out, epochs=1,  # noqa: E731
+                                       augmented=tmp_path / "bare.csv", **more)
+    refused(argv("a"), "bare.csv", "no column", "--teacher")
+    refused(argv("b", teacher=tuned / "reviews" / "model"), "no column", "--alpha 1")
+    assert not (tmp_path / "b").exists()
+    finetune.main(argv("c", teacher=tuned / "reviews" / "model", alpha=1))
+    assert "soft" in rows(tmp_path / "c")[0] and "hard" not in rows(tmp_path / "c")[0]
+
+
+def test_pairs_need_two_token_types(folder, tmp_path):
+    """Of the model that learns, of the teacher, and of the model that is judged or asked."""
+    one_type = replace(minibert.load(folder / "model").config, segments=1)
+    tokenizer = minibert.load_tokenizer(folder / "model")
+    minibert.save(init_weights(MaskedLM(one_type)), tmp_path / "model", tokenizer)
+    scorer = init_weights(Classifier(replace(one_type, labels=("score",), regression=True)))
+    minibert.save(scorer, tmp_path / "scorer", tokenizer)
+    for name, path in (("model", tmp_path / "model"), ("teacher", tmp_path / "scorer")):
+        refused(options(folder, "scores.csv", tmp_path / "run", **{name: path}), f"{path} has one token type")
+    refused(options(folder, "scores.csv", tmp_path / "run", "--evaluate", model=tmp_path / "scorer"),
+            "one token type")
+    refused(options(folder, "squad", tmp_path / "run", model=tmp_path / "model"), "one token type")
+    with pytest.raises(UserError, match="one token type"):
+        minibert.predict(scorer, tokenizer, ["a film"], ["a book"])
+    finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=tmp_path / "model", epochs=1))
+
+
 def test_projections_on_a_full_disk_are_one_sentence(folder, tuned, tmp_path, monkeypatch):
     save = weight_files.save_file
 
