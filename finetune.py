@@ -60,7 +60,8 @@ class Options:
     task: str | None = option(
         None, f"{', '.join(TASKS)}, squad, or a FILE.csv with columns text[,pair],label|score")
     data: str | None = option(None, "folder of the task's official files, or the one above it")
-    dev: str | None = option(None, "held-out csv (default: a tenth of the task's csv, by a hash of the text)")
+    dev: str | None = option(None, "held-out csv (default: a tenth of the task's csv, by a hash of the text; "
+                             "with --evaluate all of it)")
     teacher: str | None = option(None, "folder of a fine-tuned teacher of the same task")
     method: str = option(
         "kd", "what is learned from the teacher: kd its outputs; pkd also its [CLS] states; tinybert, in an "
@@ -107,7 +108,8 @@ class Options:
     device: str = option("auto", "cpu, cuda, cuda:1 ...")
     threads: int | None = option(None, "CPU threads (default: torch's choice)")
     checkpoint_every: int = option(500, "steps between checkpoints")
-    evaluate: bool = option(False, "no training: judge --model on the dev set")
+    evaluate: bool = option(False, "no training: judge --model on the dev set, or on all rows of --dev or of "
+                           "the task's csv, whether it was trained on them or not")
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
     out: str = option("runs/finetune", "folder of the run")
     resume: bool = option(False, "continue the run in --out")

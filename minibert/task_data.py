@@ -41,7 +41,10 @@ def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
 
 
 def rows_of_task(options) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its splits: train, the dev splits, and with --predict the test ones."""
+    """The task and the rows of its splits: train, the dev splits, and with --predict the test ones.
+
+    With --evaluate the dev splits without the training ones; of a csv "all rows", as nothing is held out.
+    """
     if options.task == "squad":
         files = ({"dev": "dev-v1.1.json"} if options.evaluate
                  else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"})
@@ -61,12 +64,13 @@ def rows_of_task(options) -> tuple[Task, dict[str, list]]:
     if options.evaluate:  # the labels are the model's: a file to judge it on may lack some
         config = load_config(options.model)
         labels = () if config.regression else config.labels
-        task = Task(Path(options.task).name, labels, labels, ("pearson", "spearman") if config.regression
+        path = options.dev or options.task
+        task = Task(Path(path).name, labels, labels, ("pearson", "spearman") if config.regression
                     else ("accuracy", "matthews"), regression=config.regression)
-        rows = read_csv(options.dev or options.task, task)[1]
+        rows = read_csv(path, task)[1]
         if rows[0].label is None:
-            raise UserError(f"{options.dev or options.task} has no column 'label' or 'score' to judge by")
-        return task, {"dev": rows}
+            raise UserError(f"{path} has no column 'label' or 'score' to judge by")
+        return task, {"all rows": rows}
     task, train, dev = read_csv_splits(options.task, options.dev)
     return task, {"train": train, "dev": dev}
 

@@ -98,7 +98,7 @@ def rows(out, seed=1):
     return [json.loads(line) for line in (out / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_classes_are_learned_and_named(folder, tuned, capsys):
+def test_classes_are_learned_and_named(tuned):
     out = tuned / "reviews"
     found = summary(out)
     assert found["dev"]["median"]["accuracy"] > 90 > found["dev"]["baseline"]["accuracy"]
@@ -106,10 +106,17 @@ def test_classes_are_learned_and_named(folder, tuned, capsys):
     assert isinstance(model, Classifier) and model.config.labels == ("no", "yes")
     assert (out / "errors.tsv").read_text().splitlines()[0] == "id\tanswer\texpected\ttext\tpair"
     assert not list(out.glob("seed-*/model")) and not list(out.glob("seed-*/checkpoint"))
-    finetune.main(["--model", str(out / "model"), "--task", str(folder / "dev.csv"), "--evaluate",
-                   "--max-length", "80"])
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["scores"]["dev"]["accuracy"] > 90
+
+
+def test_all_rows_of_a_csv_are_judged_and_it_says_so(folder, tuned, capsys):
+    argv = ["--model", str(tuned / "reviews" / "model"), "--evaluate", "--max-length", "80"]
+    for files, words in ((["--task", folder / "reviews.csv"], "model on reviews.csv, all rows (120): "),
+                         (["--task", folder / "reviews.csv", "--dev", folder / "dev.csv"],
+                          "model on dev.csv, all rows (20): ")):
+        finetune.main([*argv, *map(str, files)])
+        told, said = capsys.readouterr().out.splitlines()
+        assert words in told and json.loads(said)["task"] == words.split()[2].strip(",")
+        assert json.loads(said)["scores"]["all rows"]["accuracy"] > 90
 
 
 def test_the_result_loads_in_transformers_with_its_labels(folder, tuned):
@@ -132,10 +139,11 @@ def test_the_result_loads_in_transformers_with_its_labels(folder, tuned):
             assert theirs.config.id2label == {0: "no", 1: "yes"}
 
 
-def test_scores_of_pairs(folder, tmp_path):
+def test_scores_of_pairs(folder, tmp_path, capsys):
     finetune.main(options(folder, "scores.csv", tmp_path / "run"))
     assert summary(tmp_path / "run")["dev"]["median"].keys() == {"pearson", "spearman"}
     assert minibert.load(tmp_path / "run" / "model").config.regression
+    assert "14 dev examples, a tenth of the file, held out" in capsys.readouterr().out
 
 
 def test_spans_are_found(folder, tuned):
