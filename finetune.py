@@ -37,7 +37,7 @@ from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run,
                                  stop_requests)
 from minibert.runtime import PRECISIONS, describe, start, trim_heap
 from minibert.step import skipped_running, training_step
-from minibert.task_data import Split, dev_of, judge, read_task, some_of
+from minibert.task_data import Split, check_data, dev_of, fingerprints, judge, read_task, some_of
 from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
 from minibert.task_report import evaluate_only, finish, shown
 from minibert.tasks import TASKS, Task
@@ -352,8 +352,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.evaluate:
         return evaluate_only(options, task, splits, runtime)
     first, then = training_splits(options, task, splits)
+    data = fingerprints(task, splits)
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
+        check_data(out, options, data)
     runtime.barrier()
     teacher, targets, layers, teacher_scores = None, {}, [], {}
     if options.teacher:
@@ -370,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: getattr(task, name)
                     for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
         write_json(out / "config.json", {"options": dataclasses.asdict(options), "task": settings,
-                                         **describe(runtime)})
+                                         "data": data, **describe(runtime)})
     if options.method == "tinybert":
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
             f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")

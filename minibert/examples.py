@@ -3,6 +3,7 @@
 Masked text for pre-training is in feed.py.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,14 @@ class Examples(NamedTuple):
     lengths: np.ndarray  # (n,) int64
     # (n,) int64 classes or float32 scores; -1 or NaN where there is none; spans: (n, 2) int64
     labels: np.ndarray
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it; other texts, labels or another order have, in practice, another one."""
+        digest = hashlib.sha256()
+        for array in self:
+            digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
         """These sequences, packed, in this order."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from minibert import metrics, squad, squad_data
 from minibert.csv_files import read_csv, read_csv_splits
-from minibert.disk import read_text, write_text
+from minibert.disk import read_json, read_text, write_text
 from minibert.errors import UserError
 from minibert.examples import Examples, check_segments, encode, make_examples
 from minibert.hub import check_pieces, load_config
@@ -134,6 +134,31 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer) -> Split:
     labels = np.full(len(lines), math.nan, np.float32) if task.regression else np.full(len(lines), -1)
     return Split(lines, encode(tokenizer, list(texts), list(pairs) if any(pairs) else None,
                                task.max_length, labels))
+
+
+def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
+    """A hash of what the model sees of each split that it learns from or is judged on."""
+    return {name: split.examples.fingerprint for name, split in splits.items()
+            if name not in task.test_splits}
+
+
+def check_data(out: Path, options, now: dict[str, str]) -> None:
+    """`UserError` where the run in `out` was started with other examples than those of `fingerprints` now:
+    resumed, it would be neither run.
+    """
+    if not (out / "config.json").exists():
+        return
+    before = read_json(out / "config.json").get("data")
+    for split, fingerprint in now.items():
+        if isinstance(before, dict) and before.get(split) == fingerprint:
+            continue
+        option = "data" if options.task in (*TASKS, "squad") else "task"
+        if getattr(options, split, None):  # dev, augmented and transfer
+            option = split
+        files = getattr(options, option)
+        raise UserError(f"--{option} {files if isinstance(files, str) else ' '.join(files)}: the {split} "
+                        f"examples are not those that the run in {out} was started with; give the same "
+                        "files, or start a new run with another --out")
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:

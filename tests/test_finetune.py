@@ -273,6 +273,42 @@ def test_resume_is_exact_to_the_bit(folder, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_is_not_resumed_on_other_data(folder, tuned, tmp_path):
+    """Text, a label, their order and their number count; and for every file the option is named."""
+    for name in ("reviews.csv", "dev.csv", "unlabelled.txt"):
+        shutil.copy(folder / name, tmp_path)
+    argv = options(tmp_path, "reviews.csv", tmp_path / "run", "--resume", model=folder / "model", epochs=1,
+                   teacher=tuned / "reviews" / "model", dev=tmp_path / "dev.csv",
+                   transfer=tmp_path / "unlabelled.txt")
+    finetune.main(argv)
+    finetune.main(argv)  # as it was
+    for name, option, split in (("reviews.csv", "task", "train"), ("dev.csv", "dev", "dev"),
+                                ("unlabelled.txt", "transfer", "transfer")):
+        path, before = tmp_path / name, (tmp_path / name).read_text()
+        lines = before.splitlines()
+        line = lines[1][:-3] + "no" if lines[1].endswith("yes") else lines[1][:-2] + "yes"
+        for changed in ([lines[0], line, *lines[2:]], [lines[0], lines[2], lines[1], *lines[3:]], lines[:-2],
+                        [*lines, lines[-1].replace("the", "a")]):
+            path.write_text("\n".join(changed) + "\n")
+            refused(argv, f"--{option} {path}: the {split} examples are not those", "--out")
+        path.write_text(before)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for other in ({}, {"data": []}, {"data": {}}):
+        (tmp_path / "run" / "config.json").write_text(json.dumps({"options": config["options"]} | other))
+        refused(argv, "the train examples are not those")
+
+
+def test_other_data_of_a_known_task_are_named_by_their_folder(folder, tmp_path):
+    shutil.copy(folder / "train-v1.1.json", tmp_path)
+    shutil.copy(folder / "dev-v1.1.json", tmp_path)
+    argv = options(tmp_path, "squad", tmp_path / "run", "--resume", model=folder / "model", epochs=1)
+    finetune.main(argv)
+    questions = json.loads((tmp_path / "dev-v1.1.json").read_text())
+    questions["data"][0]["paragraphs"].pop()
+    (tmp_path / "dev-v1.1.json").write_text(json.dumps(questions))
+    refused(argv, f"--data {tmp_path}: the dev examples are not those")
+
+
 def test_a_head_that_fits_is_kept(folder, tuned, tmp_path):
     """Continuing from a classifier of the same labels:
     the third stage of PD starts where the second ended.
