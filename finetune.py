@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import minibert
 from minibert import report
 from minibert.checkpoint import load_checkpoint, save_checkpoint
-from minibert.disk import read_json, write_json
+from minibert.disk import disk_errors, read_json, write_json
 from minibert.errors import UserError, run_script
 from minibert.examples import Drawn, Examples, draw
 from minibert.feed import ahead
@@ -33,15 +32,16 @@ from minibert.hub import load_config
 from minibert.inner_methods import (TERMS, InnerWeights, Learner, Projections, check_fit, term_counts,
                                     tinybert)
 from minibert.optim import adamw, learning_rate, warmup_steps
-from minibert.options import at_least_one, numbers, option, parse, term_weights
+from minibert.options import at_least_one, numbers, only_for, option, parse, term_weights, within
 from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run, read_result, say,
                                  stop_requests)
 from minibert.runtime import PRECISIONS, describe, start, trim_heap
 from minibert.step import skipped_running, training_step
-from minibert.task_data import Split, dev_of, judge, read_task, some_of
+from minibert.task_data import Split, check_data, dev_of, fingerprints, judge, read_task, some_of
 from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
 from minibert.task_report import evaluate_only, finish, shown
 from minibert.tasks import TASKS, Task
+from minibert.weight_files import write_tensors
 
 EXAMPLES = """examples:
   python finetune.py --model weights/teacher --task reviews.csv --out runs/reviews        your own texts (CPU)
@@ -60,20 +60,23 @@ class Options:
     task: str | None = option(
         None, f"{', '.join(TASKS)}, squad, or a FILE.csv with columns text[,pair],label|score")
     data: str | None = option(None, "folder of the task's official files, or the one above it")
-    dev: str | None = option(None, "held-out csv (default: a tenth of the task's csv, by a hash of the text)")
+    dev: str | None = option(None, "held-out csv (default: a tenth of the task's csv, by a hash of the text; "
+                             "with --evaluate all of it)")
     teacher: str | None = option(None, "folder of a fine-tuned teacher of the same task")
     method: str = option(
         "kd", "what is learned from the teacher: kd its outputs; pkd also its [CLS] states; tinybert, in an "
         "intermediate stage before, its embeddings, hidden states and attention",
         choices=("kd", "pkd", "tinybert"))
     alpha: float | None = option(None, "share of the teacher's outputs in the loss; the labels have the rest "
-                                 "(default: 0.5; tinybert: 1, no labels)")
+                                 "(default: 0.5; tinybert, --transfer: 1, no labels)")
     temperature: float | None = option(None, "temperature of the teacher's outputs (default: 2; tinybert: 1)")
-    beta: float = option(100.0, "weight of the [CLS] states (pkd)")
-    patience: str = option("skip", "teacher layers they are taken from (pkd)", choices=("skip", "last"))
+    beta: float | None = option(None, "weight of the [CLS] states (pkd; default: 100)")
+    patience: str | None = option(None, "teacher layers they are taken from (pkd; default: skip)",
+                                  choices=("skip", "last"))
     intermediate_epochs: float | None = option(
         None, "passes of the intermediate stage, 0: none (tinybert; default: the task's, 20, 10 or 50)")
-    intermediate_lr: float = option(5e-5, "constant learning rate of the intermediate stage (tinybert)")
+    intermediate_lr: float | None = option(
+        None, "constant learning rate of the intermediate stage (tinybert; default: 5e-05)")
     weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms other than 1, as "
                                       "embedding=0 attention=0.5 (tinybert: embedding, hidden, attention)")
     imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 3,6,9,12 "
@@ -105,7 +108,8 @@ class Options:
     device: str = option("auto", "cpu, cuda, cuda:1 ...")
     threads: int | None = option(None, "CPU threads (default: torch's choice)")
     checkpoint_every: int = option(500, "steps between checkpoints")
-    evaluate: bool = option(False, "no training: judge --model on the dev set")
+    evaluate: bool = option(False, "no training: judge --model on the dev set, or on all rows of --dev or of "
+                           "the task's csv, whether it was trained on them or not")
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
     out: str = option("runs/finetune", "folder of the run")
     resume: bool = option(False, "continue the run in --out")
@@ -122,8 +126,12 @@ class Options:
             raise UserError("--method pkd needs a --teacher and a task of classes or scores")
         if self.method == "tinybert" and not self.teacher:
             raise UserError("--method tinybert needs a --teacher that was fine-tuned for the task")
-        if self.transfer and not self.teacher:
-            raise UserError("--transfer text has no labels, so it needs a --teacher")
+        if self.transfer and (not self.teacher or self.alpha not in (None, 1)):
+            raise UserError("--transfer text has no labels, so it needs a --teacher, and --alpha is 1")
+        for name in TEACHING:
+            if getattr(self, name) is not None and not self.teacher:
+                raise UserError(f"--{name} goes with a --teacher")
+        only_for(self, ONLY_FOR)
         if self.augmented and (self.transfer or self.task == "squad"):
             raise UserError("--augmented goes with a task of classes or scores, and not with --transfer")
         has_test_set = self.task in TASKS and TASKS[self.task].test_splits
@@ -132,23 +140,33 @@ class Options:
                             + "; for texts of your own, call minibert.predict" * (self.task != "squad"))
         if self.dev and self.task in (*TASKS, "squad"):
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
-        at_least_one(self, "seeds", "batch", "train_examples", "micro_tokens", "checkpoint_every", "threads")
-        if (not 0 <= (self.alpha or 0) <= 1 or not (self.temperature is None or self.temperature > 0)
-                or (self.epochs is not None and not self.epochs > 0)):
-            raise UserError("--alpha must be in [0, 1], --temperature and --epochs above 0")
-        if (self.intermediate_epochs or 0) < 0:
-            raise UserError("--intermediate-epochs must be at least 0")
+        at_least_one(self, "seeds", "batch", "train_examples", "stride", "micro_tokens", "checkpoint_every",
+                     "threads")
+        within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
+        within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
+        within(self, 0, 1, "alpha", "warmup")
+        within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
+        inner_weights(self)
 
 
+# What the methods learn from the teacher by default; without one, none of it is read.
+METHOD_DEFAULTS = {"kd": dict(alpha=0.5, temperature=2.0),
+                   "pkd": dict(alpha=0.5, temperature=2.0, beta=100.0, patience="skip"),
+                   "tinybert": dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)}
+TEACHING = ("alpha", "temperature")  # options that only a teacher gives a meaning
+ONLY_FOR = {"beta": ("pkd",), "patience": ("pkd",), "intermediate_epochs": ("tinybert",),
+            "intermediate_lr": ("tinybert",), "weights": ("tinybert",), "imitate": ("tinybert",)}
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
               "predict"}
 
 
 def resolve(options: Options) -> Options:
     """The same with the method's defaults filled in."""
-    alpha, temperature = (1.0, 1.0) if options.method == "tinybert" else (0.5, 2.0)
-    return dataclasses.replace(options, alpha=alpha if options.alpha is None else options.alpha,
-                               temperature=options.temperature or temperature)
+    defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
+    if options.transfer:
+        defaults = defaults | {"alpha": 1.0}
+    return dataclasses.replace(options, **{name: value for name, value in defaults.items()
+                                           if getattr(options, name) is None})
 
 
 def inner_weights(options: Options) -> InnerWeights:
@@ -190,7 +208,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
             seconds = state.get("seconds", 0.0)  # of the sessions before this one
             say(f"{stage.name}: resuming after step {done}")
     if runtime.is_writer:
-        out.mkdir(parents=True, exist_ok=True)
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
     progress, skipped = report.Progress(steps, done, runtime.is_writer), 0
 
@@ -270,7 +289,7 @@ def intermediate(seed: int, options: Options, task: Task, examples: Examples, te
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, options, task, tokenizer, runtime, out)["seconds"]
         if runtime.is_writer:
-            save_file(projections.state_dict(), out / "projections.safetensors")
+            write_tensors(out / "projections.safetensors", projections.state_dict())
             minibert.save(student, out / "model", tokenizer, format="auto", card=card_of(options, task)
                           + " Its task head is not trained yet.")
             write_json(out / "result.json", {"seconds": seconds})
@@ -295,8 +314,8 @@ def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], 
         source = out / "intermediate" / "model"
         seconds = intermediate(seed, options, task, first, teacher, tokenizer, runtime, out / "intermediate")
     student = load_model(source, task, options, seed)
-    alpha = 1.0 if options.transfer else options.alpha if targets else 0.0
-    weights = TaskWeights(alpha, options.temperature, options.beta)
+    weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
+               else TaskWeights())
 
     def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
         counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
@@ -313,6 +332,9 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.regression and options.augmented:
         then = splits["train"]  # as in the paper: for scores, only the intermediate stage is augmented
+    elif options.augmented and then.rows[0].label is None and options.alpha != 1:
+        raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn the outputs "
+                        "of a --teacher alone, with --alpha 1")
     if options.train_examples:
         first, then = some_of(first, options.train_examples), some_of(then, options.train_examples)
     return first, then
@@ -329,10 +351,12 @@ def main(argv: list[str] | None = None) -> None:
     task, splits = read_task(options, tokenizer)
     if options.evaluate:
         return evaluate_only(options, task, splits, runtime)
+    first, then = training_splits(options, task, splits)
+    data = fingerprints(task, splits)
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
+        check_data(out, options, data)
     runtime.barrier()
-    first, then = training_splits(options, task, splits)
     teacher, targets, layers, teacher_scores = None, {}, [], {}
     if options.teacher:
         teacher, order = load_tuned(options.teacher, task)
@@ -348,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: getattr(task, name)
                     for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
         write_json(out / "config.json", {"options": dataclasses.asdict(options), "task": settings,
-                                         **describe(runtime)})
+                                         "data": data, **describe(runtime)})
     if options.method == "tinybert":
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
             f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")

@@ -31,7 +31,7 @@ from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.masking import SELECTIONS, smoothed_weights
 from minibert.methods import Weights
 from minibert.optim import OPTIMIZERS, learning_rate, warmup_steps
-from minibert.options import at_least_one, numbers, option, parse, term_weights, within
+from minibert.options import at_least_one, numbers, only_for, option, parse, term_weights, within
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import (append_row, check_corpus, cut_metrics, end_stopped, last_tokens, open_run,
@@ -172,11 +172,8 @@ class Options:
         within(self, 0, 1, "mask_share", open_low=self.method not in INNER, open_high=True)
         within(self, 0, 1, "transfer_share", open_low=True, open_high=True)
         if self.schedule == "akt" and self.transfer_share is not None:
-            raise UserError("--transfer-share goes with --schedule jkt and pkt: akt has no transfer of its own")
-        for name, of in ONLY_FOR.items():
-            if getattr(self, name) not in (None, False) and self.method not in of:
-                raise UserError(f"--{name.replace('_', '-')} goes with --method {' or '.join(of)}, "
-                                f"not with {self.method}")
+            raise UserError("--transfer-share goes with --schedule jkt and pkt: akt transfers all along")
+        only_for(self, ONLY_FOR)
         if self.method == "mlm" and self.student is None and self.teacher is None:
             raise UserError("--method mlm needs --student, a preset to train from scratch or a folder to "
                             "continue from, or --teacher, whose student it then trains without distillation")

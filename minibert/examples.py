@@ -3,6 +3,7 @@
 Masked text for pre-training is in feed.py.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minibert.batch import Batch, rows_of
+from minibert.config import Config
 from minibert.errors import UserError
 from minibert.feed import groups
 from minibert.randomness import samples_of_step, seed_of
@@ -25,6 +27,14 @@ class Examples(NamedTuple):
     # (n,) int64 classes or float32 scores; -1 or NaN where there is none; spans: (n, 2) int64
     labels: np.ndarray
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it; other texts, labels or another order have, in practice, another one."""
+        digest = hashlib.sha256()
+        for array in self:
+            digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()[:16]
+
     def batch(self, indices: np.ndarray) -> Batch:
         """These sequences, packed, in this order."""
         starts = np.cumsum(self.lengths) - self.lengths
@@ -38,6 +48,13 @@ class Examples(NamedTuple):
         starts = np.cumsum(self.lengths) - self.lengths
         rows, _, _ = rows_of(starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
+
+
+def check_segments(examples: Examples, config: Config, name: str) -> None:
+    """`UserError` where these are pairs of texts and the model `name` has one token type; none is enough."""
+    if 0 < config.segments <= examples.segments.max():
+        raise UserError(f"{name} has one token type (type_vocab_size 1), and pairs of texts need two: take "
+                        "another model, or single texts")
 
 
 class LabelledBatch(NamedTuple):

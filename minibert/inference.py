@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minibert.batch import rows_of
-from minibert.examples import Examples, encode
+from minibert.examples import Examples, check_segments, encode
 from minibert.feed import groups
 from minibert.heads import Span, encoder_of
 from minibert.runtime import Runtime
@@ -52,7 +52,9 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
     """
     runtime = runtime or where_it_is(model)
     length = max_length or model.config.max_positions
-    return outputs(model.to(runtime.device), encode(tokenizer, texts, pairs, length), runtime)
+    examples = encode(tokenizer, texts, pairs, length)
+    check_segments(examples, model.config, "the model")
+    return outputs(model.to(runtime.device), examples, runtime)
 
 
 @torch.no_grad()

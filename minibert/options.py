@@ -63,8 +63,17 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
         value = getattr(options, name)
         if not (value is None or low < value < high or value == low and not open_low
                 or value == high and not open_high):
-            raise UserError(f"--{name.replace('_', '-')} must be {'above' if open_low else 'at least'} "
-                            f"{low:g} and {upper}, not {value:g}")
+            lower = f"{'above' if open_low else 'at least'} {low:g}"
+            raise UserError(f"--{name.replace('_', '-')} must be {lower} and {upper}, not {value:g}")
+
+
+def only_for(options, readers: dict[str, tuple[str, ...]]) -> None:
+    """`UserError` where an option is given that --method does not read; `readers` are the methods that do."""
+    for name, methods in readers.items():
+        given = getattr(options, name) not in (None, ()) and getattr(options, name) is not False  # 0 == False
+        if given and options.method not in methods:
+            raise UserError(f"--{name.replace('_', '-')} goes with --method {' or '.join(methods)}, "
+                            f"not with {options.method}")
 
 
 def numbers(option: str, text: str, kind: Callable = int) -> list:

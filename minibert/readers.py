@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from minibert.disk import read_text, write_text
+from minibert.disk import disk_errors, read_text, write_text
 from minibert.errors import UserError
 from minibert.tasks import Example, Table, Task
 
@@ -171,7 +171,8 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
             lines.append(f"{i}\t{min(max(float(prediction), low), high):.6f}")
         else:
             raise UserError(f"{path} is not written: the prediction for row {i} is {prediction}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(lines) + "\n")
     return path
 

@@ -3,29 +3,34 @@
 import shlex
 from collections.abc import Callable
 from dataclasses import fields
+from types import ModuleType
 
 from minibert.run_records import TrainRun, TuneRun
 
 
-def options_of(script: str) -> dict:
-    """The options of train.py or finetune.py and their defaults, which are written there and nowhere else."""
+def script_of(name: str) -> ModuleType:
+    """train.py or finetune.py, whose options and defaults are written there and nowhere else."""
     import finetune
     import train
-    cls = {"train": train, "finetune": finetune}[script].Options
-    return {field.name: field.default for field in fields(cls)}
+    return {"train": train, "finetune": finetune}[name]
+
+
+def options_of(script: str) -> dict:
+    """The options of a script and their defaults."""
+    return {field.name: field.default for field in fields(script_of(script).Options)}
 
 
 def differing(script: str, options: dict) -> dict:
     """The options of a run that are not the script's defaults, those of its method among them;
     what its method does not read is left out.
     """
-    import train
-    method, defaults = options.get("method"), options_of(script) | {"resume": options.get("resume")}
-    if script == "train":
-        defaults |= train.METHOD_DEFAULTS.get(method, {})
-        defaults |= {name: options.get(name) for name, of in train.ONLY_FOR.items() if method not in of}
-    return {name: value for name, value in options.items() if name not in defaults
-            or (tuple(value) if isinstance(value, list) else value) != defaults[name]}
+    method, module = options.get("method"), script_of(script)
+    unread = {"resume"} | {name for name, of in module.ONLY_FOR.items() if method not in of}
+    if script == "finetune" and not options.get("teacher"):
+        unread |= set(module.TEACHING)
+    defaults = options_of(script) | module.METHOD_DEFAULTS.get(method, {})
+    return {name: value for name, value in options.items() if name not in unread and (
+            name not in defaults or (tuple(value) if isinstance(value, list) else value) != defaults[name])}
 
 
 def words(name: str, value, renamed: Callable[[str], str]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minibert.disk import read_text, write_json
+from minibert.disk import disk_errors, read_text, write_json
 from minibert.errors import UserError
 
 KINDS = {str: "a text", int: "a whole number", list: "a list"}
@@ -157,6 +157,7 @@ def write_predictions(folder: str | Path, candidates: dict[str, list[Candidate]]
     `candidates` are those of `squad.decode`, best first. Each file is written under another name and renamed.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "nbest.json", {id: [c._asdict() for c in found] for id, found in candidates.items()})
     write_json(folder / "predictions.json", {id: found[0].text for id, found in candidates.items()})

@@ -13,9 +13,9 @@ from torch import nn
 
 from minibert import metrics, squad, squad_data
 from minibert.csv_files import read_csv, read_csv_splits
-from minibert.disk import read_text, write_text
+from minibert.disk import read_json, read_text, write_text
 from minibert.errors import UserError
-from minibert.examples import Examples, encode, make_examples
+from minibert.examples import Examples, check_segments, encode, make_examples
 from minibert.hub import check_pieces, load_config
 from minibert.inference import outputs
 from minibert.readers import majority, read_examples
@@ -41,7 +41,10 @@ def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
 
 
 def rows_of_task(options) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its splits: train, the dev splits, and with --predict the test ones."""
+    """The task and the rows of its splits: train, the dev splits, and with --predict the test ones.
+
+    With --evaluate the dev splits without the training ones; of a csv "all rows", as nothing is held out.
+    """
     if options.task == "squad":
         files = ({"dev": "dev-v1.1.json"} if options.evaluate
                  else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"})
@@ -61,12 +64,13 @@ def rows_of_task(options) -> tuple[Task, dict[str, list]]:
     if options.evaluate:  # the labels are the model's: a file to judge it on may lack some
         config = load_config(options.model)
         labels = () if config.regression else config.labels
-        task = Task(Path(options.task).name, labels, labels, ("pearson", "spearman") if config.regression
+        path = options.dev or options.task
+        task = Task(Path(path).name, labels, labels, ("pearson", "spearman") if config.regression
                     else ("accuracy", "matthews"), regression=config.regression)
-        rows = read_csv(options.dev or options.task, task)[1]
+        rows = read_csv(path, task)[1]
         if rows[0].label is None:
-            raise UserError(f"{options.dev or options.task} has no column 'label' or 'score' to judge by")
-        return task, {"dev": rows}
+            raise UserError(f"{path} has no column 'label' or 'score' to judge by")
+        return task, {"all rows": rows}
     task, train, dev = read_csv_splits(options.task, options.dev)
     return task, {"train": train, "dev": dev}
 
@@ -92,6 +96,8 @@ def read_task(options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
     splits = {name: tokenised(task, some, tokenizer, options.stride) for name, some in rows.items()}
     if options.transfer and not options.evaluate:
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer)
+    for split in splits.values():
+        check_segments(split.examples, config, options.model)
     return task, splits
 
 
@@ -128,6 +134,31 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer) -> Split:
     labels = np.full(len(lines), math.nan, np.float32) if task.regression else np.full(len(lines), -1)
     return Split(lines, encode(tokenizer, list(texts), list(pairs) if any(pairs) else None,
                                task.max_length, labels))
+
+
+def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
+    """A hash of what the model sees of each split that it learns from or is judged on."""
+    return {name: split.examples.fingerprint for name, split in splits.items()
+            if name not in task.test_splits}
+
+
+def check_data(out: Path, options, now: dict[str, str]) -> None:
+    """`UserError` where the run in `out` was started with other examples than those of `fingerprints` now:
+    resumed, it would be neither run.
+    """
+    if not (out / "config.json").exists():
+        return
+    before = read_json(out / "config.json").get("data")
+    for split, fingerprint in now.items():
+        if isinstance(before, dict) and before.get(split) == fingerprint:
+            continue
+        option = "data" if options.task in (*TASKS, "squad") else "task"
+        if getattr(options, split, None):  # dev, augmented and transfer
+            option = split
+        files = getattr(options, option)
+        raise UserError(f"--{option} {files if isinstance(files, str) else ' '.join(files)}: the {split} "
+                        f"examples are not those that the run in {out} was started with; give the same "
+                        "files, or start a new run with another --out")
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import nn
 
 import minibert
 from minibert.errors import UserError
+from minibert.examples import check_segments
 from minibert.finetuning import align_labels, patience_layers, teacher_outputs
 from minibert.heads import Classifier, Span
 from minibert.hub import load_config
@@ -70,6 +71,7 @@ def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher
             raise UserError(f"teacher {options.teacher} and model {options.model} "
                             "have different vocabularies")
         examples = tokenised(task, train.rows, theirs, options.stride).examples
+    check_segments(examples, teacher.config, options.teacher)
     pairs = []
     if options.method == "pkd":
         pairs = patience_layers(student.layers, teacher.config.layers, options.patience)

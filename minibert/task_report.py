@@ -97,8 +97,10 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
         spread = spread_over_seeds(task, name, results)
         summary[name] = {**spread, "baseline": constant, "teacher": theirs}
         rows += closing_rows(task, name, spread, len(results), constant, theirs)
+    held_out = not (task.splits or task.name == "squad" or options.dev)
     say("\n" + report.table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
-                            f"{len(dev[first].rows):,} dev examples"))
+                            f"{len(dev[first].rows):,} dev examples"
+                            + ", a tenth of the file, held out" * held_out))
     write_json(out / "summary.json", summary | {"table": rows})
     say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
 
@@ -118,13 +120,15 @@ def write_predictions(folder: Path, task: Task, splits, model, order: list[int] 
 
 
 def evaluate_only(options, task: Task, splits, runtime) -> None:
-    """Judges --model on the dev splits and prints the scores."""
+    """Judges --model on the dev splits, or all rows of a csv, and prints the scores."""
     model, order = load_tuned(options.model, task)
     model.to(runtime.device)
     scores = {}
-    for name, split in dev_of(task, splits).items():
+    for name, split in splits.items():
+        if name in task.test_splits:
+            continue
         scores[name], answers = judge(model, task, split, runtime, order)
-        say(f"{options.model} on {task.name}, {name}: {shown({name: scores[name]})}")
+        say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): {shown({name: scores[name]})}")
         if (task.name != "squad" and not task.regression
                 and (constant := metrics.constant_class(answers)) is not None):
             say(f"warning: the model answers {task.labels[constant]!r} to everything")

@@ -222,15 +222,15 @@ def test_commands_make_the_runs_again(runs):
     """What the scripts write into config.json for a command line becomes that command line again."""
     words = {"train": "--method mlm --teacher 'our models/big' --corpus one.txt two.txt --one-line --steps 7 "
                       "--lr 0.0003 --weight-decay 0.0 --out runs/x",
-             "finetune": "--model runs/x/model --task mrpc --data data --seeds 5 --out runs/y"}
-    for name, module in (("train", train), ("finetune", finetune)):
-        options = parse(module.Options, shlex.split(words[name]), "", "")
-        if name == "train":
-            options = train.resolve(options)
+             "finetune": "--model runs/x/model --task mrpc --data data --seeds 5 --out runs/y",
+             "taught": "--model runs/x/model --task mrpc --data data --teacher t --method pkd --alpha 0.0 "
+                       "--beta 0.0 --out runs/z"}
+    for name, module in (("train", train), ("finetune", finetune), ("taught", finetune)):
+        options = module.resolve(parse(module.Options, shlex.split(words[name]), "", ""))
         folder = runs / name
         put(folder / "config.json", {"options": asdict(options), "steps": 7, **MACHINE})
         [run] = sum(read_runs([str(folder)]), [])
-        assert command(name, run, str) == f"python {name}.py {words[name]}"
+        assert command(module.__name__, run, str) == f"python {module.__name__}.py {words[name]}"
     text, _ = report(runs, rename=(f"{runs}=runs", "our models=models"))
     assert "python finetune.py --model runs/small/model --task cola" in text and str(runs) not in text
 

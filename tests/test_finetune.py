@@ -4,6 +4,7 @@ every kind of task, with and without a teacher, seeds, resuming, bad input.
 
 import csv
 import json
+import math
 import os
 import random
 import shutil
@@ -17,9 +18,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import finetune
 import minibert
+from minibert import weight_files
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, Span
 from minibert.model import init_weights
@@ -95,7 +98,7 @@ def rows(out, seed=1):
     return [json.loads(line) for line in (out / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_classes_are_learned_and_named(folder, tuned, capsys):
+def test_classes_are_learned_and_named(tuned):
     out = tuned / "reviews"
     found = summary(out)
     assert found["dev"]["median"]["accuracy"] > 90 > found["dev"]["baseline"]["accuracy"]
@@ -103,10 +106,17 @@ def test_classes_are_learned_and_named(folder, tuned, capsys):
     assert isinstance(model, Classifier) and model.config.labels == ("no", "yes")
     assert (out / "errors.tsv").read_text().splitlines()[0] == "id\tanswer\texpected\ttext\tpair"
     assert not list(out.glob("seed-*/model")) and not list(out.glob("seed-*/checkpoint"))
-    finetune.main(["--model", str(out / "model"), "--task", str(folder / "dev.csv"), "--evaluate",
-                   "--max-length", "80"])
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["scores"]["dev"]["accuracy"] > 90
+
+
+def test_all_rows_of_a_csv_are_judged_and_it_says_so(folder, tuned, capsys):
+    argv = ["--model", str(tuned / "reviews" / "model"), "--evaluate", "--max-length", "80"]
+    for files, words in ((["--task", folder / "reviews.csv"], "model on reviews.csv, all rows (120): "),
+                         (["--task", folder / "reviews.csv", "--dev", folder / "dev.csv"],
+                          "model on dev.csv, all rows (20): ")):
+        finetune.main([*argv, *map(str, files)])
+        told, said = capsys.readouterr().out.splitlines()
+        assert words in told and json.loads(said)["task"] == words.split()[2].strip(",")
+        assert json.loads(said)["scores"]["all rows"]["accuracy"] > 90
 
 
 def test_the_result_loads_in_transformers_with_its_labels(folder, tuned):
@@ -129,10 +139,11 @@ def test_the_result_loads_in_transformers_with_its_labels(folder, tuned):
             assert theirs.config.id2label == {0: "no", 1: "yes"}
 
 
-def test_scores_of_pairs(folder, tmp_path):
+def test_scores_of_pairs(folder, tmp_path, capsys):
     finetune.main(options(folder, "scores.csv", tmp_path / "run"))
     assert summary(tmp_path / "run")["dev"]["median"].keys() == {"pearson", "spearman"}
     assert minibert.load(tmp_path / "run" / "model").config.regression
+    assert "14 dev examples, a tenth of the file, held out" in capsys.readouterr().out
 
 
 def test_spans_are_found(folder, tuned):
@@ -262,6 +273,42 @@ def test_resume_is_exact_to_the_bit(folder, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_is_not_resumed_on_other_data(folder, tuned, tmp_path):
+    """Text, a label, their order and their number count; and for every file the option is named."""
+    for name in ("reviews.csv", "dev.csv", "unlabelled.txt"):
+        shutil.copy(folder / name, tmp_path)
+    argv = options(tmp_path, "reviews.csv", tmp_path / "run", "--resume", model=folder / "model", epochs=1,
+                   teacher=tuned / "reviews" / "model", dev=tmp_path / "dev.csv",
+                   transfer=tmp_path / "unlabelled.txt")
+    finetune.main(argv)
+    finetune.main(argv)  # as it was
+    for name, option, split in (("reviews.csv", "task", "train"), ("dev.csv", "dev", "dev"),
+                                ("unlabelled.txt", "transfer", "transfer")):
+        path, before = tmp_path / name, (tmp_path / name).read_text()
+        lines = before.splitlines()
+        line = lines[1][:-3] + "no" if lines[1].endswith("yes") else lines[1][:-2] + "yes"
+        for changed in ([lines[0], line, *lines[2:]], [lines[0], lines[2], lines[1], *lines[3:]], lines[:-2],
+                        [*lines, lines[-1].replace("the", "a")]):
+            path.write_text("\n".join(changed) + "\n")
+            refused(argv, f"--{option} {path}: the {split} examples are not those", "--out")
+        path.write_text(before)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for other in ({}, {"data": []}, {"data": {}}):
+        (tmp_path / "run" / "config.json").write_text(json.dumps({"options": config["options"]} | other))
+        refused(argv, "the train examples are not those")
+
+
+def test_other_data_of_a_known_task_are_named_by_their_folder(folder, tmp_path):
+    shutil.copy(folder / "train-v1.1.json", tmp_path)
+    shutil.copy(folder / "dev-v1.1.json", tmp_path)
+    argv = options(tmp_path, "squad", tmp_path / "run", "--resume", model=folder / "model", epochs=1)
+    finetune.main(argv)
+    questions = json.loads((tmp_path / "dev-v1.1.json").read_text())
+    questions["data"][0]["paragraphs"].pop()
+    (tmp_path / "dev-v1.1.json").write_text(json.dumps(questions))
+    refused(argv, f"--data {tmp_path}: the dev examples are not those")
+
+
 def test_a_head_that_fits_is_kept(folder, tuned, tmp_path):
     """Continuing from a classifier of the same labels:
     the third stage of PD starts where the second ended.
@@ -303,6 +350,95 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     finetune.main(options(folder, "reviews.csv", tmp_path / "used", epochs=1))
     refused(options(folder, "reviews.csv", tmp_path / "used", epochs=1), "--resume")
     refused(options(folder, "reviews.csv", tmp_path / "used", "--resume", epochs=2), "--epochs")
+
+
+def test_options_that_nothing_would_read_are_refused(folder):
+    given = dict(model="m", task="reviews.csv")
+    for changed, word in (
+            ({"alpha": 0.5}, "--alpha goes with a --teacher"),
+            ({"temperature": 2.0}, "--temperature goes with a --teacher"),
+            ({"beta": 5.0}, "--beta goes with --method pkd, not with kd"),
+            ({"patience": "last", "teacher": "t"}, "--patience goes with --method pkd"),
+            ({"intermediate_epochs": 0.0, "teacher": "t"}, "--intermediate-epochs goes with"),
+            ({"intermediate_lr": 1e-4}, "--intermediate-lr goes with --method tinybert"),
+            ({"weights": ("hidden=0",)}, "--weights goes with"),
+            ({"imitate": "1,2", "teacher": "t", "method": "pkd"}, "--imitate goes with"),
+            ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
+            ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
+        with pytest.raises(UserError, match=word):
+            finetune.Options(**given | changed)
+
+
+def test_defaults_are_those_of_the_method():
+    def resolved(**more):
+        found = finetune.resolve(finetune.Options(model="m", task="reviews.csv", **more))
+        return found.alpha, found.temperature, found.beta, found.patience, found.intermediate_lr
+
+    assert resolved() == (None,) * 5
+    assert resolved(teacher="t") == (0.5, 2.0, None, None, None)
+    assert resolved(teacher="t", alpha=0.0, transfer=()) == (0.0, 2.0, None, None, None)
+    assert resolved(teacher="t", transfer=("a.txt",)) == (1.0, 2.0, None, None, None)
+    assert resolved(teacher="t", method="pkd", beta=0.0) == (0.5, 2.0, 0.0, "skip", None)
+    assert resolved(teacher="t", method="tinybert", temperature=2.0) == (1.0, 2.0, None, None, 5e-5)
+
+
+@pytest.mark.parametrize("name, bad", [
+    ("clip", 0.0), ("clip", -1.0), ("clip", math.nan), ("epochs", math.inf), ("lr", math.nan),
+    ("lr", math.inf), ("temperature", 0.0), ("weight_decay", -0.1), ("warmup", 1.5), ("warmup", -0.1),
+    ("alpha", math.nan), ("dropout", 1.0), ("attention_dropout", -0.1), ("stride", 0), ("beta", -1.0),
+    ("intermediate_epochs", -1.0), ("intermediate_lr", math.inf)])
+def test_numbers_that_cannot_be_meant_are_refused(name, bad):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be "):
+        finetune.Options(model="m", task="reviews.csv", teacher="t", **{name: bad},
+                         method="tinybert" if "intermediate" in name else "pkd")
+
+
+def test_augmented_text_without_labels_needs_a_teacher_alone(folder, tuned, tmp_path):
+    write_csv(tmp_path / "bare.csv", [(f"x{i}", "the film was great") for i in range(16)], ["id", "text"])
+    argv = lambda out, **more: options(folder, "reviews.csv", tmp_path / out, epochs=1,  # noqa: E731
+                                       augmented=tmp_path / "bare.csv", **more)
+    refused(argv("a"), "bare.csv", "no column", "--teacher")
+    refused(argv("b", teacher=tuned / "reviews" / "model"), "no column", "--alpha 1")
+    assert not (tmp_path / "b").exists()
+    finetune.main(argv("c", teacher=tuned / "reviews" / "model", alpha=1))
+    assert "soft" in rows(tmp_path / "c")[0] and "hard" not in rows(tmp_path / "c")[0]
+
+
+def test_pairs_need_two_token_types(folder, tmp_path):
+    """Of the model that learns, of the teacher, and of the model that is judged or asked."""
+    one_type = replace(minibert.load(folder / "model").config, segments=1)
+    tokenizer = minibert.load_tokenizer(folder / "model")
+    minibert.save(init_weights(MaskedLM(one_type)), tmp_path / "model", tokenizer)
+    scorer = init_weights(Classifier(replace(one_type, labels=("score",), regression=True)))
+    minibert.save(scorer, tmp_path / "scorer", tokenizer)
+    for name, path in (("model", tmp_path / "model"), ("teacher", tmp_path / "scorer")):
+        refused(options(folder, "scores.csv", tmp_path / "run", **{name: path}), f"{path} has one token type")
+    refused(options(folder, "scores.csv", tmp_path / "run", "--evaluate", model=tmp_path / "scorer"),
+            "one token type")
+    refused(options(folder, "squad", tmp_path / "run", model=tmp_path / "model"), "one token type")
+    with pytest.raises(UserError, match="one token type"):
+        minibert.predict(scorer, tokenizer, ["a film"], ["a book"])
+    finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=tmp_path / "model", epochs=1))
+
+
+def test_projections_on_a_full_disk_are_one_sentence(folder, tuned, tmp_path, monkeypatch):
+    save = weight_files.save_file
+
+    def full(tensors, path, *more):  # what safetensors says on a disk that is
+        if path.name.startswith("projections"):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(tensors, path, *more)
+
+    monkeypatch.setattr(weight_files, "save_file", full)
+    refused(options(folder, "reviews.csv", tmp_path / "run", method="tinybert", epochs=1,
+                    teacher=tuned / "reviews" / "model", **{"intermediate-epochs": 0.1}),
+            "disk is full", "projections.safetensors")
+
+
+def test_a_seed_whose_folder_cannot_be_made_is_one_sentence(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "seed-1").touch()
+    refused(options(folder, "reviews.csv", tmp_path / "run"), "seed-1 cannot be written")
 
 
 def test_help_shows_three_examples(capsys):

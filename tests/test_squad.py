@@ -397,3 +397,6 @@ def test_predictions_are_written_whole(tmp_path):
         "q1": [{"text": "café", "score": 2.5, "probability": 0.75},
                {"text": "x", "score": 1.0, "probability": 0.25}],
         "q2": [{"text": "", "score": 0.0, "probability": 1.0}]}
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be written"):
+        write_predictions(tmp_path / "file", found)

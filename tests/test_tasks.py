@@ -330,6 +330,8 @@ def test_a_submission_is_whole_or_as_before(tmp_path):
     before = path.read_bytes()
     with pytest.raises(UserError, match="STS-B.tsv is not written: the prediction for row 1 is nan"):
         write_submission(tmp_path, TASKS["stsb"], "test", [2.0, float("nan")])
+    with pytest.raises(UserError, match="STS-B.tsv cannot be written"):
+        write_submission(path, TASKS["stsb"], "test", [1.0])  # where its folder should be, there is a file
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
