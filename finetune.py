@@ -252,7 +252,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                     save_checkpoint(out / "checkpoint", done, stage.learner, optimizer,
                                     {"scaler": scaler.state_dict(), "best": best, "history": history,
                                      "seconds": seconds + time.perf_counter() - begun})
-            if done % 100 == 0:
+            if done % 10 == 0:
                 trim_heap()
             if stopping and done < steps:
                 end_stopped(stop, f"step {done} of {stage.name}")

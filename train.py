@@ -362,7 +362,7 @@ def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
                 if stopping or done % options.checkpoint_every == 0 or done == steps:
                     save_checkpoint(out / "checkpoint", done, student, optimizer,
                                     {"scaler": scaler.state_dict()})
-            if done % 100 == 0:
+            if done % 10 == 0:
                 trim_heap()
             if stopping and done < steps:
                 end_stopped(stop, f"step {done}")
