@@ -34,7 +34,7 @@ Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str]) -> None:
     """Writes what the engines read: model/, and the forms of the others; what is there already is kept."""
     if not (folder / "model").exists():
-        minibert.save(model, folder / "model", tokenizer)
+        minibert.save(model, folder / "model", tokenizer, format="auto")
     kinds = {engine.split()[0] for engine in engines}
     if kinds & {"onnxruntime", "openvino"} and not (folder / "model.onnx").exists():
         write_onnx(model, folder / "model.onnx")
