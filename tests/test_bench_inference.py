@@ -47,6 +47,7 @@ def tuned(tmp_path):
     return tmp_path / "tuned", model
 
 
+@pytest.mark.slow
 def test_a_preset_ends_with_json(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "--models", "bert-L2-H128", "--examples", 3, "--batch", 2,
                          "--turns", 1, "--threads", 1, "--engines", "minibert fp32")

@@ -73,12 +73,13 @@ def two_ranks(folder, tmp_path):  # noqa: F811
     deadline = time.time() + 60
     while time.time() < deadline and not (out / "metrics.jsonl").exists():
         time.sleep(0.1)
-    time.sleep(1)
+    time.sleep(0.3)
     yield ranks, out
     for rank in ranks:
         rank.kill()
 
 
+@pytest.mark.slow
 def test_a_rank_whose_neighbour_dies_says_so_and_ends(two_ranks):
     ranks, _ = two_ranks
     ranks[1].kill()

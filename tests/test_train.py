@@ -251,6 +251,7 @@ def test_resume_is_exact_to_the_bit(folder, narrow, tmp_path, method):
     assert same == [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows(out)]
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_resume_goes_on(folder, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), *options(folder, out, steps=100_000)]
