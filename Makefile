@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .PHONY: demo test clean
 
-# Half a pass over the embedded corpus: about two minutes on two cores. The folder is the demo's own, so it
+# Half a pass over the embedded corpus: about three minutes on two cores. The folder is the demo's own, so it
 # may start anew.
 demo: .venv/demo
 	rm -rf runs/demo
