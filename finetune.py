@@ -35,7 +35,7 @@ from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import at_least_one, numbers, only_for, option, parse, term_weights, within
 from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run, read_result, say,
                                  stop_requests)
-from minibert.runtime import PRECISIONS, describe, start, trim_heap
+from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import skipped_running, training_step
 from minibert.task_data import Split, check_data, dev_of, fingerprints, judge, read_task, some_of
 from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
@@ -252,8 +252,6 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                     save_checkpoint(out / "checkpoint", done, stage.learner, optimizer,
                                     {"scaler": scaler.state_dict(), "best": best, "history": history,
                                      "seconds": seconds + time.perf_counter() - begun})
-            if done % 10 == 0:
-                trim_heap()
             if stopping and done < steps:
                 end_stopped(stop, f"step {done} of {stage.name}")
     runtime.barrier()

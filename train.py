@@ -36,7 +36,7 @@ from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
 from minibert.run_folder import (append_row, check_corpus, cut_metrics, end_stopped, last_tokens, open_run,
                                  say, stop_requests)
-from minibert.runtime import PRECISIONS, Runtime, compile_encoder, describe, start, trim_heap
+from minibert.runtime import PRECISIONS, Runtime, compile_encoder, describe, start
 from minibert.schedules import (SCHEDULES, TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at,
                                 stage_weights, stages)
 from minibert.step import skipped_running, training_step
@@ -362,8 +362,6 @@ def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
                 if stopping or done % options.checkpoint_every == 0 or done == steps:
                     save_checkpoint(out / "checkpoint", done, student, optimizer,
                                     {"scaler": scaler.state_dict()})
-            if done % 10 == 0:
-                trim_heap()
             if stopping and done < steps:
                 end_stopped(stop, f"step {done}")
 
