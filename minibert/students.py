@@ -188,6 +188,12 @@ def check_same_pieces(student: str | None, tokenizer: Tokenizer) -> None:
                         "other words; start from a preset, or from a student of this teacher")
 
 
+def preset_for(options, name: str, **fitted) -> Config:
+    """A preset's shape, fitted to a vocabulary, of --layers layers where they are given."""
+    config = replace(preset(name), **fitted)
+    return replace(config, layers=options.layers) if options.layers else config
+
+
 def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
     """The student of a run without a teacher, before training, and its tokenizer: a preset's shape with
     random weights and the corpus' vocabulary, or the model in a folder.
@@ -199,8 +205,7 @@ def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
             raise UserError(f"--student {name} starts without a vocabulary: "
                             "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
         tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-        config = replace(preset(name), vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id,
-                         **({"layers": options.layers} if options.layers else {}))
+        config = preset_for(options, name, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
         return from_scratch(config, options.seed), tokenizer
     tokenizer, student = load_tokenizer(name), load(name)
     if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
@@ -224,10 +229,8 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
         check_student(options, weights, student.config, teacher.config)
         return student
     if name:
-        config = replace(preset(name), vocab_size=teacher.config.vocab_size,
-                         max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
-        if options.layers:
-            config = replace(config, layers=options.layers)
+        config = preset_for(options, name, vocab_size=teacher.config.vocab_size,
+                            max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
     elif options.method == "mobilebert":
         config = mobilebert_of(teacher.config)
     else:

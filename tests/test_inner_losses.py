@@ -15,8 +15,8 @@ from minibert.batch import pack
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.inner_losses import attention_sum, hidden_sum, imitated_layers, relation_sum, split_heads
-from minibert.inner_methods import (METHODS, TERMS, InnerWeights, Learner, Projections, check_fit, relation_heads,
-                                    term_counts)
+from minibert.inner_methods import (METHODS, TERMS, InnerWeights, Learner, Projections, check_fit,
+                                    relation_heads, term_counts)
 from minibert.model import Encoder, init_weights
 from minibert.optim import adamw
 from minibert.runtime import Runtime
@@ -288,7 +288,8 @@ def test_models_that_do_not_fit_are_refused(tiny_config):
                 check_fit(method, student, wide, weights)
 
 
-@pytest.mark.parametrize("widths, heads", [((768, 384), 48), ((1024, 768), 32), ((312, 768), 24), ((7, 11), 1)])
+@pytest.mark.parametrize("widths, heads", [
+    ((768, 384), 48), ((1024, 768), 32), ((312, 768), 24), ((7, 11), 1)])
 def test_relation_heads_by_default(widths, heads):
     assert relation_heads(InnerWeights(), *widths) == heads
     assert relation_heads(InnerWeights(relation_heads=2), *widths) == 2

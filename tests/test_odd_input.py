@@ -39,7 +39,8 @@ def test_odd_texts_are_prepared(name, tmp_path):
     """The tokens are those of the lines, one after the other."""
     (tmp_path / "a.txt").write_bytes(ODD[name].encode())
     letters = map(chr, range(97, 123))
-    quick = [word for word in ODD[name].split() if len(word) < 10_000]  # the trainer takes seconds over a long one
+    # the trainer takes seconds over a long one
+    quick = [word for word in ODD[name].split() if len(word) < 10_000]
     tokenizer = train_tokenizer(["words in a row and some more of them", *letters, *quick], 300)
     prepare([tmp_path / "a.txt"], tokenizer, tmp_path / "out", held_out=0, jobs=1, report=None)
     corpus = open_corpus(tmp_path / "out", min_length=0)

@@ -340,8 +340,8 @@ def test_options_that_would_not_be_read_are_refused(folder, tmp_path):
 def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
     prepare([folder / "corpus.txt"], minibert.load_tokenizer(folder / "teacher"), tmp_path / "prepared",
             report=None)
-    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", "bert-L2-H128", "--layers", "1",
-                       teacher=None, corpus=tmp_path / "prepared", steps=1))
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", "bert-L2-H128",
+                       teacher=None, corpus=tmp_path / "prepared", steps=1, layers=1))
     assert minibert.load(tmp_path / "run" / "model").config.layers == 1
 
 
@@ -360,15 +360,15 @@ def test_a_student_of_other_words_is_refused(folder, tmp_path):
     pieces = [words.id_to_piece(i) for i in range(words.vocab_size)]
     pieces[-1], pieces[-2] = pieces[-2], pieces[-1]
     minibert.save(model, tmp_path / "other", Tokenizer({piece: i for i, piece in enumerate(pieces)}))
-    refused(options(folder, tmp_path / "x", "--student", str(tmp_path / "other")), "other", "tokenizer")
+    refused(options(folder, tmp_path / "x", student=tmp_path / "other"), "other", "tokenizer")
     larger = init_weights(MaskedLM(dataclasses.replace(model.config, vocab_size=words.vocab_size + 1)))
     minibert.save(larger, tmp_path / "larger", words)
-    refused(options(folder, tmp_path / "x", "--method", "mlm", "--student", str(tmp_path / "larger")), "vocabulary")
+    refused(options(folder, tmp_path / "x", "--method", "mlm", student=tmp_path / "larger"), "vocabulary")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_in_the_last_step_stops(folder, tmp_path, monkeypatch, sign):
-    """It comes when the last checkpoint is written: nothing is lost, and the closing evaluation does not run."""
+    """It comes when the last checkpoint is written: nothing is lost, the closing evaluation does not run."""
     class Terminated(Exception):
         pass
 

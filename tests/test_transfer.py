@@ -257,7 +257,7 @@ def test_which_parameters_move_in_each_stage(schedule, optimizer):
         assert third[1][name.format(0)] < 0.3 * third[3][name.format(2)]
 
 
-ONE_IS_QUICK = [pytest.param("akt", marks=pytest.mark.slow), pytest.param("jkt", marks=pytest.mark.slow), "pkt"]
+ONE_IS_QUICK = [*(pytest.param(one, marks=pytest.mark.slow) for one in ("akt", "jkt")), "pkt"]
 
 
 @pytest.mark.parametrize("schedule", ONE_IS_QUICK)

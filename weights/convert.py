@@ -4,7 +4,7 @@
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
     python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
-    python weights/convert.py bert-base-uncased weights/start --layers 0,4,8,11 --tokenizer data/mine/tokenizer
+    python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with
 `weights_only=True`: tensors load, code in the file does not run.
