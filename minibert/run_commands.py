@@ -5,26 +5,25 @@ from collections.abc import Callable
 from dataclasses import fields
 from types import ModuleType
 
+from minibert import finetune_options, train_options
 from minibert.run_records import TrainRun, TuneRun
 
 
-def script_of(name: str) -> ModuleType:
-    """train.py or finetune.py, whose options and defaults are written there and nowhere else."""
-    import finetune
-    import train
-    return {"train": train, "finetune": finetune}[name]
+def module_of(name: str) -> ModuleType:
+    """Where the options of train.py or finetune.py and their defaults are written."""
+    return {"train": train_options, "finetune": finetune_options}[name]
 
 
 def options_of(script: str) -> dict:
     """The options of a script and their defaults."""
-    return {field.name: field.default for field in fields(script_of(script).Options)}
+    return {field.name: field.default for field in fields(module_of(script).Options)}
 
 
 def differing(script: str, options: dict) -> dict:
     """The options of a run that are not the script's defaults, those of its method among them;
     what its method does not read is left out.
     """
-    method, module = options.get("method"), script_of(script)
+    method, module = options.get("method"), module_of(script)
     unread = {"resume"} | {name for name, of in module.ONLY_FOR.items() if method not in of}
     if script == "finetune" and not options.get("teacher"):
         unread |= set(module.TEACHING)

@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,7 @@ from mutate import (mutate_archive, mutate_bin, mutate_bytes, mutate_json, mutat
 from safetensors.torch import load_file, save_file
 
 import minibert
-import train
-from minibert import archives, checkpoint, csv_files, readers, run_folder, squad, squad_data
+from minibert import archives, checkpoint, csv_files, readers, run_folder, squad, squad_data, train_options
 from minibert.config import Config
 from minibert.corpus import open_corpus
 from minibert.disk import write_json
@@ -122,8 +122,8 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def make_run(folder: Path) -> None:
-    options = train.resolve(train.Options(out=str(folder)))
-    write_json(folder / "config.json", {"options": train.dataclasses.asdict(options), "steps": 9})
+    options = train_options.resolve(train_options.Options(out=str(folder)))
+    write_json(folder / "config.json", {"options": asdict(options), "steps": 9})
     for step in range(1, 10):
         run_folder.append_row(folder / "metrics.jsonl", {"step": step, "tokens": 100 * step, "loss": 1.0})
     write_json(folder / "result.json", {"seed": 1, "best": {"epoch": 1, "scores": {}}, "history": []})
@@ -233,8 +233,8 @@ read_checkpoint.run = small_run()
 
 
 def read_run(folder: Path, draw: random.Random) -> None:
-    options = train.resolve(train.Options(out=str(folder), resume=True))
-    run_folder.open_run(folder, options, train.MAY_CHANGE)
+    options = train_options.resolve(train_options.Options(out=str(folder), resume=True))
+    run_folder.open_run(folder, options, train_options.MAY_CHANGE)
     run_folder.cut_metrics(folder / "metrics.jsonl", draw.choice((0, 5, 9)))
     _ = run_folder.last_tokens(folder / "metrics.jsonl") + 1
     run_folder.read_result(folder / "result.json")

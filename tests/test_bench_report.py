@@ -15,6 +15,7 @@ import bench
 import finetune
 import minibert.report
 import train
+from minibert import train_options
 from minibert.bench_report import ReportBench, bench_report, put_part
 from minibert.errors import UserError
 from minibert.options import parse
@@ -49,7 +50,7 @@ def trained(folder, tokens=3_000_000, finished=True, curve=(), **changed):
     """A run of train.py: two steps of half the tokens each, at 1,000 and at 500 tokens a second."""
     method = changed.get("method", "distilbert")
     options = {"method": method, "teacher": "models/big", "seed": 56, "out": str(folder), "resume": False,
-               **train.METHOD_DEFAULTS[method]} | changed
+               **train_options.METHOD_DEFAULTS[method]} | changed
     put(folder / "config.json", {"options": options, "steps": 2, "student": {}, **MACHINE})
     rows = [{"step": k, "tokens": k * tokens // 2, "tokens_per_second": 1000 / k} for k in (1, 2)]
     for row, scores in zip(rows, curve):

@@ -24,6 +24,7 @@ import finetune
 import minibert
 from minibert import weight_files
 from minibert.errors import UserError
+from minibert.finetune_options import Options, resolve
 from minibert.heads import Classifier, MaskedLM, Span
 from minibert.model import init_weights
 from minibert.tokenizer import train_tokenizer
@@ -366,12 +367,12 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
-            finetune.Options(**given | changed)
+            Options(**given | changed)
 
 
 def test_defaults_are_those_of_the_method():
     def resolved(**more):
-        found = finetune.resolve(finetune.Options(model="m", task="reviews.csv", **more))
+        found = resolve(Options(model="m", task="reviews.csv", **more))
         return found.alpha, found.temperature, found.beta, found.patience, found.intermediate_lr
 
     assert resolved() == (None,) * 5
@@ -389,7 +390,7 @@ def test_defaults_are_those_of_the_method():
     ("intermediate_epochs", -1.0), ("intermediate_lr", math.inf)])
 def test_numbers_that_cannot_be_meant_are_refused(name, bad):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be "):
-        finetune.Options(model="m", task="reviews.csv", teacher="t", **{name: bad},
+        Options(model="m", task="reviews.csv", teacher="t", **{name: bad},
                          method="tinybert" if "intermediate" in name else "pkd")
 
 

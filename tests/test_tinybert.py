@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import finetune
 import minibert
+from minibert.finetune_options import Options
 from minibert.heads import MaskedLM
 from minibert.model import init_weights
 from minibert.tasks import SQUAD, TASKS, with_tinybert_settings
@@ -116,7 +117,7 @@ def test_spans_and_scores(folder, student, tuned, tmp_path):
     finetune.main(distilled(folder, student, tuned, out, task="scores.csv",
                             teacher=tmp_path / "scorer" / "model", augmented=tmp_path / "more.csv"))
     assert len(stage(out)) == 10
-    trained_on = len(finetune.read_task(finetune.Options(model=str(student), task=str(folder / "scores.csv"),
+    trained_on = len(finetune.read_task(Options(model=str(student), task=str(folder / "scores.csv"),
                                                          max_length=80),
                                         minibert.load_tokenizer(student))[1]["train"].rows)
     assert len(rows(out)) == math.ceil(trained_on / 8) > 10
