@@ -336,7 +336,9 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     refused(options(folder, "reviews.csv", out, method="pkd"), "--teacher")
     refused(options(folder, "reviews.csv", out, "--predict"), "--predict", "no test set")
     write_csv(tmp_path / "bare.csv", [["a film"]], ["text"])
-    refused(options(tmp_path, "bare.csv", out, "--evaluate", model=tuned / "reviews" / "model"), "no column")
+    judged = dict(batch=None, lr=None, epochs=None)
+    refused(options(tmp_path, "bare.csv", out, "--evaluate", model=tuned / "reviews" / "model", **judged),
+            "no column")
     refused(options(folder, "reviews.csv", out, transfer=folder / "unlabelled.txt"), "--teacher")
     refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune it first")
     refused(options(folder, "reviews.csv", out / "2", "--resume", teacher=tuned / "squad" / "model"),
@@ -365,6 +367,8 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"weights": ("hidden=0",)}, "--weights goes with"),
             ({"imitate": "1,2", "teacher": "t", "method": "pkd"}, "--imitate goes with"),
             ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
+            ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
+            ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)
@@ -391,7 +395,7 @@ def test_defaults_are_those_of_the_method():
 def test_numbers_that_cannot_be_meant_are_refused(name, bad):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be "):
         Options(model="m", task="reviews.csv", teacher="t", **{name: bad},
-                         method="tinybert" if "intermediate" in name else "pkd")
+                method="tinybert" if "intermediate" in name else "pkd")
 
 
 def test_augmented_text_without_labels_needs_a_teacher_alone(folder, tuned, tmp_path):
@@ -414,8 +418,8 @@ def test_pairs_need_two_token_types(folder, tmp_path):
     minibert.save(scorer, tmp_path / "scorer", tokenizer)
     for name, path in (("model", tmp_path / "model"), ("teacher", tmp_path / "scorer")):
         refused(options(folder, "scores.csv", tmp_path / "run", **{name: path}), f"{path} has one token type")
-    refused(options(folder, "scores.csv", tmp_path / "run", "--evaluate", model=tmp_path / "scorer"),
-            "one token type")
+    refused(options(folder, "scores.csv", tmp_path / "run", "--evaluate", model=tmp_path / "scorer",
+                    batch=None, lr=None, epochs=None), "one token type")
     refused(options(folder, "squad", tmp_path / "run", model=tmp_path / "model"), "one token type")
     with pytest.raises(UserError, match="one token type"):
         minibert.predict(scorer, tokenizer, ["a film"], ["a book"])
