@@ -19,12 +19,11 @@ import torch
 
 import minibert
 from minibert.bench_quality import plot, quality
-from minibert.bench_size import encoder_flops
-from minibert.bench_train import matrix_peak
 from minibert.config import PRESETS, Config, preset
 from minibert.contenders import alternate, rate, ratios, serve
 from minibert.engines import ENGINES, PADDED, why_not, write_files
 from minibert.errors import UserError
+from minibert.flops import encoder_flops, matrix_peak
 from minibert.heads import Classifier
 from minibert.model import init_weights
 from minibert.options import at_least_one, option

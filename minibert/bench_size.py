@@ -4,32 +4,24 @@ A preset is counted as its encoder, a BERT's with pooler, on torch's meta device
 memory; a folder as the model with the head that it holds, and of its files only the headers are read.
 """
 
-import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
-import torch
 from torch import nn
 
 from minibert.config import PRESETS, Config
 from minibert.disk import read_json
 from minibert.errors import UserError
+from minibert.flops import FORMULA, encoder_flops, extra_layer_flops, on_meta
 from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
 from minibert.hf_config import parse
 from minibert.hub import MODELS
 from minibert.options import at_least_one, option
 from minibert.report import table
 from minibert.weight_files import existing
-
-FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
-  T tokens, L layers, D hidden size, F feed-forward size: linear layers and attention of the encoder; for a
-  MobileBERT, 2 T x the elements of its linear layers + 4 T^2 B L, B its bottleneck size. Left out: pooler
-  and heads, and what is no matrix product (biases, LayerNorm, GELU, softmax, look-ups).
-with D x D = that and 2 T D^2, one more D x D layer over all tokens. How the papers counted is not known here;
-which of the two rounds to a published figure is said below."""
 
 SIZES = """fp32 MB, fp16 MB: 4 and 2 bytes a parameter, without the file's header of some kilobytes
 int8 MB: an estimate, one byte for each element of a matrix or table and four for the rest
@@ -104,32 +96,6 @@ class SizeBench:
 
     def __post_init__(self):
         at_least_one(self, "length")
-
-
-@functools.cache
-def linear_elements(config: Config) -> int:
-    """Elements of the matrices of the encoder's linear layers; a token is multiplied with each once."""
-    def elements(part: nn.Module) -> int:
-        return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
-
-    encoder = on_meta(build_encoder, replace(config, layers=1))  # all layers are alike
-    return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
-
-
-def encoder_flops(config: Config, length: int) -> int:
-    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FORMULA`."""
-    return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
-
-
-def extra_layer_flops(config: Config, length: int) -> int:
-    """A D x D layer over all tokens: what the papers' FLOPs have beyond `encoder_flops`, by their size."""
-    return 2 * length * config.hidden_size**2
-
-
-def on_meta(build, *arguments, **more) -> nn.Module:
-    """A model with shapes and without memory for its tensors."""
-    with torch.device("meta"):
-        return build(*arguments, **more)
 
 
 def count(module: nn.Module | None) -> int:

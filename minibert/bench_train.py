@@ -6,7 +6,6 @@ same sequences. Tokens are real tokens, never padding.
 """
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,12 +14,12 @@ import torch
 
 from minibert import inner_methods, methods
 from minibert.batch import IGNORE
-from minibert.bench_size import encoder_flops
 from minibert.config import Config, preset
 from minibert.contenders import alternate, compared, rate, serve
 from minibert.corpus import open_corpus
 from minibert.errors import UserError
 from minibert.feed import Step, cut
+from minibert.flops import matrix_peak, useful_flops
 from minibert.heads import MaskedLM, build_encoder, encoder_of
 from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.methods import Weights
@@ -28,7 +27,7 @@ from minibert.model import init_weights
 from minibert.optim import adamw
 from minibert.options import option
 from minibert.report import table
-from minibert.runtime import PRECISIONS, Runtime, compile_encoder, describe, start
+from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
 
 CLIP, LR = 5.0, 1e-4
@@ -149,36 +148,6 @@ def worker(kind: str, options: TrainBench, pipe) -> None:
     turn = peers_turn(options, runtime) if kind == "transformers" else our_turn(
         options.methods[0] if kind == "minibert" else kind, options, runtime)
     serve(turn, pipe, runtime.device)
-
-
-def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """Multiplications and additions that the step cannot do without:
-    teacher forward, student forward and backward.
-
-    A linear layer costs 2 x weights a token, attention 4 T D a token and layer; backward is twice forward.
-    The vocabulary counts for every token on both sides where a KL needs it, for 15 % of the student's with
-    mlm, and not at all where only encoders are compared; what comparing them costs is not counted.
-    """
-    share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
-
-    def forward(c: Config) -> float:
-        head = share * 2 * c.hidden_size * (c.hidden_size + c.vocab_size)
-        return sum(encoder_flops(c, int(length)) + head * int(length) for length in lengths)
-    return (forward(teacher) if method != "mlm" else 0.0) + 3 * forward(student)
-
-
-def matrix_peak(runtime: Runtime) -> float:
-    """The FLOP/s of a large square matrix product here, in the runtime's precision: best of several."""
-    a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision])
-            for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        begun = time.perf_counter()
-        a @ b
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begun)
-    return 2 * 2048**3 / best
 
 
 def bench_train(options: TrainBench) -> dict:

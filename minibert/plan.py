@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minibert.bench_train import useful_flops
 from minibert.config import Config, preset
 from minibert.corpus import SPECIALS
 from minibert.disk import read_text
 from minibert.errors import UserError
+from minibert.flops import useful_flops
 from minibert.heads import MaskedLM
 from minibert.options import numbers, option
 from minibert.report import table

@@ -3,20 +3,16 @@
 import json
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from minibert.bench_size import (FLOPS, PARAMETERS, Figure, counts, disk_bytes, encoder_flops,
-                                 extra_layer_flops, size_of)
-from minibert.bench_train import useful_flops
+from minibert.bench_size import FLOPS, PARAMETERS, Figure, counts, disk_bytes, size_of
 from minibert.config import PRESETS, Config, preset
 from minibert.errors import UserError
+from minibert.flops import encoder_flops
 from minibert.heads import Classifier
 from minibert.hub import save
 from minibert.model import Encoder, init_weights
-from minibert.onnx_export import Padded
 from scripts import run_bench
 
 run = partial(run_bench, "size")
@@ -41,19 +37,6 @@ def test_bytes_by_hand(tiny_config):
     rest = 2 * 24 + 2 * (4 * 24 + 40 + 24 + 4 * 24)
     assert disk_bytes(Encoder(c)) == {"fp32": 4 * (matrices + rest), "fp16": 2 * (matrices + rest),
                                       "int8": matrices + 4 * rest}
-
-
-def test_flops_are_what_torch_counts(tiny_config):
-    padded = Padded(Encoder(tiny_config).eval())  # torch does not count its fused attention, but this one
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
-        padded(*torch.ones(3, 1, 20, dtype=torch.int64))
-    assert counted.get_total_flops() == encoder_flops(tiny_config, 20)
-
-
-def test_flops_are_those_of_the_training_bench():
-    c, V = preset("bert-L4-H128"), 30522
-    head = extra_layer_flops(c, 64) + 2 * 64 * c.hidden_size * V
-    assert useful_flops(c, c, np.array([64])) == 4 * (encoder_flops(c, 64) + head)
 
 
 def test_rounding_of_printed_figures():

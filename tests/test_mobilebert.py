@@ -8,12 +8,9 @@ from itertools import product
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-import minibert.mobilebert
 from minibert.attention import attend_one
 from minibert.batch import pack
-from minibert.bench_size import encoder_flops
 from minibert.config import PRESETS, MobileConfig
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
@@ -208,24 +205,6 @@ def test_a_no_norm_starts_as_the_identity_and_does_not_decay():
 def test_a_sequence_beyond_the_positions_is_named(random_batch):
     with pytest.raises(UserError, match="33 tokens .* 32 positions"):
         build_encoder(TINY)(random_batch([5, 33]))
-
-
-@pytest.mark.parametrize("config", KINDS)
-def test_flops_are_what_torch_counts(config, monkeypatch, random_batch):
-    # torch does not count its fused attention; of one sequence it is this
-    monkeypatch.setattr(minibert.mobilebert, "attend", lambda q, k, v, batch, dropout: attend_one(q, k, v))
-    encoder = build_encoder(config).eval()
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
-        encoder(random_batch([20]))
-    assert counted.get_total_flops() == encoder_flops(config, 20)
-
-
-def test_the_papers_flops():
-    """5.7B and 3.1B of one sequence of 128 tokens; the MLM head's first layer is among them."""
-    for name, billions in (("mobilebert-paper", 5.7), ("mobilebert-without-opt", 5.7),
-                           ("mobilebert-tiny", 3.1)):
-        c = PRESETS[name]
-        assert round((encoder_flops(c, 128) + 2 * 128 * c.hidden_size**2) / 1e9, 1) == billions
 
 
 # --- folders ---

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from minibert.bench_train import useful_flops
 from minibert.config import preset
 from minibert.errors import UserError
+from minibert.flops import useful_flops
 from minibert.heads import MaskedLM
 from minibert.plan import READY, PlanBench, all_reduce_seconds, command, flops_per_token, gradient_bytes, plan
 from scripts import run_bench
