@@ -12,13 +12,14 @@ demo: .venv/demo
 	rm -rf runs/demo
 	$(BIN)/python train.py --batch 32 --epochs 0.5 --out runs/demo $(ARGS)
 
+# In two processes, a test file at a time: the tensors of most tests are tiny, and one thread is all they use.
 test: .venv/test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # One stamp for each set of extras: what has not changed is not installed twice. The tests' set includes the
 # demo's.
 .venv/demo: EXTRAS := plots
-.venv/test: EXTRAS := parity,plots
+.venv/test: EXTRAS := parity,plots,test
 .venv/demo .venv/test: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e '.[$(EXTRAS)]'
