@@ -29,7 +29,8 @@ def main() -> None:
                         "python-docs")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; must not exist yet")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
-    vocabulary.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json or vocab.txt")
+    vocabulary.add_argument("--tokenizer", metavar="DIR|NAME",
+                            help="folder with tokenizer.json or vocab.txt, or name of a model on the hub")
     vocabulary.add_argument("--vocab-size", type=int, metavar="N",
                             help="train a new vocabulary of N pieces on these texts instead")
     parser.add_argument("--cased", action="store_true",

@@ -8,7 +8,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOME = {"load": "hub", "load_tokenizer": "hub", "save": "hub", "pack": "batch", "Batch": "batch",
+_HOME = {"load": "hub", "load_tokenizer": "tokenizer", "save": "hub", "pack": "batch", "Batch": "batch",
          "predict": "inference", "embed": "inference", "fast": "fast_model", "Config": "config",
          "preset": "config", "UserError": "errors"}
 __all__ = ["__version__", *_HOME]

@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import minibert.tokenizer
 from minibert.config import Config
 from minibert.disk import disk_errors, folder_within, read_json
 from minibert.errors import UserError
+from minibert.folders import local_folder
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 from minibert.hf_config import describe, dump, parse
 from minibert.model import Encoder, truncated_normal_
 from minibert.model_card import model_card
 from minibert.names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
 from minibert.tokenizer import Tokenizer
-from minibert.weight_files import existing, local_folder, read_tensors, write_tensors
+from minibert.weight_files import existing, read_tensors, write_tensors
 
 MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "classification": Classifier,
           "span": Span}
@@ -83,11 +83,6 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
     """The `Config` of a folder or hub name, from its config.json alone."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")[0]
-
-
-def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """The tokenizer of a folder or hub name; see `minibert.tokenizer.load_tokenizer`."""
-    return minibert.tokenizer.load_tokenizer(local_folder(folder_or_hub_name, weights=False))
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:

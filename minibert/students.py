@@ -11,12 +11,12 @@ from minibert import inner_methods, transfer
 from minibert.config import DISTILBERT, PRESETS, Config, MobileConfig, preset
 from minibert.errors import UserError
 from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
-from minibert.hub import check_pieces, load, load_tokenizer
+from minibert.hub import check_pieces, load
 from minibert.inner_losses import imitated_layers
 from minibert.model import Encoder, init_weights
 from minibert.options import dropouts, numbers
 from minibert.run_folder import say
-from minibert.tokenizer import Tokenizer
+from minibert.tokenizer import Tokenizer, load_tokenizer
 
 
 def layer_map(teacher_layers: int, student_layers: int) -> list[int]:

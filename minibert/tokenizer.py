@@ -22,6 +22,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from minibert.disk import read_json, read_text
 from minibert.errors import UserError
+from minibert.folders import local_folder
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # the options of BERT's normaliser; strip_accents None means: as lowercase
@@ -147,13 +148,14 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
     return (short, room - short) if n_a <= n_b else (room - short, short)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Reads tokenizer.json, else vocab.txt, of a folder; options in tokenizer_config.json go before theirs.
+def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
+    """Reads tokenizer.json, else vocab.txt, of a folder or a model on the hub; options in
+    tokenizer_config.json go before theirs.
 
     Where nothing states the casing, a vocab.txt with an upper-case letter in it is cased. Nothing is written.
     `UserError` names the file and line of whatever is missing or damaged.
     """
-    folder = Path(folder)
+    folder = local_folder(folder_or_hub_name, weights=False)
     config_file = folder / "tokenizer_config.json"
     config = read_json(config_file) if config_file.exists() else {}
     stated = {option: config[name] for option, name in CONFIG_NAMES.items() if name in config}

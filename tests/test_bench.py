@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from minibert.bench_train import TrainBench, sequences
-from minibert.hub import load_tokenizer
 from minibert.prepare import prepare
+from minibert.tokenizer import load_tokenizer
 from scripts import run_bench
 
 ROOT = Path(__file__).parent.parent

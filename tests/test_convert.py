@@ -254,6 +254,7 @@ except minibert.UserError as error:
 
 def test_tokenising_does_not_import_torch():
     """The package's names come on first use, so that the processes of data/prepare.py start quickly."""
-    code = "import sys, minibert.tokenizer; print('torch' in sys.modules)"
+    code = f"import sys, minibert; minibert.load_tokenizer({str(ROOT / 'weights/teacher')!r}); " \
+           "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr

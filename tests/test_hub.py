@@ -14,10 +14,10 @@ import minibert
 import minibert.hub
 from minibert.config import Config, MobileConfig
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
-from minibert.hub import head_of, load, load_config, load_tokenizer, save
+from minibert.hub import head_of, load, load_config, save
 from minibert.model import Encoder, init_weights
 from minibert.names import MODULES, from_hf, to_hf
-from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 TINY = dict(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20)
 BERT = Config(**TINY)

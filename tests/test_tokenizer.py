@@ -147,7 +147,9 @@ def test_errors_name_the_file_and_the_line(tmp_path):
             load_tokenizer(folder)
         return str(error.value)
 
-    assert "neither tokenizer.json nor vocab.txt" in message(tmp_path / "nowhere")
+    assert "nowhere is not a folder" in message(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "neither tokenizer.json nor vocab.txt" in message(tmp_path / "empty")
     assert re.search(r"vocab.txt.*\[SEP\] \[MASK\];", message(write_vocabulary(tmp_path / "a", PIECES[:4])))
     doubled = write_vocabulary(tmp_path / "b", PIECES + ["hello"])
     assert re.search("vocab.txt: lines 7 and 28 .*'hello'", message(doubled))

@@ -28,8 +28,10 @@ import torch  # noqa: E402
 
 from minibert.carve import change_vocabulary, keep_layers, keep_positions, keep_units  # noqa: E402
 from minibert.errors import UserError, run_script  # noqa: E402
-from minibert.hub import MODELS, head_of, load, load_tokenizer, local_folder, save  # noqa: E402
+from minibert.folders import local_folder  # noqa: E402
+from minibert.hub import MODELS, head_of, load, save  # noqa: E402
 from minibert.options import numbers  # noqa: E402
+from minibert.tokenizer import load_tokenizer  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
