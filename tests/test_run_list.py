@@ -121,11 +121,20 @@ def test_names_and_continued_lines(tmp_path, monkeypatch):
     assert line.words == ["--teacher", "a folder", "--out", "runs/x"] and line.log == Path("runs/x.log")
 
 
-def test_the_list_of_the_project_is_sound(monkeypatch):
+def test_a_file_that_is_there_is_done(tmp_path):
+    (tmp_path / "runs.txt").write_text(f"data/augment.py --task rte --out {tmp_path / 'rte.csv'}\n")
+    [line] = read_list(tmp_path / "runs.txt")
+    assert not line.done and not line.begun
+    (tmp_path / "rte.csv").write_text("")
+    assert line.done and not line.begun
+
+
+@pytest.mark.parametrize("name", ["runs.txt", "runs-inside.txt"])
+def test_the_lists_of_the_project_are_sound(name, monkeypatch):
     """Every line is taken by its script, and what it starts from is made by a line before it."""
     monkeypatch.setenv("TEACHER", "weights/teacher")
     made, forms = set(), {}
-    for line in read_list(ROOT / "docs" / "runs.txt"):
+    for line in read_list(ROOT / "docs" / name):
         for word in line.words:
             if word.startswith("runs/") and word != str(line.out):
                 assert word.removesuffix("/model") in made, word
