@@ -49,7 +49,7 @@ HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
 
 EXAMPLES = """examples:
-  python train.py --out runs/demo              the bundled teacher, distilled on Python's documentation (CPU)
+  python train.py --batch 32 --epochs 0.5 --out runs/first    bundled teacher, Python's documentation: minutes
   python train.py --teacher bert-base-uncased --corpus my_text/ --batch 4000 --epochs 3 --out runs/mine
   python train.py --method mlm --student bert-L4-H256 --corpus data/prepared --steps 10000 --out runs/scratch
 """
