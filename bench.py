@@ -28,10 +28,10 @@ EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
   python bench.py train --precision fp32
   python bench.py train --batch 16 --min-length 256 --max-length 256
-  python bench.py finetune --task mrpc --data glue_data --tokenizer weights/bert-base-uncased
+  python bench.py finetune --task mrpc --data data/glue_data --tokenizer weights/bert-base-uncased
   python bench.py inference --models bert-L2-H128 --examples 20    a minute on a CPU
-  python bench.py inference --data glue_data --tokenizer weights/bert-base-uncased
-  python bench.py inference --models runs/mrpc/model --task mrpc --data glue_data --plot speed.png
+  python bench.py inference --data data/glue_data --tokenizer weights/bert-base-uncased
+  python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data --plot speed.png
   python bench.py inference --grid --threads 2
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --workers 2 --megabytes 100
