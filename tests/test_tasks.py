@@ -199,7 +199,8 @@ def test_what_is_wrong_with_an_official_file_is_one_sentence(tmp_path, name, spl
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_missing_folder_names_the_download(tmp_path, name):
-    with pytest.raises(UserError, match="does not exist: .*unpack .* and give the folder") as caught:
+    says = f"does not exist: run python data/download.py {name} --out data, or unpack .* and give its folder"
+    with pytest.raises(UserError, match=says) as caught:
         read_examples(TASKS[name], tmp_path / "nowhere", "train")
     assert TASKS[name].download in str(caught.value)
 
