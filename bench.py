@@ -28,10 +28,10 @@ EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
   python bench.py train --precision fp32
   python bench.py train --batch 16 --min-length 256 --max-length 256
-  python bench.py finetune --task mrpc --data glue_data --tokenizer weights/bert-base-uncased
+  python bench.py finetune --task mrpc --data data/glue_data --tokenizer weights/bert-base-uncased
   python bench.py inference --models bert-L2-H128 --examples 20    a minute on a CPU
-  python bench.py inference --data glue_data --tokenizer weights/bert-base-uncased
-  python bench.py inference --models runs/mrpc/model --task mrpc --data glue_data --plot speed.png
+  python bench.py inference --data data/glue_data --tokenizer weights/bert-base-uncased
+  python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data --plot speed.png
   python bench.py inference --grid --threads 2
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --workers 2 --megabytes 100
@@ -40,9 +40,15 @@ EXAMPLES = """examples:
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
   python bench.py size                       every preset
   python bench.py size bert-base distilbert weights/teacher --length 128
-  python bench.py runs docs/runs.txt --show  what is done, begun and to do, and how long it takes
+  TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do, and how long it takes
   python bench.py report runs/ --teacher teacher --over alone --out docs/results.md
 """
+
+
+def examples_of(what: str) -> str:
+    """Those of one of the benches."""
+    title, *lines = EXAMPLES.splitlines()
+    return "\n".join([title, *(line for line in lines if f"bench.py {what} " in f"{line} ")])
 
 
 def main() -> None:
@@ -58,7 +64,7 @@ def main() -> None:
     # only now, as `data` measures the memory of processes that import this file, and torch would count
     module = importlib.import_module(f"minibert.{MODULES[what]}")
     options = parse(getattr(module, f"{what.capitalize()}Bench"), words,
-                    f"{module.__doc__}\nusage: bench.py {what} ...", EXAMPLES)
+                    module.__doc__, examples_of(what), f"bench.py {what}")
     print(json.dumps(getattr(module, f"bench_{what}")(options)))
 
 

@@ -23,7 +23,7 @@ from minibert import report
 from minibert.checkpoint import load_checkpoint, save_checkpoint
 from minibert.corpus import Corpus, NoSequences, open_corpus
 from minibert.disk import write_json
-from minibert.errors import run_script
+from minibert.errors import UserError, run_script
 from minibert.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
 from minibert.feed import Step, ahead, make_step
 from minibert.heads import encoder_of
@@ -49,7 +49,7 @@ HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
 
 EXAMPLES = """examples:
-  python train.py --out runs/demo              the bundled teacher, distilled on Python's documentation (CPU)
+  python train.py --batch 32 --epochs 0.5 --out runs/first    bundled teacher, Python's documentation: minutes
   python train.py --teacher bert-base-uncased --corpus my_text/ --batch 4000 --epochs 3 --out runs/mine
   python train.py --method mlm --student bert-L4-H256 --corpus data/prepared --steps 10000 --out runs/scratch
 """
@@ -64,6 +64,9 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
     if len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists():
         return Path(sources[0])
     if runtime.is_writer and not (options.resume and (target / "corpus.json").exists()):
+        if (target / "corpus.json").exists():
+            raise UserError(f"{target} is there from a run that never began: remove it, or give --resume to "
+                            "take it as it is")
         if sources == ("python-docs",):
             prepare_python_docs(tokenizer, target)
         else:
@@ -79,9 +82,16 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
 
+    for name in (*options.corpus, *options.eval_corpus):  # a slip is said before hours of preparing
+        if name != "python-docs" and not Path(name).exists():
+            raise UserError(f"{name} does not exist")
     folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
                       0.0 if options.eval_corpus else 0.01)
-    corpus = opened(folder, "train")
+    try:
+        corpus = opened(folder, "train")
+    except NoSequences as error:
+        raise UserError(f"{error}: give more text, or a larger --max-length, up to which the lines of a "
+                        "document are joined") from None
     if options.eval_corpus:
         folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
         return corpus, opened(folder, "train", "held-out")

@@ -61,6 +61,8 @@ def main() -> None:
         lines = (chain.from_iterable(split_docs(python_docs())["train"]) if docs else
                  training_lines(args.files, args.wikitext, held_out))
         tokenizer = train_tokenizer(lines, args.vocab_size, lowercase=not args.cased)
+        if tokenizer.vocab_size < args.vocab_size:
+            print(f"the new vocabulary has {tokenizer.vocab_size:,} pieces: the text is too small for more")
     if docs:
         prepare_python_docs(tokenizer, args.out)
     else:

@@ -217,6 +217,7 @@ def bench_inference(options: InferenceBench) -> dict:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(options.files or temporary) / name.strip("/").replace("/", "-").replace(" ", "")
             tokenizer = minibert.load_tokenizer(options.tokenizer if shape else name)
+            examples = material(options, tokenizer)  # a wrong --data is said before the files are made
             torch.manual_seed(0)
             model = (init_weights(Classifier(dataclasses.replace(
                 shape, vocab_size=max(shape.vocab_size, tokenizer.vocab_size)))) if shape
@@ -225,7 +226,7 @@ def bench_inference(options: InferenceBench) -> dict:
             config = model.config
             del model
             for threads in counts:
-                job = Job(str(folder), *material(options, tokenizer), options.batch, options.max_length,
+                job = Job(str(folder), *examples, options.batch, options.max_length,
                           options.device, threads)
                 results.append({"model": name, "threads": threads, "quality": scores,
                                 "engines": compare(name, config, engines, job, options.turns)})

@@ -30,7 +30,9 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     names, rows = _csv_rows(path)
     columns = next((pair for pair in TEXT_COLUMNS if all(name in names for name in pair if name)), None)
     if columns is None:
-        raise UserError(f"{path}, line 1: the header must name a column 'text'; it is: {', '.join(names)}")
+        between = "tabs" if _delimiter(path) == "\t" else "commas"
+        raise UserError(f"{path}, line 1: the header must name a column 'text'; it is: {', '.join(names)}"
+                        + f"; {between} separate columns" * (len(names) == 1))
     answers = [name for name in ("label", "score") if name in names]
     if task is None and len(answers) != 1:
         raise UserError(f"{path}, line 1: the header must name one column 'label' or 'score', "
@@ -118,7 +120,8 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
                     raise UserError(f"{path}, line {start}: a column name is there twice: {', '.join(names)}")
             elif values and len(values) != len(names):
                 raise UserError(f"{path}, line {start} has {len(values)} columns instead of {len(names)}: "
-                                f"{', '.join(names)}")
+                                f"{', '.join(names)}" + "; a text that holds a comma is put in quotes"
+                                * (len(values) > len(names) and _delimiter(path) == ","))
             elif values:
                 rows.append((start, dict(zip(names, values))))
             start = reader.line_num + 1

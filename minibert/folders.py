@@ -19,9 +19,11 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
     `weights=False` fetches config.json and the tokenizer only. The environment variables of
     huggingface_hub count (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). `UserError` where there is
-    neither a folder nor such a model.
+    neither a folder nor such a model, or the folder is that of a run, whose model is one below.
     """
     if Path(name).is_dir():
+        if (Path(name) / "summary.json").exists() and (Path(name) / "model" / "config.json").exists():
+            raise UserError(f"{name} is the folder of a run; its model is {Path(name) / 'model'}")
         return Path(name)
     if Path(name).exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", str(name)):
         raise UserError(f"{name} is not a folder, nor a model's name on the hub")

@@ -173,7 +173,8 @@ def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str],
         if f"{module}.bias" not in ours:
             raise UserError(f"{folder} has no {head} head: "
                             f"{to_hf(module + '.bias', architecture)} is missing, "
-                            "and only classification and span heads can be started anew")
+                            "and only classification and span heads can be started anew"
+                            + f"; train.py --method mlm --student {folder} trains one" * (head == "mlm"))
         if untied:
             raise UserError(f"{folder}: {untied}, but the two are one tensor here; "
                             "head=\"encoder\" needs only one")

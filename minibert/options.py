@@ -15,14 +15,14 @@ def option(default, help: str, choices=None):
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def parse(cls, argv: list[str] | None, description: str, epilog: str):
+def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str | None = None):
     """An instance of the dataclass `cls` from the command line;
     unknown options and wrong types end with exit code 2.
 
     `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values,
-    `T | None` fields may be left out.
+    `T | None` fields may be left out. `prog` is what the usage line is headed by.
     """
-    parser = argparse.ArgumentParser(description=description, epilog=epilog, allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -36,7 +36,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str):
         else:
             extra |= {"type": kind, "metavar": None if field.metadata["choices"] else kind.__name__.upper(),
                       "choices": field.metadata["choices"]}
-        shown = "" if field.default in (None, (), False) else f" (default: {field.default})"
+        default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = "" if default in (None, "", False) else f" (default: {default})"
         parser.add_argument(name, default=field.default,
                             help=field.metadata["help"].replace("%", "%%") + shown, **extra)
     values = vars(parser.parse_args(argv))

@@ -41,8 +41,8 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example]:
             # not of test: a submission needs a prediction for each of its rows
             skip_malformed = task.name == "qqp" and split != "test"
             return _examples(path, task, table, _table_rows(path, table, skip_malformed))
-    raise UserError(f"{places[0]} does not exist: run python data/download.py {task.name}, or unpack "
-                    f"{task.download}, and give the folder {task.folder} or the one it is in")
+    raise UserError(f"{places[0]} does not exist: run python data/download.py {task.name} --out data, "
+                    f"or unpack {task.download}, and give its folder {task.folder} or the one above")
 
 
 def _table_rows(path: Path, table: Table, skip_malformed: bool = False) -> Iterator[Row]:
@@ -139,8 +139,8 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     for label, word in enumerate(task.words):
         folder = root / part / word
         if not folder.is_dir():
-            raise UserError(f"{folder} does not exist: run python data/download.py {task.name}, or unpack "
-                            f"{task.download}, and give the folder {task.folder} or the one it is in")
+            raise UserError(f"{folder} does not exist: run python data/download.py {task.name} --out data, "
+                            f"or unpack {task.download}, and give its folder {task.folder} or the one above")
         files = sorted(folder.glob("*.txt"))
         if not files:
             raise UserError(f"{folder} holds no .txt files")

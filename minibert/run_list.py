@@ -1,6 +1,6 @@
 """Works through a list of runs, one after another: skips what is done, resumes what was begun.
 
-    TEACHER=weights/teacher python bench.py runs docs/runs.txt
+    TEACHER=FOLDER python bench.py runs docs/runs.txt
 
 A list is a text file with one command a line, as it is typed but without `python`; a # starts a comment, a
 backslash continues the line, $NAME is taken from the environment. train.py and finetune.py are done when

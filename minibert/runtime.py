@@ -141,7 +141,7 @@ def give_back_freed_memory() -> None:
     Packed batches differ in size. In the heap their tensors leave gaps which no later one fits, since glibc
     does not find an aligned block again that it has just freed (its bug 14581): an hour of TinyBERT's method
     went from 2.5 to 3.6 GB. Maps of small pages would cost 13 % of the time, for zeroing page after page;
-    those of huge pages cost nothing that was seen (docs/promises.md). A threshold that the user has set holds.
+    those of huge pages cost nothing that was seen (docs/promises.md). A threshold that a user has set holds.
     note: torch looks into its environment when it makes its first tensor.
     """
     with contextlib.suppress(OSError, AttributeError):

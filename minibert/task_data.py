@@ -52,8 +52,8 @@ def rows_of_task(options) -> tuple[Task, dict[str, list]]:
         folder = folder if folder.is_dir() else Path(options.data)
         for name in files.values():
             if not (folder / name).exists():
-                raise UserError(f"{folder / name} does not exist: run python data/download.py squad, "
-                                f"or give --data the folder with {SQUAD.download}")
+                raise UserError(f"{folder / name} does not exist: run python data/download.py squad --out "
+                                f"data, or give --data the folder with {SQUAD.download}")
         return SQUAD, {split: squad_data.read_squad(folder / name) for split, name in files.items()}
     if options.task in TASKS:
         task = TASKS[options.task]

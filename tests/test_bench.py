@@ -51,6 +51,14 @@ def test_unknown_bench_is_one_sentence(monkeypatch, capsys):
     assert code == 2 and "train" in said and "Traceback" not in said
 
 
+def test_help_of_a_bench_is_its_own(monkeypatch, capsys):
+    code, said, _ = run_bench("runs", monkeypatch, capsys, "--help")
+    assert code == 0 and said.startswith("usage: bench.py runs [-h]") and said.count("usage:") == 1
+    assert said.split("examples:")[1].split() == (
+        "TEACHER=FOLDER python bench.py runs docs/runs.txt --show "
+        "what is done and to do, and how long it takes").split()
+
+
 
 
 

@@ -146,6 +146,13 @@ def test_bad_options_are_one_sentence(monkeypatch, capsys, words, says):
     assert code == 2 and says in err and err.count("\n") == 1
 
 
+def test_wrong_data_is_said_before_files_are_made(monkeypatch):
+    monkeypatch.setattr(bench_inference, "write_files", lambda *_: pytest.fail("files were made"))
+    with pytest.raises(UserError, match="stsb --out data"):
+        bench_inference.bench_inference(InferenceBench(models=("bert-L2-H128",), data="nothing",
+                                                       engines=("minibert fp32",), tokenizer=TEACHER))
+
+
 def test_who_cannot_take_part(monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
     assert why_not("onnxruntime fp32", torch.device("cuda")) == "measured on CPUs only"

@@ -252,7 +252,9 @@ def test_new_labels_are_a_new_classifier(tmp_path):
 
 def test_heads_that_cannot_start_anew(tmp_path):
     save(random_model(Encoder, BERT, pooler=True), tmp_path)
-    assert "no mlm head: cls.predictions.bias is missing" in fails(tmp_path, "mlm")
+    said = fails(tmp_path, "mlm")
+    assert "no mlm head: cls.predictions.bias is missing" in said
+    assert said.endswith(f"; train.py --method mlm --student {tmp_path} trains one")
     assert "no pretraining head" in fails(tmp_path, "pretraining")
     assert "'speech' is not known" in fails(tmp_path, "speech")
     save(random_model(MaskedLM, DISTILBERT), tmp_path)
@@ -424,6 +426,14 @@ def test_folders_that_hold_no_model(tmp_path):
     assert f"python weights/convert.py {tmp_path} TARGET" in fails(tmp_path)
     assert "is not a folder" in fails(tmp_path / "config.json")
     assert "is not a folder" in fails("../nowhere")
+
+
+def test_the_folder_of_a_run_names_that_of_its_model(tmp_path):
+    save(random_model(MaskedLM, BERT), tmp_path / "model")
+    (tmp_path / "config.json").write_text('{"options": {}}')
+    assert "model_type is None" in fails(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    assert fails(tmp_path) == f"{tmp_path} is the folder of a run; its model is {tmp_path / 'model'}"
 
 
 @pytest.mark.parametrize("wrong, why", [

@@ -1,6 +1,7 @@
 """ONNX export: padded equals packed, the file in ONNX Runtime equals the model, errors are one sentence."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -108,6 +109,15 @@ def test_converted_folder(tmp_path, monkeypatch, capsys):
     assert json.loads((target / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
     assert minibert.load_tokenizer(target).sha256 == tokenizer().sha256
     check_folder(model, target)
+
+    page = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    lines, = re.findall(r"^```python\n(import numpy.*?)^```", page, re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(lines.replace("runs/reviews/onnx", str(target)), names)  # the page's way to use such a folder
+    ids, _ = tokenizer().encode(["What a film.", "Never again."])
+    for row, sequence in zip(names["logits"], ids, strict=True):
+        torch.testing.assert_close(torch.from_numpy(row[:len(sequence)]), model(minibert.pack([sequence])),
+                                   rtol=1e-4, atol=1e-5)
 
     content = (target / "model.onnx").read_bytes()
     assert str(ROOT).encode() not in content and b"onnx_export.py" not in content, "a path of this machine"

@@ -1,12 +1,13 @@
 """Options: what is refused, in which words."""
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
 from minibert.errors import UserError
-from minibert.options import within
+from minibert.options import option, parse, within
 
 
 @pytest.mark.parametrize("low, high, ends, good, bad, words", [
@@ -23,3 +24,15 @@ def test_numbers_outside_a_range_are_refused(low, high, ends, good, bad, words):
         with pytest.raises(UserError) as error:
             within(SimpleNamespace(fine=0.5, weight_decay=value), low, high, "fine", "weight_decay", **ends)
         assert str(error.value) == f"--weight-decay must be {words}, not {value:g}"
+
+
+def test_help_shows_defaults_as_they_are_typed(capsys):
+    @dataclass(frozen=True)
+    class Some:
+        files: tuple[str, ...] = option(("one", "two"), "what is read")
+        more: tuple[str, ...] = option((), "what else")
+
+    with pytest.raises(SystemExit):
+        parse(Some, ["--help"], "", "")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "what is read (default: one two)" in said and "what else (default" not in said

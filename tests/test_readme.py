@@ -108,7 +108,8 @@ def check(program: str, *words: str) -> None:
         markers = re.findall(r"^    (\w+): ", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
         assert not words or (words[0] == "-m" and words[1] in markers), said
     elif program == "pip":
-        assert words == ("install", "-e", "."), said
+        extras = re.findall(r"^(\w+) =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+        assert words[:2] == ("install", "-e") and words[2:] in ((".",), *((f".[{x}]",) for x in extras)), said
     elif words[0] == "-c":
         compile(words[1], said, "exec")
     elif words[0] == "-m":
@@ -153,7 +154,8 @@ def test_the_checks_can_fail(capsys):
                                  "make demo | tail\n```\n\n```\npython other.py\n```\n"))
     assert found == [["python", "train.py", "--steps", "3", "--bach=8", "--lr", "1e-4"], ["make", "demo"]]
     assert commands(inline("```\n`make a`\n```\nsays `make\nb` and `x`")) == [["make", "b"]]
-    for wrong in (found[0], ["make", "coffee"], ["python", "no_such_script.py"], ["pytest", "-m", "no_such"],
+    for wrong in (found[0], ["make", "coffee"], ["pip", "install", "-e", ".[no_such]"],
+                  ["python", "no_such_script.py"], ["pytest", "-m", "no_such"],
                   ["python", "finetune.py", "--model", "x", "--task", "mrpc"],  # without --data
                   ["python", "data/download.py", "--li"], ["python", "bench.py", "plan", "--share", "2"]):
         with pytest.raises(AssertionError):

@@ -199,7 +199,8 @@ def test_what_is_wrong_with_an_official_file_is_one_sentence(tmp_path, name, spl
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_missing_folder_names_the_download(tmp_path, name):
-    with pytest.raises(UserError, match="does not exist: .*unpack .* and give the folder") as caught:
+    says = f"does not exist: run python data/download.py {name} --out data, or unpack .* and give its folder"
+    with pytest.raises(UserError, match=says) as caught:
         read_examples(TASKS[name], tmp_path / "nowhere", "train")
     assert TASKS[name].download in str(caught.value)
 
@@ -249,12 +250,12 @@ def test_csv_read_as_a_known_task(tmp_path):
     ("", "holds no rows"),
     ("text,label\n", "holds no rows"),
     ("words,label\nA,x\n", "line 1: the header must name a column 'text'; it is: words, label"),
-    ("text;label\nA;x\n", "it is: text;label"),
+    ("text;label\nA;x\n", "it is: text;label; commas separate columns"),
     ("text,class\nA,x\n", "one column 'label' or 'score', and names neither: text, class"),
     ("text,label,score\nA,x,1\n", "and names both"),
     ("text,label,text\nA,x,B\n", "line 1: a column name is there twice"),
     ('text,label\n"A\nB",x\nC\n', "line 4 has 1 columns instead of 2: text, label"),
-    ("text,label\nA, b,x\n", "line 2 has 3 columns"),
+    ("text,label\nA, b,x\n", "line 2 has 3 columns instead of 2: text, label; a text that holds a comma"),
     ('text,label\nA,x\n"B,y\nC,x\n', "line 3: not valid csv"),
     ('text,label\nA,x\n"B" and so,y\n', "line 3: not valid csv"),
     ("text,label\nA,x\n ,y\n", "line 3: the column 'text' is empty"),

@@ -306,6 +306,12 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     refused(options(folder, tmp_path / "junk", corpus=tmp_path / "junk.txt"), "junk.txt")
     (tmp_path / "latin.txt").write_bytes("eins\nzwei\ndrei für\n".encode("latin-1"))
     refused(options(folder, tmp_path / "latin", corpus=tmp_path / "latin.txt"), "latin.txt", "3")
+    (tmp_path / "two.txt").write_text("a b\nc\n")
+    refused(options(folder, tmp_path / "short", corpus=tmp_path / "two.txt"), "no sequence of 12", "more text")
+    refused(options(folder, tmp_path / "short", corpus=tmp_path / "two.txt"), "never began", "--resume")
+    refused(options(folder, tmp_path / "late", "--eval-corpus", str(tmp_path / "none.txt"),
+                    corpus=tmp_path / "two.txt"), "none.txt does not exist")
+    assert not (tmp_path / "late" / "corpus").exists()  # said before anything was prepared
     refused(options(folder, tmp_path / "x", teacher=tmp_path / "nobody"), "nobody")
     refused(options(folder, tmp_path / "x", "--student", "bert-L2-H128"), "width")
     refused(options(folder, tmp_path / "x", "--layers", "9"), "9 layers")
