@@ -83,7 +83,7 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
 
     for name in (*options.corpus, *options.eval_corpus):  # a slip is said before hours of preparing
-        if name != "python-docs" and not Path(name).exists():
+        if name != "python-docs" and not Path(name).exists() and not options.resume:  # which may have it
             raise UserError(f"{name} does not exist")
     folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
                       0.0 if options.eval_corpus else 0.01)

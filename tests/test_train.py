@@ -297,6 +297,14 @@ def refused(argv, *words):
     assert "\n" not in str(error.value).strip() or "tensor" in str(error.value)
 
 
+def test_a_run_is_resumed_when_its_text_is_gone(folder, tmp_path, capsys):
+    source = shutil.copy(folder / "corpus.txt", tmp_path / "corpus.txt")
+    train.main(options(folder, tmp_path / "run", corpus=source, steps=2))
+    os.remove(source)  # what was prepared from it is in the run's folder
+    train.main(options(folder, tmp_path / "run", "--resume", corpus=source, steps=2))
+    assert "resuming after step 2" in capsys.readouterr().out
+
+
 def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     out = tmp_path / "run"
     refused(options(folder, out, corpus=tmp_path / "none.txt"), "none.txt")
