@@ -17,9 +17,9 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
 
     `loss_of(micro)` gives a micro-batch's share of the step's loss and detached sums by name; `counts` what
     each sum is divided by: the count of the whole step. `rates`: what `lr` is multiplied with for each part
-    of the model (optim.parameter_groups). Returns the terms so divided, `loss`, `grad_norm`
-    (before clipping), `skipped` (a non-finite loss or gradient: no update on any rank) and `stopping` (true
-    when any rank is to stop). The device is waited for once.
+    of the model (optim.parameter_groups). What no loss reads keeps its value. Returns the terms so divided,
+    `loss`, `grad_norm` (before clipping), `skipped` (a non-finite loss or gradient: no update on any rank)
+    and `stopping` (true when any rank is to stop). The device is waited for once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer.zero_grad()
