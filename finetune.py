@@ -148,8 +148,6 @@ def intermediate(seed: int, options: Options, task: Task, examples: Examples, te
     """
     if not (out / "result.json").exists():
         student = load_model(options.model, task, options, seed)
-        if student.encoder.pooler is not None:
-            student.encoder.pooler.requires_grad_(False)  # no term reads it, and weight decay would shrink it
         projections = Projections(student.config, teacher.config, torch.Generator().manual_seed(seed))
         learner, weights = Learner(student.encoder, projections), inner_weights(options)
 

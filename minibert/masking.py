@@ -47,7 +47,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, sele
 
     `weights` (V,) is needed by "smoothed" only. Special tokens are never selected; a random replacement is
     drawn from the whole vocabulary, special tokens included, as in the original code. A share of 0 masks
-    nothing.
+    nothing. note: BERT's code spares [CLS] and [SEP] only; [UNK], which the distiller spares too, never is
+    predicted here.
     """
     if share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))

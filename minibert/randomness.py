@@ -23,8 +23,9 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Hashes like `mix`, to floats in (0, 1): never 0, so a logarithm is safe."""
-    return ((mix(*words) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    """Hashes like `mix`, to floats in (0, 1): never 0, so a logarithm is safe; never 1, so u n is below n."""
+    # 52 bits: with a 53rd the half would be rounded, at the upper end to 1
+    return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def seed_of(*words) -> int:

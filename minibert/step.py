@@ -17,9 +17,9 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
 
     `loss_of(micro)` gives a micro-batch's share of the step's loss and detached sums by name; `counts` what
     each sum is divided by: the count of the whole step. `rates`: what `lr` is multiplied with for each part
-    of the model (optim.parameter_groups). Returns the terms so divided, `loss`, `grad_norm`
-    (before clipping), `skipped` (a non-finite loss or gradient: no update on any rank) and `stopping` (true
-    when any rank is to stop). The device is waited for once.
+    of the model (optim.parameter_groups). What no loss reads keeps its value. Returns the terms so divided,
+    `loss`, `grad_norm` (before clipping), `skipped` (a non-finite loss or gradient: no update on any rank)
+    and `stopping` (true when any rank is to stop). The device is waited for once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer.zero_grad()
@@ -45,17 +45,25 @@ def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, c
     """
     names = sorted(counts)  # the same on every rank, also on one that had no sequence
     zero = torch.zeros((), device=runtime.device)
-    figures = torch.stack([loss_sum, *(sums.get(name, zero).float() for name in names),
-                           torch.tensor(float(stopping), device=runtime.device)])
+    flags = torch.tensor([stopping, *(p.grad is not None for p in parameters)], dtype=torch.float32)
+    figures = torch.cat([torch.stack([loss_sum, *(sums.get(name, zero).float() for name in names)]),
+                         flags.to(runtime.device)])
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
     scaler.unscale_(optimizer)
     norm = gradient_norm(parameters)
-    loss, *totals, stop, norm = torch.cat([figures, norm[None]]).tolist()  # the one wait for the device
+    norm, loss, *rest = torch.cat([norm[None], figures]).tolist()  # the one wait for the device
+    totals, stop, readers = rest[:len(names)], rest[len(names)], rest[len(names) + 1:]
     finite = all(abs(x) < float("inf") for x in (loss, norm))
     if finite:
+        # What no rank's terms read stays as it is, in MiniLM all that follows q, k, v in the last layer:
+        # weight decay would shrink it, and LAMB scale up even the smallest decay to the whole rate.
+        for p, ranks in zip(parameters, readers):
+            if not ranks:
+                p.grad = None
+        parameters = [p for p in parameters if p.grad is not None]
         if norm > clip:
             torch._foreach_mul_([p.grad for p in parameters], clip / (norm + 1e-6))
         for group in optimizer.param_groups:

@@ -208,7 +208,7 @@ def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
         config = preset_for(options, name, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
         return from_scratch(config, options.seed), tokenizer
     tokenizer, student = load_tokenizer(name), load(name)
-    if isinstance(student, PreTraining):  # nothing trains NSP, and its pooler would only decay
+    if isinstance(student, PreTraining):  # nothing trains NSP and its pooler
         student = load(name, head="mlm")
     if not hasattr(student, "mlm"):
         say(f"{name} has no MLM head: a new one is trained")

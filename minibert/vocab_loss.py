@@ -57,6 +57,8 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     Gradients reach the student's states, table and bias; the teacher gets none. Under autocast logits
     and their gradients are stored and multiplied in its dtype, softmaxes, sums and results are in fp32.
     """
+    if not torch.is_grad_enabled():  # no_grad stops no Function that is given a parameter
+        student = Vocab(*(t.detach() for t in student))
     if teacher is None:
         teacher, kl_weight = Vocab(*(None,) * 3), 0.0
     if labelled is None:

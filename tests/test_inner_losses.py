@@ -18,7 +18,7 @@ from minibert.inner_losses import attention_sum, hidden_sum, imitated_layers, re
 from minibert.inner_methods import (METHODS, TERMS, InnerWeights, Learner, Projections, check_fit,
                                     relation_heads, term_counts)
 from minibert.model import Encoder, init_weights
-from minibert.optim import adamw
+from minibert.optim import adamw, lamb
 from minibert.runtime import Runtime
 from minibert.step import training_step
 from steps import LargestTensor, data, gradients
@@ -309,6 +309,26 @@ def test_one_batch_can_be_learned_with_its_projections(method, tiny_config):
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and set(TERMS[method]) < set(rows[0])
     moved = {name for name, p in learner.named_parameters() if not torch.equal(p, before[name])}
     assert {name for name in before if name.startswith("projections.")} <= moved
+
+
+@pytest.mark.parametrize("optimizer", [adamw, lamb])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_no_term_reads_does_not_decay(method, optimizer, tiny_config):
+    """All that follows q, k, v in MiniLM's last layer, or without its term on states in TinyBERT's."""
+    learner, teacher = models(tiny_config, method, torch.float32)
+    before = {name: p.clone() for name, p in learner.named_parameters()}
+    (step,) = data(1000)
+    runtime, weights = Runtime(torch.device("cpu"), "fp32"), replace(WEIGHTS, hidden=0.0)
+    optimizer = optimizer(learner, (0.9, 0.999), 1e-6, 0.1)
+    for _ in range(2):
+        training_step(learner, partial(METHODS[method], learner, teacher, step, weights), step.micro_batches,
+                      term_counts(step, weights), optimizer, runtime.scaler(), runtime, 1e-2, 1.0)
+    same = {name for name, p in learner.named_parameters() if torch.equal(p, before[name])}
+    unread = ["out", "attention_norm", "up", "down", "output_norm"] + ["value"] * (method == "tinybert")
+    expected = {f"encoder.layers.1.{name}.{kind}" for name in unread for kind in ("weight", "bias")}
+    if method == "tinybert":
+        expected |= {f"projections.matrices.{m}.weight" for m in (1, 2)}
+    assert same == expected
 
 
 # ---------------------------------------------------------------- memory

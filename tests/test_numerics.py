@@ -55,7 +55,7 @@ def test_all_and_nothing_masked(method, weights, share, tiny_config):
     assert step.masked == (step.tokens if share else 0)
     loss, grads = gradient(method, student, teacher, step, Weights(**weights))
     if not share and (method == "mlm" or weights):
-        assert loss == pytest.approx(0.0, abs=3.0)  # nothing but the cosine is left
+        assert loss == 0 if method == "mlm" else 0 < loss <= 2  # nothing but the cosine is left
     assert share == 0.0 or loss > 0
 
 

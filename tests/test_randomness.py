@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minibert import randomness
 from minibert.randomness import mix, permute, samples_of_step, seed_of, uniform
 
 
@@ -25,6 +26,12 @@ def test_uniform_is_uniform_and_never_zero():
     assert np.histogram(u, 10, (0, 1))[0].min() > 19_300  # expected 20,000 each, sigma 134
     neighbours = np.corrcoef(u[:-1], u[1:])[0, 1]
     assert abs(neighbours) < 0.01
+
+
+@pytest.mark.parametrize("hashed, expected", [(0, 2.0**-53), (2**64 - 1, 1 - 2.0**-53)])
+def test_uniform_ends_before_0_and_1(hashed, expected, monkeypatch):
+    monkeypatch.setattr(randomness, "mix", lambda *words: np.array([hashed], dtype=np.uint64))
+    assert randomness.uniform(0)[0] == expected and 0 < expected < 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 1000, 65_537])

@@ -121,6 +121,21 @@ def test_a_non_finite_gradient_skips_the_step(tiny_config):
                for name, t in student.state_dict().items())
 
 
+class OneOfTwo(Runtime):
+    """A rank whose neighbour has a gradient of 1 for every parameter."""
+
+    def sum_over_ranks(self, tensors):
+        torch._foreach_add_(tensors, 1.0)
+
+
+def test_a_rank_without_a_sequence_takes_the_step_of_the_others(tiny_config):
+    student, teacher = models(tiny_config, torch.float32)
+    before = [p.clone() for p in student.parameters()]
+    training_step(student, None, [], {"kl": 1}, torch.optim.SGD(parameter_groups(student, 0.0)), CPU.scaler(),
+                  OneOfTwo(torch.device("cpu"), "fp32"), 0.5, 1e9)
+    assert all(torch.equal(p, b - 0.5) for p, b in zip(student.parameters(), before))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_batch_can_be_learned(method, tiny_config):
     student, teacher = models(tiny_config, torch.float32)

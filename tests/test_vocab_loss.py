@@ -88,6 +88,16 @@ def test_frozen_table_gets_no_gradient():
     assert student.table.grad is None and student.states.grad.abs().sum() > 0
 
 
+def test_without_grad_no_gradient_is_computed(monkeypatch):
+    student, teacher, labels = sides(torch.float32)
+    leaves = Vocab(*(t.requires_grad_() for t in student))
+    monkeypatch.setattr(torch.Tensor, "addmm_", None)  # the table's gradient would call it
+    with torch.no_grad():
+        vocab_loss(leaves, labels, teacher, mlm_weight=1.0, kl_weight=1.0)
+    with pytest.raises(TypeError):
+        vocab_loss(leaves, labels, teacher, mlm_weight=1.0, kl_weight=1.0)
+
+
 def test_autocast_is_close_and_keeps_fp32_sums():
     student, teacher, labels = sides(torch.float32)
     leaves = [t.requires_grad_() for t in student]
