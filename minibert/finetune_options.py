@@ -81,6 +81,8 @@ class Options:
                             "and no .csv or .tsv file")
         if self.task in (*TASKS, "squad") and not self.data:
             raise UserError(f"--task {self.task} needs --data, the folder of its files")
+        if self.task not in (*TASKS, "squad") and self.data:
+            raise UserError(f"--data goes with a task by name; {self.task} is a file by itself")
         if self.method == "pkd" and (not self.teacher or self.task == "squad"):
             raise UserError("--method pkd needs a --teacher and a task of classes or scores")
         if self.method == "tinybert" and not self.teacher:

@@ -76,8 +76,9 @@ def folder(tmp_path_factory):
 
 
 def options(folder, task, out, *more, **changed):
-    given = {"model": folder / "model", "task": folder / task if "." in task else task, "data": folder,
-             "out": out, "batch": 8, "lr": 3e-3, "epochs": 2, "max-length": 80, "threads": 1} | changed
+    where = {"task": folder / task} if "." in task else {"task": task, "data": folder}
+    given = {"model": folder / "model", **where, "out": out, "batch": 8, "lr": 3e-3, "epochs": 2,
+             "max-length": 80, "threads": 1} | changed
     return [str(word) for name, value in given.items() if value is not None
             for word in (f"--{name}", value)] + list(more)
 
@@ -367,6 +368,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"weights": ("hidden=0",)}, "--weights goes with"),
             ({"imitate": "1,2", "teacher": "t", "method": "pkd"}, "--imitate goes with"),
             ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
+            ({"data": "data"}, "--data goes with a task by name"),
             ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
             ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
