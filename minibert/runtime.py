@@ -4,11 +4,9 @@ Started by torchrun, every rank is one process; started plainly, there is one ra
 """
 
 import contextlib
-import ctypes
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,10 +15,6 @@ from torch import Tensor, nn
 from minibert.errors import UserError
 from minibert.heads import encoder_of
 from minibert.model import Encoder
-
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-HUGE_PAGE = 2 << 20  # bytes
-M_MMAP_THRESHOLD = -3  # of malloc.h
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -105,7 +99,6 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     "auto" is CUDA where there is one; bf16 where the hardware has it natively,
     fp16 on GPUs that have not, else fp32.
     """
-    give_back_freed_memory()
     # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is
     # busy, which would change the order of its sums, and a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -132,22 +125,6 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         # The writer evaluates and saves while the others wait; a rank that is gone is noticed without it.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
-
-
-def give_back_freed_memory() -> None:
-    """Has every large CPU tensor mapped by itself, in huge pages, and unmapped when it is freed;
-    where the C library is glibc and the kernel has huge pages on demand.
-
-    Packed batches differ in size. In the heap their tensors leave gaps which no later one fits, since glibc
-    does not find an aligned block again that it has just freed (its bug 14581): an hour of TinyBERT's method
-    went from 2.5 to 3.6 GB. Maps of small pages would cost 13 % of the time, for zeroing page after page;
-    those of huge pages cost nothing that was seen (docs/promises.md). A threshold that a user has set holds.
-    note: torch looks into its environment when it makes its first tensor.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        if "[never]" not in HUGE_PAGES.read_text() and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-            ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, HUGE_PAGE)
 
 
 def compile_encoder(encoder: Encoder) -> None:
