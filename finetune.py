@@ -45,7 +45,7 @@ from minibert.weight_files import write_tensors
 EXAMPLES = """examples:
   python finetune.py --model weights/teacher --task reviews.csv --out runs/reviews        your own texts (CPU)
   python finetune.py --model runs/mine/model --task mrpc --data data/glue_data --seeds 5 --out runs/mrpc
-  python finetune.py --model runs/mine/model --task squad --data data/squad --teacher runs/t/model --out runs/d
+  python finetune.py --model runs/s/model --task squad --data data/squad --teacher runs/t/model --out runs/d
 """
 
 # ---------------------------------------------------------------- one stage

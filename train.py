@@ -41,6 +41,7 @@ from minibert.schedules import (TRANSFER_SHARE, Stage, enter, part_of, rates, st
                                 stages)
 from minibert.step import skipped_running, training_step
 from minibert.students import load_models
+from minibert.text import find_sources
 from minibert.tokenizer import Tokenizer
 from minibert.train_options import FAMILY, INNER, MAY_CHANGE, METHODS, Options, loss_weights, resolve
 from minibert.transfer import TransferWeights
@@ -56,12 +57,17 @@ EXAMPLES = """examples:
 
 # ---------------------------------------------------------------- data
 
+def is_prepared(sources: tuple[str, ...]) -> bool:
+    """Whether a corpus option is one prepared folder, to be read as it is."""
+    return len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists()
+
+
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
     """The prepared folder of a corpus option:
     itself where it is one, else made in `target` by the first rank.
     """
-    if len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists():
+    if is_prepared(sources):
         return Path(sources[0])
     if runtime.is_writer and not (options.resume and (target / "corpus.json").exists()):
         if (target / "corpus.json").exists():
@@ -82,9 +88,9 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
 
-    for name in (*options.corpus, *options.eval_corpus):  # a slip is said before hours of preparing
-        if name != "python-docs" and not Path(name).exists() and not options.resume:  # which may have it
-            raise UserError(f"{name} does not exist")
+    for sources in (options.corpus, options.eval_corpus):  # a slip is said before hours of preparing
+        if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
+            find_sources(list(sources))
     folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
                       0.0 if options.eval_corpus else 0.01)
     try:

@@ -317,8 +317,9 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     (tmp_path / "latin.txt").write_bytes("eins\nzwei\ndrei für\n".encode("latin-1"))
     refused(options(folder, tmp_path / "latin", corpus=tmp_path / "latin.txt"), "latin.txt", "3")
     (tmp_path / "two.txt").write_text("a b\nc\n")
-    refused(options(folder, tmp_path / "short", corpus=tmp_path / "two.txt"), "no sequence of 12", "more text")
-    refused(options(folder, tmp_path / "short", corpus=tmp_path / "two.txt"), "never began", "--resume")
+    short = options(folder, tmp_path / "short", corpus=tmp_path / "two.txt")
+    refused(short, "no sequence of 12", "more text")
+    refused(short, "never began", "--resume")
     refused(options(folder, tmp_path / "late", "--eval-corpus", str(tmp_path / "none.txt"),
                     corpus=tmp_path / "two.txt"), "none.txt does not exist")
     assert not (tmp_path / "late" / "corpus").exists()  # said before anything was prepared
