@@ -99,6 +99,10 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     "auto" is CUDA where there is one; bf16 where the hardware has it natively,
     fp16 on GPUs that have not, else fp32.
     """
+    # oneDNN keeps a primitive (a compiled kernel) for each of the last 1,024 shapes that it met, and packed
+    # batches are ever new shapes. What it keeps lies between the tensors and cuts the heap to pieces: memory grew
+    # by half in an hour. Sixteen are more than one pass over a layer uses.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is
     # busy, which would change the order of its sums, and a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
