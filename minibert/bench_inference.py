@@ -192,7 +192,8 @@ def compare(name: str, config: Config, engines: list[str], job: Job, turns: int)
 
 def bench_inference(options: InferenceBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
-    runtime = start(options.device, "fp32")
+    # oneDNN's own number, as in a process that only loads a model; the workers inherit it
+    runtime = start(options.device, "fp32", kernels=1024)
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     shapes = grid_shapes() if options.grid else {name: PRESETS.get(name) for name in options.models}
     tuned = [name for name, shape in shapes.items() if shape is None]

@@ -93,16 +93,17 @@ def _another_rank_may_end():
                         "checkpoint with --resume") from None
 
 
-def start(device: str = "auto", precision: str = "auto", threads: int | None = None) -> Runtime:
+def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
+          kernels: int = 16) -> Runtime:
     """Chooses device, precision and CPU threads, and joins the other ranks where torchrun started several.
 
     "auto" is CUDA where there is one; bf16 where the hardware has it natively,
-    fp16 on GPUs that have not, else fp32.
+    fp16 on GPUs that have not, else fp32. `kernels`: how many compiled kernels oneDNN keeps.
     """
-    # oneDNN keeps a primitive (a compiled kernel) for each of the last 1,024 shapes that it met, and packed
-    # batches are ever new shapes. What it keeps lies between the tensors and cuts the heap to pieces: memory grew
-    # by half in an hour. Sixteen are more than one pass over a layer uses.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    # By itself it keeps 1,024, one for every shape that it meets, and packed batches are ever new shapes.
+    # They lie between the tensors and cut the heap to pieces: memory grew by half in an hour of training.
+    # Sixteen are more than one pass over a layer uses.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(kernels))
     # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is
     # busy, which would change the order of its sums, and a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
