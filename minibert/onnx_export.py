@@ -221,7 +221,6 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     computes what the model does. `UserError` where the extra is missing, the head is not in `OUTPUTS`, the
     shape has no counterpart in `transformers`, or the check fails.
     """
-    packages()
     model = getattr(model, "_orig_mod", model).eval()  # what torch.compile wraps
     config, head, folder = model.config, head_of(model), Path(folder)
     if config.architecture == "mobilebert":
@@ -229,6 +228,7 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
                         "exporters read")
     if head not in OUTPUTS:
         raise UserError(f"a {head} model has no ONNX form here; choose one of the heads {', '.join(OUTPUTS)}")
+    packages()
     text = dump(describe(config, head, "hf", "float32"))
     with folder_within(folder) as made:
         write_onnx(model, made / "model.onnx")

@@ -23,10 +23,11 @@ def stop_requests() -> Iterator[list[int]]:
     """SIGTERM and SIGINT fill a list instead of ending the process, so that a loop can end its step first.
 
     What comes after the loop is ended by them as usual, also by one that came too late for the loop to see.
+    One that was ignored stays so: a shell script has what it starts with `&` ignore the Ctrl-C meant for itself.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
-              for sign in (signal.SIGTERM, signal.SIGINT)}
+              for sign in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(sign) != signal.SIG_IGN}
     try:
         yield stop
     finally:

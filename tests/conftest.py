@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import torch
 from minibert.batch import pack
 from minibert.config import Config
 
+# ignored where a script started the suite with `&`; the tests send it, to themselves and to what they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass
 
 import pytest
 
 from minibert.disk import write_json
 from minibert.errors import UserError, sentence
-from minibert.run_folder import append_row, cut_metrics, last_tokens, open_run, read_result, rows_up_to
+from minibert.run_folder import (append_row, cut_metrics, last_tokens, open_run, read_result, rows_up_to,
+                                 stop_requests)
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,14 @@ def test_a_message_is_one_line_whatever_is_in_it():
     said = sentence(UserError("a\nb \x1b[31m \u202e c" + "x" * 5000))
     assert said.isprintable() and len(said) <= 2000 and said.startswith("a b \\x1b[31m \\u202e c")
     assert json.dumps(said)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_requests() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop == []
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
