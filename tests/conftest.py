@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from minibert import report
 from minibert.batch import pack
 from minibert.config import Config
 
@@ -28,6 +29,18 @@ def seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_plots(request, monkeypatch):
+    """As without matplotlib, since a plot takes longer than a tiny training; not for who asks for `plots`."""
+    if "plots" not in request.fixturenames:
+        monkeypatch.setattr(report, "pyplot", lambda: None)
+
+
+@pytest.fixture
+def plots():
+    """For a test that is about plots."""
 
 
 @pytest.fixture

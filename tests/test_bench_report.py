@@ -80,12 +80,6 @@ def runs(tmp_path):
     return runs
 
 
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    """As without matplotlib, but for the test about plots, since each takes a second."""
-    monkeypatch.setattr(minibert.report, "pyplot", lambda: None)
-
-
 def report(folder, **changed):
     options = ReportBench(**{"runs": (str(folder),), "out": str(folder.parent / "results.md"),
                              "teacher": "big", "over": "alone", "rename": (f"{folder}=runs",)} | changed)
@@ -269,8 +263,7 @@ def test_runs_that_would_be_mixed_up_are_an_error(runs):
         report(runs)
 
 
-def test_plots_are_drawn_or_said_to_be_missing(runs, monkeypatch):
-    monkeypatch.undo()
+def test_plots_are_drawn_or_said_to_be_missing(runs, monkeypatch, plots):
     trained(runs / "followed", curve=[{"perplexity": 60.0, "accuracy": 0.3}])
     text, _ = report(runs)
     names = [f"results-report-{name}.png" for name in ("curves", "quality")]

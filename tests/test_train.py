@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 def options(folder, out, *more, **changed):
     given = {"teacher": folder / "teacher", "corpus": folder / "corpus.txt",
              "eval-corpus": folder / "held-out.txt", "max-length": 48, "batch": 8, "micro-tokens": 120,
-             "steps": 6, "lr": 1e-3, "threads": 1, "out": out} | changed
+             "steps": 6, "eval-sequences": 20, "lr": 1e-3, "threads": 1, "out": out} | changed
     return [str(word) for name, value in given.items() if value is not None
             for word in (f"--{name}", value)] + list(more)
 
@@ -79,7 +79,7 @@ def weights(out):
     return minibert.load(out / "model").state_dict()
 
 
-def test_distillation_end_to_end(folder, tmp_path, capsys):
+def test_distillation_end_to_end(folder, tmp_path, capsys, plots):
     out = tmp_path / "run"
     train.main(options(folder, out, "--eval-every", "3"))
     shown = capsys.readouterr().out
@@ -98,6 +98,8 @@ def test_distillation_end_to_end(folder, tmp_path, capsys):
     student = minibert.load(out / "model")
     assert student.config.architecture == "distilbert" and student.config.layers == 2
     assert minibert.load_tokenizer(out / "model").sha256 == minibert.load_tokenizer(folder / "teacher").sha256
+    pytest.importorskip("matplotlib")
+    assert (out / "curves.png").stat().st_size > 0 and "its curves in" in shown
 
 
 def test_the_student_loads_in_transformers(folder, tmp_path):
