@@ -23,7 +23,8 @@ def stop_requests() -> Iterator[list[int]]:
     """SIGTERM and SIGINT fill a list instead of ending the process, so that a loop can end its step first.
 
     What comes after the loop is ended by them as usual, also by one that came too late for the loop to see.
-    One that was ignored stays so: a shell script has what it starts with `&` ignore the Ctrl-C meant for itself.
+    One that was ignored stays so: a shell script has what it starts with `&` ignore the Ctrl-C meant for
+    itself.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))

@@ -224,14 +224,6 @@ for name in "someone/old", "someone/nothing", "no such name!":
     except minibert.UserError as error:
         print(str(error).replace("\\n", " // "))
 print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
-
-from huggingface_hub import constants
-constants.HF_HUB_OFFLINE = True
-print(type(minibert.load("someone/tiny")).__name__)
-try:
-    minibert.load("someone/else")
-except minibert.UserError as error:
-    print(error)
 """
     address, asked = hub
     environment = ENVIRONMENT | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"),
@@ -241,15 +233,31 @@ except minibert.UserError as error:
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    total, old, nothing, odd, kind, cached, absent = done.stdout.splitlines()
+    total, old, nothing, odd, kind = done.stdout.splitlines()
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in model.parameters()), abs=1e-12)
-    assert "holds only pickled weights" in old and kind == cached == "MaskedLM"
-    assert absent.startswith("there is no folder someone/else here, and ")
+    assert "holds only pickled weights" in old and kind == "MaskedLM"
     assert nothing == ("there is no folder someone/nothing here, and no model of that name on the hub "
                        "that you can read")
     assert odd == "no such name! is not a folder, nor a model's name on the hub"
     assert not [path for path in asked if "other.safetensors" in path], (
         "a file that is not the model's was fetched")
+
+    offline = """
+from minibert.folders import local_folder
+print(len(list(local_folder("someone/tiny").glob("model.safetensors"))))
+try:
+    local_folder("someone/else")
+except Exception as error:
+    print(error)
+"""
+    environment |= {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", offline], env=environment, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cached, absent = done.stdout.splitlines()
+    assert cached == "1"
+    assert absent.startswith("there is no folder someone/else here, "
+                             "and it could not be downloaded from the hub (")
 
 
 def test_tokenising_does_not_import_torch():

@@ -50,8 +50,9 @@ for rows in (*range(2, 40), 2):
 
 def test_few_kernels_are_kept_of_shapes_that_do_not_come_again():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")}
-    said = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, capture_output=True, text=True, check=True,
-                          env={**environment, "PYTHONPATH": str(ROOT), "ONEDNN_VERBOSE": "profile_create"}).stdout
+    environment |= {"PYTHONPATH": str(ROOT), "ONEDNN_VERBOSE": "profile_create"}
+    said = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, check=True).stdout
     made = [line.split(",") for line in said.splitlines() if "primitive,create:" in line]
     if not made:
         pytest.skip("oneDNN computes no gelu on this machine")
