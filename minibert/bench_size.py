@@ -15,10 +15,11 @@ from torch import nn
 from minibert.config import PRESETS, Config
 from minibert.disk import read_json
 from minibert.errors import UserError
-from minibert.flops import FORMULA, encoder_flops, extra_layer_flops, on_meta
+from minibert.flops import FORMULA, encoder_flops, extra_layer_flops
 from minibert.heads import MaskedLM, PreTraining, build_encoder, encoder_of
 from minibert.hf_config import parse
 from minibert.hub import MODELS
+from minibert.model import on_meta
 from minibert.options import at_least_one, option
 from minibert.report import table
 from minibert.weight_files import existing

@@ -10,6 +10,7 @@ from torch import nn
 
 from minibert.config import Config
 from minibert.heads import build_encoder
+from minibert.model import on_meta
 from minibert.runtime import PRECISIONS, Runtime
 
 FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
@@ -38,12 +39,6 @@ def encoder_flops(config: Config, length: int) -> int:
 def extra_layer_flops(config: Config, length: int) -> int:
     """A D x D layer over all tokens: what the papers' FLOPs have beyond `encoder_flops`, by their size."""
     return 2 * length * config.hidden_size**2
-
-
-def on_meta(build, *arguments, **more) -> nn.Module:
-    """A model with shapes and without memory for its tensors."""
-    with torch.device("meta"):
-        return build(*arguments, **more)
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:

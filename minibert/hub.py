@@ -21,7 +21,7 @@ from minibert.errors import UserError
 from minibert.folders import local_folder
 from minibert.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 from minibert.hf_config import describe, dump, parse
-from minibert.model import Encoder, truncated_normal_
+from minibert.model import Encoder, on_meta, truncated_normal_
 from minibert.model_card import model_card
 from minibert.names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
 from minibert.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
                       "minibert do not, so the outputs are not those of its authors", stacklevel=2)
 
     config = replace(config, **changes)
-    model, prefix = _on_meta(wanted, config, ours)
+    model, prefix = _empty(wanted, config, ours)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, ours) if relabelled or wanted != own else []
     # before a new tensor takes memory, since its size is only what config.json says
@@ -97,12 +97,11 @@ def head_of(model: nn.Module) -> str:
     return next(head for head, kind in MODELS.items() if isinstance(model, kind))
 
 
-def _on_meta(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, str]:
+def _empty(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, str]:
     """The model without memory for its tensors, and the prefix of its tensor names in the table."""
-    with torch.device("meta"):
-        if head == "encoder":
-            return build_encoder(config, pooler="encoder.pooler.weight" in ours), "encoder."
-        return MODELS[head](config), ""
+    if head == "encoder":
+        return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in ours), "encoder."
+    return on_meta(MODELS[head], config), ""
 
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool

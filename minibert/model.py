@@ -4,11 +4,13 @@ Post-LN transformer: a block is LN(x + attention(x)), then LN(x + feed-forward(x
 batch, D hidden, H heads, E head size, F feed-forward (config.py has the alphabet).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minibert.attention import attend
 from minibert.batch import Batch
@@ -146,6 +148,25 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
             if name == "bias" and not isinstance(module, (nn.Linear, nn.LayerNorm)):
                 nn.init.zeros_(parameter)  # the MLM head's own bias over the vocabulary
     return model
+
+
+class _Undrawn(TorchFunctionMode):
+    """torch.nn.init leaves tensors as they are."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
+    """`build(*arguments, **more)` with shapes and without memory for its tensors.
+
+    What modules draw at first is left out: there is nothing to draw into, and for a normal distribution torch
+    would import its compiler, for more than a second.
+    """
+    with torch.device("meta"), _Undrawn():
+        return build(*arguments, **more)
 
 
 def _initializer_range(model: nn.Module) -> float:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from minibert.config import Config, preset
 from minibert.corpus import SPECIALS
@@ -19,6 +18,7 @@ from minibert.disk import read_text
 from minibert.errors import UserError
 from minibert.flops import useful_flops
 from minibert.heads import MaskedLM
+from minibert.model import on_meta
 from minibert.options import numbers, option
 from minibert.report import table
 
@@ -137,8 +137,7 @@ def flops_per_token(teacher: Config, student: Config, length: float) -> float:
 
 def gradient_bytes(student: Config) -> int:
     """Bytes that the ranks sum once a step: the student's gradient in fp32, the tied table once."""
-    with torch.device("meta"):
-        return 4 * sum(p.numel() for p in MaskedLM(student).parameters())
+    return 4 * sum(p.numel() for p in on_meta(MaskedLM, student).parameters())
 
 
 def all_reduce_seconds(number: int, size: float, bandwidth: float) -> float:
