@@ -86,6 +86,12 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
         cut_metrics(out / "metrics.jsonl", done)
     progress, skipped = report.Progress(steps, done, runtime.is_writer), 0
 
+    def keep_best() -> None:  # after the step's checkpoint, which can make it again where a kill came between
+        if runtime.is_writer and best and best["step"] == done:
+            minibert.save(stage.learner, out / "model", tokenizer, format="auto", card=card_of(options, task))
+
+    keep_best()
+
     def drawn(step: int) -> Drawn:
         return draw(stage.examples, stage.targets, step, task.batch, seed, options.micro_tokens, runtime.rank,
                     runtime.ranks)
@@ -118,13 +124,12 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                     first, metric = next(iter(stage.dev)), task.metrics[0]
                     if best is None or scores[first][metric] > best["scores"][first][metric]:
                         best = {"epoch": ends[done], "step": done, "scores": scores}
-                        minibert.save(stage.learner, out / "model", tokenizer, format="auto",
-                                      card=card_of(options, task))
                 append_row(out / "metrics.jsonl", row)
                 if stopping or done in ends or done % options.checkpoint_every == 0:
                     save_checkpoint(out / "checkpoint", done, stage.learner, optimizer,
                                     {"scaler": scaler.state_dict(), "best": best, "history": history,
                                      "seconds": seconds + time.perf_counter() - begun})
+                keep_best()
             if stopping and done < steps:
                 end_stopped(stop, f"step {done} of {stage.name}")
     runtime.barrier()

@@ -275,6 +275,26 @@ def test_resume_is_exact_to_the_bit(folder, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_kill_between_checkpoint_and_best_model_loses_neither(folder, tmp_path, monkeypatch):
+    """The model is written again from the checkpoint, not trained again: in another precision that may end with
+    another best epoch.
+    """
+    finetune.main(options(folder, "reviews.csv", tmp_path / "a", epochs=1))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    again = options(folder, "reviews.csv", tmp_path / "b", epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(minibert, "save", killed)
+        finetune.main(again)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "training_step", killed)
+        finetune.main([*again, "--resume"])
+    a, b = (minibert.load(tmp_path / run / "model").state_dict() for run in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_run_is_not_resumed_on_other_data(folder, tuned, tmp_path):
     """Text, a label, their order and their number count; and for every file the option is named."""
     for name in ("reviews.csv", "dev.csv", "unlabelled.txt"):
