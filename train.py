@@ -40,7 +40,7 @@ from minibert.runtime import Runtime, compile_encoder, describe, start
 from minibert.schedules import (TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at, stage_weights,
                                 stages)
 from minibert.step import skipped_running, training_step
-from minibert.students import load_models
+from minibert.students import counterparts, load_models
 from minibert.text import find_sources
 from minibert.tokenizer import Tokenizer
 from minibert.train_options import FAMILY, INNER, MAY_CHANGE, METHODS, Options, loss_weights, resolve
@@ -271,8 +271,9 @@ def compare(run: Run, initial: nn.Module, options: Options, runtime: Runtime) ->
     models = {"student, initial": initial, "student, trained": run.student}
     scores = {name: run.score(model, held_out, runtime, teacher) for name, model in models.items()}
     if teacher is not None:
+        layers = counterparts(options, run.weights, encoder_of(initial).config, teacher.config)
         for name, model in models.items():
-            scores[name]["attention_kl"] = attention_kl(model, teacher, held_out, runtime)
+            scores[name]["attention_kl"] = layers and attention_kl(model, teacher, layers, held_out, runtime)
         models = {"teacher": teacher} | models
         scores["teacher"] = {} if options.method in INNER else evaluate(teacher, held_out, runtime)
     if options.method in INNER:  # no heads, no projections

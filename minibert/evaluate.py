@@ -3,7 +3,7 @@ a teacher; of any student, the terms of its method and how far its attention is 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from minibert.corpus import Corpus
 from minibert.feed import Step, cut, with_specials
 from minibert.heads import encoder_of
-from minibert.inner_losses import imitated_layers, relation_sum
+from minibert.inner_losses import relation_sum
 from minibert.inner_methods import InnerWeights, term_counts
 from minibert.masking import mask_tokens
 from minibert.methods import vocab_side
@@ -82,16 +82,16 @@ def evaluate_terms(method: Callable, weights: InnerWeights, student: nn.Module, 
 
 
 @torch.no_grad()
-def attention_kl(student: nn.Module, teacher: nn.Module, held_out: Step, runtime: Runtime) -> float | None:
+def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
+                 runtime: Runtime) -> float | None:
     """How far the student's attention is from the teacher's: KL(teacher || student) in nats, the mean over
-    rows, heads, sequences and the student's layers, each against the layer it would imitate in TinyBERT.
+    rows, heads, sequences and the student's layers, each against the one of the teacher's `layers`, from 1.
 
-    None where heads or layers cannot be laid beside each other. Both models are to be in eval mode.
+    None where the numbers of heads differ. Both models are to be in eval mode.
     """
-    ours, theirs = encoder_of(student), encoder_of(teacher)
-    if ours.config.heads != theirs.config.heads or len(ours.layers) > len(theirs.layers):
+    ours, theirs, total = encoder_of(student), encoder_of(teacher), 0.0
+    if ours.config.heads != theirs.config.heads:
         return None
-    layers, total = imitated_layers(len(ours.layers), len(theirs.layers))[1:], 0.0
     for micro in held_out.micro_batches:
         batch = micro.to(runtime.device).batch
         with runtime.autocast():

@@ -240,11 +240,32 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
         return from_scratch(config, options.seed, build_encoder if bare else MaskedLM)
     if options.method == "mobilebert":
         return mobilebert_from(teacher, config, options.seed)
-    layers = (numbers("--layer-map", options.layer_map) if options.layer_map
-              else layer_map(teacher.config.layers, config.layers))
+    layers = copied_layers(options, config, teacher.config)
     say(f"student layers start from teacher layers {layers}")
     copied = encoder_from if bare else student_from
     return copied(teacher, config, layers, options.token_types == "fold")
+
+
+def copied_layers(options, student: Config, teacher: Config) -> list[int] | None:
+    """The teacher layers, from 0, that the student's start as; None where they start as no teacher's."""
+    from_folder = options.student is not None and options.student not in PRESETS
+    if from_folder or options.init == "random" or options.method == "mobilebert":
+        return None
+    if options.layer_map:
+        return numbers("--layer-map", options.layer_map)
+    return layer_map(teacher.layers, student.layers)
+
+
+def counterparts(options, weights, student: Config, teacher: Config) -> tuple[int, ...] | None:
+    """The teacher layer, from 1, beside which each of the student's is laid to compare their attention: what it
+    imitates in TinyBERT, else what it started as, else as TinyBERT's uniform map has it. None: it has too many.
+    """
+    if options.method == "tinybert":
+        return imitated_layers(student.layers, teacher.layers, weights.layers)[1:]
+    copied = copied_layers(options, student, teacher)
+    if copied:
+        return tuple(g + 1 for g in copied)
+    return imitated_layers(student.layers, teacher.layers)[1:] if student.layers <= teacher.layers else None
 
 
 def check_student(options, weights, student: Config, teacher: Config) -> None:

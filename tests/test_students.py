@@ -1,6 +1,7 @@
 """Students start as their teachers: layer maps, copies, folded token types."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 from minibert.config import PRESETS
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
+from minibert.inner_methods import InnerWeights
 from minibert.model import init_weights
-from minibert.students import (check_fit, distilbert_of, from_scratch, layer_map, student_from,
+from minibert.students import (check_fit, counterparts, distilbert_of, from_scratch, layer_map, student_from,
                                with_dropout, with_new_mlm_head)
 
 
@@ -18,6 +20,22 @@ from minibert.students import (check_fit, distilbert_of, from_scratch, layer_map
     (4, 2, [0, 3]), (3, 3, [0, 1, 2]), (5, 1, [0])])
 def test_layer_maps(teacher, student, expected):
     assert layer_map(teacher, student) == expected
+
+
+@pytest.mark.parametrize("changed, expected", [
+    ({}, (1, 3, 6)),  # those it started as
+    ({"layer_map": "1,2,4"}, (2, 3, 5)),
+    ({"init": "random"}, (2, 4, 6)),  # uniform
+    ({"student": "some/folder"}, (2, 4, 6)),
+    ({"student": "tinybert-4"}, (1, 3, 6)),
+    ({"method": "mobilebert"}, (2, 4, 6)),
+    ({"method": "tinybert"}, (4, 5, 6)),  # those it imitates
+    ({"student": "some/folder", "layers": 7}, None)])
+def test_layers_whose_attention_is_compared(changed, expected, tiny_config):
+    options = SimpleNamespace(**{"method": "distilbert", "student": None, "init": "teacher", "layer_map": None,
+                                 "layers": 3} | changed)
+    student, teacher = replace(tiny_config, layers=options.layers), replace(tiny_config, layers=6)
+    assert counterparts(options, InnerWeights(layers=(4, 5, 6)), student, teacher) == expected
 
 
 def test_a_student_deeper_than_its_teacher_is_refused():
