@@ -5,8 +5,8 @@ the step's loss and detached sums by name; `term_counts` says what each sum is d
 encoders for their trace, which no other method does.
 
 None has a loss of its own on words: labels are not read, and micro.batch is taken as it comes, masked or not.
-note: TinyBERT's paper pre-trains "as BERT", with masks; its first code masked, its second does not. Both
-models read the same tokens either way.
+note: TinyBERT's paper pre-trains "as BERT", with masks; its first code masked, its second one piece a
+sequence. Both models read the same tokens either way.
 """
 
 import math
@@ -56,7 +56,7 @@ class Projections(nn.Module):
 
     They are trained with the student, are saved in its checkpoints, and are no part of it.
     note: the original code shares one matrix, with a bias, between the embeddings and all layers; the paper
-    writes them apart and without.
+    writes W_e and W_h, without, and not whether W_h is one for all layers.
     """
 
     def __init__(self, student: Config, teacher: Config, generator: torch.Generator | None = None):

@@ -257,8 +257,8 @@ def copied_layers(options, student: Config, teacher: Config) -> list[int] | None
 
 
 def counterparts(options, weights, student: Config, teacher: Config) -> tuple[int, ...] | None:
-    """The teacher layer, from 1, beside which each of the student's is laid to compare their attention: what it
-    imitates in TinyBERT, else what it started as, else as TinyBERT's uniform map has it. None: it has too many.
+    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it
+    imitates in TinyBERT, else what it started as, else TinyBERT's uniform map. None if it has too many.
     """
     if options.method == "tinybert":
         return imitated_layers(student.layers, teacher.layers, weights.layers)[1:]

@@ -49,11 +49,13 @@ class Options:
 
     method: str = option("distilbert", "what is minimised", choices=tuple(METHOD_DEFAULTS))
     teacher: str | None = option(None, "folder or hub name of the teacher (default: the bundled one); "
-                                 "with mlm, the student only starts from it")
+                                 "with mlm, the student only starts from it (default: none)")
     student: str | None = option(
         None, "preset (`bench.py size` lists them), or folder to start from (default: a DistilBERT of the "
-        "teacher; tinybert, minilm: tinybert-4 in its vocabulary; mobilebert: a MobileBERT of its width)")
-    layers: int | None = option(None, "layers of the student (default: half the teacher's)")
+        "teacher; tinybert, minilm, minilmv2: tinybert-4 in its vocabulary; mobilebert: a MobileBERT of "
+        "its width)")
+    layers: int | None = option(None, "layers of the student (default: the preset's; without one half the "
+                                "teacher's)")
     layer_map: str | None = option(None, "teacher layers to start from, as 0,2,5 (default: evenly spread)")
     init: str | None = option(None, "student weights: copied from the teacher, or random "
                               f"(default: {by_method('init')})", choices=("teacher", "random"))
