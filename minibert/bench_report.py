@@ -82,13 +82,20 @@ def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench
                             f"--rename {place}=ANOTHER-NAME")
 
 
+def taught(options: dict) -> str:
+    """How a fine-tuning learned from its teacher, behind the model's name; "" without one."""
+    if not options.get("teacher"):
+        return ""
+    if not options.get("transfer"):
+        return f" + {options['method']}"
+    return " + pd" if options["method"] == "kd" else f" + {options['method']}, pd"
+
+
 def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
     """The runs by model and task, the teacher first; two of the same model and task are an error."""
     found: Scores = {}
     for run in runs:
-        how = "" if not run.options.get("teacher") else (
-            " + pd" if run.options.get("transfer") else f" + {run.options['method']}")
-        name = options.name_of(run.options["model"]) + how
+        name = options.name_of(run.options["model"]) + taught(run.options)
         of = found.setdefault(name, {})
         if run.task in of:
             raise UserError(f"{of[run.task].folder} and {run.folder} both fine-tune {name} on {run.task}: "

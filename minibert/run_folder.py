@@ -17,18 +17,29 @@ from minibert.corpus import Corpus
 from minibert.disk import disk_errors, read_json, read_text, write_text
 from minibert.errors import UserError
 
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
+         if hasattr(signal, name)]  # Windows has no SIGHUP
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT fill a list instead of ending the process, so that a loop can end its step first.
+    """SIGTERM, SIGINT and SIGHUP fill a list instead of ending the process, so that a loop can end its step
+    first.
 
     What comes after the loop is ended by them as usual, also by one that came too late for the loop to see.
     One that was ignored stays so: a shell script has what it starts with `&` ignore the Ctrl-C meant for
     itself.
     """
     stop: list[int] = []
-    before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
-              for sign in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(sign) != signal.SIG_IGN}
+    terminals = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream and stream.isatty()]
+
+    def heard(number: int, frame) -> None:
+        stop.append(number)
+        if number not in (signal.SIGTERM, signal.SIGINT):  # the terminal is gone: what is still said goes nowhere instead of failing
+            for terminal in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+
+    before = {sign: signal.signal(sign, heard) for sign in STOPS if signal.getsignal(sign) != signal.SIG_IGN}
     try:
         yield stop
     finally:

@@ -55,8 +55,9 @@ class Line(NamedTuple):
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to resume."""
-        return not self.done and (self.out / "config.json").exists()
+        """Whether there is something to resume; a killed training may only have prepared its corpus."""
+        return not self.done and any((self.out / name).exists() for name in (
+            "config.json", "corpus/corpus.json", "eval-corpus/corpus.json"))
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -79,6 +80,8 @@ def read_list(path: Path) -> list[Line]:
     """The commands of a list, checked before any is run."""
     lines, start, command = [], 1, ""
     for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not command and line.lstrip().startswith("#"):
+            continue
         command, start = (command + line, start) if command else (line, number)
         if line.endswith("\\"):
             command = command[:-1] + " "
@@ -88,6 +91,8 @@ def read_list(path: Path) -> list[Line]:
                 raise UserError(f"{path}, line {start}: {read.out} is written by a line before it, too")
             lines.append(read)
         command = ""
+    if command:
+        raise UserError(f"{path}, line {start}: the command ends with a backslash, and nothing follows")
     if not lines:
         raise UserError(f"{path} holds no command")
     return lines

@@ -99,16 +99,19 @@ def _remark(run: TrainRun | None) -> str:
 
 
 def _settings(scores: Scores) -> list[str]:
-    """One line for each task that was not tuned with its own settings, or not alike for all models."""
+    """One line for each task that was not tuned with its own settings, or not alike for all models: those that
+    are not the task's own.
+    """
     lines = []
     for task in tasks_of(scores):
         ways: dict[str, list[str]] = {}
         for name, of in scores.items():
             if task in of:
-                given = {key: of[task].options.get(key)
-                         for key in ("train_examples", "epochs", "batch", "lr", "max_length")}
-                text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in given.items()
-                                 if value is not None)
+                run = of[task]
+                used = {"train_examples": run.options.get("train_examples")} | {
+                    key: run.settings[key] for key in ("epochs", "batch", "lr", "max_length")}
+                text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in used.items()
+                                 if value != getattr(KNOWN.get(task), key, None))
                 ways.setdefault(text, []).append(name)
         if len(ways) > 1:
             lines.append(f"{task}, **not with the same settings**: " + "; ".join(

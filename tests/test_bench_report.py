@@ -16,11 +16,12 @@ import finetune
 import minibert.report
 import train
 from minibert import train_options
-from minibert.bench_report import ReportBench, bench_report, put_part
+from minibert.bench_report import ReportBench, bench_report, put_part, taught
 from minibert.errors import UserError
 from minibert.options import parse
 from minibert.run_commands import command
 from minibert.run_records import read_runs
+from minibert.score_tables import KNOWN
 
 MACHINE = {"device": "A Chip", "cpu": "A Chip", "cores": 4, "threads": 2, "ranks": 1, "precision": "fp32",
            "torch": "2.13.0", "minibert": "0.1.0"}
@@ -35,7 +36,9 @@ def tuned(folder, model, task, scores, metric="accuracy", finished=True, baselin
     """A run of finetune.py with these scores, one a seed."""
     options = {"model": str(model), "task": task, "data": "data", "lr": None, "seeds": len(scores), "seed": 1,
                "out": str(folder), "method": "kd", "teacher": None, "resume": False} | changed
-    put(folder / "config.json", {"options": options, "task": {"batch": 32}, **MACHINE})
+    settings = {name: changed.get(name, getattr(KNOWN.get(task), name, 1))
+                for name in ("batch", "epochs", "lr", "max_length")}
+    put(folder / "config.json", {"options": options, "task": settings, **MACHINE})
     results = [{"seed": k + 1, "best": {"scores": {"dev": {metric: score}}}, "history": [], "seconds": 60.0}
                for k, score in enumerate(scores)]
     if finished:
@@ -178,6 +181,27 @@ def test_settings_that_differ_are_said(runs):
     assert "sst2: epochs 2." in text and "wnli, " not in text
 
 
+def test_settings_are_compared_as_they_were_resolved(runs):
+    """A default that is given is no difference; defaults that a method has of its own are one."""
+    for name, model, changed in (("big", "models/big", {"lr": 2e-5}), ("small", runs / "small" / "model", {})):
+        tuned(runs / f"{name}-rte", model, "rte", [70.0], **changed)
+        tuned(runs / f"{name}-qnli", model, "qnli", [70.0])
+    config = json.loads((runs / "small-qnli" / "config.json").read_text())
+    put(runs / "small-qnli" / "config.json", config | {"task": config["task"] | {"lr": 3e-5, "epochs": 3}})
+    text, _ = report(runs)
+    assert "rte, **not" not in text and "rte: " not in text
+    assert "qnli, **not with the same settings**: big: the defaults; small: lr 3e-05." in text
+
+
+@pytest.mark.parametrize("options, name", [
+    ({"teacher": None, "method": "kd"}, ""), ({"teacher": "a", "method": "kd"}, " + kd"),
+    ({"teacher": "a", "method": "kd", "transfer": ["b.txt"]}, " + pd"),
+    ({"teacher": "a", "method": "pkd", "transfer": []}, " + pkd"),
+    ({"teacher": "a", "method": "tinybert", "transfer": ["b.txt"]}, " + tinybert, pd")])
+def test_how_a_teacher_taught_is_in_the_name(options, name):
+    assert taught(options) == name
+
+
 def test_a_teacher_makes_a_row_of_its_own(runs):
     model = runs / "small" / "model"
     tuned(runs / "squad", model, "squad", [60.0], "f1", finished=False)
@@ -223,7 +247,8 @@ def test_commands_make_the_runs_again(runs):
     for name, module in (("train", train), ("finetune", finetune), ("taught", finetune)):
         options = module.resolve(parse(module.Options, shlex.split(words[name]), "", ""))
         folder = runs / name
-        put(folder / "config.json", {"options": asdict(options), "steps": 7, **MACHINE})
+        task = dict.fromkeys(("batch", "epochs", "lr", "max_length"), 1)
+        put(folder / "config.json", {"options": asdict(options), "task": task, "steps": 7, **MACHINE})
         [run] = sum(read_runs([str(folder)]), [])
         assert command(module.__name__, run, str) == f"python {module.__name__}.py {words[name]}"
     text, _ = report(runs, rename=(f"{runs}=runs", "our models=models"))

@@ -1,9 +1,13 @@
 """The folder of a run: rows of metrics that are whole, what is damaged or gone is one sentence."""
 
 import json
+import os
 import shutil
 import signal
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,8 @@ from minibert.disk import write_json
 from minibert.errors import UserError, sentence
 from minibert.run_folder import (append_row, cut_metrics, last_tokens, open_run, read_result, rows_up_to,
                                  stop_requests)
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -83,3 +89,32 @@ def test_an_ignored_signal_stays_ignored():
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+HUNG_UP = """
+import signal, time
+from pathlib import Path
+from minibert.run_folder import end_stopped, stop_requests
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with stop_requests() as stop:
+    Path("begun").touch()
+    while not stop:
+        time.sleep(0.01)
+    print("step 1", flush=True)
+    Path("checkpoint").touch()
+    end_stopped(stop, "step 1")
+"""
+
+
+def test_a_terminal_that_is_lost_stops_a_run_with_its_checkpoint(tmp_path, monkeypatch):
+    pty = pytest.importorskip("pty")
+    monkeypatch.chdir(tmp_path)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-c", HUNG_UP], os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.time() + 60
+    while time.time() < deadline and not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert (tmp_path / "checkpoint").exists()

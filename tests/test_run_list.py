@@ -66,6 +66,15 @@ def test_skips_resumes_and_goes_on_after_a_failure(place, capsys):
     assert (place / "order").read_text().splitlines()[3:] == ["bad --resume"]
 
 
+def test_a_training_killed_before_its_first_line_is_resumed(place):
+    """It has prepared its corpus, and train.py wants --resume to take it."""
+    for name in ("corpus", "eval-corpus"):
+        (place / name / name).mkdir(parents=True)
+        (place / name / name / "corpus.json").write_text("{}")
+    assert [run["state"] for run in work(place, "train.py --out corpus\ntrain.py --out eval-corpus",
+                                         show=True)["runs"]] == ["begun, to be resumed"] * 2
+
+
 def test_show_runs_nothing(place):
     result = work(place, "finetune.py --out new", show=True)
     assert result["runs"] == [{"script": "finetune.py", "out": "new", "state": "to do", "seconds": None}]
@@ -105,7 +114,8 @@ def test_times_and_estimates(tmp_path, monkeypatch, capsys):
     ("train.py --steps 3", "line 1: needs --out"),
     ("train.py --out x\ntrain.py --out x", "line 2: x is written by a line before it, too"),
     ("train.py --out 'x", "line 1: No closing quotation"),
-    ("# nothing", "holds no command")])
+    ("# nothing", "holds no command"),
+    ("# a \\\ntrain.py --out x \\\n", "line 2: the command ends with a backslash")])
 def test_bad_lists_are_one_sentence(tmp_path, text, message):
     (tmp_path / "runs.txt").write_text(text)
     with pytest.raises(UserError, match=message):
