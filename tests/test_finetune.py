@@ -187,6 +187,25 @@ def test_a_teacher_of_spans_and_one_without_labels(folder, tuned, tmp_path):
     assert "hard" not in rows(out)[0] and summary(out)["dev"]["median"]["accuracy"] > 90
 
 
+def test_transfer_text_is_pairs_where_the_training_set_is(folder, tmp_path):
+    path, tokenizer = tmp_path / "texts.txt", minibert.load_tokenizer(folder / "model")
+    for task, text, line, words in (
+            ("reviews.csv", "a film\n\nthe book\tvery grim\na song\n", 3, "single texts"),
+            ("reviews.csv", "a film\t\n", 1, "single texts"),
+            ("scores.csv", "a film\ta book\n \nthe song\n", 3, "pairs"),
+            ("scores.csv", "a film\t\n", 1, "pairs"), ("scores.csv", "a film\ta book\ta song", 1, "pairs"),
+            ("squad", "What was the film?\n", 1, "pairs")):
+        path.write_text(text)
+        refused(options(folder, task, tmp_path / "run", teacher=folder / "model", transfer=path),
+                f"{path}, line {line}: the training set has {words}")
+    path.write_text("a film\ta book\n\nthe song\tvery grim\n")
+    given = Options(model=str(folder / "model"), task=str(folder / "scores.csv"), max_length=80, teacher="t",
+                    transfer=(str(path),))
+    found = finetune.read_task(given, tokenizer)[1]["transfer"].examples
+    expected = tokenizer.encode(["a film", "the song"], ["a book", "very grim"])
+    assert [found.ids.tolist(), found.segments.tolist()] == [sum(lists, []) for lists in expected]
+
+
 def test_seeds_differ_and_the_best_is_kept(folder, tmp_path):
     out = tmp_path / "run"
     finetune.main(options(folder, "reviews.csv", out, seeds=3, epochs=1))
