@@ -108,7 +108,9 @@ def read_augmented(options, task: Task, rows: dict[str, list]) -> list[Example]:
     if (examples[0].pair is None) != (rows["train"][0].pair is None):
         raise UserError(f"of {options.augmented} and the training set one has pairs of texts "
                         "and the other has single ones")
-    held_out = {row.id for row in rows["dev"]} if options.task not in TASKS and not options.dev else set()
+    held_out = set()
+    if options.task not in TASKS and not options.dev:  # a csv's own ids may repeat
+        held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]}
     if held_out & {example.id for example in examples}:
         raise UserError(f"{options.augmented} was made from rows of {options.task} that are held out here: "
                         "make it again, without --dev")

@@ -450,6 +450,17 @@ def test_augmented_text_without_labels_needs_a_teacher_alone(folder, tuned, tmp_
     assert "soft" in rows(tmp_path / "c")[0] and "hard" not in rows(tmp_path / "c")[0]
 
 
+def test_augmented_text_may_have_ids_that_repeat(folder, tmp_path):
+    """An id that is also a training row's does not say that a row is held out."""
+    lines = (folder / "reviews.csv").read_text().splitlines()
+    (tmp_path / "own.csv").write_text("\n".join(["id," + lines[0], *("a," + line for line in lines[1:])]))
+    write_csv(tmp_path / "more.csv", [("a", "the film was great", "yes")] * 3, ["id", "text", "label"])
+    given = Options(model=str(folder / "model"), task=str(tmp_path / "own.csv"), max_length=80,
+                    augmented=str(tmp_path / "more.csv"))
+    splits = finetune.read_task(given, minibert.load_tokenizer(folder / "model"))[1]
+    assert len(splits["augmented"].rows) == 3
+
+
 def test_pairs_need_two_token_types(folder, tmp_path):
     """Of the model that learns, of the teacher, and of the model that is judged or asked."""
     one_type = replace(minibert.load(folder / "model").config, segments=1)
