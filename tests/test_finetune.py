@@ -216,6 +216,14 @@ def test_seeds_differ_and_the_best_is_kept(folder, tmp_path):
     assert rows(out, 1)[0]["loss"] != rows(out, 2)[0]["loss"]
 
 
+@pytest.mark.parametrize("epochs, ends", [(0.5, [0.5]), (1.25, [1, 1.25])])
+def test_a_part_of_an_epoch_is_said_to_be_one(folder, tmp_path, capsys, epochs, ends):
+    finetune.main(options(folder, "reviews.csv", tmp_path / "run", epochs=epochs))
+    (found,) = summary(tmp_path / "run")["results"]
+    assert [scores["epoch"] for scores in found["history"]] == ends and found["best"]["epoch"] in ends
+    assert f"seed 1, epoch {epochs}: " in capsys.readouterr().out
+
+
 def test_micro_batches_change_nothing(folder, tmp_path):
     """No dropout: the classifier's own is switched off in the model."""
     config = json.loads((folder / "model" / "config.json").read_text()) | {"classifier_dropout": 0.0}
