@@ -105,6 +105,7 @@ class Options:
                      "threads")
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
         within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
+        within(self, 0, 2**63, "seed", open_high=True)
         within(self, 0, 1, "alpha", "warmup")
         within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
         if self.evaluate:

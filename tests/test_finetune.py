@@ -440,7 +440,7 @@ def test_defaults_are_those_of_the_method():
     ("clip", 0.0), ("clip", -1.0), ("clip", math.nan), ("epochs", math.inf), ("lr", math.nan),
     ("lr", math.inf), ("temperature", 0.0), ("weight_decay", -0.1), ("warmup", 1.5), ("warmup", -0.1),
     ("alpha", math.nan), ("dropout", 1.0), ("attention_dropout", -0.1), ("stride", 0), ("beta", -1.0),
-    ("intermediate_epochs", -1.0), ("intermediate_lr", math.inf)])
+    ("intermediate_epochs", -1.0), ("intermediate_lr", math.inf), ("seed", -1), ("seed", 2**63)])
 def test_numbers_that_cannot_be_meant_are_refused(name, bad):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be "):
         Options(model="m", task="reviews.csv", teacher="t", **{name: bad},
