@@ -113,6 +113,9 @@ class Options:
                 if field.name not in JUDGING and getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name.replace('_', '-')} goes with training, and --evaluate "
                                     "trains nothing")
+            if self.predict and self.out == Options.out:
+                raise UserError(f"--evaluate --predict needs an --out other than {self.out}, where the "
+                                "predictions of an earlier run may lie")
         inner_weights(self)
 
 

@@ -418,6 +418,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"data": "data"}, "--data goes with a task by name"),
             ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
             ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
+            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict needs an --out"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)
