@@ -419,9 +419,20 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
             ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
             ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict needs an --out"),
+            ({"stride": 64}, "--stride goes with --task squad"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)
+    given |= {"teacher": "t", "method": "tinybert"}
+    for leaves_out, name, value in (("intermediate_epochs", "imitate", "1,2"),
+                                    ("intermediate_epochs", "weights", ("hidden=0",)),
+                                    ("intermediate_epochs", "intermediate_lr", 5e-5),
+                                    ("alpha", "temperature", 1.0)):
+        resolve(Options(**given, **{name: value}))
+        alone = resolve(Options(**given, **{leaves_out: 0.0}))
+        assert (alone.temperature, alone.intermediate_lr) == (1.0, 5e-5)  # a run of before can be resumed
+        with pytest.raises(UserError, match=f"--{name} would not .* --{leaves_out} 0".replace("_", "-")):
+            resolve(Options(**given, **{leaves_out: 0.0, name: value}))
 
 
 def test_defaults_are_those_of_the_method():
