@@ -70,7 +70,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
     """
     begun, n = time.perf_counter(), len(stage.examples.lengths)
     steps = math.ceil(stage.epochs * n / task.batch)
-    ends = {min(steps, math.ceil(e * n / task.batch)): e for e in range(1, math.ceil(stage.epochs) + 1)}
+    ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)  # the last may be a part
+            for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.learner.to(runtime.device).train()
     optimizer, scaler = adamw(stage.learner, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     done, best, history, seconds = 0, None, [], 0.0
@@ -120,7 +121,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                               for name, split in stage.dev.items()}
                     row["dev"] = scores
                     history.append({"epoch": ends[done], **scores})
-                    say(f"{stage.name}, epoch {ends[done]}: " + shown(scores))
+                    say(f"{stage.name}, epoch {ends[done]:g}: " + shown(scores))
                     first, metric = next(iter(stage.dev)), task.metrics[0]
                     if best is None or scores[first][metric] > best["scores"][first][metric]:
                         best = {"epoch": ends[done], "step": done, "scores": scores}

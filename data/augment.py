@@ -20,7 +20,7 @@ from minibert.augment import augment, candidate_words, columns_of, with_candidat
 from minibert.csv_files import read_csv_splits, write_csv  # noqa: E402
 from minibert.errors import UserError, run_script  # noqa: E402
 from minibert.hub import check_pieces  # noqa: E402
-from minibert.options import at_least_one, option, parse  # noqa: E402
+from minibert.options import at_least_one, option, parse, within  # noqa: E402
 from minibert.readers import read_examples  # noqa: E402
 from minibert.runtime import PRECISIONS, start  # noqa: E402
 from minibert.task_data import some_numbers  # noqa: E402
@@ -65,6 +65,7 @@ class Options:
         if Path(self.out).exists():
             raise UserError(f"--out {self.out} exists already: remove it, or choose another name")
         at_least_one(self, "copies", "candidates", "train_examples", "micro_tokens", "threads")
+        within(self, 0, 2**63, "seed", open_high=True)
         if not 0 < self.probability <= 1:
             raise UserError("--probability must be above 0 and at most 1")
 

@@ -89,10 +89,9 @@ def peers_turn(options: FinetuneBench, runtime):
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
     optimizer = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR)
     order = np.argsort(examples.lengths, kind="stable")
-    starts = np.cumsum(examples.lengths) - examples.lengths
     batches = []
     for some in order[:len(order) // options.batch * options.batch].reshape(-1, options.batch):
-        cut = [slice(starts[i], starts[i] + examples.lengths[i]) for i in some]
+        cut = [slice(examples.starts[i], examples.starts[i] + examples.lengths[i]) for i in some]
         batches.append(([torch.from_numpy(examples.ids[c].astype(np.int64)) for c in cut],
                         [torch.from_numpy(examples.segments[c].astype(np.int64)) for c in cut],
                         torch.from_numpy(examples.labels[some])))

@@ -4,6 +4,8 @@ Masked text for pre-training is in feed.py.
 """
 
 import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,8 @@ from minibert.randomness import samples_of_step, seed_of
 from minibert.tokenizer import Tokenizer
 
 
-class Examples(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Examples:
     """n sequences, N tokens in all, and what is to be predicted of each."""
 
     ids: np.ndarray  # (N,) int32
@@ -27,26 +30,29 @@ class Examples(NamedTuple):
     # (n,) int64 classes or float32 scores; -1 or NaN where there is none; spans: (n, 2) int64
     labels: np.ndarray
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(n,) where each sequence begins in the stream; summed once, as a step must not cost what n does."""
+        return np.cumsum(self.lengths) - self.lengths
+
     @property
     def fingerprint(self) -> str:
         """A hash of all of it; other texts, labels or another order have, in practice, another one."""
         digest = hashlib.sha256()
-        for array in self:
+        for array in (self.ids, self.segments, self.lengths, self.labels):
             digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
         """These sequences, packed, in this order."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        rows, positions, offsets = rows_of(starts[indices], self.lengths[indices])
+        rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
                      torch.from_numpy(self.lengths[indices]))
 
     def part(self, indices: np.ndarray) -> "Examples":
         """Only these examples, in this order."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        rows, _, _ = rows_of(starts[indices], self.lengths[indices])
+        rows, _, _ = rows_of(self.starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
@@ -109,11 +115,10 @@ def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: i
     `targets` have one row for each example, or for each of its tokens (the logits of a span head).
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
-    starts = np.cumsum(examples.lengths) - examples.lengths
     made = []
     for group in groups(examples.lengths[drawn], micro_tokens, rank, ranks):
         indices = drawn[group]
-        tokens = rows_of(starts[indices], examples.lengths[indices])[0]
+        tokens = rows_of(examples.starts[indices], examples.lengths[indices])[0]
         chosen = {name: torch.from_numpy(values[indices if len(values) == len(examples.lengths) else tokens])
                   for name, values in targets.items()}
         made.append(LabelledBatch(examples.batch(indices), torch.from_numpy(examples.labels[indices]), chosen,

@@ -105,13 +105,19 @@ class Options:
                      "threads")
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
         within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
+        within(self, 0, 2**63, "seed", open_high=True)
         within(self, 0, 1, "alpha", "warmup")
         within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
+        if self.stride != Options.stride and self.task != "squad":
+            raise UserError("--stride goes with --task squad")
         if self.evaluate:
             for field in dataclasses.fields(self):
                 if field.name not in JUDGING and getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name.replace('_', '-')} goes with training, and --evaluate "
                                     "trains nothing")
+            if self.predict and self.out == Options.out:
+                raise UserError(f"--evaluate --predict needs an --out other than {self.out}, where the "
+                                "predictions of an earlier run may lie")
         inner_weights(self)
 
 
@@ -130,8 +136,22 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
               "predict"}
 
 
+def check_read(options: Options) -> None:
+    """`UserError` for options that another leaves unread; asked before defaults are filled in."""
+    unread = {}
+    if options.intermediate_epochs == 0:
+        unread = dict.fromkeys(("imitate", "weights", "intermediate_lr"),
+                               "--intermediate-epochs 0 leaves out the intermediate stage")
+    if options.alpha == 0:
+        unread["temperature"] = "--alpha 0 leaves out the teacher's outputs"
+    for name, why in unread.items():
+        if getattr(options, name) not in (None, ()):
+            raise UserError(f"--{name.replace('_', '-')} would not be read: {why}")
+
+
 def resolve(options: Options) -> Options:
     """The same with the method's defaults filled in."""
+    check_read(options)
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}

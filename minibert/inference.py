@@ -29,7 +29,6 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
-    starts = np.cumsum(examples.lengths) - examples.lengths
     made = None
     for group in groups(examples.lengths, micro_tokens):
         batch = examples.batch(group).to(runtime.device)
@@ -38,7 +37,7 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
         if made is None:
             made = np.empty((examples.lengths.sum() if per_token else len(examples.lengths), out.shape[1]),
                             np.float32)
-        made[rows_of(starts[group], examples.lengths[group])[0] if per_token else group] = out
+        made[rows_of(examples.starts[group], examples.lengths[group])[0] if per_token else group] = out
     model.train(training)
     return made
 

@@ -18,8 +18,6 @@ from minibert.errors import UserError
 from minibert.squad_data import Answer, Candidate, Question
 from minibert.tokenizer import Tokenizer
 
-ENCODED_AT_ONCE = 1024  # texts; what the backend returns takes far more memory than what is kept of it
-
 
 class Window(NamedTuple):
     """[CLS] question [SEP] part of the context [SEP], T tokens, of which M are of the context.
@@ -76,11 +74,9 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
     """For each text its ids and, (M, 2), the characters [begin, end) of the text that each stands for."""
     encoded = {}
-    for i in range(0, len(texts), ENCODED_AT_ONCE):
-        part = texts[i:i + ENCODED_AT_ONCE]
-        for text, encoding in zip(part, tokenizer.backend.encode_batch(part, add_special_tokens=False)):
-            chars = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-            encoded[text] = encoding.ids, chars if text.isascii() else _with_marks(text, chars)
+    for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
+        chars = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        encoded[text] = encoding.ids, chars if text.isascii() else _with_marks(text, chars)
     return encoded
 
 

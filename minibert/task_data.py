@@ -95,7 +95,8 @@ def read_task(options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
                         "positions; give a smaller one")
     splits = {name: tokenised(task, some, tokenizer, options.stride) for name, some in rows.items()}
     if options.transfer and not options.evaluate:
-        splits["transfer"] = read_transfer(task, options.transfer, tokenizer)
+        pairs = bool(splits["train"].examples.segments.any())  # of SQuAD, too
+        splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
     for split in splits.values():
         check_segments(split.examples, config, options.model)
     return task, splits
@@ -107,7 +108,9 @@ def read_augmented(options, task: Task, rows: dict[str, list]) -> list[Example]:
     if (examples[0].pair is None) != (rows["train"][0].pair is None):
         raise UserError(f"of {options.augmented} and the training set one has pairs of texts "
                         "and the other has single ones")
-    held_out = {row.id for row in rows["dev"]} if options.task not in TASKS and not options.dev else set()
+    held_out = set()
+    if options.task not in TASKS and not options.dev:  # a csv's own ids may repeat
+        held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]}
     if held_out & {example.id for example in examples}:
         raise UserError(f"{options.augmented} was made from rows of {options.task} that are held out here: "
                         "make it again, without --dev")
@@ -127,13 +130,20 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
     return Split(rows, encode(tokenizer, [row.text for row in rows], pairs, task.max_length, labels))
 
 
-def read_transfer(task: Task, files: tuple[str, ...], tokenizer) -> Split:
-    """Unlabelled texts, one a line, with a tab between the two of a pair."""
-    lines = [line for name in files for line in read_text(Path(name)).split("\n") if line.strip()]
-    texts, _, pairs = zip(*(line.partition("\t") for line in lines)) if lines else ((), (), ())
+def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) -> Split:
+    """Unlabelled texts, one a line, or with `pairs` two, a tab between them; else a `UserError`."""
+    lines = []
+    for name in files:
+        for number, line in enumerate(read_text(Path(name)).split("\n"), 1):
+            texts = [text for text in line.split("\t") if text.strip()]
+            if texts and (len(texts), line.count("\t")) != (1 + pairs, pairs):
+                raise UserError(f"{name}, line {number}: the training set has "
+                                + ("pairs, so a line is two texts with one tab between them" if pairs else
+                                   "single texts, so a line is one text: replace its tab by a space"))
+            lines += [texts] if texts else []
     labels = np.full(len(lines), math.nan, np.float32) if task.regression else np.full(len(lines), -1)
-    return Split(lines, encode(tokenizer, list(texts), list(pairs) if any(pairs) else None,
-                               task.max_length, labels))
+    second = [texts[1] for texts in lines] if pairs else None
+    return Split(lines, encode(tokenizer, [texts[0] for texts in lines], second, task.max_length, labels))
 
 
 def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:

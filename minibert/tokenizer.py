@@ -13,7 +13,7 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, c
 # what the same options are called in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
+ENCODED_AT_ONCE = 1024  # texts; what the backend returns takes far more memory than what is kept of it
 MAX_ALPHABET = 1000  # characters in a vocabulary of our own; rarer ones become [UNK]
 
 
@@ -108,7 +109,14 @@ class Tokenizer:
 
     def pieces(self, lines: list[str]) -> list[list[int]]:
         """Ids of each line, without special tokens around it and without truncation."""
-        return [e.ids for e in self.backend.encode_batch_fast(list(lines), add_special_tokens=False)]
+        return [encoding.ids for encoding in self.encodings(lines)]
+
+    def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
+        """What the backend makes of each line, special tokens and truncation apart; `offsets` only if asked."""
+        lines = list(lines)
+        encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
+        for i in range(0, len(lines), ENCODED_AT_ONCE):
+            yield from encode(lines[i:i + ENCODED_AT_ONCE], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of the ids: pieces joined, '##' resolved, spaces before punctuation removed."""

@@ -129,6 +129,7 @@ class Options:
                             f"--max-length {self.max_length}")
         within(self, 0, math.inf, "lr", "weight_decay", "eval_every")
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
+        within(self, 0, 2**63, "seed", open_high=True)
         within(self, 0, 1, "warmup")
         within(self, 0, 1, "beta2", open_high=True)
         within(self, 0, 1, "mask_share", open_low=self.method not in INNER, open_high=True)

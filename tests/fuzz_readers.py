@@ -265,7 +265,7 @@ read_squad.tokenizer = load_tokenizer
 def read_csv(folder: Path, draw: random.Random) -> None:
     task, _, _ = csv_files.read_csv_splits(folder / "labels.csv")
     csv_files.read_csv_splits(folder / "scores.tsv")
-    read_transfer(task, (folder / "transfer.txt",), read_csv.tokenizer)
+    read_transfer(task, (folder / "transfer.txt",), read_csv.tokenizer, False)
 
 
 read_csv.tokenizer = train_tokenizer(TEXTS, 90)

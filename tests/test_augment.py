@@ -247,6 +247,7 @@ def test_wrong_options_are_one_sentence(main, folder):
             ({"out": folder / "out.txt"}, ".tsv"),
             ({"data": folder}, "--data"), ({"out": folder / "there.csv"}, "exists already"),
             ({"copies": 0}, "--copies"), ({"probability": 1.5}, "--probability"),
+            ({"seed": 2**63}, "--seed"),
             ({"model": None}, "--model"),
             ({"candidates": 10**6}, "--candidates"), ({"vectors": folder / "own.csv"}, "own.csv, line 1"),
             ({"task": "rte", "data": folder, "dev": folder / "own.csv"}, "--dev")):

@@ -187,6 +187,25 @@ def test_a_teacher_of_spans_and_one_without_labels(folder, tuned, tmp_path):
     assert "hard" not in rows(out)[0] and summary(out)["dev"]["median"]["accuracy"] > 90
 
 
+def test_transfer_text_is_pairs_where_the_training_set_is(folder, tmp_path):
+    path, tokenizer = tmp_path / "texts.txt", minibert.load_tokenizer(folder / "model")
+    for task, text, line, words in (
+            ("reviews.csv", "a film\n\nthe book\tvery grim\na song\n", 3, "single texts"),
+            ("reviews.csv", "a film\t\n", 1, "single texts"),
+            ("scores.csv", "a film\ta book\n \nthe song\n", 3, "pairs"),
+            ("scores.csv", "a film\t\n", 1, "pairs"), ("scores.csv", "a film\ta book\ta song", 1, "pairs"),
+            ("squad", "What was the film?\n", 1, "pairs")):
+        path.write_text(text)
+        refused(options(folder, task, tmp_path / "run", teacher=folder / "model", transfer=path),
+                f"{path}, line {line}: the training set has {words}")
+    path.write_text("a film\ta book\n\nthe song\tvery grim\n")
+    given = Options(model=str(folder / "model"), task=str(folder / "scores.csv"), max_length=80, teacher="t",
+                    transfer=(str(path),))
+    found = finetune.read_task(given, tokenizer)[1]["transfer"].examples
+    expected = tokenizer.encode(["a film", "the song"], ["a book", "very grim"])
+    assert [found.ids.tolist(), found.segments.tolist()] == [sum(lists, []) for lists in expected]
+
+
 def test_seeds_differ_and_the_best_is_kept(folder, tmp_path):
     out = tmp_path / "run"
     finetune.main(options(folder, "reviews.csv", out, seeds=3, epochs=1))
@@ -195,6 +214,14 @@ def test_seeds_differ_and_the_best_is_kept(folder, tmp_path):
     assert found["dev"]["median"]["accuracy"] == np.median(scores)
     assert scores[found["best_seed"] - 1] == max(scores)
     assert rows(out, 1)[0]["loss"] != rows(out, 2)[0]["loss"]
+
+
+@pytest.mark.parametrize("epochs, ends", [(0.5, [0.5]), (1.25, [1, 1.25])])
+def test_a_part_of_an_epoch_is_said_to_be_one(folder, tmp_path, capsys, epochs, ends):
+    finetune.main(options(folder, "reviews.csv", tmp_path / "run", epochs=epochs))
+    (found,) = summary(tmp_path / "run")["results"]
+    assert [scores["epoch"] for scores in found["history"]] == ends and found["best"]["epoch"] in ends
+    assert f"seed 1, epoch {epochs}: " in capsys.readouterr().out
 
 
 def test_micro_batches_change_nothing(folder, tmp_path):
@@ -391,9 +418,21 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"data": "data"}, "--data goes with a task by name"),
             ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
             ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
+            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict needs an --out"),
+            ({"stride": 64}, "--stride goes with --task squad"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)
+    given |= {"teacher": "t", "method": "tinybert"}
+    for leaves_out, name, value in (("intermediate_epochs", "imitate", "1,2"),
+                                    ("intermediate_epochs", "weights", ("hidden=0",)),
+                                    ("intermediate_epochs", "intermediate_lr", 5e-5),
+                                    ("alpha", "temperature", 1.0)):
+        resolve(Options(**given, **{name: value}))
+        alone = resolve(Options(**given, **{leaves_out: 0.0}))
+        assert (alone.temperature, alone.intermediate_lr) == (1.0, 5e-5)  # a run of before can be resumed
+        with pytest.raises(UserError, match=f"--{name} would not .* --{leaves_out} 0".replace("_", "-")):
+            resolve(Options(**given, **{leaves_out: 0.0, name: value}))
 
 
 def test_defaults_are_those_of_the_method():
@@ -413,7 +452,7 @@ def test_defaults_are_those_of_the_method():
     ("clip", 0.0), ("clip", -1.0), ("clip", math.nan), ("epochs", math.inf), ("lr", math.nan),
     ("lr", math.inf), ("temperature", 0.0), ("weight_decay", -0.1), ("warmup", 1.5), ("warmup", -0.1),
     ("alpha", math.nan), ("dropout", 1.0), ("attention_dropout", -0.1), ("stride", 0), ("beta", -1.0),
-    ("intermediate_epochs", -1.0), ("intermediate_lr", math.inf)])
+    ("intermediate_epochs", -1.0), ("intermediate_lr", math.inf), ("seed", -1), ("seed", 2**63)])
 def test_numbers_that_cannot_be_meant_are_refused(name, bad):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be "):
         Options(model="m", task="reviews.csv", teacher="t", **{name: bad},
@@ -429,6 +468,17 @@ def test_augmented_text_without_labels_needs_a_teacher_alone(folder, tuned, tmp_
     assert not (tmp_path / "b").exists()
     finetune.main(argv("c", teacher=tuned / "reviews" / "model", alpha=1))
     assert "soft" in rows(tmp_path / "c")[0] and "hard" not in rows(tmp_path / "c")[0]
+
+
+def test_augmented_text_may_have_ids_that_repeat(folder, tmp_path):
+    """An id that is also a training row's does not say that a row is held out."""
+    lines = (folder / "reviews.csv").read_text().splitlines()
+    (tmp_path / "own.csv").write_text("\n".join(["id," + lines[0], *("a," + line for line in lines[1:])]))
+    write_csv(tmp_path / "more.csv", [("a", "the film was great", "yes")] * 3, ["id", "text", "label"])
+    given = Options(model=str(folder / "model"), task=str(tmp_path / "own.csv"), max_length=80,
+                    augmented=str(tmp_path / "more.csv"))
+    splits = finetune.read_task(given, minibert.load_tokenizer(folder / "model"))[1]
+    assert len(splits["augmented"].rows) == 3
 
 
 def test_pairs_need_two_token_types(folder, tmp_path):

@@ -246,6 +246,16 @@ def test_a_part_of_the_examples_is_those_examples():
     assert torch.equal(part.batch(np.array([0, 1])).ids, data.batch(np.array([1, 5])).ids)
 
 
+def test_the_lengths_of_all_are_summed_once(tiny_config, monkeypatch):
+    """Not again for every micro-batch: the cost of training would grow with the square of its examples."""
+    data, summed, cumsum = examples([0] * 8), [], np.cumsum
+    monkeypatch.setattr(np, "cumsum", lambda x: summed.append(len(x)) or cumsum(x))
+    for step in range(3):
+        draw(data, {}, step, 3, 1, 15)
+    outputs(classifier(tiny_config), data, CPU, 17)
+    assert summed.count(8) == 1 and data.starts.tolist() == [sum(LENGTHS[:i]) for i in range(8)]
+
+
 def test_predict_and_embed_keep_the_order_of_the_texts(tiny_config):
     texts = ["a small model reads", "the", "a large model writes many words and a small one reads them",
              "words"]

@@ -131,7 +131,8 @@ def test_every_loss_can_be_left_out(folder, student, tuned, tmp_path):
                                 "--weights", f"{left_out}=0", **{"intermediate-epochs": 0.1}))
         assert {"embedding", "hidden", "attention"} - stage(out)[0].keys() == {left_out}
     out = tmp_path / "prediction alone"
-    finetune.main(distilled(folder, student, tuned, out, **{"intermediate-epochs": 0}))
+    finetune.main(distilled(folder, student, tuned, out,
+                            **{"intermediate-epochs": 0, "intermediate-lr": None}))
     assert not (out / "seed-1" / "intermediate").exists() and "soft" in rows(out)[0]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ def test_recorded_pieces(tokenizer):
     assert ids_of(tokenizer, "unknown the") == ["[UNK]", "the"]
     assert ids_of(tokenizer, "the[MASK]the [SEP] [UNK]") == "the [MASK] the [SEP] [UNK]".split()
     assert ids_of(tokenizer, "") == []
+
+
+def test_texts_are_encoded_in_parts(tokenizer, monkeypatch):
+    backend, sizes, texts = tokenizer.backend, [], [*["the"] * 1500, "world the", *["hello"] * 700]
+    expected = [pieces for text in texts for pieces in tokenizer.pieces([text])]
+    encode = lambda part, **more: sizes.append(len(part)) or backend.encode_batch_fast(part, **more)  # noqa: E731
+    monkeypatch.setattr(tokenizer, "backend", SimpleNamespace(encode_batch_fast=encode))
+    assert tokenizer.pieces(texts) == expected and sizes == [1024, 1024, 153]
 
 
 def test_a_cased_vocabulary_keeps_case_without_being_told(tmp_path):
