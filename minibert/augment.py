@@ -32,23 +32,12 @@ from minibert.report import clock
 from minibert.runtime import Runtime
 from minibert.tasks import Example
 from minibert.tokenizer import Tokenizer
-from minibert.word_vectors import Vectors, is_word, nearest
+from minibert.word_vectors import STOP_WORDS, Vectors, is_word, nearest
 
 BLOCK = 128  # rows whose candidates are looked for at once
 MASK_SHARE = 0.15  # of a text's pieces, at most, that are masked in one pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # no part of b2b or snake_case
-# function words, and what an apostrophe leaves of "don't" or "it's"
-STOP_WORDS = frozenset("""
-a about above after again against ain all am an and any are aren as at be because been before being below
-between both but by can could couldn d did didn do does doesn doing don down during each few for from further
-had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it its
-itself just ll m may me might mightn more most must mustn my myself needn no nor not now o of off on once
-only or other our ours ourselves out over own re s same shall shan she should shouldn so some such t than
-that the their theirs them themselves then there these they this those through to too under until up ve very
-was wasn we were weren what when where which while who whom why will with won would wouldn y you your yours
-yourself yourselves
-""".split())
 
 
 class Text(NamedTuple):
@@ -134,8 +123,7 @@ def ask(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: To
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
     no_word = torch.ones(model.config.vocab_size, dtype=torch.bool)
-    no_word[[i for i, piece in enumerate(tokenizer.vocabulary)
-             if is_word(piece) and piece.lower() not in STOP_WORDS]] = False
+    no_word[[i for i, piece in enumerate(tokenizer.vocabulary) if is_word(piece)]] = False
     no_word = no_word.to(runtime.device)
     for group in groups(examples.lengths, micro_tokens):
         batch = examples.batch(group).to(runtime.device)
