@@ -16,6 +16,7 @@ of letters that are no stop words; the word itself is none of them.
 
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -71,7 +72,7 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
     room = (model.config.max_positions - 3) // 2
     found, queries, rare, words = [], [], [], 0
     for text, encoding in zip(texts, tokenizer.backend.encode_batch(texts, add_special_tokens=False)):
-        spans = [match.span() for match in WORD.finditer(text) if match[0].lower() not in STOP_WORDS]
+        spans = replaceable(text)
         pieces = {span: i for i, span in enumerate(encoding.offsets) if encoding.ids[i] != tokenizer.unk_id}
         single = [(pieces[span], words + i) for i, span in enumerate(spans) if span in pieces]
         rare += [(text[slice(*span)], words + i) for i, span in enumerate(spans) if span not in pieces]
@@ -91,6 +92,22 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
         some = table[start:end, 0] >= 0
         made.append(Text(text, np.array(spans, np.int64).reshape(-1, 2)[some], table[start:end][some]))
     return made
+
+
+def replaceable(text: str) -> list[tuple[int, int]]:
+    """Where the words of letters are that are no stop words.
+
+    note: to `re`, a combining mark is no part of a word, so `WORD` alone would cut those of Hindi, or with
+    decomposed accents, to pieces; they are left alone.
+    """
+    found = []
+    for match in WORD.finditer(text):
+        start, end = match.span()
+        beside = text[max(0, start - 1):start] + text[end:end + 1]
+        marked = any(unicodedata.category(c)[0] == "M" for c in beside)
+        if match[0].lower() not in STOP_WORDS and not marked:
+            found.append((start, end))
+    return found
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:

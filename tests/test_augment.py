@@ -6,6 +6,7 @@ import re
 import runpy
 import signal
 import sys
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import torch
 
 import minibert
 from minibert import augment as module
-from minibert.augment import Text, augment, candidate_words, copies, in_case_of, queries_of, with_candidates
+from minibert.augment import (Text, augment, candidate_words, copies, in_case_of, queries_of,
+                              replaceable, with_candidates)
 from minibert.config import Config
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
@@ -105,6 +107,14 @@ def test_what_is_replaced_are_words_that_mean_something(asked):
             new = [names[i] for i in row if i >= 0]
             assert word.lower() not in new and all(map(is_word, new)) and len(set(new)) == len(new)
             assert not STOP_WORDS & set(new)
+
+
+def test_a_word_is_whole_or_left_alone():
+    accents = "A résumé of the naïve café-film"
+    for text, words in ((unicodedata.normalize("NFC", accents), ["résumé", "naïve", "café", "film"]),
+                        (unicodedata.normalize("NFD", accents), ["film"]),
+                        ("नमकीन, हिन्दी नमक film", ["नमक", "film"])):
+        assert [text[slice(*span)] for span in replaceable(text)] == words
 
 
 def test_every_word_is_asked_about_once_with_few_masks_at_a_time():
