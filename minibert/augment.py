@@ -139,19 +139,22 @@ def ask(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: To
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    no_word = torch.ones(model.config.vocab_size, dtype=torch.bool)
-    no_word[[i for i, piece in enumerate(tokenizer.vocabulary) if is_word(piece)]] = False
-    no_word = no_word.to(runtime.device)
+    spelling = np.full(model.config.vocab_size, -1)  # (V,), one number for "film" and "Film"; -1: no word
+    first: dict[str, int] = {}
+    for i, piece in enumerate(tokenizer.vocabulary):
+        if is_word(piece):
+            spelling[i] = first.setdefault(piece.casefold(), i)
+    spelling = torch.from_numpy(spelling).to(runtime.device)
     for group in groups(examples.lengths, micro_tokens):
         batch = examples.batch(group).to(runtime.device)
         some = [queries[i] for i in group]
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
         rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, some) for i in query.masked])
-        own = torch.tensor([query.ids[i] for query in some for i in query.masked], device=runtime.device)
+        own = spelling[[query.ids[i] for query in some for i in query.masked]]  # (M,)
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # the head reads masked tokens only
             logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
-        logits = logits.masked_fill_(no_word, -torch.inf).scatter_(1, own[:, None], -torch.inf)
+        logits = logits.masked_fill_((spelling < 0) | (spelling == own[:, None]), -torch.inf)
         best = logits.topk(table.shape[1])
         numbers = best.indices.masked_fill(best.values == -torch.inf, -1)
         table[[word for query in some for word in query.words]] = numbers.cpu().numpy()

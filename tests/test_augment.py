@@ -25,7 +25,7 @@ from minibert.model import init_weights
 from minibert.csv_files import read_csv, read_csv_splits, write_csv
 from minibert.runtime import Runtime
 from minibert.tasks import TASKS, Example, Task
-from minibert.tokenizer import train_tokenizer
+from minibert.tokenizer import Tokenizer, train_tokenizer
 from minibert.word_vectors import STOP_WORDS, is_word, nearest, own_vectors
 
 CPU = Runtime(torch.device("cpu"), "fp32")
@@ -107,6 +107,14 @@ def test_what_is_replaced_are_words_that_mean_something(asked):
             new = [names[i] for i in row if i >= 0]
             assert word.lower() not in new and all(map(is_word, new)) and len(set(new)) == len(new)
             assert not STOP_WORDS & set(new)
+
+
+def test_a_word_in_another_case_is_no_candidate(asked):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "FILM", "Book", "Film", "book"]
+    tokenizer = Tokenizer({piece: i for i, piece in enumerate(pieces)}, {"lowercase": False})
+    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, own_vectors(asked[0], tokenizer), CPU, 5)
+    assert [sorted(row.tolist()) for row in found.candidates] == [
+        [-1, -1, -1, 7, 9], [-1, -1, 5, 6, 8], [-1, -1, -1, 7, 9]]
 
 
 def test_a_word_is_whole_or_left_alone():
