@@ -175,9 +175,10 @@ def load_models(options, weights, bundled_teacher: Path):
         student = make_student(options, weights, teacher)
         check_same_pieces(options.student, tokenizer)
     check_pieces(tokenizer, student.config, name)
-    if options.max_length > student.config.max_positions:
-        raise UserError(f"--max-length {options.max_length} is more than the model's "
-                        f"{student.config.max_positions} positions")
+    for who, model in (("student", student), ("teacher", teacher)):
+        if model is not None and options.max_length > model.config.max_positions:
+            raise UserError(f"--max-length {options.max_length} is more than the {who}'s "
+                            f"{model.config.max_positions} positions")
     return with_dropout(student, **dropouts(options)), teacher, tokenizer
 
 
