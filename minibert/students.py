@@ -140,8 +140,10 @@ def with_new_mlm_head(encoder: nn.Module, seed: int) -> MaskedLM:
     return model
 
 
-def check_read(options) -> None:
-    """`UserError` for options of train.py that make a student, or its start, where they would not be read."""
+def check_read(options, init: str) -> None:
+    """`UserError` for options of train.py that make a student, or its start, where they would not be read;
+    `init` is --init or the method's default.
+    """
     whole = options.student is not None and options.student not in PRESETS
     unread = {}
     if whole:
@@ -155,6 +157,9 @@ def check_read(options) -> None:
                                "a MobileBERT starts with its teacher's embeddings and new layers")
         if options.student is None:
             unread["layers"] = "a MobileBERT has the layers of its teacher"
+    elif init == "random":
+        unread = dict.fromkeys(("layer_map", "token_types"),
+                               "nothing is copied from the teacher without --init teacher")
     for name, why in unread.items():
         if getattr(options, name) not in (None, "fold"):
             raise UserError(f"--{name.replace('_', '-')} would not be read: {why}")

@@ -351,9 +351,15 @@ def test_options_that_would_not_be_read_are_refused(folder, tmp_path):
             (("--student", teacher, "--token-types", "drop"), {}, ("--token-types", "as it is")),
             (("--method", "mlm", "--student", "bert-L2-H128", "--layer-map", "0,1"), {"teacher": None},
              ("--layer-map", "at random")),
+            (("--method", "minilm", "--token-types", "drop"), {}, ("--token-types", "--init teacher")),
+            (("--init", "random", "--token-types", "drop"), {}, ("--token-types", "--init teacher")),
+            (("--method", "tinybert", "--masking", "bert"), {}, ("--masking", "tinybert", "--mask-share")),
+            (("--method", "minilmv2", "--masking", "bert", "--mask-share", "0"), {}, ("--masking",)),
             (("--method", "mobilebert", "--layers", "2"), {}, ("--layers", "of its teacher")),
             (("--method", "mobilebert", "--schedule", "akt", "--transfer-share", "0.5"), {}, ("akt",))):
         refused(options(folder, tmp_path / "x", *more, **changed), *words)
+    read = train.Options(method="tinybert", masking="bernoulli", mask_share=0.1)
+    assert train.resolve(read).masking == "bernoulli"
 
 
 def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
