@@ -182,7 +182,7 @@ def bench_train(options: TrainBench) -> dict:
              f"{tokens / options.steps:,.0f} tokens a step, {runtime.precision}, dropout {options.dropout}")
     print(table(rows, title))
     result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
-              "matrix_peak": peak, **figures}
+              "length": round(tokens / (options.steps * options.batch), 2), "matrix_peak": peak, **figures}
     if peer:
         result |= compared(seconds, memory)
     return result

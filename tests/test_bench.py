@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from minibert import bench_train
 from minibert.bench_train import TrainBench, sequences
+from minibert.plan import read_measured
 from minibert.prepare import prepare
 from minibert.tokenizer import load_tokenizer
 from scripts import run_bench
@@ -77,13 +79,18 @@ def test_finetune_bench_compares_with_transformers(tmp_path):
     assert result["speed_ratio"] == pytest.approx(ours / theirs)
 
 
-def test_lengths_of_a_corpus(tmp_path):
+def test_lengths_of_a_corpus(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("\n\n".join(
         "a text of a few words more than twelve tokens for sure, so that it counts "
         + "and goes on " * k for k in range(12)))
     prepare([str(tmp_path / "text.txt")], load_tokenizer(ROOT / "weights" / "teacher"), tmp_path / "corpus",
             held_out=0.0)
-    steps = sequences(TrainBench(corpus=str(tmp_path / "corpus"), batch=8, steps=2), 8192)
+    options = TrainBench(corpus=str(tmp_path / "corpus"), batch=8, steps=2, peer=False, threads=1)
+    steps = sequences(options, 30522)
     lengths = [n for _, some, _ in steps for n in some]
     assert len(set(lengths)) > 3 and 12 <= min(lengths) and max(lengths) <= 128
     assert all(len(ids) == some.sum() == len(chosen) for ids, some, chosen in steps)
+    monkeypatch.setattr(bench_train, "matrix_peak", lambda _: 1.0)
+    monkeypatch.setattr(bench_train, "alternate", lambda *_: ({"minibert": [1.0]}, {"minibert": 1}))
+    measured = read_measured(json.dumps(bench_train.bench_train(options)))
+    assert measured["length"] == pytest.approx(sum(lengths) / 16, abs=0.006)  # rounded to two digits
