@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minibert import bench_train
+from minibert import bench_finetune, bench_train
 from minibert.bench_train import TrainBench, sequences
 from minibert.plan import read_measured
 from minibert.prepare import prepare
@@ -51,6 +51,21 @@ def test_train_bench_times_methods_side_by_side():
 def test_unknown_bench_is_one_sentence(monkeypatch, capsys):
     code, _, said = run_bench("nothing", monkeypatch, capsys)
     assert code == 2 and "train" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("words, says", [
+    ("train --steps 0", "--steps must be at least 1"), ("train --batch 0", "--batch must"),
+    ("train --turns 0", "--turns must"), ("train --threads 0", "--threads must"),
+    ("train --dropout 1.5", "dropout"), ("train --teacher nosuch", "nosuch"),
+    ("train --threads 1", "minibert[peers]"),
+    ("finetune --data x --tokenizer y --batch 0", "--batch must"),
+    ("finetune --data x --tokenizer y", "minibert[peers]")])
+def test_what_is_wrong_is_said_before_the_warm_up(monkeypatch, capsys, words, says):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    for module in (bench_train, bench_finetune):
+        monkeypatch.setattr(module, "alternate", lambda *_: pytest.fail("contenders were started"))
+    code, _, said = run_bench(words.split()[0], monkeypatch, capsys, *words.split()[1:])
+    assert code == 2 and says in said and said.count("\n") == 1
 
 
 def test_help_of_a_bench_is_its_own(monkeypatch, capsys):
