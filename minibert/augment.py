@@ -16,6 +16,7 @@ of letters that are no stop words; the word itself is none of them.
 
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,23 +33,12 @@ from minibert.report import clock
 from minibert.runtime import Runtime
 from minibert.tasks import Example
 from minibert.tokenizer import Tokenizer
-from minibert.word_vectors import Vectors, is_word, nearest
+from minibert.word_vectors import STOP_WORDS, Vectors, is_word, nearest
 
 BLOCK = 128  # rows whose candidates are looked for at once
 MASK_SHARE = 0.15  # of a text's pieces, at most, that are masked in one pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # no part of b2b or snake_case
-# function words, and what an apostrophe leaves of "don't" or "it's"
-STOP_WORDS = frozenset("""
-a about above after again against ain all am an and any are aren as at be because been before being below
-between both but by can could couldn d did didn do does doesn doing don down during each few for from further
-had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it its
-itself just ll m may me might mightn more most must mustn my myself needn no nor not now o of off on once
-only or other our ours ourselves out over own re s same shall shan she should shouldn so some such t than
-that the their theirs them themselves then there these they this those through to too under until up ve very
-was wasn we were weren what when where which while who whom why will with won would wouldn y you your yours
-yourself yourselves
-""".split())
 
 
 class Text(NamedTuple):
@@ -82,7 +72,7 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
     room = (model.config.max_positions - 3) // 2
     found, queries, rare, words = [], [], [], 0
     for text, encoding in zip(texts, tokenizer.backend.encode_batch(texts, add_special_tokens=False)):
-        spans = [match.span() for match in WORD.finditer(text) if match[0].lower() not in STOP_WORDS]
+        spans = replaceable(text)
         pieces = {span: i for i, span in enumerate(encoding.offsets) if encoding.ids[i] != tokenizer.unk_id}
         single = [(pieces[span], words + i) for i, span in enumerate(spans) if span in pieces]
         rare += [(text[slice(*span)], words + i) for i, span in enumerate(spans) if span not in pieces]
@@ -102,6 +92,22 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
         some = table[start:end, 0] >= 0
         made.append(Text(text, np.array(spans, np.int64).reshape(-1, 2)[some], table[start:end][some]))
     return made
+
+
+def replaceable(text: str) -> list[tuple[int, int]]:
+    """Where the words of letters are that are no stop words.
+
+    note: to `re`, a combining mark is no part of a word, so `WORD` alone would cut those of Hindi, or with
+    decomposed accents, to pieces; they are left alone.
+    """
+    found = []
+    for match in WORD.finditer(text):
+        start, end = match.span()
+        beside = text[max(0, start - 1):start] + text[end:end + 1]
+        marked = any(unicodedata.category(c)[0] == "M" for c in beside)
+        if match[0].lower() not in STOP_WORDS and not marked:
+            found.append((start, end))
+    return found
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
@@ -133,20 +139,22 @@ def ask(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: To
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    no_word = torch.ones(model.config.vocab_size, dtype=torch.bool)
-    no_word[[i for i, piece in enumerate(tokenizer.vocabulary)
-             if is_word(piece) and piece.lower() not in STOP_WORDS]] = False
-    no_word = no_word.to(runtime.device)
+    spelling = np.full(model.config.vocab_size, -1)  # (V,), one number for "film" and "Film"; -1: no word
+    first: dict[str, int] = {}
+    for i, piece in enumerate(tokenizer.vocabulary):
+        if is_word(piece):
+            spelling[i] = first.setdefault(piece.casefold(), i)
+    spelling = torch.from_numpy(spelling).to(runtime.device)
     for group in groups(examples.lengths, micro_tokens):
         batch = examples.batch(group).to(runtime.device)
         some = [queries[i] for i in group]
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
         rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, some) for i in query.masked])
-        own = torch.tensor([query.ids[i] for query in some for i in query.masked], device=runtime.device)
+        own = spelling[[query.ids[i] for query in some for i in query.masked]]  # (M,)
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # the head reads masked tokens only
             logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
-        logits = logits.masked_fill_(no_word, -torch.inf).scatter_(1, own[:, None], -torch.inf)
+        logits = logits.masked_fill_((spelling < 0) | (spelling == own[:, None]), -torch.inf)
         best = logits.topk(table.shape[1])
         numbers = best.indices.masked_fill(best.values == -torch.inf, -1)
         table[[word for query in some for word in query.words]] = numbers.cpu().numpy()

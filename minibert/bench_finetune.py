@@ -21,7 +21,8 @@ from minibert.finetuning import TaskWeights, task_loss
 from minibert.heads import Classifier
 from minibert.model import init_weights
 from minibert.optim import adamw
-from minibert.options import option
+from minibert.options import at_least_one, option
+from minibert.peers import at_rate, check_installed, transformers_classifier_step, transformers_model
 from minibert.readers import read_examples
 from minibert.report import table
 from minibert.runtime import PRECISIONS, describe, start
@@ -54,6 +55,7 @@ class FinetuneBench:
     def __post_init__(self):
         if not self.data or not self.tokenizer:
             raise UserError("bench.py finetune needs --data and --tokenizer")
+        at_least_one(self, "batch", "steps", "turns", "threads")
 
 
 def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
@@ -84,7 +86,6 @@ def our_turn(options: FinetuneBench, runtime):
 
 def peers_turn(options: FinetuneBench, runtime):
     """The same with transformers, its batches grouped by length."""
-    from minibert.peers import at_rate, transformers_classifier_step, transformers_model
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
     optimizer = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR)
@@ -111,6 +112,7 @@ def worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 def bench_finetune(options: FinetuneBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
+    check_installed()
     examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch
     if n == 0:

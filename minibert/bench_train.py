@@ -25,7 +25,8 @@ from minibert.inner_methods import InnerWeights, Learner, Projections
 from minibert.methods import Weights
 from minibert.model import init_weights
 from minibert.optim import adamw
-from minibert.options import option
+from minibert.options import at_least_one, option
+from minibert.peers import at_rate, check_installed, transformers_model, transformers_step
 from minibert.report import table
 from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
@@ -58,6 +59,7 @@ class TrainBench:
     peer: bool = option(True, "measure transformers beside (distilbert)")
 
     def __post_init__(self):
+        at_least_one(self, "batch", "steps", "turns", "threads")
         for method in self.methods:
             if method not in TIMED:
                 raise UserError(f"--methods {method} is none of {', '.join(TIMED)}")
@@ -122,7 +124,6 @@ def peers_turn(options: TrainBench, runtime):
 
     Its batches are grouped by length: the turn's sequences sorted, then cut.
     """
-    from minibert.peers import at_rate, transformers_model, transformers_step
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
     student.train()
@@ -158,10 +159,12 @@ def bench_train(options: TrainBench) -> dict:
     if len(method_of) == 1:
         method_of = {"minibert": options.methods[0]}
     kinds = [*method_of, *(["transformers"] if peer else [])]
+    teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
+    if peer:
+        check_installed()
     runtime = start(options.device, options.precision, options.threads)
     peak = matrix_peak(runtime)
     seconds, memory = alternate(worker, kinds, options, options.turns)
-    teacher, student = shapes(options)
     steps = sequences(options, student.vocab_size)
     tokens = sum(len(ids) for ids, _, _ in steps)
     figures, rows = {}, []
@@ -182,7 +185,7 @@ def bench_train(options: TrainBench) -> dict:
              f"{tokens / options.steps:,.0f} tokens a step, {runtime.precision}, dropout {options.dropout}")
     print(table(rows, title))
     result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
-              "matrix_peak": peak, **figures}
+              "length": round(tokens / (options.steps * options.batch), 2), "matrix_peak": peak, **figures}
     if peer:
         result |= compared(seconds, memory)
     return result

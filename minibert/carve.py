@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from minibert.config import MobileConfig
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.tokenizer import Tokenizer
@@ -35,6 +36,9 @@ def keep_units(model: MaskedLM, units: int) -> MaskedLM:
     units (it comes out of a LayerNorm), so the product of the two norms says how much a unit can
     do; no text is needed to choose.
     """
+    if isinstance(model.config, MobileConfig):
+        raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
+                        "MobileBERT: keep fewer layers instead")
     if not 1 <= units <= model.config.intermediate_size:
         raise UserError(f"{units} feed-forward units cannot be kept of {model.config.intermediate_size}")
     cut = _like(model, intermediate_size=units)
@@ -52,19 +56,23 @@ def keep_units(model: MaskedLM, units: int) -> MaskedLM:
 def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> MaskedLM:
     """The model with the vocabulary of another tokenizer.
 
-    The row of a piece that both have is copied. Any other piece starts as the mean of the rows of the pieces
-    that the old tokenizer cuts its text into; its bias, the log of a frequency, as the smallest of theirs.
+    The row of a piece that both have is copied, in MobileBERT with the columns of the head's own. Any other
+    piece starts as the mean of the rows of the pieces that the old tokenizer cuts its text into; its bias,
+    the log of a frequency, as the smallest of theirs.
     """
-    word, bias = model.encoder.word.weight, model.mlm.bias
-    rows = torch.empty(new.vocab_size, word.shape[1])  # (V, D)
+    table, bias = model.mlm.table(model.encoder.word.weight), model.mlm.bias
+    rows = torch.empty(new.vocab_size, table.shape[1])  # (V, D)
     biases = torch.empty(new.vocab_size)  # (V,)
     for i, piece in enumerate(new.vocabulary):
         ids = [old.piece_to_id(piece)]
         if ids[0] == old.unk_id and piece != "[UNK]":
             ids = old.pieces([piece.removeprefix("##")])[0] or ids
-        rows[i], biases[i] = word[ids].mean(0), bias[ids].min()
+        rows[i], biases[i] = table[ids].mean(0), bias[ids].min()
     changed = MaskedLM(replace(model.config, vocab_size=new.vocab_size, pad_id=new.pad_id))
-    weights = {**model.state_dict(), "encoder.word.weight": rows, "mlm.bias": biases}
+    width = model.config.embedding_size
+    weights = {**model.state_dict(), "encoder.word.weight": rows[:, :width], "mlm.bias": biases}
+    if changed.mlm.extra is not None:
+        weights["mlm.extra.weight"] = rows[:, width:].t()
     changed.load_state_dict(weights)
     return changed.train(model.training)
 

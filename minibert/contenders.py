@@ -47,23 +47,39 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def run(worker: Callable, *given) -> None:
+    """A contender's process: `worker(*given)`, the last of which is its pipe; a `UserError` is sent, for the
+    parent to raise.
+    """
+    try:
+        worker(*given)
+    except UserError as error:
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone
+            given[-1].send(error)
+
+
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
     """`worker(*given, pipe)`, which is to `serve`, in a process of its own: the number of that process, and a
-    function that has it take a turn and returns what it sends; of False, its last word.
+    function that has it take a turn and returns what it sends; of False, its last word. A `UserError` in
+    there is raised here.
     """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=worker, args=(*given, theirs))  # no daemon: it may have children
+    process = context.Process(target=run, args=(worker, *given, theirs))  # no daemon: it may have children
     process.start()
     theirs.close()
 
     def ask(turn: bool = True):
         try:
-            pipe.send(turn)
-            return pipe.recv()
+            with contextlib.suppress(ConnectionError):  # it has ended; what it sent is still there
+                pipe.send(turn)
+            answer = pipe.recv()
         except (EOFError, ConnectionError):
             raise UserError("a contender ended before its time; what it said is above") from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
     try:
         yield process.pid, ask

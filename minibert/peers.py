@@ -4,6 +4,8 @@ Padded batches, SDPA attention, dynamic padding, the same precision, dropout and
 those of the original DistilBERT distiller, on the logits of all real tokens.
 """
 
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 
@@ -15,14 +17,17 @@ from minibert.methods import Weights
 from minibert.runtime import Runtime
 
 
+def check_installed() -> None:
+    """`UserError` where there is no `transformers`."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError("the comparison needs transformers: pip install 'minibert[peers]'")
+
+
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """A model of `transformers`, by default a masked language model, with random weights,
     of the shape of `config`, with SDPA attention; `UserError` where there is no such shape.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("the comparison needs transformers: pip install 'minibert[peers]'") from None
+    import transformers
     raw = describe(config, "mlm", "hf", "float32")  # the config.json that such a model is saved with
     theirs = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     return getattr(transformers, kind).from_config(theirs, attn_implementation="sdpa")

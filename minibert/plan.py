@@ -120,8 +120,8 @@ def read_measured(text: str) -> dict:
         result = json.loads(text)
         rate, options = float(result["minibert"]["tokens_per_second"]), result["options"]
         found = {"tokens_per_second": rate, "teacher": options["teacher"], "student": options["student"],
-                 "length": (options["min_length"] + options["max_length"]) / 2,
-                 "batch": options["batch"], "device": result["machine"]["device"]}
+                 "length": float(result["length"]), "batch": options["batch"],
+                 "device": result["machine"]["device"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where} holds no result of bench.py train: give its last line, or a file that ends "
                         "with it") from None

@@ -140,8 +140,10 @@ def with_new_mlm_head(encoder: nn.Module, seed: int) -> MaskedLM:
     return model
 
 
-def check_read(options) -> None:
-    """`UserError` for options of train.py that make a student, or its start, where they would not be read."""
+def check_read(options, init: str) -> None:
+    """`UserError` for options of train.py that make a student, or its start, where they would not be read;
+    `init` is --init or the method's default.
+    """
     whole = options.student is not None and options.student not in PRESETS
     unread = {}
     if whole:
@@ -155,6 +157,9 @@ def check_read(options) -> None:
                                "a MobileBERT starts with its teacher's embeddings and new layers")
         if options.student is None:
             unread["layers"] = "a MobileBERT has the layers of its teacher"
+    elif init == "random":
+        unread = dict.fromkeys(("layer_map", "token_types"),
+                               "nothing is copied from the teacher without --init teacher")
     for name, why in unread.items():
         if getattr(options, name) not in (None, "fold"):
             raise UserError(f"--{name.replace('_', '-')} would not be read: {why}")
@@ -175,9 +180,10 @@ def load_models(options, weights, bundled_teacher: Path):
         student = make_student(options, weights, teacher)
         check_same_pieces(options.student, tokenizer)
     check_pieces(tokenizer, student.config, name)
-    if options.max_length > student.config.max_positions:
-        raise UserError(f"--max-length {options.max_length} is more than the model's "
-                        f"{student.config.max_positions} positions")
+    for who, model in (("student", student), ("teacher", teacher)):
+        if model is not None and options.max_length > model.config.max_positions:
+            raise UserError(f"--max-length {options.max_length} is more than the {who}'s "
+                            f"{model.config.max_positions} positions")
     return with_dropout(student, **dropouts(options)), teacher, tokenizer
 
 

@@ -140,9 +140,6 @@ class Options:
         if self.method == "mlm" and self.student is None and self.teacher is None:
             raise UserError("--method mlm needs --student, a preset to train from scratch or a folder to "
                             "continue from, or --teacher, whose student it then trains without distillation")
-        if self.layer_map is not None and (self.init or METHOD_DEFAULTS[self.method]["init"]) == "random":
-            raise UserError("--layer-map says what to copy from the teacher, and nothing is: "
-                            "give --init teacher")
         loss_weights(self)
 
 
@@ -156,11 +153,14 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "compile",
 
 
 def resolve(options: Options) -> Options:
-    """The same with the method's defaults filled in."""
-    check_read(options)
+    """The same with the method's defaults filled in; `UserError` for what is given and would not be read."""
     defaults = METHOD_DEFAULTS[options.method]
-    return dataclasses.replace(options, **{name: value for name, value in defaults.items()
-                                           if getattr(options, name) is None})
+    filled = dataclasses.replace(options, **{name: value for name, value in defaults.items()
+                                             if getattr(options, name) is None})
+    check_read(options, filled.init)
+    if options.masking is not None and filled.mask_share == 0:
+        raise UserError(f"--masking would not be read: {options.method} masks no tokens without --mask-share")
+    return filled
 
 
 def loss_weights(options: Options) -> Weights | InnerWeights | TransferWeights:

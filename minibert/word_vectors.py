@@ -13,6 +13,17 @@ from minibert.errors import UserError
 from minibert.tokenizer import Tokenizer
 
 CHUNK = 256  # words whose similarities to all others are held at once
+# function words, and what an apostrophe leaves of "don't" or "it's"
+STOP_WORDS = frozenset("""
+a about above after again against ain all am an and any are aren as at be because been before being below
+between both but by can could couldn d did didn do does doesn doing don down during each few for from further
+had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it its
+itself just ll m may me might mightn more most must mustn my myself needn no nor not now o of off on once
+only or other our ours ourselves out over own re s same shall shan she should shouldn so some such t than
+that the their theirs them themselves then there these they this those through to too under until up ve very
+was wasn we were weren what when where which while who whom why will with won would wouldn y you your yours
+yourself yourselves
+""".split())
 
 
 class Vectors(NamedTuple):
@@ -24,12 +35,13 @@ class Vectors(NamedTuple):
 
 
 def is_word(text: str) -> bool:
-    """Letters only, and more than one."""
-    return len(text) > 1 and text.isalpha()
+    """Letters only, more than one, and no stop word."""
+    return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
-    """The first `limit` lines of a GloVe text file, `word x1 x2 ... xD`, as far as they are words of letters.
+    """The first `limit` lines of a GloVe text file, `word x1 x2 ... xD`, as far as they are words of letters
+    and no stop words.
 
     The most frequent words come first there; the original code takes as many. A first line of two numbers
     (word2vec's) is skipped. `UserError` names the line that is none of these.

@@ -6,6 +6,7 @@ import re
 import runpy
 import signal
 import sys
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import torch
 
 import minibert
 from minibert import augment as module
-from minibert.augment import (STOP_WORDS, Text, augment, candidate_words, copies, in_case_of, queries_of,
-                              with_candidates)
+from minibert.augment import (Text, augment, candidate_words, copies, in_case_of, queries_of,
+                              replaceable, with_candidates)
 from minibert.config import Config
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
@@ -24,8 +25,8 @@ from minibert.model import init_weights
 from minibert.csv_files import read_csv, read_csv_splits, write_csv
 from minibert.runtime import Runtime
 from minibert.tasks import TASKS, Example, Task
-from minibert.tokenizer import train_tokenizer
-from minibert.word_vectors import is_word, nearest, own_vectors
+from minibert.tokenizer import Tokenizer, train_tokenizer
+from minibert.word_vectors import STOP_WORDS, is_word, nearest, own_vectors
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SCRIPT = Path(__file__).resolve().parent.parent / "data" / "augment.py"
@@ -67,7 +68,7 @@ def one_at_a_time(text, asked, k):
             segments = [0] * (len(masked) + 2) + [1] * (len(masked) + 1)
             logits = model(minibert.pack([ids], [segments]))[1 + place[0]]
             words = [tokenizer.id_to_piece(i) for i in logits.argsort(descending=True).tolist()]
-            words = [w for w in words if is_word(w) and w not in STOP_WORDS and w != match[0].lower()][:k]
+            words = [w for w in words if is_word(w) and w != match[0].lower()][:k]
         else:
             words = [vectors.words[i] for i in nearest(vectors, [match[0]], k)[0] if i >= 0]
         if words:
@@ -105,6 +106,23 @@ def test_what_is_replaced_are_words_that_mean_something(asked):
         for word, row in zip(its_words, text.candidates):
             new = [names[i] for i in row if i >= 0]
             assert word.lower() not in new and all(map(is_word, new)) and len(set(new)) == len(new)
+            assert not STOP_WORDS & set(new)
+
+
+def test_a_word_in_another_case_is_no_candidate(asked):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "FILM", "Book", "Film", "book"]
+    tokenizer = Tokenizer({piece: i for i, piece in enumerate(pieces)}, {"lowercase": False})
+    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, own_vectors(asked[0], tokenizer), CPU, 5)
+    assert [sorted(row.tolist()) for row in found.candidates] == [
+        [-1, -1, -1, 7, 9], [-1, -1, 5, 6, 8], [-1, -1, -1, 7, 9]]
+
+
+def test_a_word_is_whole_or_left_alone():
+    accents = "A résumé of the naïve café-film"
+    for text, words in ((unicodedata.normalize("NFC", accents), ["résumé", "naïve", "café", "film"]),
+                        (unicodedata.normalize("NFD", accents), ["film"]),
+                        ("नमकीन, हिन्दी नमक film", ["नमक", "film"])):
+        assert [text[slice(*span)] for span in replaceable(text)] == words
 
 
 def test_every_word_is_asked_about_once_with_few_masks_at_a_time():

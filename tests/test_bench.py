@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from minibert import bench_finetune, bench_train
 from minibert.bench_train import TrainBench, sequences
+from minibert.plan import read_measured
 from minibert.prepare import prepare
 from minibert.tokenizer import load_tokenizer
 from scripts import run_bench
@@ -51,6 +53,21 @@ def test_unknown_bench_is_one_sentence(monkeypatch, capsys):
     assert code == 2 and "train" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("words, says", [
+    ("train --steps 0", "--steps must be at least 1"), ("train --batch 0", "--batch must"),
+    ("train --turns 0", "--turns must"), ("train --threads 0", "--threads must"),
+    ("train --dropout 1.5", "dropout"), ("train --teacher nosuch", "nosuch"),
+    ("train --threads 1", "minibert[peers]"),
+    ("finetune --data x --tokenizer y --batch 0", "--batch must"),
+    ("finetune --data x --tokenizer y", "minibert[peers]")])
+def test_what_is_wrong_is_said_before_the_warm_up(monkeypatch, capsys, words, says):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    for module in (bench_train, bench_finetune):
+        monkeypatch.setattr(module, "alternate", lambda *_: pytest.fail("contenders were started"))
+    code, _, said = run_bench(words.split()[0], monkeypatch, capsys, *words.split()[1:])
+    assert code == 2 and says in said and said.count("\n") == 1
+
+
 def test_help_of_a_bench_is_its_own(monkeypatch, capsys):
     code, said, _ = run_bench("runs", monkeypatch, capsys, "--help")
     assert code == 0 and said.startswith("usage: bench.py runs [-h]") and said.count("usage:") == 1
@@ -77,13 +94,18 @@ def test_finetune_bench_compares_with_transformers(tmp_path):
     assert result["speed_ratio"] == pytest.approx(ours / theirs)
 
 
-def test_lengths_of_a_corpus(tmp_path):
+def test_lengths_of_a_corpus(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("\n\n".join(
         "a text of a few words more than twelve tokens for sure, so that it counts "
         + "and goes on " * k for k in range(12)))
     prepare([str(tmp_path / "text.txt")], load_tokenizer(ROOT / "weights" / "teacher"), tmp_path / "corpus",
             held_out=0.0)
-    steps = sequences(TrainBench(corpus=str(tmp_path / "corpus"), batch=8, steps=2), 8192)
+    options = TrainBench(corpus=str(tmp_path / "corpus"), batch=8, steps=2, peer=False, threads=1)
+    steps = sequences(options, 30522)
     lengths = [n for _, some, _ in steps for n in some]
     assert len(set(lengths)) > 3 and 12 <= min(lengths) and max(lengths) <= 128
     assert all(len(ids) == some.sum() == len(chosen) for ids, some, chosen in steps)
+    monkeypatch.setattr(bench_train, "matrix_peak", lambda _: 1.0)
+    monkeypatch.setattr(bench_train, "alternate", lambda *_: ({"minibert": [1.0]}, {"minibert": 1}))
+    measured = read_measured(json.dumps(bench_train.bench_train(options)))
+    assert measured["length"] == pytest.approx(sum(lengths) / 16, abs=0.006)  # rounded to two digits

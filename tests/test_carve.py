@@ -7,6 +7,7 @@ import torch
 
 import minibert
 from minibert.carve import change_vocabulary, keep_layers, keep_positions, keep_units
+from minibert.config import MobileConfig
 from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.model import init_weights
@@ -47,11 +48,21 @@ def test_units_that_do_nothing_go_first(tiny_config, random_batch):
         keep_units(model, 41)
 
 
-def test_rows_follow_their_pieces(tiny_config):
+MOBILE = MobileConfig(hidden_size=20, layers=1, heads=3, intermediate_size=16, max_positions=32,
+                      embedding_size=7, bottleneck_size=12)
+
+
+def test_units_of_a_mobilebert_are_not_kept():
+    with pytest.raises(UserError, match="MobileBERT: keep fewer layers"):
+        keep_units(MaskedLM(replace(MOBILE, vocab_size=9)), 8)
+
+
+@pytest.mark.parametrize("mobile", [False, True])
+def test_rows_follow_their_pieces(tiny_config, mobile):
     old, new = (Tokenizer({piece: i for i, piece in enumerate(pieces)}) for pieces in (OLD, NEW))
-    model = random_model(replace(tiny_config, vocab_size=len(OLD)))
+    model = random_model(replace(MOBILE if mobile else tiny_config, vocab_size=len(OLD)))
     changed = change_vocabulary(model, old, new)
-    rows, before = changed.encoder.word.weight, model.encoder.word.weight
+    rows, before = (one.mlm.table(one.encoder.word.weight) for one in (changed, model))  # all D columns
     for piece in ("[MASK]", "the", "##ing"):
         assert torch.equal(rows[NEW.index(piece)], before[OLD.index(piece)])
         assert changed.mlm.bias[NEW.index(piece)] == model.mlm.bias[OLD.index(piece)]

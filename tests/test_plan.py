@@ -16,7 +16,7 @@ from scripts import run_bench
 run = partial(run_bench, "plan")
 TINY = dict(teacher="bert-L4-H128", student="bert-L2-H128")
 MEASURED = {"minibert": {"tokens_per_second": 500.0}, "machine": {"device": "a small CPU"},
-            "options": {**TINY, "min_length": 16, "max_length": 48, "batch": 8}}
+            "length": 32.5, "options": {**TINY, "batch": 8}}
 
 
 def test_hours_and_cost_by_hand():
@@ -58,7 +58,7 @@ def test_rate_from_a_measured_line_and_from_a_file(tmp_path):
     (tmp_path / "train.log").write_text(f"a table\n{line}\n\n")
     for measured in (line, str(tmp_path / "train.log")):
         result = plan(PlanBench(corpus_tokens="1000", measured=measured))
-        assert (result["tokens_per_second"], result["length"]) == (500, 32)
+        assert (result["tokens_per_second"], result["length"]) == (500, 32.5)
         assert {name: result[name] for name in TINY} == TINY
         assert "measured on a small CPU" in dict((name, whence) for name, _, whence in result["basis"])["R"]
 

@@ -329,7 +329,7 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     refused(options(folder, tmp_path / "x", "--student", "bert-L2-H128"), "width")
     refused(options(folder, tmp_path / "x", "--layers", "9"), "9 layers")
     refused(options(folder, tmp_path / "x", "--layer-map", "0,7"), "layer map")
-    refused(options(folder, tmp_path / "x", **{"max-length": 65}), "64")
+    refused(options(folder, tmp_path / "x", **{"max-length": 65}), "the student's 64")
     refused(options(folder, tmp_path / "x", **{"micro-tokens": 10}), "--micro-tokens")
     refused(options(folder, tmp_path / "x", "--method", "mlm", teacher=None), "--student")
     refused(options(folder, tmp_path / "x", "--weights", "kl"), "--weights kl", "TERM=WEIGHT")
@@ -351,9 +351,15 @@ def test_options_that_would_not_be_read_are_refused(folder, tmp_path):
             (("--student", teacher, "--token-types", "drop"), {}, ("--token-types", "as it is")),
             (("--method", "mlm", "--student", "bert-L2-H128", "--layer-map", "0,1"), {"teacher": None},
              ("--layer-map", "at random")),
+            (("--method", "minilm", "--token-types", "drop"), {}, ("--token-types", "--init teacher")),
+            (("--init", "random", "--token-types", "drop"), {}, ("--token-types", "--init teacher")),
+            (("--method", "tinybert", "--masking", "bert"), {}, ("--masking", "tinybert", "--mask-share")),
+            (("--method", "minilmv2", "--masking", "bert", "--mask-share", "0"), {}, ("--masking",)),
             (("--method", "mobilebert", "--layers", "2"), {}, ("--layers", "of its teacher")),
             (("--method", "mobilebert", "--schedule", "akt", "--transfer-share", "0.5"), {}, ("akt",))):
         refused(options(folder, tmp_path / "x", *more, **changed), *words)
+    read = train.Options(method="tinybert", masking="bernoulli", mask_share=0.1)
+    assert train.resolve(read).masking == "bernoulli"
 
 
 def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
@@ -384,6 +390,14 @@ def test_a_student_of_other_words_is_refused(folder, tmp_path):
     larger = init_weights(MaskedLM(dataclasses.replace(model.config, vocab_size=words.vocab_size + 1)))
     minibert.save(larger, tmp_path / "larger", words)
     refused(options(folder, tmp_path / "x", "--method", "mlm", student=tmp_path / "larger"), "vocabulary")
+
+
+def test_a_teacher_of_fewer_positions_than_max_length_is_refused(folder, tmp_path):
+    words, config = minibert.load_tokenizer(folder / "teacher"), minibert.load(folder / "teacher").config
+    longer = init_weights(MaskedLM(dataclasses.replace(config, max_positions=80)))
+    minibert.save(longer, tmp_path / "longer", words)
+    refused(options(folder, tmp_path / "x", "--method", "mlm", student=tmp_path / "longer",
+                    **{"max-length": 65}), "--max-length 65", "the teacher's 64 positions")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

@@ -21,9 +21,9 @@ def put(path, text):
 
 def test_a_file_is_read_up_to_the_limit_without_what_are_no_words(tmp_path):
     path = put(tmp_path / "glove.txt",  # two "words" with spaces, as the largest of these files have
-               "the 3 4\n, 1 1\ngood 0 2\nat 7pm 1 0\n. . 1 0\nzero 0 0\nbad 0 -1\nlate 1 1\n")
-    vectors = read_vectors(path, limit=7)
-    assert vectors.words == ["the", "good", "bad"]  # seven lines, three words of letters that point somewhere
+               "odd 3 4\nThe 1 2\n, 1 1\ngood 0 2\nat 7pm 1 0\n. . 1 0\nzero 0 0\nbad 0 -1\nlate 1 1\n")
+    vectors = read_vectors(path, limit=8)
+    assert vectors.words == ["odd", "good", "bad"]  # eight lines, three words of letters that point somewhere
     assert torch.allclose(vectors.table, torch.tensor([[0.6, 0.8], [0.0, 1.0], [0.0, -1.0]]))
     assert torch.equal(vectors.of("Good"), vectors.table[1]) and vectors.of("late") is None
     with_header = read_vectors(put(tmp_path / "w2v.txt", "2 3\ngood 0 2 0\nbad 0 -1 0\n"))
@@ -79,6 +79,6 @@ def test_a_model_gives_a_word_the_mean_of_its_pieces():
     assert "Fine" not in [vectors.words[i] for i in nearest(vectors, ["fine"], 4)[0] if i >= 0]
 
 
-def test_words_are_letters():
-    assert [is_word(text) for text in ("word", "é" * 2, "x", "b2b", "##ing", "[MASK]", "")] == [
-        True, True, False, False, False, False, False]
+def test_words_are_letters_and_no_stop_words():
+    assert [is_word(text) for text in ("word", "é" * 2, "x", "b2b", "##ing", "[MASK]", "", "The")] == [
+        True, True, False, False, False, False, False, False]
