@@ -41,6 +41,7 @@ from minibert.schedules import (TRANSFER_SHARE, Stage, enter, part_of, rates, st
                                 stages)
 from minibert.step import skipped_running, training_step
 from minibert.students import counterparts, load_models
+from minibert.tables import table
 from minibert.text import find_sources
 from minibert.tokenizer import Tokenizer
 from minibert.train_options import FAMILY, INNER, MAY_CHANGE, METHODS, Options, loss_weights, resolve
@@ -279,7 +280,7 @@ def compare(run: Run, initial: nn.Module, options: Options, runtime: Runtime) ->
     if options.method in INNER:  # no heads, no projections
         models = {name: encoder_of(model) for name, model in models.items()}
     rows = report.comparison(models, scores, report.tokens_per_second(models, held_out, runtime))
-    say("\n" + report.table(
+    say("\n" + table(
         rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
     for sentence in () if options.method in INNER else report.SENTENCES:
         say(f"\n{sentence}")

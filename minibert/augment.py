@@ -29,8 +29,8 @@ from minibert.examples import make_examples
 from minibert.feed import groups
 from minibert.inference import MICRO_TOKENS
 from minibert.randomness import uniform
-from minibert.report import clock
 from minibert.runtime import Runtime
+from minibert.tables import clock
 from minibert.tasks import Example
 from minibert.tokenizer import Tokenizer
 from minibert.word_vectors import STOP_WORDS, Vectors, is_word, nearest

@@ -28,6 +28,7 @@ from minibert.options import at_least_one, numbers, option
 from minibert.prepare import POOL_BYTES, check, cores, prepare
 from minibert.python_docs import python_docs, split_docs
 from minibert.randomness import samples_of_step
+from minibert.tables import table
 from minibert.text import documents, read_chunks
 from minibert.tokenizer import Tokenizer, load_tokenizer
 
@@ -272,8 +273,7 @@ def bench_data(options: DataBench) -> dict:
                 figures["memory_ratio"] = last["peak_anonymous_bytes"] / first["peak_anonymous_bytes"]
                 verdict = (f"{last['text_bytes'] / first['text_bytes']:.1f} times the text takes "
                            f"{figures['memory_ratio']:.2f} times the memory")
-    from minibert.report import table  # with torch: see above
-    from minibert.runtime import describe, start
+    from minibert.runtime import describe, start  # with torch: see above
     print(table(rows, f"{what}; {workers} worker{'s' * (workers > 1)}, {vocabulary:,} pieces"))
     if verdict:
         print(verdict)

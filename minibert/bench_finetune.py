@@ -24,9 +24,9 @@ from minibert.optim import adamw
 from minibert.options import at_least_one, option
 from minibert.peers import at_rate, check_installed, transformers_classifier_step, transformers_model
 from minibert.readers import read_examples
-from minibert.report import table
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
+from minibert.tables import table
 from minibert.task_data import tokenised
 from minibert.tasks import TASKS
 

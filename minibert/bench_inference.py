@@ -28,8 +28,8 @@ from minibert.heads import Classifier
 from minibert.model import init_weights
 from minibert.options import at_least_one, option
 from minibert.readers import read_examples
-from minibert.report import table
 from minibert.runtime import describe, start
+from minibert.tables import table
 from minibert.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent

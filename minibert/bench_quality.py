@@ -9,8 +9,9 @@ from minibert.errors import UserError
 from minibert.fast_model import MODES, fast
 from minibert.inference import outputs
 from minibert.readers import read_examples
-from minibert.report import pyplot, save_figure, table
+from minibert.report import pyplot, save_figure
 from minibert.runtime import Runtime
+from minibert.tables import table
 from minibert.task_data import judge, some_of, tokenised
 from minibert.task_models import load_tuned
 from minibert.tasks import TASKS

@@ -16,11 +16,12 @@ from pathlib import Path
 from minibert.disk import disk_errors, read_text, write_text
 from minibert.errors import UserError
 from minibert.options import option
-from minibert.report import FIGURES, clock, plot_held_out, plot_quality
+from minibert.report import FIGURES, plot_held_out, plot_quality
 from minibert.run_commands import command, differing, words
 from minibert.run_records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
 from minibert.score_tables import (NOT_RUN, Scores, finished, margin_table, markdown, score_table, share_rows,
                                    share_table, tasks_of, tuning_table)
+from minibert.tables import clock
 
 
 @dataclass(frozen=True)

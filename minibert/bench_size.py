@@ -21,7 +21,7 @@ from minibert.hf_config import parse
 from minibert.hub import MODELS
 from minibert.model import on_meta
 from minibert.options import at_least_one, option
-from minibert.report import table
+from minibert.tables import table
 from minibert.weight_files import existing
 
 SIZES = """fp32 MB, fp16 MB: 4 and 2 bytes a parameter, without the file's header of some kilobytes

@@ -27,9 +27,9 @@ from minibert.model import init_weights
 from minibert.optim import adamw
 from minibert.options import at_least_one, option
 from minibert.peers import at_rate, check_installed, transformers_model, transformers_step
-from minibert.report import table
 from minibert.runtime import PRECISIONS, compile_encoder, describe, start
 from minibert.step import training_step
+from minibert.tables import table
 from minibert.train_options import FAMILY
 
 CLIP, LR = 5.0, 1e-4

@@ -20,7 +20,7 @@ from minibert.flops import useful_flops
 from minibert.heads import MaskedLM
 from minibert.model import on_meta
 from minibert.options import numbers, option
-from minibert.report import table
+from minibert.tables import table
 
 FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
   B tokens a step, K devices, R tokens a second of one device, G bytes of the gradient, W bytes a second of a

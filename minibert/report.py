@@ -1,4 +1,4 @@
-"""What a run shows people: the progress line, the closing table, filled masks, a plot."""
+"""What a run shows people: the progress line, the figures of the closing table, filled masks, a plot."""
 
 import statistics
 import sys
@@ -14,6 +14,7 @@ from minibert.feed import Step
 from minibert.heads import encoder_of
 from minibert.run_folder import rows_up_to
 from minibert.runtime import Runtime
+from minibert.tables import clock
 from minibert.tokenizer import Tokenizer
 
 SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not [MASK], an error is raised.",
@@ -45,24 +46,6 @@ class Progress:
                 f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {clock(left)} left")
         print(f"\r\033[K{line}" if self.terminal else line,
               end="" if self.terminal and step < self.steps else "\n", file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    seconds = int(seconds + 0.5)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def table(rows: list[dict], title: str = "") -> str:
-    """Rows of equal keys as a table; numbers right-aligned, the keys as heading."""
-    heads = list(rows[0])
-    cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                       for i, (cell, w) in enumerate(zip(line, widths)))
-             for line in cells]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(([title] if title else []) + lines)
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ from typing import NamedTuple
 from minibert.disk import disk_errors, read_text
 from minibert.errors import UserError
 from minibert.options import option
-from minibert.report import clock
 from minibert.run_folder import stop_requests
 from minibert.run_records import read_run
+from minibert.tables import clock
 
 ROOT = Path(__file__).resolve().parents[1]
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",

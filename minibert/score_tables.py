@@ -2,9 +2,9 @@
 
 import statistics
 
-from minibert.report import clock
 from minibert.run_records import TrainRun, TuneRun
 from minibert.shares import FORMULAS, share_kept
+from minibert.tables import clock
 from minibert.tasks import BERT, DISTILBERT, PAPER, PAPER_README, SQUAD, TASKS
 
 NOT_RUN = "not run"

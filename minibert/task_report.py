@@ -11,11 +11,12 @@ import statistics
 from pathlib import Path
 
 import minibert
-from minibert import metrics, report, squad_data
+from minibert import metrics, squad_data
 from minibert.disk import write_json
 from minibert.errors import UserError
 from minibert.readers import read_examples, write_submission
 from minibert.run_folder import say
+from minibert.tables import table
 from minibert.task_data import Split, answers_to, baseline, dev_of, judge, tokenised, write_errors
 from minibert.task_models import load_tuned
 from minibert.tasks import Task
@@ -98,7 +99,7 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
         summary[name] = {**spread, "baseline": constant, "teacher": theirs}
         rows += closing_rows(task, name, spread, len(results), constant, theirs)
     held_out = not (task.splits or task.name == "squad" or options.dev)
-    say("\n" + report.table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
+    say("\n" + table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
                             f"{len(dev[first].rows):,} dev examples"
                             + ", a tenth of the file, held out" * held_out))
     write_json(out / "summary.json", summary | {"table": rows})
