@@ -35,8 +35,8 @@ def stop_requests() -> Iterator[list[int]]:
 
     def heard(number: int, frame) -> None:
         stop.append(number)
-        if number not in (signal.SIGTERM, signal.SIGINT):  # the terminal is gone: what is still said goes nowhere instead of failing
-            for terminal in terminals:
+        if number not in (signal.SIGTERM, signal.SIGINT):
+            for terminal in terminals:  # it is gone: what is still said goes nowhere instead of failing
                 os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
 
     before = {sign: signal.signal(sign, heard) for sign in STOPS if signal.getsignal(sign) != signal.SIG_IGN}

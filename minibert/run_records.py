@@ -45,7 +45,7 @@ class TuneRun(NamedTuple):
     options: dict
     machine: dict
     task: str
-    settings: dict  # batch, lr, epochs and the like, as they were resolved
+    settings: dict  # epochs, batch, lr and max_length, as they were resolved
     scores: dict[str, list[float]]  # metric -> one value a seed, in percent; the task's own metric first
     seconds: float  # of all seeds and their sessions
     baseline: dict[str, float] | None  # a constant prediction
@@ -123,14 +123,14 @@ def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
             baseline = summary[split].get("baseline")
         else:
             baseline = None
-        settings = config["task"]
-        settings["batch"], settings["epochs"], settings["lr"], settings["max_length"]
+        settings = {name: config["task"][name] for name in ("epochs", "batch", "lr", "max_length")}
         each = [next(iter(result["best"]["scores"].values())) for result in results]
         metrics = known.metrics if known else tuple(each[0]) if each else ()
         scores = {metric: [float(some[metric]) for some in each] for metric in metrics}
         seconds = sum(float(result["seconds"]) for result in results)
     task = known.name if known else Path(options["task"]).name
-    return TuneRun(folder, options, _machine(config), task, settings, scores, seconds, baseline, summary is not None)
+    return TuneRun(folder, options, _machine(config), task, settings, scores, seconds, baseline,
+                   summary is not None)
 
 
 def _run_folders(name: str) -> Iterator[Path]:

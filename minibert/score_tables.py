@@ -99,17 +99,13 @@ def _remark(run: TrainRun | None) -> str:
 
 
 def _settings(scores: Scores) -> list[str]:
-    """One line for each task that was not tuned with its own settings, or not alike for all models: those that
-    are not the task's own.
-    """
+    """One line for each task that was not tuned with its own settings, or not alike for all models."""
     lines = []
     for task in tasks_of(scores):
         ways: dict[str, list[str]] = {}
         for name, of in scores.items():
             if task in of:
-                run = of[task]
-                used = {"train_examples": run.options.get("train_examples")} | {
-                    key: run.settings[key] for key in ("epochs", "batch", "lr", "max_length")}
+                used = {"train_examples": of[task].options.get("train_examples"), **of[task].settings}
                 text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in used.items()
                                  if value != getattr(KNOWN.get(task), key, None))
                 ways.setdefault(text, []).append(name)

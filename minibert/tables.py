@@ -1,4 +1,4 @@
-"""Tables and times as text. Nothing here needs torch: what lists runs, or only reads them, starts without it."""
+"""Tables and times as text, without torch, so that a list of runs is worked through without it."""
 
 
 def clock(seconds: float) -> str:

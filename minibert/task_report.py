@@ -100,8 +100,8 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
         rows += closing_rows(task, name, spread, len(results), constant, theirs)
     held_out = not (task.splits or task.name == "squad" or options.dev)
     say("\n" + table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
-                            f"{len(dev[first].rows):,} dev examples"
-                            + ", a tenth of the file, held out" * held_out))
+                     f"{len(dev[first].rows):,} dev examples"
+                     + ", a tenth of the file, held out" * held_out))
     write_json(out / "summary.json", summary | {"table": rows})
     say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
 

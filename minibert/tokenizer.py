@@ -112,7 +112,7 @@ class Tokenizer:
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """What the backend makes of each line, special tokens and truncation apart; `offsets` only if asked."""
+        """What the backend makes of each line, without special tokens and truncation; `offsets` if asked."""
         lines = list(lines)
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
         for i in range(0, len(lines), ENCODED_AT_ONCE):

@@ -112,7 +112,8 @@ def test_what_is_replaced_are_words_that_mean_something(asked):
 def test_a_word_in_another_case_is_no_candidate(asked):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "FILM", "Book", "Film", "book"]
     tokenizer = Tokenizer({piece: i for i, piece in enumerate(pieces)}, {"lowercase": False})
-    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, own_vectors(asked[0], tokenizer), CPU, 5)
+    vectors = own_vectors(asked[0], tokenizer)
+    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, vectors, CPU, 5)
     assert [sorted(row.tolist()) for row in found.candidates] == [
         [-1, -1, -1, 7, 9], [-1, -1, 5, 6, 8], [-1, -1, -1, 7, 9]]
 

@@ -183,7 +183,8 @@ def test_settings_that_differ_are_said(runs):
 
 def test_settings_are_compared_as_they_were_resolved(runs):
     """A default that is given is no difference; defaults that a method has of its own are one."""
-    for name, model, changed in (("big", "models/big", {"lr": 2e-5}), ("small", runs / "small" / "model", {})):
+    small = runs / "small" / "model"
+    for name, model, changed in (("big", "models/big", {"lr": 2e-5}), ("small", small, {})):
         tuned(runs / f"{name}-rte", model, "rte", [70.0], **changed)
         tuned(runs / f"{name}-qnli", model, "qnli", [70.0])
     config = json.loads((runs / "small-qnli" / "config.json").read_text())

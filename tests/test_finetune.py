@@ -303,8 +303,8 @@ def test_resume_is_exact_to_the_bit(folder, tmp_path):
 
 
 def test_a_kill_between_checkpoint_and_best_model_loses_neither(folder, tmp_path, monkeypatch):
-    """The model is written again from the checkpoint, not trained again: in another precision that may end with
-    another best epoch.
+    """The model is written again from the checkpoint, not trained again: in another precision that may end
+    with another best epoch.
     """
     finetune.main(options(folder, "reviews.csv", tmp_path / "a", epochs=1))
 

@@ -32,8 +32,8 @@ def test_layer_maps(teacher, student, expected):
     ({"method": "tinybert"}, (4, 5, 6)),  # those it imitates
     ({"student": "some/folder", "layers": 7}, None)])
 def test_layers_whose_attention_is_compared(changed, expected, tiny_config):
-    options = SimpleNamespace(**{"method": "distilbert", "student": None, "init": "teacher", "layer_map": None,
-                                 "layers": 3} | changed)
+    options = SimpleNamespace(**{"method": "distilbert", "student": None, "init": "teacher",
+                                 "layer_map": None, "layers": 3} | changed)
     student, teacher = replace(tiny_config, layers=options.layers), replace(tiny_config, layers=6)
     assert counterparts(options, InnerWeights(layers=(4, 5, 6)), student, teacher) == expected
 

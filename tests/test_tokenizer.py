@@ -55,7 +55,11 @@ def test_recorded_pieces(tokenizer):
 def test_texts_are_encoded_in_parts(tokenizer, monkeypatch):
     backend, sizes, texts = tokenizer.backend, [], [*["the"] * 1500, "world the", *["hello"] * 700]
     expected = [pieces for text in texts for pieces in tokenizer.pieces([text])]
-    encode = lambda part, **more: sizes.append(len(part)) or backend.encode_batch_fast(part, **more)  # noqa: E731
+
+    def encode(part, **more):
+        sizes.append(len(part))
+        return backend.encode_batch_fast(part, **more)
+
     monkeypatch.setattr(tokenizer, "backend", SimpleNamespace(encode_batch_fast=encode))
     assert tokenizer.pieces(texts) == expected and sizes == [1024, 1024, 153]
 
