@@ -27,14 +27,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
     Neighbours of equal length share one dense call, so a batch sorted by length has few of them.
     CUDA in half precision takes the variable-length flash kernel where there is one; it has no
-    dropout of the probabilities.
+    dropout of the probabilities. A CPU computes it in fp32, whatever the precision around it.
     """
     if torch.compiler.is_compiling():
         # Sequence lengths are data: out of the compiler's sight, a new batch does not mean a new compilation.
         # Here and not as a decorator, which imports the compiler, 1.7 s, at every start.
         return torch.compiler.disable(attend)(q, k, v, batch, dropout)
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _has_varlen(q.device):
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
+    if q.device.type == "cpu" and half:
+        # In 16 bits torch's backward for CPUs takes up to ten times as long as in fp32, its forward no less.
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), batch, dropout).to(q.dtype)
     runs = runs_of_equal_length(batch.lengths.tolist())
     sizes = [count * length for count, length in runs]
     pieces = []

@@ -69,7 +69,20 @@ def test_attend_equals_definition(lengths, size, dtype, tolerance):
                                    msg=lambda m, name=name: f"{name}: {m}")
 
 
-def testruns_of_equal_length():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_16_bits_on_a_cpu_are_rounded_once(autocast):
+    # the arithmetic is fp32's, forward and backward; only the result and the gradients have 16 bits
+    lengths = [2, 9, 9, 4]
+    qkv = random_qkv(lengths, dtype=torch.bfloat16)
+    exact = [x.detach().float().requires_grad_() for x in qkv]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual = out_and_gradients(lambda *x: attend(*x, batch_of(lengths)), qkv)
+    expected = out_and_gradients(lambda *x: attend(*x, batch_of(lengths)).bfloat16(), exact)
+    for a, e in zip(actual, expected):
+        assert torch.equal(a, e.bfloat16())
+
+
+def test_runs_of_equal_length():
     assert runs_of_equal_length([5, 5, 3, 5]) == [(2, 5), (1, 3), (1, 5)]
     assert runs_of_equal_length([4]) == [(1, 4)]
     assert runs_of_equal_length([2, 2, 2]) == [(3, 2)]
