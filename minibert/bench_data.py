@@ -277,7 +277,7 @@ def bench_data(options: DataBench) -> dict:
     print(table(rows, f"{what}; {workers} worker{'s' * (workers > 1)}, {vocabulary:,} pieces"))
     if verdict:
         print(verdict)
-    machine = describe(start("cpu", "fp32"))
+    machine = describe(start("cpu", "fp32", training=False))
     machine = {name: machine[name] for name in ("device", "python", "numpy", "tokenizers", "minibert")}
     return {"bench": "data", "options": dataclasses.asdict(options) | {"workers": workers},
             "vocab_size": vocabulary, "machine": machine | {"cores": cores()}, **figures}

@@ -106,7 +106,7 @@ def peers_turn(options: FinetuneBench, runtime):
 def worker(kind: str, options: FinetuneBench, pipe) -> None:
     """One contender in its process."""
     torch.manual_seed(0)
-    runtime = start(options.device, options.precision, options.threads)
+    runtime = start(options.device, options.precision, options.threads, training=kind != "transformers")
     serve({"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime), pipe, runtime.device)
 
 
@@ -125,7 +125,7 @@ def bench_finetune(options: FinetuneBench) -> dict:
         rows.append({"step": kind, "examples/s": f"{middle:.1f}",
                      "from - to": "{:.1f} - {:.1f}".format(*spread),
                      "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
-    runtime = start(options.device, options.precision, options.threads)
+    runtime = start(options.device, options.precision, options.threads, training=False)
     print(table(rows, f"{options.model} on {options.task}, {options.batch} examples a step, "
                       f"{examples.lengths.mean():.0f} tokens on average, "
                       f"{runtime.precision}, dropout {options.dropout}"))

@@ -88,7 +88,7 @@ class Job:
 
 def worker(engine: str, job: Job, pipe) -> None:
     """One engine in its process; a turn returns the seconds of every example and of the batch, and logits."""
-    runtime = start(job.device, "fp32", job.threads)
+    runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](Path(job.folder), runtime.device)
     tokenizer = minibert.load_tokenizer(Path(job.folder) / "model") if job.texts else None
 
@@ -160,7 +160,7 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
 def compare(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
     """Lets the engines take turns, prints a table and returns its figures."""
     taken, memory = alternate(worker, engines, job, turns)
-    peak = matrix_peak(start(job.device, "fp32", job.threads))
+    peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
     first = "transformers fp32" if "transformers fp32" in engines else engines[0]
     found, rows = {}, []
@@ -192,8 +192,7 @@ def compare(name: str, config: Config, engines: list[str], job: Job, turns: int)
 
 def bench_inference(options: InferenceBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
-    # oneDNN's own number, as in a process that only loads a model; the workers inherit it
-    runtime = start(options.device, "fp32", kernels=1024)
+    runtime = start(options.device, "fp32", training=False)
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     shapes = grid_shapes() if options.grid else {name: PRESETS.get(name) for name in options.models}
     tuned = [name for name, shape in shapes.items() if shape is None]

@@ -146,7 +146,7 @@ def peers_turn(options: TrainBench, runtime):
 def worker(kind: str, options: TrainBench, pipe) -> None:
     """One contender in its process."""
     torch.manual_seed(0)
-    runtime = start(options.device, options.precision, options.threads)
+    runtime = start(options.device, options.precision, options.threads, training=kind != "transformers")
     turn = peers_turn(options, runtime) if kind == "transformers" else our_turn(
         options.methods[0] if kind == "minibert" else kind, options, runtime)
     serve(turn, pipe, runtime.device)
@@ -162,7 +162,7 @@ def bench_train(options: TrainBench) -> dict:
     teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
     if peer:
         check_installed()
-    runtime = start(options.device, options.precision, options.threads)
+    runtime = start(options.device, options.precision, options.threads, training=False)
     peak = matrix_peak(runtime)
     seconds, memory = alternate(worker, kinds, options, options.turns)
     steps = sequences(options, student.vocab_size)

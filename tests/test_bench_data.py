@@ -105,12 +105,14 @@ def test_text_is_repeated_and_cut(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_peak_memory_sees_what_a_turn_takes_for_a_while():
+    import mmap
     import os
 
     def turn():
-        held = bytearray(100 << 20)
+        held = mmap.mmap(-1, 100 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # malloc may keep it
+        held[::mmap.PAGESIZE] = bytes(len(held) // mmap.PAGESIZE)
         time.sleep(0.1)
-        del held
+        held.close()
         return 1.0, 2
     before = anonymous_memory(os.getpid())
     peak, seconds, tokens = peak_memory(os.getpid(), turn)

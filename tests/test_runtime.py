@@ -4,6 +4,7 @@ what a frozen model is held in, and what becomes of a rank whose neighbour dies.
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -57,6 +58,25 @@ def test_few_kernels_are_kept_of_shapes_that_do_not_come_again():
     if not made:
         pytest.skip("oneDNN computes no gelu on this machine")
     assert len(made) == 39 and all("create:cache_miss" in line for line in made)  # the first shape too, again
+
+
+FAULTS = """
+import resource, sys, torch
+from minibert.runtime import start
+start("cpu", "fp32", 1, training=sys.argv[1] == "training")
+for turn in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)  # 64 MiB, freed at once
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator, left as it is")
+@pytest.mark.parametrize("kind", ["training", "serving"])
+def test_freed_memory_is_kept_for_training_only(kind):
+    faults = int(subprocess.run([sys.executable, "-c", FAULTS, kind], cwd=ROOT, text=True, check=True,
+                                env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True).stdout)
+    assert faults < 8 if kind == "training" else faults >= 32  # 32 pages of 2 MiB, or 16,384 of 4 KiB
 
 
 def test_threads_are_the_number_asked_for():

@@ -115,8 +115,10 @@ def test_the_student_loads_in_transformers(folder, tmp_path):
 
 def test_micro_batches_change_nothing(folder, tmp_path):
     """Dropout off: 8 sequences at once, or a few at a time."""
-    train.main(options(folder, tmp_path / "a", "--micro-tokens", "4000", "--dropout", "0"))
-    train.main(options(folder, tmp_path / "b", "--micro-tokens", "48", "--dropout", "0"))
+    train.main(options(folder, tmp_path / "a", "--micro-tokens", "4000", "--dropout", "0",
+                       "--precision", "fp32"))
+    train.main(options(folder, tmp_path / "b", "--micro-tokens", "48", "--dropout", "0",
+                       "--precision", "fp32"))
     for a, b in zip(rows(tmp_path / "a"), rows(tmp_path / "b")):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["tokens"] == b["tokens"]
 
@@ -222,7 +224,8 @@ def test_a_mobilebert_learns_from_a_stock_bert(folder, tmp_path):
 def test_equal_students_have_the_attention_of_their_teacher(folder, tmp_path):
     """All four layers copied, nothing learned: the KL of attention is 0."""
     teacher = folder / "teacher"
-    train.main(options(folder, tmp_path / "run", "--layers", "4", teacher=teacher, steps=1, lr=0))
+    train.main(options(folder, tmp_path / "run", "--layers", "4", "--precision", "fp32", teacher=teacher,
+                       steps=1, lr=0))
     held_out = json.loads((tmp_path / "run" / "summary.json").read_text())["held_out"]
     assert held_out["student, trained"]["attention_kl"] == pytest.approx(0, abs=1e-6)
 
