@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from minibert.errors import UserError
 from minibert.model import activation
 
-# Up to so many tokens oneDNN's packed product is the faster one, beyond MKL's plain one is: measured on two
-# cores with AVX2, docs/inference.md.
+# With AVX2, oneDNN's packed product is the faster one up to so many tokens, beyond that MKL's plain one is; with
+# AVX-512 oneDNN's is for any number, twice as fast where MKL makes no use of it. docs/inference.md has the figures.
 FEW_TOKENS = 128
 
 
@@ -40,9 +40,9 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """fp32: for few tokens the weight in the order in which oneDNN's kernel reads it, the activation inside.
+    """fp32: the weight in the order in which oneDNN's kernel reads it, the activation inside.
 
-    Holds the weight twice, since the plain product is faster for many tokens.
+    Without AVX-512 it holds the weight twice, since there the plain product is faster for many tokens.
     """
 
     POST = {None: ("none", [], ""), "relu": ("relu", [], ""), "gelu": ("gelu", [], "none"),
@@ -51,6 +51,8 @@ class Packed(Plain):
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
         super().__init__(weight, bias, activation)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_TOKENS)
+        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+            self.weight = None
 
     @staticmethod
     def runs() -> bool:
@@ -64,7 +66,7 @@ class Packed(Plain):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""
-        if len(x) > FEW_TOKENS:
+        if self.weight is not None and len(x) > FEW_TOKENS:
             return super().forward(x)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *self.POST[self.activation])
 

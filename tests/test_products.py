@@ -19,11 +19,15 @@ def sample(rows, inputs=40, outputs=24):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("rows", [1, 7, FEW_TOKENS, FEW_TOKENS + 1])
+@pytest.mark.parametrize("capability, copies", [("AVX2", 2), ("AVX512", 1)])
 @pytest.mark.skipif(not Packed.runs(), reason="no oneDNN")
-def test_packed_fp32_is_the_product(rows, activation):
+def test_packed_fp32_is_the_product(monkeypatch, rows, activation, capability, copies):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     x, weight, bias = sample(rows)
     expected = ACTIVATIONS[activation](x @ weight.T + bias)
-    torch.testing.assert_close(Packed(weight, bias, activation)(x), expected, rtol=1e-5, atol=1e-5)
+    packed = Packed(weight, bias, activation)
+    torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-5)
+    assert (packed.weight is not None) == (copies == 2)  # beside the packed one
     torch.testing.assert_close(Plain(weight, bias, activation)(x), expected, rtol=1e-5, atol=1e-5)
 
 
