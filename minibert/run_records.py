@@ -128,7 +128,8 @@ def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
         metrics = known.metrics if known else tuple(each[0]) if each else ()
         scores = {metric: [float(some[metric]) for some in each] for metric in metrics}
         seconds = sum(float(result["seconds"]) for result in results)
-    task = known.name if known else Path(options["task"]).name
+    # a csv file by its folder, too: a/train.csv and b/train.csv are two tasks
+    task = known.name if known else "/".join(Path(options["task"]).parts[-2:])
     return TuneRun(folder, options, _machine(config), task, settings, scores, seconds, baseline,
                    summary is not None)
 

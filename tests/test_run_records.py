@@ -34,9 +34,15 @@ def test_the_metrics_of_a_task_come_in_its_order(tmp_path):
     put(path, summary)
     [run] = read_runs([str(tmp_path)])[1]
     assert list(run.scores) == ["f1", "accuracy"] and run.values == [85.0]
-    tuned(tmp_path / "mrpc", "m", "texts/reviews.csv", [70.0])
+
+
+@pytest.mark.parametrize("typed, task", [
+    ("reviews.csv", "reviews.csv"), ("texts/reviews.csv", "texts/reviews.csv"),
+    ("/home/a/texts/reviews.csv", "texts/reviews.csv"), ("/home/a/mails/reviews.csv", "mails/reviews.csv")])
+def test_csv_files_of_one_name_are_two_tasks(tmp_path, typed, task):
+    tuned(tmp_path / "run", "m", typed, [70.0])
     [run] = read_runs([str(tmp_path)])[1]
-    assert run.task == "reviews.csv" and run.values == [70.0]
+    assert run.task == task and run.values == [70.0]
 
 
 @pytest.mark.parametrize("name, content, message", [
