@@ -95,7 +95,7 @@ def our_turn(method: str, options: TrainBench, runtime):
     family, weights = FAMILY[method], Weights()
     if family is inner_methods:
         teacher, student = (init_weights(build_encoder(config)) for config in shapes(options))
-        inner_methods.check_fit(method, student.config, teacher.config, weights := InnerWeights())
+        weights = InnerWeights()
         student = Learner(student, Projections(student.config, teacher.config)
                           if method == "tinybert" else None)
     else:
@@ -160,6 +160,9 @@ def bench_train(options: TrainBench) -> dict:
         method_of = {"minibert": options.methods[0]}
     kinds = [*method_of, *(["transformers"] if peer else [])]
     teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
+    for method in options.methods:
+        if FAMILY[method] is inner_methods:
+            inner_methods.check_fit(method, student, teacher, InnerWeights())
     if peer:
         check_installed()
     runtime = start(options.device, options.precision, options.threads, training=False)
