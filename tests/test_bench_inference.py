@@ -100,6 +100,8 @@ def test_every_engine_here_computes_the_same(tmp_path, monkeypatch, engine, name
         expected = model(minibert.pack(ids, segments)).numpy()
     found = ENGINES[engine](tmp_path, CPU)(ids, segments)
     tolerance = {"int8": 3e-2, "bf16": 4e-3, "fp16": 2e-3}.get(engine.split()[-1], 1e-5)
+    if engine == "transformers bf16":  # its hidden states and logits are bf16, too: 8 bits through every sum
+        tolerance = 2e-2
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1, abs(expected).max()))
 
 
