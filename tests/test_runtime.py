@@ -64,10 +64,12 @@ FAULTS = """
 import resource, sys, torch
 from minibert.runtime import start
 start("cpu", "fp32", 1, training=sys.argv[1] == "training")
-for turn in range(3):
+faults = []
+for turn in range(9):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)  # 64 MiB, freed at once
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))  # where the system takes pages away meanwhile, others have more
 """
 
 
