@@ -4,7 +4,8 @@
     minibert.predict(model, tokenizer, texts)
 
 The copy has the same `forward(batch)`. What differs is one layer's arithmetic, below; embeddings, attention
-and heads are the model's own, in fp32 (on CUDA in 16 bits, attention too). docs/inference.md has the measurements.
+and heads are the model's own, in fp32 (on CUDA in 16 bits, attention too). docs/inference.md has the
+measurements.
 """
 
 import copy

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from minibert.errors import UserError
 from minibert.model import activation
 
-# With AVX2, oneDNN's packed product is the faster one up to so many tokens, beyond that MKL's plain one is; with
-# AVX-512 oneDNN's is for any number, twice as fast where MKL makes no use of it. docs/inference.md has the figures.
+# With AVX2, oneDNN's packed product is the faster one up to so many tokens, beyond that MKL's plain one
+# is; with AVX-512 oneDNN's is for any number (docs/inference.md): on AMD, MKL makes no use of it.
 FEW_TOKENS = 128
 
 
