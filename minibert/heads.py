@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minibert.batch import Batch
 from minibert.config import Config, MobileConfig
+from minibert.dropout import dropout
 from minibert.mobilebert import MobileEncoder
 from minibert.model import Encoder, activation
 
@@ -107,7 +108,7 @@ class Classifier(nn.Module):
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
             pooled = F.relu(self.pre_classifier(last[batch.first_tokens]))
-        return self.classifier(F.dropout(pooled, self.config.classifier_dropout, self.training))
+        return self.classifier(dropout(pooled, self.config.classifier_dropout, self.training))
 
 
 class Span(nn.Module):
@@ -126,7 +127,7 @@ class Span(nn.Module):
         last = self.encoder(batch)
         # note: DistilBERT has dropout before this head, the others have none
         if self.config.architecture == "distilbert":
-            last = F.dropout(last, self.config.dropout, self.training)
+            last = dropout(last, self.config.dropout, self.training)
         return self.span(last)
 
 

@@ -11,12 +11,12 @@ IB-BERT ("inverted bottleneck") has B > D: a large BERT whose blocks can be imit
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.attention import attend
 from minibert.batch import Batch
 from minibert.config import MobileConfig
+from minibert.dropout import dropout
 from minibert.model import Encoder, activation
 
 
@@ -84,7 +84,7 @@ class MobileLayer(nn.Module):
         for feed_forward in self.stacked:
             x = feed_forward(x)
         x = self.feed_forward(x)
-        return self.expand_norm(h + F.dropout(self.expand(x), c.dropout, self.training)), q, k, v
+        return self.expand_norm(h + dropout(self.expand(x), c.dropout, self.training)), q, k, v
 
 
 class MobileEncoder(Encoder):

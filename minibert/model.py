@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from minibert.attention import attend
 from minibert.batch import Batch
 from minibert.config import Config
+from minibert.dropout import dropout
 from minibert.errors import UserError
 
 
@@ -57,10 +58,10 @@ class Layer(nn.Module):
         context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
         attended = self.out(context.flatten(-2))  # (N, D)
         if c.architecture == "bert":  # note: DistilBERT has no dropout here
-            attended = F.dropout(attended, c.dropout, self.training)
+            attended = dropout(attended, c.dropout, self.training)
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
-        return self.output_norm(x + F.dropout(self.down(hidden), c.dropout, self.training)), q, k, v
+        return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
 
 
 class Encoder(nn.Module):
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
         if self.segment is not None:
             x = x + self.segment(batch.segments)
         x = self.norm(x + self.position(batch.positions))
-        return F.dropout(x, self.config.dropout, self.training)
+        return dropout(x, self.config.dropout, self.training)
 
     def words(self, batch: Batch) -> Tensor:
         """What the ids alone give, (N, D): their rows of the word table."""

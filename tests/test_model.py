@@ -262,9 +262,9 @@ def test_dropout_only_in_training(tiny_config, random_batch, head):
 
 
 def test_dropout_of_embeddings(tiny_config, random_batch):
-    model, batch = randomized(Encoder(replace(tiny_config, dropout=0.3))), random_batch([30] * 10)
+    model, batch = randomized(Encoder(replace(tiny_config, dropout=0.25))), random_batch([30] * 10)
     whole = model.embed(batch)
-    assert_dropped(model.train().embed(batch), whole, 0.3)
+    assert_dropped(model.train().embed(batch), whole, 0.25)  # a multiple of 2^-16, see dropout.py
 
 
 @pytest.mark.parametrize("kind, drops", [("bert", True), ("distilbert", False)])
@@ -301,7 +301,7 @@ def test_attention_dropout_is_passed_on_in_training_only(tiny_config, random_bat
 def test_classifier_dropout(tiny_config, random_batch, kind):
     # as many labels as hidden units and the identity as classifier: the logits are what the dropout left
     labels = tuple(f"label {i}" for i in range(24))
-    model = randomized(Classifier(replace(tiny_config, dropout=0.0, classifier_dropout=0.4, labels=labels,
+    model = randomized(Classifier(replace(tiny_config, dropout=0.0, classifier_dropout=0.375, labels=labels,
                                           **KINDS[kind])))
     model.classifier.weight.data = torch.eye(24, dtype=torch.float64)
     model.classifier.bias.data.zero_()
@@ -309,7 +309,7 @@ def test_classifier_dropout(tiny_config, random_batch, kind):
     whole = model(batch)
     dropped = model.train()(batch)
     nonzero = whole.abs() > 1e-6  # DistilBERT's ReLU leaves zeros
-    assert_dropped(dropped[nonzero], whole[nonzero], 0.4)
+    assert_dropped(dropped[nonzero], whole[nonzero], 0.375)
 
 
 @pytest.mark.parametrize("kind, drops", [("bert", False), ("distilbert", True)])
