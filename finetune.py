@@ -36,9 +36,9 @@ from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run,
                                  stop_requests)
 from minibert.runtime import describe, start
 from minibert.step import skipped_running, training_step
-from minibert.task_data import Split, check_data, dev_of, fingerprints, judge, read_task, some_of
+from minibert.task_data import Split, ask, check_data, dev_of, fingerprints, judge, read_task, some_of
 from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
-from minibert.task_report import evaluate_only, finish, shown
+from minibert.task_report import OUTPUTS, evaluate_only, finish, shown
 from minibert.tasks import Task
 from minibert.weight_files import write_tensors
 
@@ -67,6 +67,8 @@ class Stage(NamedTuple):
 def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runtime, out: Path) -> dict:
     """Trains `stage.learner` in the folder `out`; returns the best epoch, the scores of all, and the seconds
     of all sessions, without what came after a checkpoint that was resumed from.
+
+    The best epoch's model is kept in out/model, and beside it what it said of the split that decides.
     """
     begun, n = time.perf_counter(), len(stage.examples.lengths)
     steps = math.ceil(stage.epochs * n / task.batch)
@@ -75,6 +77,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
     stage.learner.to(runtime.device).train()
     optimizer, scaler = adamw(stage.learner, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     done, best, history, seconds = 0, None, [], 0.0
+    deciding = next(iter(stage.dev.values()), None)
+    said = None  # the model's outputs on it, after the last epoch
     if (out / "checkpoint").exists():
         state = load_checkpoint(out / "checkpoint", stage.learner, optimizer, say, scaler)
         if state:
@@ -89,6 +93,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
 
     def keep_best() -> None:  # after the step's checkpoint, which can make it again where a kill came between
         if runtime.is_writer and best and best["step"] == done:
+            outputs = ask(stage.learner, deciding, runtime, "judging again") if said is None else said
+            write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(outputs)})
             minibert.save(stage.learner, out / "model", tokenizer, format="auto", card=card_of(options, task))
 
     keep_best()
@@ -117,12 +123,13 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
             if runtime.is_writer:
                 progress(done, row)
                 if done in ends and stage.dev:
-                    scores = {name: judge(stage.learner, task, split, runtime)[0]
+                    judged = {name: judge(stage.learner, task, split, runtime)
                               for name, split in stage.dev.items()}
-                    row["dev"] = scores
+                    row["dev"] = scores = {name: some for name, (some, _) in judged.items()}
+                    first, metric = next(iter(judged)), task.metrics[0]
+                    said = judged[first][1]
                     history.append({"epoch": ends[done], **scores})
                     say(f"{stage.name}, epoch {ends[done]:g}: " + shown(scores))
-                    first, metric = next(iter(stage.dev)), task.metrics[0]
                     if best is None or scores[first][metric] > best["scores"][first][metric]:
                         best = {"epoch": ends[done], "step": done, "scores": scores}
                 append_row(out / "metrics.jsonl", row)

@@ -35,8 +35,8 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
         if why_not(engine, runtime.device):
             continue
         made = fast(model, engine.split()[1]) if engine != "minibert" else model
-        logits = outputs(made, split.examples, runtime)
-        found[engine] = {**judge(made, task, split, runtime, order)[0],
+        scores, logits = judge(made, task, split, runtime, order)
+        found[engine] = {**scores,
                          "largest_logit_change": float(abs(logits - exact).max()),
                          "mean_logit_change": float(abs(logits - exact).mean())}
         if not task.regression:

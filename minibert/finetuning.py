@@ -6,6 +6,7 @@ Each term is a sum over examples divided by the count of the whole step. The tea
 example, before training; what it said comes with the batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,12 +113,15 @@ def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts:
 
 @torch.no_grad()
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
-                    micro_tokens: int = MICRO_TOKENS) -> dict[str, np.ndarray]:
+                    micro_tokens: int = MICRO_TOKENS,
+                    progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
     """What the teacher says of each example, once:
     `logits` (n, K), spans (N, 2); `cls` (n, pairs, D) of `layers`, from 1.
+
+    `progress` is told the tokens of every forward pass.
     """
     if not layers:
-        return {"logits": outputs(teacher, examples, runtime, micro_tokens)}
+        return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
     teacher.eval()
     n = len(examples.lengths)
     cls = np.empty((n, len(layers), teacher.config.hidden_size), np.float32)
@@ -130,6 +134,8 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
             states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
         logits = np.empty((n, out.shape[1]), np.float32) if logits is None else logits
         logits[group], cls[group] = out, states.float().cpu().numpy()
+        if progress:
+            progress(len(batch.ids))
     return {"logits": logits, "cls": cls}
 
 

@@ -2,6 +2,8 @@
 sorted by length, packed to a token budget, results in the order asked for.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -23,9 +25,11 @@ def where_it_is(model: nn.Module) -> Runtime:
 
 @torch.no_grad()
 def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
-            micro_tokens: int = MICRO_TOKENS) -> np.ndarray:
+            micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
     """What the model returns for every example, fp32, in order:
     (n, K), or for a span head (N, 2), one row for each token.
+
+    `progress` is told the tokens of every forward pass.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -38,6 +42,8 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             made = np.empty((examples.lengths.sum() if per_token else len(examples.lengths), out.shape[1]),
                             np.float32)
         made[rows_of(examples.starts[group], examples.lengths[group])[0] if per_token else group] = out
+        if progress:
+            progress(len(batch.ids))
     model.train(training)
     return made
 

@@ -1,8 +1,10 @@
 """What a run shows people: the progress line, the figures of the closing table, filled masks, a plot."""
 
+import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,6 +48,31 @@ class Progress:
                 f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {clock(left)} left")
         print(f"\r\033[K{line}" if self.terminal else line,
               end="" if self.terminal and step < self.steps else "\n", file=sys.stderr, flush=True)
+
+
+def counting(what: str, total: int) -> Callable[[int], None]:
+    """A function to tell of every so many of `total` tokens done: it shows how far the first rank is.
+
+    Twice a second in place on a terminal, else a line every ten seconds; what takes less shows nothing there.
+    """
+    terminal, begun, done = sys.stderr.isatty(), time.perf_counter(), 0
+    shown = begun
+
+    def tell(tokens: int) -> None:
+        nonlocal done, shown
+        done += tokens
+        now = time.perf_counter()
+        if os.environ.get("RANK", "0") != "0":
+            return
+        if done < total and now - shown >= (0.5 if terminal else 10):
+            shown, rate = now, done / (now - begun)
+            line = f"{what}: {done / total:.0%}  {rate:,.0f} tok/s  {clock((total - done) / rate)} left"
+            print(f"\r\033[K{line}" if terminal else line, end="" if terminal else "\n",
+                  file=sys.stderr, flush=True)
+        elif terminal and done >= total and shown > begun:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    return tell
 
 
 @torch.no_grad()

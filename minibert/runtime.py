@@ -141,8 +141,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 def keep_freed_memory() -> None:
     """Has glibc keep what is freed; other systems' allocators are left as they are.
 
-    It gives large blocks back to the system, and each comes anew, page by page, zeroed: 268 MiB in one step of
-    DistilBERT, a fifth of the step's time in bf16. The process then stays as large as it ever was.
+    It gives large blocks back to the system, and each comes anew, page by page, zeroed: 268 MiB in one step
+    of DistilBERT, a fifth of the step's time in bf16. The process then stays as large as it ever was.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

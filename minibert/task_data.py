@@ -19,6 +19,7 @@ from minibert.examples import Examples, check_segments, encode, make_examples
 from minibert.hub import check_pieces, load_config
 from minibert.inference import outputs
 from minibert.readers import majority, read_examples
+from minibert.report import counting
 from minibert.runtime import Runtime
 from minibert.tasks import SQUAD, TASKS, Example, Task, with_tinybert_settings
 from minibert.tokenizer import Tokenizer
@@ -184,33 +185,37 @@ def some_of(split: Split, n: int) -> Split:
     return Split(split.rows, split.examples.part(chosen), [split.windows[i] for i in chosen])
 
 
-def answers_to(model: nn.Module, task: Task, split: Split, runtime: Runtime, order: list[int] | None = None):
-    """What a model answers: class numbers (n,), scores (n,), or SQuAD's candidates by question id.
+def ask(model: nn.Module, split: Split, runtime: Runtime, what: str) -> np.ndarray:
+    """The model's outputs on a split, as `inference.outputs` has them; `what` names the work as it goes."""
+    return outputs(model, split.examples, runtime, progress=counting(what, int(split.examples.lengths.sum())))
+
+
+def answers_of(task: Task, split: Split, out: np.ndarray, order: list[int] | None = None):
+    """What a model's outputs answer: class numbers (n,), scores (n,), or SQuAD's candidates by question id.
 
     `order` gives for each class of the task its number in the model, where it has them in another order.
     """
-    out = outputs(model, split.examples, runtime)
     if task.name == "squad":
-        return answers_of(split, out)
+        return candidates_of(split, out)
     return out[:, 0] if task.regression else (out if order is None else out[:, order]).argmax(-1)
 
 
-def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime, order: list[int] | None = None):
-    """Scores of a model on a split, in percent, and its answers as `answers_to` gives them."""
-    answers = answers_to(model, task, split, runtime, order)
+def score(task: Task, split: Split, answers) -> dict[str, float]:
+    """The task's metrics, in percent, of the answers of `answers_of`."""
     if task.name == "squad":
-        return squad_data.evaluate(split.rows, {name: some[0].text
-                                                for name, some in answers.items()}), answers
-    return percent(task, answers, split), answers
-
-
-def percent(task: Task, answers, split: Split) -> dict[str, float]:
-    """The task's metrics of some answers, in percent."""
+        return squad_data.evaluate(split.rows, {name: some[0].text for name, some in answers.items()})
     return {name: 100 * value
             for name, value in metrics.score(task.metrics, answers, split.examples.labels).items()}
 
 
-def answers_of(split: Split, logits: np.ndarray) -> dict[str, list[squad_data.Candidate]]:
+def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
+          order: list[int] | None = None) -> tuple[dict[str, float], np.ndarray]:
+    """Scores of a model on a split, in percent, and the outputs that they were read from."""
+    out = ask(model, split, runtime, f"judging {len(split.rows):,} examples")
+    return score(task, split, answers_of(task, split, out, order)), out
+
+
+def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad_data.Candidate]]:
     """The n-best answers of every question from the logits (N, 2) of all windows."""
     pieces = np.split(logits, np.cumsum(split.examples.lengths)[:-1])
     by_question: dict[int, list[int]] = {}
@@ -247,4 +252,4 @@ def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] 
     """The scores of always giving the commonest answer of the training set."""
     if task.name == "squad" or train is None:
         return None
-    return percent(task, np.full(len(split.rows), majority(train.rows, task)), split)
+    return score(task, split, np.full(len(split.rows), majority(train.rows, task)))

@@ -16,6 +16,7 @@ from minibert.finetuning import align_labels, patience_layers, teacher_outputs
 from minibert.heads import Classifier, Span
 from minibert.hub import load_config
 from minibert.options import dropouts
+from minibert.report import counting
 from minibert.run_folder import say
 from minibert.runtime import Runtime
 from minibert.task_data import Split, dev_of, judge, tokenised
@@ -81,7 +82,8 @@ def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher
                             "--method kd does not")
         say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
     say(f"asking the teacher about {len(examples.lengths):,} examples")
-    said = teacher_outputs(teacher, examples, runtime, [t for _, t in pairs], options.micro_tokens)
+    said = teacher_outputs(teacher, examples, runtime, [t for _, t in pairs], options.micro_tokens,
+                           counting("asking the teacher", int(examples.lengths.sum())))
     said["logits"] = said["logits"][:, order]
     return said, [s for s, _ in pairs]
 

@@ -17,9 +17,12 @@ from minibert.errors import UserError
 from minibert.readers import read_examples, write_submission
 from minibert.run_folder import say
 from minibert.tables import table
-from minibert.task_data import Split, answers_to, baseline, dev_of, judge, tokenised, write_errors
+from minibert.task_data import Split, answers_of, ask, baseline, dev_of, judge, tokenised, write_errors
 from minibert.task_models import load_tuned
 from minibert.tasks import Task
+from minibert.weight_files import read_safetensors
+
+OUTPUTS = "dev-outputs.safetensors"  # what the kept model says of the dev split that decides
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
@@ -75,14 +78,16 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
     dev = dev_of(task, splits)
     first = next(iter(dev))
     best = max(results, key=lambda result: result["best"]["scores"][first][task.metrics[0]])
-    source = out / f"seed-{best['seed']}" / "model"
-    if source.exists():
+    source = out / f"seed-{best['seed']}"
+    if (source / OUTPUTS).exists():
+        os.replace(source / OUTPUTS, out / OUTPUTS)
+    if (source / "model").exists():
         shutil.rmtree(out / "model", ignore_errors=True)
-        os.replace(source, out / "model")
+        os.replace(source / "model", out / "model")
     for result in results:
         shutil.rmtree(out / f"seed-{result['seed']}" / "model", ignore_errors=True)
-    model = minibert.load(out / "model").to(runtime.device)
-    _, answers = judge(model, task, dev[first], runtime)
+        (out / f"seed-{result['seed']}" / OUTPUTS).unlink(missing_ok=True)
+    answers = answers_of(task, dev[first], read_safetensors(out / OUTPUTS)["outputs"].numpy())
     write_errors(out / "errors.tsv", task, dev[first], answers)
     if task.name == "squad":
         squad_data.write_predictions(out, answers)
@@ -90,6 +95,7 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
         say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
             "of a constant. More --epochs, another --lr (higher for a small model) or --seed may help")
     if options.predict:
+        model = minibert.load(out / "model").to(runtime.device)
         write_predictions(out / "predictions", task, splits, model, None, options, tokenizer, runtime)
     rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
                          "model": str(out / "model")}
@@ -116,7 +122,7 @@ def write_predictions(folder: Path, task: Task, splits, model, order: list[int] 
         except UserError as error:
             say(f"no predictions for AX: {error}")
     for name, split in some.items():
-        answers = answers_to(model, task, split, runtime, order)
+        answers = answers_of(task, split, ask(model, split, runtime, f"predicting {name}"), order)
         say("predictions:", write_submission(folder, task, name, answers))
 
 
@@ -128,10 +134,10 @@ def evaluate_only(options, task: Task, splits, runtime) -> None:
     for name, split in splits.items():
         if name in task.test_splits:
             continue
-        scores[name], answers = judge(model, task, split, runtime, order)
+        scores[name], out = judge(model, task, split, runtime, order)
         say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): {shown({name: scores[name]})}")
         if (task.name != "squad" and not task.regression
-                and (constant := metrics.constant_class(answers)) is not None):
+                and (constant := metrics.constant_class(answers_of(task, split, out, order))) is not None):
             say(f"warning: the model answers {task.labels[constant]!r} to everything")
     if options.predict:
         tokenizer = minibert.load_tokenizer(options.model)

@@ -22,11 +22,13 @@ from safetensors import SafetensorError
 
 import finetune
 import minibert
-from minibert import weight_files
+from minibert import task_data, weight_files
 from minibert.errors import UserError
 from minibert.finetune_options import Options, resolve
 from minibert.heads import Classifier, MaskedLM, Span
 from minibert.model import init_weights
+from minibert.options import parse
+from minibert.runtime import start
 from minibert.tokenizer import train_tokenizer
 from test_train import ROOT, handlers  # noqa: F401  (an autouse fixture)
 
@@ -108,6 +110,29 @@ def test_classes_are_learned_and_named(tuned):
     assert isinstance(model, Classifier) and model.config.labels == ("no", "yes")
     assert (out / "errors.tsv").read_text().splitlines()[0] == "id\tanswer\texpected\ttext\tpair"
     assert not list(out.glob("seed-*/model")) and not list(out.glob("seed-*/checkpoint"))
+
+
+@pytest.mark.parametrize("task", ["reviews.csv", "squad"])
+def test_the_dev_set_is_judged_once_an_epoch_and_errors_are_those_of_the_kept_model(
+        folder, tmp_path, monkeypatch, task):
+    """No pass over it at the end; judged anew, the kept model makes the same errors, to the byte."""
+    asked = []
+    ask = task_data.ask
+    monkeypatch.setattr(task_data, "ask", lambda *given: (asked.append(given), ask(*given))[1])
+    # a rate that makes later epochs worse: the best one is not the last
+    finetune.main(options(folder, task, tmp_path / "run", epochs=3, seeds=2, lr=2e-2))
+    assert len(asked) == 3 * 2
+    best = summary(tmp_path / "run")
+    result = best["results"][best["best_seed"] - 1]
+    given = resolve(parse(Options, options(folder, task, tmp_path / "run"), "", ""))
+    kind, splits = task_data.read_task(given, minibert.load_tokenizer(folder / "model"))
+    model = minibert.load(tmp_path / "run" / "model")
+    scores, said = task_data.judge(model, kind, splits["dev"], start("cpu", "auto", 1))
+    assert scores == result["best"]["scores"]["dev"]
+    task_data.write_errors(tmp_path / "anew.tsv", kind, splits["dev"],
+                           task_data.answers_of(kind, splits["dev"], said))
+    assert (tmp_path / "anew.tsv").read_bytes() == (tmp_path / "run" / "errors.tsv").read_bytes()
+    assert not list((tmp_path / "run").glob("seed-*/dev-outputs*"))
 
 
 def test_all_rows_of_a_csv_are_judged_and_it_says_so(folder, tuned, capsys):
