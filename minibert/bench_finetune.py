@@ -1,8 +1,9 @@
 """Times the fine-tuning step of finetune.py against the same step on `transformers`,
 on the examples of a real task.
 
-Both take turns on the same examples with random weights; the peer pads each batch to its longest example, and
-its batches are grouped by length, as its trainer does when asked to.
+They take turns on the same examples with random weights. The peer pads each batch to its longest example, once
+with examples drawn at random, as its trainer does by default and finetune.py does, and once with batches
+grouped by length, as it does when asked to: fewer zeros, and other batches.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from minibert.model import init_weights
 from minibert.optim import adamw
 from minibert.options import at_least_one, option
 from minibert.peers import at_rate, check_installed, transformers_classifier_step, transformers_model
+from minibert.randomness import samples_of_step
 from minibert.readers import read_examples
 from minibert.runtime import PRECISIONS, describe, start
 from minibert.step import training_step
@@ -31,6 +33,7 @@ from minibert.task_data import tokenised
 from minibert.tasks import TASKS
 
 CLIP, LR = 1.0, 2e-5
+RANDOM, BY_LENGTH = "transformers", "transformers by length"
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,18 @@ def our_turn(options: FinetuneBench, runtime):
     return turn
 
 
-def peers_turn(options: FinetuneBench, runtime):
-    """The same with transformers, its batches grouped by length."""
+def peers_turn(options: FinetuneBench, runtime, by_length: bool):
+    """The same with transformers: its batches are those of `draw`, or grouped by length."""
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
     optimizer = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR)
-    order = np.argsort(examples.lengths, kind="stable")
+    steps = len(examples.lengths) // options.batch
+    drawn = [samples_of_step(step, options.batch, len(examples.lengths), seed=0) for step in range(steps)]
+    if by_length:
+        some = np.concatenate(drawn)
+        drawn = some[np.argsort(examples.lengths[some], kind="stable")].reshape(steps, options.batch)
     batches = []
-    for some in order[:len(order) // options.batch * options.batch].reshape(-1, options.batch):
+    for some in drawn:
         cut = [slice(examples.starts[i], examples.starts[i] + examples.lengths[i]) for i in some]
         batches.append(([torch.from_numpy(examples.ids[c].astype(np.int64)) for c in cut],
                         [torch.from_numpy(examples.segments[c].astype(np.int64)) for c in cut],
@@ -106,8 +113,10 @@ def peers_turn(options: FinetuneBench, runtime):
 def worker(kind: str, options: FinetuneBench, pipe) -> None:
     """One contender in its process."""
     torch.manual_seed(0)
-    runtime = start(options.device, options.precision, options.threads, training=kind != "transformers")
-    serve({"minibert": our_turn, "transformers": peers_turn}[kind](options, runtime), pipe, runtime.device)
+    runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
+    turn = (our_turn(options, runtime) if kind == "minibert"
+            else peers_turn(options, runtime, by_length=kind == BY_LENGTH))
+    serve(turn, pipe, runtime.device)
 
 
 def bench_finetune(options: FinetuneBench) -> dict:
@@ -117,7 +126,7 @@ def bench_finetune(options: FinetuneBench) -> dict:
     n = len(examples.lengths) // options.batch * options.batch
     if n == 0:
         raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")
-    seconds, memory = alternate(worker, ["minibert", "transformers"], options, options.turns)
+    seconds, memory = alternate(worker, ["minibert", RANDOM, BY_LENGTH], options, options.turns)
     rows, figures = [], {}
     for kind, some in seconds.items():
         middle, spread = rate(n, some)
@@ -130,4 +139,4 @@ def bench_finetune(options: FinetuneBench) -> dict:
                       f"{examples.lengths.mean():.0f} tokens on average, "
                       f"{runtime.precision}, dropout {options.dropout}"))
     return {"bench": "finetune", "options": dataclasses.asdict(options), "machine": describe(runtime),
-            **figures, **compared(seconds, memory)}
+            **figures, **compared(seconds, memory), "by_length": compared(seconds, memory, BY_LENGTH)}

@@ -127,12 +127,13 @@ def ratios(theirs: list[float], ours: list[float]) -> list[float]:
     return sorted(a / b for a, b in zip(theirs, ours))
 
 
-def compared(seconds: dict[str, list[float]], memory: dict[str, int]) -> dict[str, float]:
-    """Prints and returns how much faster minibert is than transformers:
+def compared(seconds: dict[str, list[float]], memory: dict[str, int],
+             peer: str = "transformers") -> dict[str, float]:
+    """Prints and returns how much faster minibert is than the peer:
     the median of the turns' ratios; and its memory's share.
     """
-    times = ratios(seconds["transformers"], seconds["minibert"])
-    speed, share = statistics.median(times), memory["minibert"] / memory["transformers"]
-    print(f"minibert is {speed:.2f} times as fast (turn by turn {times[0]:.2f} to {times[-1]:.2f}) "
-          f"with {100 * share:.0f} % of the memory")
+    times = ratios(seconds[peer], seconds["minibert"])
+    speed, share = statistics.median(times), memory["minibert"] / memory[peer]
+    print(f"minibert is {speed:.2f} times as fast as {peer} "
+          f"(turn by turn {times[0]:.2f} to {times[-1]:.2f}) with {100 * share:.0f} % of the memory")
     return {"speed_ratio": speed, "memory_ratio": share}

@@ -93,6 +93,8 @@ def test_finetune_bench_compares_with_transformers(tmp_path):
     result = json.loads(run.stdout.splitlines()[-1])
     ours, theirs = result["minibert"]["examples_per_second"], result["transformers"]["examples_per_second"]
     assert result["speed_ratio"] == pytest.approx(ours / theirs)
+    grouped = result["transformers by length"]["examples_per_second"]
+    assert result["by_length"]["speed_ratio"] == pytest.approx(ours / grouped)
 
 
 def test_lengths_of_a_corpus(tmp_path, monkeypatch):
