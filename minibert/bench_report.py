@@ -179,7 +179,8 @@ def size_part(rows: list[dict], scores: Scores, picture) -> str:
     if not rows:
         return f"{NOT_RUN}: no training was evaluated beside its teacher."
     done = {row["model"]: finished(scores.get(row["model"], {})) for row in rows}
-    common = [task for task in tasks_of(scores) if all(task in of for of in done.values())]
+    common = [task for task in tasks_of(scores) if all(task in of for of in done.values())
+              and len({scores[name][task].part for name in done}) == 1]
     if common:
         what = f"mean score over {', '.join(common)}"
         quality = {name: statistics.mean(statistics.median(of[task]) for task in common)

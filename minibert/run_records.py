@@ -56,6 +56,11 @@ class TuneRun(NamedTuple):
         """Of the metric that decides, one a seed that is done."""
         return next(iter(self.scores.values()), [])
 
+    @property
+    def part(self) -> tuple[int | None, int]:
+        """What it saw of its task: examples of the training set (None: all), and tokens of an example."""
+        return self.options.get("train_examples"), self.settings["max_length"]
+
 
 def read_runs(folders: Iterable[str],
               without: Iterable[str] = ()) -> tuple[list[TrainRun], list[TuneRun]]:

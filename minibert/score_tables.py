@@ -120,11 +120,13 @@ def _settings(scores: Scores) -> list[str]:
 # ---------------------------------------------------------------- shares and margins
 
 def share_rows(scores: Scores, teacher: str) -> list[dict]:
-    """One row a model and set of tasks: those that it and the teacher have both finished,
-    with and without WNLI.
+    """One row a model and set of tasks: those that it and the teacher have both finished
+    on the same part of the data, with and without WNLI.
     """
     rows, theirs = [], finished(scores[teacher])
-    sides = [(name, finished(of), theirs) for name, of in scores.items() if name != teacher]
+    sides = [(name, {task: seeds for task, seeds in finished(of).items()
+                     if task in theirs and of[task].part == scores[teacher][task].part}, theirs)
+             for name, of in scores.items() if name != teacher]
     paper = {model: {task: [value] for task, (value, _) in published(model).items()}
              for model in (BERT, DISTILBERT)}
     sides.append((f"{DISTILBERT}, published, of {BERT}",
@@ -153,13 +155,14 @@ def share_table(scores: Scores, teacher: str) -> str:
              **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
              **{formula: cell(row[formula]) for formula in FORMULAS}} for row in share_rows(scores, teacher)]
     if not rows:
-        return f"{NOT_RUN}: no model has finished a task that {teacher} has finished.\n\n{CLAIMS}"
+        return (f"{NOT_RUN}: no model has finished a task that {teacher} has finished on the same data."
+                f"\n\n{CLAIMS}")
     return "\n\n".join([
         markdown(rows),
-        f"Of {teacher}, over the tasks that both have finished, with and without WNLI; rows over other tasks "
-        "cannot be compared. In brackets the 95 % interval of a bootstrap over the seeds of fine-tuning: a "
-        "task with one seed adds nothing to it, and a model that was trained once says nothing of another "
-        "training. 'Not defined': a score of the teacher is not above 0.", CLAIMS])
+        f"Of {teacher}, over the tasks that both have finished on the same part of the data, with and "
+        "without WNLI; rows over other tasks cannot be compared. In brackets the 95 % interval of a bootstrap "
+        "over the seeds of fine-tuning: a task with one seed adds nothing to it, and a model that was trained "
+        "once says nothing of another training. 'Not defined': a score of the teacher is not above 0.", CLAIMS])
 
 
 def margin_table(scores: Scores, over: str) -> str:
@@ -169,6 +172,8 @@ def margin_table(scores: Scores, over: str) -> str:
             return NOT_RUN
         if not run.finished or not base.finished:
             return "not finished"
+        if run.part != base.part:
+            return "other data"
         text = f"{statistics.median(run.values) - statistics.median(base.values):+.1f}"
         if min(len(run.values), len(base.values)) == 1:
             return text + "<br>(one seed)"
@@ -180,7 +185,8 @@ def margin_table(scores: Scores, over: str) -> str:
     if not rows:
         return f"{NOT_RUN}: there is no other model."
     return (f"{markdown(rows)}\n\nMedian less that of {over}. 'Inside the spread': the ranges over the seeds "
-            "overlap, so the difference is not a finding; 'one seed': nor is this, its spread is not known.")
+            "overlap, so the difference is not a finding; 'one seed': nor is this, its spread is not known; "
+            "'other data': the two learned from different parts of the training set.")
 
 
 # ---------------------------------------------------------------- runs

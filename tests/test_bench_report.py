@@ -181,6 +181,19 @@ def test_settings_that_differ_are_said(runs):
     assert "sst2: epochs 2." in text and "wnli, " not in text
 
 
+@pytest.mark.parametrize("changed", [{"train_examples": 200}, {"max_length": 64}])
+def test_scores_on_other_parts_of_the_data_are_not_compared(runs, changed):
+    """A teacher that saw all of a task and a student that saw a part of it have no share and no margin."""
+    tuned(runs / "big-rte", "models/big", "rte", [70.0])
+    tuned(runs / "small-rte", runs / "small" / "model", "rte", [60.0], **changed)
+    tuned(runs / "alone-rte", runs / "alone" / "model", "rte", [50.0])
+    text, result = report(runs)
+    shares = {row["model"]: row["tasks"] for row in result["shares"]}
+    assert "rte" not in shares["small"] and "rte" in shares["alone"]
+    assert cells(text, "Margin over alone", "small")["rte"] == "other data"
+    assert cells(text, "Margin over alone", "big")["rte"] == "+20.0<br>(one seed)"
+
+
 def test_settings_are_compared_as_they_were_resolved(runs):
     """A default that is given is no difference; defaults that a method has of its own are one."""
     small = runs / "small" / "model"
