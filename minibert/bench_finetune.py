@@ -1,8 +1,8 @@
 """Times the fine-tuning step of finetune.py against the same step on `transformers`,
 on the examples of a real task.
 
-They take turns on the same examples with random weights. The peer pads each batch to its longest example, once
-with examples drawn at random, as its trainer does by default and finetune.py does, and once with batches
+They take turns on the same examples with random weights. The peer pads each batch to its longest example,
+once with examples drawn at random, as its trainer does by default and finetune.py does, and once with batches
 grouped by length, as it does when asked to: fewer zeros, and other batches.
 """
 

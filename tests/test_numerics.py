@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_run(folder, tmp_path):  # noqa: F811
     runs = {}
     for name, threads in (("a", 1), ("b", 1), ("c", 2)):
         train.main(test_train.options(folder, tmp_path / name, steps=4, threads=threads,
-                                         precision="fp32"))
+                                      precision="fp32"))
         runs[name] = [row["loss"] for row in test_train.rows(tmp_path / name)]
     torch.set_num_threads(1)
     assert runs["a"] == runs["b"]
