@@ -162,7 +162,8 @@ def share_table(scores: Scores, teacher: str) -> str:
         f"Of {teacher}, over the tasks that both have finished on the same part of the data, with and "
         "without WNLI; rows over other tasks cannot be compared. In brackets the 95 % interval of a "
         "bootstrap over the seeds of fine-tuning: a task with one seed adds nothing to it, and a model that "
-        "was trained once says nothing of another training. 'Not defined': a score of the teacher is not above 0.", CLAIMS])
+        "was trained once says nothing of another training. 'Not defined': a score of the teacher is not "
+        "above 0.", CLAIMS])
 
 
 def margin_table(scores: Scores, over: str) -> str:
