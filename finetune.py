@@ -89,7 +89,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-    progress, skipped = report.Progress(steps, done, runtime.is_writer), 0
+    progress, skipped = report.Progress(steps, done), 0
 
     def keep_best() -> None:  # after the step's checkpoint, which can make it again where a kill came between
         if runtime.is_writer and best and best["step"] == done:

@@ -189,7 +189,7 @@ def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
                          micro_tokens=options.micro_tokens, seed=options.seed, selection=options.masking,
                          share=options.mask_share, weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
 
-    progress, skipped = report.Progress(steps, done, runtime.is_writer), 0
+    progress, skipped = report.Progress(steps, done), 0
     tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
     with stop_requests() as stop, ahead(step_data, done) as upcoming:
         while done < steps:

@@ -11,8 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
-from datetime import timedelta
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from minibert.archives import unpack
 from minibert.data_sets import DATA_SETS, GLUE, File
 from minibert.disk import disk_errors, sha256_of, writing
 from minibert.errors import UserError
+from minibert.progress import Line
 
 CHUNK = 1 << 16
 TIMEOUT = 30  # seconds without a byte
@@ -137,36 +137,19 @@ def _request(url: str, file: File, partial: Path, begun: int) -> str:
         have = begun if resumed else 0  # a server that knows no ranges answers 200 with all of it
         if response.length is not None and have + response.length != file.size:
             return f"the file there has {have + response.length:,} bytes instead of {file.size:,}"
-        show = _progress(partial.name.removesuffix(".partial"), have, file.size)
+        name, line, already = partial.name.removesuffix(".partial"), Line(), have
         try:
             with writing(partial, "ab" if resumed else "wb", partial) as write:
                 while have <= file.size and (data := response.read(CHUNK)):
                     write(data)
                     have += len(data)
-                    show(have)
+                    if line.due() or have == file.size:
+                        rate, share = (have - already) / line.seconds(), (have - already) / (file.size - already)
+                        line.show(f"{name}  {have / 1e6:,.1f} of {file.size / 1e6:,.1f} MB  "
+                                  f"{rate / 1e6:,.2f} MB/s  {line.left(share)} left")
         finally:
-            if sys.stderr.isatty() and have < file.size:
-                print(file=sys.stderr)  # the line of progress is not finished
+            line.end()
     return ""
-
-
-def _progress(name: str, begun: int, size: int) -> Callable[[int], None]:
-    """A function that shows how far it is, twice a second on a terminal, every ten seconds elsewhere."""
-    terminal = sys.stderr.isatty()
-    start = shown = time.monotonic()
-
-    def show(have: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown < (0.5 if terminal else 10) and have < size:
-            return
-        shown = now
-        rate = max(have - begun, 1) / max(now - start, 1e-3)
-        left = timedelta(seconds=round(max(size - have, 0) / rate))
-        line = f"{name}  {have / 1e6:,.1f} of {size / 1e6:,.1f} MB  {rate / 1e6:,.2f} MB/s  {left} left"
-        print(f"\r\033[K{line}" if terminal else line, end="" if terminal and have < size else "\n",
-              file=sys.stderr, flush=True)
-    return show
 
 
 def _size(path: Path) -> int:

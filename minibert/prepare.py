@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minibert.errors import UserError
+from minibert.progress import Line
 from minibert.shards import CorpusWriter, new_folder, token_dtype
 from minibert.text import Chunk, Source, documents, find_sources, hash_share, read_chunks
 from minibert.tokenizer import Tokenizer, load_tokenizer
@@ -50,12 +50,11 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
 
     A document belongs to the part "held-out" if the sha256 of its text (of the first 65,536 characters), read
     as a number in [0, 1), is below `held_out`, else to "train": duplicates always land in the same part.
-    `jobs` is the number of processes, all cores by default. `report(line)` gets progress and summary; None
-    for silence.
+    `jobs` is the number of processes, all cores by default. `report(line)` gets the summary; None
+    for silence, without progress, too.
     """
     sources = check(paths, wikitext, held_out)
-    size, start = sum(source.size for source in sources), time.monotonic()
-    text_bytes, progress = 0, progress_line(size, report)
+    size, text_bytes, line = sum(source.size for source in sources), 0, Line()
     with new_folder(out) as folder:
         writer = CorpusWriter(folder, tokenizer)
         chunks = ((chunk, done) for source, done in zip(sources, done_before(sources))
@@ -70,12 +69,16 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             for (chunk, done), tokens in results:
                 in_held_out = add(writer, tokens, chunk.continues, in_held_out)
                 text_bytes += len(chunk.data)
-                progress(text_bytes, done + chunk.read)
+                if report and line.due():
+                    share = min(max(done + chunk.read, 1) / max(size, 1), 1.0)
+                    line.show(f"{text_bytes / 1e6:,.0f} MB  {text_bytes / 1e6 / line.seconds():.1f} MB/s  "
+                              f"{share:.0%}  {line.left(share)} left")
+            line.clear()
         description = writer.close(
             sources=[{"name": source.name, "bytes": source.size} for source in sources],
             text_bytes=text_bytes, held_out=held_out, wikitext=wikitext)
     if report:
-        summarise(description, report, time.monotonic() - start)
+        summarise(description, report, line.seconds())
 
 
 def check(paths: list[str | Path], wikitext: str, held_out: float) -> list[Source]:
@@ -226,31 +229,6 @@ def start_worker(tokenizer_folder: Path, held_out: float) -> None:
 def work(chunk: Chunk) -> Tokens:
     """`tokenize` in a worker."""
     return tokenize(chunk, work.tokenizer, work.held_out)
-
-
-def progress_line(size: int, report: Callable | None) -> Callable[[int, int], None]:
-    """A function of (bytes of text, bytes of files) done that tells how far it is.
-
-    Each second in place on a terminal, else every ten seconds through `report`.
-    """
-    start = last = time.monotonic()
-    terminal = sys.stderr.isatty()
-
-    def progress(text_bytes: int, done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if report is None or now - last < (1 if terminal else 10):
-            return
-        last, share = now, min(done / max(size, 1), 1.0)
-        left = (now - start) * (1 - share) / max(share, 1e-9)
-        line = (f"{text_bytes / 1e6:,.0f} MB  {text_bytes / 1e6 / (now - start):.1f} MB/s  {share:.0%}  "
-                f"{left // 60:.0f}:{left % 60:02.0f} left")
-        if terminal:
-            print(f"\r{line:60}", end="\r", file=sys.stderr, flush=True)
-        else:
-            report(line)
-
-    return progress
 
 
 def summarise(description: dict, report: Callable, seconds: float | None = None) -> None:

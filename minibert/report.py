@@ -1,10 +1,7 @@
-"""What a run shows people: the progress line, the figures of the closing table, filled masks, a plot."""
+"""What a run shows people: the line of each step, the figures of the closing table, filled masks, a plot."""
 
-import os
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,9 +11,9 @@ from minibert.batch import pack
 from minibert.disk import disk_errors
 from minibert.feed import Step
 from minibert.heads import encoder_of
+from minibert.progress import Line
 from minibert.run_folder import rows_up_to
 from minibert.runtime import Runtime
-from minibert.tables import clock
 from minibert.tokenizer import Tokenizer
 
 SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not [MASK], an error is raised.",
@@ -30,49 +27,21 @@ TERMS = ("kl", "mlm", "cosine", "feature_map", "mean", "variance", "kd", *INNER,
 
 
 class Progress:
-    """One line about a long loop, at most about once a second on a terminal, every ten seconds elsewhere."""
+    """The line of a training loop that begins after `done` of `steps` steps."""
 
-    def __init__(self, steps: int, done: int, write: bool = True):
-        self.steps, self.write, self.terminal = steps, write, sys.stderr.isatty()
-        self.begun, self.first, self.shown = time.perf_counter(), done, 0.0
+    def __init__(self, steps: int, done: int):
+        self.steps, self.done, self.line = steps, done, Line(at_once=True)
 
     def __call__(self, step: int, row: dict) -> None:
         """Shows a row of metrics after `step` finished steps."""
-        now = time.perf_counter()
-        if not self.write or (now - self.shown < (0.5 if self.terminal else 10) and step < self.steps):
+        if not self.line.due() and step < self.steps:
             return
-        self.shown = now
-        left = (now - self.begun) / max(1, step - self.first) * (self.steps - step)
+        left = self.line.left((step - self.done) / (self.steps - self.done))
         terms = " ".join(f"{name} {row[name]:.3f}" for name in TERMS if name in row)
-        line = (f"step {step}/{self.steps}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
-                f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {clock(left)} left")
-        print(f"\r\033[K{line}" if self.terminal else line,
-              end="" if self.terminal and step < self.steps else "\n", file=sys.stderr, flush=True)
-
-
-def counting(what: str, total: int) -> Callable[[int], None]:
-    """A function to tell of every so many of `total` tokens done: it shows how far the first rank is.
-
-    Twice a second in place on a terminal, else a line every ten seconds; what takes less shows nothing there.
-    """
-    terminal, begun, done = sys.stderr.isatty(), time.perf_counter(), 0
-    shown = begun
-
-    def tell(tokens: int) -> None:
-        nonlocal done, shown
-        done += tokens
-        now = time.perf_counter()
-        if os.environ.get("RANK", "0") != "0":
-            return
-        if done < total and now - shown >= (0.5 if terminal else 10):
-            shown, rate = now, done / (now - begun)
-            line = f"{what}: {done / total:.0%}  {rate:,.0f} tok/s  {clock((total - done) / rate)} left"
-            print(f"\r\033[K{line}" if terminal else line, end="" if terminal else "\n",
-                  file=sys.stderr, flush=True)
-        elif terminal and done >= total and shown > begun:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-    return tell
+        self.line.show(f"step {step}/{self.steps}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
+                       f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {left} left")
+        if step >= self.steps:
+            self.line.end()
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from minibert.errors import UserError
 from minibert.examples import Examples, check_segments, encode, make_examples
 from minibert.hub import check_pieces, load_config
 from minibert.inference import outputs
+from minibert.progress import counting
 from minibert.readers import majority, read_examples
-from minibert.report import counting
 from minibert.runtime import Runtime
 from minibert.tasks import SQUAD, TASKS, Example, Task, with_tinybert_settings
 from minibert.tokenizer import Tokenizer

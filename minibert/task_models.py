@@ -16,7 +16,7 @@ from minibert.finetuning import align_labels, patience_layers, teacher_outputs
 from minibert.heads import Classifier, Span
 from minibert.hub import load_config
 from minibert.options import dropouts
-from minibert.report import counting
+from minibert.progress import counting
 from minibert.run_folder import say
 from minibert.runtime import Runtime
 from minibert.task_data import Split, dev_of, judge, tokenised
