@@ -53,10 +53,10 @@ def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
     `trained`: the training that a model is from, by the model's name.
     """
     tasks = tasks_of(scores)
-    constants = {task: run.baseline for of in scores.values() for task, run in of.items() if run.baseline}
-    rows = [{"model": "a constant prediction",
-             **{task: f"{next(iter(constants[task].values())):.1f}" if task in constants else NOT_RUN
-                for task in tasks}}]
+    constants = {task: "-" for of in scores.values() for task in of}  # what spans have
+    constants |= {task: f"{next(iter(run.baseline.values())):.1f}"
+                  for of in scores.values() for task, run in of.items() if run.baseline}
+    rows = [{"model": "a constant prediction", **{task: constants.get(task, NOT_RUN) for task in tasks}}]
     rows += [{"model": name + _remark(trained.get(name.split(" + ")[0])),
               **{task: _cell(of.get(task)) for task in tasks}} for name, of in scores.items()]
     for model in (BERT, DISTILBERT):

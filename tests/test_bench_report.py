@@ -100,6 +100,11 @@ def cells(text, heading, row):
     return found[0]
 
 
+def test_spans_have_no_constant_answer(runs):
+    tuned(runs / "big-squad", "models/big", "squad", [60.0], "f1", finished=False)
+    assert cells(report(runs)[0], "Fine-tuned scores", "a constant")["squad<br>f1"] == "-"
+
+
 def test_scores_by_hand(runs):
     text, _ = report(runs)
     small = cells(text, "Fine-tuned scores", "small")
