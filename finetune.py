@@ -222,6 +222,13 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
     return first, then
 
 
+def check_seeds(out: Path, options: Options) -> None:
+    """A run can be resumed with more seeds. Of fewer, the best one's model may be gone: `UserError`."""
+    if (out / f"seed-{options.seed + options.seeds}").exists():
+        raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: resume it with as many "
+                        "as it was started with, or more")
+
+
 # ---------------------------------------------------------------- main
 
 def main(argv: list[str] | None = None) -> None:
@@ -237,6 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     data = fingerprints(task, splits)
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
+        check_seeds(out, options)
         check_data(out, options, data)
     runtime.barrier()
     teacher, targets, layers, teacher_scores = None, {}, [], {}

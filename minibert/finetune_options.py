@@ -61,7 +61,8 @@ class Options:
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
     seed: int = option(1, "of the new head, order and dropout; the first of --seeds")
     seeds: int = option(
-        1, "runs with consecutive seeds; the best one's model is kept, median and spread are reported")
+        1, "runs with consecutive seeds; the best one's model is kept, median and spread are reported; "
+           "--resume with more adds the others")
     precision: str = option("auto", "of matrix products; auto is 16 bits where native",
                             choices=("auto", *PRECISIONS))
     device: str = option("auto", "cpu, cuda, cuda:1 ...")
@@ -133,7 +134,7 @@ JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "
            "device", "threads", "predict", "out"}
 # Options that may differ when a run is resumed.
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
-              "predict"}
+              "predict", "seeds"}
 
 
 def check_read(options: Options) -> None:

@@ -241,6 +241,22 @@ def test_seeds_differ_and_the_best_is_kept(folder, tmp_path):
     assert rows(out, 1)[0]["loss"] != rows(out, 2)[0]["loss"]
 
 
+def test_seeds_are_added_to_a_run(folder, tmp_path):
+    """As if all had been asked for at once, and no seed trains twice; fewer seeds are refused."""
+    once, added = tmp_path / "once", tmp_path / "added"
+    finetune.main(options(folder, "reviews.csv", once, seeds=4, epochs=1))
+    finetune.main(options(folder, "reviews.csv", added, seeds=2, epochs=1))
+    before = summary(added)["results"]
+    finetune.main(options(folder, "reviews.csv", added, "--resume", seeds=4, epochs=1))
+    without_times = [[r | {"seconds": 0.0} for r in summary(run)["results"]] for run in (once, added)]
+    assert without_times[0] == without_times[1] and summary(added)["results"][:2] == before
+    assert summary(once)["best_seed"] == summary(added)["best_seed"]
+    a, b = (minibert.load(run / "model").state_dict() for run in (once, added))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (once / "errors.tsv").read_bytes() == (added / "errors.tsv").read_bytes()
+    refused(options(folder, "reviews.csv", added, "--resume", seeds=3, epochs=1), "more seeds than --seeds 3")
+
+
 @pytest.mark.parametrize("epochs, ends", [(0.5, [0.5]), (1.25, [1, 1.25])])
 def test_a_part_of_an_epoch_is_said_to_be_one(folder, tmp_path, capsys, epochs, ends):
     finetune.main(options(folder, "reviews.csv", tmp_path / "run", epochs=epochs))
