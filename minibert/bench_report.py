@@ -175,9 +175,11 @@ def sizes(runs: list[TrainRun], options: ReportBench) -> list[dict]:
 
 
 def size_part(rows: list[dict], scores: Scores, picture) -> str:
-    """The table and the plot of the models that were timed beside their teacher."""
+    """The table and the plot of the models that were timed beside their teacher, fine-tuned in each way."""
     if not rows:
         return f"{NOT_RUN}: no training was evaluated beside its teacher."
+    rows = [row | {"model": name} for row in rows
+            for name in [n for n in scores if n.split(" + ")[0] == row["model"]] or [row["model"]]]
     done = {row["model"]: finished(scores.get(row["model"], {})) for row in rows}
     common = [task for task in tasks_of(scores) if all(task in of for of in done.values())
               and len({scores[name][task].part for name in done}) == 1]

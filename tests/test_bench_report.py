@@ -100,6 +100,15 @@ def cells(text, heading, row):
     return found[0]
 
 
+def test_a_student_is_drawn_in_each_way_it_was_fine_tuned(runs):
+    """Its speed is that of its training; the tasks are those that all ways have: not WNLI."""
+    tuned(runs / "small-kd", runs / "small" / "model", "cola", [48.0], "matthews", teacher="models/big")
+    text, _ = report(runs)
+    plain, taught_too = (cells(text, "Quality against", name) for name in ("small", "small + kd"))
+    assert [row["mean score over cola"] for row in (plain, taught_too)] == ["40.0", "48.0"]
+    assert plain["parameters"] == taught_too["parameters"]
+
+
 def test_spans_have_no_constant_answer(runs):
     tuned(runs / "big-squad", "models/big", "squad", [60.0], "f1", finished=False)
     assert cells(report(runs)[0], "Fine-tuned scores", "a constant")["squad<br>f1"] == "-"
