@@ -225,8 +225,8 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 def check_seeds(out: Path, options: Options) -> None:
     """A run can be resumed with more seeds. Of fewer, the best one's model may be gone: `UserError`."""
     if (out / f"seed-{options.seed + options.seeds}").exists():
-        raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: resume it with as many "
-                        "as it was started with, or more")
+        raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: "
+                        "resume it with as many as it was started with, or more")
 
 
 # ---------------------------------------------------------------- main

@@ -144,7 +144,8 @@ def _request(url: str, file: File, partial: Path, begun: int) -> str:
                     write(data)
                     have += len(data)
                     if line.due() or have == file.size:
-                        rate, share = (have - already) / line.seconds(), (have - already) / (file.size - already)
+                        got = have - already
+                        rate, share = got / line.seconds(), got / (file.size - already)
                         line.show(f"{name}  {have / 1e6:,.1f} of {file.size / 1e6:,.1f} MB  "
                                   f"{rate / 1e6:,.2f} MB/s  {line.left(share)} left")
         finally:

@@ -9,10 +9,10 @@ from minibert.tables import clock
 
 
 class Line:
-    """One line about long work: in place twice a second on a terminal, every ten seconds a new one elsewhere.
+    """One line about long work: in place twice a second on a terminal, elsewhere a new one every ten seconds.
 
-    It goes to stderr, of several ranks only the first one's. `at_once` shows the first text that there is, else
-    what takes less than that time shows nothing.
+    It goes to stderr, of several ranks only the first one's. `at_once` shows the first text that there is,
+    else what takes less than that time shows nothing.
     """
 
     def __init__(self, at_once: bool = False):
@@ -56,7 +56,7 @@ class Line:
 
 
 def counting(what: str, total: int) -> Callable[[int], None]:
-    """A function to tell of every so many of `total` tokens done: shows share, rate and time left till then."""
+    """A function to tell of every so many of `total` tokens done: it shows share, rate and time left."""
     line, done = Line(), 0
 
     def tell(tokens: int) -> None:
