@@ -117,7 +117,7 @@ def _squares(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divergences(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
-    rows, grad = kl_and_gradient(z_s, z_t, 1.0, None)
+    rows, grad = kl_and_gradient(z_s, z_t, 1.0)
     return rows.sum(), grad
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minibert.batch import IGNORE
 from minibert.feed import MicroBatch, Step
 from minibert.losses import cosine_sum
 from minibert.vocab_loss import Vocab, vocab_loss
@@ -53,11 +52,14 @@ def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weig
     """
     with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)
-        teacher_side = vocab_side(teacher, teacher_last)
     last = student.encoder(micro.batch)
-    rows = (micro.labels != IGNORE) if weights.kl_masked_only else None
+    rows, labelled = slice(None), micro.masked
+    if weights.kl_masked_only:  # the heads read masked tokens only
+        rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
+    with torch.no_grad():
+        teacher_side = vocab_side(teacher, teacher_last[rows])
     loss, sums = vocab_loss(
-        vocab_side(student, last), micro.labels, teacher_side, kl_rows=rows, labelled=micro.masked,
+        vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
         mlm_weight=weights.mlm / max(1, step.masked),
         kl_weight=weights.kl / max(1, step.masked if weights.kl_masked_only else step.tokens))

@@ -46,14 +46,14 @@ class Sums(NamedTuple):
 
 
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
-               kl_weight: float = 0.0, temperature: float = 1.0, kl_rows: Tensor | None = None,
-               labelled: Tensor | None = None, chunk: int | None = None) -> tuple[Tensor, Sums]:
+               kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
+               chunk: int | None = None) -> tuple[Tensor, Sums]:
     """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar,
     and the two sums by themselves.
 
     The weights carry the division by the whole step's counts. labels (N,), `IGNORE` where there is
-    none; `kl_rows` (N,) bool restricts the KL to some rows; `chunk` rows at a time. `labelled` (M,), on
-    the CPU: the rows with a label, in order, if they are known; to find them a GPU has to be waited for.
+    none; `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are
+    known; to find them a GPU has to be waited for.
     Gradients reach the student's states, table and bias; the teacher gets none. Under autocast logits
     and their gradients are stored and multiplied in its dtype, softmaxes, sums and results are in fp32.
     """
@@ -64,14 +64,14 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     if labelled is None:
         labelled = (labels != IGNORE).nonzero().squeeze(1).cpu()
     loss, *sums = _VocabLoss.apply(*student, *teacher, labels, labelled, mlm_weight, kl_weight, temperature,
-                                   kl_rows, chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
+                                   chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
     return loss, Sums(*sums)
 
 
 class _VocabLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, table, bias, t_states, t_table, t_bias, labels, labelled, mlm_weight, kl_weight,
-                temperature, kl_rows, chunk):
+                temperature, chunk):
         need_states, need_table, need_bias = ctx.needs_input_grad[:3]
         kind = states.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
@@ -105,8 +105,7 @@ class _VocabLoss(torch.autograd.Function):
                     rows = slice(start + first, start + inside.stop)
                     logits, grad = z[inside].to(full) + bias, None
                     if t_states is not None:
-                        sums, grad = kl_and_gradient(logits, z_t[inside].to(full) + t_bias, temperature,
-                                         None if kl_rows is None else kl_rows[rows])
+                        sums, grad = kl_and_gradient(logits, z_t[inside].to(full) + t_bias, temperature)
                         kl += sums.sum()
                         grad *= up * kl_weight
                     a, b = torch.searchsorted(labelled, torch.tensor([rows.start, rows.stop])).tolist()
@@ -142,19 +141,17 @@ class _VocabLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
         if grad_loss.is_cpu and grad_loss == 1:  # the usual case; on a GPU asking would mean waiting for it
-            return *ctx.saved_tensors, *(None,) * 10
+            return *ctx.saved_tensors, *(None,) * 9
         scaled = (None if g is None else g * grad_loss for g in ctx.saved_tensors)
-        return *scaled, *(None,) * 10
+        return *scaled, *(None,) * 9
 
 
-def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float,
-                    rows: Tensor | None) -> tuple[Tensor, Tensor]:
+def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """T^2 KL of each row (C,) and its gradient (C, V) by z_s."""
     log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
     p_t = log_t.exp()
     kl = torch.linalg.vecdot(p_t, log_t.sub_(log_s)) * temperature**2
-    grad = log_s.exp_().sub_(p_t).mul_(temperature)
-    return (kl, grad) if rows is None else (kl * rows, grad.mul_(rows[:, None]))
+    return kl, log_s.exp_().sub_(p_t).mul_(temperature)
 
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:

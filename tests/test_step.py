@@ -70,11 +70,23 @@ def test_kl_of_masked_tokens_only(tiny_config):
     student, teacher = models(tiny_config)
     (step,) = data(1000)
     (micro,) = step.micro_batches
-    loss, _ = distilbert(student, teacher, step, Weights(5, 0, 0, 2.0, kl_masked_only=True), micro)
+    read = []  # how many rows each head reads: nothing is computed that is thrown away
+    for model in (student, teacher):
+        model.mlm.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    loss, sums = distilbert(student, teacher, step, Weights(kl_masked_only=True), micro)
+    assert read == [step.masked, step.masked] and step.masked < step.tokens
     rows = micro.labels != IGNORE
+    h_s, h_t = student.encoder(micro.batch), teacher.encoder(micro.batch)
     z_s, z_t = student(micro.batch)[rows], teacher(micro.batch)[rows]
     kl = F.kl_div((z_s / 2).log_softmax(-1), (z_t / 2).softmax(-1), reduction="batchmean") * 4
-    assert loss.item() == pytest.approx(5 * kl.item(), rel=1e-10)
+    mlm = F.cross_entropy(z_s, micro.labels[rows])
+    cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s)))  # over all tokens
+    expected = 5 * kl + 2 * mlm + cosine
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert (sums["kl"] / step.masked).item() == pytest.approx(kl.item(), rel=1e-10)
+    leaves = list(student.parameters())
+    for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves)):
+        assert (ours - theirs).abs().max() <= 1e-10 * max(theirs.abs().max(), 1e-3)
 
 
 def test_cosine_is_zero_for_equals_and_two_for_opposites():
