@@ -34,6 +34,8 @@ class ReportBench:
     out: str = option("docs/results.md", "markdown file to write into")
     part: str = option("report", "name of the part of it; others stay, as does what is between them")
     teacher: str | None = option(None, "the model whose score the others' shares are of")
+    share_tasks: tuple[str, ...] = option((), "tasks that the shares are over, of all models that have them "
+                                              "(default: for each model those that it has)")
     over: str | None = option(None, "the model that the others' margins are over, as one trained alone")
     rename: tuple[str, ...] = option((), "OLD=NEW ...: what paths are called in the report")
 
@@ -43,6 +45,8 @@ class ReportBench:
         for pair in self.rename:
             if "=" not in pair:
                 raise UserError(f"--rename {pair} is not OLD=NEW")
+        if self.share_tasks and self.teacher is None:
+            raise UserError("--share-tasks needs --teacher, the model that the shares are of")
 
     def renamed(self, text: str) -> str:
         """A path as it is called in the report."""
@@ -239,6 +243,8 @@ def made_by(options: ReportBench) -> str:
     for name in ("teacher", "over"):
         if getattr(options, name) is not None:
             said += [f"--{name}", getattr(options, name)]
+    if options.share_tasks:
+        said += ["--share-tasks", *options.share_tasks]
     return f"python {shlex.join(said)}"
 
 
@@ -264,7 +270,7 @@ def bench_report(options: ReportBench) -> dict:
     if scores:
         trained = {options.name_of(result_of(run)): run for run in train}
         parts["Fine-tuned scores"] = score_table(scores, trained)
-        parts["Share kept"] = (share_table(scores, options.teacher) if options.teacher
+        parts["Share kept"] = (share_table(scores, options.teacher, options.share_tasks) if options.teacher
                                else f"{NOT_RUN}: no `--teacher` was named.")
         parts[f"Margin over {options.over or 'the same student trained alone'}"] = (
             margin_table(scores, options.over) if options.over else f"{NOT_RUN}: no `--over` was named.")
@@ -287,4 +293,5 @@ def bench_report(options: ReportBench) -> dict:
           + (f"; not finished: {', '.join(unfinished)}" if unfinished else ""))
     return {"bench": "report", "out": options.out, "part": options.part, "unfinished": unfinished,
             "scores": {name: {task: run.scores for task, run in of.items()} for name, of in scores.items()},
-            "shares": share_rows(scores, options.teacher) if options.teacher else None}
+            "shares": share_rows(scores, options.teacher, options.share_tasks)
+            if options.teacher else None}

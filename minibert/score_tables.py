@@ -1,7 +1,9 @@
 """Tables of fine-tuned scores: models and tasks, shares of a teacher's score, margins over another model."""
 
 import statistics
+from collections.abc import Sequence
 
+from minibert.errors import UserError
 from minibert.run_records import TrainRun, TuneRun
 from minibert.shares import FORMULAS, share_kept
 from minibert.tables import clock
@@ -119,11 +121,17 @@ def _settings(scores: Scores) -> list[str]:
 
 # ---------------------------------------------------------------- shares and margins
 
-def share_rows(scores: Scores, teacher: str) -> list[dict]:
+def share_rows(scores: Scores, teacher: str, over: Sequence[str] = ()) -> list[dict]:
     """One row a model and set of tasks: those that it and the teacher have both finished
     on the same part of the data, with and without WNLI.
+
+    `over` names the tasks instead: models that lack one then have no row, and the rows can be compared.
     """
     rows, theirs = [], finished(scores[teacher])
+    for task in over:
+        if task not in theirs:
+            raise UserError(f"--share-tasks {task}: {teacher} has not finished it; it has finished "
+                            f"{', '.join(theirs) or 'none'}")
     sides = [(name, {task: seeds for task, seeds in finished(of).items()
                      if task in theirs and of[task].part == scores[teacher][task].part}, theirs)
              for name, of in scores.items() if name != teacher]
@@ -133,6 +141,8 @@ def share_rows(scores: Scores, teacher: str) -> list[dict]:
                   {task: seeds for task, seeds in paper[DISTILBERT].items() if task in theirs}, paper[BERT]))
     for name, ours, of in sides:
         both = [task for task in ours if task in of]
+        if over:
+            both = list(dict.fromkeys(over)) if set(over) <= set(both) else []
         for tasks in [both, [task for task in both if task != "wnli"]][:1 + ("wnli" in both)]:
             if tasks:
                 student, teach = [ours[task] for task in tasks], [of[task] for task in tasks]
@@ -143,7 +153,7 @@ def share_rows(scores: Scores, teacher: str) -> list[dict]:
     return rows
 
 
-def share_table(scores: Scores, teacher: str) -> str:
+def share_table(scores: Scores, teacher: str, over: Sequence[str] = ()) -> str:
     """The shares with their intervals, and how they are meant."""
     def cell(share: tuple[float, float, float] | None) -> str:
         if share is None:
@@ -153,14 +163,20 @@ def share_table(scores: Scores, teacher: str) -> str:
 
     rows = [{"model": row["model"], "tasks": f"{len(row['tasks'])}: {', '.join(row['tasks'])}",
              **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
-             **{formula: cell(row[formula]) for formula in FORMULAS}} for row in share_rows(scores, teacher)]
+             **{formula: cell(row[formula]) for formula in FORMULAS}}
+            for row in share_rows(scores, teacher, over)]
     if not rows:
-        return (f"{NOT_RUN}: no model has finished a task that {teacher} has finished on the same data."
-                f"\n\n{CLAIMS}")
+        return (f"{NOT_RUN}: no model has finished {'all these tasks' if over else 'a task'} that {teacher} "
+                f"has finished on the same data.\n\n{CLAIMS}")
+    lacking = [name for name in scores if name != teacher and name not in {row["model"] for row in rows}]
+    which = ("the tasks that both have finished on the same part of the data, with and without WNLI; rows "
+             "over other tasks cannot be compared.")
+    if over:
+        which = ("the same tasks for all, each finished on the same part of the data, with and without WNLI."
+                 + (f" Not finished on all of them: {', '.join(lacking)}." if lacking else ""))
     return "\n\n".join([
         markdown(rows),
-        f"Of {teacher}, over the tasks that both have finished on the same part of the data, with and "
-        "without WNLI; rows over other tasks cannot be compared. In brackets the 95 % interval of a "
+        f"Of {teacher}, over {which} In brackets the 95 % interval of a "
         "bootstrap over the seeds of fine-tuning: a task with one seed adds nothing to it, and a model that "
         "was trained once says nothing of another training. 'Not defined': a score of the teacher is not "
         "above 0.", CLAIMS])

@@ -144,6 +144,26 @@ def test_both_formulas_of_the_share_by_hand(runs):
     assert published[0]["ratio of means"][0] == pytest.approx((51.3 + 56.3) / (56.3 + 53.5))
 
 
+def test_shares_over_the_same_tasks_for_all(runs):
+    """`wide` has one task more, `narrow` one less: the one is judged on the tasks named, the other not at all."""
+    tuned(runs / "big-rte", "models/big", "rte", [60.0])
+    for name, tasks in (("wide", {"cola": 25.0, "wnli": 50.0, "rte": 6.0}), ("narrow", {"wnli": 50.0})):
+        for task, value in tasks.items():
+            tuned(runs / f"{name}-{task}", f"models/{name}", task, [value],
+                  "matthews" if task == "cola" else "accuracy")
+    text, result = report(runs, share_tasks=("wnli", "cola"))
+    [wide, without] = [row for row in result["shares"] if row["model"] == "wide"]
+    assert wide["tasks"] == ["wnli", "cola"] and without["tasks"] == ["cola"]
+    assert wide["mean of ratios"][0] == pytest.approx((25 / 50 + 50 / 50) / 2)
+    assert all(row["model"] != "narrow" for row in result["shares"])
+    assert "Not finished on all of them: narrow." in text
+    assert "--share-tasks wnli cola" in text
+    with pytest.raises(UserError, match="--share-tasks mrpc: big has not finished it"):
+        report(runs, share_tasks=("cola", "mrpc"))
+    with pytest.raises(UserError, match="--share-tasks needs --teacher"):
+        report(runs, teacher=None, share_tasks=("cola",))
+
+
 def test_a_margin_inside_the_spread_is_no_finding(runs):
     tuned(runs / "better-cola", "models/better", "cola", [32.0, 33.0, 34.0], "matthews")
     text, _ = report(runs)
