@@ -32,8 +32,8 @@ from minibert.hub import load_config
 from minibert.inner_methods import Learner, Projections, check_fit, term_counts, tinybert
 from minibert.optim import adamw, learning_rate, warmup_steps
 from minibert.options import parse
-from minibert.run_folder import (append_row, cut_metrics, end_stopped, open_run, read_result, say,
-                                 stop_requests)
+from minibert.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
+                                 read_result, say, stop_requests)
 from minibert.runtime import describe, start
 from minibert.step import skipped_running, training_step
 from minibert.task_data import Split, ask, check_data, dev_of, fingerprints, judge, read_task, some_of
@@ -93,7 +93,9 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
 
     def keep_best() -> None:  # after the step's checkpoint, which can make it again where a kill came between
         if runtime.is_writer and best and best["step"] == done:
-            outputs = ask(stage.learner, deciding, runtime, "judging again") if said is None else said
+            outputs = said
+            if said is None:
+                outputs = ask(stage.learner, deciding, runtime, options.micro_tokens, "judging again")
             write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(outputs)})
             minibert.save(stage.learner, out / "model", tokenizer, format="auto", card=card_of(options, task))
 
@@ -123,7 +125,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
             if runtime.is_writer:
                 progress(done, row)
                 if done in ends and stage.dev:
-                    judged = {name: judge(stage.learner, task, split, runtime)
+                    judged = {name: judge(stage.learner, task, split, runtime, options.micro_tokens)
                               for name, split in stage.dev.items()}
                     row["dev"] = scores = {name: some for name, (some, _) in judged.items()}
                     first, metric = next(iter(judged)), task.metrics[0]
@@ -246,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
         open_run(out, options, MAY_CHANGE)
         check_seeds(out, options)
         check_data(out, options, data)
+        weights = check_weights(out, {"model": options.model, "teacher": options.teacher})
     runtime.barrier()
     teacher, targets, layers, teacher_scores = None, {}, [], {}
     if options.teacher:
@@ -262,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: getattr(task, name)
                     for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
         write_json(out / "config.json", {"options": dataclasses.asdict(options), "task": settings,
-                                         "data": data, **describe(runtime)})
+                                         "data": data, "weights": weights, **describe(runtime)})
     if options.method == "tinybert":
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
             f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")

@@ -21,6 +21,7 @@ from torch import nn
 import minibert
 from minibert import report
 from minibert.checkpoint import load_checkpoint, save_checkpoint
+from minibert.config import PRESETS
 from minibert.corpus import Corpus, NoSequences, open_corpus
 from minibert.disk import write_json
 from minibert.errors import UserError, run_script
@@ -34,8 +35,8 @@ from minibert.optim import OPTIMIZERS, learning_rate, warmup_steps
 from minibert.options import parse
 from minibert.prepare import prepare
 from minibert.python_docs import prepare_python_docs
-from minibert.run_folder import (append_row, check_corpus, cut_metrics, end_stopped, last_tokens, open_run,
-                                 say, stop_requests)
+from minibert.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
+                                 last_tokens, open_run, say, stop_requests)
 from minibert.runtime import Runtime, compile_encoder, describe, start
 from minibert.schedules import (TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at, stage_weights,
                                 stages)
@@ -239,9 +240,12 @@ def at_step(step: int, run: Run, options: Options, optimizer: torch.optim.Optimi
 def open_metrics(run: Run, options: Options, runtime: Runtime, out: Path, done: int) -> None:
     """Writes config.json, cuts metrics.jsonl back to the step that is resumed from, says what is trained."""
     check_corpus(out, run.corpus)
+    weights = check_weights(out, {
+        "teacher": None if run.teacher is None else options.teacher or BUNDLED_TEACHER,
+        "student": None if options.student in PRESETS else options.student})
     cut_metrics(out / "metrics.jsonl", done)
     write_json(out / "config.json", {"options": dataclasses.asdict(options), "steps": run.steps,
-                                     "corpus": run.corpus.fingerprint,
+                                     "corpus": run.corpus.fingerprint, "weights": weights,
                                      "student": dataclasses.asdict(run.student.encoder.config),
                                      **describe(runtime)})
     say(f"{options.method}: {sum(p.numel() for p in run.student.parameters()):,} parameters, "
@@ -262,6 +266,8 @@ def finish(run: Run, initial: nn.Module | None, options: Options, runtime: Runti
     if run.held_out:
         summary |= compare(run, initial.eval(), options, runtime)
     write_json(out / "summary.json", summary)
+    if run.held_out and options.method not in INNER:  # these have no heads
+        show_sentences(run, initial, runtime)
     drawn = report.plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
@@ -282,11 +288,19 @@ def compare(run: Run, initial: nn.Module, options: Options, runtime: Runtime) ->
     rows = report.comparison(models, scores, report.tokens_per_second(models, held_out, runtime))
     say("\n" + table(
         rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
-    for sentence in () if options.method in INNER else report.SENTENCES:
+    return {"held_out": scores, "table": rows}
+
+
+def show_sentences(run: Run, initial: nn.Module, runtime: Runtime) -> None:
+    """Shows what each model puts at the mask of some sentences, those that it has the positions for."""
+    models = {"teacher": run.teacher, "student, initial": initial, "student, trained": run.student}
+    for sentence in report.SENTENCES:
+        if len(run.tokenizer.encode([sentence])[0][0]) > run.student.config.max_positions:
+            continue
         say(f"\n{sentence}")
         for name, model in models.items():
-            say(f"  {name:18} {', '.join(report.fill_masks(model, run.tokenizer, sentence, runtime))}")
-    return {"held_out": scores, "table": rows}
+            if model is not None:
+                say(f"  {name:18} {', '.join(report.fill_masks(model, run.tokenizer, sentence, runtime))}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
         if why_not(engine, runtime.device):
             continue
         made = fast(model, engine.split()[1]) if engine != "minibert" else model
-        scores, logits = judge(made, task, split, runtime, order)
+        scores, logits = judge(made, task, split, runtime, order=order)
         found[engine] = {**scores,
                          "largest_logit_change": float(abs(logits - exact).max()),
                          "mean_logit_change": float(abs(logits - exact).mean())}

@@ -10,7 +10,7 @@ class UserError(Exception):
     """One clear sentence that names the file, line, option or tensor at fault and what to do about it."""
 
 
-def sentence(error: UserError) -> str:
+def sentence(error: UserError | str) -> str:
     """The message on one line: what a hostile file put into it can neither break it, nor steer a terminal.
 
     At most 2,000 characters, since it may name a file's every tensor.
@@ -21,7 +21,9 @@ def sentence(error: UserError) -> str:
 
 
 def run_script(main) -> None:
-    """Calls `main()`; a `UserError` becomes one line on stderr and exit code 2, without a traceback."""
+    """Calls `main()`; a `UserError`, or what the system refuses, becomes one line on stderr and exit code 2,
+    without a traceback.
+    """
     try:
         main()
     except UserError as error:
@@ -30,6 +32,10 @@ def run_script(main) -> None:
     except BrokenPipeError:  # what reads the output, like `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a folder that may not be read, a name that is too long, a full disk
+        where = f"{error.filename} cannot be used: " if error.filename else ""
+        print(f"error: {sentence(where + (error.strerror or str(error)))}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -56,8 +56,13 @@ class Examples:
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
-def check_segments(examples: Examples, config: Config, name: str) -> None:
-    """`UserError` where these are pairs of texts and the model `name` has one token type; none is enough."""
+def check_examples(examples: Examples, config: Config, name: str) -> None:
+    """`UserError` where one is longer than the model `name` has positions, or where these are pairs of texts
+    and it has one token type; none is enough.
+    """
+    if (longest := examples.lengths.max()) > config.max_positions:
+        raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
+                        f"give --max-length {config.max_positions}, or take another model")
     if 0 < config.segments <= examples.segments.max():
         raise UserError(f"{name} has one token type (type_vocab_size 1), and pairs of texts need two: take "
                         "another model, or single texts")

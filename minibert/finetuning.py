@@ -22,6 +22,7 @@ from minibert.inference import MICRO_TOKENS, outputs
 from minibert.losses import at_least_fp32
 from minibert.runtime import Runtime
 from minibert.span_loss import span_distillation, span_loss
+from minibert.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,11 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
     return {"logits": logits, "cls": cls}
 
 
-def align_labels(teacher_labels: tuple[str, ...], labels: tuple[str, ...]) -> list[int]:
-    """For each label the teacher's class number, by name; `UserError` where the two sets of names differ."""
-    if sorted(teacher_labels) != sorted(labels):
-        raise UserError(f"the teacher's labels are {', '.join(teacher_labels)}, "
-                        f"the task's {', '.join(labels)}: they must have the same names, in any order")
-    return [teacher_labels.index(label) for label in labels]
+def align_labels(theirs: tuple[str, ...], task: Task, model: str) -> list[int]:
+    """For each label of the task the class number of `model`, whose labels are `theirs`, by name;
+    `UserError` where the two sets of names differ.
+    """
+    if sorted(theirs) != sorted(task.labels):
+        raise UserError(f"{model} has the labels {', '.join(theirs)}, and {task.name} has "
+                        f"{', '.join(task.labels)}: they must have the same names, in any order")
+    return [theirs.index(label) for label in task.labels]

@@ -85,6 +85,12 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")[0]
 
 
+def stated_head(folder_or_hub_name: str | Path) -> str | None:
+    """The head that the config.json of a folder or hub name states; None where it states none."""
+    folder = local_folder(folder_or_hub_name, weights=False)
+    return parse(read_json(existing(folder / "config.json")), folder / "config.json")[1]
+
+
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
     """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
     if tokenizer.vocab_size > config.vocab_size:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from minibert.batch import rows_of
-from minibert.examples import Examples, check_segments, encode
+from minibert.errors import UserError
+from minibert.examples import Examples, check_examples, encode
 from minibert.feed import groups
-from minibert.heads import Span, encoder_of
+from minibert.heads import Classifier, Span, encoder_of
 from minibert.runtime import Runtime
 from minibert.tokenizer import Tokenizer
 
@@ -54,11 +55,15 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
 
     `model.config.labels` names the classes.
     Texts longer than `max_length` (default: the model's positions) are cut.
+    `UserError` where the model is no classifier.
     """
+    if not isinstance(model, Classifier):
+        raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
+                        "it first")
     runtime = runtime or where_it_is(model)
     length = max_length or model.config.max_positions
     examples = encode(tokenizer, texts, pairs, length)
-    check_segments(examples, model.config, "the model")
+    check_examples(examples, model.config, "the model")
     return outputs(model.to(runtime.device), examples, runtime)
 
 

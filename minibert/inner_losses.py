@@ -44,11 +44,11 @@ def imitated_layers(student_layers: int, teacher_layers: int,
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
             raise UserError(f"a student of {student_layers} layers has no uniform layer map to a teacher of "
-                            f"{teacher_layers}: give a layer map")
+                            f"{teacher_layers}: give --imitate, one of the teacher's for each")
         return tuple(round(m * teacher_layers / student_layers) for m in range(student_layers + 1))
     if len(given) != student_layers or not all(1 <= g <= teacher_layers for g in given):
-        raise UserError(f"layer map {list(given)} does not give each of {student_layers} student layers "
-                        f"one of the teacher's layers 1 to {teacher_layers}")
+        raise UserError(f"--imitate {','.join(map(str, given))} does not give each of the {student_layers} "
+                        f"student layers one of the teacher's layers 1 to {teacher_layers}")
     return 0, *given
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minibert.batch import Batch, pack
-from minibert.disk import folder_within
+from minibert.disk import disk_errors, folder_within
 from minibert.errors import UserError
 from minibert.heads import Classifier, MaskedLM, Span, encoder_of
 from minibert.hf_config import describe, dump
@@ -230,7 +230,7 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
         raise UserError(f"a {head} model has no ONNX form here; choose one of the heads {', '.join(OUTPUTS)}")
     packages()
     text = dump(describe(config, head, "hf", "float32"))
-    with folder_within(folder) as made:
+    with disk_errors(folder), folder_within(folder) as made:
         write_onnx(model, made / "model.onnx")
         apart = deviation(model, made / "model.onnx")
         if not apart <= TOLERANCE:

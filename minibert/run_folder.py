@@ -16,6 +16,7 @@ from typing import NoReturn
 from minibert.corpus import Corpus
 from minibert.disk import disk_errors, read_json, read_text, write_text
 from minibert.errors import UserError
+from minibert.weight_files import weights_hash
 
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
          if hasattr(signal, name)]  # Windows has no SIGHUP
@@ -72,14 +73,23 @@ def open_run(out: Path, options, may_change: set[str]) -> None:
         if not isinstance(before, dict):
             raise UserError(f"{out / 'config.json'} is not that of a run: it has no options")
         now = json.loads(json.dumps(dataclasses.asdict(options)))
-        other = [f"--{name.replace('_', '-')} {before.get(name)}" for name in now
+        other = [as_given(name, before.get(name)) for name in now
                  if name not in may_change and now[name] != before.get(name)]
         if other:
-            raise UserError(f"the run in {out} was started with {', '.join(other)}: resume it with the same")
+            raise UserError(f"the run in {out} was started {', '.join(other)}: resume it like that")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
         (out / ".writable").unlink()
+
+
+def as_given(name: str, value) -> str:
+    """How an option was given, or that it was not, as words behind "was started"."""
+    option = f"--{name.replace('_', '-')}"
+    if value in (None, [], False):
+        return f"without {option}"
+    shown = "" if value is True else f" {' '.join(value) if isinstance(value, list) else value}"
+    return f"with {option}{shown}"
 
 
 def check_corpus(out: Path, corpus: Corpus) -> None:
@@ -88,6 +98,19 @@ def check_corpus(out: Path, corpus: Corpus) -> None:
     if before not in (None, corpus.fingerprint):
         raise UserError(f"the corpus is not the one that the run in {out} was started with; give the same "
                         "text, or start a new run with another --out")
+
+
+def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
+    """Hashes of the models' weights, by the option that names them; `UserError` where the run in `out` was
+    started with other weights under the same name: resumed, it would be neither run.
+    """
+    now = {option: weights_hash(name) for option, name in models.items() if name is not None}
+    before = read_json(out / "config.json").get("weights") if (out / "config.json").exists() else None
+    for option, value in now.items():
+        if isinstance(before, dict) and before.get(option) != value:
+            raise UserError(f"the weights of --{option} {models[option]} are not those that the run in {out} "
+                            "was started with; give the same, or start a new run with another --out")
+    return now
 
 
 def cut_metrics(path: Path, step: int) -> None:

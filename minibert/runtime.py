@@ -124,6 +124,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    if chosen.type == "meta":  # a device without numbers, to plan with
+        raise UserError("--device meta cannot be used: nothing is computed on it")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if precision == "auto":

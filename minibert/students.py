@@ -79,7 +79,7 @@ def encoder_from(teacher: Encoder, config: Config, layers: list[int], fold_segme
         raise UserError(f"layer map {layers} does not give {config.layers} layers "
                         f"out of 0 to {teacher.config.layers - 1}")
     for name in ("intermediate_size", "heads", "embedding_size", "bottleneck_size", "feed_forwards",
-                 "attention_input", "norm"):
+                 "attention_input", "norm", "activation", "norm_eps"):
         if getattr(config, name, None) != getattr(teacher.config, name, None):
             raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; "
                             "use --init random")
@@ -235,8 +235,10 @@ def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | En
         check_student(options, weights, student.config, teacher.config)
         return student
     if name:
-        config = preset_for(options, name, vocab_size=teacher.config.vocab_size,
-                            max_positions=teacher.config.max_positions, pad_id=teacher.config.pad_id)
+        same = ["vocab_size", "max_positions", "pad_id"]
+        if options.init == "teacher" and options.method != "mobilebert":  # its layers are copied
+            same += ["activation", "norm_eps"]
+        config = preset_for(options, name, **{field: getattr(teacher.config, field) for field in same})
     elif options.method == "mobilebert":
         config = mobilebert_of(teacher.config)
     else:

@@ -15,9 +15,9 @@ from minibert import metrics, squad, squad_data
 from minibert.csv_files import read_csv, read_csv_splits
 from minibert.disk import read_json, read_text, write_text
 from minibert.errors import UserError
-from minibert.examples import Examples, check_segments, encode, make_examples
-from minibert.hub import check_pieces, load_config
-from minibert.inference import outputs
+from minibert.examples import Examples, check_examples, encode, make_examples
+from minibert.hub import check_pieces, load_config, stated_head
+from minibert.inference import MICRO_TOKENS, outputs
 from minibert.progress import counting
 from minibert.readers import majority, read_examples
 from minibert.runtime import Runtime
@@ -63,15 +63,17 @@ def rows_of_task(options) -> tuple[Task, dict[str, list]]:
             wanted += [name for name in task.test_splits if name != "ax"]
         return task, {split: read_examples(task, options.data, split) for split in wanted}
     if options.evaluate:  # the labels are the model's: a file to judge it on may lack some
-        config = load_config(options.model)
+        config, head = load_config(options.model), stated_head(options.model)
+        if head not in ("classification", None):
+            raise UserError(f"{options.model} has no head for {options.task}: fine-tune it first")
         labels = () if config.regression else config.labels
         path = options.dev or options.task
-        task = Task(Path(path).name, labels, labels, ("pearson", "spearman") if config.regression
+        task = Task(options.model, labels, labels, ("pearson", "spearman") if config.regression
                     else ("accuracy", "matthews"), regression=config.regression)
         rows = read_csv(path, task)[1]
         if rows[0].label is None:
             raise UserError(f"{path} has no column 'label' or 'score' to judge by")
-        return task, {"all rows": rows}
+        return dataclasses.replace(task, name=Path(path).name), {"all rows": rows}
     task, train, dev = read_csv_splits(options.task, options.dev)
     return task, {"train": train, "dev": dev}
 
@@ -99,7 +101,7 @@ def read_task(options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
         pairs = bool(splits["train"].examples.segments.any())  # of SQuAD, too
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
     for split in splits.values():
-        check_segments(split.examples, config, options.model)
+        check_examples(split.examples, config, options.model)
     return task, splits
 
 
@@ -142,6 +144,8 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) ->
                                 + ("pairs, so a line is two texts with one tab between them" if pairs else
                                    "single texts, so a line is one text: replace its tab by a space"))
             lines += [texts] if texts else []
+    if not lines:
+        raise UserError(f"--transfer {' '.join(files)}: there is no text")
     labels = np.full(len(lines), math.nan, np.float32) if task.regression else np.full(len(lines), -1)
     second = [texts[1] for texts in lines] if pairs else None
     return Split(lines, encode(tokenizer, [texts[0] for texts in lines], second, task.max_length, labels))
@@ -185,9 +189,10 @@ def some_of(split: Split, n: int) -> Split:
     return Split(split.rows, split.examples.part(chosen), [split.windows[i] for i in chosen])
 
 
-def ask(model: nn.Module, split: Split, runtime: Runtime, what: str) -> np.ndarray:
+def ask(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str) -> np.ndarray:
     """The model's outputs on a split, as `inference.outputs` has them; `what` names the work as it goes."""
-    return outputs(model, split.examples, runtime, progress=counting(what, int(split.examples.lengths.sum())))
+    return outputs(model, split.examples, runtime, micro_tokens,
+                   counting(what, int(split.examples.lengths.sum())))
 
 
 def answers_of(task: Task, split: Split, out: np.ndarray, order: list[int] | None = None):
@@ -208,10 +213,10 @@ def score(task: Task, split: Split, answers) -> dict[str, float]:
             for name, value in metrics.score(task.metrics, answers, split.examples.labels).items()}
 
 
-def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
+def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime, micro_tokens: int = MICRO_TOKENS,
           order: list[int] | None = None) -> tuple[dict[str, float], np.ndarray]:
     """Scores of a model on a split, in percent, and the outputs that they were read from."""
-    out = ask(model, split, runtime, f"judging {len(split.rows):,} examples")
+    out = ask(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
     return score(task, split, answers_of(task, split, out, order)), out
 
 

@@ -11,10 +11,10 @@ from torch import nn
 
 import minibert
 from minibert.errors import UserError
-from minibert.examples import check_segments
+from minibert.examples import check_examples
 from minibert.finetuning import align_labels, patience_layers, teacher_outputs
 from minibert.heads import Classifier, Span
-from minibert.hub import load_config
+from minibert.hub import check_pieces, load_config
 from minibert.options import dropouts
 from minibert.progress import counting
 from minibert.run_folder import say
@@ -55,7 +55,7 @@ def load_tuned(name: str, task: Task) -> tuple[nn.Module, list[int]]:
     if model.config.regression != task.regression:
         raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
                         f"{task.name} has {'scores' if task.regression else 'classes'}")
-    return model, [0] if task.regression else align_labels(model.config.labels, task.labels)
+    return model, [0] if task.regression else align_labels(model.config.labels, task, name)
 
 
 def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher: nn.Module, order: list[int],
@@ -67,12 +67,13 @@ def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher
     """
     student, theirs = load_config(options.model), minibert.load_tokenizer(options.teacher)
     examples = train.examples
+    check_pieces(theirs, teacher.config, options.teacher)
     if theirs.sha256 != tokenizer.sha256:
         if task.name == "squad" or options.transfer or options.method == "tinybert":
             raise UserError(f"teacher {options.teacher} and model {options.model} "
                             "have different vocabularies")
         examples = tokenised(task, train.rows, theirs, options.stride).examples
-    check_segments(examples, teacher.config, options.teacher)
+    check_examples(examples, teacher.config, f"--teacher {options.teacher}")
     pairs = []
     if options.method == "pkd":
         pairs = patience_layers(student.layers, teacher.config.layers, options.patience)
@@ -92,5 +93,9 @@ def judge_teacher(options, task: Task, splits: dict[str, Split], teacher: nn.Mod
                   runtime: Runtime) -> dict[str, dict[str, float]]:
     """The teacher's scores on each dev split, read with its own tokenizer."""
     theirs = minibert.load_tokenizer(options.teacher)
-    return {name: judge(teacher, task, tokenised(task, split.rows, theirs, options.stride), runtime, order)[0]
-            for name, split in dev_of(task, splits).items()}
+    scores = {}
+    for name, split in dev_of(task, splits).items():
+        seen = tokenised(task, split.rows, theirs, options.stride)
+        check_examples(seen.examples, teacher.config, f"--teacher {options.teacher}")
+        scores[name] = judge(teacher, task, seen, runtime, options.micro_tokens, order)[0]
+    return scores

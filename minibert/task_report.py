@@ -122,7 +122,8 @@ def write_predictions(folder: Path, task: Task, splits, model, order: list[int] 
         except UserError as error:
             say(f"no predictions for AX: {error}")
     for name, split in some.items():
-        answers = answers_of(task, split, ask(model, split, runtime, f"predicting {name}"), order)
+        said = ask(model, split, runtime, options.micro_tokens, f"predicting {name}")
+        answers = answers_of(task, split, said, order)
         say("predictions:", write_submission(folder, task, name, answers))
 
 
@@ -134,7 +135,7 @@ def evaluate_only(options, task: Task, splits, runtime) -> None:
     for name, split in splits.items():
         if name in task.test_splits:
             continue
-        scores[name], out = judge(model, task, split, runtime, order)
+        scores[name], out = judge(model, task, split, runtime, options.micro_tokens, order)
         say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): {shown({name: scores[name]})}")
         if (task.name != "squad" and not task.regression
                 and (constant := metrics.constant_class(answers_of(task, split, out, order))) is not None):

@@ -113,6 +113,8 @@ class Tokenizer:
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
         """What the backend makes of each line, without special tokens and truncation; `offsets` if asked."""
+        if isinstance(lines, str):  # it would be read as a list of its characters
+            raise UserError("texts are a list, also where there is one: [text]")
         lines = list(lines)
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
         for i in range(0, len(lines), ENCODED_AT_ONCE):

@@ -1,5 +1,6 @@
 """The weight files of a model folder: safetensors, shards, and pickles for the converter only."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minibert.disk import disk_errors, fsync, read_json
+from minibert.disk import disk_errors, fsync, read_json, sha256_of
 from minibert.errors import UserError
+from minibert.folders import BIN_FILES, SAFETENSORS_FILES, local_folder
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
@@ -43,6 +45,17 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
             raise UserError(f"{index.parent / file} lacks {', '.join(absent)}, which {index.name} promises")
         tensors |= shard
     return tensors
+
+
+def weights_hash(name: str | Path) -> str:
+    """A hash of a model's weight files, in a folder or from the hub;
+    other weights have, in practice, another one.
+    """
+    folder, digest = local_folder(name), hashlib.sha256()
+    for pattern in (*SAFETENSORS_FILES, *BIN_FILES):
+        for file in sorted(folder.glob(pattern)):
+            digest.update(f"{file.name} {sha256_of(file)} ".encode())
+    return digest.hexdigest()[:16]
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -24,10 +24,11 @@ import finetune
 import minibert
 from minibert import task_data, weight_files
 from minibert.errors import UserError
-from minibert.finetune_options import Options, resolve
+from minibert.finetune_options import MAY_CHANGE, Options, resolve
 from minibert.heads import Classifier, MaskedLM, Span
 from minibert.model import init_weights
 from minibert.options import parse
+from minibert.run_folder import open_run
 from minibert.runtime import start
 from minibert.tokenizer import train_tokenizer
 from test_train import ROOT, handlers  # noqa: F401  (an autouse fixture)
@@ -386,6 +387,72 @@ def test_a_run_is_not_resumed_on_other_data(folder, tuned, tmp_path):
     for other in ({}, {"data": []}, {"data": {}}):
         (tmp_path / "run" / "config.json").write_text(json.dumps({"options": config["options"]} | other))
         refused(argv, "the train examples are not those")
+
+
+def changed_weights(folder):
+    """The model in a folder, with other weights under the same name."""
+    model, tokenizer = minibert.load(folder), minibert.load_tokenizer(folder)
+    for p in model.parameters():
+        p.data += 0.01
+    minibert.save(model, folder, tokenizer)
+
+
+@pytest.mark.parametrize("option", ["model", "teacher"])
+def test_a_run_is_not_resumed_with_other_weights_under_the_same_name(folder, tuned, tmp_path, option):
+    models = {"model": folder / "model", "teacher": tuned / "reviews" / "model"}
+    models[option] = shutil.copytree(models[option], tmp_path / option)
+    argv = options(folder, "reviews.csv", tmp_path / "run", "--resume", epochs=1, **models)
+    finetune.main(argv)
+    finetune.main([*argv, "--seeds", "2"])  # as they were
+    changed_weights(tmp_path / option)
+    refused([*argv, "--seeds", "3"], f"the weights of --{option} {tmp_path / option} are not those", "--out")
+
+
+def test_a_pass_holds_no_more_than_micro_tokens_in_judging_too(folder, tuned, tmp_path, monkeypatch):
+    """Judging the teacher, after each epoch, and by itself; no text of these is longer."""
+    seen, forward = [], Classifier.forward
+    monkeypatch.setattr(Classifier, "forward", lambda self, batch: (seen.append(len(batch.ids)),
+                                                                    forward(self, batch))[1])
+    teacher = tuned / "reviews" / "model"
+    finetune.main(options(folder, "reviews.csv", tmp_path / "run", "--micro-tokens", "90", teacher=teacher))
+    finetune.main(["--evaluate", "--model", str(teacher), "--task", str(folder / "reviews.csv"),
+                   "--micro-tokens", "90", "--max-length", "80"])
+    assert 60 < max(seen) <= 90
+
+
+def test_a_teacher_that_cannot_read_the_examples_is_named(folder, tuned, tmp_path):
+    model = minibert.load(tuned / "reviews" / "model")
+    for field, value, words in (("vocab_size", 50, "pieces"), ("max_positions", 8, "--max-length 8")):
+        small = Classifier(replace(model.config, **{field: value}))
+        minibert.save(init_weights(small), tmp_path / field, minibert.load_tokenizer(folder / "model"))
+        refused(options(folder, "reviews.csv", tmp_path / f"run-{field}", teacher=tmp_path / field),
+                str(tmp_path / field), words)
+
+
+def test_what_a_model_cannot_be_judged_on_is_said_of_the_model(folder, tuned):
+    reviews = tuned / "reviews" / "model"
+    judge = ["--evaluate", "--max-length", "80", "--model"]
+    refused([*judge, str(folder / "model"), "--task", str(folder / "reviews.csv")],
+            f"{folder / 'model'} has no head for", "fine-tune it first")
+    refused([*judge, str(reviews), "--task", str(folder / "scores.csv")],
+            f"names 'score' where {reviews} has 'label'")
+
+
+def test_how_a_run_was_started_is_said_as_it_would_be_typed(folder, tmp_path):
+    argv = options(folder, "reviews.csv", tmp_path / "run", epochs=1, **{"max-length": None})
+    finetune.main(argv)
+    for more, words in ((["--max-length", "50"], "started without --max-length:"),
+                        (["--warmup", "0.5"], "started with --warmup 0.1:"),
+                        (["--augmented", "a.csv"], "started without --augmented:")):
+        with pytest.raises(UserError, match=words):
+            given = resolve(parse(Options, [*argv, "--resume", *more], "", ""))
+            open_run(tmp_path / "run", given, MAY_CHANGE)
+
+
+def test_an_empty_file_to_transfer_from_is_named(folder, tuned, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    refused(options(folder, "reviews.csv", tmp_path / "run", teacher=tuned / "reviews" / "model",
+                    transfer=tmp_path / "empty.txt"), "--transfer", "empty.txt: there is no text")
 
 
 def test_other_data_of_a_known_task_are_named_by_their_folder(folder, tmp_path):

@@ -3,6 +3,7 @@ and over micro-batches; examples and inference.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from minibert.inference import embed, outputs, predict
 from minibert.model import init_weights
 from minibert.names import to_hf
 from minibert.runtime import Runtime
+from minibert.tasks import TASKS
 from minibert.tokenizer import train_tokenizer
 
 LENGTHS = [3, 11, 4, 9, 3, 12, 2, 7]
@@ -281,10 +283,22 @@ def test_span_outputs_are_rows_of_tokens_in_order(tiny_config):
         np.testing.assert_allclose(whole, model(data.batch(np.arange(8))), atol=1e-5)
 
 
+def test_one_text_is_not_read_as_its_characters(tiny_config):
+    tokenizer = train_tokenizer(["what a film"] * 3, 30)
+    config = replace(tiny_config, vocab_size=tokenizer.vocab_size)
+    model = Classifier(config)
+    assert predict(model, tokenizer, ["a film"]).shape[0] == embed(model, tokenizer, ["a film"]).shape[0] == 1
+    for run in (predict, embed):
+        with pytest.raises(UserError, match="list"):
+            run(model, tokenizer, "a film")
+    with pytest.raises(UserError, match="predict needs a classifier, and this model is a Span"):
+        predict(Span(config), tokenizer, ["a film"])
+
+
 def test_labels_are_aligned_by_name():
-    assert align_labels(("neutral", "entailment", "contradiction"),
-                        ("contradiction", "entailment", "neutral")) == [2, 1, 0]
-    with pytest.raises(UserError, match="same names"):
-        align_labels(("LABEL_0", "LABEL_1"), ("no", "yes"))
+    task = replace(TASKS["mnli"], labels=("contradiction", "entailment", "neutral"))
+    assert align_labels(("neutral", "entailment", "contradiction"), task, "teacher") == [2, 1, 0]
+    with pytest.raises(UserError, match="runs/t has the labels LABEL_0, LABEL_1, and mnli has contradiction"):
+        align_labels(("LABEL_0", "LABEL_1"), task, "runs/t")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minibert.disk import write_json
-from minibert.errors import UserError, sentence
+from minibert.errors import UserError, run_script, sentence
 from minibert.run_folder import (append_row, cut_metrics, last_tokens, open_run, read_result, rows_up_to,
                                  stop_requests)
 
@@ -72,6 +72,18 @@ def test_a_damaged_result_names_its_file(tmp_path, content):
     write_json(tmp_path / "result.json", content)
     with pytest.raises(UserError, match="result.json"):
         read_result(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("error, said", [
+    (PermissionError(13, "Permission denied", "my/text"), "my/text cannot be used: Permission denied"),
+    (OSError(28, "No space left on device"), "No space left on device")])
+def test_what_the_system_refuses_is_one_sentence(error, said, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_a_message_is_one_line_whatever_is_in_it():

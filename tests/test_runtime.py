@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from minibert.errors import UserError
 from minibert.heads import MaskedLM
 from minibert.runtime import Runtime, start
 from test_train import ROOT, folder, options  # noqa: F401  (folder is a fixture)
@@ -124,3 +125,8 @@ def test_all_ranks_stop_where_one_is_told_to(two_ranks):
     (checkpoint,) = (out / "checkpoint").glob("step-*")
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert checkpoint.name == f"step-{last['step']}" and last["stopping"]
+
+
+def test_a_device_without_numbers_is_refused():
+    with pytest.raises(UserError, match="--device meta"):
+        start("meta")

@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_one_clear_sentence(folder, student, tuned, tmp_pat
             ({"teacher": None}, ["--method tinybert", "--teacher"]),
             ({"model": tmp_path / "heads"}, ["4 heads", "2"]),
             ({"model": tmp_path / "words"}, ["vocabular"]),
-            ({"imitate": "3"}, ["layer map [3]", "1 to 2"]), ({"imitate": "1,2"}, ["layer map"]),
+            ({"imitate": "3"}, ["--imitate 3 ", "1 to 2"]), ({"imitate": "1,2"}, ["--imitate 1,2 "]),
             ({"imitate": "one"}, ["--imitate one"]), ({"weights": "soft=0"}, ["--weights soft=0"]),
             ({"intermediate-epochs": -1}, ["--intermediate-epochs"]),
             ({"augmented": tmp_path / "none.csv"}, ["none.csv"]),

@@ -312,6 +312,42 @@ def test_a_run_is_resumed_when_its_text_is_gone(folder, tmp_path, capsys):
     assert "resuming after step 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["teacher", "student"])
+def test_a_run_is_not_resumed_with_other_weights_under_the_same_name(folder, tmp_path, option):
+    given = {"teacher": folder / "teacher", "student": folder / "teacher"}
+    given[option] = shutil.copytree(folder / "teacher", tmp_path / option)
+    argv = options(folder, tmp_path / "run", "--resume", steps=1, **given)
+    train.main(argv)
+    train.main(argv)  # as they were
+    model = minibert.load(tmp_path / option)
+    model.mlm.bias.data += 0.01
+    minibert.save(model, tmp_path / option, minibert.load_tokenizer(folder / "teacher"))
+    refused(argv, f"the weights of --{option} {tmp_path / option} are not those", "--out")
+
+
+def test_a_preset_that_starts_as_its_teacher_computes_as_it_does(folder, tmp_path, monkeypatch):
+    """All layers of a teacher with another activation: the student is the teacher."""
+    teacher = minibert.load(folder / "teacher")
+    shape = dataclasses.replace(teacher.config, activation="relu", norm_eps=1e-3)
+    relu = MaskedLM(shape)
+    relu.load_state_dict(teacher.state_dict())
+    minibert.save(relu, tmp_path / "relu", minibert.load_tokenizer(folder / "teacher"))
+    monkeypatch.setitem(PRESETS, "tiny", teacher.config)
+    train.main(options(folder, tmp_path / "run", "--precision", "fp32", teacher=tmp_path / "relu",
+                       student="tiny", steps=1, lr=0))
+    held_out = json.loads((tmp_path / "run" / "summary.json").read_text())["held_out"]
+    assert held_out["student, initial"]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_too_short_for_the_closing_sentences_ends_well(folder, tmp_path, capsys):
+    config = dataclasses.replace(minibert.load(folder / "teacher").config, max_positions=12)
+    tokenizer = minibert.load_tokenizer(folder / "teacher")
+    minibert.save(init_weights(MaskedLM(config)), tmp_path / "short", tokenizer)
+    train.main(options(folder, tmp_path / "run", teacher=tmp_path / "short", steps=1, **{"max-length": 12}))
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert "The function returns" not in capsys.readouterr().out
+
+
 def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     out = tmp_path / "run"
     refused(options(folder, out, corpus=tmp_path / "none.txt"), "none.txt")
