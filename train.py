@@ -267,7 +267,8 @@ def finish(run: Run, initial: nn.Module | None, options: Options, runtime: Runti
         summary |= compare(run, initial.eval(), options, runtime)
     write_json(out / "summary.json", summary)
     if run.held_out and options.method not in INNER:  # these have no heads
-        show_sentences(run, initial, runtime)
+        models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
+        say(*report.filled_sentences(models, run.tokenizer, runtime), sep="\n")
     drawn = report.plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
@@ -289,18 +290,6 @@ def compare(run: Run, initial: nn.Module, options: Options, runtime: Runtime) ->
     say("\n" + table(
         rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
     return {"held_out": scores, "table": rows}
-
-
-def show_sentences(run: Run, initial: nn.Module, runtime: Runtime) -> None:
-    """Shows what each model puts at the mask of some sentences, those that it has the positions for."""
-    models = {"teacher": run.teacher, "student, initial": initial, "student, trained": run.student}
-    for sentence in report.SENTENCES:
-        if len(run.tokenizer.encode([sentence])[0][0]) > run.student.config.max_positions:
-            continue
-        say(f"\n{sentence}")
-        for name, model in models.items():
-            if model is not None:
-                say(f"  {name:18} {', '.join(report.fill_masks(model, run.tokenizer, sentence, runtime))}")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,20 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: R
     return [tokenizer.id_to_piece(i) for i in logits[at, :tokenizer.vocab_size].topk(best).indices.tolist()]
 
 
+def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
+                     ) -> list[str]:
+    """Lines that show what each model puts at the mask of some sentences, if all have the positions."""
+    lines, models = [], {name: model for name, model in models.items() if model is not None}
+    positions = min(model.config.max_positions for model in models.values())
+    for sentence in SENTENCES:
+        if len(tokenizer.encode([sentence])[0][0]) > positions:
+            continue
+        lines += ["", sentence]
+        for name, model in models.items():
+            lines.append(f"  {name:18} {', '.join(fill_masks(model, tokenizer, sentence, runtime))}")
+    return lines
+
+
 def plot_curves(metrics: Path, target: Path) -> bool:
     """Draws each term of metrics.jsonl over tokens seen; False where there are no rows or no matplotlib."""
     plt, rows = pyplot(), rows_up_to(metrics)

@@ -56,10 +56,10 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
-def say(*words) -> None:
+def say(*words, sep: str = " ") -> None:
     """Prints, on the first rank only."""
     if os.environ.get("RANK", "0") == "0":
-        print(*words, flush=True)
+        print(*words, sep=sep, flush=True)
 
 
 def open_run(out: Path, options, may_change: set[str]) -> None:
