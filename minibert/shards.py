@@ -88,7 +88,8 @@ class PartWriter:
         elif self.open_document:
             documents = np.concatenate([[self.open_document], documents])
         self.open_document = int(documents[-1])
-        self.write("documents", documents[:-1])
+        documents = documents[:-1]
+        self.write("documents", documents[documents > 0])  # none is empty, though all its lines so far may be
         self.write("lines", lines)
         self.write("tokens", ids)
         self.counts += np.bincount(ids, minlength=len(self.counts)).astype(np.uint64)

@@ -201,6 +201,20 @@ def test_lines_without_tokens_do_not_count(tmp_path):
     assert prepared_documents(tmp_path / "out") == [["ba", "be"], ["bi"]]
 
 
+@pytest.mark.parametrize("nothing", ["\x00" * 9, "\u200b" * 3])
+def test_chunks_without_a_token_are_no_documents(tmp_path, monkeypatch, nothing):
+    """A document may begin and end in chunks of such lines, or be nothing else."""
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))
+    empty = f"{nothing}\n" * 60
+    path = write(tmp_path / "a.txt", f"{empty}\nba be\n\n{empty}bi\n{empty}\n{empty}\nbo\n\nbu\n{empty}")
+    for held_out in (0, 0.5):
+        out = tmp_path / str(held_out)
+        prepare([path], TOKENIZER, out, held_out=held_out, report=None)
+        found = [line for part in ("train", "held-out") for line in prepared_documents(out, part)]
+        assert sorted(found) == [["ba be"], ["bi"], ["bo"], ["bu"]]
+        open_corpus(out, min_length=3, parts=("train", "held-out"))
+
+
 def test_long_lines_are_tokenised_in_parts_with_the_same_result(monkeypatch):
     line = " ".join(np.random.default_rng(0).choice(WORDS + ["ba,be", "(bi)", "\u0301", "xyz"], 3000))
     for whole in (line, line.replace(" ", ","), "ba" * 3000):
