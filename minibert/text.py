@@ -26,8 +26,10 @@ CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 28
 HEAD_CHARACTERS = 1 << 16  # a document is held out or not by the hash of this much of it
 
+# what str.strip takes away, in UTF-8; a line of nothing else is blank, in bytes as in text
+SPACE = b"|".join(re.escape(chr(c).encode()) for c in range(0x3001) if chr(c).isspace() and chr(c) != "\n")
 # borders of documents in raw bytes: after a blank line; before a top-level WikiText heading
-BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?[ \t\r\f\v]*\n")
+BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?(?:%b)*+\n" % SPACE)
 HEADING_LINE = re.compile(rb"(?s).*\n(?=[ \t]*= (?!= )[^\n]* =[ \t\r]*\n)")
 HEADING = re.compile(r"= (?!= ).* =")
 JOINER = re.compile(r" @([-,.])@ ")

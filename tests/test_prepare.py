@@ -123,6 +123,31 @@ def test_chunks_are_whole_lines_and_end_at_borders(tmp_path, size):
         assert not any(chunk.continues for chunk in chunks)
 
 
+def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
+    """In the bytes that chunks are cut from as in the text; what has no width, like U+200B, is no space."""
+    spaces = [chr(c) for c in range(0x110000) if chr(c).isspace() and chr(c) != "\n"]
+    assert len(spaces) > 25 and all(text.BLANK_LINE.fullmatch(f" {c}{c}\n".encode()) for c in spaces)
+    assert not text.BLANK_LINE.match("\u3000ba\n\u200b\n\u3001\n".encode())
+
+    content = sample_text(60)
+    expected = [block.split("\n") for block in content.strip().split("\n\n")]
+    for i, blank in enumerate(("\u3000", "\u00a0 \u00a0")):
+        path = write(tmp_path / f"{i}.txt", content.replace("\n\n", f"\n{blank}\n"))
+        for size in (1, 64, 1000):  # chunks end on separators, too
+            assert read(path, size=size) == expected
+
+
+def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 1000))  # longer than any document
+    content = sample_text(100)
+    for name, blank in (("empty", ""), ("wide", "\u3000")):
+        write(tmp_path / "a.txt", content.replace("\n\n", f"\n{blank}\n"))
+        prepare([tmp_path / "a.txt"], TOKENIZER, tmp_path / name, held_out=0.3, report=None)
+    for part in ("train", "held-out"):
+        documents = prepared_documents(tmp_path / "empty", part)
+        assert documents == prepared_documents(tmp_path / "wide", part) and len(documents) > 15
+
+
 @pytest.mark.parametrize("name, content, message", [
     ("a.txt", b"ba\n\nbe\nbi \xff\n", "a.txt, line 4: not UTF-8"),
     ("a.txt", "ba".encode("utf-16"), "a.txt, line 1: not UTF-8"),
