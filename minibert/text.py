@@ -60,7 +60,7 @@ def find_sources(paths: list[str | Path]) -> list[Source]:
         if (path / "corpus.json").exists():
             raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
         if path.is_dir():
-            found = [file for file in walk(path) if text_suffix(file) in SUFFIXES]
+            found = [file for file in walk(path, set()) if text_suffix(file) in SUFFIXES]
             if not found:
                 raise UserError(f"{path} holds no text files ({KINDS})")
             sources += [source(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in found]
@@ -83,15 +83,19 @@ def source(path: Path, name: str) -> Source:
         return Source(path, name, path.stat().st_size)
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Files below `folder` in sorted order, without hidden ones and without prepared corpora."""
+def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
+    """Files below `folder` in sorted order, without hidden ones and without prepared corpora.
+
+    Links to folders are followed; `entered` holds the real paths of folders that are not entered again.
+    """
+    entered.add(os.path.realpath(folder))
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if not path.is_dir():
             yield path
-        elif not path.is_symlink() and not (path / "corpus.json").exists():
-            yield from walk(path)
+        elif os.path.realpath(path) not in entered and not (path / "corpus.json").exists():
+            yield from walk(path, entered)
 
 
 def text_suffix(path: Path) -> str:

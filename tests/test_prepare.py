@@ -204,6 +204,19 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         find_sources([tmp_path / "endless.txt"])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_linked_folders_are_read_once(tmp_path):
+    for name in ("text/a.txt", "text/c/d.txt", "elsewhere/b.txt", "elsewhere/deep/e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, "ba\n")
+    prepare([tmp_path / "elsewhere"], TOKENIZER, tmp_path / "done", held_out=0, report=None)
+    for link, target in (("text/b", "../elsewhere"), ("text/z", "../elsewhere/deep"), ("text/c/up", ".."),
+                         ("elsewhere/self", "."), ("text/gone", "nowhere"), ("text/corpus", "../done")):
+        (tmp_path / link).symlink_to(target)
+    names = [source.name for source in find_sources([tmp_path / "text"])]
+    assert names == ["text/a.txt", "text/b/b.txt", "text/b/deep/e.txt", "text/c/d.txt"]
+
+
 # ---------------------------------------------------------------- tokens
 
 def test_what_is_written_is_the_text(tmp_path, monkeypatch):
