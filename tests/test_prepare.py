@@ -336,6 +336,31 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
         prepare([path], TOKENIZER, path / "out", report=None)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links, mount points")
+def test_links_are_resolved_and_mount_points_refused_at_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "ba be bi\n")
+    for name, target in (("new", "x"), ("empty", "y")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "y").mkdir()
+    for name, target in (("new", "x"), ("empty", "y")):
+        prepare([path], TOKENIZER, tmp_path / name, held_out=0, report=None)
+        assert (tmp_path / name).is_symlink() and (tmp_path / target / "corpus.json").exists()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prepare([path], TOKENIZER, ".", held_out=0, report=None)
+    assert (tmp_path / "here" / "corpus.json").exists()
+
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.setattr("minibert.disk.os.path.ismount", lambda path: path == tmp_path / "disk")
+    for name, message in (("disk", "disk is a mount point.*name a folder inside it"),
+                          ("link", "link is a mount point"), ("loop", "loop exists already")):
+        with pytest.raises(UserError, match=message), shards.new_folder(tmp_path / name):
+            pytest.fail("the work was begun")
+    assert not list(tmp_path.glob(".*"))
+
+
 def run(*arguments, **options):
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True,
                           **options)
@@ -352,7 +377,7 @@ def test_the_script_trains_a_vocabulary_and_prepares(tmp_path):
     tokenizer = minibert.load_tokenizer(tmp_path / "out" / "tokenizer")
     assert 30 < tokenizer.vocab_size == len(corpus.counts) < 90 and corpus.counts[tokenizer.unk_id] == 0
     assert f"the new vocabulary has {tokenizer.vocab_size} pieces: the text is too small" in done.stdout
-    again = run("a.txt", "--tokenizer", "out/tokenizer", "--out", "out", cwd=tmp_path, env=environment)
+    again = run("gone.txt", "--vocab-size", 90, "--out", "out", cwd=tmp_path, env=environment)
     assert again.returncode == 2 and again.stderr.startswith("error: out exists already")
     assert "Traceback" not in again.stderr
 
