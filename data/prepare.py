@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
 
+from minibert.disk import place_for  # noqa: E402
 from minibert.errors import UserError, run_script  # noqa: E402
 from minibert.prepare import prepare, training_lines  # noqa: E402
 from minibert.python_docs import prepare_python_docs, python_docs, split_docs  # noqa: E402
@@ -27,7 +28,7 @@ def main() -> None:
                         help="files or folders: .txt (a blank line between documents), .jsonl (field "
                         "\"text\"), WikiText's .tokens and .raw, each also with .gz or .xz; or the word "
                         "python-docs")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; must not exist yet")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; new or empty")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument("--tokenizer", metavar="DIR|NAME",
                             help="folder with tokenizer.json or vocab.txt, or name of a model on the hub")
@@ -55,6 +56,7 @@ def main() -> None:
     # a terminated run leaves nothing behind, like an interrupted one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
+    place_for(Path(args.out))  # refused before a vocabulary is trained
     if args.vocab_size is None:
         tokenizer = load_tokenizer(args.tokenizer)
     else:

@@ -14,7 +14,7 @@ from functools import partial as bind
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from minibert.disk import disk_errors, writing
+from minibert.disk import disk_errors, place_for, writing
 from minibert.errors import UserError
 
 CHUNK = 1 << 16
@@ -35,9 +35,10 @@ def unpack(archive: Path, folder: str, limit: int = MAX_UNPACKED) -> None:
     Whatever else lies in the archive is left out. Nothing at all is unpacked if it holds an absolute path,
     one with `..`, a link or a device (no data set has any), or in sum more than `limit` bytes.
     """
-    target = archive.parent / folder
+    target = place_for(archive.parent / folder)
     with disk_errors(target):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", dir=archive.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", dir=target.parent))
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
     try:
         # note: not shards.new_folder, which flushes file by file; IMDb has 100,000
@@ -55,7 +56,7 @@ def unpack(archive: Path, folder: str, limit: int = MAX_UNPACKED) -> None:
             raise UserError(f"{archive} holds no folder {folder}")
         with disk_errors(target):
             if target.is_dir():
-                target.rmdir()  # empty: obtain() keeps any other
+                target.rmdir()  # empty, as place_for saw
             os.rename(temporary / folder, target)
     except UserError:
         raise

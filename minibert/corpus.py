@@ -7,6 +7,7 @@ a temporary file without a name: memory does not grow with the corpus.
 
 import hashlib
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,13 +30,13 @@ class NoSequences(UserError):
 class Corpus:
     """The sequences of a prepared folder; see `open_corpus`.
 
-    `counts`: uint64 (V,), how often each id occurs in the parts opened. `n_tokens`: tokens of all sequences,
-    [CLS] and [SEP] included.
+    `counts`: uint64 (V,), how often each id occurs in the parts opened. `checksum`: the CRC-32 of all ids in
+    their order. `n_tokens`: tokens of all sequences, [CLS] and [SEP] included.
     """
 
     def __init__(self, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray, starts: np.ndarray,
-                 lengths: np.ndarray, files: list[Path]):
-        self.counts, self.shards, self.first = counts, shards, first
+                 lengths: np.ndarray, checksum: int, files: list[Path]):
+        self.counts, self.shards, self.first, self.checksum = counts, shards, first, checksum
         self.starts, self.sequence_lengths = starts, lengths
         self.n_tokens = int(lengths.sum(dtype=np.int64)) + SPECIALS * len(lengths)
         self.files = {path: _state_of(path) for path in files}
@@ -49,9 +50,9 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the counts and totals; another text has, in practice, another one."""
-        totals = f"{len(self)} {self.n_tokens}".encode()
-        return hashlib.sha256(self.counts.astype("<u8").tobytes() + totals).hexdigest()[:16]
+        """A hash of the counts, ids and sequences; another text or order has, in practice, another one."""
+        order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
+        return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
 
     def check_unchanged(self) -> None:
         """`UserError` where a file of tokens was changed or cut since it was opened.
@@ -100,6 +101,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     if tokenizer is not None and tokenizer.sha256 != description["tokenizer"]:
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     counts, shards, first, files, written = np.zeros(1, dtype=np.uint64), [], [], [], 0
+    checksum = 0  # taken here, where every id is looked at anyhow, so that nothing is read for it
     temporary = Path(tempfile.gettempdir())
     with disk_errors(temporary):
         starts_file, lengths_file = tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -122,6 +124,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                 window = shard[starts[0]:starts[-1] + lengths[-1]]
                 if window.max() >= len(counts):
                     raise UserError(f"{folder / entry['name']}.tokens is damaged: it has an unknown id")
+                checksum = zlib.crc32(window, checksum)
                 unk = np.add.reduceat(window == description["unk_id"], starts - starts[0], dtype=np.int64)
                 keep = (lengths + SPECIALS >= min_length) & (2 * unk < lengths + SPECIALS)
                 with disk_errors(temporary):
@@ -133,7 +136,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     with disk_errors(temporary):
         starts = map_unnamed(starts_file, np.int64, written)
         lengths = map_unnamed(lengths_file, np.int32, written)
-    return Corpus(counts, shards, np.array(first), starts, lengths, files)
+    return Corpus(counts, shards, np.array(first), starts, lengths, checksum, files)
 
 
 def read_description(folder: Path) -> dict:

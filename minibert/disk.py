@@ -67,6 +67,20 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def place_for(folder: Path) -> Path:
+    """Where a folder is to be renamed to `folder`, links resolved; `UserError` unless it is new or empty.
+
+    Nor can a mount point be replaced, which would show only at the end of all the work.
+    """
+    place = Path(os.path.realpath(folder))
+    with disk_errors(folder):
+        if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
+            raise UserError(f"{folder} exists already; name another folder, or remove it first")
+    if os.path.ismount(place):
+        raise UserError(f"{folder} is a mount point, which no folder can replace; name a folder inside it")
+    return place
+
+
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
     """A new folder inside `folder`, which is made, too; removed at the end."""

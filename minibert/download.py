@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from minibert.archives import unpack
 from minibert.data_sets import DATA_SETS, GLUE, File
-from minibert.disk import disk_errors, sha256_of, writing
+from minibert.disk import disk_errors, place_for, sha256_of, writing
 from minibert.errors import UserError
 from minibert.progress import Line
 
@@ -53,6 +53,7 @@ def obtain(file: File, out: Path, base_url: str | None = None) -> tuple[Path, bo
     folder = archive.parent / file.folder
     if folder.is_dir() and any(folder.iterdir()):
         return folder, False
+    place_for(folder)  # what cannot be unpacked is said before it is downloaded
     fetch(file, archive, base_url)
     unpack(archive, file.folder)
     return folder, True

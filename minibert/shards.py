@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minibert.disk import disk_errors, fsync
+from minibert.disk import disk_errors, fsync, place_for
 from minibert.errors import UserError
 from minibert.tokenizer import Tokenizer
 
@@ -33,11 +33,10 @@ DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; that
 def new_folder(out: str | Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` at the end; an exception in the block removes it.
 
-    `UserError` if `out` exists and is not an empty folder, or cannot be written, whatever the block writes.
+    `UserError` if `out` exists and is not an empty folder, or cannot be replaced or written, whatever the
+    block writes.
     """
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists already; name another folder, or remove it first")
+    out = place_for(Path(out))
     # named before it is made: an interruption may come between the making and the next line
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
@@ -88,7 +87,8 @@ class PartWriter:
         elif self.open_document:
             documents = np.concatenate([[self.open_document], documents])
         self.open_document = int(documents[-1])
-        self.write("documents", documents[:-1])
+        documents = documents[:-1]
+        self.write("documents", documents[documents > 0])  # none is empty, though all its lines so far may be
         self.write("lines", lines)
         self.write("tokens", ids)
         self.counts += np.bincount(ids, minlength=len(self.counts)).astype(np.uint64)

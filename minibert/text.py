@@ -26,8 +26,10 @@ CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 28
 HEAD_CHARACTERS = 1 << 16  # a document is held out or not by the hash of this much of it
 
+# what str.strip takes away, in UTF-8; a line of nothing else is blank, in bytes as in text
+SPACE = b"|".join(re.escape(chr(c).encode()) for c in range(0x3001) if chr(c).isspace() and chr(c) != "\n")
 # borders of documents in raw bytes: after a blank line; before a top-level WikiText heading
-BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?[ \t\r\f\v]*\n")
+BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?(?:%b)*+\n" % SPACE)
 HEADING_LINE = re.compile(rb"(?s).*\n(?=[ \t]*= (?!= )[^\n]* =[ \t\r]*\n)")
 HEADING = re.compile(r"= (?!= ).* =")
 JOINER = re.compile(r" @([-,.])@ ")
@@ -58,7 +60,7 @@ def find_sources(paths: list[str | Path]) -> list[Source]:
         if (path / "corpus.json").exists():
             raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
         if path.is_dir():
-            found = [file for file in walk(path) if text_suffix(file) in SUFFIXES]
+            found = [file for file in walk(path, set()) if text_suffix(file) in SUFFIXES]
             if not found:
                 raise UserError(f"{path} holds no text files ({KINDS})")
             sources += [source(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in found]
@@ -81,15 +83,19 @@ def source(path: Path, name: str) -> Source:
         return Source(path, name, path.stat().st_size)
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Files below `folder` in sorted order, without hidden ones and without prepared corpora."""
+def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
+    """Files below `folder` in sorted order, without hidden ones and without prepared corpora.
+
+    Links to folders are followed; `entered` holds the real paths of folders that are not entered again.
+    """
+    entered.add(os.path.realpath(folder))
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if not path.is_dir():
             yield path
-        elif not path.is_symlink() and not (path / "corpus.json").exists():
-            yield from walk(path)
+        elif os.path.realpath(path) not in entered and not (path / "corpus.json").exists():
+            yield from walk(path, entered)
 
 
 def text_suffix(path: Path) -> str:

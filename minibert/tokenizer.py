@@ -159,8 +159,8 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """Reads tokenizer.json, else vocab.txt, of a folder or a model on the hub; options in
-    tokenizer_config.json go before theirs.
+    """Reads tokenizer.json, else vocab.txt with the tokens added to it, of a folder or a model on the hub;
+    options in tokenizer_config.json go before theirs.
 
     Where nothing states the casing, a vocab.txt with an upper-case letter in it is cased. Nothing is written.
     `UserError` names the file and line of whatever is missing or damaged.
@@ -176,12 +176,14 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     try:
         if source.name == "vocab.txt":
             vocabulary = read_vocabulary(source)
-            return Tokenizer(vocabulary, {"lowercase": not is_cased(vocabulary)} | stated)
+            return with_added(vocabulary, {"lowercase": not is_cased(vocabulary)} | stated,
+                              added_beside(folder, config))
         return from_description(read_json(source), stated)
     except UserError as error:
         raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{source} or its tokenizer_config.json is damaged ({error!r})") from None
+        raise UserError(f"{source}, its tokenizer_config.json or added_tokens.json is damaged "
+                        f"({error!r})") from None
 
 
 def from_description(description: dict, stated: dict) -> Tokenizer:
@@ -195,15 +197,37 @@ def from_description(description: dict, stated: dict) -> Tokenizer:
         raise UserError("a BERT WordPiece tokenizer has unk_token '[UNK]' and continuing_subword_prefix '##'")
     if len(set(model["vocab"].values())) != len(model["vocab"]):
         raise UserError("two pieces of the vocabulary have the same id")
-    entries = sorted(description.get("added_tokens") or [], key=lambda entry: entry["id"])
+    options = {option: normalizer[option] for option in DEFAULTS if option in normalizer} | stated
+    return with_added(model["vocab"], options, description.get("added_tokens") or [],
+                      model.get("max_input_chars_per_word", 100))
+
+
+def added_beside(folder: Path, config: dict) -> list[dict]:
+    """Tokens that stand beside a vocab.txt, as tokenizer.json has them under "added_tokens".
+
+    They are in tokenizer_config.json or, as slow tokenizers wrote them before, in added_tokens.json.
+    """
+    if "added_tokens_decoder" in config:
+        return [entry | {"id": int(i)} for i, entry in config["added_tokens_decoder"].items()]
+    file = folder / "added_tokens.json"
+    return [{"id": i, "content": content, "special": content in SPECIAL_TOKENS}
+            for content, i in (read_json(file) if file.exists() else {}).items()]
+
+
+def with_added(vocabulary: dict[str, int], options: dict, entries: list[dict],
+               max_word: int = 100) -> Tokenizer:
+    """The tokenizer of a vocabulary with the added tokens of `entries`; `UserError` where one gets another id
+    than its own.
+    """
+    entries = sorted(entries, key=lambda entry: entry["id"])
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     tokenizer = Tokenizer(
-        model["vocab"], {option: normalizer[option] for option in DEFAULTS if option in normalizer} | stated,
+        vocabulary, options,
         [AddedToken(entry["content"], **{f: entry[f] for f in flags if f in entry}) for entry in entries],
-        model.get("max_input_chars_per_word", 100))
+        max_word)
     for entry in entries:
-        if tokenizer.piece_to_id(entry["content"]) != entry["id"]:
-            raise UserError(f"the added token {entry['content']!r} cannot have id {entry['id']}")
+        if (i := tokenizer.piece_to_id(entry["content"])) != entry["id"]:
+            raise UserError(f"the added token {entry['content']!r} cannot have id {entry['id']}: it gets {i}")
     return tokenizer
 
 

@@ -211,6 +211,7 @@ def test_download_by_name(hub, tmp_path, model):
     """In a process of its own, since huggingface_hub reads its environment when it is imported."""
     save(model, tmp_path / "hub/someone/tiny", tokenizer())
     save_file({"a": torch.zeros(1)}, tmp_path / "hub/someone/tiny/other.safetensors")
+    (tmp_path / "hub/someone/tiny/added_tokens.json").write_text("{}")
     save(model, tmp_path / "hub/someone/old")
     as_bin(tmp_path / "hub/someone/old")
     code = """
@@ -241,6 +242,7 @@ print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
     assert odd == "no such name! is not a folder, nor a model's name on the hub"
     assert not [path for path in asked if "other.safetensors" in path], (
         "a file that is not the model's was fetched")
+    assert [path for path in asked if "added_tokens.json" in path]
 
     offline = """
 from minibert.folders import local_folder

@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -173,11 +174,22 @@ def test_files_that_change_while_they_are_open_are_noticed(tmp_path):
     assert sequences_of(corpus) == before
 
 
-def test_the_fingerprint_tells_texts_apart(tmp_path):
-    corpora = [open_corpus(write(tmp_path / str(i), random_documents(5, seed=seed)))
-               for i, seed in enumerate((0, 0, 1))]
-    a, b, c = (corpus.fingerprint for corpus in corpora)
-    assert a == b != c
+def test_the_fingerprint_tells_texts_and_their_order_apart(tmp_path, monkeypatch):
+    def fingerprint(documents, name="corpus"):
+        corpus = open_corpus(write(tmp_path / name, documents), min_length=3)
+        shutil.rmtree(tmp_path / name)
+        return corpus.fingerprint
+
+    one, other = random_documents(2, seed=1), random_documents(2, seed=2)
+    line, equal = [[5, 6, 7]], [[7, 6, 5]]  # of the same length and counts
+    different = [one + other, other + one, one + [line, equal], one + [equal, line],
+                 one + [line + equal], one + [[line[0] + equal[0]]]]
+    found = [fingerprint(documents) for documents in different]
+    assert len(set(found[:5])) == 5 and found[4] == found[5]  # lines that are joined may be one
+    assert fingerprint(one + other, "elsewhere") == found[0]
+    monkeypatch.setattr(corpus_module, "WINDOW_LINES", 3)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 50)
+    assert fingerprint(one + other) == found[0]
 
 
 def test_wrong_arguments_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import http.server
 import io
+import os
 import re
 import runpy
 import subprocess
@@ -279,6 +280,22 @@ def test_an_archive_is_fetched_and_unpacked_once(server, tmp_path, pack, path):
     assert obtain(file, tmp_path) == (tmp_path / "glue/CoLA", False) and len(server.asked) == 1
     (tmp_path / path).unlink()
     assert obtain(file, tmp_path) == (tmp_path / "glue/CoLA", False) and len(server.asked) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, mount points")
+def test_where_an_archive_is_unpacked_to(server, tmp_path, monkeypatch):
+    """Behind a link to an empty folder; on a mount point not at all, which is said before the download."""
+    server.files["/a/file"] = content = zipped(("set/a.tsv", b"a\n"))
+    file = described(server, content, "set.zip", folder="set")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "set").symlink_to("other")
+    assert obtain(file, tmp_path) == (tmp_path / "set", True)
+    assert (tmp_path / "set").is_symlink() and names(tmp_path / "other") == ["a.tsv"]
+    server.asked.clear()
+    monkeypatch.setattr(disk.os.path, "ismount", lambda path: path.name == "set")
+    with pytest.raises(UserError, match="set is a mount point"):
+        obtain(file, tmp_path / "disk")
+    assert not server.asked
 
 
 def symlink(name):

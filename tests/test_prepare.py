@@ -123,6 +123,31 @@ def test_chunks_are_whole_lines_and_end_at_borders(tmp_path, size):
         assert not any(chunk.continues for chunk in chunks)
 
 
+def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
+    """In the bytes that chunks are cut from as in the text; what has no width, like U+200B, is no space."""
+    spaces = [chr(c) for c in range(0x110000) if chr(c).isspace() and chr(c) != "\n"]
+    assert len(spaces) > 25 and all(text.BLANK_LINE.fullmatch(f" {c}{c}\n".encode()) for c in spaces)
+    assert not text.BLANK_LINE.match("\u3000ba\n\u200b\n\u3001\n".encode())
+
+    content = sample_text(60)
+    expected = [block.split("\n") for block in content.strip().split("\n\n")]
+    for i, blank in enumerate(("\u3000", "\u00a0 \u00a0")):
+        path = write(tmp_path / f"{i}.txt", content.replace("\n\n", f"\n{blank}\n"))
+        for size in (1, 64, 1000):  # chunks end on separators, too
+            assert read(path, size=size) == expected
+
+
+def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 1000))  # longer than any document
+    content = sample_text(100)
+    for name, blank in (("empty", ""), ("wide", "\u3000")):
+        write(tmp_path / "a.txt", content.replace("\n\n", f"\n{blank}\n"))
+        prepare([tmp_path / "a.txt"], TOKENIZER, tmp_path / name, held_out=0.3, report=None)
+    for part in ("train", "held-out"):
+        documents = prepared_documents(tmp_path / "empty", part)
+        assert documents == prepared_documents(tmp_path / "wide", part) and len(documents) > 15
+
+
 @pytest.mark.parametrize("name, content, message", [
     ("a.txt", b"ba\n\nbe\nbi \xff\n", "a.txt, line 4: not UTF-8"),
     ("a.txt", "ba".encode("utf-16"), "a.txt, line 1: not UTF-8"),
@@ -179,6 +204,19 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         find_sources([tmp_path / "endless.txt"])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_linked_folders_are_read_once(tmp_path):
+    for name in ("text/a.txt", "text/c/d.txt", "elsewhere/b.txt", "elsewhere/deep/e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, "ba\n")
+    prepare([tmp_path / "elsewhere"], TOKENIZER, tmp_path / "done", held_out=0, report=None)
+    for link, target in (("text/b", "../elsewhere"), ("text/z", "../elsewhere/deep"), ("text/c/up", ".."),
+                         ("elsewhere/self", "."), ("text/gone", "nowhere"), ("text/corpus", "../done")):
+        (tmp_path / link).symlink_to(target)
+    names = [source.name for source in find_sources([tmp_path / "text"])]
+    assert names == ["text/a.txt", "text/b/b.txt", "text/b/deep/e.txt", "text/c/d.txt"]
+
+
 # ---------------------------------------------------------------- tokens
 
 def test_what_is_written_is_the_text(tmp_path, monkeypatch):
@@ -199,6 +237,20 @@ def test_lines_without_tokens_do_not_count(tmp_path):
     path = write(tmp_path / "a.txt", "ba\n\x00\x01\nbe\n\n\ufffd\n\nbi\n")
     prepare([path], TOKENIZER, tmp_path / "out", held_out=0, report=None)
     assert prepared_documents(tmp_path / "out") == [["ba", "be"], ["bi"]]
+
+
+@pytest.mark.parametrize("nothing", ["\x00" * 9, "\u200b" * 3])
+def test_chunks_without_a_token_are_no_documents(tmp_path, monkeypatch, nothing):
+    """A document may begin and end in chunks of such lines, or be nothing else."""
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))
+    empty = f"{nothing}\n" * 60
+    path = write(tmp_path / "a.txt", f"{empty}\nba be\n\n{empty}bi\n{empty}\n{empty}\nbo\n\nbu\n{empty}")
+    for held_out in (0, 0.5):
+        out = tmp_path / str(held_out)
+        prepare([path], TOKENIZER, out, held_out=held_out, report=None)
+        found = [line for part in ("train", "held-out") for line in prepared_documents(out, part)]
+        assert sorted(found) == [["ba be"], ["bi"], ["bo"], ["bu"]]
+        open_corpus(out, min_length=3, parts=("train", "held-out"))
 
 
 def test_long_lines_are_tokenised_in_parts_with_the_same_result(monkeypatch):
@@ -284,6 +336,31 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
         prepare([path], TOKENIZER, path / "out", report=None)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links, mount points")
+def test_links_are_resolved_and_mount_points_refused_at_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "ba be bi\n")
+    for name, target in (("new", "x"), ("empty", "y")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "y").mkdir()
+    for name, target in (("new", "x"), ("empty", "y")):
+        prepare([path], TOKENIZER, tmp_path / name, held_out=0, report=None)
+        assert (tmp_path / name).is_symlink() and (tmp_path / target / "corpus.json").exists()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prepare([path], TOKENIZER, ".", held_out=0, report=None)
+    assert (tmp_path / "here" / "corpus.json").exists()
+
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.setattr("minibert.disk.os.path.ismount", lambda path: path == tmp_path / "disk")
+    for name, message in (("disk", "disk is a mount point.*name a folder inside it"),
+                          ("link", "link is a mount point"), ("loop", "loop exists already")):
+        with pytest.raises(UserError, match=message), shards.new_folder(tmp_path / name):
+            pytest.fail("the work was begun")
+    assert not list(tmp_path.glob(".*"))
+
+
 def run(*arguments, **options):
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True,
                           **options)
@@ -300,7 +377,7 @@ def test_the_script_trains_a_vocabulary_and_prepares(tmp_path):
     tokenizer = minibert.load_tokenizer(tmp_path / "out" / "tokenizer")
     assert 30 < tokenizer.vocab_size == len(corpus.counts) < 90 and corpus.counts[tokenizer.unk_id] == 0
     assert f"the new vocabulary has {tokenizer.vocab_size} pieces: the text is too small" in done.stdout
-    again = run("a.txt", "--tokenizer", "out/tokenizer", "--out", "out", cwd=tmp_path, env=environment)
+    again = run("gone.txt", "--vocab-size", 90, "--out", "out", cwd=tmp_path, env=environment)
     assert again.returncode == 2 and again.stderr.startswith("error: out exists already")
     assert "Traceback" not in again.stderr
 

@@ -126,6 +126,48 @@ def test_saved_files_load_to_the_same_tokenizer(tmp_path, tokenizer):
         assert original.lowercase == both.lowercase == from_vocabulary.lowercase
 
 
+def added_to(folder, where, **tokens):
+    """A vocab.txt with tokens beside it, {content: id}, as slow tokenizers of either age wrote them."""
+    if where == "added_tokens.json":
+        write_vocabulary(folder, uncased(), do_lower_case=True)
+        (folder / where).write_text(json.dumps(tokens))
+    else:
+        write_vocabulary(folder, uncased(), do_lower_case=True, added_tokens_decoder={
+            str(i): {"content": content, "normalized": True} for content, i in tokens.items()})
+    return folder
+
+
+BESIDE = pytest.mark.parametrize("where", ["added_tokens.json", "tokenizer_config.json"])
+
+
+@BESIDE
+def test_tokens_added_beside_a_vocabulary_count(tmp_path, where):
+    n = len(uncased())
+    loaded = load_tokenizer(added_to(tmp_path / "t", where, **{"<url>": n + 1, "<user>": n, "[MASK]": 5}))
+    assert ids_of(loaded, "hello <user> un<URL>[MASK]") == ["hello", "<user>", "un", "<url>", "[MASK]"]
+    assert loaded.vocab_size == n + 2 and loaded.special.sum() == 5
+    loaded.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").sha256 == loaded.sha256
+    for name, wrong in (("gap", n + 7), ("taken", 3), ("word", "8")):
+        with pytest.raises(UserError, match=f"the added token '<user>' cannot have id {wrong}: it gets {n}"):
+            load_tokenizer(added_to(tmp_path / name, "added_tokens.json", **{"<user>": wrong}))
+    (tmp_path / "t" / where).write_text('{"added_tokens_decoder": [1], "<user>": "8", "<url>": 9}')
+    with pytest.raises(UserError, match="vocab.txt, its tokenizer_config.json or added_tokens.json is damag"):
+        load_tokenizer(tmp_path / "t")
+
+
+@BESIDE
+def test_added_tokens_are_those_of_transformers(tmp_path, where):
+    transformers = pytest.importorskip("transformers")
+    n = len(uncased())
+    folder = added_to(tmp_path / "t", where, **{"<user>": n, "<url>": n + 1})
+    ours = load_tokenizer(folder)
+    ours.save(tmp_path / "saved")
+    for theirs in map(transformers.BertTokenizerFast.from_pretrained, (folder, tmp_path / "saved")):
+        for line in ("hello <user> see<url>s", "a<USER>b [MASK] <user >"):
+            assert ours.encode([line])[0][0] == theirs(line)["input_ids"]
+
+
 def test_sha256_tells_tokenisations_apart():
     vocabulary = {piece: i for i, piece in enumerate(PIECES)}
     swapped = vocabulary | {"hello": vocabulary["world"], "world": vocabulary["hello"]}
