@@ -20,7 +20,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from minibert.disk import read_json, read_text
+from minibert.disk import disk_errors, read_json, read_text
 from minibert.errors import UserError
 from minibert.folders import local_folder
 
@@ -257,7 +257,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
     specials = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
-    with tempfile.TemporaryDirectory() as folder:
+    place = Path(tempfile.gettempdir())
+    with disk_errors(place), tempfile.TemporaryDirectory() as folder:
         texts = os.path.join(folder, "texts.txt")
         with open(texts, "w", encoding="utf-8", newline="\n") as file:
             for line in lines:

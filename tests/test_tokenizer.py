@@ -337,3 +337,10 @@ def test_what_is_no_file_is_not_read(tmp_path, kind):
      "folder": path.mkdir}[kind]()
     with pytest.raises(UserError, match="vocab.txt is not a file"):
         load_tokenizer(tmp_path)
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_named(monkeypatch):
+    """Learning a vocabulary keeps the texts there meanwhile."""
+    monkeypatch.setattr("tempfile.tempdir", "/no-such-folder")
+    with pytest.raises(UserError, match="/no-such-folder cannot be written"):
+        train_tokenizer(["some text"], 30)
