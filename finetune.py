@@ -91,7 +91,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
         cut_metrics(out / "metrics.jsonl", done)
     progress, skipped = report.Progress(steps, done), 0
 
-    def keep_best() -> None:  # after the step's checkpoint, which can make it again where a kill came between
+    def keep_best() -> None:
+        # Runs after the step's checkpoint; after a kill between the two, --resume makes it again from there.
         if runtime.is_writer and best and best["step"] == done:
             outputs = said
             if said is None:

@@ -131,7 +131,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     """Models and text as the options say, on the device."""
     weights = loss_weights(options)
     student, teacher, tokenizer = load_models(options, weights, BUNDLED_TEACHER)
-    corpus, held_out = corpora(options, tokenizer, runtime, out)
+    corpus, unseen = corpora(options, tokenizer, runtime, out)
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan, score, share = [], evaluate, 0.15
     if options.method == "mobilebert":
@@ -141,8 +141,9 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
         student = Learner(student, Projections(student.config, teacher.config)
                           if options.method == "tinybert" else None)
         score, share = partial(evaluate_terms, METHODS[options.method], weights), options.mask_share
-    if held_out is not None:
-        held_out = held_out_batches(held_out, tokenizer, options.eval_sequences, options.micro_tokens, share)
+    held_out = None
+    if unseen is not None:
+        held_out = held_out_batches(unseen, tokenizer, options.eval_sequences, options.micro_tokens, share)
     student.to(runtime.device).train()
     if teacher is not None:
         runtime.hold_frozen(teacher)

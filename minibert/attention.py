@@ -7,6 +7,7 @@ backward. This is the only place that looks at sequence borders, and attention n
 """
 
 import math
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
     """[5, 5, 3, 5] -> [(2, 5), (1, 3), (1, 5)]: how many neighbours share each length."""
-    runs: list[tuple[int, int]] = []
-    for length in lengths:
-        if runs and runs[-1][1] == length:
-            runs[-1] = (runs[-1][0] + 1, length)
-        else:
-            runs.append((1, length))
-    return runs
+    return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def _has_varlen(device: torch.device) -> bool:

@@ -1,4 +1,5 @@
-"""What fine-tuning minimises, with or without a teacher: hard labels, soft labels, and patience (PKD).
+"""What fine-tuning minimises, with or without a teacher: hard labels, soft labels, and patience
+(PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
@@ -51,7 +52,10 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """Sum over labelled examples: cross-entropy of classes or spans, squared error of scores."""
+    """Sum over labelled examples: cross-entropy of classes or spans, squared error of scores.
+
+    `labels`: (S,) classes, -1 for none, or scores, NaN for none; spans (S, 2).
+    """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])

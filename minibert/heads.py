@@ -2,7 +2,7 @@
 sequence classification or regression, spans.
 
 Each is the encoder plus a few lines, and `forward(batch)` returns logits;
-losses are in losses.py and vocab_loss.py.
+losses are in vocab_loss.py, finetuning.py and span_loss.py.
 """
 
 import torch
@@ -37,7 +37,7 @@ class MLMHead(nn.Module):
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """(N, D) -> LN(gelu(W h + b)), (N, D); the logits are this times the table, plus `bias`."""
+        """(N, D) -> LN(act(W h + b)), (N, D); the logits are this times the table, plus `bias`."""
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
-            pooled = F.relu(self.pre_classifier(last[batch.first_tokens]))
+            pooled = F.relu(self.pre_classifier(last[batch.first_tokens]))  # (S, D)
         return self.classifier(dropout(pooled, self.config.classifier_dropout, self.training))
 
 

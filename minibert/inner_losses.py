@@ -1,18 +1,19 @@
 """Losses that compare what happens inside student and teacher, as sums over packed batches:
 a step divides by the count of the whole step (all micro-batches, all ranks).
 
-With z = a b' / sqrt(E) the (T, T) scores of one head of one sequence, a and b its queries and keys, or its
-values twice:
+With z = a b' / sqrt(E) the (T, T) scores of one head of one sequence, a and b its queries and keys, or one of
+queries, keys and values with itself:
 
     squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relations
 
 Both are averaged over rows and heads of each sequence and summed over sequences. All scores of a layer are
-S x H x T^2 numbers, 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads, twice. They are walked in
-chunks of some sequences, or some heads of one, and each chunk's gradients are computed at once: by z_s,
-2 (z_s - z_t) / T and softmax(z_s) - softmax(z_t); by a and b, those times b and a. What remains are the sum
-and the gradients of a and b, which are as large as a and b. torch.utils.checkpoint would keep less still,
-but do the forward products twice, and hold the scores of a whole call at once in backward.
+S x H x T^2 numbers, 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads, for each model. They are
+walked in chunks of some sequences, or some heads of one, and each chunk's gradients are computed at once:
+by z_s, G = 2 (z_s - z_t) / T or softmax(z_s) - softmax(z_t); by a and b, G b / sqrt(E) and G' a / sqrt(E).
+What remains are the sum and the gradients of a and b, which are as large as a and b. torch.utils.checkpoint
+would keep less still, but do the forward products twice, and hold the scores of a whole call at once in
+backward.
 """
 
 import math
@@ -144,7 +145,7 @@ class _RowLoss(torch.autograd.Function):
                 some = max(1, chunk // (H * T**2))  # sequences at a time; 1 where not all heads of one fit
                 for i in range(0, count, some):
                     for h in range(0, H, heads):
-                        x, y, t_x, t_y, g_x, g_y = (
+                        x, y, t_x, t_y, g_x, g_y = (  # (some, heads, T, E)
                             d if d is None else d[i:i + some, h:h + heads] for d in dense)
                         x, y, t_x, t_y = (d.to(low) for d in (x, y, t_x, t_y))
                         rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (some, heads, T, T)

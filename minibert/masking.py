@@ -47,13 +47,13 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, sele
 
     `weights` (V,) is needed by "smoothed" only. Special tokens are never selected; a random replacement is
     drawn from the whole vocabulary, special tokens included, as in the original code. A share of 0 masks
-    nothing. note: BERT's code spares [CLS] and [SEP] only; [UNK], which the distiller spares too, never is
-    predicted here.
+    nothing. note: BERT's code spares only [CLS] and [SEP]; here, as in the distiller, [UNK] is never
+    predicted either.
     """
     if share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (N,)
 
     def draw(purpose: int) -> np.ndarray:
         return uniform(*key, purpose, sample, position)  # (N,)
@@ -62,11 +62,10 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, sele
     if selection == "bernoulli":
         selected = allowed & (draw(0) < share)
     elif selection == "whole-word":
-        # A word starts at each piece without ##; its pieces share the draw of its first. The seam between two
-        # sequences is a special token, which always starts a word of its own.
-        starts = ~tokenizer.continuation[ids]
-        starts[position == 0] = True
-        word = np.cumsum(starts) - 1
+        # A word starts at each piece without ##, special tokens among them, so none spans two sequences; its
+        # pieces share the draw of its first.
+        starts = ~tokenizer.continuation[ids]  # (N,)
+        word = np.cumsum(starts) - 1  # (N,) the word that each piece is in
         selected = allowed & (draw(0)[starts][word] < share)
     elif selection == "bert":
         keys = np.where(allowed, draw(0), 2.0)

@@ -1,7 +1,7 @@
 """What each method minimises:
 a function from (student, teacher, step, weights, micro-batch) to one loss and its named terms.
 
-Every function here has the same form: it returns the micro-batch's share of the step's loss, each
+Every method has the same form: it returns the micro-batch's share of the step's loss, each
 term divided by the count of the *whole* step, and detached sums by name, which the caller adds up
 over micro-batches and ranks. `term_counts` says what each sum is divided by. Weights are in
 `Weights`; nothing else decides what is learned.
@@ -33,10 +33,10 @@ def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
 
-def mlm(student: nn.Module, teacher: None, step: Step, weights: Weights,
+def mlm(student: nn.Module, teacher: nn.Module | None, step: Step, weights: Weights,
         micro: MicroBatch) -> tuple[Tensor, dict]:
-    """Masked language modelling alone:
-    mean cross-entropy over the masked tokens of the step (Devlin et al. 2018).
+    """Masked language modelling alone, a teacher is not asked:
+    mean cross-entropy over the masked tokens of the step (Devlin et al. 2018, section 3.1, task 1).
     """
     last = student.encoder(micro.batch)
     rows = micro.masked.to(last.device, non_blocking=True)  # the head reads masked tokens only
@@ -58,13 +58,13 @@ def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weig
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
+    counts = term_counts(step, weights)
     loss, sums = vocab_loss(
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
-        mlm_weight=weights.mlm / max(1, step.masked),
-        kl_weight=weights.kl / max(1, step.masked if weights.kl_masked_only else step.tokens))
+        mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kl / counts["kl"])
     cosine = cosine_sum(last, teacher_last)
-    loss = loss + weights.cosine / step.tokens * cosine
+    loss = loss + weights.cosine / counts["cosine"] * cosine
     return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
 
 

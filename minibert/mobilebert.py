@@ -95,10 +95,10 @@ class MobileEncoder(Encoder):
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
         nn.Module.__init__(self)  # all tables and layers are of other shapes than an Encoder's
-        D, E = config.hidden_size, config.embedding_size
+        D, width = config.hidden_size, config.embedding_size
         self.config = config
-        self.word = nn.Embedding(config.vocab_size, E)
-        self.trigram = nn.Linear(3 * E, D)
+        self.word = nn.Embedding(config.vocab_size, width)
+        self.trigram = nn.Linear(3 * width, D)
         self.position = nn.Embedding(config.max_positions, D)
         self.segment = nn.Embedding(config.segments, D) if config.segments else None
         self.norm = norm(config, D)
@@ -112,7 +112,7 @@ class MobileEncoder(Encoder):
         note: `transformers` reads padding as the last token's neighbour: there, a padded batch gives other
         numbers than its sequences one by one, which are ours.
         """
-        own = self.word(batch.ids)  # (N, E)
+        own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1
         following = own.roll(-1, 0).index_fill(0, last_tokens, 0.0)
         previous = own.roll(1, 0).index_fill(0, batch.first_tokens, 0.0)

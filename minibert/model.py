@@ -129,16 +129,17 @@ def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | N
 
 def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Initialises in place as BERT did:
-    weights from N(0, 0.02) truncated at two sigma, biases 0, LayerNorm 1 and 0.
+    weights from N(0, initializer_range) truncated at two sigma, biases 0, LayerNorm 1 and 0.
 
     The row of [PAD] in the word table is zero, as in the Hugging Face models. Returns the model.
     """
+    std = next(module.config.initializer_range for module in model.modules() if hasattr(module, "config"))
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            truncated_normal_(module.weight, _initializer_range(model), generator)
+            truncated_normal_(module.weight, std, generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():
@@ -168,7 +169,3 @@ def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
     """
     with torch.device("meta"), _Undrawn():
         return build(*arguments, **more)
-
-
-def _initializer_range(model: nn.Module) -> float:
-    return next(m.config.initializer_range for m in model.modules() if hasattr(m, "config"))

@@ -1,4 +1,4 @@
-"""AdamW and LAMB as the papers set them, the learning rate as a function of the step, and clipping."""
+"""AdamW and LAMB over BERT's parameter groups, and the learning rate as a function of the step."""
 
 import math
 from collections.abc import Callable
@@ -53,13 +53,13 @@ def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay:
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB, for large batches (You et al. 2020, algorithm 2), as in the code of BERT and MobileBERT:
+    """LAMB, for large batches (You et al. 2020, algorithm 2), as in MobileBERT's lamb_optimizer.py:
 
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
     with norms over each tensor, and 1 for their ratio where either is 0 or the group does not "adapt".
-    note: the paper corrects the bias of m and v; their code does not.
+    note: the paper corrects the bias of m and v; that code, like BERT's Adam, does not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):
@@ -91,11 +91,6 @@ class Lamb(torch.optim.Optimizer):
                 ratios = torch.where((w_norms > 0) & (u_norms > 0), w_norms / u_norms, 1.0)
                 torch._foreach_mul_(u, list(ratios.unbind()))
             torch._foreach_add_(weights, u, alpha=-group["lr"])
-
-
-def gradient_norm(parameters: list[Tensor]) -> Tensor:
-    """The global L2 norm of all gradients, in fp32, as a tensor (no synchronisation)."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def warmup_steps(proportion: float, steps: int) -> int:

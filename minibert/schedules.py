@@ -59,8 +59,8 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 def stage_weights(stage: Stage, weights: TransferWeights) -> TransferWeights:
     """The weights of the terms that the stage minimises."""
-    return replace(weights, layers=stage.layers) if stage.distil else replace(
-        weights, layers=stage.layers, mlm=0.0, kd=0.0)
+    weights = replace(weights, layers=stage.layers)
+    return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
 
 
 def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:

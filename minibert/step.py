@@ -1,12 +1,12 @@
 """One optimiser step: the same for every script, every method, any number of micro-batches and ranks."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from minibert.errors import UserError
-from minibert.optim import gradient_norm
 from minibert.runtime import Runtime
 
 
@@ -17,9 +17,9 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
 
     `loss_of(micro)` gives a micro-batch's share of the step's loss and detached sums by name; `counts` what
     each sum is divided by: the count of the whole step. `rates`: what `lr` is multiplied with for each part
-    of the model (optim.parameter_groups). What no loss reads keeps its value. Returns the terms so divided,
-    `loss`, `grad_norm` (before clipping), `skipped` (a non-finite loss or gradient: no update on any rank)
-    and `stopping` (true when any rank is to stop). The device is waited for once.
+    of the model (optim.parameter_groups). A parameter that no loss reads keeps its value. Returns the terms
+    so divided, `loss`, `grad_norm` (before clipping), `skipped` (a non-finite loss or gradient: no update
+    on any rank) and `stopping` (true when any rank is to stop). The device is waited for once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer.zero_grad()
@@ -34,15 +34,9 @@ def training_step(model: nn.Module, loss_of: Callable, micro_batches: list, coun
         scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, term in terms.items():
-            sums[name] = sums[name] + term if name in sums else term
-    return update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping, rates)
+            sums[name] = sums.get(name, 0) + term
 
-
-def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, clip, stopping,
-           rates=None) -> dict:
-    """The second half of a step:
-    sum over ranks, unscale, guard, clip, update; returns the row for metrics.jsonl.
-    """
+    # sum over the ranks, unscale, guard, clip, update
     names = sorted(counts)  # the same on every rank, also on one that had no sequence
     zero = torch.zeros((), device=runtime.device)
     flags = torch.tensor([stopping, *(p.grad is not None for p in parameters)], dtype=torch.float32)
@@ -53,10 +47,10 @@ def update(parameters, loss_sum, sums, counts, optimizer, scaler, runtime, lr, c
             p.grad = torch.zeros_like(p)
     runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
     scaler.unscale_(optimizer)
-    norm = gradient_norm(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # L2, of all together
     norm, loss, *rest = torch.cat([norm[None], figures]).tolist()  # the one wait for the device
     totals, stop, readers = rest[:len(names)], rest[len(names)], rest[len(names) + 1:]
-    finite = all(abs(x) < float("inf") for x in (loss, norm))
+    finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         # What no rank's terms read stays as it is, in MiniLM all that follows q, k, v in the last layer:
         # weight decay would shrink it, and LAMB scale up even the smallest decay to the whole rate.

@@ -119,8 +119,12 @@ def mobilebert_from(teacher: MaskedLM, config: MobileConfig, seed: int) -> Maske
     """
     student = from_scratch(config, seed)
     student.mlm.load_state_dict(teacher.mlm.state_dict())
-    copied = ["word", "trigram", "position", "segment"][:4 if config.segments else 3]
-    for name in copied + ["norm"] * (config.norm == teacher.config.norm):
+    copied = ["word", "trigram", "position"]
+    if config.segments:
+        copied.append("segment")
+    if config.norm == teacher.config.norm:
+        copied.append("norm")
+    for name in copied:
         getattr(student.encoder, name).load_state_dict(getattr(teacher.encoder, name).state_dict())
     return student
 
@@ -296,8 +300,8 @@ def check_student(options, weights, student: Config, teacher: Config) -> None:
         say(f"relations in {heads} heads")
 
 
-def with_dropout(model: MaskedLM, **changed) -> MaskedLM:
-    """The same model with other dropout settings."""
+def with_dropout(model: nn.Module, **changed) -> nn.Module:
+    """Changes dropout settings in place; returns the model."""
     for module in model.modules():
         if hasattr(module, "config"):
             module.config = replace(module.config, **changed)

@@ -46,7 +46,7 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    The paper's L_FMT is the mean square of h_s - h_t, for which its code minimises these.
+    The paper's L_FMT is the mean square of h_s - h_t; its code minimises these three in its place.
     note: the code takes the teacher's mean and variance over the list of all its layers instead of this one.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
@@ -58,8 +58,8 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, step: Step, weights: TransferWeights,
                micro: MicroBatch) -> tuple[Tensor, dict]:
-    """MobileBERT's knowledge transfer: of `weights.layers`, and pre-training distillation where `mlm` or `kd`
-    have a weight.
+    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd`
+    has a weight.
 
     The sums of the four transfer terms are over these layers too, divided by L. Attention is KL(a_t || a_s),
     the mean over heads and rows of each sequence and then over sequences. Distillation is alpha MLM +
@@ -101,10 +101,10 @@ def _distillation(student, teacher, last: Tensor, teacher_last: Tensor, step: St
     rows = micro.masked.to(last.device, non_blocking=True)
     with torch.no_grad():
         theirs = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
-    masked = max(1, step.masked)
+    counts = term_counts(step, weights)
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], theirs,
                             labelled=torch.arange(len(rows)), temperature=weights.temperature,
-                            mlm_weight=weights.mlm / masked, kl_weight=weights.kd / masked)
+                            mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kd / counts["kd"])
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct} | ({"kd": sums.kl} if weights.kd else {})
 
 

@@ -1,14 +1,15 @@
 """Cross-entropy and distillation KL over the vocabulary, without ever holding the logits of all rows.
 
-With z = h E' + b the logits of a row (E the word table, tied; b the bias), and a teacher's likewise:
+With z = h W' + b the logits of a row (W the word table, tied; b the bias), a teacher's likewise, and T here
+the temperature:
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
 The logits of N rows are N x V numbers, 250 MB in fp32 for 2,048 tokens of BERT. Rows are walked in chunks
-instead, and each chunk's gradients are computed at once: d KL / d z_s = T (softmax(z_s / T) -
+of C instead, and each chunk's gradients are computed at once: d KL / d z_s = T (softmax(z_s / T) -
 softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). What remains after a chunk are sums and
-the gradients of h, E and b.
+the gradients of h, W and b.
 """
 
 import math
@@ -49,7 +50,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, Sums]:
     """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar,
-    and the two sums by themselves.
+    and the `Sums` by themselves.
 
     The weights carry the division by the whole step's counts. labels (N,), `IGNORE` where there is
     none; `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are
@@ -57,7 +58,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     Gradients reach the student's states, table and bias; the teacher gets none. Under autocast logits
     and their gradients are stored and multiplied in its dtype, softmaxes, sums and results are in fp32.
     """
-    if not torch.is_grad_enabled():  # no_grad stops no Function that is given a parameter
+    if not torch.is_grad_enabled():  # a Function is told that a parameter needs a gradient also under no_grad
         student = Vocab(*(t.detach() for t in student))
     if teacher is None:
         teacher, kl_weight = Vocab(*(None,) * 3), 0.0
@@ -105,8 +106,8 @@ class _VocabLoss(torch.autograd.Function):
                     rows = slice(start + first, start + inside.stop)
                     logits, grad = z[inside].to(full) + bias, None
                     if t_states is not None:
-                        sums, grad = kl_and_gradient(logits, z_t[inside].to(full) + t_bias, temperature)
-                        kl += sums.sum()
+                        row_kl, grad = kl_and_gradient(logits, z_t[inside].to(full) + t_bias, temperature)
+                        kl += row_kl.sum()
                         grad *= up * kl_weight
                     a, b = torch.searchsorted(labelled, torch.tensor([rows.start, rows.stop])).tolist()
                     here = marked[a:b] - rows.start  # (M,) the labelled rows of this tile
@@ -147,7 +148,7 @@ class _VocabLoss(torch.autograd.Function):
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """T^2 KL of each row (C,) and its gradient (C, V) by z_s."""
+    """T^2 KL of each row (...,) and its gradient (..., V) by z_s, at temperature T; z_t is overwritten."""
     log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
     p_t = log_t.exp()
     kl = torch.linalg.vecdot(p_t, log_t.sub_(log_s)) * temperature**2
@@ -155,7 +156,9 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
 
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the M rows `labelled`: the gradient (M, V) of the cross-entropy by z, that, whether it is right."""
+    """Of the M rows `labelled`: the gradient (M, V) of their cross-entropy by z, the cross-entropies (M, 1),
+    and whether the likeliest token is the label (M, 1).
+    """
     target = labels[labelled, None]
     log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
     nll, hits = -log_p.gather(1, target), log_p.argmax(-1, keepdim=True) == target
@@ -163,7 +166,7 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes h E' into `out`.
+    """Writes the logits h W' (C, V), without the bias, into `out`.
 
     A CPU is faster by a third on slices of the vocabulary, whose repacked rows stay in its cache.
     """
