@@ -88,7 +88,7 @@ def as_given(name: str, value) -> str:
     option = f"--{name.replace('_', '-')}"
     if value in (None, [], False):
         return f"without {option}"
-    shown = "" if value is True else f" {' '.join(value) if isinstance(value, list) else value}"
+    shown = "" if value is True else f" {' '.join(map(str, value)) if isinstance(value, list) else value}"
     return f"with {option}{shown}"
 
 
