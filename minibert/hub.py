@@ -81,14 +81,18 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
 
 def load_config(folder_or_hub_name: str | Path) -> Config:
     """The `Config` of a folder or hub name, from its config.json alone."""
-    folder = local_folder(folder_or_hub_name, weights=False)
-    return parse(read_json(existing(folder / "config.json")), folder / "config.json")[0]
+    return _described(folder_or_hub_name)[0]
 
 
 def stated_head(folder_or_hub_name: str | Path) -> str | None:
     """The head that the config.json of a folder or hub name states; None where it states none."""
+    return _described(folder_or_hub_name)[1]
+
+
+def _described(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
+    """What config.json says: the `Config`, and the head where it states one."""
     folder = local_folder(folder_or_hub_name, weights=False)
-    return parse(read_json(existing(folder / "config.json")), folder / "config.json")[1]
+    return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:

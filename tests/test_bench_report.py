@@ -145,7 +145,7 @@ def test_both_formulas_of_the_share_by_hand(runs):
 
 
 def test_shares_over_the_same_tasks_for_all(runs):
-    """`wide` has one task more, `narrow` one less: the one is judged on the tasks named, the other not at all."""
+    """`wide` has a task more, `narrow` one less: the one is judged on those named, the other not at all."""
     tuned(runs / "big-rte", "models/big", "rte", [60.0])
     for name, tasks in (("wide", {"cola": 25.0, "wnli": 50.0, "rte": 6.0}), ("narrow", {"wnli": 50.0})):
         for task, value in tasks.items():
