@@ -14,13 +14,11 @@ import importlib
 import json
 import sys
 
-from minibert.errors import UserError, run_script
-from minibert.options import parse
+from minibert.common.errors import UserError, run_script
+from minibert.common.options import parse
 
-# The module of each, with its options, as TrainBench, and its function, as bench_train.
-MODULES = {"train": "bench_train", "inference": "bench_inference", "finetune": "bench_finetune",
-           "data": "bench_data", "plan": "plan", "size": "bench_size", "runs": "run_list",
-           "report": "bench_report"}
+# Each is a module of minibert/bench/, with its options, as TrainBench, and its function, as bench_train.
+MODULES = ("train", "inference", "finetune", "data", "plan", "size", "runs", "report")
 # The option that words without a name belong to.
 PLAIN = {"data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
@@ -62,7 +60,7 @@ def main() -> None:
     if what in PLAIN and words and not words[0].startswith("-"):
         words = [PLAIN[what], *words]
     # only now, as `data` measures the memory of processes that import this file, and torch would count
-    module = importlib.import_module(f"minibert.{MODULES[what]}")
+    module = importlib.import_module(f"minibert.bench.{what}")
     options = parse(getattr(module, f"{what.capitalize()}Bench"), words,
                     module.__doc__, examples_of(what), f"bench.py {what}")
     print(json.dumps(getattr(module, f"bench_{what}")(options)))

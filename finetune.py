@@ -1,9 +1,9 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV, plain or with a teacher.
 
 The file reads top to bottom: one stage, the loop; the stages of one seed (TinyBERT has two); then `main`:
-every seed, one table at the end. Its options are in minibert/finetune_options.py. The losses are one import
-away, in finetuning.py and inner_methods.py; the data is in task_data.py, the teacher's part in
-task_models.py, the end in task_report.py.
+every seed, one table at the end. Its options are in minibert/tasks/options.py. The losses are one import
+away, in minibert/distill/task_kd.py and tinybert.py. In minibert/tasks/, splits.py has the data, models.py
+the teacher's part, summary.py the end.
 """
 
 import dataclasses
@@ -20,27 +20,27 @@ import torch
 from torch import nn
 
 import minibert
-from minibert import report
-from minibert.checkpoint import load_checkpoint, save_checkpoint
-from minibert.disk import disk_errors, read_json, write_json
-from minibert.errors import UserError, run_script
-from minibert.examples import Drawn, Examples, draw
-from minibert.feed import ahead
-from minibert.finetune_options import MAY_CHANGE, Options, inner_weights, resolve
-from minibert.finetuning import TaskWeights, task_loss
-from minibert.hub import load_config
-from minibert.inner_methods import Learner, Projections, check_fit, term_counts, tinybert
-from minibert.optim import adamw, learning_rate, warmup_steps
-from minibert.options import parse
-from minibert.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
-                                 read_result, say, stop_requests)
-from minibert.runtime import describe, start
-from minibert.step import skipped_running, training_step
-from minibert.task_data import Split, ask, check_data, dev_of, fingerprints, judge, read_task, some_of
-from minibert.task_models import ask_teacher, judge_teacher, load_model, load_tuned
-from minibert.task_report import OUTPUTS, evaluate_only, finish, shown
-from minibert.tasks import Task
-from minibert.weight_files import write_tensors
+from minibert.common.disk import disk_errors, read_json, write_json
+from minibert.common.errors import UserError, run_script
+from minibert.common.options import parse
+from minibert.common.runtime import describe, start
+from minibert.data.examples import Drawn, Examples, draw
+from minibert.data.loader import ahead
+from minibert.distill.task_kd import TaskWeights, task_loss
+from minibert.distill.tinybert import Learner, Projections, check_fit, term_counts, tinybert
+from minibert.hub.load_save import load_config
+from minibert.hub.weight_files import write_tensors
+from minibert.tasks.models import ask_teacher, judge_teacher, load_model, load_tuned
+from minibert.tasks.options import MAY_CHANGE, Options, inner_weights, resolve
+from minibert.tasks.specs import Task
+from minibert.tasks.splits import Split, ask, check_data, dev_of, fingerprints, judge, read_task, some_of
+from minibert.tasks.summary import OUTPUTS, evaluate_only, finish, shown
+from minibert.training import summary
+from minibert.training.checkpoint import load_checkpoint, save_checkpoint
+from minibert.training.optim import adamw, learning_rate, warmup_steps
+from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
+                                          read_result, say, stop_requests)
+from minibert.training.step import skipped_running, training_step
 
 EXAMPLES = """examples:
   python finetune.py --model weights/teacher --task reviews.csv --out runs/reviews        your own texts (CPU)
@@ -89,7 +89,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-    progress, skipped = report.Progress(steps, done), 0
+    progress, skipped = summary.Progress(steps, done), 0
 
     def keep_best() -> None:
         # Runs after the step's checkpoint; after a kill between the two, --resume makes it again from there.

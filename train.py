@@ -1,8 +1,8 @@
 """Pre-training and pre-training distillation of BERT.
 
 The file reads top to bottom: data, models; `main`; one loop, `learn`; the result. Its options are in
-minibert/train_options.py. The maths is one import away: minibert/methods.py names the loss terms,
-minibert/model.py is the encoder.
+minibert/training/options.py. The maths is one import away: minibert/distill/distilbert.py names the loss
+terms, minibert/model/encoder.py is the encoder.
 """
 
 import copy
@@ -19,34 +19,34 @@ import torch
 from torch import nn
 
 import minibert
-from minibert import report
-from minibert.checkpoint import load_checkpoint, save_checkpoint
-from minibert.config import PRESETS
-from minibert.corpus import Corpus, NoSequences, open_corpus
-from minibert.disk import write_json
-from minibert.errors import UserError, run_script
-from minibert.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
-from minibert.feed import Step, ahead, make_step
-from minibert.heads import encoder_of
-from minibert.inner_methods import InnerWeights, Learner, Projections
-from minibert.masking import smoothed_weights
-from minibert.methods import Weights
-from minibert.optim import OPTIMIZERS, learning_rate, warmup_steps
-from minibert.options import parse
-from minibert.prepare import prepare
-from minibert.python_docs import prepare_python_docs
-from minibert.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
-                                 last_tokens, open_run, say, stop_requests)
-from minibert.runtime import Runtime, compile_encoder, describe, start
-from minibert.schedules import (TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at, stage_weights,
-                                stages)
-from minibert.step import skipped_running, training_step
-from minibert.students import counterparts, load_models
-from minibert.tables import table
-from minibert.text import find_sources
-from minibert.tokenizer import Tokenizer
-from minibert.train_options import FAMILY, INNER, MAY_CHANGE, METHODS, Options, loss_weights, resolve
-from minibert.transfer import TransferWeights
+from minibert.common.disk import write_json
+from minibert.common.errors import UserError, run_script
+from minibert.common.options import parse
+from minibert.common.runtime import Runtime, compile_encoder, describe, start
+from minibert.common.tables import table
+from minibert.data.corpus import Corpus, NoSequences, open_corpus
+from minibert.data.loader import Step, ahead, make_step
+from minibert.data.masking import smoothed_weights
+from minibert.data.prepare import prepare
+from minibert.data.python_docs import prepare_python_docs
+from minibert.data.text import find_sources
+from minibert.data.tokenizer import Tokenizer
+from minibert.distill.distilbert import Weights
+from minibert.distill.mobilebert import TransferWeights
+from minibert.distill.students import counterparts, load_models
+from minibert.distill.tinybert import InnerWeights, Learner, Projections
+from minibert.model.config import PRESETS
+from minibert.model.heads import encoder_of
+from minibert.training import summary
+from minibert.training.checkpoint import load_checkpoint, save_checkpoint
+from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
+from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at,
+                                                 stage_weights, stages)
+from minibert.training.optim import OPTIMIZERS, learning_rate, warmup_steps
+from minibert.training.options import FAMILY, INNER, MAY_CHANGE, METHODS, Options, loss_weights, resolve
+from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
+                                          last_tokens, open_run, say, stop_requests)
+from minibert.training.step import skipped_running, training_step
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -191,7 +191,7 @@ def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
                          micro_tokens=options.micro_tokens, seed=options.seed, selection=options.masking,
                          share=options.mask_share, weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
 
-    progress, skipped = report.Progress(steps, done), 0
+    progress, skipped = summary.Progress(steps, done), 0
     tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
     with stop_requests() as stop, ahead(step_data, done) as upcoming:
         while done < steps:
@@ -263,14 +263,14 @@ def finish(run: Run, initial: nn.Module | None, options: Options, runtime: Runti
     result = student.encoder if options.method in INNER else student
     if minibert.save(result, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
         say("transformers has no model of this shape: model/ is in minibert's own format")
-    summary = {"tokens": last_tokens(out / "metrics.jsonl")}
+    figures = {"tokens": last_tokens(out / "metrics.jsonl")}
     if run.held_out:
-        summary |= compare(run, initial.eval(), options, runtime)
-    write_json(out / "summary.json", summary)
+        figures |= compare(run, initial.eval(), options, runtime)
+    write_json(out / "summary.json", figures)
     if run.held_out and options.method not in INNER:  # these have no heads
         models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
-        say(*report.filled_sentences(models, run.tokenizer, runtime), sep="\n")
-    drawn = report.plot_curves(out / "metrics.jsonl", out / "curves.png")
+        say(*summary.filled_sentences(models, run.tokenizer, runtime), sep="\n")
+    drawn = summary.plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
 
@@ -287,7 +287,7 @@ def compare(run: Run, initial: nn.Module, options: Options, runtime: Runtime) ->
         scores["teacher"] = {} if options.method in INNER else evaluate(teacher, held_out, runtime)
     if options.method in INNER:  # no heads, no projections
         models = {name: encoder_of(model) for name, model in models.items()}
-    rows = report.comparison(models, scores, report.tokens_per_second(models, held_out, runtime))
+    rows = summary.comparison(models, scores, summary.tokens_per_second(models, held_out, runtime))
     say("\n" + table(
         rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
     return {"held_out": scores, "table": rows}

@@ -16,16 +16,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
 
 import minibert  # noqa: E402
-from minibert.augment import augment, candidate_words, columns_of, with_candidates  # noqa: E402
-from minibert.csv_files import read_csv_splits, write_csv  # noqa: E402
-from minibert.errors import UserError, run_script  # noqa: E402
-from minibert.hub import check_pieces  # noqa: E402
-from minibert.options import at_least_one, option, parse, within  # noqa: E402
-from minibert.readers import read_examples  # noqa: E402
-from minibert.runtime import PRECISIONS, start  # noqa: E402
-from minibert.task_data import some_numbers  # noqa: E402
-from minibert.tasks import TASKS, Example, Task  # noqa: E402
-from minibert.word_vectors import own_vectors, read_vectors  # noqa: E402
+from minibert.common.errors import UserError, run_script  # noqa: E402
+from minibert.common.options import at_least_one, option, parse, within  # noqa: E402
+from minibert.common.runtime import PRECISIONS, start  # noqa: E402
+from minibert.hub.load_save import check_pieces  # noqa: E402
+from minibert.tasks.augment import augment, candidate_words, columns_of, with_candidates  # noqa: E402
+from minibert.tasks.csv_files import read_csv_splits, write_csv  # noqa: E402
+from minibert.tasks.official_files import read_examples  # noqa: E402
+from minibert.tasks.specs import TASKS, Example, Task  # noqa: E402
+from minibert.tasks.splits import some_numbers  # noqa: E402
+from minibert.tasks.word_vectors import own_vectors, read_vectors  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
 
-from minibert.data_sets import DATA_SETS, listing  # noqa: E402
-from minibert.download import download  # noqa: E402
-from minibert.errors import UserError, run_script  # noqa: E402
+from minibert.common.errors import UserError, run_script  # noqa: E402
+from minibert.tasks.datasets import DATA_SETS, listing  # noqa: E402
+from minibert.tasks.download import download  # noqa: E402
 
 
 def main() -> None:

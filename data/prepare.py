@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
 
-from minibert.disk import place_for  # noqa: E402
-from minibert.errors import UserError, run_script  # noqa: E402
-from minibert.prepare import prepare, training_lines  # noqa: E402
-from minibert.python_docs import prepare_python_docs, python_docs, split_docs  # noqa: E402
-from minibert.tokenizer import load_tokenizer, train_tokenizer  # noqa: E402
+from minibert.common.disk import place_for  # noqa: E402
+from minibert.common.errors import UserError, run_script  # noqa: E402
+from minibert.data.prepare import prepare, training_lines  # noqa: E402
+from minibert.data.python_docs import prepare_python_docs, python_docs, split_docs  # noqa: E402
+from minibert.data.tokenizer import load_tokenizer, train_tokenizer  # noqa: E402
 
 
 def main() -> None:

@@ -8,9 +8,10 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOME = {"load": "hub", "load_tokenizer": "tokenizer", "save": "hub", "pack": "batch", "Batch": "batch",
-         "predict": "inference", "embed": "inference", "fast": "fast_model", "Config": "config",
-         "preset": "config", "UserError": "errors"}
+_HOME = {"load": "hub.load_save", "load_tokenizer": "data.tokenizer", "save": "hub.load_save",
+         "pack": "model.batch", "Batch": "model.batch", "predict": "inference.predict",
+         "embed": "inference.predict", "fast": "inference.fast_encoder", "Config": "model.config",
+         "preset": "model.config", "UserError": "common.errors"}
 __all__ = ["__version__", *_HOME]
 
 

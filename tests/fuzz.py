@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from fuzz_readers import READERS, Reader
 
-from minibert.errors import UserError, sentence
+from minibert.common.errors import UserError, sentence
 
 SECONDS, MEMORY = 10, 1 << 30
 

@@ -20,19 +20,20 @@ from mutate import (mutate_archive, mutate_bin, mutate_bytes, mutate_json, mutat
 from safetensors.torch import load_file, save_file
 
 import minibert
-from minibert import archives, checkpoint, csv_files, readers, run_folder, squad, squad_data, train_options
-from minibert.config import Config
-from minibert.corpus import open_corpus
-from minibert.disk import write_json
-from minibert.heads import Classifier, MaskedLM
-from minibert.hub import load_config
-from minibert.model import init_weights
-from minibert.optim import adamw
-from minibert.prepare import prepare
-from minibert.task_data import read_transfer
-from minibert.tasks import TASKS
-from minibert.tokenizer import load_tokenizer, train_tokenizer
-from minibert.weight_files import read_tensors
+from minibert.common.disk import write_json
+from minibert.data.corpus import open_corpus
+from minibert.data.prepare import prepare
+from minibert.data.tokenizer import load_tokenizer, train_tokenizer
+from minibert.hub.load_save import load_config
+from minibert.hub.weight_files import read_tensors
+from minibert.model.config import Config
+from minibert.model.encoder import init_weights
+from minibert.model.heads import Classifier, MaskedLM
+from minibert.tasks import archives, csv_files, official_files, squad_windows, squad
+from minibert.tasks.specs import TASKS
+from minibert.tasks.splits import read_transfer
+from minibert.training import checkpoint, run_folder, options as train_options
+from minibert.training.optim import adamw
 
 TEXTS = ["the model reads a book", "a small student learns from the teacher", "Words, and: numbers 12!",
          "é ü ß naïve 字 😀", "one",
@@ -246,17 +247,17 @@ def read_glue(folder: Path, draw: random.Random) -> None:
         for name, task in TASKS.items():
             if name != "imdb":
                 for split in task.splits:
-                    readers.read_examples(task, folder, split)
+                    official_files.read_examples(task, folder, split)
 
 
 def read_imdb(folder: Path, draw: random.Random) -> None:
     for part in ("train", "dev"):
-        readers.read_examples(TASKS["imdb"], folder, part)
+        official_files.read_examples(TASKS["imdb"], folder, part)
 
 
 def read_squad(folder: Path, draw: random.Random) -> None:
-    questions = squad_data.read_squad(folder / "train-v1.1.json")
-    squad.windows(questions, read_squad.tokenizer(folder / "tokenizer"), 128, 32)
+    questions = squad.read_squad(folder / "train-v1.1.json")
+    squad_windows.windows(questions, read_squad.tokenizer(folder / "tokenizer"), 128, 32)
 
 
 read_squad.tokenizer = load_tokenizer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import minibert
-from minibert.names import CLASSES, to_hf
+from minibert.hub.hf_names import CLASSES, to_hf
 
 LENGTHS = [7, 1, 12, 7, 3]  # of the sequences in a test batch: equal ones apart, and one of a single token
 

@@ -1,12 +1,26 @@
-"""A step to try losses on, what a loss gives for steps cut in any way, and how large its tensors get."""
+"""A step, a student and a teacher to try losses on, and all kinds of MobileBERT; what a loss gives for steps
+cut in any way, and how large its tensors get.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert.feed import Step, cut
+from minibert.data.loader import Step, cut
+from minibert.distill.students import distilbert_of, student_from
+from minibert.model.config import MobileConfig
+from minibert.model.encoder import init_weights
+from minibert.model.heads import MaskedLM
+
+TINY_MOBILE = MobileConfig(vocab_size=60, hidden_size=20, layers=2, heads=3, intermediate_size=16,
+                           max_positions=32, embedding_size=7, bottleneck_size=12, feed_forwards=3)
+MOBILE_KINDS = [replace(TINY_MOBILE, attention_input=attention_input, norm=norm, activation=activation)
+                for attention_input, (norm, activation) in product(
+                    ("shared", "hidden", "bottleneck"), (("no_norm", "relu"), ("layer_norm", "gelu_tanh")))]
 
 
 def data(micro_tokens: int, ranks: int = 1) -> list[Step]:
@@ -46,3 +60,14 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
             if isinstance(t, Tensor):
                 self.elements = max(self.elements, t.numel())
         return out
+
+
+def student_and_teacher(tiny_config, dtype=torch.float64):
+    """A random teacher with random biases and norms, and its student, moved away from it; dropout off."""
+    teacher = init_weights(MaskedLM(replace(tiny_config, dropout=0.0, layers=4, vocab_size=60)))
+    for p in teacher.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    student = student_from(teacher, distilbert_of(teacher.config), [0, 3])
+    for p in student.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return student.to(dtype).train(), teacher.to(dtype).eval().requires_grad_(False)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from minibert import bench_finetune, bench_train
-from minibert.bench_train import TrainBench, sequences
-from minibert.plan import read_measured
-from minibert.prepare import prepare
-from minibert.tokenizer import load_tokenizer
+from minibert.bench import finetune as bench_finetune, train as bench_train
+from minibert.bench.plan import read_measured
+from minibert.bench.train import TrainBench, sequences
+from minibert.data.prepare import prepare
+from minibert.data.tokenizer import load_tokenizer
 from scripts import run_bench
 
 ROOT = Path(__file__).parent.parent

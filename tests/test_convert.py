@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minibert
-from minibert.config import Config
-from minibert.heads import MaskedLM
-from minibert.hub import load, save
-from minibert.model import init_weights
-from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minibert.hub.load_save import load, save
+from minibert.model.config import Config
+from minibert.model.encoder import init_weights
+from minibert.model.heads import MaskedLM
 from scripts import convert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,7 +215,8 @@ def test_download_by_name(hub, tmp_path, model):
     save(model, tmp_path / "hub/someone/old")
     as_bin(tmp_path / "hub/someone/old")
     code = """
-import torch, minibert, minibert.hub
+import torch, minibert
+from minibert.hub.load_save import load
 assert minibert.load_tokenizer("someone/tiny").vocab_size == 40
 model = minibert.load("someone/tiny")
 print(sum(p.double().sum().item() for p in model.parameters()))
@@ -224,7 +225,7 @@ for name in "someone/old", "someone/nothing", "no such name!":
         minibert.load(name)
     except minibert.UserError as error:
         print(str(error).replace("\\n", " // "))
-print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
+print(type(load("someone/old", legacy_bin=True)).__name__)
 """
     address, asked = hub
     environment = ENVIRONMENT | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"),
@@ -245,7 +246,7 @@ print(type(minibert.hub.load("someone/old", legacy_bin=True)).__name__)
     assert [path for path in asked if "added_tokens.json" in path]
 
     offline = """
-from minibert.folders import local_folder
+from minibert.common.hub_download import local_folder
 print(len(list(local_folder("someone/tiny").glob("model.safetensors"))))
 try:
     local_folder("someone/else")

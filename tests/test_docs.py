@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = ("distilbert", "tinybert", "minilm", "mobilebert", "fine-tuning")
 
-# `minibert/losses.py`, an empty line or none, and the lines themselves
+# `minibert/distill/losses.py`, an empty line or none, and the lines themselves
 QUOTE = re.compile(r"^`([\w/.]+\.py)`\n+```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -40,7 +40,7 @@ def test_files_named_in_the_pages_exist(page):
 
 
 def test_the_check_can_fail():
-    quote = "`minibert/losses.py`\n\n```python\n{}\n```\n"
+    quote = "`minibert/distill/losses.py`\n\n```python\n{}\n```\n"
     line = "return x if x.dtype == torch.float64 else x.float()"
     assert missing(quote.format(line)) == [] and missing(quote.format(line + " # drifted"))
     assert missing(quote.format("import torch\nfrom torch import Tensor"))  # both there, but not in a row

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import test_train
-from minibert.checkpoint import checkpoints
-from minibert.prepare import prepare
-from minibert.tokenizer import load_tokenizer
+from minibert.data.prepare import prepare
+from minibert.data.tokenizer import load_tokenizer
+from minibert.training.checkpoint import checkpoints
 from test_kill import start
 from test_train import ROOT, options, rows, weights
 

@@ -22,15 +22,16 @@ from safetensors import SafetensorError
 
 import finetune
 import minibert
-from minibert import task_data, weight_files
-from minibert.errors import UserError
-from minibert.finetune_options import MAY_CHANGE, Options, resolve
-from minibert.heads import Classifier, MaskedLM, Span
-from minibert.model import init_weights
-from minibert.options import parse
-from minibert.run_folder import open_run
-from minibert.runtime import start
-from minibert.tokenizer import train_tokenizer
+from minibert.common.errors import UserError
+from minibert.common.options import parse
+from minibert.common.runtime import start
+from minibert.data.tokenizer import train_tokenizer
+from minibert.hub import weight_files
+from minibert.model.encoder import init_weights
+from minibert.model.heads import Classifier, MaskedLM, Span
+from minibert.tasks import splits
+from minibert.tasks.options import MAY_CHANGE, Options, resolve
+from minibert.training.run_folder import open_run
 from test_train import ROOT, handlers  # noqa: F401  (an autouse fixture)
 
 GOOD, BAD = ("fine", "great", "lovely", "bright"), ("poor", "awful", "dull", "grim")
@@ -118,20 +119,20 @@ def test_the_dev_set_is_judged_once_an_epoch_and_errors_are_those_of_the_kept_mo
         folder, tmp_path, monkeypatch, task):
     """No pass over it at the end; judged anew, the kept model makes the same errors, to the byte."""
     asked = []
-    ask = task_data.ask
-    monkeypatch.setattr(task_data, "ask", lambda *given: (asked.append(given), ask(*given))[1])
+    ask = splits.ask
+    monkeypatch.setattr(splits, "ask", lambda *given: (asked.append(given), ask(*given))[1])
     # a rate that makes later epochs worse: the best one is not the last
     finetune.main(options(folder, task, tmp_path / "run", epochs=3, seeds=2, lr=2e-2))
     assert len(asked) == 3 * 2
     best = summary(tmp_path / "run")
     result = best["results"][best["best_seed"] - 1]
     given = resolve(parse(Options, options(folder, task, tmp_path / "run"), "", ""))
-    kind, splits = task_data.read_task(given, minibert.load_tokenizer(folder / "model"))
+    kind, data = splits.read_task(given, minibert.load_tokenizer(folder / "model"))
     model = minibert.load(tmp_path / "run" / "model")
-    scores, said = task_data.judge(model, kind, splits["dev"], start("cpu", "auto", 1))
+    scores, said = splits.judge(model, kind, data["dev"], start("cpu", "auto", 1))
     assert scores == result["best"]["scores"]["dev"]
-    task_data.write_errors(tmp_path / "anew.tsv", kind, splits["dev"],
-                           task_data.answers_of(kind, splits["dev"], said))
+    splits.write_errors(tmp_path / "anew.tsv", kind, data["dev"],
+                        splits.answers_of(kind, data["dev"], said))
     assert (tmp_path / "anew.tsv").read_bytes() == (tmp_path / "run" / "errors.tsv").read_bytes()
     assert not list((tmp_path / "run").glob("seed-*/dev-outputs*"))
 

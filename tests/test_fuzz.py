@@ -6,7 +6,7 @@ import random
 import pytest
 
 import fuzz
-from minibert.errors import UserError
+from minibert.common.errors import UserError
 
 
 @pytest.mark.parametrize("name", fuzz.READERS)

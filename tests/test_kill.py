@@ -19,7 +19,7 @@ import torch
 
 import test_finetune
 import test_train
-from minibert.corpus import open_corpus
+from minibert.data.corpus import open_corpus
 from test_train import ROOT, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals")]

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-import test_step
 import test_train
 import train
-from minibert.errors import UserError
-from minibert.feed import Step, cut
-from minibert.methods import METHODS, Weights
-from minibert.optim import adamw
-from minibert.runtime import Runtime
-from minibert.step import training_step
+from minibert.common.errors import UserError
+from minibert.common.runtime import Runtime
+from minibert.data.loader import Step, cut
+from minibert.distill.distilbert import METHODS, Weights
+from minibert.training.optim import adamw
+from minibert.training.step import training_step
+from minibert.model.heads import MaskedLM
+from steps import student_and_teacher
 from test_train import handlers  # noqa: F401  (an autouse fixture)
 
 folder = test_train.folder  # a fixture: corpus and teacher of train.py
@@ -50,7 +51,7 @@ def gradient(method, student, teacher, step, weights):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("method, weights", METHOD_WEIGHTS)
 def test_all_and_nothing_masked(method, weights, share, tiny_config):
-    student, teacher = test_step.models(tiny_config, torch.float32)
+    student, teacher = student_and_teacher(tiny_config, torch.float32)
     step = step_with(share)
     assert step.masked == (step.tokens if share else 0)
     loss, grads = gradient(method, student, teacher, step, Weights(**weights))
@@ -62,7 +63,7 @@ def test_all_and_nothing_masked(method, weights, share, tiny_config):
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("kind", ["as it is", "constant", "sure", "equal to the student"])
 def test_temperatures_and_teachers(temperature, kind, tiny_config):
-    student, teacher = test_step.models(tiny_config, torch.float32)
+    student, teacher = student_and_teacher(tiny_config, torch.float32)
     teacher.requires_grad_(False)
     if kind == "constant":  # the same probability for every piece
         teacher.encoder.word.weight.zero_()
@@ -70,7 +71,7 @@ def test_temperatures_and_teachers(temperature, kind, tiny_config):
     elif kind == "sure":
         teacher.encoder.word.weight *= 1e4
     elif kind == "equal to the student":
-        teacher = test_step.MaskedLM(student.config).eval().requires_grad_(False)
+        teacher = MaskedLM(student.config).eval().requires_grad_(False)
         teacher.load_state_dict(student.state_dict())
     loss, grads = gradient("distilbert", student, teacher, step_with(0.15), Weights(temperature=temperature))
     assert any(grad.abs().max() > 0 for grad in grads)
@@ -80,7 +81,7 @@ def test_temperatures_and_teachers(temperature, kind, tiny_config):
 @pytest.mark.parametrize("scale", [2.0 ** -100, 1.0, 2.0 ** 100, 3e38])
 def test_loss_scales_settle_and_never_reach_the_weights(scale, tiny_config):
     """Gradients that overflow are skipped, the scale is halved, and the run goes on with finite weights."""
-    student, teacher = test_step.models(tiny_config, torch.float32)
+    student, teacher = student_and_teacher(tiny_config, torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0 ** -20)
     optimizer, step = adamw(student, (0.9, 0.98), 1e-6, 0.0), step_with(0.15)
     loss_of = partial(METHODS["distilbert"], student, teacher, step, Weights())

@@ -9,15 +9,15 @@ import torch
 import minibert
 import test_train
 import train
-from minibert.batch import pack
-from minibert.config import Config
-from minibert.corpus import open_corpus
-from minibert.errors import UserError
-from minibert.heads import MaskedLM
-from minibert.model import init_weights
-from minibert.prepare import encode_lines, prepare
-from minibert.csv_files import read_csv_splits
-from minibert.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from minibert.common.errors import UserError
+from minibert.data.corpus import open_corpus
+from minibert.data.prepare import encode_lines, prepare
+from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from minibert.model.batch import pack
+from minibert.model.config import Config
+from minibert.model.encoder import init_weights
+from minibert.model.heads import MaskedLM
+from minibert.tasks.csv_files import read_csv_splits
 from test_train import handlers  # noqa: F401  (an autouse fixture)
 
 folder = test_train.folder  # a fixture: corpus and teacher of train.py

@@ -16,14 +16,14 @@ import torch
 
 import minibert
 import train
-from minibert import inner_methods
-from minibert.checkpoint import save_checkpoint
-from minibert.config import PRESETS
-from minibert.errors import UserError
-from minibert.heads import MaskedLM
-from minibert.model import Encoder, init_weights
-from minibert.prepare import prepare
-from minibert.tokenizer import Tokenizer, train_tokenizer
+from minibert.common.errors import UserError
+from minibert.data.prepare import prepare
+from minibert.data.tokenizer import Tokenizer, train_tokenizer
+from minibert.distill import tinybert
+from minibert.model.config import PRESETS
+from minibert.model.encoder import Encoder, init_weights
+from minibert.model.heads import MaskedLM
+from minibert.training.checkpoint import save_checkpoint
 from scripts import run_script
 
 ROOT = Path(train.__file__).parent
@@ -143,7 +143,7 @@ def test_what_happens_inside_is_learned_at_any_width(folder, narrow, tmp_path, m
     train.main(options(folder, out, "--method", method, *INNER[method], "--eval-every", "5", student=narrow,
                        steps=25, lr=1e-2))
     shown, metrics = capsys.readouterr().out, rows(out)
-    terms = inner_methods.TERMS[method]
+    terms = tinybert.TERMS[method]
     assert all(name in row for row in metrics for name in terms) and "masks" not in shown
     assert ("student layer imitates teacher layer: 1 2, 2 4" in shown) == (method == "tinybert")
     held_out = json.loads((out / "summary.json").read_text())["held_out"]

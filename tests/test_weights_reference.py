@@ -78,8 +78,8 @@ def test_everything_up_to_the_weights(tiny_config):
     """Leaving a token out is what hiding it by a mask is:
     the same rows as of attention that never looks at it.
     """
-    from minibert.attention import attend_one
-    from minibert.model import Encoder, init_weights
+    from minibert.model.attention import attend_one
+    from minibert.model.encoder import Encoder, init_weights
 
     model = init_weights(Encoder(tiny_config)).eval()
     ids = [4, 17, 23, 9, 5, 41]

@@ -10,11 +10,11 @@ SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin
 `weights_only=True`: tensors load, code in the file does not run.
 
 `--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
-before it gets its name (minibert/onnx_export.py). It needs the `onnx` extra.
+before it gets its name (minibert/hub/onnx_export.py). It needs the `onnx` extra.
 
 The last form cuts a smaller masked language model out of a large one, with a vocabulary of your own if you
 like: a start for `train.py --method mlm` that needs far less training than random weights
-(minibert/carve.py).
+(minibert/hub/prune.py).
 """
 
 import argparse
@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anyw
 
 import torch  # noqa: E402
 
-from minibert.carve import change_vocabulary, keep_layers, keep_positions, keep_units  # noqa: E402
-from minibert.errors import UserError, run_script  # noqa: E402
-from minibert.folders import local_folder  # noqa: E402
-from minibert.hub import MODELS, head_of, load, save  # noqa: E402
-from minibert.options import numbers  # noqa: E402
-from minibert.tokenizer import load_tokenizer  # noqa: E402
+from minibert.common.errors import UserError, run_script  # noqa: E402
+from minibert.common.hub_download import local_folder  # noqa: E402
+from minibert.common.options import numbers  # noqa: E402
+from minibert.data.tokenizer import load_tokenizer  # noqa: E402
+from minibert.hub.load_save import MODELS, head_of, load, save  # noqa: E402
+from minibert.hub.prune import change_vocabulary, keep_layers, keep_positions, keep_units  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,7 +59,7 @@ def main() -> None:
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
     if args.to == "onnx":
-        from minibert.onnx_export import packages, save_onnx
+        from minibert.hub.onnx_export import packages, save_onnx
         packages()  # what is missing is said before the model is loaded
         if args.dtype != "fp32":
             raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave --dtype away")

@@ -1,0 +1,283 @@
+"""Times `prepare`, which data/prepare.py runs, against bare `tokenizers` on the same lines, in one run.
+
+Both work on one plain text file, made from the texts given, with the same tokenizer, and take turns. Ours
+reads, splits, hashes, tokenises with K processes, writes and flushes to the disk; the peer only tokenises,
+with K threads, and only that is timed. Each contender lives in a process of its own, so that each has its own
+peak of memory.
+
+note: torch is imported when the measuring is over; the processes whose memory is measured import this file.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minibert.bench.turns import contender, rate, ratios, serve, told
+from minibert.common.errors import UserError
+from minibert.common.options import at_least_one, numbers, option
+from minibert.common.randomness import samples_of_step
+from minibert.common.tables import table
+from minibert.data.corpus import open_corpus, read_description
+from minibert.data.prepare import POOL_BYTES, check, cores, prepare
+from minibert.data.python_docs import python_docs, split_docs
+from minibert.data.text import documents, read_chunks
+from minibert.data.tokenizer import Tokenizer, load_tokenizer
+
+BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
+LINES = 1000  # the peer's batch, the default of `datasets.map`; smaller and larger ones are not faster
+SAMPLING = 0.01  # seconds between two looks at the memory
+STEPS, BATCH = 1000, 32  # of the reading
+
+
+@dataclass(frozen=True)
+class DataBench:
+    """Every option of bench.py data."""
+
+    files: tuple[str, ...] = option((), "text files or folders; without --files where they stand first "
+                                         "(default: Python's documentation)")
+    tokenizer: str | None = option(None, "folder with tokenizer.json or vocab.txt (default: the bundled "
+                                          "teacher's)")
+    workers: int | None = option(None, "processes of ours, threads of the peer (default: all cores)")
+    megabytes: float = option(16.0, "text of one turn, in 10^6 bytes: the texts are repeated or cut to it")
+    rounds: int = option(5, "turns of each contender after the warm-up")
+    growth: str | None = option(None, "instead of speeds: peak memory of ours, preparing and reading, at "
+                                       "these sizes of text in MB, as 10,100,1000")
+
+    def __post_init__(self):
+        at_least_one(self, "rounds", "workers")
+        for size in self.sizes():
+            if not 0 < size < float("inf"):
+                raise UserError(f"a size of text is above 0 MB, not {size}")
+            if size * 1e6 < POOL_BYTES and (self.workers or cores()) > 1:
+                raise UserError(f"{size:g} MB of text is less than the {POOL_BYTES / 1e6:.1f} MB below which "
+                                "prepare uses one process: ask for more text, or --workers 1")
+
+    def sizes(self) -> list[float]:
+        """The sizes of text asked for, in MB."""
+        return [self.megabytes] if self.growth is None else numbers("--growth", self.growth, float)
+
+
+def write_text(files: tuple[str, ...], target: Path) -> None:
+    """The documents that `prepare` finds in `files` as plain text, a blank line before each.
+
+    Without files, those of Python's documentation.
+    """
+    with open(target, "w", encoding="utf-8", newline="\n") as file:
+        if not files:
+            for document in itertools.chain.from_iterable(split_docs(python_docs()).values()):
+                file.write("\n" + "\n".join(document) + "\n")
+        for source in check(files, "auto", 0.0) if files else ():
+            for chunk in read_chunks(source):
+                for i, document in enumerate(documents(chunk)):
+                    if i or not chunk.continues:
+                        file.write("\n")
+                    file.writelines(line + "\n" for line in document)
+
+
+def repeat(source: Path, target: Path, size: float) -> None:
+    """The lines of `source` over and over until `target` has `size` bytes, to a line."""
+    written = 0
+    try:
+        with open(source, "rb") as texts, open(target, "wb") as file:
+            if not any(map(bytes.strip, texts)):
+                raise UserError("there is no text in the files given")
+            while written < size:
+                texts.seek(0)
+                for line in texts:
+                    written += file.write(line)
+                    if written >= size:
+                        break
+    except OSError as error:
+        raise UserError(f"{size / 1e6:,.0f} MB of text cannot be written to {target.parent}: "
+                        f"{error.strerror}; name another folder in TMPDIR") from None
+
+
+def prepared(text: Path) -> Path:
+    """Where `prepare` puts the tokens of `text`."""
+    return text.with_suffix(".prepared")
+
+
+def our_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
+    """Seconds and tokens of `prepare` as data/prepare.py runs it, from starting workers to flushing files."""
+    out = prepared(text)
+    shutil.rmtree(out, ignore_errors=True)  # of the turn before
+    begun = time.perf_counter()
+    prepare([text], tokenizer, out, wikitext="no", jobs=workers, report=None)
+    seconds = time.perf_counter() - begun
+    return seconds, sum(part["tokens"] for part in read_description(out)["parts"].values())
+
+
+def peers_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
+    """The same with `tokenizers` alone: reading lines is not timed, and the ids are counted, not taken out.
+
+    note: `encode_batch_fast` leaves out the offsets, which nobody reads here; `encode_batch` is slower.
+    """
+    seconds, tokens = 0.0, 0
+    with open(text, encoding="utf-8", newline="\n") as file:
+        lines = (line.rstrip("\n") for line in file if line != "\n")
+        while batch := list(itertools.islice(lines, LINES)):
+            begun = time.perf_counter()
+            tokens += sum(map(len, tokenizer.backend.encode_batch_fast(batch, add_special_tokens=False)))
+            seconds += time.perf_counter() - begun
+    return seconds, tokens
+
+
+def reading_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
+    """Seconds and tokens of what training takes from the prepared text:
+    the corpus opened, and the sequences of `STEPS` steps from all over it.
+    """
+    begun = time.perf_counter()
+    corpus = open_corpus(prepared(text), tokenizer=tokenizer, parts=("train", "held-out"), min_length=3)
+    tokens = 0
+    for step in range(STEPS):
+        for i in samples_of_step(step, BATCH, len(corpus), seed=0):
+            tokens += corpus.tokens(i).copy().size
+    return time.perf_counter() - begun, tokens
+
+
+COMPARED = {"minibert": our_turn, "tokenizers": peers_turn}
+TURNS = COMPARED | {"reading": reading_turn}
+
+
+def worker(kind: str, text: Path, tokenizer: str, workers: int, pipe) -> None:
+    """One contender in its process; a turn returns seconds and tokens."""
+    # read by tokenizers when it first runs; the processes of `prepare` have one thread each
+    threads = workers if kind == "tokenizers" else 1
+    os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
+    loaded = load_tokenizer(tokenizer)
+    serve(lambda: TURNS[kind](text, loaded, workers), pipe)
+
+
+def anonymous_memory(pid: int) -> int | None:
+    """Bytes of anonymous memory of a process and all below it; None where there is no /proc that tells.
+
+    Pages that a forked process still shares with its parent count in both: the sum is rather too large.
+    """
+    total, pids = None, [pid]
+    for one in pids:
+        try:
+            with open(f"/proc/{one}/status") as status:
+                kibibytes = next((line.split()[1] for line in status if line.startswith("RssAnon:")), 0)
+            total = (total or 0) + 1024 * int(kibibytes)
+            for thread in os.listdir(f"/proc/{one}/task"):
+                pids += map(int, Path(f"/proc/{one}/task/{thread}/children").read_text().split())
+        except OSError:
+            continue  # it has ended meanwhile
+    return total
+
+
+def peak_memory(pid: int, turn: Callable) -> tuple[int | None, float, int]:
+    """The peak of a contender's anonymous memory during one turn, and that turn's seconds and tokens.
+
+    It is looked at every `SAMPLING` seconds; what is taken and given back in between is missed.
+    """
+    peak, over = anonymous_memory(pid), threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while peak is not None and not over.wait(SAMPLING):
+            peak = max(peak, anonymous_memory(pid) or 0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        seconds, tokens = turn()
+    finally:
+        over.set()
+        watcher.join()
+    return peak, seconds, tokens
+
+
+def mebibytes(size: int | None) -> str:
+    """Bytes as people read them; "-" for unknown."""
+    return "-" if size is None else f"{size / 2**20:.0f} MiB"
+
+
+def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list[dict], dict]:
+    """Both contenders in turn: rows for the table, figures for the JSON line."""
+    size = text.stat().st_size
+    seconds, memory, counts = {kind: [] for kind in COMPARED}, {}, {}
+    with contextlib.ExitStack() as stack:
+        all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, workers))
+                       for kind in COMPARED}
+        for kind, (pid, turn) in all_of_them.items():  # the warm-up; watching disturbs no time there
+            memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_memory(pid, turn))
+        if len(set(counts.values())) > 1:
+            raise UserError(f"the two did not find the same tokens ({counts}), so their speeds say nothing; "
+                            "this is a mistake of minibert, please report it with the text")
+        for number in range(rounds):
+            for kind, (_, turn) in all_of_them.items():
+                seconds[kind].append(told(f"round {number + 1} of {rounds}, {kind}", turn)[0])
+    times = ratios(seconds["tokenizers"], seconds["minibert"])
+    figures, rows = {}, []
+    for kind in COMPARED:
+        middle, spread = rate(size / 1e6, seconds[kind])
+        figures[kind] = {"megabytes_per_second": middle, "spread": spread,
+                         "peak_anonymous_bytes": memory[kind]}
+        rows.append({"tokenising": kind, "MB/s": f"{middle:.2f}",
+                     "from - to": "{:.2f} - {:.2f}".format(*spread), "tokens": f"{counts[kind]:,}",
+                     "peak anonymous memory": mebibytes(memory[kind])})
+    figures |= {"text_bytes": size, "tokens": counts["minibert"], "speed_ratio": statistics.median(times),
+                "speed_ratio_spread": [times[0], times[-1]]}
+    return rows, figures
+
+
+def grow(base: Path, sizes: list[float], tokenizer: str, workers: int) -> tuple[list[dict], dict]:
+    """`prepare` on more and more text, and reading it as training does, each in a new process:
+    rows for the table, figures for JSON.
+    """
+    rows, figures, text = [], [], base.with_name("grown.txt")
+    for megabytes in sizes:
+        repeat(base, text, megabytes * 1e6)
+        size = text.stat().st_size
+        with contender(worker, "minibert", text, tokenizer, workers) as (pid, turn):
+            peak, seconds, tokens = told(f"{size / 1e6:,.0f} MB", lambda: peak_memory(pid, turn))
+        with contender(worker, "reading", text, tokenizer, workers) as (pid, turn):
+            reading = peak_memory(pid, turn)[0]
+        figures.append({"text_bytes": size, "tokens": tokens, "seconds": seconds,
+                        "peak_anonymous_bytes": peak, "reading_peak_anonymous_bytes": reading})
+        rows.append({"text": f"{size / 1e6:,.0f} MB", "tokens": f"{tokens:,}",
+                     "peak anonymous memory": mebibytes(peak), "reading it": mebibytes(reading),
+                     "MB/s": f"{size / 1e6 / seconds:.2f}"})
+    return rows, {"growth": figures}
+
+
+def bench_data(options: DataBench) -> dict:
+    """Measures and prints; returns what the JSON line holds."""
+    workers, tokenizer = options.workers or cores(), options.tokenizer or str(BUNDLED)
+    vocabulary = load_tokenizer(tokenizer).vocab_size  # a bad folder is an error here, not in a process below
+    with tempfile.TemporaryDirectory() as folder:
+        base, text = Path(folder) / "base.txt", Path(folder) / "text.txt"
+        write_text(options.files, base)
+        if options.growth is None:
+            repeat(base, text, options.megabytes * 1e6)
+            rows, figures = compare(text, tokenizer, workers, options.rounds)
+            low, high = figures["speed_ratio_spread"]
+            what = "speed of prepare beside bare tokenizers"
+            verdict = (f"prepare reaches {100 * figures['speed_ratio']:.0f} % of the bare speed, turn by "
+                       f"turn {100 * low:.0f} to {100 * high:.0f} %; both found the same number of tokens")
+        else:
+            rows, figures = grow(base, options.sizes(), tokenizer, workers)
+            what, verdict = "memory of prepare by size of text", ""
+            first, last = figures["growth"][0], figures["growth"][-1]
+            if len(rows) > 1 and first["peak_anonymous_bytes"] and last["peak_anonymous_bytes"]:
+                figures["memory_ratio"] = last["peak_anonymous_bytes"] / first["peak_anonymous_bytes"]
+                verdict = (f"{last['text_bytes'] / first['text_bytes']:.1f} times the text takes "
+                           f"{figures['memory_ratio']:.2f} times the memory")
+    from minibert.common.runtime import describe, start  # with torch: see above
+    print(table(rows, f"{what}; {workers} worker{'s' * (workers > 1)}, {vocabulary:,} pieces"))
+    if verdict:
+        print(verdict)
+    machine = describe(start("cpu", "fp32", training=False))
+    machine = {name: machine[name] for name in ("device", "python", "numpy", "tokenizers", "minibert")}
+    return {"bench": "data", "options": dataclasses.asdict(options) | {"workers": workers},
+            "vocab_size": vocabulary, "machine": machine | {"cores": cores()}, **figures}

@@ -1,0 +1,179 @@
+"""What `bench.py inference` compares: the modes of this project, and other engines where they are installed.
+
+An engine is a function that opens the files of a model and returns `run`; run(ids, segments), lists of S
+lists as the tokenizer gives them, returns the logits (S, K) of a classifier, computed on one device. All run
+the same weights. Others than ours pad: each as its users would, sentences sorted by length, `PADDED` of them
+padded to their longest.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import minibert
+from minibert.common.errors import UserError
+from minibert.common.runtime import native_bf16
+from minibert.data.examples import make_examples
+from minibert.hub.onnx_export import pad, write_onnx
+from minibert.inference.fast_encoder import MODES, fast, product_of
+from minibert.inference.packed_linear import weight_range
+from minibert.inference.predict import outputs, where_it_is
+from minibert.model.batch import pack
+
+PADDED = 8  # sentences in one padded batch
+
+Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
+
+
+def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str]) -> None:
+    """Writes what the engines read: model/, and the forms of the others; what is there already is kept."""
+    if not (folder / "model").exists():
+        minibert.save(model, folder / "model", tokenizer, format="auto")
+    kinds = {engine.split()[0] for engine in engines}
+    if kinds & {"onnxruntime", "openvino"} and not (folder / "model.onnx").exists():
+        write_onnx(model, folder / "model.onnx")
+    if "onnxruntime int8" in engines and not (folder / "int8.onnx").exists():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        # reduce_range: 7-bit weights, where the processor's sums of 8-bit products would overflow
+        quantize_dynamic(folder / "model.onnx", folder / "int8.onnx", per_channel=True,
+                         reduce_range=weight_range() < 127, weight_type=QuantType.QInt8)
+    if "ctranslate2" in kinds and not (folder / "ctranslate2").exists():
+        from ctranslate2.converters import TransformersConverter
+        _quiet_transformers()
+        TransformersConverter(str(folder / "model")).convert(str(folder / "ctranslate2"))
+
+
+def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
+    """Sorts by length, cuts into batches of `PADDED`, runs each, and puts the results in order."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    made = [None] * len(ids)
+    for begin in range(0, len(order), PADDED):
+        some = order[begin:begin + PADDED]
+        for i, row in zip(some, run([ids[i] for i in some], [segments[i] for i in some])):
+            made[i] = row
+    return np.stack(made)
+
+
+def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tensor, ...]:
+    """Ids, mask and token types (S, T) of one padded batch."""
+    return pad(pack(ids, segments), 0, max(map(len, ids)))
+
+
+def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
+    """This project: the model as it is loaded, or in a fast mode."""
+    model = minibert.load(folder / "model").to(device)
+    if mode:
+        model = fast(model, mode)
+    runtime = where_it_is(model)
+    return lambda ids, segments: outputs(model, make_examples(ids, segments, np.zeros(len(ids))), runtime)
+
+
+def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
+    """transformers with SDPA attention, in eval and inference mode; `how` is fp32, bf16 or compiled."""
+    transformers = _quiet_transformers()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder / "model", attn_implementation="sdpa",
+        dtype=torch.bfloat16 if how == "bf16" else torch.float32).to(device).eval()
+    names = ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.model_type == "bert" else 2]
+    if how == "compiled":
+        model.compile(dynamic=True)
+
+    @torch.inference_mode()
+    def batch(ids, segments):
+        inputs = {name: x.to(device) for name, x in zip(names, padded(ids, segments))}
+        return model(**inputs).logits.float().cpu().numpy()
+    return partial(in_padded_batches, batch)
+
+
+def _quiet_transformers():
+    """The package, silent about heads that are loaded without, and without bars."""
+    import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
+    """ONNX Runtime on the CPU with all its graph optimisations."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = onnxruntime.InferenceSession(folder / file, options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def batch(ids, segments):
+        return session.run(None, {name: x.numpy() for name, x in zip(names, padded(ids, segments))})[0]
+    return partial(in_padded_batches, batch)
+
+
+def openvino_engine(folder: Path, device: torch.device) -> Run:
+    """OpenVINO on the CPU in fp32, tuned for latency."""
+    import openvino
+    compiled = openvino.Core().compile_model(str(folder / "model.onnx"), "CPU", {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32"})
+    inputs = len(compiled.inputs)
+    return partial(in_padded_batches, lambda ids, segments: compiled(
+        [x.numpy() for x in padded(ids, segments)[:inputs]])[0])
+
+
+def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
+    """CTranslate2 on the CPU: its encoder, then our head on the first tokens, which it does not have."""
+    import ctranslate2
+    encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
+                                  inter_threads=1, intra_threads=torch.get_num_threads())
+    model = minibert.load(folder / "model")
+
+    @torch.inference_mode()
+    def batch(ids, segments):
+        types = {"token_type_ids": segments} if model.config.segments else {}
+        last = np.array(encoder.forward_batch(ids, **types).last_hidden_state)
+        return model.classify(torch.from_numpy(last[:, 0]), pack([[0]] * len(ids))).numpy()
+    return partial(in_padded_batches, batch)
+
+
+ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
+    "minibert": partial(ours, None),
+    **{f"minibert {mode}": partial(ours, mode) for mode in MODES},
+    "transformers fp32": partial(transformers_engine, "fp32"),
+    "transformers bf16": partial(transformers_engine, "bf16"),
+    "transformers compiled": partial(transformers_engine, "compiled"),
+    "onnxruntime fp32": partial(onnxruntime_engine, "model.onnx"),
+    "onnxruntime int8": partial(onnxruntime_engine, "int8.onnx"),
+    "openvino fp32": openvino_engine,
+    "ctranslate2 fp32": partial(ctranslate2_engine, "float32"),
+    "ctranslate2 int8": partial(ctranslate2_engine, "int8"),
+}
+
+
+def why_not(engine: str, device: torch.device) -> str | None:
+    """Why an engine cannot take part on a device, or None where it can."""
+    package, _, how = engine.partition(" ")
+    if package == "minibert":
+        try:
+            return how and product_of(how, device) and None
+        except UserError as error:
+            return str(error)
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
+    if package != "transformers":
+        missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
+        if device.type != "cpu":
+            return "measured on CPUs only"
+        if package == "ctranslate2" and not importlib.util.find_spec("transformers"):
+            return "transformers, which converts for it, is not installed"
+        return f"{missing[0]}, which writes its files, is not installed" if (
+            missing and package != "ctranslate2") else None
+    if how == "bf16" and not native_bf16(device):
+        return "bf16 is not native here"
+    if how == "compiled" and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return "torch.compile needs a C++ compiler on a CPU"
+    return None

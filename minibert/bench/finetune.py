@@ -1,0 +1,143 @@
+"""Times the fine-tuning step of finetune.py against the same step on `transformers`,
+on the examples of a real task.
+
+They take turns on the same examples with random weights. The peer pads each batch to its longest example,
+once with examples drawn at random, as its trainer does by default and finetune.py does, and once with batches
+grouped by length, as it does when asked to: fewer zeros, and other batches.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+import minibert
+from minibert.bench.transformers_peer import (at_rate, check_installed, transformers_classifier_step,
+                                              transformers_model)
+from minibert.bench.turns import alternate, compared, rate, serve
+from minibert.common.errors import UserError
+from minibert.common.options import at_least_one, option
+from minibert.common.randomness import samples_of_step
+from minibert.common.runtime import PRECISIONS, describe, start
+from minibert.common.tables import table
+from minibert.data.examples import Examples, draw
+from minibert.distill.task_kd import TaskWeights, task_loss
+from minibert.model.config import Config, preset
+from minibert.model.encoder import init_weights
+from minibert.model.heads import Classifier
+from minibert.tasks.official_files import read_examples
+from minibert.tasks.specs import TASKS
+from minibert.tasks.splits import tokenised
+from minibert.training.optim import adamw
+from minibert.training.step import training_step
+
+CLIP, LR = 1.0, 2e-5
+RANDOM, BY_LENGTH = "transformers", "transformers by length"
+
+
+@dataclass(frozen=True)
+class FinetuneBench:
+    """Every option of bench.py finetune."""
+
+    task: str = option("mrpc", "task of GLUE or imdb", choices=tuple(TASKS))
+    data: str | None = option(None, "folder of the task's official files, or the one above it")
+    tokenizer: str | None = option(None, "folder of a tokenizer")
+    model: str = option("bert-base", "preset of the model (random weights)")
+    batch: int = option(32, "examples of one step")
+    max_length: int = option(128, "tokens of the longest example")
+    micro_tokens: int = option(
+        4096, "most tokens in one forward pass of ours; the peer takes a batch at once")
+    steps: int = option(4, "steps of one turn")
+    turns: int = option(3, "turns of each contender after the warm-up")
+    dropout: float = option(0.1, "of embeddings, block outputs and before the classifier, on both sides")
+    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "cpu, cuda ...")
+    threads: int | None = option(None, "CPU threads")
+
+    def __post_init__(self):
+        if not self.data or not self.tokenizer:
+            raise UserError("bench.py finetune needs --data and --tokenizer")
+        at_least_one(self, "batch", "steps", "turns", "threads")
+
+
+def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
+    """The training examples of the steps of one turn, and the model's shape."""
+    task = dataclasses.replace(TASKS[options.task], max_length=options.max_length)
+    tokenizer = minibert.load_tokenizer(options.tokenizer)
+    rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
+    shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size,
+                                dropout=options.dropout, classifier_dropout=options.dropout,
+                                labels=task.labels or ("score",), regression=task.regression)
+    return tokenised(task, rows, tokenizer, 128).examples, shape
+
+
+def our_turn(options: FinetuneBench, runtime):
+    """A function that takes one turn of steps with minibert, all as finetune.py does it."""
+    examples, shape = examples_and_shape(options)
+    model = init_weights(Classifier(shape)).to(runtime.device).train()
+    optimizer, scaler = adamw(model, (0.9, 0.999), 1e-6, 0.01), runtime.scaler()
+    counts = {"hard": options.batch}
+
+    def turn() -> None:
+        for step in range(len(examples.lengths) // options.batch):
+            data = draw(examples, {}, step, options.batch, 0, options.micro_tokens)
+            training_step(model, partial(task_loss, model, TaskWeights(), [], counts), data.micro_batches,
+                          counts, optimizer, scaler, runtime, LR, CLIP)
+    return turn
+
+
+def peers_turn(options: FinetuneBench, runtime, by_length: bool):
+    """The same with transformers: its batches are those of `draw`, or grouped by length."""
+    examples, shape = examples_and_shape(options)
+    model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
+    optimizer = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR)
+    steps = len(examples.lengths) // options.batch
+    drawn = [samples_of_step(step, options.batch, len(examples.lengths), seed=0) for step in range(steps)]
+    if by_length:
+        some = np.concatenate(drawn)
+        drawn = some[np.argsort(examples.lengths[some], kind="stable")].reshape(steps, options.batch)
+    batches = []
+    for some in drawn:
+        cut = [slice(examples.starts[i], examples.starts[i] + examples.lengths[i]) for i in some]
+        batches.append(([torch.from_numpy(examples.ids[c].astype(np.int64)) for c in cut],
+                        [torch.from_numpy(examples.segments[c].astype(np.int64)) for c in cut],
+                        torch.from_numpy(examples.labels[some])))
+
+    def turn() -> None:
+        for ids, segments, labels in batches:
+            transformers_classifier_step(model, ids, segments, labels, optimizer, runtime, CLIP)
+    return turn
+
+
+def worker(kind: str, options: FinetuneBench, pipe) -> None:
+    """One contender in its process."""
+    torch.manual_seed(0)
+    runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
+    turn = (our_turn(options, runtime) if kind == "minibert"
+            else peers_turn(options, runtime, by_length=kind == BY_LENGTH))
+    serve(turn, pipe, runtime.device)
+
+
+def bench_finetune(options: FinetuneBench) -> dict:
+    """Measures and prints; returns what the JSON line holds."""
+    check_installed()
+    examples, _ = examples_and_shape(options)
+    n = len(examples.lengths) // options.batch * options.batch
+    if n == 0:
+        raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")
+    seconds, memory = alternate(worker, ["minibert", RANDOM, BY_LENGTH], options, options.turns)
+    rows, figures = [], {}
+    for kind, some in seconds.items():
+        middle, spread = rate(n, some)
+        figures[kind] = {"examples_per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
+        rows.append({"step": kind, "examples/s": f"{middle:.1f}",
+                     "from - to": "{:.1f} - {:.1f}".format(*spread),
+                     "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
+    runtime = start(options.device, options.precision, options.threads, training=False)
+    print(table(rows, f"{options.model} on {options.task}, {options.batch} examples a step, "
+                      f"{examples.lengths.mean():.0f} tokens on average, "
+                      f"{runtime.precision}, dropout {options.dropout}"))
+    return {"bench": "finetune", "options": dataclasses.asdict(options), "machine": describe(runtime),
+            **figures, **compared(seconds, memory), "by_length": compared(seconds, memory, BY_LENGTH)}

@@ -1,0 +1,66 @@
+"""What each inference mode does to the quality of a fine-tuned model, and a plot of it against the speed."""
+
+import dataclasses
+from pathlib import Path
+
+import minibert
+from minibert.bench.engines import why_not
+from minibert.common.errors import UserError
+from minibert.common.runtime import Runtime
+from minibert.common.tables import table
+from minibert.inference.fast_encoder import MODES, fast
+from minibert.inference.predict import outputs
+from minibert.tasks.models import load_tuned
+from minibert.tasks.official_files import read_examples
+from minibert.tasks.specs import TASKS
+from minibert.tasks.splits import judge, some_of, tokenised
+from minibert.training.summary import pyplot, save_figure
+
+
+def quality(folder: str, task_name: str, data: str, max_length: int, some: int | None,
+            runtime: Runtime) -> dict[str, dict]:
+    """Scores, in percent, of a fine-tuned model in every mode that runs here, and how its logits change.
+
+    On the dev set, or `some` examples of it.
+    """
+    task = dataclasses.replace(TASKS[task_name], max_length=max_length)
+    model, order = load_tuned(folder, task)
+    split = tokenised(task, read_examples(task, data, task.dev_splits[0]),
+                      minibert.load_tokenizer(folder), 128)
+    if some:
+        split = some_of(split, some)
+    model.to(runtime.device)
+    exact, found = outputs(model, split.examples, runtime), {}
+    for engine in ("minibert", *(f"minibert {mode}" for mode in MODES)):
+        if why_not(engine, runtime.device):
+            continue
+        made = fast(model, engine.split()[1]) if engine != "minibert" else model
+        scores, logits = judge(made, task, split, runtime, order=order)
+        found[engine] = {**scores,
+                         "largest_logit_change": float(abs(logits - exact).max()),
+                         "mean_logit_change": float(abs(logits - exact).mean())}
+        if not task.regression:
+            found[engine]["answers_changed"] = int((logits.argmax(-1) != exact.argmax(-1)).sum())
+    rows = [{"mode": engine, **{key: f"{value:.4g}" if isinstance(value, float) else str(value)
+                                for key, value in one.items()}} for engine, one in found.items()]
+    print(table(rows, f"{folder} on the {len(split.examples.lengths)} examples of {task.name}'s dev set; "
+                      f"largest logit {abs(exact).max():.2f}"), flush=True)
+    return found
+
+
+def plot(results: list[dict], metric: str, target: str) -> None:
+    """Draws sentences per second against the metric, a line for each fine-tuned model."""
+    plt = pyplot()
+    if plt is None:
+        raise UserError("--plot needs matplotlib: pip install 'minibert[plots]'")
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for result in results:
+        engines = [engine for engine in result["quality"] if engine in result["engines"]]
+        speeds = [result["engines"][engine]["sentences_per_second"] for engine in engines]
+        scores = [result["quality"][engine][metric] for engine in engines]
+        axis.plot(speeds, scores, "o", label=f"{result['model']}, {result['threads']} threads")
+        for engine, x, y in zip(engines, speeds, scores):
+            axis.annotate(engine.removeprefix("minibert").strip() or "as loaded", (x, y), fontsize=7)
+    axis.set(xlabel="sentences per second, together", ylabel=f"{metric}, %", xscale="log")
+    axis.legend()
+    save_figure(figure, Path(target))

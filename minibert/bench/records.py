@@ -1,0 +1,179 @@
+"""Run folders read back: what train.py and finetune.py left there, for tables and lists of runs."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from minibert.common.disk import read_json, read_text
+from minibert.common.errors import UserError
+from minibert.tasks.specs import SQUAD, TASKS
+
+SMOKE_TOKENS = 5_000_000  # a training on fewer shows that things work, not how well
+
+
+class TrainRun(NamedTuple):
+    """A run of train.py; `held_out` has scores of "teacher", "student, initial" and "student, trained"."""
+    folder: Path
+    options: dict
+    machine: dict  # what runtime.describe said
+    steps: int  # planned
+    done: int
+    tokens: int
+    seconds: float  # spent in steps: without preparing the corpus and evaluating
+    curve: list[tuple[int, dict]]  # (tokens seen, held-out scores) along the way
+    held_out: dict[str, dict]
+    table: list[dict]  # what `report.comparison` said of sizes and speed
+    finished: bool
+
+    @property
+    def trained(self) -> bool:
+        """False for a student that was only cut from its teacher: `--lr 0` changes no weight."""
+        return self.options["lr"] != 0
+
+    @property
+    def is_smoke(self) -> bool:
+        """Whether it saw too few tokens for its figures to say how good the method is."""
+        return self.trained and self.tokens < SMOKE_TOKENS
+
+
+class TuneRun(NamedTuple):
+    """A run of finetune.py: scores of seeds that are done, each at its best epoch, on the first dev split."""
+    folder: Path
+    options: dict
+    machine: dict
+    task: str
+    settings: dict  # epochs, batch, lr and max_length, as they were resolved
+    scores: dict[str, list[float]]  # metric -> one value a seed, in percent; the task's own metric first
+    seconds: float  # of all seeds and their sessions
+    baseline: dict[str, float] | None  # a constant prediction
+    finished: bool
+
+    @property
+    def values(self) -> list[float]:
+        """Of the metric that decides, one a seed that is done."""
+        return next(iter(self.scores.values()), [])
+
+    @property
+    def part(self) -> tuple[int | None, int]:
+        """What it saw of its task: examples of the training set (None: all), and tokens of an example."""
+        return self.options.get("train_examples"), self.settings["max_length"]
+
+
+def read_runs(folders: Iterable[str],
+              without: Iterable[str] = ()) -> tuple[list[TrainRun], list[TuneRun]]:
+    """The runs in these folders and below them, but for those `without`, in the order of their paths.
+
+    `UserError` for a folder without a run, and for a run whose files are damaged.
+    """
+    train, tune = [], []
+    left_out = {Path(name).resolve() for name in without}
+    for folder in dict.fromkeys(found for name in folders for found in _run_folders(name)):
+        if left_out & {folder.resolve(), *folder.resolve().parents}:
+            continue
+        run = read_run(folder)
+        (train if isinstance(run, TrainRun) else tune).append(run)
+    return train, tune
+
+
+def read_run(folder: Path) -> TrainRun | TuneRun:
+    """The run in `folder`, finished or not."""
+    config, summary = read_json(folder / "config.json"), None
+    if (folder / "summary.json").exists():
+        summary = read_json(folder / "summary.json")
+    with _damage(folder / "config.json"):
+        options = config["options"]
+        read = _read_tune if "task" in options else _read_train
+    return read(folder, config, summary)
+
+
+def _machine(config: dict) -> dict:
+    return {key: value for key, value in config.items() if key not in ("options", "student", "task", "steps")}
+
+
+def _read_train(folder: Path, config: dict, summary: dict | None) -> TrainRun:
+    with _damage(folder / "config.json"):
+        steps, _ = int(config["steps"]), config["options"]["lr"]
+    rows = _metrics(folder / "metrics.jsonl")
+    with _damage(folder / "metrics.jsonl"):
+        seen = [row["tokens"] for row in rows]
+        seconds = sum((now - before) / row["tokens_per_second"]
+                      for row, before, now in zip(rows, [0, *seen], seen))
+        curve = [(row["tokens"], row["held_out"]) for row in rows if "held_out" in row]
+        done, tokens = (rows[-1]["step"], seen[-1]) if rows else (0, 0)
+    with _damage(folder / "summary.json"):
+        held_out, table = {}, []
+        if summary is not None:
+            tokens, held_out, table = summary["tokens"], summary.get("held_out", {}), summary.get("table", [])
+            for scores in held_out.values():
+                sum(value for value in scores.values() if value is not None)
+            for row in table:
+                row["model"], row["layers"], row["fp32 MB"]
+                float(row["parameters"].removesuffix("M")), float(row["encoder tok/s"].replace(",", ""))
+    return TrainRun(folder, config["options"], _machine(config), steps, done, tokens, seconds, curve,
+                    held_out, table, summary is not None)
+
+
+def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
+    options, path = config["options"], folder / "summary.json" if summary else folder
+    known = SQUAD if options["task"] == "squad" else TASKS.get(options["task"])
+    if summary is None:
+        results = [read_json(path) for path in sorted(folder.glob("seed-*/result.json"))]
+    with _damage(path):
+        if summary is not None:
+            results = summary["results"]
+            split = next(iter(results[0]["best"]["scores"]))  # the first dev split decides
+            baseline = summary[split].get("baseline")
+        else:
+            baseline = None
+        settings = {name: config["task"][name] for name in ("epochs", "batch", "lr", "max_length")}
+        each = [next(iter(result["best"]["scores"].values())) for result in results]
+        metrics = known.metrics if known else tuple(each[0]) if each else ()
+        scores = {metric: [float(some[metric]) for some in each] for metric in metrics}
+        seconds = sum(float(result["seconds"]) for result in results)
+    # a csv file by its folder, too: a/train.csv and b/train.csv are two tasks
+    task = known.name if known else "/".join(Path(options["task"]).parts[-2:])
+    return TuneRun(folder, options, _machine(config), task, settings, scores, seconds, baseline,
+                   summary is not None)
+
+
+def _run_folders(name: str) -> Iterator[Path]:
+    """The run folders at and below `name`; what lies inside a run is not looked at."""
+    found = False
+    for place, below, files in os.walk(name):
+        below.sort()
+        path = Path(place, "config.json")
+        if "config.json" in files and "options" in read_json(path):  # that of a model has none
+            found = True
+            below.clear()
+            yield Path(place)
+    if not found:
+        raise UserError(f"there is no run in {name} or below: give folders that train.py or finetune.py made")
+
+
+def _metrics(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl; the last line of a killed run may be half a line."""
+    if not path.exists():
+        return []
+    lines = read_text(path).splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: not valid json; the run is damaged") from None
+    return rows
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What is missing or of a wrong kind in a run's file, as one sentence."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{path} is damaged or of another version: {error} is missing") from None
+    except (TypeError, ValueError, AttributeError, IndexError, StopIteration, ZeroDivisionError) as error:
+        raise UserError(f"{path} is damaged or of another version ({error})") from None

@@ -1,0 +1,297 @@
+"""Run folders as tables and plots, written into a part of a markdown file; what is around that part stays.
+
+    bench.py report runs/ --teacher TEACHER --over alone --out docs/results.md
+
+Everything comes from the files of the runs; what there is no run of is 'not run'. A model is named after its
+folder, `runs/distilled/model` is `distilled`; one that was fine-tuned with a teacher is `distilled + kd`.
+"""
+
+import re
+import shlex
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minibert.bench.records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
+from minibert.bench.run_commands import command, differing, words
+from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, score_table, share_rows,
+                                   share_table, tasks_of, tuning_table)
+from minibert.common.disk import disk_errors, read_text, write_text
+from minibert.common.errors import UserError
+from minibert.common.options import option
+from minibert.common.tables import clock
+from minibert.training.summary import FIGURES, plot_held_out, plot_quality
+
+
+@dataclass(frozen=True)
+class ReportBench:
+    """Every option of bench.py report."""
+
+    runs: tuple[str, ...] = option(("runs",), "folders of runs, or folders above them; the words right after "
+                                              "`report` are these, too")
+    without: tuple[str, ...] = option((), "folders of runs to leave out, as those of a search for a rate")
+    out: str = option("docs/results.md", "markdown file to write into")
+    part: str = option("report", "name of the part of it; others stay, as does what is between them")
+    teacher: str | None = option(None, "the model whose score the others' shares are of")
+    share_tasks: tuple[str, ...] = option((), "tasks that the shares are over, of all models that have them "
+                                              "(default: for each model those that it has)")
+    over: str | None = option(None, "the model that the others' margins are over, as one trained alone")
+    rename: tuple[str, ...] = option((), "OLD=NEW ...: what paths are called in the report")
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w-]+", self.part):
+            raise UserError(f"--part {self.part!r} is no name of letters, digits, - and _")
+        for pair in self.rename:
+            if "=" not in pair:
+                raise UserError(f"--rename {pair} is not OLD=NEW")
+        if self.share_tasks and self.teacher is None:
+            raise UserError("--share-tasks needs --teacher, the model that the shares are of")
+
+    def renamed(self, text: str) -> str:
+        """A path as it is called in the report."""
+        for old, new in (pair.split("=", 1) for pair in self.rename):
+            if text == old or text.startswith(old.rstrip("/") + "/"):
+                return new + text[len(old.rstrip("/")):]
+        return text
+
+    def place_of(self, model: str) -> Path:
+        """The folder that a model is named after: its own, or the run folder that it is the `model/` of."""
+        path = Path(self.renamed(model))
+        return path.parent if path.name == "model" and path.parent.name else path
+
+    def name_of(self, model: str) -> str:
+        """What the model in a folder is called."""
+        return self.place_of(model).name
+
+
+# ---------------------------------------------------------------- names
+
+def result_of(run: TrainRun) -> str:
+    """The model that a training makes, as others name it."""
+    return f"{run.options['out']}/model"
+
+
+def teacher_of(run: TrainRun) -> str:
+    """The folder of a training's teacher; the bundled one where none was named, which mlm does not take."""
+    return run.options["teacher"] or ("none" if run.options["method"] == "mlm" else "weights/teacher")
+
+
+def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench) -> None:
+    """Two folders that would be called the same are an error: their runs would be mixed up."""
+    places: dict[str, Path] = {}
+    for model in [*map(result_of, train), *map(teacher_of, train), *(run.options["model"] for run in tune)]:
+        place = options.place_of(model)
+        if places.setdefault(place.name, place) != place:
+            raise UserError(f"{places[place.name]} and {place} would both be called {place.name}: "
+                            f"--rename {place}=ANOTHER-NAME")
+
+
+def taught(options: dict) -> str:
+    """How a fine-tuning learned from its teacher, behind the model's name; "" without one."""
+    if not options.get("teacher"):
+        return ""
+    if not options.get("transfer"):
+        return f" + {options['method']}"
+    return " + pd" if options["method"] == "kd" else f" + {options['method']}, pd"
+
+
+def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
+    """The runs by model and task, the teacher first; two of the same model and task are an error."""
+    found: Scores = {}
+    for run in runs:
+        name = options.name_of(run.options["model"]) + taught(run.options)
+        of = found.setdefault(name, {})
+        if run.task in of:
+            raise UserError(f"{of[run.task].folder} and {run.folder} both fine-tune {name} on {run.task}: "
+                            "leave one out by --without")
+        of[run.task] = run
+    for what, name in (("teacher", options.teacher), ("over", options.over)):
+        if name is not None and name not in found:
+            raise UserError(f"--{what} {name}: no run fine-tunes it; these are: {', '.join(found) or 'none'}")
+    return dict(sorted(found.items(), key=lambda item: item[0] != options.teacher))
+
+
+# ---------------------------------------------------------------- trainings
+
+# in columns of their own, or about speed alone
+NOT_SPECIAL = {"teacher", "corpus", "eval_corpus", "steps", "lr", "seed", "out", "threads",
+               "checkpoint_every", "eval_every", "eval_sequences", "micro_tokens"}
+
+
+def training_table(runs: list[TrainRun], options: ReportBench) -> str:
+    """Every training: what is special about it, tokens, time, held-out figures."""
+    some = [{name: value for name, value in differing("train", run.options).items()
+             if name not in NOT_SPECIAL} for run in runs]
+    alike = {name for name, value in some[0].items()
+             if all(name in other and other[name] == value for other in some)}
+    measured = {name for run in runs for name in run.held_out.get("student, trained", {})}
+    figures = {"mlm": ("MLM loss", "{:.3f}"),
+               **{name: how for name, how in FIGURES.items() if name in measured - {"perplexity", "mlm"}}}
+    rows = []
+    for run, special in zip(runs, some):
+        tokens = f"{run.tokens / 1e6:.2f} M" + (", smoke run" if run.is_smoke else "")
+        if not run.finished:
+            tokens = f"{run.tokens / 1e6:.2f} M, not finished: step {run.done:,} of {run.steps:,}"
+        elif not run.trained:
+            tokens = "0, just cut"
+
+        def figure(name: str, form: str, model: str = "student, trained") -> str:
+            value = run.held_out.get(model, {}).get(name)
+            return form.format(value) if value is not None else "-" if run.finished else "not finished"
+
+        rows.append({"run": options.name_of(result_of(run)),
+                     "special": " ".join(words(name, value, options.renamed)
+                                         for name, value in special.items() if name not in alike) or "-",
+                     "tokens": tokens, "time": clock(run.seconds), "lr": f"{run.options['lr']:g}",
+                     "seed": run.options["seed"],
+                     "perplexity: teacher / start / end": " / ".join(
+                         figure("perplexity", "{:.1f}", model) for model in
+                         ("teacher", "student, initial", "student, trained")),
+                     **{heading: figure(name, form) for name, (heading, form) in figures.items()}})
+    return (f"{markdown(rows)}\n\nHeld-out text, the student at the end unless said otherwise; MLM loss in "
+            f"nats. Below {SMOKE_TOKENS // 10**6} million tokens a row is a smoke run: it shows that things "
+            "work, not how well. One seed each, so a small difference is not a finding. The time is that of "
+            "the steps. Special: options that not all of these runs share.")
+
+
+def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
+    """(tokens, held-out scores) from the start to the end, as far as they were evaluated."""
+    start, end = (run.held_out.get(name) for name in ("student, initial", "student, trained"))
+    return [(tokens, scores) for tokens, scores in [(0, start), *run.curve, (run.tokens, end)] if scores]
+
+
+def sizes(runs: list[TrainRun], options: ReportBench) -> list[dict]:
+    """Size, and speed in times the teacher's, of the models that were timed beside their teacher."""
+    rows: dict[str, dict] = {}
+    for run in runs:
+        table = {row["model"]: row for row in run.table}
+        for model, name in (("teacher", options.name_of(teacher_of(run))),
+                            ("student, trained", options.name_of(result_of(run)))):
+            if model in table and "teacher" in table:
+                speed, theirs = (float(table[which]["encoder tok/s"].replace(",", ""))
+                                 for which in (model, "teacher"))
+                rows.setdefault(name, {"model": name, "layers": table[model]["layers"],
+                                       "parameters": float(table[model]["parameters"].removesuffix("M")),
+                                       "fp32 MB": table[model]["fp32 MB"], "speed": speed / theirs,
+                                       "accuracy": run.held_out.get(model, {}).get("accuracy")})
+    return list(rows.values())
+
+
+def size_part(rows: list[dict], scores: Scores, picture) -> str:
+    """The table and the plot of the models that were timed beside their teacher, fine-tuned in each way."""
+    if not rows:
+        return f"{NOT_RUN}: no training was evaluated beside its teacher."
+    rows = [row | {"model": name} for row in rows
+            for name in [n for n in scores if n.split(" + ")[0] == row["model"]] or [row["model"]]]
+    done = {row["model"]: finished(scores.get(row["model"], {})) for row in rows}
+    common = [task for task in tasks_of(scores) if all(task in of for of in done.values())
+              and len({scores[name][task].part for name in done}) == 1]
+    if common:
+        what = f"mean score over {', '.join(common)}"
+        quality = {name: statistics.mean(statistics.median(of[task]) for task in common)
+                   for name, of in done.items()}
+    else:
+        what = "held-out accuracy at masks, percent"
+        quality = {row["model"]: 100 * row["accuracy"] for row in rows if row["accuracy"] is not None}
+    table = markdown([{"model": row["model"], "layers": row["layers"],
+                       "parameters": f"{row['parameters']:.2f} M", "fp32 MB": row["fp32 MB"],
+                       "encoder's speed, times the teacher's": f"{row['speed']:.2f}",
+                       what: f"{quality[row['model']]:.1f}" if row["model"] in quality else NOT_RUN}
+                      for row in rows])
+    points = {row["model"]: (row["parameters"], row["speed"], quality[row["model"]]) for row in rows
+              if row["model"] in quality}
+    return (f"{table}\n\nThe speed was taken at the end of each training, both encoders in turn on the same "
+            "packed batch; how far two students of one shape are apart is its noise. Published for BERT-base "
+            "and DistilBERT: 110 M and 66 M parameters, 668 and 410 seconds for STS-B's dev set, one pair at "
+            "a time on a CPU (DistilBERT paper, table 3).\n\n"
+            + (picture("quality", plot_quality, points, what) if points else f"Plot: {NOT_RUN}, no quality."))
+
+
+def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:
+    """What the runs were made on and with, each once; config.json of an older version names no cores."""
+    def text(machine: dict) -> str:
+        names = dict.fromkeys(str(machine[key]) for key in ("device", "cpu") if machine.get(key))
+        cores = f", {machine['cores']} cores" if "cores" in machine else ""
+        return (f"{' and '.join(names)}{cores}, --threads {machine.get('threads')}, "
+                f"{machine.get('ranks')} x {machine.get('precision')}, torch {machine.get('torch')}, "
+                f"minibert {machine.get('minibert')}")
+    return list(dict.fromkeys(text(run.machine) for run in runs))
+
+
+# ---------------------------------------------------------------- the file
+
+def put_part(text: str, part: str, body: str, name: str) -> str:
+    """The text of the file `name` with `body` between the marks of the part; at its end without marks."""
+    begin, end = f"<!-- {part}: begin, written by bench.py report -->", f"<!-- {part}: end -->"
+    marked = f"{begin}\n\n{body}\n\n{end}"
+    if begin not in text and end not in text:
+        return f"{text.rstrip()}\n\n{marked}\n".lstrip()
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise UserError(f"{name}: the part {part} needs one line {begin!r} and below it one line {end!r}; "
+                        "mend or remove them")
+    return text[:text.index(begin)] + marked + text[text.index(end) + len(end):]
+
+
+def made_by(options: ReportBench) -> str:
+    """The command of this report, paths as they are called in it."""
+    said = ["bench.py", "report", *map(options.renamed, options.runs), "--out", options.renamed(options.out)]
+    if options.without:
+        said += ["--without", *map(options.renamed, options.without)]
+    if options.part != ReportBench.part:
+        said += ["--part", options.part]
+    for name in ("teacher", "over"):
+        if getattr(options, name) is not None:
+            said += [f"--{name}", getattr(options, name)]
+    if options.share_tasks:
+        said += ["--share-tasks", *options.share_tasks]
+    return f"python {shlex.join(said)}"
+
+
+def bench_report(options: ReportBench) -> dict:
+    """Reads the runs, writes the part and its plots; returns what the JSON line holds."""
+    out = Path(options.out)
+    before = read_text(out) if out.exists() else ""
+    put_part(before, options.part, "", options.out)  # wrong marks are an error before plots are drawn
+    train, tune = read_runs(options.runs, options.without)
+    check_names(train, tune, options)
+    scores = scores_of(tune, options)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+    def picture(name: str, draw, *what) -> str:
+        target = out.with_name(f"{out.stem}-{options.part}-{name}.png")
+        return (f"![{name}]({target.name})" if draw(*what, target)
+                else f"Plot: {NOT_RUN}, it needs matplotlib, which the plots extra installs.")
+
+    parts = {"": f"Made by `{made_by(options)}`.\n\n"
+                 + "\n".join(f"- {machine}" for machine in machines([*train, *tune])),
+             "Fine-tuned scores": f"{NOT_RUN}."}
+    if scores:
+        trained = {options.name_of(result_of(run)): run for run in train}
+        parts["Fine-tuned scores"] = score_table(scores, trained)
+        parts["Share kept"] = (share_table(scores, options.teacher, options.share_tasks) if options.teacher
+                               else f"{NOT_RUN}: no `--teacher` was named.")
+        parts[f"Margin over {options.over or 'the same student trained alone'}"] = (
+            margin_table(scores, options.over) if options.over else f"{NOT_RUN}: no `--over` was named.")
+        parts["Fine-tuning runs"] = tuning_table(scores)
+    parts["Training runs"] = f"{NOT_RUN}."
+    if train:
+        curves = {options.name_of(result_of(run)): curve_of(run) for run in train if curve_of(run)}
+        parts["Training runs"] = training_table(train, options) + "\n\n" + (
+            picture("curves", plot_held_out, curves) if any(run.curve for run in train)
+            else f"Held-out curves: {NOT_RUN}, no run was evaluated on its way (`--eval-every`).")
+        parts["Quality against size and speed"] = size_part(sizes(train, options), scores, picture)
+    commands = [command("train", run, options.renamed) for run in train]
+    commands += [command("finetune", run, options.renamed) for run in tune]
+    parts["Commands"] = ("<details><summary>One a run, every option that is not a default</summary>\n\n"
+                         "```bash\n" + "\n".join(commands) + "\n```\n\n</details>")
+    body = "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts.items())
+    write_text(out, put_part(before, options.part, body, options.out))
+    unfinished = [str(run.folder) for run in (*train, *tune) if not run.finished]
+    print(f"{out}: part {options.part}, {len(train)} trainings and {len(tune)} fine-tunings"
+          + (f"; not finished: {', '.join(unfinished)}" if unfinished else ""))
+    return {"bench": "report", "out": options.out, "part": options.part, "unfinished": unfinished,
+            "scores": {name: {task: run.scores for task, run in of.items()} for name, of in scores.items()},
+            "shares": share_rows(scores, options.teacher, options.share_tasks)
+            if options.teacher else None}

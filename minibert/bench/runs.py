@@ -1,0 +1,204 @@
+"""Works through a list of runs, one after another: skips what is done, resumes what was begun.
+
+    TEACHER=FOLDER python bench.py runs docs/runs.txt
+
+A list is a text file with one command a line, as it is typed but without `python`; a # starts a comment, a
+backslash continues the line, $NAME is taken from the environment. train.py and finetune.py are done when
+their --out holds summary.json, data/prepare.py when it holds corpus.json; data/download.py knows itself what
+is there. What a run prints goes to OUT.log. A run that fails is reported and does not stop the others.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from minibert.bench.records import read_run
+from minibert.common.disk import disk_errors, read_text
+from minibert.common.errors import UserError
+from minibert.common.options import option
+from minibert.common.tables import clock
+from minibert.training.run_folder import stop_requests
+
+ROOT = Path(__file__).resolve().parents[2]
+DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
+        "data/augment.py": "", "data/download.py": None}  # the file that says so; "": --out itself is a file
+
+
+@dataclass(frozen=True)
+class RunsBench:
+    """Every option of bench.py runs."""
+
+    file: str | None = option(None, "file with the commands; the word right after `runs` is this, too")
+    show: bool = option(False, "only say what is done, begun and to do, and how long it took or may take")
+
+    def __post_init__(self):
+        if self.file is None:
+            raise UserError("bench.py runs needs a file with the commands, like docs/runs.txt")
+
+
+class Line(NamedTuple):
+    """One command: its script, all words after it, and the folder that it writes."""
+    script: str
+    words: list[str]
+    out: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to do."""
+        return DONE[self.script] is not None and (self.out / DONE[self.script]).exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to resume; a killed training may only have prepared its corpus."""
+        return not self.done and any((self.out / name).exists() for name in (
+            "config.json", "corpus/corpus.json", "eval-corpus/corpus.json"))
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What takes about as long as this: the same task; the same method for as many steps."""
+        same = ("--task", "--method", "--steps", "--epochs")
+        return self.script, *(after(self.words, name) for name in same)
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.out.with_name(self.out.name + ("-download.log" if DONE[self.script] is None else ".log"))
+
+
+def after(words: list[str], name: str) -> str:
+    """The word after an option; "" where it is not given."""
+    return words[words.index(name) + 1] if name in words[:-1] else ""
+
+
+def read_list(path: Path) -> list[Line]:
+    """The commands of a list, checked before any is run."""
+    lines, start, command = [], 1, ""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not command and line.lstrip().startswith("#"):
+            continue
+        command, start = (command + line, start) if command else (line, number)
+        if line.endswith("\\"):
+            command = command[:-1] + " "
+            continue
+        if (read := _read_line(command, f"{path}, line {start}")) is not None:
+            if any(read.out == other.out and read.script == other.script for other in lines):
+                raise UserError(f"{path}, line {start}: {read.out} is written by a line before it, too")
+            lines.append(read)
+        command = ""
+    if command:
+        raise UserError(f"{path}, line {start}: the command ends with a backslash, and nothing follows")
+    if not lines:
+        raise UserError(f"{path} holds no command")
+    return lines
+
+
+def _read_line(command: str, where: str) -> Line | None:
+    try:
+        words = [os.path.expandvars(word) for word in shlex.split(command, comments=True)]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    if not words:
+        return None
+    if words[0] not in DONE:
+        raise UserError(f"{where}: starts with {words[0]}, not with one of {', '.join(DONE)}")
+    for word in words:
+        if missing := re.search(r"\$\{?(\w+)", word):
+            raise UserError(f"{where}: {missing[1]} is not set; give it before the command, as "
+                            f"{missing[1]}=... python bench.py runs ...")
+    if not after(words, "--out"):
+        raise UserError(f"{where}: needs --out, the folder that says whether it is done")
+    return Line(words[0], words[1:], Path(after(words, "--out")))
+
+
+def seconds_of(line: Line) -> float | None:
+    """How long a finished training or fine-tuning took, as its folder says; None for the others."""
+    return read_run(line.out).seconds if line.done and line.script in ("train.py", "finetune.py") else None
+
+
+def estimate(line: Line, took: dict[Path, float], lines: list[Line]) -> float | None:
+    """How long it may take: as the longest of its kind took that is done; None where there is none."""
+    return max((took[other.out] for other in lines if other.kind == line.kind and other.out in took),
+               default=None)
+
+
+def shown_state(line: Line, took: dict[Path, float], lines: list[Line]) -> str:
+    """Done, begun or to do, and a time."""
+    if line.done:
+        return "done" + (f", took {clock(took[line.out])}" if line.out in took else "")
+    guess = estimate(line, took, lines)
+    about = "" if guess is None else f", about {clock(guess)} by another of its kind"
+    return ("begun, to be resumed" if line.begun else "to do") + about
+
+
+def last_line(log: Path) -> str:
+    """What a run said last."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 4000))
+        text = file.read().decode(errors="replace")
+    return next((line.strip() for line in reversed(re.split(r"[\r\n]+", text)) if line.strip()), "")
+
+
+def work(line: Line, stop: list[int]) -> int:
+    """Runs one command to its end and returns its exit code; a stop request is passed on to it."""
+    words = line.words + (["--resume"] if line.begun and "--resume" not in line.words else [])
+    with disk_errors(line.log):
+        line.log.parent.mkdir(parents=True, exist_ok=True)
+        log = open(line.log, "a", encoding="utf-8")
+    shown = 0.0
+    with log:
+        print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
+        # a session of its own: Ctrl-C reaches it once, through us, and it ends with a checkpoint
+        process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
+                                   stdin=subprocess.DEVNULL, start_new_session=True)
+        told = False
+        while process.poll() is None:
+            if stop and not told:
+                told = True
+                process.send_signal(stop[0])
+            if sys.stderr.isatty() and time.monotonic() - shown > 1:
+                shown = time.monotonic()
+                print(f"\r\033[K  {last_line(line.log)[:100]}", end="", file=sys.stderr, flush=True)
+            time.sleep(0.1)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return process.returncode
+
+
+def bench_runs(options: RunsBench) -> dict:
+    """Works through the list; returns what the JSON line holds. `UserError` at the end where a run failed."""
+    lines = read_list(Path(options.file))
+    took = {line.out: seconds for line in lines if (seconds := seconds_of(line)) is not None}
+    states, failed = [], []
+    with stop_requests() as stop:
+        for number, line in enumerate(lines, 1):
+            name = f"{number}/{len(lines)} {line.script} {line.out}"
+            state = shown_state(line, took, lines)
+            print(f"{name}: {state}", flush=True)
+            if not line.done and not options.show:
+                begun = time.monotonic()
+                code = work(line, stop)
+                if stop:
+                    print(f"stopped; the same command goes on where {line.out} was left", flush=True)
+                    sys.exit(128 + stop[0])
+                if code == 0 and (seconds := seconds_of(line)) is not None:
+                    took[line.out] = seconds
+                if code != 0:
+                    failed.append(str(line.log))
+                state = "done" if code == 0 else f"failed, exit code {code}: {last_line(line.log)}"
+                print(f"{name}: {state}, after {clock(time.monotonic() - begun)}", flush=True)
+            states.append({"script": line.script, "out": str(line.out), "state": state,
+                           "seconds": took.get(line.out)})
+    if options.show:
+        guesses = [estimate(line, took, lines) for line in lines if not line.done]
+        known = [guess for guess in guesses if guess is not None]
+        about = f"; {len(known)} of them take about {clock(sum(known))}" if known else ""
+        print(f"{len(guesses)} to do{about}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(lines)} failed, as these say: {', '.join(failed)}")
+    return {"bench": "runs", "file": options.file, "runs": states}

@@ -1,0 +1,222 @@
+"""Tables of fine-tuned scores: models and tasks, shares of a teacher's score, margins over another model."""
+
+import statistics
+from collections.abc import Sequence
+
+from minibert.bench.records import TrainRun, TuneRun
+from minibert.bench.shares import FORMULAS, share_kept
+from minibert.common.errors import UserError
+from minibert.common.tables import clock
+from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, SQUAD, TASKS
+
+NOT_RUN = "not run"
+KNOWN = {**TASKS, "squad": SQUAD}
+# what others report of themselves, to stand beside our shares
+CLAIMS = (
+    "Published for others, on other tasks: 97 % (DistilBERT paper: ratio of means, 77.0 / 79.5, nine GLUE "
+    "tasks, one of them WNLI); 94.3 % (Botros et al., a reproduction: mean of ratios over CoLA, MRPC and "
+    "IMDb); 69 % (TinyDistilBERT, a student project: ratio of means, its 54.9 over nine tasks against the "
+    "paper's 79.5).")
+
+Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows of equal keys as a markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |"
+              for row in rows]
+    return "\n".join(lines)
+
+
+def tasks_of(scores: Scores) -> list[str]:
+    """GLUE, IMDb and SQuAD, whether run or not, and the csv files of these runs."""
+    return [*KNOWN, *dict.fromkeys(task for of in scores.values() for task in of if task not in KNOWN)]
+
+
+def finished(of: dict[str, TuneRun]) -> dict[str, list[float]]:
+    """The deciding metric of each task that is finished, one value a seed."""
+    return {task: run.values for task, run in of.items() if run.finished}
+
+
+def published(model: str) -> dict[str, tuple[float, str]]:
+    """The DistilBERT paper's figure of each task, and a mark where it is from elsewhere."""
+    return {name: (known.value, "†" if known.source == PAPER_README else "")
+            for name, task in KNOWN.items() for known in task.published
+            if known.model == model and known.metric in ("", task.metrics[0])
+            and (known.source == PAPER_README or known.source.startswith(PAPER.split(",")[0]))}
+
+
+# ---------------------------------------------------------------- scores
+
+def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
+    """Models and tasks: a constant prediction first, published figures last; then what is not as usual.
+
+    `trained`: the training that a model is from, by the model's name.
+    """
+    tasks = tasks_of(scores)
+    constants = {task: "-" for of in scores.values() for task in of}  # what spans have
+    constants |= {task: f"{next(iter(run.baseline.values())):.1f}"
+                  for of in scores.values() for task, run in of.items() if run.baseline}
+    rows = [{"model": "a constant prediction", **{task: constants.get(task, NOT_RUN) for task in tasks}}]
+    rows += [{"model": name + _remark(trained.get(name.split(" + ")[0])),
+              **{task: _cell(of.get(task)) for task in tasks}} for name, of in scores.items()]
+    for model in (BERT, DISTILBERT):
+        figures = published(model)
+        rows.append({"model": f"{model}, published",
+                     **{task: "{:.1f}{}".format(*figures[task]) if task in figures else "-"
+                        for task in tasks}})
+    heads = ["model", *(f"{task}<br>{_metric(task, scores)}" for task in tasks)]
+    return "\n\n".join([
+        markdown([dict(zip(heads, row.values())) for row in rows]),
+        "In percent, on the dev set (MNLI: the matched one; IMDb: the test set), each seed at its best "
+        "epoch: the median over n seeds of fine-tuning, in brackets the lowest and the highest. Published: "
+        "DistilBERT paper, tables 1 and 2, there also 86.9 for DistilBERT (D) on SQuAD; † from the README "
+        "of its code, as the paper's 86.7 does not give its average.", *_settings(scores)])
+
+
+def _metric(task: str, scores: Scores) -> str:
+    if task in KNOWN:
+        return KNOWN[task].metrics[0]
+    return next((name for of in scores.values() if task in of for name in of[task].scores), "score")
+
+
+def _cell(run: TuneRun | None) -> str:
+    if run is None:
+        return NOT_RUN
+    if not run.values:
+        return "not finished"
+    seeds = f"n = {len(run.values)}"
+    if not run.finished:
+        seeds += f" of {run.options['seeds']}, not finished"
+    spread = f"{min(run.values):.1f} to {max(run.values):.1f}, " if len(run.values) > 1 else ""
+    return f"{statistics.median(run.values):.1f}<br>({spread}{seeds})"
+
+
+def _remark(run: TrainRun | None) -> str:
+    """What to know of the training that a model is from."""
+    if run is None:
+        return ""
+    return " (smoke run)" if run.is_smoke else "" if run.trained else " (just cut, not trained)"
+
+
+def _settings(scores: Scores) -> list[str]:
+    """One line for each task that was not tuned with its own settings, or not alike for all models."""
+    lines = []
+    for task in tasks_of(scores):
+        ways: dict[str, list[str]] = {}
+        for name, of in scores.items():
+            if task in of:
+                used = {"train_examples": of[task].options.get("train_examples"), **of[task].settings}
+                text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in used.items()
+                                 if value != getattr(KNOWN.get(task), key, None))
+                ways.setdefault(text, []).append(name)
+        if len(ways) > 1:
+            lines.append(f"{task}, **not with the same settings**: " + "; ".join(
+                f"{', '.join(names)}: {text or 'the defaults'}" for text, names in ways.items()) + ".")
+        elif any(ways):
+            lines.append(f"{task}: {next(iter(ways))}.")
+    return lines
+
+
+# ---------------------------------------------------------------- shares and margins
+
+def share_rows(scores: Scores, teacher: str, over: Sequence[str] = ()) -> list[dict]:
+    """One row a model and set of tasks: those that it and the teacher have both finished
+    on the same part of the data, with and without WNLI.
+
+    `over` names the tasks instead: models that lack one then have no row, and the rows can be compared.
+    """
+    rows, theirs = [], finished(scores[teacher])
+    for task in over:
+        if task not in theirs:
+            raise UserError(f"--share-tasks {task}: {teacher} has not finished it; it has finished "
+                            f"{', '.join(theirs) or 'none'}")
+    sides = [(name, {task: seeds for task, seeds in finished(of).items()
+                     if task in theirs and of[task].part == scores[teacher][task].part}, theirs)
+             for name, of in scores.items() if name != teacher]
+    paper = {model: {task: [value] for task, (value, _) in published(model).items()}
+             for model in (BERT, DISTILBERT)}
+    sides.append((f"{DISTILBERT}, published, of {BERT}",
+                  {task: seeds for task, seeds in paper[DISTILBERT].items() if task in theirs}, paper[BERT]))
+    for name, ours, of in sides:
+        both = [task for task in ours if task in of]
+        if over:
+            both = list(dict.fromkeys(over)) if set(over) <= set(both) else []
+        for tasks in [both, [task for task in both if task != "wnli"]][:1 + ("wnli" in both)]:
+            if tasks:
+                student, teach = [ours[task] for task in tasks], [of[task] for task in tasks]
+                rows.append({"model": name, "tasks": tasks,
+                             "mean": statistics.mean(map(statistics.median, student)),
+                             "mean of the teacher": statistics.mean(map(statistics.median, teach)),
+                             **{formula: share_kept(formula, student, teach) for formula in FORMULAS}})
+    return rows
+
+
+def share_table(scores: Scores, teacher: str, over: Sequence[str] = ()) -> str:
+    """The shares with their intervals, and how they are meant."""
+    def cell(share: tuple[float, float, float] | None) -> str:
+        if share is None:
+            return "not defined"
+        value, low, high = (f"{100 * x:.1f}" for x in share)
+        return f"{value} %" + (f"<br>({low} to {high})" if low != high else "")
+
+    rows = [{"model": row["model"], "tasks": f"{len(row['tasks'])}: {', '.join(row['tasks'])}",
+             **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
+             **{formula: cell(row[formula]) for formula in FORMULAS}}
+            for row in share_rows(scores, teacher, over)]
+    if not rows:
+        return (f"{NOT_RUN}: no model has finished {'all these tasks' if over else 'a task'} that {teacher} "
+                f"has finished on the same data.\n\n{CLAIMS}")
+    lacking = [name for name in scores if name != teacher and name not in {row["model"] for row in rows}]
+    which = ("the tasks that both have finished on the same part of the data, with and without WNLI; rows "
+             "over other tasks cannot be compared.")
+    if over:
+        which = ("the same tasks for all, each finished on the same part of the data, with and without WNLI."
+                 + (f" Not finished on all of them: {', '.join(lacking)}." if lacking else ""))
+    return "\n\n".join([
+        markdown(rows),
+        f"Of {teacher}, over {which} In brackets the 95 % interval of a "
+        "bootstrap over the seeds of fine-tuning: a task with one seed adds nothing to it, and a model that "
+        "was trained once says nothing of another training. 'Not defined': a score of the teacher is not "
+        "above 0.", CLAIMS])
+
+
+def margin_table(scores: Scores, over: str) -> str:
+    """The differences of medians, and which are no finding."""
+    def cell(run: TuneRun | None, base: TuneRun | None) -> str:
+        if run is None or base is None:
+            return NOT_RUN
+        if not run.finished or not base.finished:
+            return "not finished"
+        if run.part != base.part:
+            return "other data"
+        text = f"{statistics.median(run.values) - statistics.median(base.values):+.1f}"
+        if min(len(run.values), len(base.values)) == 1:
+            return text + "<br>(one seed)"
+        apart = min(run.values) > max(base.values) or max(run.values) < min(base.values)
+        return text if apart else text + "<br>(inside the spread)"
+
+    rows = [{"model": name, **{task: cell(of.get(task), scores[over].get(task)) for task in tasks_of(scores)}}
+            for name, of in scores.items() if name != over]
+    if not rows:
+        return f"{NOT_RUN}: there is no other model."
+    return (f"{markdown(rows)}\n\nMedian less that of {over}. 'Inside the spread': the ranges over the seeds "
+            "overlap, so the difference is not a finding; 'one seed': nor is this, its spread is not known; "
+            "'other data': the two learned from different parts of the training set.")
+
+
+# ---------------------------------------------------------------- runs
+
+def tuning_table(scores: Scores) -> str:
+    """Every fine-tuning: all its metrics and its time."""
+    rows = []
+    for name, of in scores.items():
+        for task, run in of.items():
+            every = "; ".join(
+                f"{metric} {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+                for metric, values in run.scores.items() if values)
+            rows.append({"model": name, "task": task, "median (lowest to highest)": every or "-",
+                         "seeds": f"{len(run.values)} of {run.options['seeds']}, from {run.options['seed']}",
+                         "time": clock(run.seconds), "state": "" if run.finished else "not finished"})
+    return f"{markdown(rows)}\n\nThe time is that of all seeds and their sessions."

@@ -1,0 +1,195 @@
+"""Times the distillation step of train.py against the same step on `transformers`, or against that of other
+methods, alternating in one run.
+
+Each contender lives in a process of its own, so that each has its own peak of memory; they take turns on the
+same sequences. Tokens are real tokens, never padding.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from minibert.bench.flops import matrix_peak, useful_flops
+from minibert.bench.transformers_peer import at_rate, check_installed, transformers_model, transformers_step
+from minibert.bench.turns import alternate, compared, rate, serve
+from minibert.common.errors import UserError
+from minibert.common.options import at_least_one, option
+from minibert.common.runtime import PRECISIONS, compile_encoder, describe, start
+from minibert.common.tables import table
+from minibert.data.corpus import open_corpus
+from minibert.data.loader import Step, cut
+from minibert.distill import tinybert, mobilebert
+from minibert.distill.distilbert import Weights
+from minibert.distill.tinybert import InnerWeights, Learner, Projections
+from minibert.model.batch import IGNORE
+from minibert.model.config import Config, preset
+from minibert.model.encoder import init_weights
+from minibert.model.heads import MaskedLM, build_encoder, encoder_of
+from minibert.training.optim import adamw
+from minibert.training.options import FAMILY
+from minibert.training.step import training_step
+
+CLIP, LR = 5.0, 1e-4
+# those of BERTs as they are
+TIMED = tuple(name for name, family in FAMILY.items() if family is not mobilebert)
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """Every option of bench.py train."""
+
+    teacher: str = option("bert-base", "preset of the teacher (random weights)")
+    student: str = option("distilbert", "preset of the student")
+    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; of several each is timed")
+    batch: int = option(8, "sequences of one step")
+    corpus: str | None = option(
+        None, "prepared folder: lengths as its sequences have them, up to --max-length")
+    max_length: int = option(128, "tokens of the longest sequence")
+    min_length: int = option(16, "of the shortest; without a corpus, lengths are uniform in between")
+    micro_tokens: int = option(4096, "most tokens in one forward pass")
+    steps: int = option(4, "steps of one turn")
+    turns: int = option(5, "turns of each contender after the warm-up")
+    dropout: float = option(0.1, "of embeddings and block outputs, on both sides")
+    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "cpu, cuda ...")
+    threads: int | None = option(None, "CPU threads")
+    compile: bool = option(False, "torch.compile our encoders")
+    peer: bool = option(True, "measure transformers beside (distilbert)")
+
+    def __post_init__(self):
+        at_least_one(self, "batch", "steps", "turns", "threads")
+        for method in self.methods:
+            if method not in TIMED:
+                raise UserError(f"--methods {method} is none of {', '.join(TIMED)}")
+        if not 2 < self.min_length <= self.max_length <= self.micro_tokens:
+            raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
+
+
+def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(ids, lengths, selected) of each step of a turn:
+    random tokens, 15 % of them masked, the same for everyone.
+    """
+    rng = np.random.default_rng(0)
+    corpus = options.corpus and open_corpus(options.corpus, options.max_length)
+    steps = []
+    for _ in range(options.steps):
+        if not corpus:
+            lengths = rng.integers(options.min_length, options.max_length + 1, options.batch)
+        else:
+            lengths = corpus.lengths(rng.integers(len(corpus), size=options.batch)) + 2
+        ids = rng.integers(5, vocab_size, lengths.sum())
+        steps.append((ids, lengths, rng.random(len(ids)) < 0.15))
+    return steps
+
+
+def shapes(options: TrainBench) -> tuple[Config, Config]:
+    """Teacher and student with the dropout asked for."""
+    return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
+                 for name in (options.teacher, options.student))
+
+
+def our_turn(method: str, options: TrainBench, runtime):
+    """A function that takes one turn of steps with minibert, all as train.py does it."""
+    family, weights = FAMILY[method], Weights()
+    if family is tinybert:
+        teacher, student = (init_weights(build_encoder(config)) for config in shapes(options))
+        weights = InnerWeights()
+        student = Learner(student, Projections(student.config, teacher.config)
+                          if method == "tinybert" else None)
+    else:
+        teacher, student = (init_weights(MaskedLM(config)) for config in shapes(options))
+    runtime.hold_frozen(teacher)
+    student.to(runtime.device).train()
+    if options.compile:
+        compile_encoder(student.encoder)
+        compile_encoder(encoder_of(teacher))
+    optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
+    data = []
+    for number, (ids, lengths, selected) in enumerate(sequences(options, teacher.config.vocab_size)):
+        micro = cut(ids, lengths, np.where(selected, 4, ids), selected, options.micro_tokens, (number,))
+        data.append(Step(micro, len(ids), int(selected.sum()), len(lengths)))
+
+    def turn() -> None:
+        for step in data:
+            training_step(student, partial(family.METHODS[method], student, teacher, step, weights),
+                          step.micro_batches, family.term_counts(step, weights),
+                          optimizer, scaler, runtime, LR, CLIP)
+    return turn
+
+
+def peers_turn(options: TrainBench, runtime):
+    """The same with transformers.
+
+    Its batches are grouped by length: the turn's sequences sorted, then cut.
+    """
+    teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
+    teacher.eval().requires_grad_(False)
+    student.train()
+    optimizer = at_rate(adamw(student, (0.9, 0.98), 1e-6, 0.0), LR)
+    pool = []
+    for ids, lengths, selected in sequences(options, teacher.config.vocab_size):
+        borders = np.cumsum(lengths)[:-1]
+        inputs, labels = np.where(selected, 4, ids), np.where(selected, ids, IGNORE)
+        pool += [(torch.from_numpy(i), torch.from_numpy(k)) for i, k in
+                 zip(np.split(inputs, borders), np.split(labels, borders))]
+    pool.sort(key=lambda pair: len(pair[0]))
+    batches = [pool[i:i + options.batch] for i in range(0, len(pool), options.batch)]
+
+    def turn() -> None:
+        for batch in batches:
+            transformers_step(student, teacher, *map(list, zip(*batch)), Weights(), optimizer, runtime, CLIP)
+    return turn
+
+
+def worker(kind: str, options: TrainBench, pipe) -> None:
+    """One contender in its process."""
+    torch.manual_seed(0)
+    runtime = start(options.device, options.precision, options.threads, training=kind != "transformers")
+    turn = peers_turn(options, runtime) if kind == "transformers" else our_turn(
+        options.methods[0] if kind == "minibert" else kind, options, runtime)
+    serve(turn, pipe, runtime.device)
+
+
+def bench_train(options: TrainBench) -> dict:
+    """Measures and prints; returns what the JSON line holds."""
+    peer = options.peer and options.methods == ("distilbert",)
+    method_of = {method: method for method in options.methods}
+    if len(method_of) == 1:
+        method_of = {"minibert": options.methods[0]}
+    kinds = [*method_of, *(["transformers"] if peer else [])]
+    teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
+    for method in options.methods:
+        if FAMILY[method] is tinybert:
+            tinybert.check_fit(method, student, teacher, InnerWeights())
+    if peer:
+        check_installed()
+    runtime = start(options.device, options.precision, options.threads, training=False)
+    peak = matrix_peak(runtime)
+    seconds, memory = alternate(worker, kinds, options, options.turns)
+    steps = sequences(options, student.vocab_size)
+    tokens = sum(len(ids) for ids, _, _ in steps)
+    figures, rows = {}, []
+    for kind in kinds:
+        method = method_of.get(kind, "distilbert")
+        flops = sum(useful_flops(teacher, student, lengths, method) for _, lengths, _ in steps)
+        middle, spread = rate(tokens, seconds[kind])
+        used, _ = rate(flops, seconds[kind])
+        figures[kind] = {"tokens_per_second": middle, "spread": spread, "flops_per_second": used,
+                         "share_of_peak": used / peak, "peak_memory_bytes": memory[kind]}
+        rows.append({"step": kind, "tok/s": f"{middle:,.0f}",
+                     "from - to": "{:,.0f} - {:,.0f}".format(*spread), "GFLOP/s": f"{used / 1e9:,.0f}",
+                     "of matrix peak": f"{100 * used / peak:.0f} %",
+                     "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
+    lengths = (f"{options.min_length} to {options.max_length} tokens" if not options.corpus
+               else f"{options.corpus}")
+    title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {lengths}, "
+             f"{tokens / options.steps:,.0f} tokens a step, {runtime.precision}, dropout {options.dropout}")
+    print(table(rows, title))
+    result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
+              "length": round(tokens / (options.steps * options.batch), 2), "matrix_peak": peak, **figures}
+    if peer:
+        result |= compared(seconds, memory)
+    return result

@@ -1,0 +1,90 @@
+"""The same work done with `transformers`, set up as well as its own users would: what bench.py compares with.
+
+Padded batches, SDPA attention, dynamic padding, the same precision, dropout and optimiser; the losses are
+those of the original DistilBERT distiller, on the logits of all real tokens.
+"""
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+
+from minibert.common.errors import UserError
+from minibert.common.runtime import Runtime
+from minibert.distill.distilbert import Weights
+from minibert.hub.hf_config import describe
+from minibert.model.batch import IGNORE
+from minibert.model.config import Config
+
+
+def check_installed() -> None:
+    """`UserError` where there is no `transformers`."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError("the comparison needs transformers: pip install 'minibert[peers]'")
+
+
+def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
+    """A model of `transformers`, by default a masked language model, with random weights,
+    of the shape of `config`, with SDPA attention; `UserError` where there is no such shape.
+    """
+    import transformers
+    raw = describe(config, "mlm", "hf", "float32")  # the config.json that such a model is saved with
+    theirs = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    return getattr(transformers, kind).from_config(theirs, attn_implementation="sdpa")
+
+
+def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
+    """(S, T) of the longest; the rest is `value`."""
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
+
+
+def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimizer:
+    """The optimiser with a constant learning rate; ours gets its rate from `training_step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return optimizer
+
+
+def update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
+    """The second half of a step: backward, clip, update. Returns the loss."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.item()
+
+
+def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
+                      weights: Weights, optimizer, runtime: Runtime, clip: float) -> float:
+    """One distillation step on a padded batch; inputs and labels one tensor a sequence. Returns the loss."""
+    ids, labels = pad(inputs, 0).to(runtime.device), pad(labels, IGNORE).to(runtime.device)  # (S, T)
+    lengths = torch.tensor([len(sequence) for sequence in inputs])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(runtime.device)
+    optimizer.zero_grad()
+    with runtime.autocast():
+        with torch.no_grad():
+            theirs = teacher(ids, attention_mask=mask, output_hidden_states=True)
+        ours = student(ids, attention_mask=mask, output_hidden_states=True)
+        z_s, z_t = ours.logits[mask], theirs.logits[mask]  # (N, V)
+        temperature = weights.temperature
+        kl = F.kl_div((z_s / temperature).log_softmax(-1), (z_t / temperature).softmax(-1),
+                      reduction="batchmean")
+        mlm = F.cross_entropy(z_s, labels[mask], ignore_index=IGNORE)
+        h_s, h_t = ours.hidden_states[-1][mask], theirs.hidden_states[-1][mask]
+        cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s), device=h_s.device))
+        loss = weights.kl * temperature**2 * kl + weights.mlm * mlm + weights.cosine * cosine
+    return update(student, loss, optimizer, clip)
+
+
+def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
+                                 labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
+    """One fine-tuning step of a sequence classifier on a padded batch. Returns the loss."""
+    lengths = torch.tensor([len(sequence) for sequence in ids])
+    inputs = {"input_ids": pad(ids, 0),
+              "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
+    if model.config.model_type != "distilbert":
+        inputs["token_type_ids"] = pad(segments, 0)
+    optimizer.zero_grad()
+    with runtime.autocast():
+        loss = model(**{name: x.to(runtime.device) for name, x in inputs.items()},
+                     labels=labels.to(runtime.device)).loss
+    return update(model, loss, optimizer, clip)

@@ -1,0 +1,192 @@
+"""What a run runs on: device, precision, ranks, threads. Model code never asks.
+
+Started by torchrun, every rank is one process; started plainly, there is one rank.
+"""
+
+import contextlib
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minibert.common.errors import UserError
+from minibert.model.encoder import Encoder
+from minibert.model.heads import encoder_of
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, number of this rank and of all ranks, and the precision of matrix products."""
+
+    device: torch.device
+    precision: str  # "fp32", "bf16" or "fp16"
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def is_writer(self) -> bool:
+        """True for the one rank that writes files and prints."""
+        return self.rank == 0
+
+    def autocast(self):
+        """The context that forward passes run in: matrix products in 16 bits, norms and losses in fp32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for fp16; does nothing otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def hold_frozen(self, model: nn.Module) -> nn.Module:
+        """Puts a model that is not trained on the device, in eval mode;
+        its matrices in 16 bits where products are.
+
+        Autocast would cast them anew for every micro-batch, since it keeps only the casts of
+        weights that are trained. Biases, LayerNorms, positions and token types stay fp32, and
+        with them the sums that hidden states are.
+        """
+        model.to(self.device).eval().requires_grad_(False)
+        if self.precision != "fp32":
+            for module in [m for m in model.modules() if isinstance(m, nn.Linear)] + [encoder_of(model).word]:
+                module.weight.data = module.weight.data.to(PRECISIONS[self.precision])
+        return model
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.ranks > 1:
+            with _another_rank_may_end():
+                dist.barrier()
+
+    def leave(self) -> None:
+        """Says goodbye to the other ranks."""
+        if self.ranks > 1:
+            dist.destroy_process_group()
+
+    def sum_over_ranks(self, tensors: list[Tensor]) -> None:
+        """Adds the tensors of all ranks in place, in one flat call per dtype."""
+        if self.ranks == 1:
+            return
+        for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order on all ranks
+            some = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in some])
+            with _another_rank_may_end():
+                dist.all_reduce(flat)
+            for tensor, piece in zip(some, flat.split([t.numel() for t in some])):
+                tensor.copy_(piece.view_as(tensor))
+
+
+@contextlib.contextmanager
+def _another_rank_may_end():
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
+            raise  # an error of the device, not of the connection
+        raise UserError("another rank has ended or cannot be reached, so this one ends too "
+                        f"({str(error).splitlines()[0]}); its own message says why; continue from the last "
+                        "checkpoint with --resume") from None
+
+
+def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
+          training: bool = True) -> Runtime:
+    """Chooses device, precision and CPU threads, and joins the other ranks where torchrun started several.
+
+    "auto" is CUDA where there is one; bf16 where the hardware has it natively,
+    fp16 on GPUs that have not, else fp32. `training`: the process is a script's own, whose memory may be
+    arranged for hours of steps; without, it stays as one that only loads a model.
+    """
+    if training:
+        # By itself oneDNN keeps 1,024 compiled kernels, one for every shape that it meets, and packed batches
+        # are ever new shapes. They lie between the tensors and cut the heap to pieces: memory grew by half in
+        # an hour of training. Sixteen are more than one pass over a layer uses.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+        keep_freed_memory()
+    # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is
+    # busy, which would change the order of its sums, and a resumed run could differ in the last bit.
+    torch.set_num_threads(threads or torch.get_num_threads())
+    rank, ranks, local = (int(os.environ.get(name, default))
+                          for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local}"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    if chosen.type == "meta":  # a device without numbers, to plan with
+        raise UserError("--device meta cannot be used: nothing is computed on it")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if precision == "auto":
+        precision = "bf16" if native_bf16(chosen) else "fp16" if chosen.type == "cuda" else "fp32"
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision} is not known: auto, {', '.join(PRECISIONS)}")
+    if precision == "fp16" and chosen.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if ranks > 1 and not dist.is_initialized():
+        # The writer evaluates and saves while the others wait; a rank that is gone is noticed without it.
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
+    return Runtime(chosen, precision, rank, ranks)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed; other systems' allocators are left as they are.
+
+    It gives large blocks back to the system, and each comes anew, page by page, zeroed: 268 MiB in one step
+    of DistilBERT, a fifth of the step's time in bf16. The process then stays as large as it ever was.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)  # blocks from the heap, none from mmap, which are unmapped when freed
+        mallopt(M_TRIM_THRESHOLD, -1)  # and the heap's free end is kept
+
+
+def compile_encoder(encoder: Encoder) -> None:
+    """Has torch.compile make the encoder's passes, in place, at their first call; for any lengths."""
+    encoder.compile(dynamic=True)
+    encoder.trace = torch.compile(encoder.trace, dynamic=True)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 by itself; emulated, it is several times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+                or capabilities.get("sve_bf16") or capabilities.get("bf16"))
+
+
+def describe(runtime: Runtime) -> dict:
+    """The machine and the software, for config.json."""
+    import platform
+
+    import numpy
+    import tokenizers
+
+    import minibert
+    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _cpu_name()
+    return {"device": name, "cpu": _cpu_name(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "ranks": runtime.ranks,
+            "precision": runtime.precision, "python": platform.python_version(),
+            "torch": torch.__version__, "numpy": numpy.__version__,
+            "tokenizers": tokenizers.__version__, "minibert": minibert.__version__}
+
+
+def _cpu_name() -> str:
+    import platform
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

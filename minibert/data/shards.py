@@ -1,0 +1,153 @@
+"""Writes a prepared corpus: a folder of token shards that appears complete or not at all.
+
+    corpus.json             format, tokenizer sha256, vocab_size, dtype, unk_id, sources, parts, shards
+    tokenizer/              the tokenizer's own files
+    counts-train.u64        V token counts by id, little-endian uint64
+    train-00000.tokens      ids of all lines, one after the other, none added; little-endian uint16 or uint32
+    train-00000.lines       tokens of each line, uint32
+    train-00000.documents   lines of each document, uint64
+
+and the same for other parts, such as held-out. Documents never cross shards.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from minibert.common.disk import disk_errors, fsync, place_for
+from minibert.common.errors import UserError
+from minibert.data.tokenizer import Tokenizer
+
+FORMAT = 1
+SHARD_TOKENS = 1 << 28
+DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; that of tokens is in corpus.json
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` at the end; an exception in the block removes it.
+
+    `UserError` if `out` exists and is not an empty folder, or cannot be replaced or written, whatever the
+    block writes.
+    """
+    out = place_for(Path(out))
+    # named before it is made: an interruption may come between the making and the next line
+    folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
+    try:
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+            yield folder
+            folder.chmod(0o777 & ~current_umask())
+            for path in [*folder.rglob("*"), folder]:
+                fsync(path)
+            if out.exists():
+                out.rmdir()
+            os.replace(folder, out)
+            fsync(out.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def current_umask() -> int:
+    """The process's umask; temporary folders are private, prepared corpora need not be."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class PartWriter:
+    """Appends documents to the shards of one part; `close()` returns what corpus.json says of it."""
+
+    def __init__(self, folder: Path, part: str, vocab_size: int, dtype: np.dtype):
+        self.folder, self.part, self.dtype = folder, part, dtype
+        self.counts = np.zeros(vocab_size, dtype=np.uint64)
+        self.shards, self.files = [], {}
+        self.open_document = 0  # lines so far of the last document, which may go on
+
+    def add(self, ids: np.ndarray, lines: np.ndarray, documents: np.ndarray, continues: bool = False) -> None:
+        """Appends `ids` (N,), tokens per line and lines per document.
+
+        `continues`: the first of these documents is the rest of the last one before.
+        """
+        if len(documents) == 0:
+            return
+        if not self.shards or (self.shards[-1]["tokens"] >= SHARD_TOKENS and not continues):
+            self.next_shard()
+        documents = documents.astype(np.int64)
+        if continues:
+            documents[0] += self.open_document
+        elif self.open_document:
+            documents = np.concatenate([[self.open_document], documents])
+        self.open_document = int(documents[-1])
+        documents = documents[:-1]
+        self.write("documents", documents[documents > 0])  # none is empty, though all its lines so far may be
+        self.write("lines", lines)
+        self.write("tokens", ids)
+        self.counts += np.bincount(ids, minlength=len(self.counts)).astype(np.uint64)
+
+    def write(self, suffix: str, values: np.ndarray) -> None:
+        """Appends to one file of the current shard."""
+        self.files[suffix].write(values.astype(DTYPES[suffix] or self.dtype).tobytes())
+        self.shards[-1][suffix] += len(values)
+
+    def next_shard(self) -> None:
+        """Completes the current shard and opens the next."""
+        self.finish_shard()
+        name = f"{self.part}-{len(self.shards):05d}"
+        self.files = {suffix: open(self.folder / f"{name}.{suffix}", "wb") for suffix in DTYPES}
+        self.shards.append({"name": name} | dict.fromkeys(DTYPES, 0))
+
+    def finish_shard(self) -> None:
+        """Writes the last document's length and closes the files."""
+        if self.open_document:
+            self.write("documents", np.array([self.open_document]))
+            self.open_document = 0
+        for file in self.files.values():
+            file.close()
+        self.files = {}
+
+    def close(self) -> dict:
+        """Finishes the part: {"shards": [...], "tokens": .., "lines": .., "documents": ..}."""
+        self.finish_shard()
+        self.counts.astype("<u8").tofile(self.folder / f"counts-{self.part}.u64")
+        totals = {suffix: sum(shard[suffix] for shard in self.shards) for suffix in DTYPES}
+        return totals | {"shards": self.shards}
+
+
+class CorpusWriter:
+    """Writes the parts of a prepared corpus into a folder; `close` completes it."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, parts: tuple[str, ...] = ("train", "held-out")):
+        self.folder, self.tokenizer = folder, tokenizer
+        self.dtype = token_dtype(tokenizer)
+        self.parts = {part: PartWriter(folder, part, tokenizer.vocab_size, self.dtype) for part in parts}
+        tokenizer.save(folder / "tokenizer")
+
+    def close(self, **notes) -> dict:
+        """Writes corpus.json, `notes` in it, and returns it; `UserError` if there is no text for training."""
+        parts = {part: writer.close() for part, writer in self.parts.items()}
+        for part, writer in self.parts.items():
+            parts[part]["unk"] = int(writer.counts[self.tokenizer.unk_id])
+        if not parts["train"]["tokens"]:
+            if any(part["tokens"] for part in parts.values()):
+                raise UserError("the few documents there are all fell to the held-out part: set its share to "
+                                "0, or put blank lines between documents")
+            raise UserError("the corpus is empty: there is no text in the files given")
+        description = dict(
+            format=FORMAT, tokenizer=self.tokenizer.sha256, vocab_size=self.tokenizer.vocab_size,
+            unk_id=self.tokenizer.unk_id, dtype=self.dtype.name, parts=parts) | notes
+        (self.folder / "corpus.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        return description
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """uint16 where the vocabulary fits in it, else uint32."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")

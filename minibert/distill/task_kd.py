@@ -1,0 +1,154 @@
+"""What fine-tuning minimises, with or without a teacher: hard labels, soft labels, and patience
+(PKD, Sun et al. 2019).
+
+    L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
+
+Each term is a sum over examples divided by the count of the whole step. The teacher is asked once for each
+example, before training; what it said comes with the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minibert.common.errors import UserError
+from minibert.common.runtime import Runtime
+from minibert.data.examples import Examples, LabelledBatch
+from minibert.data.loader import groups
+from minibert.distill.losses import at_least_fp32
+from minibert.distill.span_loss import span_distillation, span_loss
+from minibert.inference.predict import MICRO_TOKENS, outputs
+from minibert.model.heads import Span
+from minibert.tasks.specs import Task
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """alpha: share of the soft labels; beta: weight of patience; the temperature of the soft labels."""
+
+    alpha: float = 0.0
+    temperature: float = 2.0
+    beta: float = 0.0
+
+
+def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
+    """Pairs (student layer, teacher layer), from 1,
+    whose [CLS] states PKD compares (Sun et al. 2019, section 3.3).
+
+    The student's last layer is left to the soft labels. "skip" spreads over the teacher: 2, 4, 6, 8, 10 for 6
+    of 12; "last" takes its last ones before the top: 7 to 11.
+    """
+    if not 1 < student_layers <= teacher_layers:
+        raise UserError("PKD compares the layers below the last: "
+                        f"a student of {student_layers} cannot learn so from a teacher of {teacher_layers}")
+    ours = range(1, student_layers)
+    if which == "last":
+        return [(i, teacher_layers - student_layers + i) for i in ours]
+    return [(i, round(i * teacher_layers / student_layers)) for i in ours]
+
+
+def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Sum over labelled examples: cross-entropy of classes or spans, squared error of scores.
+
+    `labels`: (S,) classes, -1 for none, or scores, NaN for none; spans (S, 2).
+    """
+    logits = at_least_fp32(logits)
+    if isinstance(model, Span):
+        return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
+    if model.config.regression:
+        known = labels.isfinite()
+        return (logits[known, 0] - labels[known]).square().sum()
+    return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+
+
+def soft_sum(model: nn.Module, logits: Tensor, theirs: Tensor, offsets: Tensor, temperature: float) -> Tensor:
+    """Sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015);
+    squared error of scores.
+
+    note: PKD's code takes the mean over examples and classes, so its KL is smaller by the number of classes.
+    """
+    logits, theirs = at_least_fp32(logits), at_least_fp32(theirs)
+    if isinstance(model, Span):
+        return span_distillation(logits, theirs, offsets, temperature)
+    if model.config.regression:
+        return (logits - theirs).square().sum()
+    log_s, log_t = ((z / temperature).log_softmax(-1) for z in (logits, theirs))
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+
+
+def patience_sum(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Sum over examples of the mean squared difference of normalised [CLS] states; both (S, pairs, D).
+
+    note: the paper (eq. 7) sums over layers and widths; its code takes the mean, and the published beta of 10
+    to 1000 are for that. This is the code's scale, with the paper's normalisation.
+    """
+    difference = F.normalize(at_least_fp32(ours), dim=-1) - F.normalize(at_least_fp32(theirs), dim=-1)
+    return difference.square().mean((1, 2)).sum()
+
+
+def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
+              micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the step's loss, and its terms as detached sums.
+
+    `layers`: the student's layers, from 1, whose [CLS] states are compared; none without patience.
+    """
+    batch, sums = micro.batch, {}
+    if layers:
+        hiddens = model.encoder.trace(batch).hiddens
+        logits = model.classify(hiddens[-1], batch)
+    else:
+        logits = model(batch)
+    loss = logits.new_zeros((), dtype=torch.float32)
+    if weights.alpha < 1:
+        sums["hard"] = hard_sum(model, logits, micro.labels, batch.offsets)
+        loss = loss + (1 - weights.alpha) / counts["hard"] * sums["hard"]
+    if weights.alpha > 0:
+        sums["soft"] = soft_sum(model, logits, micro.targets["logits"], batch.offsets, weights.temperature)
+        loss = loss + weights.alpha / counts["soft"] * sums["soft"]
+    if layers:
+        ours = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
+        sums["patience"] = patience_sum(ours, micro.targets["cls"])
+        loss = loss + weights.beta / counts["patience"] * sums["patience"]
+    return loss, {name: value.detach() for name, value in sums.items()}
+
+
+@torch.no_grad()
+def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
+                    micro_tokens: int = MICRO_TOKENS,
+                    progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
+    """What the teacher says of each example, once:
+    `logits` (n, K), spans (N, 2); `cls` (n, pairs, D) of `layers`, from 1.
+
+    `progress` is told the tokens of every forward pass.
+    """
+    if not layers:
+        return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
+    teacher.eval()
+    n = len(examples.lengths)
+    cls = np.empty((n, len(layers), teacher.config.hidden_size), np.float32)
+    logits = None
+    for group in groups(examples.lengths, micro_tokens):
+        batch = examples.batch(group).to(runtime.device)
+        with runtime.autocast():
+            hiddens = teacher.encoder.trace(batch).hiddens
+            out = teacher.classify(hiddens[-1], batch).float().cpu().numpy()
+            states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
+        logits = np.empty((n, out.shape[1]), np.float32) if logits is None else logits
+        logits[group], cls[group] = out, states.float().cpu().numpy()
+        if progress:
+            progress(len(batch.ids))
+    return {"logits": logits, "cls": cls}
+
+
+def align_labels(theirs: tuple[str, ...], task: Task, model: str) -> list[int]:
+    """For each label of the task the class number of `model`, whose labels are `theirs`, by name;
+    `UserError` where the two sets of names differ.
+    """
+    if sorted(theirs) != sorted(task.labels):
+        raise UserError(f"{model} has the labels {', '.join(theirs)}, and {task.name} has "
+                        f"{', '.join(task.labels)}: they must have the same names, in any order")
+    return [theirs.index(label) for label in task.labels]

@@ -1,0 +1,184 @@
+"""config.json both ways: Hugging Face's or our own to a `Config`, and a `Config` to either."""
+
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from minibert.common.errors import UserError
+from minibert.hub.hf_names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, ATTENTION_INPUT, CLASSES, FIELDS
+from minibert.model.config import DISTILBERT, Config, MobileConfig
+
+DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
+MOBILE_NORM_EPS = 1e-5  # of two of MobileBERT's LayerNorms in transformers, whatever the config says
+# Beyond every real model.
+# Without, a damaged file could ask for a billion layers before any tensor is compared.
+LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
+          "feed_forwards": 100}
+
+
+def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
+    """The `Config` of a parsed config.json and the head it names, None where it names none.
+
+    A head that is not known here comes back as the file's name for it. `UserError` names the file
+    and the field: a wrong type, a size out of bounds, another model, or a variant of BERT that
+    these models do not compute.
+    """
+    try:
+        return _parse_minibert(raw) if raw.get("format") == "minibert" else _parse_hf(raw)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _parse_minibert(raw: dict) -> tuple[Config, str]:
+    if raw.get("architecture") not in list(DEFAULTS):  # a list compares what cannot be hashed, too
+        raise UserError("no known architecture")
+    default = DEFAULTS[raw["architecture"]]
+    names = {field.name for field in fields(default)}
+    unknown = sorted(raw.keys() - names - {"format", "head"})
+    if unknown:
+        raise UserError(f"unknown fields {', '.join(unknown)}")
+    values = {name: _value(raw, name, name, getattr(default, name)) for name in names if name != "labels"}
+    labels = raw.get("labels", list(default.labels))
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise UserError("labels is not a list of names")
+    if raw.get("head") not in list(CLASSES[raw["architecture"]]):
+        raise UserError(f"head {raw.get('head')!r} is not known: {', '.join(CLASSES[raw['architecture']])}")
+    return type(default)(**values, labels=tuple(labels)), raw["head"]
+
+
+def _parse_hf(raw: dict) -> tuple[Config, str | None]:
+    classes = raw.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError("architectures is not a list of class names")
+    architecture = raw.get("model_type")
+    if architecture is None:  # TinyBERT's and other old files
+        architecture = "distilbert" if "n_layers" in raw else "bert" if "num_hidden_layers" in raw else None
+    if architecture not in list(FIELDS):
+        raise UserError(f"model_type is {architecture!r}; only {', '.join(FIELDS)} load here")
+    if raw.get("is_decoder") or raw.get("add_cross_attention"):
+        raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")
+    if raw.get("position_embedding_type") not in (None, "absolute"):
+        raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; "
+                        "only 'absolute' loads")
+
+    default = DEFAULTS[architecture]
+    values = {ours: _value(raw, theirs, ours, getattr(default, ours))
+              for ours, theirs in FIELDS[architecture].items()}
+    if architecture != "distilbert" and raw.get("classifier_dropout") is None:
+        values["classifier_dropout"] = values["dropout"]
+    if architecture == "mobilebert":
+        values["attention_input"] = _attention_input(raw, values["norm"], values["norm_eps"])
+    act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
+    if act not in ACTIVATIONS:
+        raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
+    # Attention dropout stays ours, 0: nearly every file says 0.1, and with it no fused kernel could be used.
+    config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
+                           activation=ACTIVATIONS[act], **_labels(raw), **values)
+    heads = {name: head for head, name in CLASSES[architecture].items()}
+    return config, heads.get(classes[0].removeprefix("Tiny"), classes[0]) if classes else None
+
+
+def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
+    """`attention_input` of a MobileBERT; `UserError` for its shapes that these models do not compute."""
+    for name in ("use_bottleneck", "trigram_input"):
+        if not _value(raw, name, name, True):
+            raise UserError(f"{name} is false, and a MobileBERT without that does not load here")
+    if norm == "layer_norm" and norm_eps != MOBILE_NORM_EPS:
+        raise UserError(f"layer_norm_eps is {norm_eps}, but with normalization_type 'layer_norm' "
+                        f"transformers takes {MOBILE_NORM_EPS} in some of its LayerNorms all the same; "
+                        "only that loads here")
+    switches = {name: _value(raw, name, name, default) for name, default in ATTENTION_INPUT["shared"].items()}
+    found = [ours for ours, theirs in ATTENTION_INPUT.items() if theirs == switches]
+    if not found:
+        raise UserError(f"{' and '.join(switches)} are both true, and the first would mean nothing")
+    return found[0]
+
+
+def _labels(raw: dict) -> dict:
+    """`labels` and `regression`, from id2label in id order, or num_labels, and problem_type."""
+    named = raw.get("id2label")
+    if named is None:
+        count = _value(raw, "num_labels", "num_labels", 2)
+        labels = tuple(f"LABEL_{i}" for i in range(count)) if 1 <= count <= 10**5 else ()
+    elif isinstance(named, dict) and named.keys() == {str(i) for i in range(len(named))}:
+        labels = tuple(str(named[str(i)]) for i in range(len(named)))
+    else:
+        labels = ()
+    if not labels:
+        raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is no size")
+    if raw.get("problem_type") == "regression" and len(labels) > 1:
+        raise UserError(f"problem_type is 'regression' with {len(labels)} labels; only one score loads here")
+    return {"labels": labels, "regression": len(labels) == 1}
+
+
+def _value(raw: dict, key: str, field: str, default):
+    """`raw[key]` where it has the type of `default` and is in bounds;
+    the default where it is absent or null.
+    """
+    value = raw.get(key)
+    if value is None:
+        return default
+    kind = type(default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:  # not isinstance: True is an int
+        raise UserError(f"{key} is {value!r:.60}, where {kind.__name__} is expected")
+    if kind is float and not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{key} is {value}, and must be a number not below 0")
+    if kind is int and not 0 <= value <= LIMITS.get(field, 10**6):
+        raise UserError(f"{key} is {value}, and must be between 0 and {LIMITS.get(field, 10**6)}")
+    return value
+
+
+def describe(config: Config, head: str, form: str, dtype: str) -> dict:
+    """The content of config.json for a model; `form` is "hf" or "minibert", `dtype` like "float32".
+
+    `UserError` where `form` is "hf" and `transformers` has no counterpart of the shape.
+    """
+    if form == "minibert":
+        return {"format": "minibert", "head": head, **asdict(config)}
+    architecture = config.architecture
+    why_not = None
+    if architecture == "distilbert" and config.norm_eps != 1e-12:
+        why_not = f"DistilBERT has norm_eps 1e-12 there, always, and this model {config.norm_eps}"
+    elif architecture != "distilbert" and config.segments == 0:
+        why_not = "BERT has token types there, and this model has none"
+    elif architecture == "mobilebert" and (config.attention_input == "hidden"
+                                           and config.hidden_size != config.bottleneck_size):
+        why_not = ("MobileBERT's queries and keys there fit an input of bottleneck_size "
+                   f"{config.bottleneck_size} only, and this model's have one of hidden_size "
+                   f"{config.hidden_size}")
+    elif architecture == "mobilebert" and (config.norm == "layer_norm"
+                                           and config.norm_eps != MOBILE_NORM_EPS):
+        why_not = (f"some LayerNorms of MobileBERT have norm_eps {MOBILE_NORM_EPS} there, always, and this "
+                   f"model's {config.norm_eps}")
+    elif head == "classification" and len(config.labels) == 1 and not config.regression:
+        why_not = "a classifier of one label is a regression there"
+    if why_not:
+        raise UserError(f"this model has no counterpart in transformers: {why_not}; save it with "
+                        "format=\"minibert\"")
+
+    labels = config.labels[:1] if config.regression else config.labels
+    raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
+    raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
+    raw[ACTIVATION[architecture]] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(
+        config.activation, config.activation)
+    raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
+    if architecture == "bert":
+        raw["position_embedding_type"] = "absolute"
+    elif architecture == "mobilebert":
+        raw |= {"use_bottleneck": True, "trigram_input": True, **ATTENTION_INPUT[config.attention_input]}
+    else:
+        raw |= {"qa_dropout": config.dropout, "sinusoidal_pos_embds": False, "tie_weights_": True}
+    raw |= {"id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "tie_word_embeddings": True, "torch_dtype": dtype}
+    if config.regression and head == "classification":
+        raw["problem_type"] = "regression"
+    return raw
+
+
+def dump(raw: dict) -> str:
+    """The text of a config.json."""
+    return json.dumps(raw, indent=2) + "\n"

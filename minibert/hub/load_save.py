@@ -1,0 +1,270 @@
+"""Models from and to folders: Hugging Face's layout or our own, or a name on the hub.
+
+Loading is strict: every tensor of the model must be in the file with its shape, and every tensor of the file
+must be in the model or in the table of what is dropped on purpose (names.py). Nothing is unpickled here:
+legacy .bin files are read by weights/convert.py, once, with `weights_only=True`.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minibert.common.disk import disk_errors, folder_within, read_json
+from minibert.common.errors import UserError
+from minibert.common.hub_download import local_folder
+from minibert.data.tokenizer import Tokenizer
+from minibert.hub.hf_config import describe, dump, parse
+from minibert.hub.hf_names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
+from minibert.hub.model_card import model_card
+from minibert.hub.weight_files import existing, read_tensors, write_tensors
+from minibert.model.config import Config
+from minibert.model.encoder import Encoder, on_meta, truncated_normal_
+from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
+
+MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "classification": Classifier,
+          "span": Span}
+
+
+def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin: bool = False,
+         **changes) -> nn.Module:
+    """A model in eval mode, fp32, on the CPU, from a folder or a name on the Hugging Face hub.
+
+    `head`: "encoder", "mlm", "pretraining", "classification", "span"; None: the one the checkpoint has.
+    A classification or span head that the checkpoint lacks is started anew with a warning that names
+    its tensors; any other is a `UserError`, as is every tensor that is missing, unexpected or misshapen,
+    all in one message.
+    `changes` replace fields of the `Config`, like `dropout=0.0`; with `labels` or `regression` among
+    them the classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging Face
+    config.json says.
+    `legacy_bin`: also read pytorch_model.bin; for the converter.
+    """
+    if head is not None and head not in MODELS:
+        raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
+    folder = local_folder(folder_or_hub_name)
+    raw = read_json(existing(folder / "config.json"))
+    config, stated = parse(raw, folder / "config.json")
+    tensors = read_tensors(folder, legacy_bin)
+    ours, names, untied = _our_names(folder, tensors, config.architecture, raw.get("format") == "minibert")
+
+    own = stated or _head_of_tensors(ours)
+    wanted = head or own
+    _check_head(folder, wanted, config.architecture, ours, untied)
+    relabelled = wanted == "classification" and {"labels", "regression"} & changes.keys()
+    if relabelled or own not in MODELS:  # a BertForTokenClassification has another kind of "classifier"
+        ours = {name: value for name, value in ours.items() if not name.startswith("classifier.")}
+    elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
+        warnings.warn(f"{folder}: TinyBERT's own code puts a ReLU before this classifier; transformers and "
+                      "minibert do not, so the outputs are not those of its authors", stacklevel=2)
+
+    config = replace(config, **changes)
+    model, prefix = _empty(wanted, config, ours)
+    shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
+    new = _new_tensors(shapes, ours) if relabelled or wanted != own else []
+    # before a new tensor takes memory, since its size is only what config.json says
+    _check_tensors(folder, wanted, config.architecture,
+                   {name: shape for name, shape in shapes.items() if name not in new}, ours, names)
+    if new:
+        warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and start anew: "
+                      f"{', '.join(new)}", stacklevel=2)
+        ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
+    # copied, so that the model does not change or fall when the file that is mapped into memory does
+    state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def load_config(folder_or_hub_name: str | Path) -> Config:
+    """The `Config` of a folder or hub name, from its config.json alone."""
+    return _described(folder_or_hub_name)[0]
+
+
+def stated_head(folder_or_hub_name: str | Path) -> str | None:
+    """The head that the config.json of a folder or hub name states; None where it states none."""
+    return _described(folder_or_hub_name)[1]
+
+
+def _described(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
+    """What config.json says: the `Config`, and the head where it states one."""
+    folder = local_folder(folder_or_hub_name, weights=False)
+    return parse(read_json(existing(folder / "config.json")), folder / "config.json")
+
+
+def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
+    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
+
+
+def head_of(model: nn.Module) -> str:
+    """The name of the head of a model, as `load` takes it."""
+    return next(head for head, kind in MODELS.items() if isinstance(model, kind))
+
+
+def _empty(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, str]:
+    """The model without memory for its tensors, and the prefix of its tensor names in the table."""
+    if head == "encoder":
+        return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in ours), "encoder."
+    return on_meta(MODELS[head], config), ""
+
+
+def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool
+               ) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """The tensors of a file under our names, without those that no model has; the names they had in the file;
+    and the difference where a tensor that is stored twice has one, else "".
+
+    What the table does not know is kept, for `_check_tensors` to report.
+    """
+    if native:
+        prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
+        names = {prefix + name: name for name in tensors}
+        return {name: tensors[theirs] for name, theirs in names.items()}, names, ""
+    full, untied = {}, ""
+    for name, tensor in tensors.items():
+        long = full_hf_name(name, architecture)
+        if long in full:
+            raise UserError(f"{folder} holds two tensors for {long}")
+        full[long] = name, tensor
+    for twin, original in TIED[architecture].items():
+        if twin in full:
+            name, tensor = full.pop(twin)
+            kept = full.setdefault(original, (name, tensor))[1]
+            if not torch.equal(kept, tensor):
+                untied = f"{name} differs from {original}"
+    ours, names = {}, {}
+    for long, (name, tensor) in full.items():
+        if not any(re.fullmatch(pattern, long) for pattern in DROPPED):
+            our_name = from_hf(long, architecture) or f"unknown {name}"
+            ours[our_name], names[our_name] = tensor, name
+    return ours, names, untied
+
+
+def _head_of_tensors(ours: Iterable[str]) -> str:
+    """The head that the tensors make up, for files whose config.json names none."""
+    modules = {"nsp": "pretraining", "mlm": "mlm", "classifier": "classification", "span": "span"}
+    return next((head for module, head in modules.items() if f"{module}.bias" in ours), "encoder")
+
+
+def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list[str]:
+    """The tensors of the classification and span modules of which the checkpoint has nothing."""
+    new = []
+    for name in shapes:
+        module = name.rpartition(".")[0]
+        if module in ("encoder.pooler", "pre_classifier", "classifier", "span") and not (
+                {f"{module}.weight", f"{module}.bias"} & ours.keys()):
+            new.append(name)
+    return new
+
+
+def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
+    """A tensor of a new head, as in model.init_weights."""
+    tensor = torch.zeros(shape)
+    if name.endswith("weight") and std > 0:
+        truncated_normal_(tensor, std)
+    return tensor
+
+
+def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:
+    """`UserError` where the head is none of ours, or a language model's and the file has none that fits."""
+    if head not in MODELS:
+        raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
+                        "head=\"encoder\" loads its encoder, "
+                        "head=\"classification\" or \"span\" starts a new head on it")
+    if head not in CLASSES[architecture]:
+        raise UserError(f"{folder} is a {architecture}, for which there is no {head} head")
+    for module in {"mlm": ["mlm"], "pretraining": ["mlm", "nsp"]}.get(head, []):
+        if f"{module}.bias" not in ours:
+            raise UserError(f"{folder} has no {head} head: "
+                            f"{to_hf(module + '.bias', architecture)} is missing, "
+                            "and only classification and span heads can be started anew"
+                            + f"; train.py --method mlm --student {folder} trains one" * (head == "mlm"))
+        if untied:
+            raise UserError(f"{folder}: {untied}, but the two are one tensor here; "
+                            "head=\"encoder\" needs only one")
+
+
+def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
+                   ours: dict[str, Tensor], names: dict[str, str]) -> None:
+    """One `UserError` with every difference between the model and the file, under the names of the file."""
+    problems = {"missing": [], "unexpected": [], "misshapen": []}
+    for name, shape in shapes.items():
+        if name not in ours:
+            problems["missing"].append(to_hf(name, architecture))
+        elif ours[name].shape != shape:
+            problems["misshapen"].append(f"{names[name]} ({tuple(ours[name].shape)} in the file, "
+                                         f"{tuple(shape)} by config.json)")
+        elif not ours[name].is_floating_point():
+            problems["misshapen"].append(f"{names[name]} ({ours[name].dtype}, not floating point)")
+    for name in ours.keys() - shapes.keys():
+        module, _, leaf = name.rpartition(".")
+        if module not in HEAD_MODULES or leaf not in ("weight", "bias"):
+            problems["unexpected"].append(names[name])
+    found = "; ".join(f"{kind}: {', '.join(sorted(those))}" for kind, those in problems.items() if those)
+    if found:
+        raise UserError(f"the tensors in {folder} are not those of a {CLASSES[architecture][head]} with its "
+                        f"config.json; {found}")
+
+
+def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
+         dtype: torch.dtype | None = None, card: str | None = None) -> str:
+    """Writes config.json, model.safetensors, README.md and the tokenizer's files.
+
+    `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours;
+    "auto" is "hf" where `transformers` can run the shape. Returns the format that was taken.
+    `dtype` stores in fewer bits, like `torch.float16`. `card` is markdown for the model card. A folder that
+    exists is overwritten, other files in it stay; an interrupted save leaves the old model, or a folder
+    without a config.json, which does not load. `UserError` where the shape has no counterpart in
+    `transformers`, or a value is not finite.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    config, head = model.config, head_of(model)
+    if format not in ("hf", "minibert", "auto"):
+        raise UserError(f"format {format!r} is not known: hf, minibert or auto")
+    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+             for name, tensor in model.state_dict().items()}
+    stored = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    if format == "auto":
+        try:
+            describe(config, head, format := "hf", stored)
+        except UserError:
+            format = "minibert"
+    description = describe(config, head, format, stored)
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} holds values that are not finite numbers in {stored}; nothing was saved")
+    if format == "hf":
+        state = {_stored_name(name, head, config.architecture): tensor for name, tensor in state.items()}
+    folder = Path(folder)
+    pooler = head == "encoder" and model.pooler is not None
+    parameters = sum(tensor.numel() for tensor in state.values())
+    # Everything is complete on the disk before the first file of an older model is replaced; and config.json,
+    # without which nothing loads, goes first and comes last.
+    with disk_errors(folder), folder_within(folder) as made:
+        if tokenizer is not None:
+            tokenizer.save(made, config.max_positions)
+        write_tensors(made / "model.safetensors", state, {"format": "pt"})
+        (made / "README.md").write_text(model_card(config, head, format, parameters, stored, pooler,
+                                                   folder.resolve().name, card), encoding="utf-8")
+        (made / "config.json").write_text(dump(description), encoding="utf-8")
+        # safetensors lets nobody but the owner read its files
+        (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
+        for path in made.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        (folder / "config.json").unlink(missing_ok=True)
+        for path in sorted(made.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, folder / path.name)
+    return format
+
+
+def _stored_name(name: str, head: str, architecture: str) -> str:
+    """The Hugging Face name of a tensor in a file: like there, that of a bare encoder has no prefix."""
+    if head != "encoder":
+        return to_hf(name, architecture)
+    return to_hf(f"encoder.{name}", architecture).removeprefix(f"{architecture}.")

@@ -1,0 +1,106 @@
+"""The weight files of a model folder: safetensors, shards, and pickles for the converter only."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minibert.common.disk import disk_errors, fsync, read_json, sha256_of
+from minibert.common.errors import UserError
+from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_folder
+
+
+def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
+    """All tensors of a folder by their names in its files:
+    a safetensors file, shards with an index, or .bin.
+    """
+    for stem, ending, read in (("model", ".safetensors", read_safetensors),
+                               ("pytorch_model", ".bin", _read_bin)):
+        whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
+        if not (whole.exists() or index.exists()):
+            continue
+        if ending == ".bin" and not legacy_bin:
+            raise UserError(f"{folder} holds only pickled weights (.bin), which are not loaded; convert them "
+                            f"once: python weights/convert.py {folder} TARGET")
+        return read(whole) if whole.exists() else _read_shards(index, read)
+    raise UserError(f"{folder} holds no weights: there is no model.safetensors")
+
+
+def _read_shards(index: Path, read) -> dict[str, Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{index}: weight_map is not an object from tensors to files")
+    tensors = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:  # a path could lead anywhere
+            raise UserError(f"{index}: {file!r} is not the name of a file in the same folder")
+        shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
+        absent = [name for name, home in weight_map.items() if home == file and name not in shard]
+        if absent:
+            raise UserError(f"{index.parent / file} lacks {', '.join(absent)}, which {index.name} promises")
+        tensors |= shard
+    return tensors
+
+
+def weights_hash(name: str | Path) -> str:
+    """A hash of a model's weight files, in a folder or from the hub;
+    other weights have, in practice, another one.
+    """
+    folder, digest = local_folder(name), hashlib.sha256()
+    for pattern in (*SAFETENSORS_FILES, *BIN_FILES):
+        for file in sorted(folder.glob(pattern)):
+            digest.update(f"{file.name} {sha256_of(file)} ".encode())
+    return digest.hexdigest()[:16]
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file and flushes it to the disk; what the disk does wrong is a `UserError`."""
+    with disk_errors(path):
+        try:
+            save_file(tensors, path, metadata)
+        except safetensors.SafetensorError as error:  # it wraps the system's, "(os error 28)" and so on
+            number = re.search(r"(?:os error|code:) (\d+)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
+                   ) from None
+        fsync(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file; `UserError` where it is damaged."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
+            AttributeError) as error:  # the last three: types of numbers that only one of the libraries knows
+        raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged, or holds more than tensors and is not to be trusted ({why})"
+                        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{path} is not a dictionary of tensors")
+    for name, t in tensors.items():
+        # else 4 bytes, said to be a million rows that are all the same, would be copied out
+        if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
+                t.untyped_storage().nbytes() < t.numel() * t.element_size()):
+            raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
+    return tensors
+
+
+def existing(path: Path, what: str | None = None) -> Path:
+    """The path, where it is a file;
+    else a `UserError` that the folder holds no `what` (default: its name).
+    """
+    if not os.path.isfile(path):  # Path's own raises where a name is too long
+        raise UserError(f"{path.parent} holds no {what or path.name}")
+    return path

@@ -1,0 +1,105 @@
+"""The inference mode: a copy of a trained model with weights packed once for the processor's kernels.
+
+    model = minibert.fast(minibert.load(folder), "int8")
+    minibert.predict(model, tokenizer, texts)
+
+The copy has the same `forward(batch)`. What differs is one layer's arithmetic, below; embeddings, attention
+and heads are the model's own, in fp32 (on CUDA in 16 bits, attention too). docs/inference.md has the
+measurements.
+"""
+
+import copy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from minibert.common.errors import UserError
+from minibert.common.runtime import PRECISIONS, native_bf16
+from minibert.inference.packed_linear import HalfWeights, Int8, Packed, Plain
+from minibert.model.attention import attend
+from minibert.model.batch import Batch
+from minibert.model.encoder import Layer
+from minibert.model.heads import encoder_of
+
+MODES = ("fp32", "fp16", "bf16", "int8")
+
+
+class FastLayer(nn.Module):
+    """`Layer` in eval mode: q, k, v as one product, the activation inside the product where a kernel has it.
+
+    `product(weight, bias, activation)` makes each product: one of those in products.py.
+    """
+
+    def __init__(self, layer: Layer, product):
+        super().__init__()
+        self.config = layer.config
+        three = (layer.query, layer.key, layer.value)
+        self.qkv = product(torch.cat([x.weight for x in three]), torch.cat([x.bias for x in three]))
+        self.out = product(layer.out.weight, layer.out.bias)
+        self.up = product(layer.up.weight, layer.up.bias, layer.config.activation)
+        self.down = product(layer.down.weight, layer.down.bias)
+        self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
+
+    def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, D) -> the block's output (N, D) and its q, k, v (N, H, E each)."""
+        c = self.config
+        q, k, v = self.qkv(x).unflatten(-1, (3, c.heads, c.head_size)).unbind(1)  # (N, H, E) each
+        x = self.attention_norm(x + self.out(attend(q, k, v, batch).flatten(-2)))
+        return self.output_norm(x + self.down(self.up(x))), q, k, v
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """`UserError` where training is asked for."""
+        if mode:
+            raise UserError("a fast model is for inference only; train the model that it was made from")
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args) -> None:
+        raise UserError("a fast model cannot be saved; save the model that it was made from")
+
+
+@torch.no_grad()
+def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
+    """A copy of `model` for inference, with the same `forward(batch)`; embeddings and heads are shared.
+
+    `mode` is the arithmetic of the encoder's matrix products: "fp32"; "bf16" where the hardware has it;
+    "fp16", on a CPU as weights that fp32 arithmetic reads; "int8", CPUs only, see `products.Int8`. The copy
+    cannot be trained or saved. `UserError` where the mode does not run here, rather than a slow way around.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    device = next(model.parameters()).device
+    product = product_of(mode, device)
+    foreign = next((layer for layer in encoder_of(model).layers if not isinstance(layer, Layer)), None)
+    if foreign is not None:
+        raise UserError("the fast mode knows the layers of BERT and DistilBERT, "
+                        f"not {type(foreign).__name__}")
+    # the copy's tensors are the model's, but frozen
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    made = copy.deepcopy(model, shared).eval()
+    encoder = encoder_of(made)
+    encoder.layers = nn.ModuleList(FastLayer(layer, product) for layer in encoder.layers)
+    return made
+
+
+def product_of(mode: str, device: torch.device):
+    """The product that a mode means on a device: a function of (weight, bias, activation)."""
+    if mode not in MODES:
+        raise UserError(f"mode {mode!r} is not known: {', '.join(MODES)}")
+    on_cpu = device.type == "cpu"
+    if mode == "fp32":
+        return Packed if on_cpu and Packed.runs() else Plain
+    if mode == "bf16" and not native_bf16(device):
+        raise UserError("bf16 is not native here: this processor would emulate it, slower than fp32; take "
+                        "fp32, fp16 or int8")
+    if mode == "bf16" or (mode == "fp16" and device.type == "cuda"):
+        return partial(rounded, PRECISIONS[mode])
+    kernel = {"fp16": HalfWeights, "int8": Int8}[mode]
+    if not on_cpu or not kernel.runs():
+        raise UserError(f"mode {mode} does not run on {'this processor' if on_cpu else device.type}: "
+                        "torch has its kernels (FBGEMM) for x86 processors only; take fp32 or bf16")
+    return kernel
+
+
+def rounded(dtype: torch.dtype, weight: Tensor, bias: Tensor, activation: str | None = None) -> Plain:
+    """A product in 16 bits, as autocast computes it, with the cast of the weights done once."""
+    return Plain(weight.to(dtype), bias.to(dtype), activation)

@@ -1,0 +1,169 @@
+"""What shape a model has: one frozen dataclass, what MobileBERT has beyond it, the papers' shapes by name.
+
+The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D
+hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
+"""
+
+from dataclasses import dataclass, replace
+
+from minibert.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape and numerics of a BERT or DistilBERT; every choice that changes a number is a field.
+
+    `architecture` names the family that the Hugging Face export uses. It also decides two details that the
+    families do differently: DistilBERT has no dropout after the attention's output projection, and its
+    sequence classifier reads the first token through its own ReLU layer where BERT has a pooler.
+    """
+
+    architecture: str = "bert"  # "bert" or "distilbert"
+    vocab_size: int = 30522  # V
+    hidden_size: int = 768  # D
+    layers: int = 12  # L
+    heads: int = 12  # H
+    intermediate_size: int = 3072  # F
+    max_positions: int = 512
+    segments: int = 2  # token types; 0: none, as in DistilBERT
+    activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
+    norm_eps: float = 1e-12  # not torch's 1e-5
+    dropout: float = 0.1  # of embeddings and block outputs
+    # of attention probabilities; 0.1 in the papers, but fused kernels have none
+    attention_dropout: float = 0.0
+    classifier_dropout: float = 0.1  # before the sequence classifier; 0.2 in DistilBERT
+    initializer_range: float = 0.02
+    pad_id: int = 0
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # K names, by class number
+    regression: bool = False  # the one "label" is a score
+
+    _architectures = "bert", "distilbert"  # not fields: what this class is for, and what is H * E wide
+    _attention_field = "hidden_size"
+
+    def __post_init__(self):
+        if self.architecture not in self._architectures:
+            raise UserError(f"architecture {self.architecture!r} is not known: "
+                            f"{' or '.join(self._architectures)}")
+        if self.activation not in ("gelu", "gelu_tanh", "relu"):
+            raise UserError(f"activation {self.activation!r} is not known: gelu, gelu_tanh or relu")
+        for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        if self.segments < 0:
+            raise UserError(f"segments is {self.segments}, and must be at least 0")
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise UserError(f"pad_id {self.pad_id} is not in the vocabulary of {self.vocab_size}")
+        if not self.labels:
+            raise UserError("labels is empty; a score has one label and regression=True")
+        if self.attention_size % self.heads:
+            raise UserError(f"{self._attention_field} {self.attention_size} is not a multiple of heads "
+                            f"{self.heads}")
+        if self.architecture == "distilbert" and self.segments:
+            raise UserError("a DistilBERT has no token types: segments must be 0")
+        for name in ("dropout", "attention_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, and must be in [0, 1)")
+
+    @property
+    def attention_size(self) -> int:
+        """H * E, the width of all attention heads together."""
+        return getattr(self, self._attention_field)
+
+    @property
+    def head_size(self) -> int:
+        """E, the width of one attention head."""
+        return self.attention_size // self.heads
+
+    @property
+    def embedding_size(self) -> int:
+        """The width of the word table."""
+        return self.hidden_size
+
+
+@dataclass(frozen=True)
+class MobileConfig(Config):
+    """A MobileBERT, or its teacher IB-BERT: D wide between its blocks, `bottleneck_size` wide inside them.
+
+    The defaults are those of the model that was released, but for the pooler, which it has not.
+    """
+
+    architecture: str = "mobilebert"
+    hidden_size: int = 512  # D
+    layers: int = 24
+    heads: int = 4
+    intermediate_size: int = 512  # F
+    activation: str = "relu"
+    dropout: float = 0.0  # of embeddings and of what leaves a block
+    classifier_dropout: float = 0.0
+    embedding_size: int = 128  # of the word table; three neighbours' vectors make a token's embedding
+    bottleneck_size: int = 128  # B, and the width of all attention heads together
+    feed_forwards: int = 4  # feed-forward networks in a block
+    # What queries and keys are computed from: "shared", a B-wide layer of their own; "hidden", the block's
+    # input; "bottleneck", its B-wide state. Values: the block's input, but for "bottleneck" that state, too.
+    attention_input: str = "shared"
+    norm: str = "no_norm"  # "no_norm": a factor and a bias for each unit, or "layer_norm"
+    tanh_pooler: bool = True  # BERT's pooler; else what is pooled is the state of [CLS] as it is
+
+    _architectures = ("mobilebert",)
+    _attention_field = "bottleneck_size"
+
+    def __post_init__(self):
+        for name in ("embedding_size", "bottleneck_size", "feed_forwards"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        super().__post_init__()
+        for name, known in (("attention_input", ("shared", "hidden", "bottleneck")),
+                            ("norm", ("no_norm", "layer_norm"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} {getattr(self, name)!r} is not known: {', '.join(known)}")
+        if self.embedding_size >= self.hidden_size:
+            raise UserError(f"embedding_size {self.embedding_size} must be less than hidden_size "
+                            f"{self.hidden_size} in a MobileBERT")
+
+
+BERT_BASE = Config()
+DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)  # what is other than in BERT
+# Sun et al. 2020. The released model shares the input of queries and keys; the paper's 25.3M parameters are
+# those of one that does not.
+MOBILEBERT = MobileConfig(tanh_pooler=False)
+MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
+IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,
+                       bottleneck_size=1024, intermediate_size=4096, dropout=0.1, classifier_dropout=0.1)
+
+PRESETS: dict[str, Config] = {
+    "bert-base": BERT_BASE,
+    "bert-large": replace(BERT_BASE, hidden_size=1024, layers=24, heads=16, intermediate_size=4096),
+    "distilbert": replace(BERT_BASE, layers=6, **DISTILBERT),
+    "distilbert-4": replace(BERT_BASE, layers=4, **DISTILBERT),
+    "bert-pkd-3": replace(BERT_BASE, layers=3),
+    "bert-pkd-4": replace(BERT_BASE, layers=4),
+    "bert-pkd-6": replace(BERT_BASE, layers=6),
+    # Also the "BERT-TINY" of the TinyBERT and DistilBERT literature, which is not Google's bert-L2-H128.
+    "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
+    "tinybert-6": replace(BERT_BASE, layers=6),
+    "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),
+    # Google's miniatures (Turc et al., "Well-read students learn better", 2019): H = D / 64 heads, F = 4 D.
+    **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
+                                            intermediate_size=4 * hidden)
+       for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
+    # The shape of the small teacher in weights/, with a vocabulary of its own; it trains on two CPU cores.
+    "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
+                                intermediate_size=384, max_positions=256),
+    "mobilebert": MOBILEBERT,
+    "mobilebert-paper": MOBILEBERT_PAPER,
+    "mobilebert-tiny": replace(MOBILEBERT, attention_input="bottleneck", feed_forwards=2),
+    "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
+    "ib-bert-large": IB_BERT,
+    # A teacher and a student of the same family that train on two CPU cores.
+    "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
+                             bottleneck_size=128, intermediate_size=512, max_positions=256),
+    "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
+                                bottleneck_size=32, intermediate_size=128, max_positions=256),
+}
+
+
+def preset(name: str) -> Config:
+    """The configuration of that name in `PRESETS`; an unknown name is an error that lists the known ones."""
+    if name not in PRESETS:
+        raise UserError(f"{name!r} is no preset; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,171 @@
+"""The encoder of BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019), over packed batches.
+
+Post-LN transformer: a block is LN(x + attention(x)), then LN(x + feed-forward(x)). Shapes: N tokens of the
+batch, D hidden, H heads, E head size, F feed-forward (config.py has the alphabet).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minibert.common.errors import UserError
+from minibert.model.attention import attend
+from minibert.model.batch import Batch
+from minibert.model.config import Config
+from minibert.model.dropout import dropout
+
+
+class Trace(NamedTuple):
+    """What distillation may look at.
+
+    `hiddens` has L + 1 entries, the embedding output (after LayerNorm) first.
+    """
+
+    hiddens: tuple[Tensor, ...]  # (N, D) each
+    queries: tuple[Tensor, ...]  # L times (N, H, E), not yet divided by sqrt(E)
+    keys: tuple[Tensor, ...]  # likewise
+    values: tuple[Tensor, ...]  # likewise
+
+
+def activation(name: str, x: Tensor) -> Tensor:
+    """GELU by the error function ("gelu", Hugging Face), by tanh ("gelu_tanh", Google's code), or ReLU."""
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")  # the two differ by up to 5e-4
+
+
+class Layer(nn.Module):
+    """One transformer block."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        D, F_ = config.hidden_size, config.intermediate_size
+        self.config = config
+        self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
+        self.attention_norm = nn.LayerNorm(D, config.norm_eps)
+        self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
+        self.output_norm = nn.LayerNorm(D, config.norm_eps)
+
+    def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, D) -> the block's output (N, D) and its q, k, v (N, H, E each)."""
+        c = self.config
+        q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
+                   for project in (self.query, self.key, self.value))
+        context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
+        attended = self.out(context.flatten(-2))  # (N, D)
+        if c.architecture == "bert":  # note: DistilBERT has no dropout here
+            attended = dropout(attended, c.dropout, self.training)
+        x = self.attention_norm(x + attended)
+        hidden = activation(c.activation, self.up(x))  # (N, F)
+        return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
+
+
+class Encoder(nn.Module):
+    """Embeddings and L layers: batch -> the last hidden states (N, D).
+
+    `pool` gives BERT's [CLS] vector where it has one.
+    """
+
+    def __init__(self, config: Config, pooler: bool = False):
+        super().__init__()
+        D = config.hidden_size
+        self.config = config
+        self.word = nn.Embedding(config.vocab_size, D)
+        self.position = nn.Embedding(config.max_positions, D)
+        self.segment = nn.Embedding(config.segments, D) if config.segments else None
+        self.norm = nn.LayerNorm(D, config.norm_eps)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.pooler = nn.Linear(D, D) if pooler else None
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The embedding output (N, D): word + token type + position, LayerNorm, dropout.
+
+        `UserError` where a sequence is longer than the model has positions.
+        """
+        if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
+            raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
+                            f"{self.config.max_positions} positions: cut it, or encode with max_length")
+        x = self.words(batch)  # (N, D)
+        if self.segment is not None:
+            x = x + self.segment(batch.segments)
+        x = self.norm(x + self.position(batch.positions))
+        return dropout(x, self.config.dropout, self.training)
+
+    def words(self, batch: Batch) -> Tensor:
+        """What the ids alone give, (N, D): their rows of the word table."""
+        return self.word(batch.ids)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The last hidden states (N, D)."""
+        x = self.embed(batch)
+        for layer in self.layers:
+            x = layer(x, batch)[0]
+        return x
+
+    def trace(self, batch: Batch, layers: int | None = None) -> Trace:
+        """The hidden states and the q, k, v of every layer, or of the first `layers`,
+        for methods that imitate what happens inside.
+        """
+        hiddens, qkv = [self.embed(batch)], []
+        for layer in self.layers[:layers]:
+            x, *q_k_v = layer(hiddens[-1], batch)
+            hiddens.append(x)
+            qkv.append(q_k_v)
+        return Trace(tuple(hiddens), *(tuple(per_layer) for per_layer in zip(*qkv)))
+
+    def pool(self, last: Tensor, batch: Batch) -> Tensor:
+        """tanh(W h_[CLS] + b), (S, D): the pooler that BERT trained with next-sentence prediction."""
+        return torch.tanh(self.pooler(last[batch.first_tokens]))
+
+
+def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
+    """Fills a weight with draws from N(0, std) truncated at two sigma, as BERT does."""
+    nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
+    """Initialises in place as BERT did:
+    weights from N(0, initializer_range) truncated at two sigma, biases 0, LayerNorm 1 and 0.
+
+    The row of [PAD] in the word table is zero, as in the Hugging Face models. Returns the model.
+    """
+    std = next(module.config.initializer_range for module in model.modules() if hasattr(module, "config"))
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            truncated_normal_(module.weight, std, generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            with torch.no_grad():
+                module.word.weight[module.config.pad_id].zero_()
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" and not isinstance(module, (nn.Linear, nn.LayerNorm)):
+                nn.init.zeros_(parameter)  # the MLM head's own bias over the vocabulary
+    return model
+
+
+class _Undrawn(TorchFunctionMode):
+    """torch.nn.init leaves tensors as they are."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
+    """`build(*arguments, **more)` with shapes and without memory for its tensors.
+
+    What modules draw at first is left out: there is nothing to draw into, and for a normal distribution torch
+    would import its compiler, for more than a second.
+    """
+    with torch.device("meta"), _Undrawn():
+        return build(*arguments, **more)

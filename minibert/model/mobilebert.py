@@ -1,0 +1,123 @@
+"""The encoder of MobileBERT and of its teacher IB-BERT (Sun et al. 2020), over packed batches.
+
+It is BERT's, post-LN, with thin blocks. Hidden states are D wide between blocks and B wide inside a block:
+
+    x = Norm(W_in h)                          D -> B, the bottleneck
+    x = Norm(x + attention(h or x))           queries, keys and values from either, see config.py
+    x = Norm(x + feed-forward(x))             several times, each with its own weights
+    h = Norm(h + W_out x)                     B -> D
+
+IB-BERT ("inverted bottleneck") has B > D: a large BERT whose blocks can be imitated one by one.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from minibert.model.attention import attend
+from minibert.model.batch import Batch
+from minibert.model.config import MobileConfig
+from minibert.model.dropout import dropout
+from minibert.model.encoder import Encoder, activation
+
+
+class NoNorm(nn.LayerNorm):
+    """gamma * x + beta: a LayerNorm that does not normalise, and needs no mean and variance at inference
+    (section 3.4).
+
+    It is initialised, left out of weight decay and stored as a LayerNorm is.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        return x * self.weight + self.bias
+
+
+def norm(config: MobileConfig, width: int) -> nn.LayerNorm:
+    """The norm that `config` names, over `width` units."""
+    return (NoNorm if config.norm == "no_norm" else nn.LayerNorm)(width, config.norm_eps)
+
+
+class FeedForward(nn.Module):
+    """Norm(x + W_2 act(W_1 x)): one of the feed-forward networks of a block."""
+
+    def __init__(self, config: MobileConfig):
+        super().__init__()
+        self.config = config
+        B, F_ = config.bottleneck_size, config.intermediate_size
+        self.up, self.down = nn.Linear(B, F_), nn.Linear(F_, B)
+        self.norm = norm(config, B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, B) -> (N, B)."""
+        return self.norm(x + self.down(activation(self.config.activation, self.up(x))))
+
+
+class MobileLayer(nn.Module):
+    """One block; it has dropout only where it adds to the hidden states."""
+
+    def __init__(self, config: MobileConfig):
+        super().__init__()
+        D, B = config.hidden_size, config.bottleneck_size
+        self.config = config
+        self.bottleneck, self.bottleneck_norm = nn.Linear(D, B), norm(config, B)
+        if config.attention_input == "shared":
+            self.shared, self.shared_norm = nn.Linear(D, B), norm(config, B)
+        qk_width, v_width = {"shared": (B, D), "hidden": (D, D), "bottleneck": (B, B)}[config.attention_input]
+        self.query, self.key, self.value = (nn.Linear(width, B) for width in (qk_width, qk_width, v_width))
+        self.out, self.attention_norm = nn.Linear(B, B), norm(config, B)
+        self.stacked = nn.ModuleList(FeedForward(config) for _ in range(config.feed_forwards - 1))
+        self.feed_forward = FeedForward(config)  # the last
+        self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
+
+    def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, D) -> the block's output (N, D) and its q, k, v (N, H, E each)."""
+        c = self.config
+        x = self.bottleneck_norm(self.bottleneck(h))  # (N, B)
+        if c.attention_input == "shared":
+            for_qk, for_v = self.shared_norm(self.shared(h)), h
+        else:
+            for_qk = for_v = h if c.attention_input == "hidden" else x
+        q, k, v = (project(y).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
+                   for project, y in ((self.query, for_qk), (self.key, for_qk), (self.value, for_v)))
+        context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
+        x = self.attention_norm(x + self.out(context.flatten(-2)))  # (N, B)
+        for feed_forward in self.stacked:
+            x = feed_forward(x)
+        x = self.feed_forward(x)
+        return self.expand_norm(h + dropout(self.expand(x), c.dropout, self.training)), q, k, v
+
+
+class MobileEncoder(Encoder):
+    """Embeddings and L layers: batch -> the last hidden states (N, D).
+
+    `pool` gives BERT's [CLS] vector, or without `tanh_pooler` the last hidden state of [CLS] itself.
+    """
+
+    def __init__(self, config: MobileConfig, pooler: bool = False):
+        nn.Module.__init__(self)  # all tables and layers are of other shapes than an Encoder's
+        D, width = config.hidden_size, config.embedding_size
+        self.config = config
+        self.word = nn.Embedding(config.vocab_size, width)
+        self.trigram = nn.Linear(3 * width, D)
+        self.position = nn.Embedding(config.max_positions, D)
+        self.segment = nn.Embedding(config.segments, D) if config.segments else None
+        self.norm = norm(config, D)
+        self.layers = nn.ModuleList(MobileLayer(config) for _ in range(config.layers))
+        self.pooler = nn.Linear(D, D) if pooler and config.tanh_pooler else None
+
+    def words(self, batch: Batch) -> Tensor:
+        """W [w_next, w_own, w_previous] + b, (N, D): each token with its neighbours (section 3.3), and zeros
+        for those that a sequence has not.
+
+        note: `transformers` reads padding as the last token's neighbour: there, a padded batch gives other
+        numbers than its sequences one by one, which are ours.
+        """
+        own = self.word(batch.ids)  # (N, embedding_size)
+        last_tokens = batch.offsets[1:].long() - 1
+        following = own.roll(-1, 0).index_fill(0, last_tokens, 0.0)
+        previous = own.roll(1, 0).index_fill(0, batch.first_tokens, 0.0)
+        return self.trigram(torch.cat([following, own, previous], -1))
+
+    def pool(self, last: Tensor, batch: Batch) -> Tensor:
+        """(S, D): tanh(W h_[CLS] + b), or h_[CLS]."""
+        return super().pool(last, batch) if self.config.tanh_pooler else last[batch.first_tokens]

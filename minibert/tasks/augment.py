@@ -1,0 +1,219 @@
+"""TinyBERT's data augmentation (Jiao et al. 2019, section 3.2, algorithm 1): copies of a text in which some
+words are replaced.
+
+A word that is one piece of the vocabulary has as candidates the K words that a masked language model finds
+likeliest in its place, any other word the K nearest by word vectors. In each of N_a copies, each word gives
+way with probability p to one of its candidates.
+
+As in the original code, what can be replaced are words of letters that are no stop words; the model reads the
+text with words masked and then, as the second text, the text as it is, which keeps candidates near the
+meaning; and candidates are found once for each text.
+note: algorithm 1 asks anew in each of the N_a rounds, with the words replaced so far in place: N_a times the
+work, for candidates of a text that drifts. The original code masks one word at a time; here up to 15 % of a
+text are masked at once, as in pre-training (of the 15 candidates 14 are the same). Candidates, too, are words
+of letters that are no stop words; the word itself is none of them.
+"""
+
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from minibert.common.randomness import uniform
+from minibert.common.runtime import Runtime
+from minibert.common.tables import clock
+from minibert.data.examples import make_examples
+from minibert.data.loader import groups
+from minibert.data.tokenizer import Tokenizer
+from minibert.inference.predict import MICRO_TOKENS
+from minibert.tasks.specs import Example
+from minibert.tasks.word_vectors import STOP_WORDS, Vectors, is_word, nearest
+
+BLOCK = 128  # rows whose candidates are looked for at once
+MASK_SHARE = 0.15  # of a text's pieces, at most, that are masked in one pass
+
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # no part of b2b or snake_case
+
+
+class Text(NamedTuple):
+    """A text, the w words of it that can be replaced, and what by."""
+
+    text: str
+    spans: np.ndarray  # (w, 2) where in the text they are
+    candidates: np.ndarray  # (w, K) int32, numbers of `candidate_words`; -1 beyond the last
+
+
+class Query(NamedTuple):
+    """A stretch of a text that the model reads in one pass."""
+
+    ids: list[int]
+    masked: list[int]  # which of them
+    words: list[int]  # the numbers of the words that these are
+
+
+def candidate_words(tokenizer: Tokenizer, vectors: Vectors) -> list[str]:
+    """What the numbers in `Text.candidates` mean: pieces of the vocabulary, then words with a vector."""
+    return [*tokenizer.vocabulary, *vectors.words]
+
+
+def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, vectors: Vectors,
+                    runtime: Runtime, k: int = 15, micro_tokens: int = MICRO_TOKENS) -> list[Text]:
+    """The texts with the words that can be replaced, and K candidates for each; words without any stay out.
+
+    `model` has an MLM head and is frozen on the runtime's device. A text of more pieces than the model reads
+    twice is asked about in stretches.
+    """
+    room = (model.config.max_positions - 3) // 2
+    found, queries, rare, words = [], [], [], 0
+    for text, encoding in zip(texts, tokenizer.backend.encode_batch(texts, add_special_tokens=False)):
+        spans = replaceable(text)
+        pieces = {span: i for i, span in enumerate(encoding.offsets) if encoding.ids[i] != tokenizer.unk_id}
+        single = [(pieces[span], words + i) for i, span in enumerate(spans) if span in pieces]
+        rare += [(text[slice(*span)], words + i) for i, span in enumerate(spans) if span not in pieces]
+        queries += queries_of(encoding.ids, single, room)
+        found.append((text, spans))
+        words += len(spans)
+
+    table = np.full((words, k), -1, np.int32)
+    ask(table, queries, model, tokenizer, runtime, micro_tokens)
+    if rare:
+        distinct = list(dict.fromkeys(word for word, _ in rare))
+        numbers = dict(zip(distinct, nearest(vectors, distinct, k)))
+        for word, i in rare:
+            table[i] = np.where(numbers[word] < 0, -1, numbers[word] + len(tokenizer.vocabulary))
+    made, ends = [], np.cumsum([0, *(len(spans) for _, spans in found)])
+    for (text, spans), (start, end) in zip(found, pairwise(ends)):
+        some = table[start:end, 0] >= 0
+        made.append(Text(text, np.array(spans, np.int64).reshape(-1, 2)[some], table[start:end][some]))
+    return made
+
+
+def replaceable(text: str) -> list[tuple[int, int]]:
+    """Where the words of letters are that are no stop words.
+
+    note: to `re`, a combining mark is no part of a word, so `WORD` alone would cut those of Hindi, or with
+    decomposed accents, to pieces; they are left alone.
+    """
+    found = []
+    for match in WORD.finditer(text):
+        start, end = match.span()
+        beside = text[max(0, start - 1):start] + text[end:end + 1]
+        marked = any(unicodedata.category(c)[0] == "M" for c in beside)
+        if match[0].lower() not in STOP_WORDS and not marked:
+            found.append((start, end))
+    return found
+
+
+def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
+    """The passes that ask about the words `single`, pairs of a piece's place and the number of the word.
+
+    A text of more than `room` pieces is cut into stretches of equal length; in each, the words take turns, so
+    that the masks of one pass lie far apart.
+    """
+    stretches = -(-len(ids) // room)
+    borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
+    for start, end in pairwise(borders):
+        here = [(place - start, word) for place, word in single if start <= place < end]
+        passes = -(-len(here) // max(1, int(MASK_SHARE * (end - start))))
+        for turn in range(passes):
+            masked, words = zip(*here[turn::passes])
+            yield Query(ids[start:end], list(masked), list(words))
+
+
+@torch.no_grad()
+def ask(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime,
+        micro_tokens: int) -> None:
+    """Writes the model's K likeliest words for each masked one into the rows of `table` (words, K)."""
+    if not queries:
+        return
+    cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+    ids = [cls + query.ids + sep + query.ids + sep for query in queries]
+    segments = [[0] * (len(query.ids) + 2) + [1] * (len(query.ids) + 1) for query in queries]
+    for sequence, query in zip(ids, queries):
+        for i in query.masked:
+            sequence[1 + i] = tokenizer.mask_id
+    examples = make_examples(ids, segments, np.full(len(ids), -1))
+    spelling = np.full(model.config.vocab_size, -1)  # (V,), one number for "film" and "Film"; -1: no word
+    first: dict[str, int] = {}
+    for i, piece in enumerate(tokenizer.vocabulary):
+        if is_word(piece):
+            spelling[i] = first.setdefault(piece.casefold(), i)
+    spelling = torch.from_numpy(spelling).to(runtime.device)
+    for group in groups(examples.lengths, micro_tokens):
+        batch = examples.batch(group).to(runtime.device)
+        some = [queries[i] for i in group]
+        offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
+        rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, some) for i in query.masked])
+        own = spelling[[query.ids[i] for query in some for i in query.masked]]  # (M,)
+        with runtime.autocast():
+            last = model.encoder(batch)[rows.to(runtime.device)]  # the head reads masked tokens only
+            logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
+        logits = logits.masked_fill_((spelling < 0) | (spelling == own[:, None]), -torch.inf)
+        best = logits.topk(table.shape[1])
+        numbers = best.indices.masked_fill(best.values == -torch.inf, -1)
+        table[[word for query in some for word in query.words]] = numbers.cpu().numpy()
+
+
+def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[str]:
+    """`n` copies of a text, each of its words replaced with probability p by one of its candidates.
+
+    The draws are a function of `key` alone. What stands between the words stays as it is, and a replacement
+    has the case of the word before it.
+    """
+    words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
+    replaced = uniform(*key, round_number, words, 0) <= p  # (n, w)
+    counts = (text.candidates >= 0).sum(1)  # (w,)
+    chosen = (uniform(*key, round_number, words, 1) * counts).astype(np.int64)  # (n, w)
+    made = []
+    for turn in range(n):
+        copy, end = [], 0
+        for word in np.flatnonzero(replaced[turn]):
+            start, next_end = text.spans[word].tolist()
+            new = names[text.candidates[word, chosen[turn, word]]]
+            copy += [text.text[end:start], in_case_of(text.text[start:next_end], new)]
+            end = next_end
+        made.append("".join([*copy, text.text[end:]]))
+    return made
+
+
+def in_case_of(old: str, new: str) -> str:
+    """The new word with a capital, or in capitals, where the old one is."""
+    if old.isupper() and len(old) > 1:
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new
+
+
+def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], names: list[str], n: int, p: float,
+            seed: int, report: Callable[[str], None] | None = print) -> Iterator[Example]:
+    """Each row, then up to `n` different variants of it, with its id and label.
+
+    `find` is `with_candidates` but for its first argument, `names` what its numbers mean. The two texts of a
+    pair vary independently. `report` gets a line after every block.
+    note: the original code pairs every variant of the second text with the last variant of the first.
+    """
+    begun = time.perf_counter()
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start:start + BLOCK]
+        texts = list(dict.fromkeys(text for row in block for text in columns_of(row)))
+        found = dict(zip(texts, find(texts)))
+        for number, row in enumerate(block, start):
+            varied = zip(*(copies(found[text], names, n, p, seed, number, column)
+                           for column, text in enumerate(columns_of(row))))
+            for columns in dict.fromkeys([columns_of(row), *varied]):
+                yield Example(row.id, columns[0], columns[1] if row.pair is not None else None, row.label)
+        if report:
+            done = start + len(block)
+            rate = done / (time.perf_counter() - begun)
+            report(f"{done:,} of {len(rows):,} examples, {rate:.1f} a second, "
+                   f"{clock((len(rows) - done) / rate)} left")
+
+
+def columns_of(row: Example) -> tuple[str, ...]:
+    """Its one or two texts."""
+    return (row.text,) if row.pair is None else (row.text, row.pair)

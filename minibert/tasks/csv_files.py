@@ -1,0 +1,150 @@
+"""A user's csv files: read into a task and its examples, and written so that they read back the same."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from minibert.common.disk import disk_errors, fsync, read_text
+from minibert.common.errors import UserError
+from minibert.data.text import hash_share
+from minibert.tasks.official_files import Row, label_of
+from minibert.tasks.specs import Example, Task
+
+DEV_SHARE = 0.1  # of a csv file without a dev file
+
+# the columns of a user's csv that are read as (text, pair): the first of these that are all there
+TEXT_COLUMNS = (("text", "pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
+                ("question1", "question2"), ("question", "sentence"), ("text", None), ("sentence", None))
+
+
+def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
+    """A csv file (with tabs: .tsv) and the task it poses; with `task` its labels are read as that task's.
+
+    The header names `text`, optionally `pair` (or others of `TEXT_COLUMNS`), and `label`, any words, numbered
+    in sorted order, or `score`, any numbers; an `id` is kept, other columns are ignored. Quoting is standard
+    csv, with line ends inside quotes, also with tabs. With `task` the label may be missing, for predictions.
+    """
+    path = Path(path)
+    names, rows = _csv_rows(path)
+    columns = next((pair for pair in TEXT_COLUMNS if all(name in names for name in pair if name)), None)
+    if columns is None:
+        between = "tabs" if _delimiter(path) == "\t" else "commas"
+        raise UserError(f"{path}, line 1: the header must name a column 'text'; it is: {', '.join(names)}"
+                        + f"; {between} separate columns" * (len(names) == 1))
+    answers = [name for name in ("label", "score") if name in names]
+    if task is None and len(answers) != 1:
+        raise UserError(f"{path}, line 1: the header must name one column 'label' or 'score', "
+                        f"and names {'both' if answers else 'neither'}: {', '.join(names)}")
+    if task is None:
+        task = _csv_task(path, answers[0] == "score", rows)
+    answer = "score" if task.regression else "label"
+    if answers and answer not in answers:
+        raise UserError(f"{path}, line 1: the header names {answers[0]!r} where {task.name} has {answer!r}")
+    examples = []
+    for number, row in rows:
+        where = f"{path}, line {number}"
+        for name in filter(None, columns):
+            if not row[name].strip():
+                raise UserError(f"{where}: the column {name!r} is empty")
+        label = label_of(row[answer].strip(), task, where) if answers else None
+        examples.append(Example(row.get("id") or str(number), row[columns[0]],
+                                row[columns[1]] if columns[1] else None, label))
+    return task, examples
+
+
+def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
+    """Writes examples with labels so that `read_csv` of `task` reads the same: one column or a pair of texts.
+
+    Tabs, quotes and line ends in a text are quoted as csv has it. The file is whole or not there. Returns the
+    number of examples.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(partial, "w", encoding="utf-8", newline="")
+    written = 0
+    try:
+        with file:
+            writer = csv.writer(file, delimiter=_delimiter(path), lineterminator="\n")
+            for row in examples:
+                texts = [row.text] if row.pair is None else [row.text, row.pair]
+                label = repr(row.label) if task.regression else task.words[row.label]
+                with disk_errors(path):
+                    if not written:
+                        answer = "score" if task.regression else "label"
+                        writer.writerow(["id", *("text", "pair")[:len(texts)], answer])
+                    writer.writerow([row.id, *texts, label])
+                written += 1
+        with disk_errors(path):
+            fsync(partial)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def read_csv_splits(path: str | Path,
+                    dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
+    """Task, train and dev examples of a csv file; without a `dev` file a tenth of the rows is dev.
+
+    A hash of the text alone decides, so equal texts stay on one side, and rows added later move none.
+    """
+    task, examples = read_csv(path)
+    if dev is not None:
+        held_out = read_csv(dev, task)[1]
+        if held_out[0].label is None:
+            raise UserError(f"{dev}, line 1: a dev file needs the column 'label' or 'score'")
+        if (held_out[0].pair is None) != (examples[0].pair is None):
+            raise UserError(f"of {path} and {dev} one has pairs of texts and the other has single ones")
+        return task, examples, held_out
+    train = [example for example in examples if hash_share(example.text) >= DEV_SHARE]
+    held_out = [example for example in examples if hash_share(example.text) < DEV_SHARE]
+    if not train or not held_out:
+        raise UserError(f"{path} has too few different texts to hold out a tenth of them; give a dev file: "
+                        "--dev FILE.csv")
+    return task, train, held_out
+
+
+def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
+    """Column names, in lower case, and the rows, with the lines they start in; blank lines are skipped."""
+    csv.field_size_limit(1 << 28)  # 128 KB by default; a text of any length is a field here
+    reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
+    names, rows, start = None, [], 1
+    try:
+        for values in reader:
+            if values and names is None:
+                names = [name.strip().lower() for name in values]
+                if len(set(names)) < len(names):
+                    raise UserError(f"{path}, line {start}: a column name is there twice: {', '.join(names)}")
+            elif values and len(values) != len(names):
+                raise UserError(f"{path}, line {start} has {len(values)} columns instead of {len(names)}: "
+                                f"{', '.join(names)}" + "; a text that holds a comma is put in quotes"
+                                * (len(values) > len(names) and _delimiter(path) == ","))
+            elif values:
+                rows.append((start, dict(zip(names, values))))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {start}: not valid csv ({error}); a field that holds a quote is "
+                        'quoted, and its quote doubled: "so ""it"" is"') from None
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    return names, rows
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _csv_task(path: Path, regression: bool, rows: list[Row]) -> Task:
+    """The task of a csv file: its labels are the words of the column, sorted; settings as for GLUE."""
+    if regression:
+        return Task(path.name, (), (), ("pearson", "spearman"), regression=True)
+    for number, row in rows:
+        if not row["label"].strip():
+            raise UserError(f"{path}, line {number}: the column 'label' is empty")
+    labels = tuple(sorted({row["label"].strip() for _, row in rows}))
+    if len(labels) < 2:
+        raise UserError(f"{path}: every label is {labels[0]!r}; there must be at least two")
+    return Task(path.name, labels, labels, ("accuracy", "matthews"))

@@ -1,0 +1,114 @@
+"""The public data sets by name:
+their files, where they are fetched from, their sizes and sha256, their terms.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from minibert.tasks.specs import GLUE_URL, TASKS
+
+class File(NamedTuple):
+    """One file: where it lies below the output folder, its size and sha256, and its addresses, best first.
+
+    If it is an archive, `folder` is what is unpacked from it, into the folder that the archive lies in.
+    """
+    path: str
+    size: int
+    sha256: str
+    urls: tuple[str, ...]
+    folder: str = ""
+
+
+class DataSet(NamedTuple):
+    """What it is, whose it is and under which terms as far as known, and its files."""
+    what: str
+    terms: str
+    files: tuple[File, ...]
+
+
+SENTEVAL_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
+SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
+SMERITY_URL = "https://wikitext.smerity.com/"  # of WikiText's author; the first home, an S3 bucket, is gone
+HUB_URL = "https://huggingface.co/datasets/"
+
+
+def _glue(task: str, archive: str, size: int, sha256: str) -> tuple[File, ...]:
+    return File(f"glue_data/{archive}", size, sha256, (GLUE_URL + archive,), TASKS[task].folder),
+
+
+def _plain(path: str, size: int, sha256: str, url: str) -> File:
+    return File(path, size, sha256, (url,))
+
+
+# Sizes and sums are those that Hugging Face datasets recorded (dataset_infos.json @040102f1).
+DATA_SETS = {
+    "cola": DataSet("GLUE CoLA, acceptability", "sentences from linguistics books, for research", _glue(
+        "cola", "CoLA.zip", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
+    "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
+        "sst2", "SST-2.zip", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
+    # as Microsoft has it, with the labels of test; readers.py makes train and dev of it by the list of pairs
+    "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
+        _plain("glue_data/MRPC/msr_paraphrase_train.txt", 1_047_044,
+               "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89",
+               SENTEVAL_URL + "msr_paraphrase_train.txt"),
+        _plain("glue_data/MRPC/msr_paraphrase_test.txt", 441_275,
+               "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784",
+               SENTEVAL_URL + "msr_paraphrase_test.txt"),
+        _plain("glue_data/MRPC/mrpc_dev_ids.tsv", 6_222,
+               "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7",
+               GLUE_URL + "mrpc_dev_ids.tsv"))),
+    "stsb": DataSet("GLUE STS-B, similarity", "mixed, mostly CC BY-SA 4.0 (its LICENSE.txt)", _glue(
+        "stsb", "STS-B.zip", 802_872, "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85")),
+    "qqp": DataSet("GLUE QQP, duplicate questions", "Quora's terms, not commercial", _glue(
+        "qqp", "QQP-clean.zip", 41_696_084,
+        "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0")),
+    "mnli": DataSet("GLUE MNLI, entailment", "OANC licence, some CC BY(-SA) 3.0 fiction", _glue(
+        "mnli", "MNLI.zip", 312_783_507, "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633")),
+    "qnli": DataSet("GLUE QNLI v2, answers in sentences", "CC BY-SA 4.0, made from SQuAD", _glue(
+        "qnli", "QNLIv2.zip", 10_627_589,
+        "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5")),
+    "rte": DataSet("GLUE RTE, entailment", "for research", _glue(
+        "rte", "RTE.zip", 697_150, "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee")),
+    "wnli": DataSet("GLUE WNLI, pronouns", "CC BY 4.0", _glue(
+        "wnli", "WNLI.zip", 28_999, "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46")),
+    "ax": DataSet("GLUE AX, diagnostics for MNLI models", "no licence stated", (
+        _plain("glue_data/diagnostic/diagnostic.tsv", 222_257,
+               "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd", GLUE_URL + "AX.tsv"),)),
+    "imdb": DataSet("IMDb reviews, sentiment", "Maas et al. 2011, for research with citation", (
+        File("aclImdb_v1.tar.gz", 84_125_825,
+             "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
+             (TASKS["imdb"].download,), TASKS["imdb"].folder),)),
+    "squad": DataSet("SQuAD 1.1, answer spans", "CC BY-SA 4.0", (
+        _plain("squad/train-v1.1.json", 30_288_272,
+               "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+               SQUAD_URL + "train-v1.1.json"),
+        _plain("squad/dev-v1.1.json", 4_854_279,
+               "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+               SQUAD_URL + "dev-v1.1.json"))),
+    "wikitext-2": DataSet("WikiText-2 raw, articles", "Wikipedia, CC BY-SA", (
+        File("wikitext-2-raw-v1.zip", 4_721_645,
+             "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+             (SMERITY_URL + "wikitext-2-raw-v1.zip",
+              HUB_URL + "ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip"), "wikitext-2-raw"),)),
+    "wikitext-103": DataSet("WikiText-103 raw, articles", "Wikipedia, CC BY-SA", (
+        File("wikitext-103-raw-v1.zip", 191_984_949,
+             "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+             (SMERITY_URL + "wikitext-103-raw-v1.zip",
+              HUB_URL + "mattdangerw/wikitext-103-raw/resolve/main/wikitext-103-raw-v1.zip"),
+             "wikitext-103-raw"),)),
+}
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax")
+
+
+def listing() -> str:
+    """One line for each name: size of the download, what it is, terms as far as known, source."""
+    def line(name: str, names: Iterable[str], what: str) -> str:
+        size = sum(file.size for each in names for file in DATA_SETS[each].files)
+        return f"{name:13}{size / 1e6:7.2f} MB  {what}"
+
+    lines = [line("glue", GLUE, f"all of GLUE: {', '.join(GLUE)}")]
+    for name, data in DATA_SETS.items():
+        host = urlsplit(data.files[0].urls[0]).hostname
+        lines.append(line(name, [name], f"{data.what}; {data.terms}; {host}"))
+    return "\n".join(lines)

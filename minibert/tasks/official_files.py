@@ -1,0 +1,189 @@
+"""Reads the official files of the tasks of tasks.py into examples, and writes leaderboard submissions."""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from minibert.common.disk import disk_errors, read_text, write_text
+from minibert.common.errors import UserError
+from minibert.tasks.specs import Example, Table, Task
+
+MSR_TRAIN, MSR_TEST, MSR_DEV_IDS = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"
+Row = tuple[int, dict[str, str]]  # the line it starts in; columns by name
+
+
+
+# ---- official files ----------------------------------------------------------------------------------------
+
+def read_examples(task: Task, folder: str | Path, split: str) -> list[Example]:
+    """The rows of one of `task.splits`, in the order of the file; `folder` is the task's or its parent.
+
+    Ids are the file's own index, else the row's number from 0. What is missing or malformed is a `UserError`;
+    only QQP's first download has broken rows, which are left out of train and dev with one warning.
+    """
+    if split not in task.splits:
+        raise UserError(f"{task.name} has no split {split!r}; it has: {', '.join(task.splits) or 'none'}")
+    table = task.splits[split]
+    root = Path(folder) / task.folder
+    if not root.is_dir():
+        root = Path(folder)
+    if task.name == "imdb":
+        return _read_imdb(task, root, table.file)
+    if task.name == "mrpc" and not (root / table.file).exists() and (root / MSR_TRAIN).exists():
+        return _read_msr(task, root, split)
+    parents = (root, root.parent) if split == "ax" else (root,)  # AX lies beside the folder MNLI
+    places = [parent / name for parent in parents for name in table.file.split("|")]
+    for path in places:
+        if path.exists():
+            # not of test: a submission needs a prediction for each of its rows
+            skip_malformed = task.name == "qqp" and split != "test"
+            return _examples(path, task, table, _table_rows(path, table, skip_malformed))
+    raise UserError(f"{places[0]} does not exist: run python data/download.py {task.name} --out data, "
+                    f"or unpack {task.download}, and give its folder {task.folder} or the one above")
+
+
+def _table_rows(path: Path, table: Table, skip_malformed: bool = False) -> Iterator[Row]:
+    """The rows of a GLUE file: columns end at tabs, and quotes are ordinary characters."""
+    text = read_text(path).rstrip("\n")
+    lines = text.split("\n") if text else []
+    expected = table.header.split("\t")
+    names, malformed = expected, []
+    if table.has_header:
+        names = lines[0].split("\t") if lines else []
+        missing = [name for name in (table.text, table.pair, table.label) if name and name not in names]
+        if missing:
+            raise UserError(f"{path}, line 1 is not a header with the column {missing[0]!r}; "
+                            f"the official one is: {', '.join(expected)}")
+    for number, line in enumerate(lines[table.has_header:], 1 + table.has_header):
+        values = line.split("\t")
+        if len(values) == len(names):
+            yield number, dict(zip(names, values))
+        elif skip_malformed:
+            malformed.append(number)
+        else:
+            raise UserError(f"{path}, line {number} has {len(values)} columns instead of {len(names)}: "
+                            f"{', '.join(names)}")
+    if malformed:
+        warnings.warn(f"{path}: {len(malformed)} rows without exactly {len(names)} columns are left out, the "
+                      f"first in line {malformed[0]}; QQP-clean.zip has no such rows", stacklevel=4)
+
+
+def _examples(path: Path, task: Task, table: Table, rows: Iterable[Row]) -> list[Example]:
+    """Rows as examples; a bad label and no rows at all are errors."""
+    examples = []
+    for number, row in rows:
+        label = None
+        if table.label:
+            hint = "" if number > 1 else "; the official file has no header, so remove it if this line is one"
+            label = label_of(row[table.label], task, f"{path}, line {number}", hint)
+        own_id = row.get("index") or row.get("id") or str(len(examples))
+        examples.append(Example(own_id, row[table.text], row[table.pair] if table.pair else None, label))
+    if not examples:
+        raise UserError(f"{path} holds no rows")
+    return examples
+
+
+def label_of(text: str, task: Task, where: str, hint: str = "") -> int | float:
+    """The class number of what a file says, or its score."""
+    if not task.regression:
+        if text not in task.words:
+            raise UserError(f"{where}: unknown label {text!r}; known: {', '.join(task.words)}{hint}")
+        return task.words.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(f"{where}: the score {text!r} is not a number")
+    low, high = task.score_range or (score, score)
+    if not low <= score <= high:
+        raise UserError(f"{where}: the score {text} is not between {low:g} and {high:g}")
+    return score
+
+
+def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
+    """MRPC as Microsoft distributes it: the pairs listed in mrpc_dev_ids.tsv are dev, the others train.
+
+    Unlike the leaderboard's test.tsv, Microsoft's test file has labels, and so have these examples.
+    """
+    table = task.splits["train"]
+    path = root / (MSR_TEST if split == "test" else MSR_TRAIN)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: MRPC is {task.download}")
+    rows = _table_rows(path, table)
+    if split != "test":
+        # the usual download script drops the first word of the name
+        ids_path = next((file for file in (root / MSR_DEV_IDS, root / "dev_ids.tsv") if file.exists()), None)
+        if ids_path is None:
+            raise UserError(f"{root} holds {MSR_TRAIN} but not {MSR_DEV_IDS}, which says which pairs are "
+                            f"dev: MRPC is {task.download}")
+        dev_ids = {tuple(line.split("\t")) for line in read_text(ids_path).rstrip("\n").split("\n")}
+        rows = list(rows)
+        ids = {(row["#1 ID"], row["#2 ID"]) for _, row in rows}
+        if not dev_ids <= ids:
+            raise UserError(f"{ids_path}: the pair {' '.join(min(dev_ids - ids))} is not in {path}")
+        rows = [(number, row) for number, row in rows
+                if ((row["#1 ID"], row["#2 ID"]) in dev_ids) == (split == "dev")]
+    return _examples(path, task, table, rows)
+
+
+def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
+    """The reviews of aclImdb/PART/{neg,pos}, in the order of their file names; ids are like pos/0_9.txt.
+
+    `<br />`, the only markup there, becomes a space: WordPiece would make five pieces of each.
+    """
+    examples = []
+    for label, word in enumerate(task.words):
+        folder = root / part / word
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist: run python data/download.py {task.name} --out data, "
+                            f"or unpack {task.download}, and give its folder {task.folder} or the one above")
+        files = sorted(folder.glob("*.txt"))
+        if not files:
+            raise UserError(f"{folder} holds no .txt files")
+        examples += [Example(f"{word}/{file.name}", read_text(file).replace("<br />", " "), None, label)
+                     for file in files]
+    return examples
+
+
+# ---- submissions and the baseline --------------------------------------------------------------------------
+
+def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
+    """Writes `folder`/CoLA.tsv or the like, as the GLUE leaderboard wants it, and returns its path.
+
+    `predictions`: a class number or score for each row, in the order of the test file. Scores are clipped to
+    the task's range. The file is whole or not there.
+    """
+    table = task.splits.get(split)
+    if table is None or table.submission is None:
+        raise UserError(f"{task.name} has no leaderboard file for {split!r}, only for: "
+                        f"{', '.join(task.test_splits) or 'none'}")
+    path = Path(folder) / table.submission
+    lines = ["index\tprediction"]
+    for i, prediction in enumerate(predictions):
+        if not task.regression:
+            lines.append(f"{i}\t{task.words[int(prediction)]}")
+        elif math.isfinite(prediction):
+            low, high = task.score_range
+            lines.append(f"{i}\t{min(max(float(prediction), low), high):.6f}")
+        else:
+            raise UserError(f"{path} is not written: the prediction for row {i} is {prediction}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def majority(examples: list[Example], task: Task) -> int | float:
+    """The best answer that ignores the text: the commonest class (of equals the lowest) or the mean score.
+
+    A fine-tuned model has to beat this constant on the dev split.
+    """
+    labels = [example.label for example in examples]
+    if task.regression:
+        return fmean(labels)
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))

@@ -1,0 +1,114 @@
+"""Vectors of words and the nearest of them: GloVe's text files, or a model's own embeddings."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert.common.errors import UserError
+from minibert.data.tokenizer import Tokenizer
+
+CHUNK = 256  # words whose similarities to all others are held at once
+# function words, and what an apostrophe leaves of "don't" or "it's"
+STOP_WORDS = frozenset("""
+a about above after again against ain all am an and any are aren as at be because been before being below
+between both but by can could couldn d did didn do does doesn doing don down during each few for from further
+had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it its
+itself just ll m may me might mightn more most must mustn my myself needn no nor not now o of off on once
+only or other our ours ourselves out over own re s same shall shan she should shouldn so some such t than
+that the their theirs them themselves then there these they this those through to too under until up ve very
+was wasn we were weren what when where which while who whom why will with won would wouldn y you your yours
+yourself yourselves
+""".split())
+
+
+class Vectors(NamedTuple):
+    """Words that can be found, and how any word is looked up."""
+
+    words: list[str]
+    table: Tensor  # (n, D), rows of length 1
+    of: Callable[[str], Tensor | None]  # the direction of a word (D,), or None where there is none
+
+
+def is_word(text: str) -> bool:
+    """Letters only, more than one, and no stop word."""
+    return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
+
+
+def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
+    """The first `limit` lines of a GloVe text file, `word x1 x2 ... xD`, as far as they are words of letters
+    and no stop words.
+
+    The most frequent words come first there; the original code takes as many. A first line of two numbers
+    (word2vec's) is skipped. `UserError` names the line that is none of these.
+    """
+    path = Path(path)
+    words, rows, width = [], [], None
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(itertools.islice(file, limit), 1):
+                fields = line.rstrip().split(" ")
+                if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
+                    continue
+                width = width or len(fields) - 1
+                # a few "words" of the largest files hold spaces themselves
+                word, values = " ".join(fields[:-width]), fields[-width:]
+                try:
+                    row = np.array(values, np.float32)
+                except ValueError:
+                    row = np.array([np.nan])
+                if not word or len(row) != width or not np.isfinite(row).all():
+                    raise UserError(f"{path}, line {number} is not a word and {width} numbers: {line[:40]!r}")
+                if is_word(word) and row.any():
+                    words.append(word)
+                    rows.append(row)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not words:
+        raise UserError(f"{path} holds no word vectors")
+    table = torch.nn.functional.normalize(torch.from_numpy(np.stack(rows)))
+    numbers = {word: i for i, word in reversed(list(enumerate(words)))}
+
+    def of(word: str) -> Tensor | None:
+        number = numbers.get(word, numbers.get(word.lower()))
+        return None if number is None else table[number]
+    return Vectors(words, table, of)
+
+
+def own_vectors(model: nn.Module, tokenizer: Tokenizer) -> Vectors:
+    """A model's word embeddings around their mean; a word of several pieces is the mean of its pieces."""
+    weight = model.encoder.word.weight.detach().float().cpu()
+    weight = weight - weight.mean(0)  # what all pieces share says nothing of their meaning
+    found = [i for i, piece in enumerate(tokenizer.vocabulary) if is_word(piece)]
+
+    def of(word: str) -> Tensor | None:
+        pieces = tokenizer.pieces([word])[0]
+        if tokenizer.unk_id in pieces:
+            return None
+        return torch.nn.functional.normalize(weight[pieces].mean(0), dim=0)
+    words = [tokenizer.id_to_piece(i) for i in found]
+    return Vectors(words, torch.nn.functional.normalize(weight[found]), of)
+
+
+def nearest(vectors: Vectors, words: list[str], k: int) -> np.ndarray:
+    """Numbers (m, k) of the `vectors.words` with the largest cosine to each word but itself, largest first;
+    -1 where a word has no vector, or there are no more.
+    """
+    out = np.full((len(words), k), -1, np.int32)
+    known = [(i, v) for i, v in enumerate(map(vectors.of, words)) if v is not None]
+    own: dict[str, list[int]] = {}
+    for number, word in enumerate(vectors.words):
+        own.setdefault(word.lower(), []).append(number)
+    for start in range(0, len(known), CHUNK):
+        some, directions = zip(*known[start:start + CHUNK])
+        cosines = torch.stack(directions).to(vectors.table.device) @ vectors.table.T  # (m, n)
+        for row, i in enumerate(some):
+            cosines[row, own.get(words[i].lower(), [])] = -2.0
+        best = cosines.topk(min(k, len(vectors.words)), dim=1)
+        numbers = best.indices.masked_fill(best.values < -1.5, -1)
+        out[list(some), :numbers.shape[1]] = numbers.cpu().numpy()
+    return out

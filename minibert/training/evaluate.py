@@ -1,0 +1,101 @@
+"""Held-out evaluation: of a masked language model, the loss, perplexity and accuracy at masks and the KL to
+a teacher; of any student, the terms of its method and how far its attention is from the teacher's.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from minibert.common.randomness import permute
+from minibert.common.runtime import Runtime
+from minibert.data.corpus import Corpus
+from minibert.data.loader import Step, cut, with_specials
+from minibert.data.masking import mask_tokens
+from minibert.data.tokenizer import Tokenizer
+from minibert.distill.attention_loss import relation_sum
+from minibert.distill.distilbert import vocab_side
+from minibert.distill.tinybert import InnerWeights, term_counts
+from minibert.distill.vocab_loss import vocab_loss
+from minibert.model.heads import encoder_of
+
+
+def held_out_batches(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
+                     share: float = 0.15) -> Step:
+    """The same `sequences` of a corpus, masked the same way, at every call:
+    Bernoulli, whatever the run trains with.
+    """
+    some = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
+    ids, lengths = with_specials(corpus, some, tokenizer)
+    masked = mask_tokens(ids, lengths, tokenizer, "bernoulli", 0, share=share)
+    return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (0,)), len(ids),
+                int(masked.selected.sum()), len(lengths))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None) -> dict:
+    """MLM loss (nats per masked token), perplexity, accuracy,
+    and with a teacher the KL to it (T = 1, per token).
+    """
+    training = model.training
+    model.eval()
+    total = {"mlm": 0.0, "correct": 0.0, "kl": 0.0}
+    for micro in held_out.micro_batches:
+        micro = micro.to(runtime.device)
+        with runtime.autocast():
+            last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
+            if teacher is not None:
+                side = vocab_side(teacher, teacher.encoder(micro.batch))
+            else:  # only masked tokens matter
+                rows = labelled.to(last.device)
+                last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
+            _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
+        total["mlm"] += sums.mlm.item()
+        total["correct"] += sums.correct.item()
+        total["kl"] += sums.kl.item()
+    model.train(training)
+    masked = max(1, held_out.masked)
+    result = {"mlm": total["mlm"] / masked, "perplexity": math.exp(min(total["mlm"] / masked, 700)),
+              "accuracy": total["correct"] / masked, "masked_tokens": held_out.masked}
+    return result if teacher is None else {**result, "kl": total["kl"] / held_out.tokens}
+
+
+@torch.no_grad()
+def evaluate_terms(method: Callable, weights: InnerWeights, student: nn.Module, held_out: Step,
+                   runtime: Runtime, teacher: nn.Module) -> dict:
+    """A method's own terms (inner_methods.py) and their weighted sum, `loss`, on held-out text, without
+    dropout.
+    """
+    training = student.training
+    student.eval()
+    counts, total = term_counts(held_out, weights), {"loss": 0.0}
+    for micro in held_out.micro_batches:
+        with runtime.autocast():
+            loss, sums = method(student, teacher, held_out, weights, micro.to(runtime.device))
+        total["loss"] += loss.item()
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + value.item() / counts[name]
+    student.train(training)
+    return total
+
+
+@torch.no_grad()
+def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
+                 runtime: Runtime) -> float | None:
+    """How far the student's attention is from the teacher's: KL(teacher || student) in nats, the mean over
+    rows, heads, sequences and the student's layers, each against the one of the teacher's `layers`, from 1.
+
+    None where the numbers of heads differ. Both models are to be in eval mode.
+    """
+    ours, theirs, total = encoder_of(student), encoder_of(teacher), 0.0
+    if ours.config.heads != theirs.config.heads:
+        return None
+    for micro in held_out.micro_batches:
+        batch = micro.to(runtime.device).batch
+        with runtime.autocast():
+            a, b = ours.trace(batch), theirs.trace(batch)
+            total += sum(relation_sum(a.queries[m], a.keys[m], b.queries[g - 1], b.keys[g - 1], batch).item()
+                         for m, g in enumerate(layers))
+    return total / (held_out.sequences * len(layers))

@@ -1,0 +1,101 @@
+"""MobileBERT's three ways to order its knowledge transfer (Sun et al. 2020, section 3.6), as pure functions
+of the step: which stage it belongs to, what that minimises, which parts of the student move how fast.
+
+    akt  auxiliary    one stage: the transfer of all layers together with pre-training distillation
+    jkt  joint        the transfer of all layers; then distillation
+    pkt  progressive  the transfer of layer 1, 2 ... L, lower layers nearly frozen; then distillation
+
+A part of the student is 0, all outside its layers (embeddings and head), or 1 to L, a layer.
+"""
+
+import re
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from minibert.common.errors import UserError
+from minibert.distill.mobilebert import TransferWeights
+from minibert.training.optim import learning_rate, warmup_steps
+
+SCHEDULES = ("akt", "jkt", "pkt")
+
+# Of the authors' code: of 740,000 steps 240,000 are transfer; a layer in its stage has three times the
+# learning rate, and a tenth of that later.
+TRANSFER_SHARE = 24 / 74
+IN_STAGE, AFTER_STAGE = 3.0, 0.3
+
+
+class Stage(NamedTuple):
+    """Steps `first` to `last` - 1."""
+
+    first: int
+    last: int
+    layers: tuple[int, ...]  # that are transferred, from 1
+    distil: bool  # whether there is pre-training distillation
+
+
+def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANSFER_SHARE) -> list[Stage]:
+    """The stages of a run in order; they cover its steps. `UserError` where a stage would have no step."""
+    every = tuple(range(1, layers + 1))
+    if schedule == "akt":
+        return [Stage(0, steps, every, True)]
+    transfer = round(steps * transfer_share)
+    groups = [every] if schedule == "jkt" else [(layer,) for layer in every]
+    if not len(groups) <= transfer < steps:
+        raise UserError(f"of {steps} steps {transfer} are for the transfer, which has {len(groups)} stages "
+                        f"under {schedule} and leaves some for distillation: take more steps or another "
+                        "share")
+    ends = [transfer * i // len(groups) for i in range(len(groups) + 1)]
+    return [*(Stage(first, last, group, False) for first, last, group in zip(ends, ends[1:], groups)),
+            Stage(transfer, steps, (), True)]
+
+
+def stage_at(plan: list[Stage], step: int) -> Stage:
+    """The stage of a step (from 0)."""
+    return next(stage for stage in plan if step < stage.last)
+
+
+def stage_weights(stage: Stage, weights: TransferWeights) -> TransferWeights:
+    """The weights of the terms that the stage minimises."""
+    weights = replace(weights, layers=stage.layers)
+    return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
+
+
+def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
+    """What the peak learning rate is multiplied with for each part of the student at a step: L + 1 factors.
+
+    Where there is distillation, everything has one rate: it rises linearly over the share `warmup` of the
+    stage, then falls to 0. In a stage of transfer only layers move, those in their stage and, more slowly,
+    those below; the rate rises over a tenth of the stage and falls to 0.9 of its peak.
+    """
+    length, done = stage.last - stage.first, step - stage.first
+    if stage.distil:
+        return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
+    # note: the authors' code has `done`, not done + 1, in both places, and so a first step that moves nothing
+    progress = (done + 1) / length
+    background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
+    lowest, highest = stage.layers[0], stage.layers[-1]
+    return [0.0] + [background * (AFTER_STAGE if layer < lowest else IN_STAGE if layer <= highest else 0.0)
+                    for layer in range(1, layers + 1)]
+
+
+def part_of(name: str) -> int:
+    """The part of the student that a parameter belongs to, by its name."""
+    layer = re.match(r"encoder\.layers\.(\d+)\.", name)
+    return int(layer[1]) + 1 if layer else 0
+
+
+def enter(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer,
+          factors: list[float]) -> None:
+    """Readies student and optimiser for a step of a stage, whatever step was before.
+
+    What has rate 0 takes no gradient: none is computed for it, it does not count in the norm that is clipped,
+    and the optimiser keeps no mean of it. The optimiser starts anew with the distillation, for which the
+    authors begin another run.
+    """
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(factors[part_of(name)] > 0)
+    if stage.distil and step == stage.first:
+        optimizer.state.clear()

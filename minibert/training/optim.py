@@ -1,0 +1,101 @@
+"""AdamW and LAMB over BERT's parameter groups, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up over `warmup` steps, then linear decay to 0 after step `steps`;
+    a pure function of the step (from 0).
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (steps - step) / max(1, steps - warmup)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float,
+                     part_of: Callable[[str], int] | None = None) -> list[dict]:
+    """Every trainable parameter once, in groups by its part of the model; of each part, biases and LayerNorms
+    apart, which do not decay.
+
+    `part_of` gives a parameter's part by its name (None: all are one); a group's is `group["part"]`.
+    """
+    groups, seen = {}, set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:  # a tied table has two names
+                seen.add(parameter)
+                plain = isinstance(module, nn.LayerNorm) or name == "bias"
+                part = part_of(f"{prefix}.{name}") if part_of else 0
+                groups.setdefault((part, plain), []).append(parameter)
+    assert len(seen) == len([p for p in model.parameters() if p.requires_grad])
+    return [{"params": groups[part, plain], "part": part, "weight_decay": 0.0 if plain else weight_decay,
+             "adapt": not plain} for part, plain in sorted(groups)]
+
+
+def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
+          part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
+    """Fused AdamW over `parameter_groups`.
+
+    note: Google's BERT has no bias correction in its Adam; torch's has, which only changes the first steps.
+    """
+    return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
+                             fused=True)
+
+
+def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
+         part_of: Callable[[str], int] | None = None) -> "Lamb":
+    """LAMB over `parameter_groups`; biases and LayerNorms are not adapted either."""
+    return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB, for large batches (You et al. 2020, algorithm 2), as in MobileBERT's lamb_optimizer.py:
+
+        m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
+        w = w - lr |w| / |u| u
+
+    with norms over each tensor, and 1 for their ratio where either is 0 or the group does not "adapt".
+    note: the paper corrects the bias of m and v; that code, like BERT's Adam, does not.
+    """
+
+    def __init__(self, params, betas: tuple[float, float], eps: float):
+        super().__init__(params, dict(lr=0.0, betas=betas, eps=eps, weight_decay=0.0, adapt=True))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if not weights:
+                continue
+            for w in weights:
+                if not self.state[w]:
+                    self.state[w] = {"exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
+            gradients = [w.grad for w in weights]
+            m, v = ([self.state[w][name] for w in weights] for name in ("exp_avg", "exp_avg_sq"))
+            b1, b2 = group["betas"]
+            torch._foreach_lerp_(m, gradients, 1 - b1)
+            torch._foreach_mul_(v, b2)
+            torch._foreach_addcmul_(v, gradients, gradients, 1 - b2)
+            roots = torch._foreach_sqrt(v)
+            torch._foreach_add_(roots, group["eps"])
+            u = torch._foreach_div(m, roots)
+            if group["weight_decay"]:
+                torch._foreach_add_(u, weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                w_norms, u_norms = (torch.stack(torch._foreach_norm(x)) for x in (weights, u))
+                ratios = torch.where((w_norms > 0) & (u_norms > 0), w_norms / u_norms, 1.0)
+                torch._foreach_mul_(u, list(ratios.unbind()))
+            torch._foreach_add_(weights, u, alpha=-group["lr"])
+
+
+def warmup_steps(proportion: float, steps: int) -> int:
+    """Steps of warm-up for a share of all steps, rounded up."""
+    return math.ceil(proportion * steps)
+
+
+OPTIMIZERS = {"adamw": adamw, "lamb": lamb}

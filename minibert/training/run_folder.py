@@ -1,0 +1,156 @@
+"""The folder of a run: opened once, or again to resume;
+metrics.jsonl cut back to the step that is resumed from.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from minibert.common.disk import disk_errors, read_json, read_text, write_text
+from minibert.common.errors import UserError
+from minibert.data.corpus import Corpus
+from minibert.hub.weight_files import weights_hash
+
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
+         if hasattr(signal, name)]  # Windows has no SIGHUP
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """SIGTERM, SIGINT and SIGHUP fill a list instead of ending the process, so that a loop can end its step
+    first.
+
+    What comes after the loop is ended by them as usual, also by one that came too late for the loop to see.
+    One that was ignored stays so: a shell script has what it starts with `&` ignore the Ctrl-C meant for
+    itself.
+    """
+    stop: list[int] = []
+    terminals = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream and stream.isatty()]
+
+    def heard(number: int, frame) -> None:
+        stop.append(number)
+        if number not in (signal.SIGTERM, signal.SIGINT):
+            for terminal in terminals:  # it is gone: what is still said goes nowhere instead of failing
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+
+    before = {sign: signal.signal(sign, heard) for sign in STOPS if signal.getsignal(sign) != signal.SIG_IGN}
+    try:
+        yield stop
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+    if stop:
+        signal.raise_signal(stop[0])
+
+
+def end_stopped(stop: list[int], after: str) -> NoReturn:
+    """Ends a loop that was asked to stop, with the exit code of its signal, or of another rank's."""
+    say(f"\nstopped after {after}; continue with --resume")
+    sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
+
+
+def say(*words, sep: str = " ") -> None:
+    """Prints, on the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*words, sep=sep, flush=True)
+
+
+def open_run(out: Path, options, may_change: set[str]) -> None:
+    """Makes the run folder; an existing run needs --resume,
+    and, but for `may_change`, the options it was started with.
+    """
+    if (out / "config.json").exists():
+        if not options.resume:
+            raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+        before = read_json(out / "config.json").get("options")
+        if not isinstance(before, dict):
+            raise UserError(f"{out / 'config.json'} is not that of a run: it has no options")
+        now = json.loads(json.dumps(dataclasses.asdict(options)))
+        other = [as_given(name, before.get(name)) for name in now
+                 if name not in may_change and now[name] != before.get(name)]
+        if other:
+            raise UserError(f"the run in {out} was started {', '.join(other)}: resume it like that")
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+
+
+def as_given(name: str, value) -> str:
+    """How an option was given, or that it was not, as words behind "was started"."""
+    option = f"--{name.replace('_', '-')}"
+    if value in (None, [], False):
+        return f"without {option}"
+    shown = "" if value is True else f" {' '.join(map(str, value)) if isinstance(value, list) else value}"
+    return f"with {option}{shown}"
+
+
+def check_corpus(out: Path, corpus: Corpus) -> None:
+    """`UserError` where the run in `out` was started with another text: resumed, it would be neither run."""
+    before = read_json(out / "config.json").get("corpus") if (out / "config.json").exists() else None
+    if before not in (None, corpus.fingerprint):
+        raise UserError(f"the corpus is not the one that the run in {out} was started with; give the same "
+                        "text, or start a new run with another --out")
+
+
+def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
+    """Hashes of the models' weights, by the option that names them; `UserError` where the run in `out` was
+    started with other weights under the same name: resumed, it would be neither run.
+    """
+    now = {option: weights_hash(name) for option, name in models.items() if name is not None}
+    before = read_json(out / "config.json").get("weights") if (out / "config.json").exists() else None
+    for option, value in now.items():
+        if isinstance(before, dict) and before.get(option) != value:
+            raise UserError(f"the weights of --{option} {models[option]} are not those that the run in {out} "
+                            "was started with; give the same, or start a new run with another --out")
+    return now
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Keeps the rows of metrics.jsonl up to `step`, so that what a resumed run repeats is not there twice."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows_up_to(path, step)))
+
+
+def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
+    """The rows of metrics.jsonl up to `step`; half a line, the last one of a killed run, ends them."""
+    kept = []
+    for line in read_text(path).split("\n") if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not (isinstance(row, dict) and type(row.get("step")) is int and row["step"] <= step):
+            break
+        kept.append(row)
+    return kept
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Adds one object to metrics.jsonl; opened anew each time, so that a folder that is gone is noticed."""
+    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def last_tokens(metrics: Path) -> int:
+    """Tokens seen according to the last row of metrics.jsonl."""
+    rows = rows_up_to(metrics)
+    if rows and type(rows[-1].get("tokens")) is not int:
+        raise UserError(f"{metrics} is damaged: its last row does not say how many tokens were seen")
+    return rows[-1]["tokens"] if rows else 0
+
+
+def read_result(path: Path) -> dict:
+    """The result.json of a finished seed of finetune.py."""
+    result = read_json(path)
+    best = result.get("best")
+    if not (isinstance(best, dict) and isinstance(best.get("scores"), dict)
+            and type(result.get("seed")) is int):
+        raise UserError(f"{path} is damaged; remove it, and its seed is run again")
+    return result

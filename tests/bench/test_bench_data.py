@@ -1,0 +1,133 @@
+"""bench.py data at its smallest, through the real main: both contenders, growing text, bad options."""
+
+import json
+import sys
+import time
+from functools import partial
+
+import pytest
+
+from minibert.bench import data as bench_data
+from minibert.bench.data import (anonymous_memory, our_turn, peak_memory, peers_turn, reading_turn, repeat,
+                                 write_text)
+from minibert.common.errors import UserError
+from minibert.data.prepare import training_lines
+from minibert.data.tokenizer import Tokenizer
+from scripts import run_bench
+
+run = partial(run_bench, "data")
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "on", "mat", ".", "-"]
+TEXT = "The cat sat.\nThe cats sat on\n\n  the mat.  \n\n\nThe zebra sat.\n"
+
+
+@pytest.fixture
+def words(tmp_path):
+    """The words of a command line with a small text and a small tokenizer."""
+    Tokenizer({piece: i for i, piece in enumerate(PIECES)}).save(tmp_path / "tokenizer")
+    (tmp_path / "text.txt").write_text(TEXT * 50)
+    return [tmp_path / "text.txt", "--tokenizer", tmp_path / "tokenizer", "--workers", 1]
+
+
+def test_both_contenders(monkeypatch, capsys, words):
+    code, out, err = run(monkeypatch, capsys, *words, "--megabytes", 0.02, "--rounds", 2)
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert 20_000 <= result["text_bytes"] < 20_100 and result["tokens"] > 1000
+    for kind in ("minibert", "tokenizers"):
+        low, high = result[kind]["spread"]
+        assert 0 < low <= result[kind]["megabytes_per_second"] <= high
+        if sys.platform == "linux":
+            assert 1 << 20 < result[kind]["peak_anonymous_bytes"] < 100 << 20  # torch alone would be more
+    low, high = result["speed_ratio_spread"]
+    assert 0 < low <= result["speed_ratio"] <= high and "% of the bare speed" in out
+
+
+@pytest.mark.slow
+def test_growth(monkeypatch, capsys, words):
+    code, out, err = run(monkeypatch, capsys, *words, "--growth", "0.01,0.1")
+    assert code == 0, err
+    small, large = json.loads(out.splitlines()[-1])["growth"]
+    assert large["tokens"] == pytest.approx(10 * small["tokens"], rel=0.02)
+    assert sys.platform != "linux" or "times the memory" in out
+
+
+def test_turns_find_the_tokens_of_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_data, "STEPS", 30)  # of 32 sequences: 320 times the three documents
+    tokenizer = Tokenizer({piece: i for i, piece in enumerate(PIECES)})
+    (tmp_path / "text.txt").write_text(TEXT)
+    for turn in (our_turn, peers_turn):
+        assert turn(tmp_path / "text.txt", tokenizer, 1)[1] == 4 + 5 + 3 + 4  # "cats" is two pieces
+    assert reading_turn(tmp_path / "text.txt", tokenizer, 1)[1] == 320 * 16
+
+
+def test_different_tokens_are_not_compared(monkeypatch, tmp_path):
+    class Contender:
+        def __init__(self, worker, kind, *_):
+            self.tokens = len(kind)
+
+        def __enter__(self):
+            return 0, lambda: (1.0, self.tokens)
+
+        def __exit__(self, *_):
+            pass
+
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.setattr(bench_data, "contender", Contender)
+    with pytest.raises(UserError, match="same tokens"):
+        bench_data.compare(tmp_path / "text.txt", "", 1, 1)
+
+
+def test_plain_text_has_the_lines_and_documents_of_the_files(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "b.jsonl").write_text('{"text": "one\\ntwo"}\n{"text": "three"}\n')
+    files = (str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
+    target = tmp_path / "plain" / "text.txt"
+    target.parent.mkdir()
+    write_text(files, target)
+    assert list(training_lines([target], "no", 0.0)) == list(training_lines(files, "auto", 0.0))
+    assert [len(d.split("\n")) for d in target.read_text().strip().split("\n\n")] == [2, 1, 1, 2, 1]
+
+
+def test_text_is_repeated_and_cut(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    for size in (20, 200):
+        repeat(tmp_path / "text.txt", tmp_path / "more.txt", size)
+        text = (tmp_path / "more.txt").read_text()
+        assert (TEXT * 5).startswith(text) and size <= len(text) < size + 20 and text.endswith("\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_peak_memory_sees_what_a_turn_takes_for_a_while():
+    import mmap
+    import os
+
+    def turn():
+        held = mmap.mmap(-1, 100 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # malloc may keep it
+        held[::mmap.PAGESIZE] = bytes(len(held) // mmap.PAGESIZE)
+        time.sleep(0.1)
+        held.close()
+        return 1.0, 2
+    before = anonymous_memory(os.getpid())
+    peak, seconds, tokens = peak_memory(os.getpid(), turn)
+    assert (seconds, tokens) == (1.0, 2)
+    assert 95 << 20 < peak - before < 150 << 20 and anonymous_memory(os.getpid()) < peak - (50 << 20)
+
+
+@pytest.mark.parametrize("more, says", [
+    (["--rounds", 0], "--rounds"),
+    (["--workers", 0], "--workers"),
+    (["--workers", 2, "--megabytes", 1], "--workers 1"),
+    (["--megabytes", 0], "above 0"),
+    (["--growth", "10,many"], "--growth"),
+    (["--tokenizer", "no-such-folder"], "no-such-folder"),
+    (["--files", "no-such-file.txt"], "no-such-file.txt"),
+])
+def test_bad_options_are_one_sentence(monkeypatch, capsys, words, more, says):
+    code, _, err = run(monkeypatch, capsys, *words, *more)
+    assert code == 2 and says in err and err.count("\n") == 1
+
+
+def test_a_text_without_text(monkeypatch, capsys, words, tmp_path):
+    (tmp_path / "text.txt").write_text("\n \n")
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 2 and "no text" in err

@@ -1,0 +1,218 @@
+"""Prepared corpora: the sequences that documents are cut into, and what is refused.
+
+    python -m pytest tests/data/test_corpus.py
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from minibert.common.errors import UserError
+from minibert.data import corpus as corpus_module
+from minibert.data import shards
+from minibert.data.corpus import open_corpus
+from minibert.data.shards import CorpusWriter
+from minibert.data.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer({piece: i for i, piece in enumerate(
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [f"w{i}" for i in range(200)])})
+UNK = TOKENIZER.unk_id
+
+
+def write(folder, documents, held_out=(), tokenizer=TOKENIZER):
+    """Writes documents, lists of lines of ids, one `add` each."""
+    writer = CorpusWriter(folder, tokenizer)
+    for part, content in (("train", documents), ("held-out", held_out)):
+        for document in content:
+            ids = np.array([i for line in document for i in line], dtype=np.uint16)
+            writer.parts[part].add(ids, np.array([len(line) for line in document]), np.array([len(document)]))
+    writer.close()
+    return folder
+
+
+def random_documents(n, longest_line=30, seed=0):
+    generator = np.random.default_rng(seed)
+    return [[generator.integers(5, 205, generator.integers(1, longest_line)).tolist()
+             for _ in range(generator.integers(1, 12))] for _ in range(n)]
+
+
+def expected_sequences(documents, room, one_line=False):
+    """The rule, written out: cut long lines, then join pieces of one document while they fit."""
+    for document in documents:
+        pieces = [line[i:i + room] for line in document for i in range(0, len(line), room)]
+        sequence = []
+        for piece in pieces:
+            if sequence and (one_line or len(sequence) + len(piece) > room):
+                yield sequence
+                sequence = []
+            sequence = sequence + piece
+        yield sequence
+
+
+def sequences_of(corpus):
+    return [corpus.tokens(i).tolist() for i in range(len(corpus))]
+
+
+@pytest.mark.parametrize("one_line", [False, True])
+@pytest.mark.parametrize("max_length", [9, 22, 64])
+@pytest.mark.parametrize("window", [1, 7, 1 << 18])
+def test_sequences_follow_the_rule(tmp_path, monkeypatch, one_line, max_length, window):
+    monkeypatch.setattr(corpus_module, "WINDOW_LINES", window)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 900)
+    documents = random_documents(40)
+    corpus = open_corpus(write(tmp_path, documents), max_length, one_line, min_length=0)
+    assert len(corpus.shards) > 1
+    assert sequences_of(corpus) == list(expected_sequences(documents, max_length - 2, one_line))
+
+
+def test_windows_are_bounded_by_tokens_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "WINDOW_TOKENS", 50)
+    documents = random_documents(20, longest_line=120)
+    corpus = open_corpus(write(tmp_path, documents), 16, min_length=0)
+    assert sequences_of(corpus) == list(expected_sequences(documents, 14))
+
+
+def test_lengths_counts_and_totals(tmp_path):
+    documents, held_out = random_documents(10), random_documents(3, seed=1)
+    folder = write(tmp_path, documents, held_out)
+    corpus = open_corpus(folder, 40)
+    lengths = corpus.lengths(np.arange(len(corpus)))
+    assert lengths.dtype == np.int64 and lengths.tolist() == [len(s) for s in sequences_of(corpus)]
+    assert corpus.lengths(np.array([3, 1])).tolist() == [lengths[3], lengths[1]]
+    assert corpus.n_tokens == lengths.sum() + 2 * len(corpus)
+    flat = [i for document in documents for line in document for i in line]
+    assert corpus.counts.dtype == np.uint64
+    assert corpus.counts.tolist() == np.bincount(flat, minlength=TOKENIZER.vocab_size).tolist()
+    both = open_corpus(folder, 40, parts=("train", "held-out"))
+    only = open_corpus(folder, 40, parts=("held-out",))
+    assert sequences_of(both) == sequences_of(corpus) + sequences_of(only)
+    assert (both.counts == corpus.counts + only.counts).all() and only.counts.sum() > 0
+    with pytest.raises(IndexError):
+        corpus.tokens(len(corpus))
+
+
+def test_short_sequences_and_those_half_unknown_are_left_out(tmp_path):
+    kept = [list(range(10, 20)), [UNK] * 6 + [9] * 5]  # 12 and 13 tokens with specials; 6 of 13 are unknown
+    dropped = [list(range(10, 19)), [UNK] * 6 + [9] * 4]  # 11 tokens; 6 of 12 are unknown
+    folder = write(tmp_path, [[kept[0]], [dropped[0]], [dropped[1]], [kept[1]]])
+    assert sequences_of(open_corpus(folder)) == kept
+    assert len(open_corpus(folder, min_length=11)) == 3
+    with pytest.raises(UserError, match="no sequence of 100 tokens"):
+        open_corpus(folder, min_length=100)
+
+
+def test_opening_twice_gives_the_same(tmp_path):
+    folder = write(tmp_path, random_documents(10))
+    assert sequences_of(open_corpus(folder)) == sequences_of(open_corpus(folder))
+
+
+def test_large_vocabularies_have_wider_ids(tmp_path):
+    large = Tokenizer({piece: i for i, piece in enumerate(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [f"w{i}" for i in range(70_000)])})
+    writer = CorpusWriter(tmp_path, large)
+    writer.parts["train"].add(np.full(20, 70_000, dtype=np.uint32), np.array([20]), np.array([1]))
+    writer.close()
+    assert open_corpus(tmp_path, tokenizer=large).tokens(0).tolist() == [70_000] * 20
+
+
+def damage(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+def around_two_to_the_64(data):
+    """The same sum, modulo 2^64."""
+    values = np.frombuffer(data, "<u8").copy()
+    values[:2] += np.array([2**63, 2**63], np.uint64)
+    return values.tobytes()
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("train-00000.tokens", lambda data: data[:-2], "train-00000.tokens has .* bytes instead of"),
+    ("train-00000.lines", lambda data: data + b"\0\0\0\0", "train-00000.lines has"),
+    ("counts-train.u64", lambda data: data[8:], "counts-train.u64 has"),
+    ("train-00000.tokens", lambda data: b"\xff\xff" + data[2:], "unknown id"),
+    ("train-00000.lines", lambda data: b"\xff" + data[1:], "train-00000.lines is damaged"),
+    ("train-00000.documents", lambda data: b"\xff" + data[1:], "train-00000.documents is damaged"),
+    ("corpus.json", lambda data: data[:-5], "corpus.json, line .*: not valid json"),
+    ("corpus.json", lambda data: data.replace(b'"format": 1', b'"format": 99'), "not of format 1"),
+    ("corpus.json", lambda data: b"[]", "not a json object"),
+    ("corpus.json", lambda data: b"[" * 9999, "cannot be read"),
+    ("corpus.json", lambda data: data.replace(b'"uint16"', b'"float16"'), "damaged at 'dtype'"),
+    ("corpus.json", lambda data: data.replace(b'"vocab_size": 205', b'"vocab_size": -1'),
+     "damaged at 'vocab"),
+    ("corpus.json", lambda data: data.replace(b'"vocab_size": 205', b'"vocab_size": 4000000000'),
+     "counts-train"),
+    ("corpus.json", lambda data: data.replace(b"train-00000", b"../train-00"), "damaged at 'parts'"),
+    ("corpus.json", lambda data: data.replace(b'"lines": ', b'"lines": -'), "damaged at 'parts'"),
+    ("train-00000.documents", lambda data: around_two_to_the_64(data), "train-00000.documents is damaged"),
+])
+def test_damaged_folders_are_refused(tmp_path, name, change, message):
+    write(tmp_path, random_documents(5))
+    open_corpus(tmp_path)
+    damage(tmp_path / name, change)
+    with pytest.raises(UserError, match=message):
+        open_corpus(tmp_path)
+
+
+def test_files_that_change_while_they_are_open_are_noticed(tmp_path):
+    """Cut or changed in place; deleted or replaced, whoever has them open reads on what was there."""
+    folder = write(tmp_path / "corpus", random_documents(5))
+    corpus, file = open_corpus(folder), folder / "train-00000.tokens"
+    corpus.check_unchanged()
+    before = sequences_of(corpus)
+    damage(tmp_path / "corpus" / "train-00000.tokens", lambda data: data)  # written again: the time tells
+    with pytest.raises(UserError, match="train-00000.tokens was changed while it was in use"):
+        corpus.check_unchanged()
+    corpus = open_corpus(folder)
+    (tmp_path / "new").write_bytes(bytes(file.stat().st_size))
+    (tmp_path / "new").rename(file)
+    corpus.check_unchanged()
+    file.unlink()
+    corpus.check_unchanged()
+    assert sequences_of(corpus) == before
+
+
+def test_the_fingerprint_tells_texts_and_their_order_apart(tmp_path, monkeypatch):
+    def fingerprint(documents, name="corpus"):
+        corpus = open_corpus(write(tmp_path / name, documents), min_length=3)
+        shutil.rmtree(tmp_path / name)
+        return corpus.fingerprint
+
+    one, other = random_documents(2, seed=1), random_documents(2, seed=2)
+    line, equal = [[5, 6, 7]], [[7, 6, 5]]  # of the same length and counts
+    different = [one + other, other + one, one + [line, equal], one + [equal, line],
+                 one + [line + equal], one + [[line[0] + equal[0]]]]
+    found = [fingerprint(documents) for documents in different]
+    assert len(set(found[:5])) == 5 and found[4] == found[5]  # lines that are joined may be one
+    assert fingerprint(one + other, "elsewhere") == found[0]
+    monkeypatch.setattr(corpus_module, "WINDOW_LINES", 3)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 50)
+    assert fingerprint(one + other) == found[0]
+
+
+def test_wrong_arguments_are_refused(tmp_path):
+    folder = write(tmp_path, random_documents(5))
+    other = Tokenizer(dict(TOKENIZER.backend.get_vocab()), {"lowercase": False})
+    open_corpus(folder, tokenizer=TOKENIZER)
+    with pytest.raises(UserError, match="another tokenizer"):
+        open_corpus(folder, tokenizer=other)
+    with pytest.raises(UserError, match="no part 'dev'"):
+        open_corpus(folder, parts=("dev",))
+    with pytest.raises(UserError, match="max_length 2"):
+        open_corpus(folder, max_length=2)
+    (folder / "train-00000.lines").unlink()
+    with pytest.raises(UserError, match="train-00000.lines is missing"):
+        open_corpus(folder)
+    with pytest.raises(UserError, match="not a prepared corpus"):
+        open_corpus(folder / "tokenizer")
+
+
+def test_the_description_is_json_with_totals(tmp_path):
+    documents = random_documents(5)
+    description = json.loads((write(tmp_path, documents) / "corpus.json").read_text())
+    part = description["parts"]["train"]
+    assert part["documents"] == 5 and part["lines"] == sum(map(len, documents))
+    assert part["tokens"] == sum(len(line) for document in documents for line in document)
+    assert description["tokenizer"] == TOKENIZER.sha256 and description["dtype"] == "uint16"

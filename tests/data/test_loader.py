@@ -1,0 +1,105 @@
+"""From corpus to micro-batches: the step is the same however it is cut and dealt."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from minibert.data.loader import make_step
+from minibert.model.batch import IGNORE
+
+V = 60
+TOKENIZER = SimpleNamespace(special=np.arange(V) < 5, continuation=np.zeros(V, bool), vocab_size=V,
+                            mask_id=4, cls_id=2, sep_id=3)
+
+
+class FakeCorpus:
+    """300 sequences of 1 to 30 tokens; each begins with a token that tells which it is."""
+
+    def __init__(self, n=300):
+        rng = np.random.default_rng(0)
+        self.data = [rng.integers(5, V, rng.integers(1, 31)).astype(np.uint16) for _ in range(n)]
+
+    def __len__(self):
+        return len(self.data)
+
+    def lengths(self, indices):
+        return np.array([len(self.data[i]) for i in indices], dtype=np.int64)
+
+    def tokens(self, i):
+        return self.data[i]
+
+    def check_unchanged(self):
+        pass
+
+
+def rows_of(step):
+    """The sequences of a step as a sorted list of (inputs, labels)."""
+    found = []
+    for micro in step.micro_batches:
+        ends = micro.batch.offsets.tolist()
+        for start, end in zip(ends, ends[1:]):
+            assert micro.batch.positions[start:end].tolist() == list(range(end - start))
+            found.append((micro.batch.ids[start:end].tolist(), micro.labels[start:end].tolist()))
+    return sorted(found)
+
+
+def step_of(micro_tokens=10_000, rank=0, ranks=1, step=3, corpus=FakeCorpus()):
+    return make_step(corpus, TOKENIZER, step, batch=40, micro_tokens=micro_tokens, seed=7,
+                     selection="bernoulli", rank=rank, ranks=ranks)
+
+
+def test_cutting_and_dealing_change_nothing():
+    whole = step_of()
+    assert len(whole.micro_batches) == 1 and len(rows_of(whole)) == 40
+    small = step_of(micro_tokens=64)
+    assert len(small.micro_batches) > 5
+    assert max(len(m.batch.ids) for m in small.micro_batches) <= 64
+    assert rows_of(small) == rows_of(whole)
+    for ranks in (2, 3):
+        dealt = [step_of(64, rank, ranks) for rank in range(ranks)]
+        assert sorted(sum((rows_of(s) for s in dealt), [])) == rows_of(whole)
+        work = [sum(len(m.batch.ids) for m in s.micro_batches) for s in dealt]
+        assert max(work) - min(work) <= 32
+        assert {(s.tokens, s.masked) for s in dealt} == {(whole.tokens, whole.masked)}
+
+
+def test_counts_are_those_of_the_whole_step():
+    step = step_of(64)
+    assert step.tokens == sum(len(m.batch.ids) for m in step.micro_batches)
+    assert step.masked == sum(int((m.labels != IGNORE).sum()) for m in step.micro_batches) > 0
+
+
+def test_more_ranks_than_sequences():
+    corpus = FakeCorpus(3)
+    steps = [make_step(corpus, TOKENIZER, 0, batch=2, micro_tokens=64, seed=7, selection="bert",
+                       rank=r, ranks=4)
+             for r in range(4)]
+    assert [len(s.micro_batches) for s in steps] == [1, 1, 0, 0]
+
+
+def test_labels_are_the_original_tokens():
+    corpus = FakeCorpus()
+    originals = {tuple(t.tolist()) for t in corpus.data}
+    for inputs, labels in rows_of(step_of(corpus=corpus)):
+        original = [i if label == IGNORE else label for i, label in zip(inputs, labels)]
+        assert (original[0], original[-1]) == (2, 3) and tuple(original[1:-1]) in originals
+
+
+def test_a_corpus_smaller_than_a_batch_comes_again():
+    step = make_step(FakeCorpus(7), TOKENIZER, 0, batch=20, micro_tokens=1000, seed=7, selection="bert")
+    assert len(rows_of(step)) == 20
+
+
+def test_dropout_seeds_differ_between_micro_batches_and_steps():
+    seeds = [m.seed for k in range(3) for m in step_of(64, step=k).micro_batches]
+    assert len(set(seeds)) == len(seeds)
+    assert ([m.seed for m in step_of(64, step=0).micro_batches]
+            == seeds[:len(step_of(64, step=0).micro_batches)])
+
+
+@pytest.mark.parametrize("device", ["cpu"])
+def test_to_device(device):
+    micro = step_of().micro_batches[0]
+    assert torch.equal(micro.to(device).labels, micro.labels)

@@ -1,0 +1,458 @@
+"""Text files to a prepared corpus: formats, borders, the held-out part, processes, no half-written folders.
+
+    python -m pytest tests/data/test_prepare.py
+"""
+
+import contextlib
+import gzip
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minibert
+from minibert.common.errors import UserError
+from minibert.data import prepare as prepare_module
+from minibert.data import shards, text
+from minibert.data.corpus import open_corpus
+from minibert.data.prepare import encode_lines, prepare, split_line, training_lines
+from minibert.data.text import Source, documents, find_sources, hash_share, read_chunks
+from minibert.data.tokenizer import Tokenizer
+
+SCRIPT = Path(__file__).resolve().parents[2] / "data" / "prepare.py"
+WORDS = [f"{a}{b}" for a in "bcdfg" for b in "aeiou"]
+TOKENIZER = Tokenizer({piece: i for i, piece in enumerate(
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + WORDS + list("=-,.@<>"))})
+
+
+def read(path, wikitext="auto", size=1 << 20):
+    """The documents of a file, put together from chunks of `size` bytes."""
+    found = []
+    for chunk in read_chunks(Source(path, path.name, path.stat().st_size), wikitext, size):
+        new = documents(chunk)
+        if chunk.continues and new and found:
+            found[-1] += new.pop(0)
+        found += new
+    return [document for document in found if document]
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def sample_text(n, seed=0):
+    generator = np.random.default_rng(seed)
+    return "\n\n".join("\n".join(" ".join(generator.choice(WORDS, generator.integers(1, 30)))
+                                 for _ in range(generator.integers(1, 9))) for _ in range(n)) + "\n"
+
+
+def prepared_documents(folder, part="train"):
+    """All documents of a part as lists of lines of text, straight from the shard files."""
+    description, found = json.loads((folder / "corpus.json").read_text()), []
+    for shard in description["parts"][part]["shards"]:
+        ids = np.fromfile(folder / f"{shard['name']}.tokens", description["dtype"])
+        ends = np.cumsum(np.fromfile(folder / f"{shard['name']}.lines", "<u4"))
+        lines = [TOKENIZER.decode(line) for line in np.split(ids, ends[:-1])]
+        for n in np.fromfile(folder / f"{shard['name']}.documents", "<u8").astype(int):
+            found.append(lines[:n])
+            lines = lines[n:]
+        assert not lines
+    return found
+
+
+# ---------------------------------------------------------------- reading
+
+def test_text_is_documents_of_lines(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfba be\r\nbi\r\n\r\n \t \r\nbo\x00 bu\n\n\nca ce")
+    assert read(path) == [["ba be", "bi"], ["bo\x00 bu"], ["ca ce"]]
+
+
+def test_jsonl_records_are_documents(tmp_path):
+    records = [{"text": "ba\n\nbe", "id": 1}, {"text": ""}, {"text": "bi \ud800bo"}]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records)) + "\n\n")
+    assert read(path) == [["ba", "be"], ["bi bo"]]
+
+
+@pytest.mark.parametrize("suffix, compress", [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_compressed_files_read_the_same(tmp_path, suffix, compress):
+    content = sample_text(20).encode()
+    write(tmp_path / "a.txt", content)
+    packed = write(tmp_path / f"a.txt{suffix}", compress(content))
+    assert read(packed, size=500) == read(tmp_path / "a.txt")
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f"a.txt{suffix}: damaged or cut off"):
+        read(packed)
+
+
+WIKITEXT = """ \n = Ba Be = \n \n The ba @-@ be cost 1 @,@ 000 @.@ 5 , <unk> . \n \n = = Bi = = \n \n Bo . \n
+ = Ca <unk> = \n \n Ce = ci = \n"""
+
+
+def test_wikitext_becomes_plain_text(tmp_path):
+    expected = [["Ba Be", "The ba-be cost 1,000.5 , [UNK] .", "Bi", "Bo ."], ["Ca [UNK]", "Ce = ci ="]]
+    for name in ("wiki.tokens", "wiki.txt"):
+        assert read(write(tmp_path / name, WIKITEXT)) == expected
+        assert read(tmp_path / name, "yes", size=7) == expected
+    assert read(tmp_path / "wiki.txt", "no")[0] == ["= Ba Be ="]
+    plain = write(tmp_path / "plain.txt", "a = b\n\n= x @ y =\n")
+    assert read(plain) == [["a = b"], ["= x @ y ="]]
+    assert read(plain, "yes") == [["a = b"], ["x @ y"]]
+
+
+@pytest.mark.parametrize("size", [1, 10, 64, 1000])
+def test_chunks_are_whole_lines_and_end_at_borders(tmp_path, size):
+    content = sample_text(30)
+    path = write(tmp_path / "a.txt", content)
+    source = Source(path, "a.txt", len(content))
+    chunks = list(read_chunks(source, size=size))
+    assert b"".join(chunk.data for chunk in chunks).decode() == content
+    assert all(chunk.data.endswith(b"\n") for chunk in chunks)
+    assert [chunk.first_line for chunk in chunks[1:]] == \
+        [1 + sum(c.data.count(b"\n") for c in chunks[:i]) for i in range(1, len(chunks))]
+    assert read(path, size=size) == [block.split("\n") for block in content.strip().split("\n\n")]
+    if size == 1000:  # longer than any document here
+        assert not any(chunk.continues for chunk in chunks)
+
+
+def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
+    """In the bytes that chunks are cut from as in the text; what has no width, like U+200B, is no space."""
+    spaces = [chr(c) for c in range(0x110000) if chr(c).isspace() and chr(c) != "\n"]
+    assert len(spaces) > 25 and all(text.BLANK_LINE.fullmatch(f" {c}{c}\n".encode()) for c in spaces)
+    assert not text.BLANK_LINE.match("\u3000ba\n\u200b\n\u3001\n".encode())
+
+    content = sample_text(60)
+    expected = [block.split("\n") for block in content.strip().split("\n\n")]
+    for i, blank in enumerate(("\u3000", "\u00a0 \u00a0")):
+        path = write(tmp_path / f"{i}.txt", content.replace("\n\n", f"\n{blank}\n"))
+        for size in (1, 64, 1000):  # chunks end on separators, too
+            assert read(path, size=size) == expected
+
+
+def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 1000))  # longer than any document
+    content = sample_text(100)
+    for name, blank in (("empty", ""), ("wide", "\u3000")):
+        write(tmp_path / "a.txt", content.replace("\n\n", f"\n{blank}\n"))
+        prepare([tmp_path / "a.txt"], TOKENIZER, tmp_path / name, held_out=0.3, report=None)
+    for part in ("train", "held-out"):
+        documents = prepared_documents(tmp_path / "empty", part)
+        assert documents == prepared_documents(tmp_path / "wide", part) and len(documents) > 15
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.txt", b"ba\n\nbe\nbi \xff\n", "a.txt, line 4: not UTF-8"),
+    ("a.txt", "ba".encode("utf-16"), "a.txt, line 1: not UTF-8"),
+    ("a.jsonl", b'{"text": "ba"}\n{"text": }\n', "a.jsonl, line 2: not valid json"),
+    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: json that cannot be read"),
+    ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"}", "a.jsonl, line 1: json that cannot be read"),
+    ("a.jsonl", b'{"text": "ba"}\n\n{"body": "ba"}\n', 'a.jsonl, line 3: .*"text"'),
+    ("a.jsonl", b'{"text": 5}\n', 'a.jsonl, line 1: .*"text"'),
+    ("a.jsonl", b'["text"]\n', 'a.jsonl, line 1: .*"text"'),
+    ("a.txt.gz", b"not compressed\n", "a.txt.gz: damaged"),
+    ("a.csv", b"ba\n", "a.csv: unknown kind of file"),
+    ("a.txt", b"", "the corpus is empty"),
+    ("a.txt", b"\n \n\x00\x01\n", "the corpus is empty"),
+])
+def test_errors_name_file_and_line_and_leave_nothing(tmp_path, name, content, message):
+    write(tmp_path / name, content)
+    with pytest.raises(UserError, match=message):
+        prepare([tmp_path / name], TOKENIZER, tmp_path / "out", held_out=0, report=None)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_errors_come_from_late_chunks_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))
+    write(tmp_path / "a.txt", sample_text(20).encode() + b"\xff")
+    line = sample_text(20).count("\n") + 1
+    with pytest.raises(UserError, match=f"a.txt, line {line}: not UTF-8"):
+        prepare([tmp_path / "a.txt"], TOKENIZER, tmp_path / "out", report=None)
+
+
+def test_lines_beyond_the_limit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "MAX_LINE_BYTES", 1000)
+    path = write(tmp_path / "a.txt", "ba\n" + "x" * 2000)
+    with pytest.raises(UserError, match="a.txt, line 2 is longer"):
+        read(path, size=100)
+
+
+def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
+    folder = tmp_path / "texts"
+    for name in ("b/c.txt", "a.jsonl.gz", "b/a.txt", ".hidden/a.txt", "notes.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, "ba\n")
+    prepare([folder / "b"], TOKENIZER, folder / "done", held_out=0, report=None)
+    names = [source.name for source in find_sources([folder])]
+    assert names == ["texts/a.jsonl.gz", "texts/b/a.txt", "texts/b/c.txt"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no text files"):
+        find_sources([tmp_path / "empty"])
+    with pytest.raises(UserError, match="gone.txt does not exist"):
+        find_sources([tmp_path / "gone.txt"])
+    with pytest.raises(UserError, match="done is a prepared corpus, not text"):
+        find_sources([folder, folder / "done"])
+    (tmp_path / "endless.txt").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="endless.txt is a device"):
+        find_sources([tmp_path / "endless.txt"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_linked_folders_are_read_once(tmp_path):
+    for name in ("text/a.txt", "text/c/d.txt", "elsewhere/b.txt", "elsewhere/deep/e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, "ba\n")
+    prepare([tmp_path / "elsewhere"], TOKENIZER, tmp_path / "done", held_out=0, report=None)
+    for link, target in (("text/b", "../elsewhere"), ("text/z", "../elsewhere/deep"), ("text/c/up", ".."),
+                         ("elsewhere/self", "."), ("text/gone", "nowhere"), ("text/corpus", "../done")):
+        (tmp_path / link).symlink_to(target)
+    names = [source.name for source in find_sources([tmp_path / "text"])]
+    assert names == ["text/a.txt", "text/b/b.txt", "text/b/deep/e.txt", "text/c/d.txt"]
+
+
+# ---------------------------------------------------------------- tokens
+
+def test_what_is_written_is_the_text(tmp_path, monkeypatch):
+    content = sample_text(60)
+    path = write(tmp_path / "a.txt", content)
+    expected = [block.split("\n") for block in content.strip().split("\n\n")]
+    for i, size in enumerate((40, 700, 1 << 20)):
+        monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", size))
+        prepare([path], TOKENIZER, tmp_path / f"out{i}", held_out=0, report=None)
+        assert prepared_documents(tmp_path / f"out{i}") == expected
+    description = json.loads((tmp_path / "out0" / "corpus.json").read_text())
+    assert description["text_bytes"] == len(content)
+    assert description["sources"] == [{"name": "a.txt", "bytes": len(content)}]
+    assert open_corpus(tmp_path / "out0", tokenizer=TOKENIZER).counts.sum() == len(content.split())
+
+
+def test_lines_without_tokens_do_not_count(tmp_path):
+    path = write(tmp_path / "a.txt", "ba\n\x00\x01\nbe\n\n\ufffd\n\nbi\n")
+    prepare([path], TOKENIZER, tmp_path / "out", held_out=0, report=None)
+    assert prepared_documents(tmp_path / "out") == [["ba", "be"], ["bi"]]
+
+
+@pytest.mark.parametrize("nothing", ["\x00" * 9, "\u200b" * 3])
+def test_chunks_without_a_token_are_no_documents(tmp_path, monkeypatch, nothing):
+    """A document may begin and end in chunks of such lines, or be nothing else."""
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))
+    empty = f"{nothing}\n" * 60
+    path = write(tmp_path / "a.txt", f"{empty}\nba be\n\n{empty}bi\n{empty}\n{empty}\nbo\n\nbu\n{empty}")
+    for held_out in (0, 0.5):
+        out = tmp_path / str(held_out)
+        prepare([path], TOKENIZER, out, held_out=held_out, report=None)
+        found = [line for part in ("train", "held-out") for line in prepared_documents(out, part)]
+        assert sorted(found) == [["ba be"], ["bi"], ["bo"], ["bu"]]
+        open_corpus(out, min_length=3, parts=("train", "held-out"))
+
+
+def test_long_lines_are_tokenised_in_parts_with_the_same_result(monkeypatch):
+    line = " ".join(np.random.default_rng(0).choice(WORDS + ["ba,be", "(bi)", "\u0301", "xyz"], 3000))
+    for whole in (line, line.replace(" ", ","), "ba" * 3000):
+        expected = TOKENIZER.pieces([whole, "be"])
+        monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 100)
+        ids, lengths = encode_lines(TOKENIZER, [whole, "be"])
+        assert ids.tolist() == sum(expected, []) and lengths.tolist() == [len(e) for e in expected]
+    assert max(map(len, split_line(line, 100))) <= 100 and "".join(split_line(line, 100)) == line
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 3000))
+    paths = [write(tmp_path / f"{seed}.txt", sample_text(150, seed)) for seed in range(2)]
+    prepare(paths, TOKENIZER, tmp_path / "one", held_out=0.3, jobs=1, report=None)
+    monkeypatch.setattr(prepare_module, "POOL_BYTES", 0)
+    prepare(paths, TOKENIZER, tmp_path / "two", held_out=0.3, jobs=2, report=None)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    # and an error of a worker arrives as itself
+    write(tmp_path / "bad.txt", b"ba\n\xff\n")
+    with pytest.raises(UserError, match="bad.txt, line 2"):
+        prepare([*paths, tmp_path / "bad.txt"], TOKENIZER, tmp_path / "three", jobs=2, report=None)
+    assert not (tmp_path / "three").exists()
+
+
+# ---------------------------------------------------------------- held out
+
+def test_held_out_documents_are_chosen_by_their_text(tmp_path):
+    blocks = sample_text(400).strip().split("\n\n")
+    write(tmp_path / "a.txt", "\n\n".join(blocks))
+    write(tmp_path / "b.txt", "\n\n".join(blocks[::-1] + blocks[:50]))
+    sides = []
+    for name in "ab":
+        prepare([tmp_path / f"{name}.txt"], TOKENIZER, tmp_path / name, held_out=0.25, report=None)
+        sides.append([{"\n".join(document) for document in prepared_documents(tmp_path / name, part)}
+                      for part in ("train", "held-out")])
+    assert sides[0] == sides[1] and not sides[0][0] & sides[0][1]
+    assert sides[0][1] == {block for block in blocks if hash_share(block) < 0.25}
+    assert 0.15 < len(sides[0][1]) / 400 < 0.35
+    assert set(training_lines([tmp_path / "b.txt"], held_out=0.25)) == \
+        {line for document in sides[0][0] for line in document.split("\n")}
+
+
+def test_a_document_longer_than_chunks_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 2000))
+    monkeypatch.setattr(text, "HEAD_CHARACTERS", 1000)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
+    generator = np.random.default_rng(0)
+    blocks = ["\n".join(" ".join(generator.choice(WORDS, 9)) for _ in range(generator.choice([2, 400])))
+              for _ in range(40)]
+    path = write(tmp_path / "a.txt", "\n\n".join(blocks) + "\n")
+    prepare([path], TOKENIZER, tmp_path / "out", held_out=0.4, report=None)
+    for part, side in (("train", False), ("held-out", True)):
+        expected = [block.split("\n") for block in blocks if (hash_share(block) < 0.4) == side]
+        assert len(expected) > 5 and prepared_documents(tmp_path / "out", part) == expected
+
+
+def test_impossible_shares_are_refused(tmp_path):
+    path = write(tmp_path / "a.txt", "ba be bi\n")
+    for share in (-0.1, 1.0):
+        with pytest.raises(UserError, match="held-out share"):
+            prepare([path], TOKENIZER, tmp_path / "out", held_out=share, report=None)
+    with pytest.raises(UserError, match="all fell to the held-out part"):
+        prepare([path], TOKENIZER, tmp_path / "out", held_out=0.9999999, report=None)
+
+
+# ---------------------------------------------------------------- the folder
+
+def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
+    path = write(tmp_path / "a.txt", "ba be bi\n")
+    (tmp_path / "out").mkdir()
+    prepare([path], TOKENIZER, tmp_path / "out", held_out=0, report=None)  # an empty one will do
+    before = files_of(tmp_path / "out")
+    with pytest.raises(UserError, match="out exists already"):
+        prepare([path], TOKENIZER, tmp_path / "out", held_out=0, report=None)
+    assert files_of(tmp_path / "out") == before
+    with pytest.raises(UserError, match="cannot be written"):
+        prepare([path], TOKENIZER, path / "out", report=None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, mount points")
+def test_links_are_resolved_and_mount_points_refused_at_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "ba be bi\n")
+    for name, target in (("new", "x"), ("empty", "y")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "y").mkdir()
+    for name, target in (("new", "x"), ("empty", "y")):
+        prepare([path], TOKENIZER, tmp_path / name, held_out=0, report=None)
+        assert (tmp_path / name).is_symlink() and (tmp_path / target / "corpus.json").exists()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prepare([path], TOKENIZER, ".", held_out=0, report=None)
+    assert (tmp_path / "here" / "corpus.json").exists()
+
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.setattr("minibert.common.disk.os.path.ismount", lambda path: path == tmp_path / "disk")
+    for name, message in (("disk", "disk is a mount point.*name a folder inside it"),
+                          ("link", "link is a mount point"), ("loop", "loop exists already")):
+        with pytest.raises(UserError, match=message), shards.new_folder(tmp_path / name):
+            pytest.fail("the work was begun")
+    assert not list(tmp_path.glob(".*"))
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True,
+                          **options)
+
+
+def test_the_script_trains_a_vocabulary_and_prepares(tmp_path):
+    content = sample_text(200)
+    write(tmp_path / "a.txt", content)
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)}
+    done = run("a.txt", "--vocab-size", 90, "--out", "out", cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "documents" in done.stdout and "[UNK]" in done.stdout and "MB/s" in done.stdout
+    corpus = open_corpus(tmp_path / "out", min_length=3)
+    tokenizer = minibert.load_tokenizer(tmp_path / "out" / "tokenizer")
+    assert 30 < tokenizer.vocab_size == len(corpus.counts) < 90 and corpus.counts[tokenizer.unk_id] == 0
+    assert f"the new vocabulary has {tokenizer.vocab_size} pieces: the text is too small" in done.stdout
+    again = run("gone.txt", "--vocab-size", 90, "--out", "out", cwd=tmp_path, env=environment)
+    assert again.returncode == 2 and again.stderr.startswith("error: out exists already")
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_pipe_is_read_like_a_file_but_only_once(tmp_path):
+    content = sample_text(20)
+    prepare([write(tmp_path / "file.txt", content)], TOKENIZER, tmp_path / "a", report=None)
+    os.mkfifo(tmp_path / "pipe.txt")
+    writer = threading.Thread(target=(tmp_path / "pipe.txt").write_text, args=(content,))
+    writer.start()
+    prepare([tmp_path / "pipe.txt"], TOKENIZER, tmp_path / "b", report=None)
+    writer.join()
+    tokens = [(tmp_path / out / "train-00000.tokens").read_bytes() for out in "ab"]
+    assert tokens[0] == tokens[1] != b""
+    with pytest.raises(UserError, match="pipe.txt is a pipe"):
+        list(training_lines([tmp_path / "pipe.txt"]))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing(tmp_path, which):
+    """The text comes through a pipe that never ends, so that the run is surely in the middle of it."""
+    os.mkfifo(tmp_path / "a.txt")
+    TOKENIZER.save(tmp_path / "tokenizer")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "a.txt", "--tokenizer", "tokenizer", "--out", "out"], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)}, stderr=subprocess.PIPE, text=True,
+        # whoever runs the tests in the background may ignore Ctrl-C, which children inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    with open(tmp_path / "a.txt", "wb") as pipe:
+        pipe.write(sample_text(10).encode())
+        pipe.flush()
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.*/tokenizer/tokenizer_config.json")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(which)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+    # a signal that came just before the read began has waited for the read's end, which is now
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (130 if which == signal.SIGINT else 143)
+    assert "Traceback" not in stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "tokenizer"]
+
+
+def test_an_interruption_right_after_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def made_and_stopped(path, **options):
+        os.makedirs(path, exist_ok=True)
+        if path.name.startswith(".out"):
+            raise KeyboardInterrupt
+    monkeypatch.setattr("minibert.data.shards.Path.mkdir", made_and_stopped)
+    with pytest.raises(KeyboardInterrupt), shards.new_folder(tmp_path / "out"):
+        pass
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="disk is full.*out"), shards.new_folder(tmp_path / "out"):
+        with open("/dev/full", "w") as file:
+            file.write("x" * 10**6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_nowhere_is_one_sentence(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").symlink_to("a.txt")
+    with pytest.raises(UserError, match="a.txt cannot be read"):
+        prepare([tmp_path / "text"], TOKENIZER, tmp_path / "out", report=None)
+
+
+def test_a_run_of_characters_without_a_break_is_cut_at_a_limit(monkeypatch):
+    monkeypatch.setattr(prepare_module, "LONGEST_RUN", 50)
+    parts = list(split_line("a" * 1000 + " b", 20))
+    assert "".join(parts) == "a" * 1000 + " b" and max(map(len, parts)) == 70

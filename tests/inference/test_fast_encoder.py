@@ -1,0 +1,178 @@
+"""The inference mode: the same numbers as the model, sentences that never meet, and clear refusals."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import minibert
+from minibert.common.errors import UserError
+from minibert.common.runtime import native_bf16
+from minibert.inference import fast_encoder
+from minibert.inference.fast_encoder import MODES, fast, rounded
+from minibert.inference.packed_linear import Int8, Packed, Plain
+from minibert.inference.predict import embed, predict
+from minibert.model.attention import attend_one
+from minibert.model.batch import pack
+from minibert.model.encoder import Encoder, init_weights
+from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, encoder_of
+
+CPU = torch.device("cpu")
+# largest change of an output of size about 1, for random weights: what the rounding of each mode costs
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 5e-2, "int8": 5e-2}
+HEADS = (partial(Encoder, pooler=True), MaskedLM, PreTraining, Classifier, Span)
+
+
+@pytest.fixture
+def any_mode(monkeypatch):
+    """bf16 is tried where the processor emulates it, too: slowly, but with the same numbers."""
+    monkeypatch.setattr(fast_encoder, "native_bf16", lambda device: True)
+    if not Int8.runs():
+        monkeypatch.setattr(fast_encoder, "MODES", ("fp32", "bf16"))
+
+
+def build(head, config):
+    """A model with weights large enough that layers change what passes through them."""
+    model = init_weights(head(config)).eval().requires_grad_(True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def first(out):
+    return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_does_what_the_model_does(tiny_config, random_batch, any_mode, head, architecture, mode):
+    if mode in ("fp16", "int8") and not Int8.runs():
+        pytest.skip("no FBGEMM here")
+    config = replace(tiny_config, architecture=architecture, segments=2 if architecture == "bert" else 0)
+    model, batch = build(head, config), random_batch([5, 9, 9, 1])
+    with torch.no_grad():
+        expected, found = first(model(batch)), first(fast(model, mode)(batch))
+    size = expected.abs().max()
+    assert found.shape == expected.shape and found.dtype == torch.float32
+    assert (found - expected).abs().max() <= TOLERANCE[mode] * size
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+def test_a_fast_layer_written_out(tiny_config, random_batch, activation):
+    config = replace(tiny_config, activation=activation, layers=1)
+    model, batch = build(Encoder, config), random_batch([7])
+    layer, act = model.layers[0], {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "relu": nn.ReLU()}
+    with torch.no_grad():
+        x = model.embed(batch)
+        q, k, v = (f(x).view(7, 3, 8) for f in (layer.query, layer.key, layer.value))
+        x = layer.attention_norm(x + layer.out(attend_one(q, k, v).flatten(1)))
+        x = layer.output_norm(x + layer.down(act[activation](layer.up(x))))
+        torch.testing.assert_close(fast(model)(batch), x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sentences_packed_together_are_as_alone(tiny_config, any_mode, mode):
+    """One has activations a hundred times as large: with one scale for all, int8 would lose the others."""
+    if mode in ("fp16", "int8") and not Int8.runs():
+        pytest.skip("no FBGEMM here")
+    model = build(Classifier, tiny_config)
+    with torch.no_grad():
+        model.encoder.norm.weight.fill_(1)
+        model.encoder.word.weight[50] *= 100  # LayerNorm hides the size, so the outlier is made behind it
+        model.encoder.layers[0].attention_norm.weight[3] *= 100
+    made = fast(model, mode)
+    sentences = [[4, 7, 9, 3], [50] * 6, [8, 8, 2, 9, 30, 11, 5], [50, 4], [1, 2, 3, 4]]
+    with torch.no_grad():
+        together = made(pack(sentences))
+        alone = torch.cat([made(pack([one])) for one in sentences])
+    # rounding of sums in another order; int8 and 16 bits may round a number the other way then
+    tolerance = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 2e-2, "int8": 1e-3}[mode]
+    size = float(alone.abs().max().clamp(min=1))
+    torch.testing.assert_close(together, alone, rtol=0, atol=tolerance * size)
+
+
+def test_the_model_stays_as_it_was(tiny_config, random_batch):
+    model, batch = build(Classifier, tiny_config).train(), random_batch([4, 6])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made = fast(model)
+    assert model.training and not made.training and type(model.encoder.layers[0]).__name__ == "Layer"
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in made.parameters())
+    made(batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    # nothing large is held twice by the two models
+    assert made.encoder.word.weight.data_ptr() == model.encoder.word.weight.data_ptr()
+
+
+def test_predict_and_embed_take_it():
+    tokenizer = minibert.load_tokenizer("weights/teacher")
+    model = minibert.fast(minibert.load("weights/teacher", head="encoder"))
+    texts = ["a short text", "another text, which is a good deal longer than the first"]
+    np.testing.assert_allclose(embed(model, tokenizer, texts),
+                               embed(minibert.load("weights/teacher", head="encoder"), tokenizer, texts),
+                               rtol=0, atol=1e-5)
+    classifier = init_weights(Classifier(replace(minibert.preset("bert-L2-H128"), vocab_size=8192)))
+    np.testing.assert_allclose(predict(minibert.fast(classifier), tokenizer, texts),
+                               predict(classifier, tokenizer, texts), rtol=0, atol=1e-5)
+
+
+def test_neither_trained_nor_saved(tiny_config, tmp_path):
+    made = fast(build(Classifier, tiny_config))
+    with pytest.raises(UserError, match="cannot be saved"):
+        minibert.save(made, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(UserError, match="inference only"):
+        made.train()
+
+
+def test_modes_that_do_not_run_are_refused(tiny_config, monkeypatch):
+    model = build(Classifier, tiny_config)
+    with pytest.raises(UserError, match="fp32, fp16, bf16, int8"):
+        fast(model, "int4")
+    monkeypatch.setattr(fast_encoder, "native_bf16", lambda device: False)
+    with pytest.raises(UserError, match="not native here"):
+        fast(model, "bf16")
+    monkeypatch.setattr(Int8, "runs", lambda: False)
+    with pytest.raises(UserError, match="int8 does not run on this processor"):
+        fast(model, "int8")
+    with pytest.raises(UserError, match="does not run on cuda"):
+        fast_encoder.product_of("int8", torch.device("cuda"))
+    model.encoder.layers[1] = nn.Identity()
+    with pytest.raises(UserError, match="not Identity"):
+        fast(model)
+
+
+def test_without_onednn_the_plain_product(monkeypatch):
+    assert fast_encoder.product_of("fp32", CPU) is (Packed if Packed.runs() else Plain)
+    monkeypatch.setattr(Packed, "runs", lambda: False)
+    assert fast_encoder.product_of("fp32", CPU) is Plain
+
+
+def test_bf16_is_what_autocast_computes(tiny_config, random_batch, monkeypatch):
+    monkeypatch.setattr(fast_encoder, "native_bf16", lambda device: True)
+    model, batch = build(Encoder, tiny_config), random_batch([5, 8])
+    with torch.no_grad():
+        found = fast(model, "bf16")(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = model(batch)
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=2e-2)
+    assert rounded(torch.bfloat16, torch.ones(2, 2), torch.ones(2)).weight.dtype == torch.bfloat16
+    if not native_bf16(CPU):
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="not native"):
+            fast(model, "bf16")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["fp32", "fp16", "bf16"])
+def test_on_a_gpu(tiny_config, random_batch, mode):
+    model, batch = build(Classifier, tiny_config).cuda(), random_batch([5, 9, 9, 1]).to("cuda")
+    with torch.no_grad():
+        expected, found = model(batch), fast(model, mode)(batch)
+    assert (found - expected).abs().max() <= max(TOLERANCE[mode], 1e-4) * expected.abs().max()
+    assert encoder_of(model).word.weight.is_cuda

@@ -1,0 +1,84 @@
+"""Held-out figures against their formulas, whatever the micro-batches and whatever mode the model is in."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minibert.common.runtime import Runtime
+from minibert.distill.tinybert import METHODS, InnerWeights, Learner
+from minibert.model.batch import IGNORE
+from minibert.model.encoder import Encoder, init_weights
+from minibert.model.heads import MaskedLM
+from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms
+from steps import data
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+
+
+def models(tiny_config):
+    """A student in training mode, with dropout, and a teacher twice as deep; both random, in fp64."""
+    teacher = init_weights(MaskedLM(replace(tiny_config, layers=4, vocab_size=60)))
+    student = init_weights(MaskedLM(replace(tiny_config, layers=2, vocab_size=60, dropout=0.5)))
+    for p in (*teacher.parameters(), *student.parameters()):
+        p.data += 0.2 * torch.randn_like(p)
+    return student.double().train(), teacher.double().eval()
+
+
+@pytest.mark.parametrize("micro_tokens", [32, 1000])
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_language_models(micro_tokens, with_teacher, tiny_config):
+    student, teacher = models(tiny_config)
+    (held_out,) = data(micro_tokens)
+    figures = evaluate(student, held_out, CPU, teacher if with_teacher else None)
+    assert student.training
+    student.eval()
+    ((micro,),) = (step.micro_batches for step in data(1000))
+    with torch.no_grad():
+        z, z_t = student(micro.batch), teacher(micro.batch)
+    rows = micro.labels != IGNORE
+    mlm = F.cross_entropy(z[rows], micro.labels[rows]).item()
+    expected = {"mlm": mlm, "perplexity": math.exp(mlm), "masked_tokens": int(rows.sum()),
+                "accuracy": (z.argmax(-1) == micro.labels)[rows].double().mean().item()}
+    if with_teacher:  # over all tokens, at T = 1
+        expected["kl"] = F.kl_div(z.log_softmax(-1), z_t.softmax(-1), reduction="batchmean").item()
+    assert figures == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("micro_tokens", [32, 1000])
+def test_attention(micro_tokens, tiny_config):
+    """Layers 1 and 2 against the teacher's 2 and 4, one sequence and one head at a time."""
+    student, teacher = models(tiny_config)
+    student.eval()
+    (held_out,) = data(micro_tokens)
+    ((micro,),) = (step.micro_batches for step in data(1000))
+    lengths, total = micro.batch.lengths.tolist(), 0.0
+    with torch.no_grad():
+        ours, theirs = student.encoder.trace(micro.batch), teacher.encoder.trace(micro.batch)
+    for m, g in ((0, 1), (1, 3)):
+        for q, k, t_q, t_k in zip(*(x.split(lengths) for x in (ours.queries[m], ours.keys[m],
+                                                               theirs.queries[g], theirs.keys[g]))):
+            for h in range(q.shape[1]):
+                a_s, a_t = ((a[:, h] @ b[:, h].T / math.sqrt(a.shape[-1])).softmax(-1)
+                            for a, b in ((q, k), (t_q, t_k)))
+                total += (a_t * (a_t / a_s).log()).sum(-1).mean().item() / q.shape[1]
+    expected = total / (2 * len(lengths))
+    assert attention_kl(student, teacher, (2, 4), held_out, CPU) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_of_a_method(method, tiny_config):
+    """In micro-batches, the loss and the terms of one batch without dropout."""
+    student, teacher = models(tiny_config)
+    learner = Learner(Encoder(student.config).double()).train()
+    learner.encoder.load_state_dict(student.encoder.state_dict())
+    weights = InnerWeights(hidden=0.5, value_relation=2.0, k_relation=3.0, relation_heads=6)
+    (held_out,), (whole,) = data(32), data(1000)
+    figures = evaluate_terms(METHODS[method], weights, learner, held_out, CPU, teacher)
+    assert learner.training
+    loss, _ = METHODS[method](learner.eval(), teacher, whole, weights, *whole.micro_batches)
+    assert figures["loss"] == pytest.approx(loss.item(), rel=1e-9)
+    assert sum(getattr(weights, name) * value for name, value in figures.items()
+               if name != "loss") == pytest.approx(loss.item(), rel=1e-9)
