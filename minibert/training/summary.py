@@ -12,7 +12,7 @@ from minibert.common.progress import Line
 from minibert.common.runtime import Runtime
 from minibert.data.loader import Step
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import pack
+from minibert.inference.predict import fill_masks
 from minibert.model.heads import encoder_of
 from minibert.training.run_folder import rows_up_to
 
@@ -85,18 +85,6 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
     return rows
 
 
-@torch.no_grad()
-def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: Runtime,
-               best: int = 5) -> list[str]:
-    """The likeliest pieces at the first [MASK] of a sentence, best first."""
-    ids, segments = tokenizer.encode([sentence])
-    model.eval()
-    with runtime.autocast():
-        logits = model(pack(ids, segments).to(runtime.device))  # (N, V)
-    at = ids[0].index(tokenizer.mask_id)
-    return [tokenizer.id_to_piece(i) for i in logits[at, :tokenizer.vocab_size].topk(best).indices.tolist()]
-
-
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
     """Lines that show what each model puts at the mask of some sentences, if all have the positions."""
@@ -107,7 +95,8 @@ def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, 
             continue
         lines += ["", sentence]
         for name, model in models.items():
-            lines.append(f"  {name:18} {', '.join(fill_masks(model, tokenizer, sentence, runtime))}")
+            pieces = fill_masks(model, tokenizer, sentence, runtime=runtime)[0]
+            lines.append(f"  {name:18} {', '.join(piece for piece, _ in pieces)}")
     return lines
 
 
