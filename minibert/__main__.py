@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"error: {sentence(error)}", file=sys.stderr)
     if guests[-1].seconds:
         medians = (f"{guest.name} {statistics.median(guest.seconds) * 1e3:.1f} ms" for guest in guests)
-        print(f"\nmedian time of a sentence ({len(guests[-1].seconds)}): {', '.join(medians)}", file=sys.stderr)
+        count = len(guests[-1].seconds)
+        print(f"\nmedian time of a sentence ({count}): {', '.join(medians)}", file=sys.stderr)
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
