@@ -39,7 +39,7 @@ EXAMPLES = """examples:
   python bench.py size                       every preset
   python bench.py size bert-base distilbert weights/teacher --length 128
   TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do, and how long it takes
-  python bench.py report runs/ --teacher teacher --over alone --out docs/results.md
+  python bench.py report runs/ --teacher teacher --over alone --out report.md
 """
 
 
