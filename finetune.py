@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import minibert
-from minibert.common.console import say
+from minibert.common.console import Progress, say
 from minibert.common.disk import disk_errors, read_json, write_json
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
@@ -28,7 +28,7 @@ from minibert.common.runtime import describe, start
 from minibert.data.examples import Drawn, Examples, draw
 from minibert.data.loader import ahead
 from minibert.distill.task_kd import TaskWeights, task_loss
-from minibert.distill.tinybert import Learner, Projections, check_fit, term_counts, tinybert
+from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import write_tensors
 from minibert.tasks.models import ask_teacher, judge_teacher, load_model, load_tuned
@@ -36,10 +36,10 @@ from minibert.tasks.options import MAY_CHANGE, Options, inner_weights, resolve
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, ask, check_data, dev_of, fingerprints, judge, read_task, some_of
 from minibert.tasks.summary import OUTPUTS, evaluate_only, finish, shown
-from minibert.training import summary
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
+from minibert.training.models import hold_frozen
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
-from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
+from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words, open_run,
                                           read_result, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
@@ -90,7 +90,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-    progress, skipped = summary.Progress(steps, done), 0
+    progress, skipped = Progress("training", steps, "steps", done, stays=True), 0
     one = draw(stage.examples, stage.targets, 0, 1, seed, options.micro_tokens)
     freeze_unread(stage.learner, stage.loss(one)[0], one.micro_batches[0], runtime)
 
@@ -128,7 +128,7 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
             row = {"step": done, **figures, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
             if runtime.is_writer:
-                progress(done, row)
+                progress(1, in_words(row))
                 if done in ends and stage.dev:
                     judged = {name: judge(stage.learner, task, split, runtime, options.micro_tokens)
                               for name, split in stage.dev.items()}
@@ -168,17 +168,18 @@ def intermediate(seed: int, options: Options, task: Task, examples: Examples, te
     """
     if not (out / "result.json").exists():
         student = load_model(options.model, task, options, seed)
-        projections = Projections(student.config, teacher.config, torch.Generator().manual_seed(seed))
-        learner, weights = Learner(student.encoder, projections), inner_weights(options)
+        learner = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
+        weights = inner_weights(options)
 
         def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
-            return partial(tinybert, learner, teacher, data, weights), term_counts(data, weights)
+            counts = tinybert_counts(data, weights)
+            return partial(tinybert, learner, teacher, weights=weights, counts=counts), counts
 
         stage = Stage(f"seed {seed}, intermediate stage", learner, loss, examples, {},
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, options, task, tokenizer, runtime, out)["seconds"]
         if runtime.is_writer:
-            write_tensors(out / "projections.safetensors", projections.state_dict())
+            write_tensors(out / "projections.safetensors", learner.projections.state_dict())
             minibert.save(student, out / "model", tokenizer, format="auto", card=card_of(options, task)
                           + " Its task head is not trained yet.")
             write_json(out / "result.json", {"seconds": seconds})
@@ -258,9 +259,9 @@ def main(argv: list[str] | None = None) -> None:
     teacher, targets, layers, teacher_scores = None, {}, [], {}
     if options.teacher:
         teacher, order = load_tuned(options.teacher, task)
-        runtime.hold_frozen(teacher)
+        hold_frozen(teacher, runtime)
         if has_intermediate_stage(options, task):
-            check_fit("tinybert", load_config(options.model), teacher.config, inner_weights(options))
+            fit_tinybert(load_config(options.model), teacher.config, inner_weights(options))
         targets, layers = ask_teacher(options, task, then, tokenizer, teacher, order, runtime)
         if runtime.is_writer:
             teacher_scores = judge_teacher(options, task, splits, teacher, order, runtime)

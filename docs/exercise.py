@@ -75,8 +75,8 @@ def make_copy(exercise: Exercise, folder: Path) -> tuple[Path, int]:
     if folder == ROOT or ROOT in folder.parents:
         raise UserError(f"{folder} is inside the project: name a folder outside of it")
     if folder.exists():
-        raise UserError(f"{folder} is there already, with what you wrote: --check checks it; remove it to begin "
-                        "anew")
+        raise UserError(f"{folder} is there already, with what you wrote: --check checks it; remove it to "
+                        "begin anew")
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
     file = folder / exercise.file
     source, line = blanked(file.read_text(encoding="utf-8"), exercise.functions)
@@ -92,7 +92,7 @@ def blanked(source: str, functions: tuple[str, ...]) -> tuple[str, int]:
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name in functions:
             found[node.name] = node
-    for node in sorted(found.values(), key=lambda node: -node.lineno):  # from below, so that numbers stay right
+    for node in sorted(found.values(), key=lambda node: -node.lineno):  # from below: lines keep numbers
         body = node.body[ast.get_docstring(node) is not None:]
         lines[body[0].lineno - 1:node.end_lineno] = [
             f'    raise NotImplementedError("write {node.name} here")']

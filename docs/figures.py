@@ -2,7 +2,7 @@
 
     python docs/figures.py
 
-Which layers stand beside which comes from the functions that the training asks: `layer_map`,
+Which layers stand beside which comes from the functions that the training asks: `copied_layers`,
 `imitated_layers`, `patience_layers`, `stages` and `rates`. The names of the terms are those in metrics.jsonl.
 The files are plain SVG: the text in them is text, and the colours follow the reader's light or dark mode.
 """
@@ -15,8 +15,7 @@ from xml.sax.saxutils import escape
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
 
 from minibert.common.disk import write_text  # noqa: E402
-from minibert.distill.attention_loss import imitated_layers  # noqa: E402
-from minibert.distill.students import layer_map  # noqa: E402
+from minibert.distill.students import copied_layers, imitated_layers  # noqa: E402
 from minibert.distill.task_kd import patience_layers  # noqa: E402
 from minibert.training import mobilebert_stages as mobile  # noqa: E402
 
@@ -76,7 +75,7 @@ def spread(student: int, teacher: int) -> list[int]:
 
 def distilbert() -> Figure:
     """The student starts as half of the teacher's layers; logits and last states are compared."""
-    beside = [0, *(layer + 1 for layer in layer_map(12, 6))]
+    beside = [0, *(layer + 1 for layer in copied_layers(6, 12))]
     return Figure("DistilBERT: 6 layers learn from 12", 6, 12, beside, [
         Term("kl", "KL over the vocabulary at temperature T, all tokens; logits (N, V)", [(HEAD, HEAD)]),
         Term("mlm", "cross-entropy of the words behind the masks; logits (N, V)", [(HEAD, None)]),
@@ -148,7 +147,7 @@ def pkd() -> Figure:
         notes=["skip or last: --patience of finetune.py"])
 
 
-FIGURES = {figure.__name__: figure for figure in (distilbert, tinybert, minilm, minilmv2, mobilebert, kd, pkd)}
+FIGURES = {draw.__name__: draw for draw in (distilbert, tinybert, minilm, minilmv2, mobilebert, kd, pkd)}
 
 
 # ---------------------------------------------------------------- drawing

@@ -262,7 +262,7 @@ assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
 #
 # The student learns from three things at once:
 #
-# - **KL**: its probabilities of all words, at all tokens, should be the teacher's. T is a temperature, here 2.
+# - **KL**: its probabilities of all words, at all tokens, should be the teacher's. T is a temperature: 2.
 #   `L_kl = T² mean over tokens of KL(softmax(z_t / T) || softmax(z_s / T))`
 # - **MLM**: it should find the words behind the masks.
 #   `L_mlm = mean over masked tokens of -log softmax(z_s)[word]`
@@ -394,7 +394,8 @@ assert final < first
 scores["trained"] = evaluate(student, held_out, runtime, teacher)
 for name, score in scores.items():
     closeness = f"   KL to the teacher {score['kl']:.3f}" if "kl" in score else ""
-    print(f"{name:8} perplexity {score['perplexity']:6.1f}   right at masks {score['accuracy']:.1%}{closeness}")
+    print(f"{name:8} perplexity {score['perplexity']:6.1f}   right at masks {score['accuracy']:.1%}"
+          + closeness)
 assert scores["trained"]["kl"] < scores["cut"]["kl"]
 assert scores["trained"]["perplexity"] < scores["cut"]["perplexity"]
 

@@ -83,7 +83,7 @@ def test_masking():
         else:
             assert abs(selected[~tokenizer.special[ids]].mean() - 0.15) < 0.01 and counts.std() > 1, (
                 "every token by itself, with probability 0.15")
-    assert not mask_tokens(ids, lengths, tokenizer, "bert", 1, share=0).selected.any(), "a share of 0: no masks"
+    assert not mask_tokens(ids, lengths, tokenizer, "bert", 1, share=0).selected.any(), "a share of 0"
 
 
 def test_layer_map():
@@ -153,7 +153,7 @@ def test_attention_loss():
 def test_learning_rate():
     rates = [learning_rate(step, 10, 2.0, 4) for step in range(10)]
     same(rates[:4], [0.5, 1.0, 1.5, 2.0], "the rise over 4 steps")
-    same(rates[4:], [2 * (10 - step) / 6 for step in range(4, 10)], "the fall to 0 after the last of 10 steps")
+    same(rates[4:], [2 * (10 - step) / 6 for step in range(4, 10)], "the fall, to 0 after the last step")
     same(learning_rate(0, 10, 2.0, 0), 2.0, "without warm-up")
     assert learning_rate(4, 4, 2.0, 4) == 0, "no division by 0 where warm-up is all there is"
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples, LabelledBatch
-from minibert.data.loader import groups
+from minibert.model.batch import groups
 from minibert.distill.losses import at_least_fp32
-from minibert.distill.span_loss import span_distillation, span_loss
+from minibert.distill.losses import span_distillation, span_loss
 from minibert.inference.predict import MICRO_TOKENS, outputs
 from minibert.model.heads import Span
 from minibert.tasks.specs import Task

@@ -12,9 +12,8 @@ from torch import nn
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples, check_examples, encode, make_examples
-from minibert.data.loader import groups
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import pack, rows_of
+from minibert.model.batch import groups, pack, rows_of
 from minibert.model.heads import Classifier, Span, encoder_of
 
 MICRO_TOKENS = 4096

@@ -21,7 +21,7 @@ from minibert.distill.task_kd import (TaskWeights, align_labels, patience_layers
 from minibert.hub.hf_names import to_hf
 from minibert.inference.predict import embed, outputs, predict
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, Span
 from minibert.tasks.specs import TASKS
 

@@ -19,7 +19,7 @@ from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.tokenizer import Tokenizer, train_tokenizer
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.tasks import augment as module
 from minibert.tasks.augment import (Text, augment, candidate_words, copies, in_case_of, queries_of,
