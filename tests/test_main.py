@@ -18,7 +18,7 @@ from scripts import ROOT
 import minibert
 from minibert import __main__ as program
 from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 
 WORDS = "the cat sat on a mat who is in house . ? ##s 猫".split()
