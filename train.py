@@ -44,11 +44,11 @@ from minibert.training.models import (check_positions, equal_token_types, hold_f
                                       load_alone, load_student, start_alone, with_dropout)
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
-from minibert.training.plots import plot_curves
+from minibert.training.plots import plot_attention, plot_curves
 from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped, in_words,
                                           last_tokens, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
-from minibert.training.summary import comparison, filled_sentences, tokens_per_second
+from minibert.training.summary import SENTENCES, comparison, filled_sentences, tokens_per_second
 
 BUNDLED_TEACHER = Path(__file__).resolve().parent / "weights" / "teacher"
 
@@ -341,6 +341,11 @@ def finish(run: Run, initial: nn.Module | None) -> None:
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
+    layers = compared_layers(run) if run.held_out and run.teacher is not None else None
+    if layers:
+        students = {"student, initial": initial, "student, trained": run.module}
+        plot_attention(run.teacher, students, layers, run.tokenizer, SENTENCES[1], run.runtime,
+                       out / "attention.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
 
