@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from minibert.data.loader import make_step
+from minibert.data.loader import make_step, masked_batch
+from minibert.data.masking import Masking
 from minibert.model.batch import IGNORE
 
 V = 60
@@ -47,7 +48,7 @@ def rows_of(step):
 
 def step_of(micro_tokens=10_000, rank=0, ranks=1, step=3, corpus=FakeCorpus()):
     return make_step(corpus, TOKENIZER, step, batch=40, micro_tokens=micro_tokens, seed=7,
-                     selection="bernoulli", rank=rank, ranks=ranks)
+                     masking=Masking("bernoulli"), part=(rank, ranks))
 
 
 def test_cutting_and_dealing_change_nothing():
@@ -73,9 +74,8 @@ def test_counts_are_those_of_the_whole_step():
 
 def test_more_ranks_than_sequences():
     corpus = FakeCorpus(3)
-    steps = [make_step(corpus, TOKENIZER, 0, batch=2, micro_tokens=64, seed=7, selection="bert",
-                       rank=r, ranks=4)
-             for r in range(4)]
+    steps = [make_step(corpus, TOKENIZER, 0, batch=2, micro_tokens=64, seed=7, masking=Masking(),
+                       part=(r, 4)) for r in range(4)]
     assert [len(s.micro_batches) for s in steps] == [1, 1, 0, 0]
 
 
@@ -88,7 +88,7 @@ def test_labels_are_the_original_tokens():
 
 
 def test_a_corpus_smaller_than_a_batch_comes_again():
-    step = make_step(FakeCorpus(7), TOKENIZER, 0, batch=20, micro_tokens=1000, seed=7, selection="bert")
+    step = make_step(FakeCorpus(7), TOKENIZER, 0, batch=20, micro_tokens=1000, seed=7, masking=Masking())
     assert len(rows_of(step)) == 20
 
 
