@@ -15,7 +15,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (steps - step) / max(1, steps - warmup)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, factors: list[float] | None = None) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
+                      factors: list[float] | None = None) -> None:
     """Sets the learning rate of the next update. `factors` has one factor of `lr` for each part."""
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
