@@ -102,7 +102,7 @@ def is_held_out(module: str) -> bool:
 def split_docs(docs: Iterator[tuple[str, str]]) -> dict[str, list[list[str]]]:
     """{"train": documents, "held-out": documents}, a document being its lines.
 
-    Docstrings are often copied, so each paragraph is kept once only, and in training rather than held out.
+    Each paragraph is kept once, in training rather than held out: many docstrings are copies of each other.
     """
     docs = list(docs)
     seen, parts = set(), {}
