@@ -25,7 +25,7 @@ from minibert.common.options import numbers, parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.corpus import Corpus, NoSequences, open_corpus
 from minibert.data.loader import ahead, make_step
-from minibert.data.masking import smoothed_weights
+from minibert.data.masking import Masking, smoothed_weights
 from minibert.data.prepare import prepare
 from minibert.data.python_docs import prepare_python_docs
 from minibert.data.text import find_sources
@@ -232,8 +232,8 @@ def learn(run: Run) -> None:
         say(f"resuming after step {done}")
     smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special) if options.masking == "smoothed" else None
     draw = partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
-                   selection=options.masking, share=options.mask_share, weights=smoothing)
-    draw_mine = partial(draw, batch=options.batch, rank=runtime.rank, ranks=runtime.ranks)
+                   masking=Masking(options.masking, options.mask_share, smoothing))
+    draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     weights, stage = run.weights, None
 
     def loss_of(data: Step) -> tuple[partial, dict[str, int]]:

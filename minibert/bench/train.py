@@ -156,8 +156,7 @@ def bench_train(options: TrainBench) -> dict:
     kinds = [*method_of, *(["transformers"] if peer else [])]
     teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
     for method in options.methods:
-        if FAMILY[method] is tinybert:
-            tinybert.check_fit(method, student, teacher, InnerWeights())
+        METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:
         check_installed()
     runtime = start(options.device, options.precision, options.threads, training=False)

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from minibert.common.errors import UserError
 from minibert.common.randomness import samples_of_step, seed_of
 from minibert.data.corpus import Corpus
-from minibert.data.masking import mask_tokens
+from minibert.data.masking import SELECTIONS, Masking, mask_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_of
 
@@ -36,15 +37,32 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 
 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
-              selection: str, share: float = 0.15, weights: np.ndarray | None = None, rank: int = 0,
-              ranks: int = 1) -> Step:
-    """The micro-batches of optimiser step `step` (from 0) for one rank of several;
-    may be none where sequences are few.
+              masking: Masking, part: tuple[int, int] = (0, 1)) -> Step:
+    """The micro-batches of optimiser step `step` (from 0) for one rank; may be none where sequences are few.
+
+    `part`: the rank, and how many ranks there are.
     """
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
-    masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights, share=share)
-    return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), rank, ranks),
+    masked = mask_tokens(ids, lengths, tokenizer, masking, seed, step)
+    return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), *part),
                 len(ids), int(masked.selected.sum()), len(lengths))
+
+
+def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 512, selection: str = "bert",
+                 share: float = 0.15, seed: int = 0) -> MicroBatch:
+    """A masked batch of texts, the longest first: what `minibert.distillation_loss` takes.
+
+    Longer texts are cut to `max_length` tokens. `selection` is "bert", "bernoulli" or "whole-word", see
+    `masking.SELECTIONS`; another `seed` masks other tokens. Raises `UserError` where there is no text.
+    """
+    if selection not in SELECTIONS or selection == "smoothed":  # which needs the counts of a corpus
+        raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
+    sequences, _ = tokenizer.encode(texts, max_length=max_length)
+    if not sequences:
+        raise UserError("there is no text to make a batch of")
+    ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
+    masked = mask_tokens(ids, lengths, tokenizer, Masking(selection, share), seed)
+    return cut(ids, lengths, masked.inputs, masked.selected, len(ids), (seed,))[0]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from minibert.common.runtime import Runtime
 from minibert.data.corpus import Corpus
 from minibert.data.loader import cut, with_specials
 from minibert.model.batch import Step
-from minibert.data.masking import mask_tokens
+from minibert.data.masking import Masking, mask_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.attention_loss import relation_sum
 from minibert.distill.distilbert import vocab_side
@@ -29,7 +29,7 @@ def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_to
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
-    masked = mask_tokens(ids, lengths, tokenizer, "bernoulli", 0, share=share)
+    masked = mask_tokens(ids, lengths, tokenizer, Masking("bernoulli", share), 0)
     return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (0,)), len(ids),
                 int(masked.selected.sum()), len(lengths))
 
