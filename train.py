@@ -1,8 +1,8 @@
 """Pre-training and pre-training distillation of BERT.
 
-The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result. Its
-options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is the table of
-methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
+The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result.
+Its options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is
+the table of methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
 """
 
 import copy
@@ -125,8 +125,8 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
 
 def make_models(options: Options, method: Method, weights
                 ) -> tuple[nn.Module, nn.Module | None, list[int] | None, Tokenizer]:
-    """The student, the teacher (None where there is none), the teacher's layers that the student starts as, and the
-    tokenizer.
+    """The student, the teacher (None where there is none), the teacher's layers that the student starts as,
+    and the tokenizer.
     """
     torch.manual_seed(options.seed)
     teacher, origins, preset = None, None, options.student if options.student in PRESETS else None
@@ -285,7 +285,9 @@ def learn(run: Run) -> None:
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """The learning rate of a step, and what it is multiplied with for each part of the student; None: nothing."""
+    """The learning rate of a step, and what it is multiplied with for each part of the student; None:
+    nothing.
+    """
     options = run.options
     if not run.plan:
         return learning_rate(step, run.steps, options.lr, warmup_steps(options.warmup, run.steps)), None
@@ -293,8 +295,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl back to the
-    step that it goes on from, and writes config.json.
+    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl
+    back to the step that it goes on from, and writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus)
@@ -313,7 +315,9 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no head."""
+    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no
+    head.
+    """
     if run.method.head == "mlm":
         return evaluate(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
     counts = run.method.counts(run.held_out, run.weights)
@@ -345,7 +349,9 @@ def finish(run: Run, initial: nn.Module | None) -> None:
 
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
-    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their table."""
+    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their
+    table.
+    """
     models = {"student, initial": initial, "student, trained": run.module}
     scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
     if run.teacher is not None:
@@ -361,8 +367,9 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
 
 
 def compared_layers(run: Run) -> tuple[int, ...] | None:
-    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it imitates in
-    TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more layers.
+    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it
+    imitates in TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more
+    layers.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

@@ -47,7 +47,8 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
 
 
 def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking, *key: int) -> Masked:
-    """Masks the S sequences of a step; ids (N,), lengths (S,). The draws depend on `key`, as (seed, step), alone.
+    """Masks the S sequences of a step; ids (N,), lengths (S,). The draws depend on `key`, as (seed, step),
+    alone.
 
     Special tokens are never selected; a random replacement is drawn from the whole vocabulary, special tokens
     included, as in the original code.
@@ -98,8 +99,8 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """`share` of the whole step, without replacement, with probability proportional to the weights.
 
-    That is taking the largest log(u) / w (Efraimidis and Spirakis 2006), so one top-k replaces the distiller's
-    multinomial.
+    That is taking the largest log(u) / w (Efraimidis and Spirakis 2006), so one top-k replaces the
+    distiller's multinomial.
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

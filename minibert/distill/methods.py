@@ -1,4 +1,6 @@
-"""The table of all methods of pre-training: what each minimises, what it needs, and what it sets by default."""
+"""The table of all methods of pre-training: what each minimises, what it needs, and what it sets by
+default.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -62,7 +64,9 @@ def terms_of(method: str) -> tuple[str, ...]:
 
 
 def weights_of(method: str, **changed) -> object:
-    """The weights of a method as published, but for what is `changed`; `UserError` where nothing would be learned."""
+    """The weights of a method as published, but for what is `changed`; `UserError` where nothing would be
+    learned.
+    """
     weights = METHODS[method].weights(**changed)
     if not any(getattr(weights, name) for name in terms_of(method)):
         raise UserError(f"every term of {method} has weight 0: nothing would be learned")
@@ -73,8 +77,9 @@ def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None
                       ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a method on one batch, to be differentiated, and the mean of each of its terms by name.
 
-    `changed` are fields of the method's weights other than published: `distillation_loss("distilbert", ..., cosine=0)`.
-    Student and teacher are in the modes they are in: put the student in train mode, the teacher in eval mode.
+    `changed` are fields of the method's weights other than published: `distillation_loss("distilbert", ...,
+    cosine=0)`. Student and teacher are in the modes they are in: put the student in train mode, the teacher
+    in eval mode.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

@@ -1,4 +1,6 @@
-"""The options of train.py, what stands for those that are not given, and the weights of the loss they describe."""
+"""The options of train.py, what stands for those that are not given, and the weights of the loss they
+describe.
+"""
 
 import dataclasses
 import math
@@ -133,7 +135,9 @@ class Options:
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """The same with the method's defaults filled in; `UserError` for what is given and would not be read."""
+        """The same with the method's defaults filled in; `UserError` for what is given and would not be
+        read.
+        """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()
                                               if getattr(self, name) is None})
@@ -143,7 +147,9 @@ class Options:
         return filled
 
     def check_read(self, init: str) -> None:
-        """`UserError` for options on the student that the others leave unread; `init`: the given or the default."""
+        """`UserError` for options on the student that the others leave unread; `init`: the given or the
+        default.
+        """
         unread = {}
         if self.student is not None and self.student not in PRESETS:
             unread = dict.fromkeys(("layers", "layer_map", "init", "token_types"),
