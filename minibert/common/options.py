@@ -40,14 +40,17 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = defaults or {}
     chosen = _chosen(cls, argv, [*defaults])
-    left_out = {field: value for name in defaults for field, value in defaults[name].get(chosen[name], {}).items()}
+    left_out = {}
+    for name in defaults:
+        left_out |= defaults[name].get(chosen[name], {})
     refused, group = unread(cls, chosen), parser
     for field in dataclasses.fields(cls):
         if field.metadata["group"]:
             group = parser.add_argument_group(field.metadata["group"])
         if field.name in refused:
-            group.add_argument(flag(field.name), flag(f"no_{field.name}"), dest=field.name, default=field.default,
-                               nargs="*", action=_Refused, const=refused[field.name], help=argparse.SUPPRESS)
+            group.add_argument(flag(field.name), flag(f"no_{field.name}"), dest=field.name, nargs="*",
+                               default=field.default, action=_Refused, const=refused[field.name],
+                               help=argparse.SUPPRESS)
         else:
             _add(group, cls, field, left_out.get(field.name, field.default))
     values = vars(parser.parse_args(argv))

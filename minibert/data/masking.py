@@ -46,7 +46,8 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
     return weights
 
 
-def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking, *key: int) -> Masked:
+def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
+                *key: int) -> Masked:
     """Masks the S sequences of a step; ids (N,), lengths (S,). The draws depend on `key`, as (seed, step),
     alone.
 
@@ -88,7 +89,8 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
     """round(share * T) tokens of every sequence, but at least one, as in BERT's code."""
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    order = np.lexsort((np.where(allowed, draw, 2.0), sample))  # sorted inside each sequence; these stay in place
+    # sorted inside each sequence; the sequences stay where they are
+    order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
     # the rank of a token is the position that it was sorted to
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -112,4 +114,5 @@ def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> 
     return selected
 
 
-SELECT = {"bert": select_in_each, "bernoulli": select_tokens, "whole-word": select_words, "smoothed": select_rare}
+SELECT = {"bert": select_in_each, "bernoulli": select_tokens, "whole-word": select_words,
+          "smoothed": select_rare}

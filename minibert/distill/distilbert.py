@@ -96,8 +96,8 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
                           ("max_positions", "positions")):
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; the distilbert "
-                            "method needs both alike (tinybert and minilm, with --init random, fit any width)")
+            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; the "
+                            "distilbert method needs both alike (tinybert and minilm fit any width)")
     return ""
 
 

@@ -16,7 +16,8 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def weighted_sum(sums: dict[str, Tensor], weights, counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_sum(sums: dict[str, Tensor], weights, counts: dict[str, int]
+                 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum over terms of weight / count * sum, and the sums detached; `weights` has a field for each
     term.
     """

@@ -9,13 +9,14 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from minibert.common.errors import UserError
-from minibert.distill.distilbert import (DistilBERTWeights, MLMWeights, distilbert, distilbert_counts, fit_distilbert,
-                                         fit_mlm, mlm, mlm_counts)
-from minibert.distill.minilm import (MiniLMv2Weights, MiniLMWeights, fit_minilm, fit_minilmv2, minilm, minilm_counts,
-                                     minilmv2, minilmv2_counts)
+from minibert.distill.distilbert import (DistilBERTWeights, MLMWeights, distilbert, distilbert_counts,
+                                         fit_distilbert, fit_mlm, mlm, mlm_counts)
+from minibert.distill.minilm import (MiniLMv2Weights, MiniLMWeights, fit_minilm, fit_minilmv2, minilm,
+                                     minilm_counts, minilmv2, minilmv2_counts)
 from minibert.distill.mobilebert import MobileBERTWeights, fit_mobilebert, mobilebert, mobilebert_counts
 from minibert.distill.students import distilbert_of, mobilebert_of, tinybert_of
-from minibert.distill.tinybert import TinyBERTStudent, TinyBERTWeights, fit_tinybert, tinybert, tinybert_counts
+from minibert.distill.tinybert import (TinyBERTStudent, TinyBERTWeights, fit_tinybert, tinybert,
+                                       tinybert_counts)
 from minibert.model.batch import MicroBatch, Step
 
 
@@ -29,7 +30,7 @@ class Method(NamedTuple):
     shape: Callable  # (teacher's config, layers) to the config of the student where none is asked for
     head: str  # what it reads of the two models: their outputs ("mlm"), or their inside alone ("encoder")
     defaults: dict  # of the options of train.py
-    module: type | None = None  # made of (student, teacher's config): what is trained instead of the student itself
+    module: type | None = None  # of (student, teacher's config): what is trained in place of the student
 
 
 # BERT's own pre-training, which TinyBERT and MiniLM follow (TinyBERT's code has lr 5e-5 and 10 % warm-up).

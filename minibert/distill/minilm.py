@@ -103,8 +103,8 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     if student.heads != teacher.heads:
-        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm compares "
-                        "head by head; minilmv2 fits any")
+        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm "
+                        "compares head by head; minilmv2 fits any")
     return ""
 
 

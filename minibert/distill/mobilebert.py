@@ -67,8 +67,8 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
                 sums[name] = sums.get(name, 0) + term / L
     loss, sums = weighted_sum(sums, weights, counts)
     if distils:
-        distillation, more = distillation_at_masks(student, teacher, (ours.hiddens[-1], theirs.hiddens[-1]), micro,
-                                                   weights, counts)
+        last = ours.hiddens[-1], theirs.hiddens[-1]
+        distillation, more = distillation_at_masks(student, teacher, last, micro, weights, counts)
         loss, sums = loss + distillation, sums | more
     return loss, sums
 
@@ -90,8 +90,9 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
             "mean": (h_s.mean(-1) - h_t.mean(-1)).square().sum(), "variance": (var_s - var_t).abs().sum()}
 
 
-def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor], micro: MicroBatch,
-                          weights: MobileBERTWeights, counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
+                          micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
+                          ) -> tuple[Tensor, dict[str, Tensor]]:
     """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and
     teacher.
     """
@@ -136,7 +137,8 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
         if ours != theirs:
             raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; --method "
                             "mobilebert compares them layer by layer and copies the rest")
-    for terms in (("feature_map", "mean", "variance", "attention"), ("mlm", "kd")):  # of transfer, of distillation
+    transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
+    for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):
             raise UserError(f"{', '.join(terms)} all have weight 0: in some steps, nothing would be learned")
     return ""

@@ -53,7 +53,7 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
     if copied:
         same += ["activation", "norm_eps"]
     config = replace(preset(name), **{field: getattr(teacher, field) for field in same})
-    return replace(config, layers=layers) if layers else config
+    return config if layers is None else replace(config, layers=layers)
 
 
 # ---------------------------------------------------------------- layer maps
@@ -114,7 +114,9 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
         layers = len(layer_map)
     config = student_config(teacher.config, shape, layers, copied=init == "teacher")
     if init == "teacher":
-        origins = copied_layers(config.layers, teacher.config.layers) if layer_map is None else list(layer_map)
+        origins = layer_map
+        if layer_map is None:
+            origins = copied_layers(config.layers, teacher.config.layers)
         check_layers(config, teacher.config, origins)
         student = copied(teacher, same_head(teacher, config, pooler=True), origins, fold_segments)
     elif init == "embeddings":
@@ -129,8 +131,8 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
     if isinstance(shape, str):
         return preset_of(shape, teacher, layers, copied)
     if shape is None:
-        return replace(teacher, layers=layers or max(1, teacher.layers // 2))
-    return replace(shape, layers=layers) if layers else shape
+        return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
+    return shape if layers is None else replace(shape, layers=layers)
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
@@ -157,7 +159,8 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def copied(teacher: nn.Module, student: nn.Module, layers: list[int] | None, fold_segments: bool) -> nn.Module:
+def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
+           ) -> nn.Module:
     """Copies the teacher's weights into a student with the same head, and returns it; `layers`: the teacher's
     layer, from 0, for each of the student's, None: layers stay as they are.
     """
@@ -171,8 +174,8 @@ def copied(teacher: nn.Module, student: nn.Module, layers: list[int] | None, fol
         if layer:
             origin = f"{layer[1]}{layers[int(layer[2])]}{layer[3]}"
         if origin not in theirs:
-            raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token types "
-                            "are of different kinds")
+            raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token "
+                            "types are of different kinds")
         ours[name] = theirs[origin]
     student.load_state_dict(ours, strict=False)
     token_types = encoder_of(teacher).segment
@@ -190,20 +193,23 @@ def check_vocabulary(student: Config, teacher: Config) -> None:
 
 def check_embeddings(student: Config, teacher: Config) -> None:
     """Raises `UserError` where the teacher's embeddings cannot be copied."""
-    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"), ("max_positions", "positions"),
-                          ("embedding_size", "width of the word table")):
+    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
+                          ("max_positions", "positions"), ("embedding_size", "width of the word table")):
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; to copy weights, "
-                            "vocabulary, width and positions must be equal (--init random fits any width)")
+            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; to copy "
+                            "weights, vocabulary, width and positions must be equal (--init random fits any "
+                            "width)")
 
 
-def check_layers(student: Config, teacher: Config, layers: list[int]) -> None:
+def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
     """Raises `UserError` where these layers of the teacher, from 0, cannot be copied."""
     check_embeddings(student, teacher)
     if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
-        raise UserError(f"layer map {layers} does not give {student.layers} layers out of 0 to {teacher.layers - 1}")
+        raise UserError(f"layer map {list(layers)} does not give {student.layers} layers out of 0 to "
+                        f"{teacher.layers - 1}")
     for name in ("intermediate_size", "heads", "bottleneck_size", "feed_forwards", "attention_input", "norm",
                  "activation", "norm_eps"):
         if getattr(student, name, None) != getattr(teacher, name, None):
-            raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; use --init random")
+            raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; use "
+                            "--init random")

@@ -91,6 +91,6 @@ def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> 
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)
     if weights.attention and student.heads != teacher.heads:
-        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: tinybert compares "
-                        "head by head; minilmv2 fits any")
+        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: tinybert "
+                        "compares head by head; minilmv2 fits any")
     return "student layer imitates teacher layer: " + ", ".join(f"{m} {g[m]}" for m in range(1, len(g)))

@@ -157,8 +157,8 @@ class _VocabLoss(torch.autograd.Function):
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
 
 
-def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms, marked: Tensor,
-                         up: float, sums: Sums) -> None:
+def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
+                         marked: Tensor, up: float, sums: Sums) -> None:
     """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by
     them, and adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device
     of z.

@@ -26,7 +26,8 @@ def sequences(n=400, seed=0):
 
 
 def run(selection, ids, lengths, *key):
-    return mask_tokens(ids, lengths, TOKENIZER, Masking(selection, weights=smoothed_weights(np.ones(V), SPECIAL)), *key)
+    masking = Masking(selection, weights=smoothed_weights(np.ones(V), SPECIAL))
+    return mask_tokens(ids, lengths, TOKENIZER, masking, *key)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
