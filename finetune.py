@@ -39,8 +39,8 @@ from minibert.tasks.summary import OUTPUTS, evaluate_only, finish, shown
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.models import hold_frozen
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
-from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words, open_run,
-                                          read_result, stop_requests)
+from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
+                                          open_run, read_result, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:

@@ -1,8 +1,8 @@
 """Pre-training and pre-training distillation of BERT.
 
-The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result. Its
-options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is the table of
-methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
+The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result.
+Its options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is
+the table of methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
 """
 
 import copy
@@ -33,7 +33,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.distill.methods import METHODS, Method
 from minibert.distill.students import copied_layers, imitated_layers, make_student, preset_of
 from minibert.hub.load_save import check_pieces
-from minibert.model.batch import Step
+from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import PRESETS
 from minibert.model.heads import encoder_of
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
@@ -45,8 +45,8 @@ from minibert.training.models import (check_positions, equal_token_types, hold_f
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
 from minibert.training.plots import plot_attention, plot_curves
-from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped, in_words,
-                                          last_tokens, open_run, stop_requests)
+from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
+                                          in_words, last_tokens, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 from minibert.training.summary import SENTENCES, comparison, filled_sentences, tokens_per_second
 
@@ -69,7 +69,7 @@ class Run(NamedTuple):
     weights: object  # of the method's loss
     module: nn.Module  # what is trained: the student, or what the method wraps it in
     teacher: nn.Module | None
-    origins: list[int] | None  # the teacher layer, from 0, that each of the student's started as; None: as no layer
+    origins: list[int] | None  # the teacher layer, from 0, that each of the student's started as
     tokenizer: Tokenizer
     corpus: Corpus
     held_out: Step | None  # text that is never trained on
@@ -117,16 +117,16 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     module.to(runtime.device).train()
     if teacher is not None:
         hold_frozen(teacher, runtime)
-    return Run(options, runtime, out, method, weights, module, teacher, origins, tokenizer, corpus, held_out, steps,
-               plan)
+    return Run(options, runtime, out, method, weights, module, teacher, origins, tokenizer, corpus, held_out,
+               steps, plan)
 
 
 # ---------------------------------------------------------------- models
 
 def make_models(options: Options, method: Method, weights
                 ) -> tuple[nn.Module, nn.Module | None, list[int] | None, Tokenizer]:
-    """The student, the teacher (None where there is none), the teacher's layers that the student starts as, and the
-    tokenizer.
+    """The student, the teacher (None where there is none), the teacher's layers that the student starts as,
+    and the tokenizer.
     """
     torch.manual_seed(options.seed)
     teacher, origins, preset = None, None, options.student if options.student in PRESETS else None
@@ -230,7 +230,9 @@ def learn(run: Run) -> None:
         state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
-    smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special) if options.masking == "smoothed" else None
+    smoothing = None
+    if options.masking == "smoothed":
+        smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
     draw = partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
                    masking=Masking(options.masking, options.mask_share, smoothing))
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
@@ -265,7 +267,8 @@ def learn(run: Run) -> None:
             set_learning_rate(optimizer, lr, factors)
 
             sums = accumulate(module, loss_of_micro, data.micro_batches, scaler, runtime)
-            figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip, bool(stop))
+            figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
+                                       bool(stop))
             done += 1
 
             skipped = consecutive_skips(skipped, figures, scaler, done)
@@ -279,13 +282,16 @@ def learn(run: Run) -> None:
                 append_row(run.out / "metrics.jsonl", row)
                 progress(1, in_words(row))
                 if stopping or done % options.checkpoint_every == 0 or done == run.steps:
-                    save_checkpoint(run.out / "checkpoint", done, module, optimizer, {"scaler": scaler.state_dict()})
+                    save_checkpoint(run.out / "checkpoint", done, module, optimizer,
+                                    {"scaler": scaler.state_dict()})
             if stopping and done < run.steps:
                 end_stopped(stop, f"step {done}")
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """The learning rate of a step, and what it is multiplied with for each part of the student; None: nothing."""
+    """The learning rate of a step, and what it is multiplied with for each part of the student; None:
+    nothing.
+    """
     options = run.options
     if not run.plan:
         return learning_rate(step, run.steps, options.lr, warmup_steps(options.warmup, run.steps)), None
@@ -293,8 +299,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl back to the
-    step that it goes on from, and writes config.json.
+    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl
+    back to the step that it goes on from, and writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus)
@@ -304,7 +310,8 @@ def begin_records(run: Run, done: int) -> None:
     cut_metrics(run.out / "metrics.jsonl", done)
     write_json(run.out / "config.json", {
         "options": dataclasses.asdict(options), "steps": run.steps, "corpus": run.corpus.fingerprint,
-        "weights": hashes, "student": dataclasses.asdict(encoder_of(run.module).config), **describe(run.runtime)})
+        "weights": hashes, "student": dataclasses.asdict(encoder_of(run.module).config),
+        **describe(run.runtime)})
     say(f"{options.method}: {sum(p.numel() for p in run.module.parameters()):,} parameters, "
         f"{len(run.corpus):,} sequences, {run.steps:,} steps of {options.batch} sequences, "
         f"{run.runtime.precision} on {run.runtime.device}")
@@ -313,11 +320,16 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no head."""
+    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no
+    head.
+    """
     if run.method.head == "mlm":
         return evaluate(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
     counts = run.method.counts(run.held_out, run.weights)
-    loss_of = lambda student, micro: run.method.loss(student, run.teacher, micro, run.weights, counts)  # noqa: E731
+
+    def loss_of(student: nn.Module, micro: MicroBatch):
+        return run.method.loss(student, run.teacher, micro, run.weights, counts)
+
     return evaluate_terms(loss_of, counts, model, run.held_out, run.runtime)
 
 
@@ -336,7 +348,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         figures |= {"held_out": scores, "table": rows}
     write_json(out / "summary.json", figures)
     if run.held_out:
-        say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, {run.held_out.masked:,} of them masked"))
+        say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
+                         f"{run.held_out.masked:,} of them masked"))
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
@@ -350,7 +363,9 @@ def finish(run: Run, initial: nn.Module | None) -> None:
 
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
-    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their table."""
+    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their
+    table.
+    """
     models = {"student, initial": initial, "student, trained": run.module}
     scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
     if run.teacher is not None:
@@ -359,15 +374,18 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
             scores[name]["attention_kl"] = (
                 attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
         models = {"teacher": run.teacher} | models
-        scores["teacher"] = evaluate(run.teacher, run.held_out, run.runtime) if run.method.head == "mlm" else {}
+        scores["teacher"] = {}
+        if run.method.head == "mlm":
+            scores["teacher"] = evaluate(run.teacher, run.held_out, run.runtime)
     if run.method.head == "encoder":  # without the projections
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 
 
 def compared_layers(run: Run) -> tuple[int, ...] | None:
-    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it imitates in
-    TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more layers.
+    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it
+    imitates in TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more
+    layers.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

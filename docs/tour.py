@@ -182,7 +182,7 @@ assert "list" in [tokenizer.id_to_piece(i) for i in best[:3]]
 # understand all of them.
 
 # %%
-from minibert.data.masking import mask_tokens
+from minibert.data.masking import Masking, mask_tokens
 from minibert.data.python_docs import is_held_out, python_docs
 
 # docstrings of this Python's standard library; what is held out, the teacher has not seen either
@@ -194,7 +194,7 @@ print(f"{len(training_lines):,} lines and {len(held_out_lines)} held out, for in
 
 corpus_ids, _ = tokenizer.encode(training_lines)
 stream, lengths = np.concatenate(corpus_ids), np.array([len(sequence) for sequence in corpus_ids])
-masked = mask_tokens(stream, lengths, tokenizer, "bernoulli", 0)  # 0: the seed
+masked = mask_tokens(stream, lengths, tokenizer, Masking("bernoulli", share=0.15), 0)  # 0: the seed
 chosen, became = stream[masked.selected], masked.inputs[masked.selected]
 shares = {"[MASK]": (became == tokenizer.mask_id).mean(),
           "another piece": ((became != tokenizer.mask_id) & (became != chosen)).mean(),
@@ -221,11 +221,11 @@ assert not tokenizer.special[chosen].any()  # [CLS] and [SEP] are never selected
 # embeddings and the head are copied. With 12 layers it keeps the first, the last, and four between them.
 
 # %%
-from minibert.distill.students import copied_layers, distilbert_of, make_student
+from minibert.distill.students import copied_layers
 
 assert copied_layers(6, 12) == [0, 2, 4, 7, 9, 11]  # counted from 0
 layers = copied_layers(2, c.layers)
-student = make_student(teacher, distilbert_of(c, layers=2))
+student = minibert.make_student(teacher, layers=2)
 kept = sum(p.numel() for p in student.parameters()) / sum(p.numel() for p in teacher.parameters())
 print(f"layers {[layer + 1 for layer in layers]} of {c.layers}; {kept:.0%} of the parameters")
 assert torch.equal(student.encoder.layers[1].query.weight, teacher.encoder.layers[3].query.weight)
@@ -235,22 +235,13 @@ assert torch.equal(student.encoder.layers[1].query.weight, teacher.encoder.layer
 # exp(mean cross-entropy): a model that guesses among k words at random has perplexity k.
 
 # %%
-from minibert.data.loader import cut
 from minibert.inference.predict import where_it_is
 from minibert.model.batch import Step
 from minibert.training.evaluate import evaluate
 
-
-def masked_step(texts, number):
-    """Texts as one masked step of training: its micro-batches, and the counts of the whole step."""
-    ids, _ = tokenizer.encode(texts, max_length=64)
-    stream, lengths = np.concatenate(ids), np.array([len(sequence) for sequence in ids])
-    masked = mask_tokens(stream, lengths, tokenizer, "bernoulli", 0, number)
-    micro_batches = cut(stream, lengths, masked.inputs, masked.selected, 4096, (0, number))
-    return Step(micro_batches, len(stream), int(masked.selected.sum()), len(lengths))
-
-
-held_out, runtime = masked_step(held_out_lines, 10**6), where_it_is(teacher)
+unseen = minibert.masked_batch(tokenizer, held_out_lines, selection="bernoulli")
+held_out = Step([unseen], len(unseen.labels), len(unseen.masked), len(held_out_lines))
+runtime = where_it_is(teacher)
 scores = {"teacher": evaluate(teacher, held_out, runtime),
           "cut": evaluate(student, held_out, runtime, teacher)}
 for name, score in scores.items():
@@ -272,18 +263,18 @@ assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
 # The loss is 5 L_kl + 2 L_mlm + 1 L_cos. Written out, it takes ten lines.
 
 # %%
-(micro,) = masked_step(training_lines[:16], 0).micro_batches
-student.eval()  # without dropout, so that two passes give the same
+masked_lines = minibert.masked_batch(tokenizer, training_lines[:16])
+batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): the word, or -100 where nothing is masked
 
-h_s, h_t = student.encoder(micro.batch), teacher.encoder(micro.batch)  # (N, D)
+h_s, h_t = student.encoder(batch), teacher.encoder(batch)  # (N, D); student.eval(): without dropout
 z_s = student.mlm.logits(h_s, student.encoder.word.weight)  # (N, V)
 z_t = teacher.mlm.logits(h_t, teacher.encoder.word.weight)
 z_s.retain_grad()
 temperature = 2.0
 p_t, p_s = (z_t / temperature).softmax(-1), (z_s / temperature).softmax(-1)
 kl = temperature**2 * (p_t * (p_t.log() - p_s.log())).sum(-1).mean()
-at_masks = micro.labels != -100
-mlm = -z_s.log_softmax(-1)[at_masks, micro.labels[at_masks]].mean()
+at_masks = labels != -100
+mlm = -z_s.log_softmax(-1)[at_masks, labels[at_masks]].mean()
 cosine = (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).mean()
 loss = 5 * kl + 2 * mlm + cosine
 print(f"kl {kl:.4f}   mlm {mlm:.4f}   cosine {cosine:.4f}   loss {loss:.4f}")
@@ -293,9 +284,7 @@ print(f"kl {kl:.4f}   mlm {mlm:.4f}   cosine {cosine:.4f}   loss {loss:.4f}")
 # chunks.
 
 # %%
-from minibert.distill.methods import distillation_loss
-
-library_loss, terms = distillation_loss("distilbert", student, teacher, micro)
+library_loss, terms = minibert.distillation_loss("distilbert", student, teacher, masked_lines)
 for name, ours in {"kl": kl, "mlm": mlm, "cosine": cosine}.items():
     print(f"{name:8} by hand {ours:.6f}   library {terms[name]:.6f}")
     assert abs(ours - terms[name]) < 1e-5 * max(1, abs(ours))
@@ -310,7 +299,7 @@ assert abs(loss - library_loss) < 1e-5 * loss
 parameters = [p for p in student.parameters() if p.requires_grad]
 automatic = torch.autograd.grad(loss, [z_s, *parameters], retain_graph=True)
 with torch.no_grad():
-    onehot = F.one_hot(micro.labels[at_masks], z_s.shape[1])
+    onehot = F.one_hot(labels[at_masks], z_s.shape[1])
     by_hand = 5 * temperature * (p_s - p_t) / len(z_s)  # the mean over tokens
     by_hand[at_masks] += 2 * (z_s[at_masks].softmax(-1) - onehot) / at_masks.sum()
 print("largest difference by the logits", f"{(by_hand - automatic[0]).abs().max():.1e}")
@@ -349,30 +338,29 @@ assert 0.5 < sizes[4] * 256 / (sizes[3] * 64) < 1.5  # and with T squared it sta
 # %% [markdown]
 # ## 8. Fifty steps
 #
-# A step takes 16 lines with new masks, adds up the gradients of its micro-batches, and lets AdamW move the
-# weights. The learning rate rises over 5 steps, then falls to 0.
+# A step takes 16 lines with new masks, computes the loss and its gradient, and lets AdamW move the weights. The
+# learning rate rises over 5 steps, then falls to 0.
 
 # %%
 import copy
 
-from minibert.distill.methods import METHODS, weights_of
-from minibert.training.optim import adamw, learning_rate
-from minibert.training.step import accumulate, update
+from minibert.training.optim import learning_rate
 
-cut_student, method, weights = copy.deepcopy(student), METHODS["distilbert"], weights_of("distilbert")
+cut = copy.deepcopy(student)  # as it was
 student.train()  # with dropout
-optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
-steps, rows = 50, []
-for number in range(steps):
-    some = np.random.default_rng(number).choice(len(training_lines), 16, replace=False)
-    data = masked_step([training_lines[i] for i in some], number)
+optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+steps, rows, rng = 50, [], np.random.default_rng(0)
+for step in range(steps):
+    some = rng.choice(len(training_lines), 16, replace=False)
+    data = minibert.masked_batch(tokenizer, [training_lines[i] for i in some], seed=step, max_length=64)
+    loss, terms = minibert.distillation_loss("distilbert", student, teacher, data)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(number, steps, 5e-4, warmup=5)
-    counts = method.counts(data, weights)  # tokens, or masked tokens, of the whole step
-    sums = accumulate(student, lambda micro: method.loss(student, teacher, micro, weights, counts),
-                      data.micro_batches, scaler, runtime)
-    row, _ = update(student, optimizer, sums, counts, scaler, runtime, clip=5.0)
-    rows.append(row)
+        group["lr"] = learning_rate(step, steps, peak=5e-4, warmup=5)
+    optimizer.step()
+    rows.append({"loss": loss.item(), **terms})
 student.eval()
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.3))
@@ -401,7 +389,7 @@ assert scores["trained"]["perplexity"] < scores["cut"]["perplexity"]
 
 from minibert.inference.predict import fill_masks
 
-models = {"teacher": teacher, "cut": cut_student, "trained": student}
+models = {"teacher": teacher, "cut": cut, "trained": student}
 for question in (gap, "If the file does not [MASK], an error is raised.",
                  "Return [MASK] if the object is a string."):
     print(f"\n{question}")

@@ -14,7 +14,7 @@ from torch import nn
 
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
-from minibert.data.masking import mask_tokens
+from minibert.data.masking import Masking, mask_tokens
 from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minibert.distill.attention_loss import attention_sum, relation_sum
 from minibert.distill.losses import cosine_sum
@@ -64,7 +64,7 @@ def test_masking():
     ids[::20], ids[19::20] = tokenizer.cls_id, tokenizer.sep_id
     before = ids.copy()
     for selection in ("bernoulli", "bert"):
-        inputs, selected = mask_tokens(ids, lengths, tokenizer, selection, 1, 2)
+        inputs, selected = mask_tokens(ids, lengths, tokenizer, Masking(selection), 1, 2)
         assert (ids == before).all(), "the ids that came in were changed"
         assert not selected[tokenizer.special[ids]].any(), "a special token was selected"
         assert (inputs == ids)[~selected].all(), "a token that was not selected was changed"
@@ -74,7 +74,7 @@ def test_masking():
         others = shown[(shown != old) & (shown != tokenizer.mask_id)]
         assert abs(len(others) / len(shown) - 0.1) < 0.02, "10 % become another piece"
         assert len(np.unique(others)) > 100, "other pieces are drawn from the whole vocabulary"
-        again, other = (mask_tokens(ids, lengths, tokenizer, selection, 1, step) for step in (2, 3))
+        again, other = (mask_tokens(ids, lengths, tokenizer, Masking(selection), 1, step) for step in (2, 3))
         assert (again.selected == selected).all() and (again.inputs == inputs).all(), "one key, one result"
         assert (other.selected != selected).any(), "another key, the same masks"
         counts = selected.reshape(1000, 20).sum(1)
@@ -83,7 +83,7 @@ def test_masking():
         else:
             assert abs(selected[~tokenizer.special[ids]].mean() - 0.15) < 0.01 and counts.std() > 1, (
                 "every token by itself, with probability 0.15")
-    assert not mask_tokens(ids, lengths, tokenizer, "bert", 1, share=0).selected.any(), "a share of 0"
+    assert not mask_tokens(ids, lengths, tokenizer, Masking(share=0), 1).selected.any(), "a share of 0"
 
 
 def test_layer_map():

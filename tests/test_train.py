@@ -414,7 +414,8 @@ def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
 
 @pytest.mark.parametrize("more", [
     ("--clip", "0"), ("--clip", "-1"), ("--beta2", "1"), ("--epochs", "inf"), ("--weight-decay", "-0.1"),
-    ("--lr", "nan"), ("--warmup", "1.5"), ("--eval-every", "0"), ("--transfer-share", "1", "--method", "mobilebert"),
+    ("--lr", "nan"), ("--warmup", "1.5"), ("--eval-every", "0"),
+    ("--transfer-share", "1", "--method", "mobilebert"),
     ("--seed", "-1"), ("--seed", str(2**63)),
     ("--weights", "kl=0", "mlm=0", "cosine=0")])
 def test_numbers_that_train_nothing_or_break_the_run_are_refused(folder, tmp_path, more):

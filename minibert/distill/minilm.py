@@ -1,8 +1,8 @@
-"""What MiniLM and MiniLMv2 minimise: how far the attention of the student's last layer is from that of one of the
-teacher's layers.
+"""What MiniLM and MiniLMv2 minimise: how far the attention of the student's last layer is from that of one of
+the teacher's layers.
 
-The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens of the
-micro-batch are taken as they come, masked or not. Student and teacher may have any widths.
+The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens
+of the micro-batch are taken as they come, masked or not. Student and teacher may have any widths.
 """
 
 import math
@@ -42,8 +42,8 @@ class MiniLMv2Weights:
 
 def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMWeights,
            counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MiniLM (Wang et al. 2020, section 3): the student's last layer learns the attention distributions and the
-    value relations of the teacher's layer.
+    """MiniLM (Wang et al. 2020, section 3): the student's last layer learns the attention distributions and
+    the value relations of the teacher's layer.
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
@@ -56,8 +56,8 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MiniLMv2 (Wang et al. 2021, section 3): relations among queries, among keys and among values, in R relation
-    heads, however many heads the two models have.
+    """MiniLMv2 (Wang et al. 2021, section 3): relations among queries, among keys and among values, in R
+    relation heads, however many heads the two models have.
 
     note: the scale of the softmax is 1 / sqrt(D / R), as in MiniLM; not checked against the paper.
     """
@@ -82,8 +82,8 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """R of MiniLMv2 for a student and a teacher of these widths: the published 48 or, where that does not divide
-    both, the largest number below that does (24 for 312 and 768).
+    """R of MiniLMv2 for a student and a teacher of these widths: the published 48 or, where that does not
+    divide both, the largest number below that does (24 for 312 and 768).
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
@@ -103,8 +103,8 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     if student.heads != teacher.heads:
-        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm compares "
-                        "head by head; minilmv2 fits any")
+        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm "
+                        "compares head by head; minilmv2 fits any")
     return ""
 
 

@@ -1,7 +1,8 @@
 """What MobileBERT minimises (Sun et al. 2020, section 3.5): how far it is from its teacher's feature maps and
 attention, layer by layer, and from the teacher's outputs at masked words.
 
-The form of the loss is that of distilbert.py. Which of it is minimised when is in training/mobilebert_stages.py.
+The form of the loss is that of distilbert.py. Which of it is minimised when is in
+training/mobilebert_stages.py.
 """
 
 from dataclasses import dataclass
@@ -39,14 +40,14 @@ class MobileBERTWeights:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd` has a
-    weight.
+    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd`
+    has a weight.
 
-    The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s), averaged
-    over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked tokens; there is no next
-    sentence prediction.
-    note: the authors' code averages attention over all rows of a batch, the same where lengths are equal; and it
-    minimises cross-entropies instead of KLs, which have the same gradient.
+    The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s),
+    averaged over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked
+    tokens; there is no next sentence prediction.
+    note: the authors' code averages attention over all rows of a batch, the same where lengths are equal; and
+    it minimises cross-entropies instead of KLs, which have the same gradient.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -66,8 +67,8 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
                 sums[name] = sums.get(name, 0) + term / L
     loss, sums = weighted_sum(sums, weights, counts)
     if distils:
-        distillation, more = distillation_at_masks(student, teacher, (ours.hiddens[-1], theirs.hiddens[-1]), micro,
-                                                   weights, counts)
+        last = ours.hiddens[-1], theirs.hiddens[-1]
+        distillation, more = distillation_at_masks(student, teacher, last, micro, weights, counts)
         loss, sums = loss + distillation, sums | more
     return loss, sums
 
@@ -89,9 +90,12 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
             "mean": (h_s.mean(-1) - h_t.mean(-1)).square().sum(), "variance": (var_s - var_t).abs().sum()}
 
 
-def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor], micro: MicroBatch,
-                          weights: MobileBERTWeights, counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and teacher."""
+def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
+                          micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
+                          ) -> tuple[Tensor, dict[str, Tensor]]:
+    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and
+    teacher.
+    """
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
@@ -103,7 +107,9 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """The trace of the layers up to `deepest`, or only the last hidden states: then the others are not kept."""
+    """The trace of the layers up to `deepest`, or only the last hidden states: then the others are not
+    kept.
+    """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
     return Trace((encoder(micro.batch),), (), (), ())
@@ -117,8 +123,8 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` where the student's layers cannot be compared with the teacher's one by one, its embeddings
-    and head cannot be copied from it, or a stage would minimise nothing.
+    """Raises `UserError` where the student's layers cannot be compared with the teacher's one by one, its
+    embeddings and head cannot be copied from it, or a stage would minimise nothing.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):
@@ -131,7 +137,8 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
         if ours != theirs:
             raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; --method "
                             "mobilebert compares them layer by layer and copies the rest")
-    for terms in (("feature_map", "mean", "variance", "attention"), ("mlm", "kd")):  # of transfer, of distillation
+    transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
+    for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):
             raise UserError(f"{', '.join(terms)} all have weight 0: in some steps, nothing would be learned")
     return ""

@@ -52,12 +52,14 @@ class Sums(NamedTuple):
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, Sums]:
-    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `Sums` by themselves.
+    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `Sums` by
+    themselves.
 
-    The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none; `chunk`
-    rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known; to find them a GPU
-    has to be waited for. Gradients reach the student's states, table and bias; the teacher gets none. Under autocast
-    logits and their gradients are stored and multiplied in its dtype; softmaxes, sums and results are in fp32.
+    The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none;
+    `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known;
+    to find them a GPU has to be waited for. Gradients reach the student's states, table and bias; the teacher
+    gets none. Under autocast logits and their gradients are stored and multiplied in its dtype; softmaxes,
+    sums and results are in fp32.
     """
     if not torch.is_grad_enabled():  # a Function is told that a parameter needs a gradient also under no_grad
         student = Vocab(*(t.detach() for t in student))
@@ -73,7 +75,9 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """The definition, with the logits of all rows at once; a test holds `vocab_loss` and its gradients to it."""
+    """The definition, with the logits of all rows at once; a test holds `vocab_loss` and its gradients to
+    it.
+    """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
     if teacher is not None:
@@ -153,10 +157,11 @@ class _VocabLoss(torch.autograd.Function):
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
 
 
-def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms, marked: Tensor,
-                         up: float, sums: Sums) -> None:
-    """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by them, and
-    adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device of z.
+def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
+                         marked: Tensor, up: float, sums: Sums) -> None:
+    """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by
+    them, and adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device
+    of z.
     """
     # a tile at a time, which a CPU's cache holds
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)

@@ -94,11 +94,11 @@ def plot_quality(points: dict[str, Point], quality: str, target: Path) -> bool:
 
 
 def frontier(points: dict[str, Point]) -> list[str]:
-    """The models that no other one equals in speed and quality and beats in one of them, from slow to fast."""
+    """The models that no other one equals in speed and quality and beats in one, from slow to fast."""
     def beats(other: Point, point: Point) -> bool:
         return other.speed >= point.speed and other.quality >= point.quality and other[:2] != point[:2]
 
-    kept = [name for name, point in points.items() if not any(beats(other, point) for other in points.values())]
+    kept = [name for name in points if not any(beats(other, points[name]) for other in points.values())]
     return sorted(kept, key=lambda name: points[name].speed)
 
 
@@ -156,7 +156,7 @@ def plot_attention(teacher: nn.Module, students: dict[str, nn.Module], layers: S
             axis.set_title(f"{name}: layer {layer}", fontsize=9)
             axis.set_xticks(range(len(pieces)), pieces if row == len(models) - 1 else [], rotation=90, size=7)
             axis.set_yticks(range(len(pieces)), pieces if column == 0 else [], size=7)
-    figure.suptitle("attention, mean over heads: how much the token of a row looks at that of a column", size=9)
+    figure.suptitle("attention, mean over heads: how much a row's token looks at a column's", size=9)
     save_figure(figure, target)
     return True
 

@@ -42,7 +42,8 @@ def test_the_attention_of_teacher_and_students_is_drawn(tmp_path, tiny_config, p
     student = make_student(teacher, layers=1)
     drawn, runtime = [], where_it_is(teacher)
     monkeypatch.setattr(module, "save_figure", lambda figure, target: drawn.append(figure))
-    assert plot_attention(teacher, {"before": student}, (2,), tokenizer, "a cat sat", runtime, tmp_path / "a.png")
+    assert plot_attention(teacher, {"before": student}, (2,), tokenizer, "a cat sat", runtime,
+                          tmp_path / "a.png")
     axes = drawn[0].axes
     assert [axis.get_title() for axis in axes] == ["teacher: layer 2", "before: layer 1"]
     for axis in axes:  # a row of a mean over heads of probabilities
