@@ -100,8 +100,7 @@ def minilm() -> Figure:
     return Figure(title, 4, 12, spread(4, 12), [
         Term("attention_relation", "KL of softmax(q k' / sqrt(E)), row by row; (H, T, T)", [(4, 12)]),
         Term("value_relation", "KL of softmax(v v' / sqrt(E)), row by row; (H, T, T)", [(4, 12)])],
-        notes=["q, k, v: of the layer's own attention. Both models have H heads, of any size. "
-               "The layers below are free."])
+        notes=["q, k, v: of the layer's own attention; both models have H heads. The layers below are free."])
 
 
 def minilmv2() -> Figure:

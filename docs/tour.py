@@ -264,7 +264,7 @@ assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
 
 # %%
 masked_lines = minibert.masked_batch(tokenizer, training_lines[:16])
-batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): the word, or -100 where nothing is masked
+batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): a word, or -100 where none is masked
 
 h_s, h_t = student.encoder(batch), teacher.encoder(batch)  # (N, D); student.eval(): without dropout
 z_s = student.mlm.logits(h_s, student.encoder.word.weight)  # (N, V)
@@ -338,8 +338,8 @@ assert 0.5 < sizes[4] * 256 / (sizes[3] * 64) < 1.5  # and with T squared it sta
 # %% [markdown]
 # ## 8. Fifty steps
 #
-# A step takes 16 lines with new masks, computes the loss and its gradient, and lets AdamW move the weights. The
-# learning rate rises over 5 steps, then falls to 0.
+# A step takes 16 lines with new masks, computes the loss and its gradient, and lets AdamW move the weights.
+# The learning rate rises over 5 steps, then falls to 0.
 
 # %%
 import copy
