@@ -39,7 +39,7 @@ class Vocab(NamedTuple):
     bias: Tensor
 
 
-class Sums(NamedTuple):
+class VocabSums(NamedTuple):
     """Detached sums over rows:
     KL times T^2, MLM cross-entropy (nats), rows whose likeliest token is the label.
     """
@@ -51,9 +51,9 @@ class Sums(NamedTuple):
 
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
-               chunk: int | None = None) -> tuple[Tensor, Sums]:
-    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `Sums` by
-    themselves.
+               chunk: int | None = None) -> tuple[Tensor, VocabSums]:
+    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `VocabSums`
+    by themselves.
 
     The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none;
     `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known;
@@ -70,7 +70,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     terms = _Terms(teacher, labels, labelled, mlm_weight, kl_weight, temperature,
                    chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
     loss, *sums = _VocabLoss.apply(*student, terms)
-    return loss, Sums(*sums)
+    return loss, VocabSums(*sums)
 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
@@ -114,7 +114,7 @@ class _VocabLoss(torch.autograd.Function):
             grad_states = torch.empty_like(states, dtype=full) if need_states else None
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
-            sums = Sums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
+            sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
             # The weights hold the division by the step's counts, so gradients by logits are tiny: in fp16,
             # most would become 0 before any loss scaling. They are kept near 1 here, and divided at the end.
             up = 1.0
@@ -158,7 +158,7 @@ class _VocabLoss(torch.autograd.Function):
 
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
-                         marked: Tensor, up: float, sums: Sums) -> None:
+                         marked: Tensor, up: float, sums: VocabSums) -> None:
     """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by
     them, and adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device
     of z.
