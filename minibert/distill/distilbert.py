@@ -42,9 +42,9 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     """The triple loss (Sanh et al. 2019, section 3): KL to the teacher at all tokens, MLM at masked ones, and
     the cosine distance of the last hidden states at all tokens.
     """
-    with torch.no_grad():
+    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
-    last = student.encoder(micro.batch)  # (N, D)
+    last = student.encoder(micro.batch)  # (N, D), both models read the masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
         # Nothing is computed that is thrown away: the heads read masked tokens only.
@@ -75,7 +75,7 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
     """What the sum of each term is divided by: the tokens of the whole step, or its masked ones."""
-    masked = max(1, step.masked)
+    masked = max(1, step.masked)  # a step may have no masked token, and then its sum is 0
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 

@@ -47,6 +47,8 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
+    # L_AT: the KL of the attention distributions, row by row. L_VR: the same for softmax(v v' / sqrt(E)),
+    # which fits any head size, too.
     if weights.attention_relation:
         sums["attention_relation"] = relation_sum(q, k, t_q, t_k, micro.batch)
     if weights.value_relation:
@@ -73,9 +75,10 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None
                     ) -> tuple[list[Tensor], list[Tensor]]:
     """q, k, v (N, H, E) of the student's last layer, and of the teacher's layer `teacher_layer`."""
-    with torch.no_grad():
+    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
         theirs = encoder_of(teacher).trace(micro.batch)
     ours = encoder_of(student).trace(micro.batch)
+    # the list of q, k, v begins with layer 1: there are none of the embeddings
     layer = -1 if teacher_layer is None else teacher_layer - 1
     return ([ours.queries[-1], ours.keys[-1], ours.values[-1]],
             [theirs.queries[layer], theirs.keys[layer], theirs.values[layer]])

@@ -52,7 +52,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    deepest = L if distils else max(layers)
+    deepest = L if distils else max(layers)  # what lies above is not computed
     with torch.no_grad():
         theirs = trace(teacher.encoder, micro, bool(layers), deepest)
     ours = trace(student.encoder, micro, bool(layers), deepest)
@@ -62,6 +62,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         if weights.attention:  # hidden states count from the embeddings, queries from the first layer
             terms["attention"] = relation_sum(ours.queries[layer - 1], ours.keys[layer - 1],
                                               theirs.queries[layer - 1], theirs.keys[layer - 1], micro.batch)
+        # a term without a weight is left out of the log, too
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
@@ -83,6 +84,7 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     The paper's L_FMT is the mean square of h_s - h_t; the authors' code minimises these three instead.
     note: that code takes the teacher's mean and variance over the list of all its layers instead of this one.
     """
+    # section 3.5, "feature map transfer"; the split into mean and variance is that of the code
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
     var_s, var_t = (h.var(-1, correction=0) for h in (h_s, h_t))
@@ -100,6 +102,7 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
+    # at masked tokens, where both terms need the student's logits: one walk over the rows
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], teacher_side,
                             labelled=torch.arange(len(rows)), temperature=weights.temperature,
                             mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kd / counts["kd"])

@@ -38,7 +38,7 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     if layers not in (None, teacher.layers):
         raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
-    inside = teacher.hidden_size // 4
+    inside = teacher.hidden_size // 4  # 128 of 512, as released
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}
@@ -67,7 +67,7 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be taken "
                         f"from a teacher of {teacher_layers}")
-    if student_layers == 1:
+    if student_layers == 1:  # the formula would divide by zero
         return [0]
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
 
@@ -113,6 +113,7 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     if layers is None and layer_map is not None and not isinstance(shape, Config):
         layers = len(layer_map)
     config = student_config(teacher.config, shape, layers, copied=init == "teacher")
+    # What is wrong is found from the configs, before a model is built.
     if init == "teacher":
         origins = layer_map
         if layer_map is None:
@@ -166,6 +167,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
+    # by name: student layer i takes what the teacher's layer layers[i] has under the same name
     theirs, ours = teacher.state_dict(), {}
     for name in student.state_dict():
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
@@ -177,7 +179,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
             raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token "
                             "types are of different kinds")
         ours[name] = theirs[origin]
-    student.load_state_dict(ours, strict=False)
+    student.load_state_dict(ours, strict=False)  # it copies: no tensor is shared
     token_types = encoder_of(teacher).segment
     if token_types is not None and encoder_of(student).segment is None and fold_segments:
         encoder_of(student).position.weight += token_types.weight[0]

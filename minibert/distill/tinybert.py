@@ -60,20 +60,25 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
     note: the original code never puts the teacher in eval mode, so its dropout is on; here it is off.
     """
-    with torch.no_grad():
+    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
         theirs = encoder_of(teacher).trace(micro.batch)
     ours = encoder_of(student).trace(micro.batch)
+    # student layer m learns from teacher layer g[m]; 0 is the embedding output
     g = imitated_layers(len(ours.queries), len(theirs.queries), weights.layers)
-    matrices = [None] * len(g)
+    matrices = [None] * len(g)  # equal widths need none
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
+    # L_embd: the squared error of E^S W_e to E^T
     if weights.embedding:
         sums["embedding"] = hidden_sum(ours.hiddens[0], theirs.hiddens[0], matrices[0])
+    # L_hidn: the squared error of H^S W_h to H^T, summed over the layers
     if weights.hidden:
         sums["hidden"] = sum(hidden_sum(ours.hiddens[m], theirs.hiddens[g[m]], matrices[m])
                              for m in range(1, len(g)))
-    if weights.attention:  # hidden states count from the embeddings, queries and keys from the first layer
+    # L_attn: of the scores before the softmax, which the authors found to converge faster.
+    # Hidden states count from the embeddings, queries and keys from the first layer: hence m - 1.
+    if weights.attention:
         sums["attention"] = sum(
             attention_sum(ours.queries[m - 1], ours.keys[m - 1],
                           theirs.queries[g[m] - 1], theirs.keys[g[m] - 1], micro.batch)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime, start
+from minibert.common.runtime import start
 from test_train import ROOT, folder, options  # noqa: F401  (folder is a fixture)
 
 

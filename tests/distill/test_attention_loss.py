@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime
 from minibert.distill.attention_loss import attention_sum, relation_sum, split_heads
 from minibert.distill.losses import hidden_sum
 from minibert.distill.methods import METHODS, terms_of, weights_of

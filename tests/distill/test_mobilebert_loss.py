@@ -20,7 +20,7 @@ from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.mobilebert_stages import (SCHEDULES, TRANSFER_SHARE, Stage, begin_stage, part_of,
                                                  rates, stage_at, stage_weights, stages)
 from minibert.training.optim import adamw, lamb
-from steps import CPU, counts_of, data, gradients, loss_of, take_step
+from steps import counts_of, data, gradients, loss_of, take_step
 
 LAYERS = 3
 TEACHER = MobileConfig(vocab_size=60, hidden_size=20, layers=LAYERS, heads=2, intermediate_size=32,
