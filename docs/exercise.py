@@ -8,6 +8,7 @@ The copy lies in a scratch folder. The project itself is never changed.
 
 import argparse
 import ast
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,10 @@ def check(exercise: Exercise, folder: Path) -> int:
     """Runs the test of an exercise in its copy; returns 0 where it passes."""
     if not (folder / exercise.file).is_file():
         raise UserError(f"{folder} is no copy of this exercise; without --check it is made")
+    missing = [name for name in ("torch", "tokenizers", "pytest") if not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(f"this Python lacks {', '.join(missing)}: `make tour` installs what is needed, and "
+                        "`. .venv/bin/activate` makes its Python yours")
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=short",
                f"tests/test_exercises.py::{exercise.test}"]
     code = subprocess.run(command, cwd=folder).returncode

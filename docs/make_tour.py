@@ -38,8 +38,8 @@ def main() -> None:
     # a port would be open to other users of the machine
     config = Config({"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}})
     try:
-        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(HERE)}},
-                       config=config).execute()
+        NotebookClient(notebook, timeout=900, startup_timeout=300, config=config,
+                       resources={"metadata": {"path": str(HERE)}}).execute()
     except CellExecutionError as error:
         sys.exit(f"error: a cell fails, the notebook is not written: {error}")
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}

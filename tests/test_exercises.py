@@ -32,7 +32,8 @@ def same(ours, theirs, what: str, tolerance: float = 1e-10) -> None:
     """Fails, and says what differs, unless both are equal up to a share `tolerance`."""
     ours, theirs = (torch.as_tensor(x, dtype=torch.float64) for x in (ours, theirs))
     assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, not {tuple(theirs.shape)}"
-    assert torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance), f"{what}: {ours}, not {theirs}"
+    close = torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+    assert close, f"{what}:\n{ours.tolist()}\nand not\n{theirs.tolist()}"
 
 
 def test_pack():
