@@ -77,7 +77,8 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
         if (path / "corpus.json").exists():
             raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
         if path.is_dir():
-            files = list(walk(path, set()))
+            above = map(str, Path(os.path.realpath(path)).parents)  # a link to one would lead to everything
+            files = list(walk(path, set(above)))
             found = [file for file in files if text_suffix(file) in SUFFIXES]
             if not found:
                 raise UserError(f"{path} holds no text files ({KINDS})")
@@ -110,13 +111,13 @@ def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
     """Files below `folder` in sorted order, without prepared corpora and without names that start with a dot
     (.DS_Store, or ._a.txt, which macOS puts beside a.txt).
 
-    Links to folders are followed. `entered` holds the real paths of the folders read so far; each is read once.
+    Links to folders are followed. `entered` holds the real paths of the folders not to read (again).
     """
     entered.add(os.path.realpath(folder))
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if not path.is_dir():
+    with disk_errors(folder, "read"):
+        inside = [(path, path.is_dir()) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    for path, is_folder in inside:
+        if not is_folder:
             yield path
         elif os.path.realpath(path) not in entered and not (path / "corpus.json").exists():
             yield from walk(path, entered)

@@ -246,7 +246,7 @@ def test_linked_folders_are_read_once(tmp_path):
         write(tmp_path / name, "ba\n")
     prepare([tmp_path / "elsewhere"], TOKENIZER, tmp_path / "done", held_out=0, report=None)
     for link, target in (("text/b", "../elsewhere"), ("text/z", "../elsewhere/deep"), ("text/c/up", ".."),
-                         ("elsewhere/self", "."), ("text/gone", "nowhere"), ("text/corpus", "../done")):
+                         ("elsewhere/self", "."), ("text/above", "../.."), ("text/root", "/"), ("text/gone", "nowhere"), ("text/corpus", "../done")):
         (tmp_path / link).symlink_to(target)
     names = [source.name for source in find_sources([tmp_path / "text"])]
     assert names == ["text/a.txt", "text/b/b.txt", "text/b/deep/e.txt", "text/c/d.txt"]
