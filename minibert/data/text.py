@@ -1,7 +1,7 @@
 """Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, as chunks of whole lines.
 
-A chunk ends at the end of a document. Only a document longer than a chunk is split: it starts at the beginning
-of a chunk, and the chunks after it have `continues` set. Memory is bounded by the longest line.
+A chunk ends at the end of a document. Only a document longer than a chunk is split: its first part begins a
+chunk, and the chunks with its other parts have `continues` set. Memory is bounded by the longest line.
 """
 
 import gzip
@@ -56,8 +56,8 @@ class Source(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Whole lines of one file, ended by b"\\n"; `kind` is text, jsonl or wikitext, `read` the bytes of the file
-    that were read so far.
+    """Whole lines of one file, ended by b"\\n". `kind` is text, jsonl or wikitext; `read` counts the bytes of
+    the file that were read so far.
     """
     data: bytes
     name: str
@@ -89,7 +89,7 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
         elif not path.exists():
             raise UserError(f"{path} does not exist")
         elif path.suffix.lower() in UNPACK:
-            raise UserError(f"{path} is compressed in a form that is not read here; unpack it, or use gzip or xz")
+            raise UserError(f"{path} is compressed in a form that is not read; unpack it, or use .gz or .xz")
         elif text_suffix(path) not in SUFFIXES:
             raise UserError(f"{path}: unknown kind of file; text files end in {KINDS}")
         else:
@@ -185,7 +185,7 @@ def check_is_text(block: bytes, path: Path) -> None:
         if block.startswith(first):
             raise UserError(f"{path} {what}")
     if block.count(0) * 10 > len(block):
-        raise UserError(f"{path} has many zero bytes: it is UTF-16 text, to be converted to UTF-8, or no text")
+        raise UserError(f"{path} has many zero bytes: convert it to UTF-8 if it is UTF-16 text")
 
 
 def looks_like_wikitext(block: bytes, suffix: str) -> bool:
@@ -197,8 +197,8 @@ def looks_like_wikitext(block: bytes, suffix: str) -> bool:
 def documents(chunk: Chunk) -> list[list[str]]:
     """The documents of a chunk as lists of lines, none empty.
 
-    Where the chunk `continues` a document, the first list is the rest of that document and may be empty. Other
-    characters that end a line, like U+2028, end one here; a blank line, and so a document, needs real line ends.
+    Where the chunk `continues` a document, the first list is the rest of that document and may be empty.
+    U+2028 and similar characters end a line, too, but only "\\n" makes a blank line, which ends a document.
     """
     try:
         text = chunk.data.decode()
