@@ -49,7 +49,7 @@ class Watch:
         self.added = False
 
     def begin(self, folder: Path) -> None:
-        """Starts recording for this folder. Python cannot remove the hook; without a folder it does nothing."""
+        """Starts recording for this folder. The hook stays; without a folder it does nothing."""
         if not self.added:
             sys.addaudithook(self)
         self.folder, self.seen, self.added = os.path.realpath(folder), [], True

@@ -48,7 +48,7 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
     check(wikitext, held_out)
     sources = find_sources(paths, report or (lambda line: None))
     size, read_before, text_bytes, begun = sum(source.size for source in sources), 0, 0, time.monotonic()
-    unknown = ""  # examples of text that became [UNK]
+    unknown = ""  # a clause with examples of text that became [UNK]
     with new_folder(out) as folder, Progress("preparing", size / 1e6, "MB") as progress:
         writer = CorpusWriter(folder, tokenizer)
         in_held_out = False  # the part of the last document, for a chunk that continues it
@@ -68,13 +68,13 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
         parts = description["parts"].values()
         share = sum(part["unk"] for part in parts) / sum(part["tokens"] for part in parts)
         if share == 1:
-            raise UserError(f"every token of the text is [UNK], for instance {unknown}: the tokenizer does "
-                            "not know this writing system; take another one, or train one with --vocab-size")
+            raise UserError(f"every token of the text is [UNK]{unknown}: the tokenizer does not "
+                            "know this writing system; take another one, or train one with --vocab-size")
     if report:
         summarise(description, report, max(time.monotonic() - begun, 1e-3))
         if share > UNKNOWN_SHARE:
-            report(f"warning: {share:.1%} of the tokens are [UNK], for instance {unknown}: the tokenizer "
-                   "does not fit the text")
+            report(f"warning: {share:.1%} of the tokens are [UNK]{unknown}: the tokenizer does not fit "
+                   "the text")
 
 
 def check(wikitext: str, held_out: float) -> None:
@@ -86,13 +86,13 @@ def check(wikitext: str, held_out: float) -> None:
 
 
 def unknown_text(chunk: Chunk, tokenizer: Tokenizer, lines: int = 1000, most: int = 5) -> str:
-    """The most frequent stretches of text that become [UNK], in the first lines of a chunk."""
+    """The most frequent texts that become [UNK] in the first lines of a chunk, as the end of a sentence."""
     texts = [line[:1000] for document in documents(chunk) for line in document][:lines]
     found = Counter()
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
         found.update(text[start:end][:20] for i, (start, end) in zip(encoding.ids, encoding.offsets)
                      if i == tokenizer.unk_id)
-    return ", ".join(repr(text) for text, _ in found.most_common(most))
+    return ", for instance " + ", ".join(repr(text) for text, _ in found.most_common(most)) if found else ""
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
