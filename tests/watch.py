@@ -5,8 +5,8 @@
 Every `--every` seconds it reads the open files and the anonymous memory of the command and all its children
 from /proc. (Anonymous memory, RssAnon, leaves out the page cache and memory-mapped corpora.) At the end it
 reads `tokens_per_second` from metrics.jsonl. The first `--warm-up` share is left out, the rest is cut in
-four, and the medians of the first and the last quarter are compared. The exit code is 1 where memory grew by more
-than 2 % and 16 MB, files by more than 2, or the speed fell by more than 10 %; else that of the command.
+four, and the medians of the first and the last quarter are compared. The exit code is 1 where memory grew by
+more than 2 % and 16 MB, files by more than 2, or the speed fell by more than 10 %; else that of the command.
 """
 
 import argparse

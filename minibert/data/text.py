@@ -32,7 +32,7 @@ NOT_TEXT = {  # the first bytes of files that are no text in UTF-8, whatever the
     b"\x1f\x8b": "is compressed with gzip; add .gz to its name",
     b"\xfd7zXZ\x00": "is compressed with xz; add .xz to its name",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it first",
-    b"BZh": "is compressed with bzip2; unpack it first",
+    b"BZh91AY&SY": "is compressed with bzip2; unpack it first",
     b"PK\x03\x04": "is a zip archive; unpack it first",
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
@@ -83,8 +83,8 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
             if not found:
                 raise UserError(f"{path} holds no text files ({KINDS})")
             if others := sorted({file.suffix or file.name for file in files if file not in set(found)}):
-                report(f"{path}: {len(files) - len(found):,} files are not read, because their names end in "
-                       f"{', '.join(others[:8])}{' ...' * (len(others) > 8)}")
+                report(f"{path}: files are not read whose names end in {', '.join(others[:8])}"
+                       f"{' and others' * (len(others) > 8)} ({len(files) - len(found):,} in all)")
             sources += [source(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in found]
         elif not path.exists():
             raise UserError(f"{path} does not exist")
@@ -111,7 +111,7 @@ def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
     """Files below `folder` in sorted order, without prepared corpora and without names that start with a dot
     (.DS_Store, or ._a.txt, which macOS puts beside a.txt).
 
-    Links to folders are followed. `entered` holds the real paths of the folders not to read (again).
+    Links to folders are followed. `entered` holds the real paths of folders that are not to be read (again).
     """
     entered.add(os.path.realpath(folder))
     with disk_errors(folder, "read"):
@@ -149,11 +149,11 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
                         block += more
                     check_is_text(block, source.path)
                     block = block.removeprefix(b"\xef\xbb\xbf")
-                if kind is None:
-                    kind = "wikitext" if looks_like_wikitext(block, text_suffix(source.path)) else "text"
                 is_rest = last == b"\r" and block.startswith(b"\n")  # of a \r\n across two blocks
                 last = block[-1:]
                 block = block[is_rest:].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+                if kind is None:
+                    kind = "wikitext" if looks_like_wikitext(block, text_suffix(source.path)) else "text"
                 buffer += block
                 end = buffer.rfind(b"\n", len(buffer) - len(block)) + 1
                 if not end:

@@ -3,6 +3,7 @@
     python -m pytest tests/data/test_prepare.py
 """
 
+import bz2
 import contextlib
 import gzip
 import json
@@ -122,6 +123,7 @@ def test_wikitext_becomes_plain_text(tmp_path):
     for name in ("wiki.tokens", "wiki.txt"):
         assert read(write(tmp_path / name, WIKITEXT)) == expected
         assert read(tmp_path / name, "yes", size=7) == expected
+        assert read(write(tmp_path / f"mac-{name}", WIKITEXT.replace("\n", "\r"))) == expected
     assert read(tmp_path / "wiki.txt", "no")[0] == ["= Ba Be ="]
     plain = write(tmp_path / "plain.txt", "a = b\n\n= x @ y =\n")
     assert read(plain) == [["a = b"], ["= x @ y ="]]
@@ -178,6 +180,7 @@ def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
     ("a.txt", lzma.compress(b"ba"), "a.txt is compressed with xz; add .xz"),
     ("a.jsonl", b"\x28\xb5\x2f\xfd\x04\x00", "a.jsonl is compressed with zstd"),
     ("a.txt", b"PK\x03\x04\x14\x00", "a.txt is a zip archive"),
+    ("a.txt", bz2.compress(b"ba"), "a.txt is compressed with bzip2"),
     ("a.txt", b"%PDF-1.7\n", "a.txt is a PDF file"),
     ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.txt is a git-LFS pointer"),
     ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00", "a.txt.zst is compressed in a form that is not read"),
@@ -233,7 +236,7 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         write(folder / name, b"\x00\x05\x16\x07")
     said = []
     assert [source.name for source in find_sources([folder], said.append)] == names
-    assert said == [f"{folder}: 1 files are not read, because their names end in .md"]
+    assert said == [f"{folder}: files are not read whose names end in .md (1 in all)"]
     (tmp_path / "endless.txt").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="endless.txt is a device"):
         find_sources([tmp_path / "endless.txt"])
