@@ -295,12 +295,17 @@ def test_text_that_the_tokenizer_does_not_know_is_named(tmp_path):
         open_corpus(tmp_path / "most")
 
 
-def test_documents_too_short_for_training_are_counted(tmp_path):
+def test_documents_too_short_for_training_are_counted(tmp_path, monkeypatch):
     said = []
     content = "\n\n".join(["ba " * 9, "ba " * 5 + "\n" + "be " * 4, "ba " * 10, "ba " * 5 + "\n" + "be " * 5])
     prepare([write(tmp_path / "a.txt", content)], TOKENIZER, tmp_path / "out", held_out=0, report=said.append)
     assert "training leaves out 2 of these documents, which are shorter than 12 tokens" in " ".join(said)
     assert len(open_corpus(tmp_path / "out")) == 2
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))  # the last has 2 lines
+    said.clear()
+    prepare([write(tmp_path / "a.txt", "ba be\n" * 50)], TOKENIZER, tmp_path / "long", held_out=0,
+            report=said.append)
+    assert not any("leaves out" in line for line in said)
 
 
 def test_lines_without_tokens_do_not_count(tmp_path):
