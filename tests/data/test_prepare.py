@@ -301,9 +301,9 @@ def test_documents_too_short_for_training_are_counted(tmp_path, monkeypatch):
     prepare([write(tmp_path / "a.txt", content)], TOKENIZER, tmp_path / "out", held_out=0, report=said.append)
     assert "training leaves out 2 of these documents, which are shorter than 12 tokens" in " ".join(said)
     assert len(open_corpus(tmp_path / "out")) == 2
-    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))  # the last has 2 lines
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))  # the last has one line
     said.clear()
-    prepare([write(tmp_path / "a.txt", "ba be\n" * 50)], TOKENIZER, tmp_path / "long", held_out=0,
+    prepare([write(tmp_path / "a.txt", "ba be\n" * 51)], TOKENIZER, tmp_path / "long", held_out=0,
             report=said.append)
     assert not any("leaves out" in line for line in said)
 
