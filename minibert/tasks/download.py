@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from minibert.common.console import Progress
 from minibert.common.disk import disk_errors, place_for, sha256_of, writing
 from minibert.common.errors import UserError
-from minibert.common.progress import Line
 from minibert.tasks.datasets import DATA_SETS, GLUE, File
 
 CHUNK = 1 << 16
@@ -124,19 +124,13 @@ def _request(url: str, file: File, partial: Path, begun: int) -> None:
     """One request for what `partial` lacks after `begun` bytes."""
     headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={begun}-"} if begun else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        have = start = begun if response.status == 206 else 0  # 200: the server sends all of it
-        name, line = partial.name.removesuffix(".partial"), Line()
-        try:
-            with writing(partial, "ab" if have else "wb", partial) as write:
-                while have <= file.size and (data := response.read(CHUNK)):
-                    write(data)
-                    have += len(data)
-                    if line.due() or have == file.size:
-                        left = line.left((have - start) / (file.size - start))
-                        line.show(f"{name}  {have / 1e6:,.1f} of {file.size / 1e6:,.1f} MB  "
-                                  f"{(have - start) / line.seconds() / 1e6:,.2f} MB/s  {left} left")
-        finally:
-            line.end()
+        have = begun if response.status == 206 else 0  # 200: the server sends all of it
+        with (Progress(partial.name.removesuffix(".partial"), file.size / 1e6, "MB", have / 1e6) as progress,
+              writing(partial, "ab" if have else "wb", partial) as write):
+            while have <= file.size and (data := response.read(CHUNK)):
+                write(data)
+                have += len(data)
+                progress(len(data) / 1e6)
 
 
 def _size(path: Path) -> int:
