@@ -39,7 +39,7 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
         found[engine] = {**scores,
                          "largest_logit_change": float(abs(logits - exact).max()),
                          "mean_logit_change": float(abs(logits - exact).mean())}
-        if not task.regression:
+        if task.kind == "classes":
             found[engine]["answers_changed"] = int((logits.argmax(-1) != exact.argmax(-1)).sum())
     rows = [{"mode": engine, **{key: f"{value:.4g}" if isinstance(value, float) else str(value)
                                 for key, value in one.items()}} for engine, one in found.items()]

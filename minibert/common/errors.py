@@ -24,6 +24,9 @@ def run_script(main) -> None:
     """Calls `main()`; a `UserError`, or what the system refuses, becomes one line on stderr and exit code 2,
     without a traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal of cp1252 prints what it has no sign for as \u....
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
