@@ -149,7 +149,8 @@ def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, t
         batch = examples.batch(group).to(runtime.device)
         together = [queries[i] for i in group]
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
-        rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together) for i in query.masked])
+        rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together)
+                             for i in query.masked])
         own = spelling[[query.ids[i] for query in together for i in query.masked]]  # (M,)
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # the head reads masked tokens only
