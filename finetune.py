@@ -1,9 +1,9 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV, plain or with a teacher.
 
-The file reads top to bottom: `main`, with every seed and one table at the end; the teacher; one seed, which is
-one stage or TinyBERT's two; one stage, the loop. Its options are in minibert/tasks/options.py. The losses are
-one import away, in minibert/distill/task_kd.py and tinybert.py. In minibert/tasks/, splits.py has the data,
-models.py the student and the teacher, summary.py the end.
+The file reads top to bottom: `main`, with every seed and one table at the end; the teacher; one seed, which
+is one stage or TinyBERT's two; one stage, the loop. Its options are in minibert/tasks/options.py. The losses
+are one import away, in minibert/distill/task_kd.py and tinybert.py. In minibert/tasks/, splits.py has the
+data, models.py the student and the teacher, summary.py the end.
 """
 
 import dataclasses
@@ -100,8 +100,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_task(options: Options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """The task with the settings of the options, and its splits as the model reads them; with them, where they
-    were asked for, "augmented" and "transfer".
+    """The task with the settings of the options, and its splits as the model reads them: those of
+    `read_rows`, and "augmented" and "transfer" where they were asked for.
     """
     where = (options.task, options.data, options.dev, options.predict)
     task, rows = read_rows_to_judge(*where, options.model) if options.evaluate else read_rows(*where)
@@ -155,8 +155,8 @@ def announce(run: Run, first: Split, then: Split) -> None:
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
             f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")
     head = f"that of {options.model}" if keeps_head(options.model, task) else "new"
-    say(f"{task.name}: {len(then.examples.lengths):,} examples, {task.epochs} epochs of {task.batch} examples "
-        f"a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the task's head is {head}")
+    say(f"{task.name}: {len(then.examples.lengths):,} examples, {task.epochs} epochs of {task.batch} "
+        f"examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the task's head is {head}")
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
@@ -247,8 +247,8 @@ def judge_teacher(run: Run, teacher: nn.Module, splits: dict[str, Split]) -> dic
 def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Examples, Examples],
              teacher: nn.Module | None, teaching: Teaching) -> dict:
     """Fine-tunes with one seed and returns its result, or that of an earlier session; the best epoch's model
-    is in out/seed-N/model. `examples`: of the intermediate stage, and of the prediction stage, which is all of
-    the other methods.
+    is in out/seed-N/model. `examples`: of the intermediate stage, and of the prediction stage, which is the
+    only one of the other methods.
     """
     options, task, runtime = run.options, run.task, run.runtime
     out = Path(options.out) / f"seed-{seed}"

@@ -118,21 +118,21 @@ def test_classes_are_learned_and_named(tuned):
 def test_the_dev_set_is_judged_once_an_epoch_and_errors_are_those_of_the_kept_model(
         folder, tmp_path, monkeypatch, task):
     """No pass over it at the end; judged anew, the kept model makes the same errors, to the byte."""
-    asked = []
-    ask = splits.ask
-    monkeypatch.setattr(splits, "ask", lambda *given: (asked.append(given), ask(*given))[1])
+    judged = []
+    outputs = splits.model_outputs
+    monkeypatch.setattr(splits, "model_outputs", lambda *given: (judged.append(given), outputs(*given))[1])
     # a rate that makes later epochs worse: the best one is not the last
     finetune.main(options(folder, task, tmp_path / "run", epochs=3, seeds=2, lr=2e-2))
-    assert len(asked) == 3 * 2
+    assert len(judged) == 3 * 2
     best = summary(tmp_path / "run")
     result = best["results"][best["best_seed"] - 1]
     given = resolve(parse(Options, options(folder, task, tmp_path / "run"), "", ""))
-    kind, data = splits.read_task(given, minibert.load_tokenizer(folder / "model"))
+    kind, data = finetune.read_task(given, minibert.load_tokenizer(folder / "model"))
     model = minibert.load(tmp_path / "run" / "model")
-    scores, said = splits.judge(model, kind, data["dev"], start("cpu", "auto", 1))
+    scores, logits = splits.judge(model, kind, data["dev"], start("cpu", "auto", 1))
     assert scores == result["best"]["scores"]["dev"]
     splits.write_errors(tmp_path / "anew.tsv", kind, data["dev"],
-                        splits.answers_of(kind, data["dev"], said))
+                        splits.answers_of(kind, data["dev"], logits))
     assert (tmp_path / "anew.tsv").read_bytes() == (tmp_path / "run" / "errors.tsv").read_bytes()
     assert not list((tmp_path / "run").glob("seed-*/dev-outputs*"))
 
@@ -186,19 +186,19 @@ def test_spans_are_found(folder, tuned):
 
 @pytest.mark.parametrize("method", ["kd", "pkd"])
 def test_a_teacher_teaches_and_is_gone_while_the_student_learns(folder, tuned, tmp_path, method, monkeypatch):
-    out, load, step, teachers = tmp_path / "run", finetune.load_tuned, finetune.training_step, []
+    out, load, step, teachers = tmp_path / "run", finetune.load_tuned, finetune.accumulate, []
 
     def loaded(*given):
-        teacher, order = load(*given)
+        teacher = load(*given)
         teachers.append(weakref.ref(teacher))
-        return teacher, order
+        return teacher
 
     def step_without_teacher(*given):
         assert [teacher() for teacher in teachers] == [None]
         return step(*given)
 
     monkeypatch.setattr(finetune, "load_tuned", loaded)
-    monkeypatch.setattr(finetune, "training_step", step_without_teacher)
+    monkeypatch.setattr(finetune, "accumulate", step_without_teacher)
     finetune.main(options(folder, "reviews.csv", out, teacher=tuned / "reviews" / "model", method=method))
     terms = {"hard", "soft"} | ({"patience"} if method == "pkd" else set())
     assert terms <= rows(out)[0].keys()
@@ -359,7 +359,7 @@ def test_a_kill_between_checkpoint_and_best_model_loses_neither(folder, tmp_path
         patch.setattr(minibert, "save", killed)
         finetune.main(again)
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "training_step", killed)
+        patch.setattr(finetune, "accumulate", killed)
         finetune.main([*again, "--resume"])
     a, b = (minibert.load(tmp_path / run / "model").state_dict() for run in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -547,7 +547,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
 def test_defaults_are_those_of_the_method():
     def resolved(**more):
         found = resolve(Options(model="m", task="reviews.csv", **more))
-        return found.alpha, found.temperature, found.beta, found.patience, found.intermediate_lr
+        return found.alpha, found.temperature, found.beta, found.teacher_layers, found.intermediate_lr
 
     assert resolved() == (None,) * 5
     assert resolved(teacher="t") == (0.5, 2.0, None, None, None)
