@@ -6,6 +6,7 @@ from dataclasses import fields
 from types import ModuleType
 
 from minibert.bench.records import TrainRun, TuneRun
+from minibert.common.options import unread
 from minibert.tasks import options as finetune_options
 from minibert.training import options as train_options
 
@@ -25,11 +26,11 @@ def differing(script: str, options: dict) -> dict:
     what its method does not read is left out.
     """
     method, module = options.get("method"), module_of(script)
-    unread = {"resume"} | {name for name, of in module.ONLY_FOR.items() if method not in of}
+    skipped = {"resume", *unread(module.Options, options)}
     if script == "finetune" and not options.get("teacher"):
-        unread |= set(module.TEACHING)
+        skipped |= set(module.TEACHING)
     defaults = options_of(script) | module.METHOD_DEFAULTS.get(method, {})
-    return {name: value for name, value in options.items() if name not in unread and (
+    return {name: value for name, value in options.items() if name not in skipped and (
             name not in defaults or (tuple(value) if isinstance(value, list) else value) != defaults[name])}
 
 

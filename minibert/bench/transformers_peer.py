@@ -15,6 +15,7 @@ from minibert.distill.distilbert import Weights
 from minibert.hub.hf_config import describe
 from minibert.model.batch import IGNORE
 from minibert.model.config import Config
+from minibert.training.optim import set_learning_rate
 
 
 def check_installed() -> None:
@@ -39,9 +40,8 @@ def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
 
 
 def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimizer:
-    """The optimiser with a constant learning rate; ours gets its rate from `training_step`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    """The optimiser with a constant learning rate."""
+    set_learning_rate(optimizer, lr)
     return optimizer
 
 

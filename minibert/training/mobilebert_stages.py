@@ -87,15 +87,14 @@ def part_of(name: str) -> int:
     return int(layer[1]) + 1 if layer else 0
 
 
-def enter(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer,
-          factors: list[float]) -> None:
-    """Readies student and optimiser for a step of a stage, whatever step was before.
+def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Readies student and optimiser for a stage, at its first step or, resumed, at a later one.
 
-    What has rate 0 takes no gradient: none is computed for it, it does not count in the norm that is clipped,
-    and the optimiser keeps no mean of it. The optimiser starts anew with the distillation, for which the
-    authors begin another run.
+    Only the parts that learn in the stage take a gradient: none is computed for the others, they do not count in
+    the norm that is clipped, and the optimiser keeps no mean of it. The optimiser starts anew with the
+    distillation, for which the authors begin another run.
     """
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(factors[part_of(name)] > 0)
+        parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])
     if stage.distil and step == stage.first:
         optimizer.state.clear()

@@ -16,6 +16,12 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (steps - step) / max(1, steps - warmup)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, factors: list[float] | None = None) -> None:
+    """Sets the learning rate of the next update; `factors`: what `lr` is multiplied with for each part."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr if factors is None else lr * factors[group["part"]]
+
+
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
     """Every trainable parameter once, in groups by its part of the model; of each part, biases and LayerNorms
