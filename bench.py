@@ -32,14 +32,14 @@ EXAMPLES = """examples:
   python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data --plot speed.png
   python bench.py inference --grid --threads 2
   python bench.py data                       Python's documentation, the bundled tokenizer
-  python bench.py data my_text/ --tokenizer weights/bert-base-uncased --workers 2 --megabytes 100
+  python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
   python bench.py data --growth 10,100,1000
   python bench.py plan                       two ready-made plans, on assumed rates
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
   python bench.py size                       every preset
   python bench.py size bert-base distilbert weights/teacher --length 128
   TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do, and how long it takes
-  python bench.py report runs/ --teacher teacher --over alone --out docs/results.md
+  python bench.py report runs/ --teacher teacher --over alone --out report.md
 """
 
 

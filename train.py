@@ -101,6 +101,8 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
     except NoSequences as error:
         raise UserError(f"{error}: give more text, or a larger --max-length, up to which the lines of a "
                         "document are joined") from None
+    if corpus.left_out:
+        say(corpus.left_out)
     if options.eval_corpus:
         folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
         return corpus, opened(folder, "train", "held-out")
