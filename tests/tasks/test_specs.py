@@ -54,6 +54,20 @@ def test_every_official_layout_is_read(tmp_path, name, inside):
         assert [e.label for e in examples] == (expected if table.label else [None] * 3)
 
 
+def test_the_columns_of_the_texts_are_the_official_ones():
+    """QQP's two questions, and every other pair, in the order of the leaderboard's baselines."""
+    columns = {name: (table.text, table.pair) for name, table in
+               ((name, TASKS[name].splits["train"]) for name in GLUE)}
+    assert columns == {
+        "cola": ("sentence", None), "sst2": ("sentence", None), "mrpc": ("#1 String", "#2 String"),
+        "stsb": ("sentence1", "sentence2"), "qqp": ("question1", "question2"),
+        "mnli": ("sentence1", "sentence2"), "qnli": ("question", "sentence"),
+        "rte": ("sentence1", "sentence2"), "wnli": ("sentence1", "sentence2")}
+    for name in GLUE:
+        others = [table for split, table in TASKS[name].splits.items() if split != "train"]
+        assert {(table.text, table.pair) for table in others} == {columns[name]}
+
+
 @pytest.mark.parametrize("name, label, meaning", [
     ("cola", "1", "acceptable"), ("sst2", "1", "positive"), ("mrpc", "1", "equivalent"),
     ("qqp", "1", "duplicate"), ("mnli", "entailment", "entailment"),
