@@ -1,4 +1,4 @@
-"""The command line of a run, from its config.json: only what is not a default."""
+"""The command line of a run, made from its config.json. It has only the options that are not defaults."""
 
 import shlex
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from minibert.training import options as train_options
 
 
 def module_of(name: str) -> ModuleType:
-    """Where the options of train.py or finetune.py and their defaults are written."""
+    """The module that defines the options of train.py or finetune.py."""
     return {"train": train_options, "finetune": finetune_options}[name]
 
 

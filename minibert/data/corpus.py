@@ -1,8 +1,8 @@
-"""Reads prepared corpora: cuts documents into sequences, whose tokens are read from memory maps.
+"""Reads prepared corpora. Cuts documents into sequences and reads their tokens from memory maps.
 
 A *sequence* is a run of consecutive tokens of one document: at most `max_length`, counting [CLS] and [SEP],
 which loader.py adds. The starts of all sequences are computed when the corpus is opened, a window of lines at
-a time, and kept in a temporary file without a name: memory does not grow with the corpus.
+a time, and kept in a temporary file without a name. So memory does not grow with the corpus.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ class Corpus:
     """The sequences of a prepared folder; see `open_corpus`.
 
     `counts`: uint64 (V,), how often each id occurs in the parts opened. `checksum`: the CRC-32 of all ids in
-    their order. `n_tokens`: tokens of all sequences, [CLS] and [SEP] included. `left_out`: a sentence about the
-    sequences that are left out, or "".
+    their order. `n_tokens`: tokens of all sequences, [CLS] and [SEP] included. `left_out`: a sentence about
+    the sequences that are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray, starts: np.ndarray,
@@ -69,8 +69,9 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
 
     Consecutive lines of a document are joined up to that length; with `one_line` each line is a sequence.
     Longer lines are cut. As in DistilBERT's code, sequences shorter than `min_length` ([CLS] and [SEP]
-    included) and those that are at least half [UNK] are left out. `UserError` if a file is missing or damaged,
-    or if the corpus was made with another tokenizer than `tokenizer`; `NoSequences` if all are too short.
+    included) and those that are at least half [UNK] are left out. `UserError` if a file is missing or
+    damaged, or if the corpus was made with another tokenizer than `tokenizer`; `NoSequences` if all are too
+    short.
     """
     folder = Path(folder)
     if max_length <= SPECIALS:
@@ -166,7 +167,8 @@ def map_unnamed(file, dtype, count: int) -> np.ndarray:
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token offsets and lengths (int64) of the sequences of a shard, a window at a time; no token is left out.
+    """Token offsets and lengths (int64) of the sequences of a shard, a window at a time; no token is left
+    out.
 
     `lines`: tokens per line, `documents`: lines per document, `room`: most tokens of a sequence.
     """

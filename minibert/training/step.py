@@ -1,7 +1,8 @@
-"""One optimiser step, in two halves: the same for every script, every method, any number of micro-batches and ranks.
+"""One optimiser step, in two halves: the same for every script, every method, any number of micro-batches and
+ranks.
 
-`accumulate` computes the gradients of this rank's micro-batches. `update` sums them over the ranks, clips, and has
-the optimiser take its step.
+`accumulate` computes the gradients of this rank's micro-batches. `update` sums them over the ranks, clips,
+and has the optimiser take its step.
 """
 
 import math
@@ -16,9 +17,9 @@ from minibert.common.runtime import Runtime
 
 
 class Sums(NamedTuple):
-    """What the micro-batches of one rank add up to; detached, on the device."""
+    """The sums over the micro-batches of one rank, detached and on the device."""
 
-    loss: Tensor  # their share of the loss of the whole step
+    loss: Tensor  # this rank's share of the loss of the whole step
     terms: dict[str, Tensor]  # the sum of each term, not yet divided by its count
 
 
@@ -49,9 +50,10 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
            ) -> tuple[dict, bool]:
     """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model.
 
-    `counts` is what each term is divided by: the count of the whole step. Returns the figures of the step, which
-    are `loss`, the terms so divided, `grad_norm` (before clipping) and `skipped` (a loss or gradient that is not
-    finite: no rank updates its model), and whether any rank is `stopping`. Waits for the device once.
+    `counts` is what each term is divided by: the count of the whole step. Returns the figures of the step,
+    which are `loss`, the terms so divided, `grad_norm` (before clipping) and `skipped` (a loss or gradient
+    that is not finite: no rank updates its model), and whether any rank is `stopping`. Waits for the device
+    once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
@@ -76,10 +78,12 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that the loss of any micro-batch does not read; called once, before the first step.
+    """Freezes the parameters that the loss of any micro-batch does not read; called once, before the first
+    step.
 
-    In MiniLM they are all that follows queries, keys and values in the last layer. Trained, they would get no
-    gradient, but weight decay would shrink them, and LAMB would scale even the smallest decay to the whole rate.
+    In MiniLM these are all parameters after the queries, keys and values of the last layer. They get no
+    gradient, but weight decay would shrink them, and LAMB would scale even the smallest decay to the whole
+    rate.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -89,12 +93,12 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
-    """How many consecutive steps were skipped, this one and the `before` ones; `UserError` at the fifth.
+    """The number of consecutive skipped steps: `before` and this one. Raises `UserError` at the fifth.
 
     Under fp16 the loss scale is found by skipping: a skip counts once the scale can fall no further.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:
-        raise UserError(f"loss or gradient not finite in {skipped} consecutive steps (step {step}); lower --lr, "
-                        "or use --precision fp32; the checkpoints are good, --resume goes on from the last")
+        raise UserError(f"loss or gradient not finite in {skipped} consecutive steps (step {step}). Lower --lr or "
+                        "use --precision fp32. The checkpoints are good: --resume continues from the last one")
     return skipped
