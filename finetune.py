@@ -33,7 +33,7 @@ from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
 from minibert.distill.tinybert import Learner, Projections, check_fit, term_counts, tinybert
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
-from minibert.tasks.models import (Teaching, check_widths, keeps_head, load_student, load_tuned,
+from minibert.tasks.models import (Teaching, check_widths, keeps_head, load_for_task, load_tuned,
                                    teacher_outputs)
 from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve, source_of,
                                     task_settings)
@@ -156,7 +156,7 @@ def announce(run: Run, first: Split, then: Split) -> None:
             f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")
     head = f"that of {options.model}" if keeps_head(options.model, task) else "new"
     say(f"{task.name}: {len(then.examples.lengths):,} examples, {task.epochs} epochs of {task.batch} "
-        f"examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the task's head is {head}")
+        f"examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the head is {head}")
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
@@ -257,7 +257,7 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
         if has_intermediate_stage(options, task):
             source = out / "intermediate" / "model"
             seconds = intermediate(seed, run, examples[0], teacher, out / "intermediate")
-        student = load_student(source, task, seed, **dropouts(options))
+        student = load_for_task(source, task, seed, **dropouts(options))
         weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
                    else TaskWeights())
 
@@ -290,7 +290,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
-        student = load_student(options.model, task, seed, **dropouts(options))
+        student = load_for_task(options.model, task, seed, **dropouts(options))
         projections = Projections(student.config, teacher.config, torch.Generator().manual_seed(seed))
         learner, weights = Learner(student.encoder, projections), inner_weights(options)
 

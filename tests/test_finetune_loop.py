@@ -97,8 +97,8 @@ def test_a_run_is_the_loop_written_out(folder, models, tmp_path):
     """Every step's terms, norm and rate, hence the weights after each update; clipping and decay are felt."""
     student, teacher = models
     finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=student, teacher=teacher,
-                          method="pkd", batch=BATCH, lr=LR, epochs=EPOCHS, alpha=ALPHA, temperature=TEMPERATURE, beta=BETA,
-                          clip=CLIP, warmup=WARMUP, dropout=0, precision="fp32", seed=SEED,
+                          method="pkd", alpha=ALPHA, temperature=TEMPERATURE, beta=BETA,
+                          batch=BATCH, lr=LR, epochs=EPOCHS, clip=CLIP, warmup=WARMUP, dropout=0, precision="fp32", seed=SEED,
                           **{"weight-decay": DECAY, "teacher-layers": "last", "micro-tokens": 40}))
     model = minibert.load(student)
     (texts, labels), _ = read_reviews(folder)

@@ -29,7 +29,7 @@ class Teaching(NamedTuple):
     layers: list[int]  # the student's layers, from 1, whose [CLS] states are compared; none without PKD
 
 
-def load_student(name: str, task: Task, seed: int, **changes) -> nn.Module:
+def load_for_task(name: str, task: Task, seed: int, **changes) -> nn.Module:
     """The model `name` with the task's head: where `keeps_head` its own, else a new one from `seed`.
 
     `changes` are fields of its `Config`, like `dropout`.

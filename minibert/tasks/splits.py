@@ -217,7 +217,7 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """Writes the model's errors as a table: its answer, the expected one, the text; the worst scores first."""
+    """Writes the model's errors as a table: its answer, the expected one, the text; the worst first."""
     clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
     if task.kind == "span":
         wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)),

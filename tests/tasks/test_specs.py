@@ -88,7 +88,8 @@ def test_class_numbers_are_the_usual_ones():
 
 def test_the_table_of_tasks_is_consistent():
     for name, task in TASKS.items():
-        assert task.name == name and task.metrics and (set(task.metrics) <= METRICS.keys() or task.kind == "span")
+        assert task.name == name and task.metrics
+        assert set(task.metrics) <= METRICS.keys() or task.kind == "span"
         assert len(task.labels) == len(task.words) == len(set(task.labels))
         assert bool(task.labels) == (task.kind == "classes")
         assert {p.metric for p in task.published} - {""} <= set(task.metrics)
@@ -267,7 +268,8 @@ def test_numbers_with_a_point_are_scores_under_the_name_label_too(tmp_path, caps
     rows = "".join(f"text {i},{i % 51 / 10}\n" for i in range(500))
     task, examples = read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))
     assert task.kind == "score" and examples[3].label == 0.3
-    assert "a.csv: the labels are numbers with a point, so they are learned as scores" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a.csv: the labels are numbers with a point, so they are learned as scores" in printed
     for names in ("text,label", "text,score"):
         assert read_csv(put(tmp_path / "dev.csv", names + "\nA,0.5\nB,1\n"), task)[1][1].label == 1.0
     task, examples = read_csv(put(tmp_path / "b.csv", "text,label\nA,0\nB,1\nC,0\n"))
@@ -309,7 +311,8 @@ def test_a_class_that_is_held_out_whole_is_named(tmp_path, capsys):
     held_out = next(text for text in map(str, range(100)) if hash_share(text) < 0.1)
     rows = "".join(f"{text},{'xy'[i % 2]}\n" for i, text in enumerate(train)) + f"{held_out},rare\n"
     read_csv_splits(put(tmp_path / "a.csv", "text,label\n" + rows))
-    assert "warning: all rows of the class 'rare' are held out, so it is not learned" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "warning: all rows of the class 'rare' are held out, so it is not learned" in printed
 
 
 @pytest.mark.parametrize("text, message", [

@@ -17,7 +17,7 @@ from minibert.data.tokenizer import train_tokenizer
 from minibert.inference.predict import outputs, predict
 from minibert.model.encoder import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
-from minibert.tasks.models import keeps_head, label_order, load_student, load_tuned
+from minibert.tasks.models import keeps_head, label_order, load_for_task, load_tuned
 from minibert.tasks.official_files import class_of
 from minibert.tasks.specs import TASKS, Task
 
@@ -67,7 +67,7 @@ def saved(tiny_config, tmp_path):
     return save
 
 
-@pytest.mark.parametrize("load", [load_tuned, lambda name, task: load_student(name, task, 1)])
+@pytest.mark.parametrize("load", [load_tuned, lambda name, task: load_for_task(name, task, 1)])
 def test_rows_of_the_head_follow_the_classes(saved, load):
     """The same classes in another order, otherwise spelt: the head's rows are moved, and nothing else."""
     path = saved(labels=("NEUTRAL", "contradiction", "Entailment"))
@@ -83,10 +83,10 @@ def test_a_head_of_other_labels_is_not_kept(saved):
     assert keeps_head(path, task_of("yes", "no")) and not keeps_head(path, task_of("bad", "good"))
     old = minibert.load(path).classifier.weight
     for task in (task_of("bad", "good"), TASKS["stsb"]):
-        one, same, other = (load_student(path, task, seed).classifier.weight for seed in (1, 1, 2))
+        one, same, other = (load_for_task(path, task, seed).classifier.weight for seed in (1, 1, 2))
         assert torch.equal(one, same) and not torch.equal(one, other)
         assert not torch.equal(one, old[:len(one)])
-    assert isinstance(load_student(path, TASKS["squad"], 1), Span)
+    assert isinstance(load_for_task(path, TASKS["squad"], 1), Span)
 
 
 @pytest.mark.parametrize("kind, changed, task, kept", [
@@ -109,7 +109,8 @@ def test_a_teacher_of_other_labels_is_refused_with_the_remedy(saved):
         load_tuned(saved(), task_of("bad", "good"))
 
 
-@pytest.mark.parametrize("kind, changed", [(Classifier, {"labels": ("score",), "regression": True}), (Span, {})])
+@pytest.mark.parametrize("kind, changed", [(Classifier, {"labels": ("score",), "regression": True}),
+                                           (Span, {})])
 def test_the_last_product_is_not_rounded_to_16_bits(tiny_config, kind, changed):
     """Under bf16 scores near 3 would be multiples of 1/64, and most of 300 would tie with another."""
     model = init_weights(kind(replace(tiny_config, **changed))).eval()
@@ -135,7 +136,7 @@ def test_what_predict_reads(saved):
         with pytest.raises(UserError, match=r"pairs\[0\] is "):
             predict(model, tokenizer, ["a film"], [bad])
     for bad in ([("a", "b"), "a"], [("a", "b", "c")], [("a", None)]):
-        with pytest.raises(UserError, match=r"texts\[1\] is 'a', and must be a pair|texts\[0\] is|pairs\[0\] is None"):
+        with pytest.raises(UserError, match=r"texts\[1\] is 'a', and must be a pair|texts\[0\]|pairs\[0\]"):
             predict(model, tokenizer, bad)
     for bad in ("a film", b"a film", {"a": 1}, 3, None):
         with pytest.raises(UserError, match="must be a list of texts"):
