@@ -6,6 +6,7 @@ tokenizer.json are the same tokenizer, with the same `sha256`, and truncation or
 tokenizer.json have no effect.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -133,10 +134,18 @@ class Tokenizer:
         i = self.backend.token_to_id(piece)
         return self.unk_id if i is None else i
 
-    def save(self, folder: str | Path, max_length: int = 512) -> None:
+    def lowercased(self) -> "Tokenizer":
+        """The same tokenizer with all text lower-cased first, and accents kept where this one keeps them."""
+        made = copy.copy(self)
+        made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
+        return made
+
+    def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
-        `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know.
+        `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know, and
+        `segments` says whether it takes token types: a DistilBERT fails there where it gets them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +155,10 @@ class Tokenizer:
         (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
         config = {name: self.options[option] for option, name in CONFIG_NAMES.items()}
         config |= {f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS}
-        config |= {"model_max_length": max_length, "tokenizer_class": "BertTokenizer"}
+        config |= {"model_max_length": max_length,
+                   "tokenizer_class": "BertTokenizer" if segments else "DistilBertTokenizer"}
+        if not segments:
+            config["model_input_names"] = ["input_ids", "attention_mask"]
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
