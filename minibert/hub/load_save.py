@@ -89,7 +89,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
     model.load_state_dict(state, assign=True)
     keeps = wanted == own and not {"labels", "problem_type"} & changes.keys()
-    model.sentences, files = (read_sentence_files(folder, legacy_bin) if keeps or wanted == "encoder"
+    model.sentences, files = (read_sentence_files(folder, config.hidden_size, legacy_bin) if keeps or wanted == "encoder"
                               else (None, {}))
     others = {name: tensor.to(torch.float32, copy=True) for name, tensor in ours.items()
               if name not in shapes} if keeps else {}

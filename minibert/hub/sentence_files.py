@@ -29,7 +29,7 @@ IGNORED = {  # settings of sentence_bert_config.json that change no vector
     "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
 
 
-def read_sentence_files(folder: Path, legacy_bin: bool = False
+def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
     """How the model in `folder` makes a vector of a text, None where nothing says so; and the files that belong
     to it, by their paths.
@@ -57,7 +57,7 @@ def read_sentence_files(folder: Path, legacy_bin: bool = False
                 files |= _module_files(root, module["path"], legacy_bin)
         described = [module | {"path": "" if module["path"] == inside else module["path"]} for module in modules]
         files["modules.json"] = (json.dumps(described, indent=2) + "\n").encode()
-        return _pooling(root, folder, described, files), files
+        return _pooling(root, folder, described, files, hidden_size), files
     except UserError as error:
         return SentencePooling(refused=str(error)), files
     except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
@@ -69,6 +69,8 @@ def _modules(root: Path) -> list[dict]:
     """The content of modules.json."""
     file = root / "modules.json"
     modules = json.loads(read_text(file))
+    if not isinstance(modules, list):
+        raise UserError(f"{file} is not a list of modules")
     for module in modules:
         if Path(module["path"]).name != module["path"] or module["path"] == "..":  # it could lead anywhere
             raise UserError(f"{file}: {module['path']!r} is not the name of a folder beside it")
@@ -90,7 +92,8 @@ def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
     return found
 
 
-def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, bytes]) -> SentencePooling:
+def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, bytes], hidden_size: int
+             ) -> SentencePooling:
     """`UserError` where a module or a setting is not followed here."""
     def settings(name: str) -> dict:
         return json.loads(files.get(name, b"{}"))
@@ -101,7 +104,7 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
         raise UserError(f"{root / 'modules.json'} does not begin with a Transformer and a Pooling but with "
                         f"{' and '.join(kinds[:2])}, of which embed makes no vectors")
     modes = _modes(root / modules[1]["path"], settings(f"{modules[1]['path']}/config.json"))
-    layers = []
+    layers, width = [], hidden_size * len(modes)
     for module, kind in zip(modules[2:], kinds[2:]):
         place, own = root / module["path"], settings(f"{module['path']}/config.json")
         if any(own.get(name) not in (None, "sentence_embedding")
@@ -112,11 +115,16 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
             layers.append(Normalize())
         elif kind == "Dense":
             layers += _dense(place, own, files.get(f"{module['path']}/model.safetensors", b""))
+            if layers[-2].in_features != width:
+                raise UserError(f"{place} reads {layers[-2].in_features} numbers, where {width} come")
+            width = layers[-2].out_features
         elif kind != "Dropout":
             raise UserError(f"{root / 'modules.json'} names a module {kind}, which embed does not know")
     name = next((name for name in OWN if name in files), "")
     own, shared = settings(name), settings(SHARED)
     odd = [key for key, value in own.items() if key not in IGNORED and value]
+    if own.get("module_output_name") not in (None, "token_embeddings"):
+        odd.append("module_output_name")
     if odd:
         raise UserError(f"{name} of {root} sets {', '.join(odd)}, which embed does not know")
     prompt = (shared.get("prompts") or {}).get(shared.get("default_prompt_name") or "", "") or ""
