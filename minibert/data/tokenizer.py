@@ -63,7 +63,7 @@ class Tokenizer:
         self.backend.decoder = decoders.WordPiece(prefix="##")
         self.backend.add_tokens(list(added.values()))
 
-        ids = self.backend.get_vocab(with_added_tokens=True)
+        ids = {piece: i for piece, i in self.backend.get_vocab(with_added_tokens=True).items() if piece}
         cls, sep = names[2], names[3]
         self.backend.post_processor = processors.TemplateProcessing(
             single=f"{cls}:0 $A:0 {sep}:0", pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
-from minibert.common.disk import read_json, read_text
+from minibert.common.disk import check_is_the_file, read_json, read_text
 from minibert.common.errors import UserError
 from minibert.common.hub_download import what_else
 
@@ -21,16 +21,17 @@ CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# Classes that do the same as BertTokenizer; each may end in Fast.
+# Classes of transformers, each of which may end in Fast: those that do what BertTokenizer does; those that do
+# so for a vocab.txt, but do what a tokenizer.json says; and those that need one.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
-    "Bert", "DistilBert", "MobileBert", "Electra", "ConvBert", "SqueezeBert", "LayoutLM", "Lxmert", "RetriBert",
-    "Realm", "DPRQuestionEncoder", "DPRContextEncoder", "DPRReader")}
-# Classes that do what tokenizer.json says, whatever that is.
+    "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
+FILE_CLASSES = {f"{name}Tokenizer" for name in (
+    "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
 # Models whose tokenizer is BERT's where no class is stated; old files of BERT name no model.
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm", "lxmert",
-               "retribert", "realm", "dpr", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
-               "visual_bert", "vilt")
+               "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert", "visual_bert",
+               "vilt")
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token" and so on
 # The order in which transformers adds these to a vocabulary that lacks them.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
@@ -76,10 +77,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                         f"{what_else(folder)}")
     try:
         config, model = (_json(folder / name) for name in ("tokenizer_config.json", "config.json"))
-        generic = _is_generic(config, model)
         description = read_json(source) if source.name == "tokenizer.json" else None
-        if description is None and generic:
-            raise UserError("a PreTrainedTokenizerFast is read from tokenizer.json, which is missing")
+        generic = _is_generic(config, model, description is not None)
         inside = (description or {}).get("added_tokens") or []
         names, added, extra = _special_and_added(folder, config, inside, generic)
         options = DEFAULTS | {option: config[name] for option, name in CONFIG_NAMES.items()
@@ -116,8 +115,10 @@ def _json(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def _is_generic(config: dict, model: dict) -> bool:
-    """Whether a generic class is stated; False for one of BERT's or none, `UserError` for any other."""
+def _is_generic(config: dict, model: dict, described: bool) -> bool:
+    """Whether the class that the folder states does what tokenizer.json says, if that is `described`; False for
+    one of BERT's or none, `UserError` for any other.
+    """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if name is None:
@@ -125,13 +126,15 @@ def _is_generic(config: dict, model: dict) -> bool:
     if config.get("word_tokenizer_type") not in (None, "basic"):
         name = f"{name} with {config['word_tokenizer_type']}"
     short = str(name).removesuffix("Fast")
-    if short not in BERT_CLASSES | GENERIC_CLASSES:
+    if short not in BERT_CLASSES | FILE_CLASSES | GENERIC_CLASSES:
         raise UserError(f"its tokenizer is {name}, and only BERT's WordPiece is read here; encode the texts with "
                         "transformers, and give the model the ids")
+    if short in GENERIC_CLASSES and not described:
+        raise UserError(f"a {name} is read from tokenizer.json, which is missing; fetch it, too")
     if config.get("split_special_tokens"):
         raise UserError("tokenizer_config.json states split_special_tokens, which is not done here; take it out to "
                         "have special tokens in the text read as such")
-    return short in GENERIC_CLASSES
+    return described and short not in BERT_CLASSES
 
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
@@ -180,7 +183,7 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     `inside`: the "added_tokens" of tokenizer.json. They give way to the "added_tokens_decoder" of
     tokenizer_config.json, without which special_tokens_map.json and added_tokens.json are read, too.
     """
-    stated, old = dict(config), {}
+    stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
     if "added_tokens_decoder" in config:
         decoder = {int(i): entry for i, entry in config["added_tokens_decoder"].items()}
@@ -189,7 +192,7 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         beside = _json(folder / "special_tokens_map.json")
         if "additional_special_tokens" in config or config.get("extra_special_tokens"):
             beside = {key: value for key, value in beside.items() if key != "additional_special_tokens"}
-        stated |= beside
+        stated = config | beside
         old = _json(folder / "added_tokens.json")
     extra = stated.get("extra_special_tokens") or stated.get("additional_special_tokens") or []
     named = {key: stated.get(key) for key in NAMED}
@@ -200,12 +203,29 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
+    # Those that are special by name are not looked for in lower-cased text, as transformers has it; there,
+    # additional ones of special_tokens_map.json are none, nor BERT's own names where they are not stated.
+    apart = [stated[key] for key in NAMED if stated.get(key)]
+    apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
+    apart = {_content(token) for token in apart}
     if not generic:  # BERT's class has names for them, where none are stated
         named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value for value in [*named.values(), *(() if isinstance(extra, dict) else extra)]
                if value}
-    added = {i: {"content": content, "special": content in special, "normalized": content not in special}
+    added = {i: {"content": content, "special": content in apart, "normalized": content not in apart}
              for content, i in old.items()} | entries
+    tokens = _in_order(added, special)
+    names = [_content(named[role] or name) for role, name in zip(FIVE, SPECIAL_TOKENS)]
+    if absent := [name for name in names if name not in tokens]:
+        raise UserError(f"{' '.join(absent)} is not among the special and added tokens that the files of this "
+                        "PreTrainedTokenizerFast state; state all five in tokenizer_config.json")
+    return names, list(tokens.values()), kept
+
+
+def _in_order(added: dict[int, dict], special: dict[str, str | dict]) -> dict[str, tuple[AddedToken, int | None]]:
+    """Content to token and id, in the order in which transformers adds them, which decides new ids: those with
+    an id by it, then the special ones that are not among them.
+    """
     tokens = {}
     for i, entry in sorted(added.items()):
         flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
@@ -213,13 +233,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
         token, i = tokens.get(content) or (AddedToken(content, **{"normalized": False} | flags), None)
-        token.special = True
+        token.special = True  # so that decoding leaves it out
         tokens[content] = token, i
-    names = [_content(named[role] or name) for role, name in zip(FIVE, SPECIAL_TOKENS)]
-    if absent := [name for name in names if name not in tokens]:
-        raise UserError(f"{' '.join(absent)} is not among the special and added tokens that the files of this "
-                        "PreTrainedTokenizerFast state; state all five in tokenizer_config.json")
-    return names, list(tokens.values()), kept
+    return tokens
 
 
 def _content(token: str | dict) -> str:
@@ -247,8 +263,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     As in `transformers`, white space at the end of a line counts for nothing, blank lines at the end are one
     piece "", and of two lines that are the same the last counts, about which there is a warning.
     """
-    vocabulary, doubled = {}, []
-    for i, line in enumerate(read_text(path).removesuffix("\n").split("\n")):
+    vocabulary, doubled, text = {}, [], read_text(path)
+    check_is_the_file(path, text[:100].encode())
+    for i, line in enumerate(text.removesuffix("\n").split("\n")):
         piece = line.rstrip(WHITE_SPACE)
         if piece in vocabulary and piece:
             doubled.append(f"lines {vocabulary[piece] + 1} and {i + 1} are both {piece!r}")
