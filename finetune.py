@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import minibert
+from minibert.common.console import say
 from minibert.common.disk import disk_errors, read_json, write_json
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
@@ -39,7 +40,7 @@ from minibert.training import summary
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.optim import adamw, learning_rate, warmup_steps
 from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
-                                          read_result, say, stop_requests)
+                                          read_result, stop_requests)
 from minibert.training.step import skipped_running, training_step
 
 EXAMPLES = """examples:

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 import minibert
+from minibert.common.console import say, table
 from minibert.common.disk import write_json
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
 from minibert.common.runtime import Runtime, compile_encoder, describe, start
-from minibert.common.tables import table
 from minibert.data.corpus import Corpus, NoSequences, open_corpus
 from minibert.data.loader import Step, ahead, make_step
 from minibert.data.masking import smoothed_weights
@@ -45,7 +45,7 @@ from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, enter, p
 from minibert.training.optim import OPTIMIZERS, learning_rate, warmup_steps
 from minibert.training.options import FAMILY, INNER, MAY_CHANGE, METHODS, Options, loss_weights, resolve
 from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
-                                          last_tokens, open_run, say, stop_requests)
+                                          last_tokens, open_run, stop_requests)
 from minibert.training.step import skipped_running, training_step
 
 HERE = Path(__file__).resolve().parent

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibert.bench.turns import contender, rate, ratios, serve, told
+from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, numbers, option
 from minibert.common.randomness import samples_of_step
-from minibert.common.tables import table
 from minibert.data.corpus import open_corpus, read_description
 from minibert.data.prepare import POOL_BYTES, check, cores, prepare
 from minibert.data.python_docs import python_docs, split_docs

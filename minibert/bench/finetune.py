@@ -17,11 +17,11 @@ import minibert
 from minibert.bench.transformers_peer import (at_rate, check_installed, transformers_classifier_step,
                                               transformers_model)
 from minibert.bench.turns import alternate, compared, rate, serve
+from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.randomness import samples_of_step
 from minibert.common.runtime import PRECISIONS, describe, start
-from minibert.common.tables import table
 from minibert.data.examples import Examples, draw
 from minibert.distill.task_kd import TaskWeights, task_loss
 from minibert.model.config import Config, preset
@@ -69,7 +69,8 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
     shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size,
                                 dropout=options.dropout, classifier_dropout=options.dropout,
-                                labels=task.labels or ("score",), regression=task.regression)
+                                labels=task.labels or ("score",),
+                                problem_type="regression" if task.regression else None)
     return tokenised(task, rows, tokenizer, 128).examples, shape
 
 

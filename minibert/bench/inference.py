@@ -22,10 +22,10 @@ from minibert.bench.engines import ENGINES, PADDED, why_not, write_files
 from minibert.bench.flops import encoder_flops, matrix_peak
 from minibert.bench.quality import plot, quality
 from minibert.bench.turns import alternate, rate, ratios, serve
+from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.runtime import describe, start
-from minibert.common.tables import table
 from minibert.model.config import PRESETS, Config, preset
 from minibert.model.encoder import init_weights
 from minibert.model.heads import Classifier

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from minibert.bench.flops import useful_flops
+from minibert.common.console import table
 from minibert.common.disk import read_text
 from minibert.common.errors import UserError
 from minibert.common.options import numbers, option
-from minibert.common.tables import table
 from minibert.data.corpus import SPECIALS
 from minibert.model.config import Config, preset
 from minibert.model.encoder import on_meta

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import minibert
 from minibert.bench.engines import why_not
+from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
-from minibert.common.tables import table
 from minibert.inference.fast_encoder import MODES, fast
 from minibert.inference.predict import outputs
 from minibert.tasks.models import load_tuned

@@ -17,10 +17,10 @@ from minibert.bench.records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
 from minibert.bench.run_commands import command, differing, words
 from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, score_table, share_rows,
                                    share_table, tasks_of, tuning_table)
+from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
-from minibert.common.tables import clock
 from minibert.training.summary import FIGURES, plot_held_out, plot_quality
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minibert.bench.records import read_run
+from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
-from minibert.common.tables import clock
 from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]

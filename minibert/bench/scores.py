@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from minibert.bench.records import TrainRun, TuneRun
 from minibert.bench.shares import FORMULAS, share_kept
+from minibert.common.console import clock
 from minibert.common.errors import UserError
-from minibert.common.tables import clock
 from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, SQUAD, TASKS
 
 NOT_RUN = "not run"

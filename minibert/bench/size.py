@@ -13,10 +13,10 @@ import safetensors
 from torch import nn
 
 from minibert.bench.flops import FORMULA, encoder_flops, extra_layer_flops
+from minibert.common.console import table
 from minibert.common.disk import read_json
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
-from minibert.common.tables import table
 from minibert.hub.hf_config import parse
 from minibert.hub.load_save import MODELS
 from minibert.hub.weight_files import existing

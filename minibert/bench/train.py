@@ -15,10 +15,10 @@ import torch
 from minibert.bench.flops import matrix_peak, useful_flops
 from minibert.bench.transformers_peer import at_rate, check_installed, transformers_model, transformers_step
 from minibert.bench.turns import alternate, compared, rate, serve
+from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.runtime import PRECISIONS, compile_encoder, describe, start
-from minibert.common.tables import table
 from minibert.data.corpus import open_corpus
 from minibert.data.loader import Step, cut
 from minibert.distill import tinybert, mobilebert

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,8 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minibert.common.console import Progress
 from minibert.common.errors import UserError
-from minibert.common.progress import Line
 from minibert.data.shards import CorpusWriter, new_folder, token_dtype
 from minibert.data.text import Chunk, Source, documents, find_sources, hash_share, read_chunks
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
@@ -54,7 +55,7 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
     for silence, without progress, too.
     """
     sources = check(paths, wikitext, held_out)
-    size, text_bytes, line = sum(source.size for source in sources), 0, Line()
+    size, text_bytes, begun = sum(source.size for source in sources), 0, time.monotonic()
     with new_folder(out) as folder:
         writer = CorpusWriter(folder, tokenizer)
         chunks = ((chunk, done) for source, done in zip(sources, done_before(sources))
@@ -65,20 +66,18 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
         else:
             results = parallel(chunks, folder / "tokenizer", held_out, jobs)
         in_held_out = False  # where the last document went, for the chunk that continues it
-        with contextlib.closing(results):  # ends the workers, whatever happens
+        with (contextlib.closing(results),  # ends the workers, whatever happens
+              Progress("preparing", size / 1e6, "MB") as progress):
             for (chunk, done), tokens in results:
                 in_held_out = add(writer, tokens, chunk.continues, in_held_out)
                 text_bytes += len(chunk.data)
-                if report and line.due():
-                    share = min(max(done + chunk.read, 1) / max(size, 1), 1.0)
-                    line.show(f"{text_bytes / 1e6:,.0f} MB  {text_bytes / 1e6 / line.seconds():.1f} MB/s  "
-                              f"{share:.0%}  {line.left(share)} left")
-            line.clear()
+                if report:
+                    progress((done + chunk.read) / 1e6 - progress.done)
         description = writer.close(
             sources=[{"name": source.name, "bytes": source.size} for source in sources],
             text_bytes=text_bytes, held_out=held_out, wikitext=wikitext)
     if report:
-        summarise(description, report, line.seconds())
+        summarise(description, report, max(time.monotonic() - begun, 1e-3))
 
 
 def check(paths: list[str | Path], wikitext: str, held_out: float) -> list[Source]:

@@ -6,6 +6,7 @@ tokenizer.json are the same tokenizer, with the same `sha256`, and truncation or
 tokenizer.json have no effect.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -139,12 +140,19 @@ class Tokenizer:
         i = self.backend.token_to_id(piece)
         return self.unk_id if i is None else i
 
-    def save(self, folder: str | Path, max_length: int = 512, token_types: bool = True) -> None:
+    def lowercased(self) -> "Tokenizer":
+        """The same tokenizer with all text lower-cased first, and accents kept where this one keeps them."""
+        made = copy.copy(self)
+        made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
+        return made
+
+    def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
         `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know;
-        a shorter one that was stated is kept, and so is a stated absence of a limit. `token_types`: whether
-        the model takes them.
+        a shorter one that was stated is kept, and so is a stated absence of a limit. `segments` says whether
+        the model takes token types: a DistilBERT fails there where it gets them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,12 +163,12 @@ class Tokenizer:
         stated = self.states.get("model_max_length", max_length)
         config = self.states | {name: self.options[option] for option, name in CONFIG_NAMES.items()}
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
-        config |= {"model_max_length": stated if stated <= max_length or stated >= NO_LIMIT else max_length}
-        # what BERT's class has no option for, only the generic one takes from tokenizer.json
-        plain = self.max_word == 100 and self.options["clean_text"]
-        config |= {"tokenizer_class": "BertTokenizer" if plain else "PreTrainedTokenizerFast"}
-        if not (token_types and plain):
-            config["model_input_names"] = ["input_ids", *["token_type_ids"] * token_types, "attention_mask"]
+        config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
+        config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
+        if self.max_word != 100 or not self.options["clean_text"]:  # which those classes do not read
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
+            config["model_input_names"] = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minibert.common.console import say
 from minibert.common.errors import UserError
 from minibert.common.options import dropouts, numbers
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
@@ -16,7 +17,6 @@ from minibert.hub.load_save import check_pieces, load
 from minibert.model.config import DISTILBERT, PRESETS, Config, MobileConfig, preset
 from minibert.model.encoder import Encoder, init_weights
 from minibert.model.heads import MaskedLM, PreTraining, build_encoder, encoder_of
-from minibert.training.run_folder import say
 
 
 def layer_map(teacher_layers: int, student_layers: int) -> list[int]:

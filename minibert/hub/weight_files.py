@@ -21,7 +21,7 @@ def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
     a safetensors file, shards with an index, or .bin.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
-                               ("pytorch_model", ".bin", _read_bin)):
+                               ("pytorch_model", ".bin", read_bin)):
         whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
         if not (whole.exists() or index.exists()):
             continue
@@ -93,7 +93,8 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
-def _read_bin(path: Path) -> dict[str, Tensor]:
+def read_bin(path: Path) -> dict[str, Tensor]:
+    """All tensors of one pickled file; `UserError` where it is damaged or holds anything else."""
     _first_bytes(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from minibert.common.console import clock
 from minibert.common.randomness import uniform
 from minibert.common.runtime import Runtime
-from minibert.common.tables import clock
 from minibert.data.examples import make_examples
 from minibert.data.loader import groups
 from minibert.data.tokenizer import Tokenizer

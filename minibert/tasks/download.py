@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from minibert.common.console import Progress
 from minibert.common.disk import disk_errors, place_for, sha256_of, writing
 from minibert.common.errors import UserError
-from minibert.common.progress import Line
 from minibert.tasks.archives import unpack
 from minibert.tasks.datasets import DATA_SETS, GLUE, File
 
@@ -138,19 +138,12 @@ def _request(url: str, file: File, partial: Path, begun: int) -> str:
         have = begun if resumed else 0  # a server that knows no ranges answers 200 with all of it
         if response.length is not None and have + response.length != file.size:
             return f"the file there has {have + response.length:,} bytes instead of {file.size:,}"
-        name, line, already = partial.name.removesuffix(".partial"), Line(), have
-        try:
-            with writing(partial, "ab" if resumed else "wb", partial) as write:
-                while have <= file.size and (data := response.read(CHUNK)):
-                    write(data)
-                    have += len(data)
-                    if line.due() or have == file.size:
-                        got = have - already
-                        rate, share = got / line.seconds(), got / (file.size - already)
-                        line.show(f"{name}  {have / 1e6:,.1f} of {file.size / 1e6:,.1f} MB  "
-                                  f"{rate / 1e6:,.2f} MB/s  {line.left(share)} left")
-        finally:
-            line.end()
+        with (Progress(partial.name.removesuffix(".partial"), file.size / 1e6, "MB", have / 1e6) as progress,
+              writing(partial, "ab" if resumed else "wb", partial) as write):
+            while have <= file.size and (data := response.read(CHUNK)):
+                write(data)
+                have += len(data)
+                progress(len(data) / 1e6)
     return ""
 
 

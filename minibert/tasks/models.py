@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import minibert
+from minibert.common.console import Progress, say
 from minibert.common.errors import UserError
 from minibert.common.options import dropouts
-from minibert.common.progress import counting
 from minibert.common.runtime import Runtime
 from minibert.data.examples import check_examples
 from minibert.data.tokenizer import Tokenizer
@@ -21,7 +21,6 @@ from minibert.hub.load_save import check_pieces, load_config
 from minibert.model.heads import Classifier, Span
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, dev_of, judge, tokenised
-from minibert.training.run_folder import say
 
 
 def load_model(name: str, task: Task, options, seed: int) -> nn.Module:
@@ -38,9 +37,10 @@ def load_model(name: str, task: Task, options, seed: int) -> nn.Module:
         config = load_config(name)
         fits = config.regression == task.regression and (task.regression or config.labels == task.labels)
         if fits and isinstance(minibert.load(name), Classifier):
-            return minibert.load(name, "classification", **changed)
+            stated = {"problem_type": "regression"} if task.regression else {}
+            return minibert.load(name, "classification", **stated, **changed)
         return minibert.load(name, "classification", labels=task.labels or ("score",),
-                             regression=task.regression, **changed)
+                             problem_type="regression" if task.regression else None, **changed)
 
 
 def load_tuned(name: str, task: Task) -> tuple[nn.Module, list[int]]:
@@ -84,7 +84,7 @@ def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher
         say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
     say(f"asking the teacher about {len(examples.lengths):,} examples")
     said = teacher_outputs(teacher, examples, runtime, [t for _, t in pairs], options.micro_tokens,
-                           counting("asking the teacher", int(examples.lengths.sum())))
+                           Progress("asking the teacher", int(examples.lengths.sum()), "tokens"))
     said["logits"] = said["logits"][:, order]
     return said, [s for s, _ in pairs]
 

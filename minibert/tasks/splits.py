@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
+from minibert.common.console import Progress
 from minibert.common.disk import read_json, read_text, write_text
 from minibert.common.errors import UserError
-from minibert.common.progress import counting
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples, check_examples, encode, make_examples
 from minibert.data.tokenizer import Tokenizer
@@ -192,7 +192,7 @@ def some_of(split: Split, n: int) -> Split:
 def ask(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str) -> np.ndarray:
     """The model's outputs on a split, as `inference.outputs` has them; `what` names the work as it goes."""
     return outputs(model, split.examples, runtime, micro_tokens,
-                   counting(what, int(split.examples.lengths.sum())))
+                   Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
 def answers_of(task: Task, split: Split, out: np.ndarray, order: list[int] | None = None):

@@ -11,16 +11,15 @@ import statistics
 from pathlib import Path
 
 import minibert
+from minibert.common.console import say, table
 from minibert.common.disk import write_json
 from minibert.common.errors import UserError
-from minibert.common.tables import table
 from minibert.hub.weight_files import read_safetensors
 from minibert.tasks import metrics, squad
 from minibert.tasks.models import load_tuned
 from minibert.tasks.official_files import read_examples, write_submission
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, answers_of, ask, baseline, dev_of, judge, tokenised, write_errors
-from minibert.training.run_folder import say
 
 OUTPUTS = "dev-outputs.safetensors"  # what the kept model says of the dev split that decides
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from minibert.common.console import say
 from minibert.common.disk import disk_errors, read_json, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.data.corpus import Corpus
@@ -54,12 +55,6 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
     """Ends a loop that was asked to stop, with the exit code of its signal, or of another rank's."""
     say(f"\nstopped after {after}; continue with --resume")
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
-
-
-def say(*words, sep: str = " ") -> None:
-    """Prints, on the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(*words, sep=sep, flush=True)
 
 
 def open_run(out: Path, options, may_change: set[str]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minibert.common import console
 from minibert.common.disk import disk_errors
-from minibert.common.progress import Line
 from minibert.common.runtime import Runtime
 from minibert.data.loader import Step
 from minibert.data.tokenizer import Tokenizer
@@ -30,18 +30,13 @@ class Progress:
     """The line of a training loop that begins after `done` of `steps` steps."""
 
     def __init__(self, steps: int, done: int):
-        self.steps, self.done, self.line = steps, done, Line(at_once=True)
+        self.line = console.Progress("training", steps, "steps", done, stays=True)
 
     def __call__(self, step: int, row: dict) -> None:
-        """Shows a row of metrics after `step` finished steps."""
-        if not self.line.due() and step < self.steps:
-            return
-        left = self.line.left((step - self.done) / (self.steps - self.done))
+        """Shows the row of metrics of the step that was just done."""
         terms = " ".join(f"{name} {row[name]:.3f}" for name in TERMS if name in row)
-        self.line.show(f"step {step}/{self.steps}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  "
-                       f"|g| {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {left} left")
-        if step >= self.steps:
-            self.line.end()
+        self.line(1, f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  "
+                     f"{row['tokens_per_second']:,.0f} tok/s")
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ def test_config_fields_survive(form, tmp_path):
 
 @pytest.mark.parametrize("form", ["hf", "minibert"])
 def test_a_regression_stays_one(form, tmp_path):
-    config = Config(**TINY, labels=("score",), regression=True)
+    config = Config(**TINY, labels=("score",), problem_type="regression")
     save(random_model(Classifier, config), tmp_path, format=form)
     model = load(tmp_path)
     assert model.config == config and model.classifier.out_features == 1
@@ -247,7 +247,7 @@ def test_new_labels_are_a_new_classifier(tmp_path):
         model = load(tmp_path, labels=("one", "two", "three"))
     assert model.classifier.out_features == 3
     with pytest.warns(UserWarning, match="classifier.bias"):
-        assert load(tmp_path, regression=True).classifier.out_features == 1
+        assert load(tmp_path, labels=("score",)).classifier.out_features == 1
 
 
 def test_heads_that_cannot_start_anew(tmp_path):
@@ -519,7 +519,7 @@ def test_transformers_keeps_labels_and_regression(tmp_path):
     save(random_model(Classifier, Config(**TINY, labels=("no", "yes", "maybe"))), tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.id2label == {0: "no", 1: "yes", 2: "maybe"} and config.num_labels == 3
-    save(random_model(Classifier, Config(**TINY, labels=("score",), regression=True)), tmp_path)
+    save(random_model(Classifier, Config(**TINY, labels=("score",), problem_type="regression")), tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.problem_type == "regression" and config.num_labels == 1
 

@@ -1,0 +1,88 @@
+"""What people see: lines, tables, times, and how far long work is. Without torch, so that no script waits for it."""
+
+import os
+import sys
+import time
+
+
+def say(*words, sep: str = " ") -> None:
+    """Prints to stdout, on the first rank only."""
+    if first_rank():
+        print(*words, sep=sep, flush=True)
+
+
+def first_rank() -> bool:
+    """Whether this process is the first of a run of several, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    seconds = int(seconds + 0.5)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def table(rows: list[dict], title: str = "") -> str:
+    """Rows with the same keys as a table: the keys are the heading, all columns but the first right-aligned."""
+    heads = list(rows[0])
+    cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                       for i, (cell, w) in enumerate(zip(line, widths)))
+             for line in cells]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(([title] if title else []) + lines)
+
+
+class Progress:
+    """The line on stderr that shows how far long work is: amount done, rate, time left.
+
+    On a terminal it is replaced twice a second; elsewhere a new line is printed every ten seconds. Of several
+    ranks only the first shows it. Work that is shorter than that shows nothing, and at the end the line is
+    removed. With `stays=True` the first and the last state are always shown, and the last one stays.
+    """
+
+    def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
+        """`total` and `done` count `unit`s; `done` was there before this session, and the rate leaves it out."""
+        self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
+        self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
+        self.begun = time.monotonic()
+        self.shown = float("-inf") if stays else self.begun  # when the line was last shown
+        self.in_place = False  # the terminal's cursor stands behind a text of ours
+
+    def __call__(self, amount: float, detail: str = "") -> None:
+        """Counts `amount` more as done. Where it is time to, shows the new state, with `detail` after it."""
+        self.done += amount
+        finished = self.done >= self.total
+        now, pause = time.monotonic(), 0.5 if self.terminal else 10
+        if not self.silent and (self.stays if finished else now - self.shown >= pause):
+            self.shown, self.in_place = now, self.terminal
+            text = self.text(now) + (f"  {detail}" if detail else "")
+            print(f"\r\033[K{text}" if self.terminal else text, end="" if self.terminal else "\n",
+                  file=sys.stderr, flush=True)
+        if finished:
+            self.close()
+
+    def text(self, now: float) -> str:
+        """The state in words."""
+        rate = (self.done - self.before) / max(now - self.begun, 1e-3)
+        left = clock(max(self.total - self.done, 0) / rate) if rate > 0 else "?"
+        return (f"{self.what}  {short(self.done)} of {short(self.total)} {self.unit}  "
+                f"{short(rate)} {self.unit}/s  {left} left")
+
+    def close(self) -> None:
+        """Ends the line: what is printed next begins on a line of its own."""
+        if self.in_place:
+            print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
+        self.in_place = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def short(number: float) -> str:
+    """A number for reading: one digit after the point below 100, whole numbers and larger ones without."""
+    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.1f}"
