@@ -87,6 +87,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
         ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
     # copied, so that the model does not change or fall when the file that is mapped into memory does
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
+    _check_finite(folder, {names.get(prefix + name, name): tensor for name, tensor in state.items()})
     model.load_state_dict(state, assign=True)
     keeps = wanted == own and not {"labels", "problem_type"} & changes.keys()
     model.sentences, files = (read_sentence_files(folder, config.hidden_size, legacy_bin) if keeps or wanted == "encoder"
@@ -144,8 +145,9 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
         names = {prefix + name: name for name in tensors}
         return {name: tensors[theirs] for name, theirs in names.items()}, names, ""
     full, untied = {}, ""
+    wrapped = _wrapping(tensors, architecture)
     for name, tensor in tensors.items():
-        long = full_hf_name(name, architecture)
+        long = _unwrapped(name, wrapped, architecture)
         if long in full:
             raise UserError(f"{folder} holds two tensors for {long}")
         full[long] = name, tensor
@@ -161,6 +163,26 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
             our_name = from_hf(long, architecture) or f"unknown {name}"
             ours[our_name], names[our_name] = tensor, name
     return ours, names, untied
+
+
+def _wrapping(names: Iterable[str], architecture: str) -> int:
+    """How many leading parts of all names are of modules around the model, like `module.` and `model.`: as many
+    as all names share, if most are known without them.
+    """
+    first = os.path.commonprefix([name.split(".")[:-1] for name in names])
+    return max(range(len(first) + 1), key=lambda n: sum(
+        from_hf(_unwrapped(name, n, architecture), architecture) is not None for name in names))
+
+
+def _unwrapped(name: str, parts: int, architecture: str) -> str:
+    """The full name without its first parts, nor what torch.compile puts before those of a compiled module."""
+    return full_hf_name(".".join(part for part in name.split(".")[parts:] if part != "_orig_mod"), architecture)
+
+
+def _few(names: Iterable[str], n: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
 def _head_of_tensors(ours: Iterable[str]) -> str:
@@ -198,8 +220,9 @@ def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str],
         raise UserError(f"{folder} is a {architecture}, for which there is no {head} head")
     for module in {"mlm": ["mlm"], "pretraining": ["mlm", "nsp"]}.get(head, []):
         if f"{module}.bias" not in ours:
-            raise UserError(f"{folder} has no {head} head: "
-                            f"{to_hf(module + '.bias', architecture)} is missing, "
+            unknown = _few(name.removeprefix("unknown ") for name in ours if name.startswith("unknown "))
+            raise UserError(f"{folder} has no {head} head: " + f"unexpected: {unknown}; " * bool(unknown)
+                            + f"{to_hf(module + '.bias', architecture)} is missing, "
                             "and only classification and span heads can be started anew"
                             + f"; train.py --method mlm --student {folder} trains one" * (head == "mlm"))
         if untied:
@@ -210,7 +233,7 @@ def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str],
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    ours: dict[str, Tensor], names: dict[str, str]) -> None:
     """One `UserError` with every difference between the model and the file, under the names of the file."""
-    problems = {"missing": [], "unexpected": [], "misshapen": []}
+    problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
         if name not in ours:
             problems["missing"].append(to_hf(name, architecture))
@@ -223,10 +246,20 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
         module, _, leaf = name.rpartition(".")
         if module not in HEAD_MODULES or leaf not in ("weight", "bias"):
             problems["unexpected"].append(names[name])
-    found = "; ".join(f"{kind}: {', '.join(sorted(those))}" for kind, those in problems.items() if those)
+    found = "; ".join(f"{kind}: {_few(those)}" for kind, those in problems.items() if those)
     if found:
         raise UserError(f"the tensors in {folder} are not those of a {CLASSES[architecture][head]} with its "
                         f"config.json; {found}")
+
+
+def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """`UserError` that names the tensors which hold values that are no finite numbers."""
+    # One such value makes the sum another, which takes no memory; a sum may also be too large by itself.
+    bad = [name for name, tensor in tensors.items()
+           if not tensor.sum().isfinite() and not tensor.isfinite().all()]
+    if bad:
+        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is damaged, or "
+                        "the training that wrote it diverged: take an earlier checkpoint")
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
