@@ -89,12 +89,14 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
     _check_finite(folder, {names.get(prefix + name, name): tensor for name, tensor in state.items()})
     model.load_state_dict(state, assign=True)
-    keeps = wanted == own and not {"labels", "problem_type"} & changes.keys()
-    model.sentences, files = (read_sentence_files(folder, config.hidden_size, legacy_bin) if keeps or wanted == "encoder"
-                              else (None, {}))
-    others = {name: tensor.to(torch.float32, copy=True) for name, tensor in ours.items()
-              if name not in shapes} if keeps else {}
-    model.beside = Beside(other_settings(raw) if keeps else {}, others, files if keeps or model.sentences else {})
+    model.sentences, model.beside = None, Beside()
+    unchanged = wanted == own and not {"labels", "problem_type"} & changes.keys()
+    if unchanged or wanted == "encoder":
+        model.sentences, files = read_sentence_files(folder, config.hidden_size, legacy_bin)
+        model.beside = Beside(files=files if model.sentences else {})
+    if unchanged:
+        others = {name: ours[name].to(torch.float32, copy=True) for name in ours.keys() - shapes.keys()}
+        model.beside = Beside(other_settings(raw), others, files)
     return model.eval()
 
 
@@ -297,7 +299,6 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         state = {_stored_name(name, head == "encoder" and not prefix, config.architecture): tensor
                  for name, tensor in state.items()}
     folder = Path(folder)
-    pooler = head == "encoder" and model.pooler is not None
     parameters = sum(tensor.numel() for tensor in state.values())
     # Everything is complete on the disk before the first file of an older model is replaced; and config.json,
     # without which nothing loads, goes first and comes last.
@@ -308,7 +309,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
             (made / name).parent.mkdir(exist_ok=True)
             (made / name).write_bytes(content)
         write_tensors(made / "model.safetensors", state, {"format": "pt"})
-        (made / "README.md").write_text(model_card(config, head, format, parameters, stored, pooler,
+        (made / "README.md").write_text(model_card(model, head, format, parameters, stored,
                                                    folder.resolve().name, card), encoding="utf-8")
         (made / "config.json").write_text(dump(description), encoding="utf-8")
         # safetensors lets nobody but the owner read its files
