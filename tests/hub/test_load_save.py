@@ -638,8 +638,9 @@ def test_transformers_loads_it_cleanly(config, kind, tmp_path, tokenizer):
 
     texts = ["abc de", "f", "hi jkl mno"]
     ids, segments = tokenizer.encode(texts)
-    encoded = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)
-    assert encoded["input_ids"] == ids
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert words(texts)["input_ids"] == ids
+    theirs.eval()(**words("abc de", return_tensors="pt"))  # as a pipeline does: a DistilBERT takes no token types
     ours = our_outputs(model, head, ids, segments)
     padded = config is not MOBILEBERT
     assert max(difference(ours, hf_outputs(theirs.eval(), head, ids, segments, padded)).values()) < 1e-5
@@ -681,3 +682,42 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_model(tmp_path, monkeypa
     with pytest.raises(minibert.UserError, match="disk is full"):
         save(random_model(Span, BERT, seed=2), tmp_path)
     assert same(load(tmp_path), old) and not list(tmp_path.glob(".saving*"))
+
+
+@pytest.mark.parametrize("config", [BERT, DISTILBERT, MOBILEBERT])
+@pytest.mark.parametrize("change_to, of_logits", [
+    (dict(labels=("LABEL_0",)), torch.sigmoid),
+    (dict(labels=("score",), problem_type="regression"), lambda x: x),
+    (dict(labels=("a", "b", "c")), lambda x: x.softmax(-1)),
+    (dict(labels=("a", "b", "c"), problem_type="multi_label_classification"), torch.sigmoid),
+])
+def test_a_pipeline_reads_the_outputs_as_they_are_meant(config, change_to, of_logits, tmp_path, tokenizer):
+    transformers = pytest.importorskip("transformers")
+    model = random_model(Classifier, replace(config, **change_to))
+    save(model, tmp_path / "a", tokenizer)
+    save(load(tmp_path / "a"), tmp_path / "b", load_tokenizer(tmp_path / "a"))
+    text = "abc de"
+    said = transformers.pipeline("text-classification", str(tmp_path / "b"), device="cpu", top_k=None)(text)
+    if isinstance(said[0], list):  # of transformers 4
+        said = said[0]
+    scores = of_logits(torch.from_numpy(minibert.predict(model, tokenizer, [text])[0]))
+    assert {x["label"]: x["score"] for x in said} == pytest.approx(dict(zip(model.config.labels, scores.tolist())),
+                                                                   abs=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["linear.Identity", "activation.Tanh", None])
+def test_a_cross_encoder_stays_what_it_is(activation, tmp_path, tokenizer):
+    """Its scores in sentence-transformers, with the function that its config.json names or the sigmoid."""
+    CrossEncoder = pytest.importorskip("sentence_transformers").CrossEncoder
+    model = random_model(Classifier, Config(**TINY, **CROSS))
+    save(model, tmp_path / "a", tokenizer)
+    path = f"torch.nn.modules.{activation}"
+    change(tmp_path / "a", sbert_ce_default_activation_function=path if activation == "linear.Identity" else None,
+           sentence_transformers={"activation_fn": path} if activation == "activation.Tanh" else None)
+    save(load(tmp_path / "a"), tmp_path / "b", load_tokenizer(tmp_path / "a"))
+    function = {"linear.Identity": lambda x: x, "activation.Tanh": torch.tanh, None: torch.sigmoid}[activation]
+    pairs = [("abc", "de"), ("f", "abc de")]
+    expected = function(torch.from_numpy(minibert.predict(model, tokenizer, *zip(*pairs))))[:, 0]
+    for folder in ("a", "b"):
+        found = CrossEncoder(str(tmp_path / folder), device="cpu").predict(pairs)
+        assert found == pytest.approx(expected.numpy(), abs=1e-5)
