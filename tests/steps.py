@@ -5,22 +5,59 @@ cut in any way, and how large its tensors get.
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minibert.common.runtime import Runtime
 from minibert.data.loader import Step, cut
 from minibert.distill.students import distilbert_of, student_from
 from minibert.model.config import MobileConfig
 from minibert.model.encoder import init_weights
 from minibert.model.heads import MaskedLM
+from minibert.training.optim import set_learning_rate
+from minibert.training.step import accumulate, update
 
 TINY_MOBILE = MobileConfig(vocab_size=60, hidden_size=20, layers=2, heads=3, intermediate_size=16,
                            max_positions=32, embedding_size=7, bottleneck_size=12, feed_forwards=3)
 MOBILE_KINDS = [replace(TINY_MOBILE, attention_input=attention_input, norm=norm, activation=activation)
                 for attention_input, (norm, activation) in product(
                     ("shared", "hidden", "bottleneck"), (("no_norm", "relu"), ("layer_norm", "gelu_tanh")))]
+
+
+V = 60  # pieces of TOKENIZER and ids of FakeCorpus
+TOKENIZER = SimpleNamespace(special=np.arange(V) < 5, continuation=np.zeros(V, bool), vocab_size=V,
+                            mask_id=4, cls_id=2, sep_id=3)
+
+
+class FakeCorpus:
+    """300 sequences of 1 to 30 tokens; each begins with a token that tells which it is."""
+
+    def __init__(self, n=300):
+        rng = np.random.default_rng(0)
+        self.data = [rng.integers(5, V, rng.integers(1, 31)).astype(np.uint16) for _ in range(n)]
+
+    def __len__(self):
+        return len(self.data)
+
+    def lengths(self, indices):
+        return np.array([len(self.data[i]) for i in indices], dtype=np.int64)
+
+    def tokens(self, i):
+        return self.data[i]
+
+
+def rows_of(step):
+    """The sequences of a step as a sorted list of (inputs, labels)."""
+    found = []
+    for micro in step.micro_batches:
+        ends = micro.batch.offsets.tolist()
+        for start, end in zip(ends, ends[1:]):
+            assert micro.batch.positions[start:end].tolist() == list(range(end - start))
+            found.append((micro.batch.ids[start:end].tolist(), micro.labels[start:end].tolist()))
+    return sorted(found)
 
 
 def data(micro_tokens: int, ranks: int = 1) -> list[Step]:
@@ -47,6 +84,18 @@ def gradients(loss_of: Callable, student: nn.Module, steps: list[Step]) -> tuple
             for name, value in {"loss": loss.detach(), **sums}.items():
                 totals[name] = totals.get(name, 0) + value
     return totals, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+
+
+def take_step(model: nn.Module, loss_of: Callable, step: Step, counts: dict[str, int], optimizer, lr: float,
+              clip: float = 5.0, scaler=None, factors: list[float] | None = None) -> dict:
+    """One optimiser step in fp32; its figures."""
+    scaler = scaler or CPU.scaler()
+    set_learning_rate(optimizer, lr, factors)
+    sums = accumulate(model, loss_of, step.micro_batches, scaler, CPU)
+    return update(model, optimizer, sums, counts, scaler, CPU, clip)[0]
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
