@@ -1,6 +1,6 @@
-"""The documents and each script's own --help tell the truth: commands are taken by the scripts they name,
-links and files exist, figures stand where they are explained; and the README's way from a teacher to a model
-in use is walked, at small size.
+"""The documents and each script's --help are checked: scripts accept the commands, links and files exist, and
+figures stand on the page that explains them. The README's commands from a teacher to a model in use are run at
+small size.
 
 Running every command would train for hours; the tests of the scripts run their real `main` at small size.
 """
@@ -28,7 +28,9 @@ from test_train import handlers, text  # noqa: F401  (an autouse fixture)
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "weights/README.md",
-             *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+             *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md")))]
+# pages that repeat figures; the other pages say how they were measured
+SUMMARIES = ["README.md", "docs/guide.md", "docs/results.md"]
 SCRIPTS = [str(path.relative_to(ROOT)) for pattern in ("*.py", "data/*.py", "weights/*.py")
            for path in sorted(ROOT.glob(pattern))]
 
@@ -36,11 +38,12 @@ SCRIPTS = [str(path.relative_to(ROOT)) for pattern in ("*.py", "data/*.py", "wei
 # ---------------------------------------------------------------- finding commands
 
 def commands(lines: str, programs: str = r"python|torchrun|make|pytest|pip") -> list[list[str]]:
-    """The words of each line that starts with one of the programs, or NAME=VALUE before it;
-    a comment, a pipe, a redirection and two spaces end a command.
+    """The words of each line that starts with one of the programs, or NAME=VALUE before it.
+
+    A comment, a pipe, a redirection and two spaces end a command.
     """
     lines = re.sub(r"\s*\\\n\s*", " ", lines).splitlines()  # a line continued by a backslash is one
-    found = (re.match(rf"\s*(?:[A-Z_]+=\S+ )?((?:{programs})(?: .*|$))", line) for line in lines)
+    found = (re.match(rf"\s*(?!#)(?:[A-Z_]+=\S+ )?((?:{programs})(?: .*|$))", line) for line in lines)
     return [shlex.split(re.split(r"  | [#|>]", match[1])[0]) for match in found if match]
 
 
@@ -126,8 +129,6 @@ def check(program: str, *words: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_of_documents_are_taken(document):
-    if not (ROOT / document).exists():
-        pytest.skip("not written")
     markdown = (ROOT / document).read_text(encoding="utf-8")
     lines = bash_blocks(markdown)
     assert commands(lines) == commands(lines, r"\S+"), "a line of a program that is not checked"
@@ -141,12 +142,21 @@ def test_examples_of_help_are_taken(script):
         check(*command)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+def anchors(markdown: str) -> set[str]:
+    """What links to the headings of a page end with, as GitHub makes it of a heading."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE),
+                          re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
 def test_links_lead_somewhere(document):
-    if not (ROOT / document).exists():
-        pytest.skip("not written")
-    for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / document).read_text()):
-        assert "://" in target or (ROOT / document).parent.joinpath(target).exists(), target
+    page = ROOT / document
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            at = page.parent / target if target else page
+            assert at.exists(), target
+            assert not anchor or anchor in anchors(at.read_text(encoding="utf-8")), f"{target}#{anchor}"
 
 
 def test_the_checks_can_fail(capsys):
@@ -166,6 +176,11 @@ def test_the_checks_can_fail(capsys):
 
 # ---------------------------------------------------------------- what only the README says
 
+def test_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 110
+
+
 def test_layout_of_readme_names_every_wing_and_no_file_that_is_not_there():
     wings = {path.parent.name for path in (ROOT / "minibert").glob("*/__init__.py")}
     assert wings == set(re.findall(r"`minibert/(\w+)/`", README))
@@ -175,14 +190,15 @@ def test_layout_of_readme_names_every_wing_and_no_file_that_is_not_there():
     assert named - ours == set(), "no such files"
 
 
-def test_figures_of_readme_stand_where_they_are_explained():
+@pytest.mark.parametrize("document", SUMMARIES)
+def test_figures_of_summaries_stand_where_they_are_explained(document):
     """Every number with a decimal point is in a page that says how it was measured,
     or is the hours of the plan whose command stands on its line.
     """
-    pages = "\n".join(path.read_text(encoding="utf-8")
-                      for path in (*ROOT.glob("docs/*.md"), ROOT / "weights" / "README.md"))
+    pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in DOCUMENTS if page not in SUMMARIES)
     explained = set(re.findall(r"\d+\.\d+", pages)) | {"3.11", "2.0"}  # Python, and Apache
-    prose = re.sub(r"^```(?:bash|python)\n.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    markdown = (ROOT / document).read_text(encoding="utf-8")
+    prose = re.sub(r"^```(?:bash|python)\n.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
     for line in prose.splitlines():
         for words in commands(inline(line), "python bench.py plan"):
             result = plan(options.parse(PlanBench, words[3:], "", ""))
@@ -190,6 +206,13 @@ def test_figures_of_readme_stand_where_they_are_explained():
             assert all(f" {hour} h" in line for hour in hours), (hours, line)
             line = re.sub("|".join(f"{hour} h" for hour in hours), "", line)
         assert set(re.findall(r"\d+\.\d+", re.sub(r"`[^`]+`", "", line))) <= explained, line
+
+
+@pytest.mark.parametrize("index, pages", [("docs/README.md", "docs/*.md"), ("docs/results.md", "docs/results/*.md")])
+def test_every_page_is_in_the_index(index, pages):
+    text, folder = (ROOT / index).read_text(encoding="utf-8"), (ROOT / index).parent
+    linked = {(folder / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", text)}
+    assert set(ROOT.glob(pages)) - {ROOT / index} <= linked
 
 
 def test_workflow_runs_what_ci_runs():
@@ -202,8 +225,8 @@ SMALL = {"weights/convert.py": [], "data/prepare.py": [],
 
 
 def test_the_way_from_a_teacher_to_a_model_in_use(tmp_path, monkeypatch):
-    """The README's own commands on one process, in an empty folder and with the bundled teacher,
-    and then its Python. That `transformers` loads such a model is tested in test_train.py; its pipeline takes
+    """The commands of the README and of the guide, with the bundled teacher in an empty folder and on one process,
+    and then their Python. That `transformers` loads such a model is tested in test_train.py; its pipeline takes
     seconds to import.
     """
     teacher = str(ROOT / "weights" / "teacher")
@@ -214,7 +237,8 @@ def test_the_way_from_a_teacher_to_a_model_in_use(tmp_path, monkeypatch):
     write_csv(tmp_path / "reviews.csv", [(sentence(draw, i % 2), i % 2) for i in range(60)],
               ["text", "label"])
 
-    five, tasks = (README[README.index(title):] for title in ("## Distilling", "## From a notebook"))
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    five, tasks = README[README.index("## Distilling"):], guide[guide.index("## From a notebook"):]
     steps = commands(bash_blocks(five), "python")[:3] + [
         words for words in commands(inline(tasks), "python finetune.py") if "reviews.csv" in words]
     assert [words[1] for words in steps] == list(SMALL)
@@ -224,6 +248,6 @@ def test_the_way_from_a_teacher_to_a_model_in_use(tmp_path, monkeypatch):
         runpy.run_path(str(ROOT / script), run_name="__main__")
 
     names: dict = {}
-    for block in re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE):
+    for block in re.findall(r"^```python\n(.*?)^```", README + guide, re.DOTALL | re.MULTILINE):
         exec(block.replace("sentence-encoder", teacher), names)
     assert names["vectors"].shape == (1, 384) and names["logits"].shape == (1, 2)

@@ -1,6 +1,6 @@
 """Run folders as tables and plots, written into a part of a markdown file; what is around that part stays.
 
-    bench.py report runs/ --teacher TEACHER --over alone --out docs/results.md
+    bench.py report runs/ --teacher TEACHER --over alone --out report.md
 
 Everything comes from the files of the runs; what there is no run of is 'not run'. A model is named after its
 folder, `runs/distilled/model` is `distilled`; one that was fine-tuned with a teacher is `distilled + kd`.
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from minibert.bench.records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
 from minibert.bench.run_commands import command, differing, words
-from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, score_table, share_rows,
-                                   share_table, tasks_of, tuning_table)
+from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, prose, score_table,
+                                   share_rows, share_table, tasks_of, tuning_table)
 from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
@@ -31,7 +31,7 @@ class ReportBench:
     runs: tuple[str, ...] = option(("runs",), "folders of runs, or folders above them; the words right after "
                                               "`report` are these, too")
     without: tuple[str, ...] = option((), "folders of runs to leave out, as those of a search for a rate")
-    out: str = option("docs/results.md", "markdown file to write into")
+    out: str = option("report.md", "markdown file to write into")
     part: str = option("report", "name of the part of it; others stay, as does what is between them")
     teacher: str | None = option(None, "the model whose score the others' shares are of")
     share_tasks: tuple[str, ...] = option((), "tasks that the shares are over, of all models that have them "
@@ -149,10 +149,12 @@ def training_table(runs: list[TrainRun], options: ReportBench) -> str:
                          figure("perplexity", "{:.1f}", model) for model in
                          ("teacher", "student, initial", "student, trained")),
                      **{heading: figure(name, form) for name, (heading, form) in figures.items()}})
-    return (f"{markdown(rows)}\n\nHeld-out text, the student at the end unless said otherwise; MLM loss in "
-            f"nats. Below {SMOKE_TOKENS // 10**6} million tokens a row is a smoke run: it shows that things "
-            "work, not how well. One seed each, so a small difference is not a finding. The time is that of "
-            "the steps. Special: options that not all of these runs share.")
+    return markdown(rows) + "\n\n" + prose(
+        "All figures are on held-out text. They are those of the student at the end, unless the column says "
+        f"otherwise. The MLM loss is in nats. A run with fewer than {SMOKE_TOKENS // 10**6} million tokens is a "
+        "smoke run: it shows that the code works, not how good the method is. Each run has one seed, so a "
+        "small difference is not a finding. The time is the time of the steps. The column 'special' has the "
+        "options that not all of these runs share.")
 
 
 def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
@@ -201,10 +203,11 @@ def size_part(rows: list[dict], scores: Scores, picture) -> str:
                       for row in rows])
     points = {row["model"]: (row["parameters"], row["speed"], quality[row["model"]]) for row in rows
               if row["model"] in quality}
-    return (f"{table}\n\nThe speed was taken at the end of each training, both encoders in turn on the same "
-            "packed batch; how far two students of one shape are apart is its noise. Published for BERT-base "
-            "and DistilBERT: 110 M and 66 M parameters, 668 and 410 seconds for STS-B's dev set, one pair at "
-            "a time on a CPU (DistilBERT paper, table 3).\n\n"
+    note = prose("The speed was measured at the end of each training. Teacher and student took turns on the same "
+                 "packed batch. Students of one shape should be equally fast, so their differences are noise. "
+                 "Published for BERT-base and DistilBERT (DistilBERT paper, table 3): 110 M and 66 M "
+                 "parameters, 668 and 410 seconds for STS-B's dev set, one pair at a time on a CPU.")
+    return (f"{table}\n\n{note}\n\n"
             + (picture("quality", plot_quality, points, what) if points else f"Plot: {NOT_RUN}, no quality."))
 
 
@@ -264,7 +267,7 @@ def bench_report(options: ReportBench) -> dict:
         return (f"![{name}]({target.name})" if draw(*what, target)
                 else f"Plot: {NOT_RUN}, it needs matplotlib, which the plots extra installs.")
 
-    parts = {"": f"Made by `{made_by(options)}`.\n\n"
+    parts = {"": f"This command made the part: `{made_by(options)}`.\n\n"
                  + "\n".join(f"- {machine}" for machine in machines([*train, *tune])),
              "Fine-tuned scores": f"{NOT_RUN}."}
     if scores:

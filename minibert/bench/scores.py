@@ -1,6 +1,7 @@
 """Tables of fine-tuned scores: models and tasks, shares of a teacher's score, margins over another model."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 from minibert.bench.records import TrainRun, TuneRun
@@ -13,10 +14,10 @@ NOT_RUN = "not run"
 KNOWN = {**TASKS, "squad": SQUAD}
 # what others report of themselves, to stand beside our shares
 CLAIMS = (
-    "Published for others, on other tasks: 97 % (DistilBERT paper: ratio of means, 77.0 / 79.5, nine GLUE "
-    "tasks, one of them WNLI); 94.3 % (Botros et al., a reproduction: mean of ratios over CoLA, MRPC and "
-    "IMDb); 69 % (TinyDistilBERT, a student project: ratio of means, its 54.9 over nine tasks against the "
-    "paper's 79.5).")
+    "Others published shares on other tasks. The DistilBERT paper has 97 %: the ratio of means, 77.0 / 79.5, "
+    "over nine GLUE tasks, one of them WNLI. Botros et al., a reproduction, have 94.3 %: the mean of ratios "
+    "over CoLA, MRPC and IMDb. TinyDistilBERT, a student project, has 69 %: the ratio of means, its 54.9 over "
+    "nine tasks and the paper's 79.5.")
 
 Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
 
@@ -27,6 +28,11 @@ def markdown(rows: list[dict]) -> str:
     lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |"
               for row in rows]
     return "\n".join(lines)
+
+
+def prose(text: str) -> str:
+    """A paragraph in lines of at most 110 columns."""
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
 
 def tasks_of(scores: Scores) -> list[str]:
@@ -69,10 +75,11 @@ def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
     heads = ["model", *(f"{task}<br>{_metric(task, scores)}" for task in tasks)]
     return "\n\n".join([
         markdown([dict(zip(heads, row.values())) for row in rows]),
-        "In percent, on the dev set (MNLI: the matched one; IMDb: the test set), each seed at its best "
-        "epoch: the median over n seeds of fine-tuning, in brackets the lowest and the highest. Published: "
-        "DistilBERT paper, tables 1 and 2, there also 86.9 for DistilBERT (D) on SQuAD; † from the README "
-        "of its code, as the paper's 86.7 does not give its average.", *_settings(scores)])
+        prose("Scores are in percent, on the dev set. MNLI uses the matched dev set, IMDb the test set. Each "
+              "seed is taken at its best epoch. A cell has the median over n seeds of fine-tuning, and in "
+              "brackets the lowest and the highest. Published figures are from the DistilBERT paper, tables 1 "
+              "and 2. The paper also has 86.9 for DistilBERT (D) on SQuAD. † This figure is from the README "
+              "of its code, because the paper's 86.7 does not give its average."), *_settings(scores)])
 
 
 def _metric(task: str, scores: Scores) -> str:
@@ -112,8 +119,8 @@ def _settings(scores: Scores) -> list[str]:
                                  if value != getattr(KNOWN.get(task), key, None))
                 ways.setdefault(text, []).append(name)
         if len(ways) > 1:
-            lines.append(f"{task}, **not with the same settings**: " + "; ".join(
-                f"{', '.join(names)}: {text or 'the defaults'}" for text, names in ways.items()) + ".")
+            lines.append(prose(f"{task}, **not with the same settings**: " + "; ".join(
+                f"{', '.join(names)}: {text or 'the defaults'}" for text, names in ways.items()) + "."))
         elif any(ways):
             lines.append(f"{task}: {next(iter(ways))}.")
     return lines
@@ -169,17 +176,18 @@ def share_table(scores: Scores, teacher: str, over: Sequence[str] = ()) -> str:
         return (f"{NOT_RUN}: no model has finished {'all these tasks' if over else 'a task'} that {teacher} "
                 f"has finished on the same data.\n\n{CLAIMS}")
     lacking = [name for name in scores if name != teacher and name not in {row["model"] for row in rows}]
-    which = ("the tasks that both have finished on the same part of the data, with and without WNLI; rows "
-             "over other tasks cannot be compared.")
+    which = ("the tasks that both have finished on the same part of the data, with and without WNLI. Rows "
+             "over different tasks cannot be compared.")
     if over:
-        which = ("the same tasks for all, each finished on the same part of the data, with and without WNLI."
-                 + (f" Not finished on all of them: {', '.join(lacking)}." if lacking else ""))
+        which = ("the same tasks for all models, each finished on the same part of the data, with and without "
+                 "WNLI." + (f" These models have not finished all of them: {', '.join(lacking)}."
+                            if lacking else ""))
     return "\n\n".join([
         markdown(rows),
-        f"Of {teacher}, over {which} In brackets the 95 % interval of a "
-        "bootstrap over the seeds of fine-tuning: a task with one seed adds nothing to it, and a model that "
-        "was trained once says nothing of another training. 'Not defined': a score of the teacher is not "
-        "above 0.", CLAIMS])
+        prose(f"The shares are of the score of {teacher}. They are over {which} The brackets have the 95 % "
+              "interval of a bootstrap over the seeds of fine-tuning. A task with one seed adds nothing to the "
+              "interval. The interval does not cover the spread between trainings of a model. 'Not defined' means that a score of the teacher is not above 0."),
+        prose(CLAIMS)])
 
 
 def margin_table(scores: Scores, over: str) -> str:
@@ -201,9 +209,11 @@ def margin_table(scores: Scores, over: str) -> str:
             for name, of in scores.items() if name != over]
     if not rows:
         return f"{NOT_RUN}: there is no other model."
-    return (f"{markdown(rows)}\n\nMedian less that of {over}. 'Inside the spread': the ranges over the seeds "
-            "overlap, so the difference is not a finding; 'one seed': nor is this, its spread is not known; "
-            "'other data': the two learned from different parts of the training set.")
+    return markdown(rows) + "\n\n" + prose(
+        f"A cell has the model's median minus the median of {over}. 'Inside the spread' means that the ranges "
+        "over the seeds overlap, so the difference is not a finding. 'One seed' means that the spread is not "
+        "known, so the difference is not a finding either. 'Other data' means that the two models learned from "
+        "different parts of the training set.")
 
 
 # ---------------------------------------------------------------- runs
@@ -219,4 +229,4 @@ def tuning_table(scores: Scores) -> str:
             rows.append({"model": name, "task": task, "median (lowest to highest)": every or "-",
                          "seeds": f"{len(run.values)} of {run.options['seeds']}, from {run.options['seed']}",
                          "time": clock(run.seconds), "state": "" if run.finished else "not finished"})
-    return f"{markdown(rows)}\n\nThe time is that of all seeds and their sessions."
+    return f"{markdown(rows)}\n\nThe time covers all seeds and all sessions of a run."
