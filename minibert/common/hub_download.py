@@ -12,11 +12,9 @@ CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab
                 "special_tokens_map.json", "modules.json", "sentence_*_config.json",
                 "config_sentence_transformers.json", "[0-9]_*/config.json",
                 "adapter_config.json", "bert_config.json")  # to say what is there in place of a config.json
-# with the dense layer of a sentence encoder
-SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
-                     "[1-9]_*/model.safetensors")
+SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
-DENSE_BIN = "[1-9]_*/pytorch_model.bin"
+DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")  # a dense layer of a sentence encoder
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
@@ -44,9 +42,9 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(patterns)))
 
     try:
-        folder = fetch(*CONFIG_FILES, *(SAFETENSORS_FILES if weights else ()))
+        folder = fetch(*CONFIG_FILES, *((*SAFETENSORS_FILES, *DENSE_FILES) if weights else ()))
         if weights and not any(folder.glob("model*.safetensors")):
-            folder = fetch(*CONFIG_FILES, *BIN_FILES, DENSE_BIN)
+            folder = fetch(*CONFIG_FILES, *BIN_FILES, *DENSE_FILES)
         return folder
     except RepositoryNotFoundError:
         raise UserError(f"there is no folder {name} here, and no model of that name on the hub that you can "

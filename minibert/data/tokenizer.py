@@ -187,9 +187,10 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     of a vocab.txt, it is guessed from its pieces, with a warning. Nothing is written. `UserError` names the
     file and line of whatever is missing or damaged, and a tokenizer that is not BERT's.
     """
-    folder = local_folder(folder_or_hub_name, weights=False)
+    folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
         files = read_tokenizer_files(folder)
+        source = files.source
         tokenizer = Tokenizer(files.vocabulary, files.options, [token for token, _ in files.added],
                               files.max_word, files.names, files.states)
         for token, i in files.added:
@@ -199,10 +200,10 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
             check_generic(tokenizer, files.generic)
         return tokenizer
     except UserError as error:
-        raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+        raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{folder}: a file of its tokenizer is damaged: tokenizer.json or vocab.txt, "
-                        f"tokenizer_config.json, special_tokens_map.json or added_tokens.json ({error!r})") from None
+        raise UserError(f"{source}: a file of this tokenizer is damaged, which may also be tokenizer_config.json, "
+                        f"special_tokens_map.json or added_tokens.json ({error!r})") from None
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:

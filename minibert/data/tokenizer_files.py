@@ -49,11 +49,12 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a folder says: pieces to ids, normaliser options, names of the five special tokens in the order of
+    """What a folder says, and the file that holds its vocabulary: pieces to ids, normaliser options, names of the five special tokens in the order of
     `SPECIAL_TOKENS`, added tokens to the id they have in the files (None: the next that is free), longest
     word in characters, what else tokenizer_config.json states, and the tokenizer.json that decides alone
     where the class is a generic one, else None.
     """
+    source: Path
     vocabulary: dict[str, int]
     options: dict
     names: list[str]
@@ -105,7 +106,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
         if config.get("model_max_length", config.get("max_len")) is not None:
             states["model_max_length"] = config.get("model_max_length", config.get("max_len"))
-        return TokenizerFiles(vocabulary, options, names, added, max_word, states,
+        return TokenizerFiles(source, vocabulary, options, names, added, max_word, states,
                               description if generic else None)
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None

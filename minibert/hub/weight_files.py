@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import re
 from pathlib import Path
 
@@ -99,20 +98,16 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        # of torch's own words nothing is passed on, since they advise to run the code in the file
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code:
-            raise UserError(f"{path} holds more than tensors: it would run {code[1]}, and code in a file is not "
-                            "run here; where you trust it, write its tensors anew with the program that made it: "
+        # nothing of torch's own words, which advise to run the code in the file
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(f"{path} holds more than tensors: to read it would run {code[1]}, and code in a file is "
+                            "not run here; have it written anew where it was made, with "
                             "torch.save(model.state_dict(), FILE)") from None
-        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({str(error).splitlines()[0]})" * bool(
-            str(error))
-        raise UserError(f"{path} is damaged, or is no file of torch.save{why}; download it again") from None
-    nested = [key for key, value in tensors.items() if isinstance(value, dict)] if isinstance(tensors, dict) else []
-    if nested:
-        raise UserError(f"{path} is a training checkpoint: its tensors are below {', '.join(map(repr, nested[:5]))};"
-                        " write the model's alone: torch.save(torch.load(FILE, weights_only=True)"
-                        f"[{nested[0]!r}], NEW)")
+        raise UserError(f"{path} is damaged, or is no file of torch.save; download it again") from None
+    if isinstance(tensors, dict) and (nested := [key for key, t in tensors.items() if isinstance(t, dict)]):
+        raise UserError(f"{path} is a training checkpoint: its tensors lie under {', '.join(map(repr, nested[:5]))}; "
+                        f"write the model's alone: torch.save(torch.load(FILE, weights_only=True)[{nested[0]!r}], "
+                        "NEW)")
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
