@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minibert.hub.load_save import load, save
 from minibert.model.config import Config
 from minibert.model.encoder import init_weights
-from minibert.model.heads import MaskedLM
+from minibert.model.heads import MaskedLM, PreTraining
 from scripts import convert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +92,26 @@ def test_layouts_and_heads(form, tmp_path, model, monkeypatch, capsys):
     assert same(load(tmp_path / "target"), model)
     assert convert(monkeypatch, tmp_path / "target", tmp_path / "encoder", "--head", "encoder") == 0
     assert same(load(tmp_path / "encoder"), model.encoder)
+
+
+@pytest.mark.parametrize("options", [(), ("--layers", "1", "--feed-forward", "20")])
+def test_a_pooler_and_nsp_are_kept(options, tmp_path, monkeypatch):
+    """Where config.json says BertForMaskedLM, as that of bert-base-uncased does; also in what is cut out."""
+    model = init_weights(PreTraining(CONFIG), torch.Generator().manual_seed(0))
+    save(model, tmp_path / "source", tokenizer())
+    raw = json.loads((tmp_path / "source/config.json").read_text())
+    (tmp_path / "source/config.json").write_text(json.dumps(raw | {"architectures": ["BertForMaskedLM"]}))
+    as_bin(tmp_path / "source")
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", *options) == 0
+    raw = json.loads((tmp_path / "target/config.json").read_text())
+    assert raw["architectures"] == ["BertForMaskedLM"]
+    found = load(tmp_path / "target", "pretraining")
+    assert torch.equal(found.encoder.pooler.weight, model.encoder.pooler.weight)
+    assert torch.equal(found.nsp.weight, model.nsp.weight)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load(tmp_path / "target", "classification", labels=("a", "b"))
+    assert [str(w.message).rpartition("anew: ")[2] for w in told] == ["classifier.weight, classifier.bias"]
 
 
 def test_sharded_pickles(tmp_path, model, monkeypatch):
