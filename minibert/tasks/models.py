@@ -22,6 +22,9 @@ from minibert.tasks.official_files import class_of
 from minibert.tasks.specs import Task
 
 
+MULTI_LABEL = "multi_label_classification"
+
+
 class Teaching(NamedTuple):
     """What is learned from the teacher."""
 
@@ -39,16 +42,19 @@ def load_for_task(name: str, task: Task, seed: int, **changes) -> nn.Module:
         warnings.simplefilter("ignore")  # that a head is new is what fine-tuning is about
         if task.kind == "span":
             return minibert.load(name, "span", **changes)
+        if task.kind == "score":
+            changes["problem_type"] = "regression"
         if keeps_head(name, task):
             return in_order(minibert.load(name, "classification", **changes), task, name)
         return minibert.load(name, "classification", labels=task.labels or ("score",),
-                             regression=task.kind == "score", **changes)
+                             **{"problem_type": None} | changes)
 
 
 def keeps_head(name: str, task: Task) -> bool:
     """Whether the model has a head that fits the task: spans, a score, or the same classes in any order."""
     config, head = load_config(name), stated_head(name)
-    if task.kind != "span" and config.regression != (task.kind == "score"):
+    if task.kind != "span" and (config.problem_type == MULTI_LABEL
+                                or config.regression != (task.kind == "score")):
         return False
     if task.kind == "classes" and label_order(config.labels, task) is None:
         return False
@@ -62,10 +68,18 @@ def load_tuned(name: str, task: Task) -> nn.Module:
     model = minibert.load(name)
     if not isinstance(model, Span if task.kind == "span" else Classifier):
         raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
+    check_single_label(model.config, name)
     if task.kind != "span" and model.config.regression != (task.kind == "score"):
         raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
                         f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
     return in_order(model, task, name)
+
+
+def check_single_label(config: Config, name: str) -> None:
+    """`UserError` for a multi-label classifier, for which a text has any number of the labels."""
+    if config.problem_type == MULTI_LABEL:
+        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks here "
+                        "have one class for each text: it is neither judged nor distilled here")
 
 
 @torch.no_grad()

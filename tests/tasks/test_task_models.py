@@ -20,6 +20,7 @@ from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks.models import keeps_head, label_order, load_for_task, load_tuned
 from minibert.tasks.official_files import class_of
 from minibert.tasks.specs import TASKS, Task
+from minibert.tasks.splits import read_rows_to_judge
 
 
 def task_of(*labels):
@@ -48,11 +49,6 @@ def test_classes_are_matched_by_name(task, labels, order):
 def test_what_could_be_two_classes_is_none():
     assert class_of("yes", task_of("YES", "Yes", "no")) is None
     assert class_of("Yes", task_of("YES", "Yes", "no")) == 1 and class_of(" No ", task_of("YES", "no")) == 1
-
-
-def test_two_classes_of_one_name_are_refused():
-    with pytest.raises(UserError, match="mood.csv has two classes of the name 'bad': .*id2label"):
-        task_of("bad", "good", "bad")
 
 
 @pytest.fixture
@@ -91,8 +87,8 @@ def test_a_head_of_other_labels_is_not_kept(saved):
 
 @pytest.mark.parametrize("kind, changed, task, kept", [
     (MaskedLM, {}, TASKS["rte"], False), (Span, {}, TASKS["squad"], True), (Span, {}, TASKS["rte"], False),
-    (Classifier, {"labels": ("score",), "regression": True}, TASKS["stsb"], True),
-    (Classifier, {"labels": ("score",), "regression": True}, TASKS["rte"], False)])
+    (Classifier, {"labels": ("score",), "problem_type": "regression"}, TASKS["stsb"], True),
+    (Classifier, {"labels": ("score",), "problem_type": "regression"}, TASKS["rte"], False)])
 def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
     path = saved(kind, **changed)
     assert keeps_head(path, task) == kept
@@ -103,13 +99,27 @@ def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
             load_tuned(path, task)
 
 
+def test_a_multi_label_model_is_refused(saved, tmp_path):
+    """As a teacher, and to be judged; as a student it gets a new head, of one class a text."""
+    path = saved(labels=("no", "yes"), problem_type="multi_label_classification")
+    task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither judged nor distilled"
+    with pytest.raises(UserError, match=says):
+        load_tuned(path, task)
+    (tmp_path / "a.csv").write_text("text,label\nA,no\nB,yes\n")
+    with pytest.raises(UserError, match=says):
+        read_rows_to_judge(str(tmp_path / "a.csv"), None, None, False, path)
+    model = load_for_task(path, task, 1)
+    assert not keeps_head(path, task) and model.config.problem_type is None
+    assert not torch.equal(model.classifier.weight, minibert.load(path).classifier.weight)
+
+
 def test_a_teacher_of_other_labels_is_refused_with_the_remedy(saved):
     with pytest.raises(UserError, match="model has the labels LABEL_0, LABEL_1, and mood.csv has bad, good: "
                                         ".*write the names of mood.csv into id2label in its config.json"):
         load_tuned(saved(), task_of("bad", "good"))
 
 
-@pytest.mark.parametrize("kind, changed", [(Classifier, {"labels": ("score",), "regression": True}),
+@pytest.mark.parametrize("kind, changed", [(Classifier, {"labels": ("score",), "problem_type": "regression"}),
                                            (Span, {})])
 def test_the_last_product_is_not_rounded_to_16_bits(tiny_config, kind, changed):
     """Under bf16 scores near 3 would be multiples of 1/64, and most of 300 would tie with another."""
