@@ -114,10 +114,11 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     encoder, training = encoder_of(model).to(runtime.device), model.training
     model.eval()
     positions = encoder.config.max_positions
+    texts = as_texts(texts, "texts")
     if pooling.prompt:
-        texts = [pooling.prompt + text for text in texts]
-    examples = encode(tokenizer.lowercased() if pooling.lowercase else tokenizer, texts, None,
-                      max_length or min(pooling.max_length or positions, positions))
+        texts = [pooling.prompt + text if isinstance(text, str) else text for text in texts]
+    examples = encode_checked(tokenizer.lowercased() if pooling.lowercase else tokenizer, texts, None,
+                              max_length or min(pooling.max_length or positions, positions), encoder.config)
     vectors = None
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group).to(runtime.device)

@@ -14,7 +14,7 @@ from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import make_examples
 from minibert.data.tokenizer import train_tokenizer
-from minibert.inference.predict import outputs, predict
+from minibert.inference.predict import embed, outputs, predict
 from minibert.model.encoder import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks.models import keeps_head, label_order, load_for_task, load_tuned
@@ -132,7 +132,7 @@ def test_the_last_product_is_not_rounded_to_16_bits(tiny_config, kind, changed):
     assert np.abs(scores - outputs(model, data, Runtime(torch.device("cpu"), "fp32"))[:, 0]).max() < 0.02
 
 
-def test_what_predict_reads(saved):
+def test_what_predict_and_embed_read(saved):
     path = saved()
     model, tokenizer = minibert.load(path), minibert.load_tokenizer(path)
     pairs = [("a film", "was read"), ("a", "small film")]
@@ -151,5 +151,10 @@ def test_what_predict_reads(saved):
     for bad in ("a film", b"a film", {"a": 1}, 3, None):
         with pytest.raises(UserError, match="must be a list of texts"):
             predict(model, tokenizer, bad)
+    for bad in (None, float("nan"), b"a film", 3, {"text": "a"}):
+        with pytest.raises(UserError, match=r"texts\[1\] is "):
+            embed(model, tokenizer, ["a film", bad])
     with pytest.raises(UserError, match="the tokenizer of these texts has .* pieces, the model only 20"):
         predict(Classifier(replace(model.config, vocab_size=20)), tokenizer, ["a film"])
+    with pytest.raises(UserError, match="the tokenizer of these texts has .* pieces, the model only 20"):
+        embed(Classifier(replace(model.config, vocab_size=20)), tokenizer, ["a film"])
