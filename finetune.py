@@ -24,13 +24,13 @@ import minibert
 from minibert.common.console import Progress, say, table
 from minibert.common.disk import disk_errors, read_json, write_json
 from minibert.common.errors import UserError, run_script
-from minibert.common.options import dropouts, parse
+from minibert.common.options import parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.examples import Drawn, Examples, check_examples, check_pieces, draw
 from minibert.data.loader import ahead
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
-from minibert.distill.tinybert import Learner, Projections, check_fit, term_counts, tinybert
+from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
 from minibert.tasks.models import (Teaching, check_widths, keeps_head, load_for_task, load_tuned,
@@ -43,11 +43,11 @@ from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, finger
                                    tokenise_splits, tokenised)
 from minibert.tasks.summary import (OUTPUTS, keep_best_seed, on_one_line, rank, summarise, warn_if_constant,
                                     write_answers, write_predictions)
-from minibert.training import summary
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
+from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
-from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
-                                          read_result, stop_requests)
+from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
+                                          open_run, read_result, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:
@@ -202,9 +202,9 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
 
 def load_teacher(run: Run) -> nn.Module:
     """The teacher, frozen; `UserError` where it is none for the task and the student."""
-    teacher = run.runtime.hold_frozen(load_tuned(run.options.teacher, run.task))
+    teacher = hold_frozen(load_tuned(run.options.teacher, run.task), run.runtime)
     if has_intermediate_stage(run.options, run.task):
-        check_fit("tinybert", load_config(run.options.model), teacher.config, inner_weights(run.options))
+        fit_tinybert(load_config(run.options.model), teacher.config, inner_weights(run.options))
     return teacher
 
 
@@ -257,7 +257,8 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
         if has_intermediate_stage(options, task):
             source = out / "intermediate" / "model"
             seconds = intermediate(seed, run, examples[0], teacher, out / "intermediate")
-        student = load_for_task(source, task, seed, **dropouts(options))
+        student = with_dropout(load_for_task(source, task, seed), options.dropout,
+                               options.attention_dropout)
         weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
                    else TaskWeights())
 
@@ -290,18 +291,20 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
-        student = load_for_task(options.model, task, seed, **dropouts(options))
-        projections = Projections(student.config, teacher.config, torch.Generator().manual_seed(seed))
-        learner, weights = Learner(student.encoder, projections), inner_weights(options)
+        student = with_dropout(load_for_task(options.model, task, seed), options.dropout,
+                               options.attention_dropout)
+        imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
+        weights = inner_weights(options)
 
         def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
-            return partial(tinybert, learner, teacher, data, weights), term_counts(data, weights)
+            counts = tinybert_counts(data, weights)
+            return partial(tinybert, imitator, teacher, weights=weights, counts=counts), counts
 
-        stage = Stage(f"seed {seed}, intermediate stage", learner, loss, examples, {},
+        stage = Stage(f"seed {seed}, intermediate stage", imitator, loss, examples, {},
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, run, out)["seconds"]
         if run.runtime.is_writer:
-            write_tensors(out / "projections.safetensors", projections.state_dict())
+            write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
             minibert.save(student, out / "model", run.tokenizer, format="auto",
                           card=card_of(options, task) + " Its task head is not trained yet.")
             write_json(out / "result.json", {"seconds": seconds})
@@ -384,7 +387,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         return draw(stage.examples, stage.targets, step, task.batch, seed, options.micro_tokens, runtime.rank,
                     runtime.ranks)
 
-    progress, skipped = summary.Progress(steps, done), 0
+    progress, skipped = Progress("training", steps, "steps", done, stays=True), 0
     with stop_requests() as stop, ahead(drawn, done) as upcoming:
         while done < steps:
             step_begun = time.perf_counter()
@@ -404,7 +407,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
             row = {"step": done, **figures, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
             if runtime.is_writer:
-                progress(done, row)
+                progress(1, in_words(row))
                 logits = None
                 if done in ends and stage.dev:
                     row["dev"], logits = judge_all(stage, run)

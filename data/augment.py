@@ -26,6 +26,7 @@ from minibert.tasks.official_files import read_examples  # noqa: E402
 from minibert.tasks.specs import TASKS, TEXT_TASKS, Example, Task  # noqa: E402
 from minibert.tasks.splits import some_numbers  # noqa: E402
 from minibert.tasks.word_vectors import own_vectors, read_vectors  # noqa: E402
+from minibert.training.models import hold_frozen  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--candidates {options.candidates} are more than the model's vocabulary")
     vectors = read_vectors(options.vectors) if options.vectors else own_vectors(model, tokenizer)
     vectors = vectors._replace(table=vectors.table.to(runtime.device))
-    find = partial(with_candidates, model=runtime.hold_frozen(model), tokenizer=tokenizer, vectors=vectors,
+    find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer, vectors=vectors,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
     # a terminated run leaves nothing behind, like an interrupted one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

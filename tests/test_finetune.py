@@ -27,7 +27,7 @@ from minibert.common.options import parse
 from minibert.common.runtime import start
 from minibert.data.tokenizer import train_tokenizer
 from minibert.hub import weight_files
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks import splits
 from minibert.tasks.options import MAY_CHANGE, Options, resolve

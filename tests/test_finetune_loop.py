@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import finetune
 import minibert
 from minibert.common.randomness import samples_of_step
-from minibert.model.encoder import init_weights
 from minibert.model.heads import Classifier
+from minibert.model.init import init_weights
 from minibert.tasks.specs import TASKS
 from test_finetune import folder, options, rows, summary  # noqa: F401
 from test_train import handlers  # noqa: F401  (an autouse fixture)

@@ -19,9 +19,10 @@ import train
 from minibert.common.errors import UserError
 from minibert.data.prepare import prepare
 from minibert.data.tokenizer import Tokenizer, train_tokenizer
-from minibert.distill import tinybert
+from minibert.distill.methods import terms_of
 from minibert.model.config import PRESETS
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.training.checkpoint import save_checkpoint
 from scripts import run_script
@@ -143,7 +144,7 @@ def test_what_happens_inside_is_learned_at_any_width(folder, narrow, tmp_path, m
     train.main(options(folder, out, "--method", method, *INNER[method], "--eval-every", "5", student=narrow,
                        steps=25, lr=1e-2))
     shown, metrics = capsys.readouterr().out, rows(out)
-    terms = tinybert.TERMS[method]
+    terms = terms_of(method)
     assert all(name in row for row in metrics for name in terms) and "masks" not in shown
     assert ("student layer imitates teacher layer: 1 2, 2 4" in shown) == (method == "tinybert")
     held_out = json.loads((out / "summary.json").read_text())["held_out"]
@@ -399,7 +400,7 @@ def test_options_that_would_not_be_read_are_refused(folder, tmp_path):
             (("--method", "mobilebert", "--schedule", "akt", "--transfer-share", "0.5"), {}, ("akt",))):
         refused(options(folder, tmp_path / "x", *more, **changed), *words)
     read = train.Options(method="tinybert", masking="bernoulli", mask_share=0.1)
-    assert train.resolve(read).masking == "bernoulli"
+    assert read.resolved().masking == "bernoulli"
 
 
 def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):

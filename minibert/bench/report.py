@@ -21,7 +21,8 @@ from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
-from minibert.training.summary import FIGURES, plot_held_out, plot_quality
+from minibert.training.plots import plot_held_out, plot_quality
+from minibert.training.summary import figures_of
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,9 @@ def training_table(runs: list[TrainRun], options: ReportBench) -> str:
              if name not in NOT_SPECIAL} for run in runs]
     alike = {name for name, value in some[0].items()
              if all(name in other and other[name] == value for other in some)}
-    measured = {name for run in runs for name in run.held_out.get("student, trained", {})}
+    measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
     figures = {"mlm": ("MLM loss", "{:.3f}"),
-               **{name: how for name, how in FIGURES.items() if name in measured - {"perplexity", "mlm"}}}
+               **{name: how for name, how in measured.items() if name != "perplexity"}}
     rows = []
     for run, special in zip(runs, some):
         tokens = f"{run.tokens / 1e6:.2f} M" + (", smoke run" if run.is_smoke else "")

@@ -25,7 +25,8 @@ from minibert.hub.model_card import model_card
 from minibert.hub.sentence_files import read_sentence_files
 from minibert.hub.weight_files import existing, read_tensors, write_tensors
 from minibert.model.config import Config
-from minibert.model.encoder import Encoder, on_meta, truncated_normal_
+from minibert.model.encoder import Encoder
+from minibert.model.init import on_meta, truncated_normal_
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 
 MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "classification": Classifier,

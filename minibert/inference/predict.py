@@ -11,9 +11,8 @@ from torch import nn
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples, check_examples, check_pieces, encode
-from minibert.data.loader import groups
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import rows_of
+from minibert.model.batch import groups, rows_of
 from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
 from minibert.model.sentences import SentencePooling

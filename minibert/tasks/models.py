@@ -13,9 +13,9 @@ import minibert
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples
-from minibert.data.loader import groups
 from minibert.hub.load_save import load_config, stated_head
 from minibert.inference.predict import MICRO_TOKENS, outputs
+from minibert.model.batch import groups
 from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span
 from minibert.tasks.official_files import class_of
@@ -32,22 +32,17 @@ class Teaching(NamedTuple):
     layers: list[int]  # the student's layers, from 1, whose [CLS] states are compared; none without PKD
 
 
-def load_for_task(name: str, task: Task, seed: int, **changes) -> nn.Module:
-    """The model `name` with the task's head: where `keeps_head` its own, else a new one from `seed`.
-
-    `changes` are fields of its `Config`, like `dropout`.
-    """
+def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
+    """The model `name` with the task's head: where `keeps_head` its own, else a new one from `seed`."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is new is what fine-tuning is about
         if task.kind == "span":
-            return minibert.load(name, "span", **changes)
-        if task.kind == "score":
-            changes["problem_type"] = "regression"
+            return minibert.load(name, "span")
+        stated = "regression" if task.kind == "score" else None
         if keeps_head(name, task):
-            return in_order(minibert.load(name, "classification", **changes), task, name)
-        return minibert.load(name, "classification", labels=task.labels or ("score",),
-                             **{"problem_type": None} | changes)
+            return in_order(minibert.load(name, "classification", problem_type=stated), task, name)
+        return minibert.load(name, "classification", labels=task.labels or ("score",), problem_type=stated)
 
 
 def keeps_head(name: str, task: Task) -> bool:
@@ -78,8 +73,8 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 def check_single_label(config: Config, name: str) -> None:
     """`UserError` for a multi-label classifier, for which a text has any number of the labels."""
     if config.problem_type == MULTI_LABEL:
-        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks here "
-                        "have one class for each text: it is neither judged nor distilled here")
+        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
+                        "here have one class for each text: it is neither judged nor distilled here")
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from pathlib import Path
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, numbers, option, term_weights, within
 from minibert.common.runtime import PRECISIONS
-from minibert.distill.tinybert import TERMS, InnerWeights
+from minibert.distill.methods import terms_of, weights_of
+from minibert.distill.tinybert import TinyBERTWeights
 from minibert.tasks.specs import TASKS, Task, with_tinybert_settings
 
 PKD, TINYBERT = {"method": ("pkd",)}, {"method": ("tinybert",)}
@@ -173,10 +174,11 @@ def resolve(options: Options) -> Options:
                                            if getattr(options, name) is None})
 
 
-def inner_weights(options: Options) -> InnerWeights:
+def inner_weights(options: Options) -> TinyBERTWeights:
     """The weights of the intermediate stage's terms, and its layer map."""
     layers = options.imitate and tuple(numbers("--imitate", options.imitate))
-    return InnerWeights(layers=layers, **term_weights(options.weights, TERMS["tinybert"], "tinybert"))
+    weights = term_weights(options.weights, terms_of("tinybert"), "tinybert")
+    return weights_of("tinybert", layers=layers, **weights)
 
 
 def task_settings(options: Options, task: Task) -> Task:

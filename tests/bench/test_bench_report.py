@@ -13,7 +13,7 @@ import pytest
 
 import bench
 import finetune
-import minibert.training.summary
+import minibert.training.plots
 import train
 from minibert.bench.records import read_runs
 from minibert.bench.report import ReportBench, bench_report, put_part, taught
@@ -347,7 +347,7 @@ def test_plots_are_drawn_or_said_to_be_missing(runs, monkeypatch, plots):
         assert all(drawn)
     except ImportError:
         assert not any(drawn)
-    monkeypatch.setattr(minibert.training.summary, "pyplot", lambda: None)
+    monkeypatch.setattr(minibert.training.plots, "pyplot", lambda: None)
     text, _ = report(runs)
     assert text.count("Plot: not run, it needs matplotlib") == 2
 

@@ -20,7 +20,7 @@ from minibert.distill.task_kd import TaskWeights, patience_layers, patience_sum,
 from minibert.hub.hf_names import to_hf
 from minibert.inference.predict import embed, outputs, predict
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, Span
 from minibert.tasks.models import teacher_outputs
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import finetune
 import minibert
 from minibert.data.tokenizer import train_tokenizer
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.tasks.options import Options
 from minibert.tasks.specs import TASKS, with_tinybert_settings

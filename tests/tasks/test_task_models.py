@@ -15,7 +15,7 @@ from minibert.common.runtime import Runtime
 from minibert.data.examples import make_examples
 from minibert.data.tokenizer import train_tokenizer
 from minibert.inference.predict import embed, outputs, predict
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks.models import keeps_head, label_order, load_for_task, load_tuned
 from minibert.tasks.official_files import class_of
