@@ -23,8 +23,8 @@ from minibert.common.disk import write_json
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import numbers, parse
 from minibert.common.runtime import Runtime, describe, start
-from minibert.data.examples import check_pieces
 from minibert.data.corpus import Corpus, NoSequences, open_corpus
+from minibert.data.examples import check_pieces
 from minibert.data.loader import ahead, make_step
 from minibert.data.masking import Masking, smoothed_weights
 from minibert.data.prepare import prepare
