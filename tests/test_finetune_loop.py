@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 import finetune
 import minibert
 from minibert.common.randomness import samples_of_step
-from minibert.model.heads import Classifier
+from minibert.model.heads import Classifier, Span
 from minibert.model.init import init_weights
 from minibert.tasks.specs import TASKS
-from test_finetune import folder, options, rows, summary  # noqa: F401
+from steps import TINY_MOBILE
+from test_finetune import folder, options, refused, rows, summary  # noqa: F401
 from test_train import handlers  # noqa: F401  (an autouse fixture)
 
 BATCH, LR, DECAY, CLIP, WARMUP, EPOCHS, SEED = 7, 2e-3, 0.3, 0.4, 0.3, 1.25, 5
@@ -49,7 +50,7 @@ def models(folder, tmp_path_factory):
 def read_reviews(folder):
     """Texts and labels of the training and of the dev set, as lists."""
     given = finetune.Options(model=str(folder / "model"), task=str(folder / "reviews.csv"), max_length=80)
-    splits = finetune.read_task(given, minibert.load_tokenizer(folder / "model"))[1]
+    splits = finetune.read_task(given, given.model, minibert.load_tokenizer(folder / "model"))[1]
     return [([row.text for row in splits[name].rows], [row.label for row in splits[name].rows])
             for name in ("train", "dev")]
 
@@ -97,8 +98,8 @@ def test_a_run_is_the_loop_written_out(folder, models, tmp_path):
     """Every step's terms, norm and rate, hence the weights after each update; clipping and decay are felt."""
     student, teacher = models
     finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=student, teacher=teacher,
-                          method="pkd", alpha=ALPHA, temperature=TEMPERATURE, beta=BETA,
-                          batch=BATCH, lr=LR, epochs=EPOCHS, clip=CLIP, warmup=WARMUP, dropout=0, precision="fp32", seed=SEED,
+                          method="pkd", alpha=ALPHA, temperature=TEMPERATURE, beta=BETA, batch=BATCH, lr=LR,
+                          epochs=EPOCHS, clip=CLIP, warmup=WARMUP, dropout=0, precision="fp32", seed=SEED,
                           **{"weight-decay": DECAY, "teacher-layers": "last", "micro-tokens": 40}))
     model = minibert.load(student)
     (texts, labels), _ = read_reviews(folder)
@@ -208,3 +209,61 @@ def test_the_summary_is_written_before_anything_is_printed(folder, models, tmp_p
         finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=models[0], epochs=1, batch=32))
     assert 0 <= summary(tmp_path / "run")["dev"]["median"]["accuracy"] <= 100
     assert load_file(tmp_path / "run" / "dev-outputs.safetensors")["outputs"].isfinite().all()
+
+
+# ---------------------------------------------------------------- a student cut out of its teacher
+
+SHAPES = {"bert": {}, "distilbert": {"architecture": "distilbert", "segments": 0}, "mobilebert": None}
+
+
+@pytest.fixture
+def tuned_as(folder, tmp_path):
+    """A function that saves a random model of four layers with a head, and returns its folder."""
+    def save(architecture, kind, **changed):
+        small = minibert.load(folder / "model").config
+        config = (replace(TINY_MOBILE, vocab_size=small.vocab_size, max_positions=128, layers=4, **changed)
+                  if architecture == "mobilebert" else
+                  replace(small, layers=4, **SHAPES[architecture], **changed))
+        model = init_weights(kind(config))
+        minibert.save(model, tmp_path / "teacher", minibert.load_tokenizer(folder / "model"))
+        return tmp_path / "teacher"
+    return save
+
+
+@pytest.mark.parametrize("architecture, kind, task, changed", [
+    ("bert", Classifier, "reviews.csv", {"labels": ("yes", "no")}),
+    ("bert", Classifier, "scores.csv", {"labels": ("score",), "problem_type": "regression"}),
+    ("bert", Span, "squad", {}), ("distilbert", Classifier, "reviews.csv", {"labels": ("no", "yes")}),
+    ("distilbert", Span, "squad", {}), ("mobilebert", Classifier, "reviews.csv", {"labels": ("no", "yes")})])
+def test_a_student_starts_as_layers_of_its_teacher(folder, tuned_as, tmp_path, architecture, kind, task,
+                                                   changed):
+    """Embeddings, pooler and head, too; the first step of the student is that of the cut model."""
+    teacher, out = tuned_as(architecture, kind, **changed), tmp_path / "run"
+    finetune.main(options(folder, task, out, model=None, teacher=teacher, epochs=0.2,
+                          **{"layer-map": "0,3", "dropout": 0}))
+    expected, cut = minibert.load(teacher), minibert.load(out / "student")
+    flip = task == "reviews.csv" and changed["labels"][0] == "yes"  # the task's order of classes
+    for name, tensor in cut.state_dict().items():
+        whole = expected.state_dict()[name.replace("layers.1.", "layers.3.")]
+        assert torch.equal(tensor, whole.flip(0) if flip and name.startswith("classifier.") else whole), name
+    assert len(minibert.load(out / "model").encoder.layers) == 2
+    finetune.main(options(folder, task, tmp_path / "again", model=out / "student", teacher=teacher,
+                          epochs=0.2, dropout=0))
+    assert rows(out)[0]["loss"] == rows(tmp_path / "again")[0]["loss"]
+
+
+def test_layers_of_a_teacher_are_evenly_spread_and_resumed(folder, models, tmp_path):
+    given = options(folder, "reviews.csv", tmp_path / "run", model=None, teacher=models[1], epochs=0.2,
+                    layers=2)
+    finetune.main(given)
+    before = (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
+    finetune.main([*given, "--resume", "--seeds", "2"])
+    assert (tmp_path / "run" / "student" / "model.safetensors").read_bytes() == before
+    assert torch.equal(minibert.load(tmp_path / "run" / "student").encoder.layers[1].up.weight,
+                       minibert.load(models[1]).encoder.layers[3].up.weight)
+    for more, says in (({"model": models[0], "teacher": models[1], "layers": 2}, "give --model, or without"),
+                       ({"model": None}, "give --model, or without"),
+                       ({"model": None, "layers": 2}, "out of a --teacher"),
+                       ({"model": None, "teacher": models[1], "layers": 5}, "5 layers"),
+                       ({"model": None, "teacher": models[1], "layer-map": "0,4"}, "layer map")):
+        refused(options(folder, "reviews.csv", tmp_path / "other", **more), says)
