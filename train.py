@@ -1,8 +1,8 @@
 """Pre-training and pre-training distillation of BERT.
 
-The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result. Its
-options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is the table of
-methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
+The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result.
+Its options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is
+the table of methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
 """
 
 import copy
@@ -10,6 +10,7 @@ import dataclasses
 import math
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from minibert.data.text import find_sources
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.methods import METHODS, Method
 from minibert.distill.students import copied_layers, imitated_layers, make_student, preset_of
-from minibert.model.batch import Step
+from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import PRESETS
 from minibert.model.heads import encoder_of
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
@@ -45,8 +46,8 @@ from minibert.training.models import (check_positions, equal_token_types, hold_f
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
 from minibert.training.plots import plot_curves
-from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped, in_words,
-                                          last_tokens, open_run, stop_requests)
+from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
+                                          in_words, last_tokens, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 from minibert.training.summary import comparison, filled_sentences, tokens_per_second
 
@@ -69,7 +70,7 @@ class Run(NamedTuple):
     weights: object  # of the method's loss
     module: nn.Module  # what is trained: the student, or what the method wraps it in
     teacher: nn.Module | None
-    origins: list[int] | None  # the teacher layer, from 0, that each of the student's started as; None: as no layer
+    origins: list[int] | None  # the teacher layer, from 0, that each of the student's started as
     tokenizer: Tokenizer
     corpus: Corpus
     held_out: Step | None  # text that is never trained on
@@ -88,22 +89,23 @@ def main(argv: list[str] | None = None) -> None:
     if runtime.is_writer:
         open_run(out, options, MAY_CHANGE)
     runtime.barrier()
-    run = make_run(options, runtime, out)
+    run = make_run(options, runtime, out)  # every rank makes the same, from the same seed
     initial = copy.deepcopy(run.module) if run.held_out else None
-    equal_types = equal_token_types(encoder_of(run.module))
+    equal_types = equal_token_types(encoder_of(run.module))  # before a checkpoint is loaded
     learn(run)
     if runtime.is_writer:
         keep_token_types_equal(encoder_of(run.module), equal_types)
         finish(run, initial)
-    runtime.barrier()
+    runtime.barrier()  # the others wait while the first rank evaluates and saves
     runtime.leave()
 
 
 def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     """Models and text as the options say, on the device."""
     method, weights = METHODS[options.method], options.loss_weights()
-    student, teacher, origins, tokenizer = make_models(options, method, weights)
-    corpus, unseen = corpora(options, tokenizer, runtime, out)
+    models = make_models(options, method, weights)
+    student, teacher = models.student, models.teacher
+    corpus, unseen = corpora(options, models.tokenizer, runtime, out)
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan = []
     if options.method == "mobilebert":
@@ -112,54 +114,72 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     held_out = None
     if unseen is not None:
         share = 0.15 if method.head == "mlm" else options.mask_share  # all MLMs are judged alike
-        held_out = held_out_step(unseen, tokenizer, options.eval_sequences, options.micro_tokens, share)
+        held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
+                                 share)
     module = method.module(student, teacher.config) if method.module else student
     module.to(runtime.device).train()
     if teacher is not None:
         hold_frozen(teacher, runtime)
-    return Run(options, runtime, out, method, weights, module, teacher, origins, tokenizer, corpus, held_out, steps,
-               plan)
+    return Run(options, runtime, out, method, weights, module, teacher, models.origins, models.tokenizer,
+               corpus, held_out, steps, plan)
 
 
 # ---------------------------------------------------------------- models
 
-def make_models(options: Options, method: Method, weights
-                ) -> tuple[nn.Module, nn.Module | None, list[int] | None, Tokenizer]:
-    """The student, the teacher (None where there is none), the teacher's layers that the student starts as, and the
-    tokenizer.
-    """
-    torch.manual_seed(options.seed)
-    teacher, origins, preset = None, None, options.student if options.student in PRESETS else None
-    if options.method == "mlm" and options.teacher is None:
-        name = options.student
-        if preset:
-            corpus = options.corpus[0] if len(options.corpus) == 1 else ""
-            student, tokenizer = start_alone(preset, options.layers, corpus, options.seed)
-        else:
-            student, tokenizer = load_alone(name, options.seed)
+class Models(NamedTuple):
+    """What a run starts with."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    origins: list[int] | None  # the teacher layer, from 0, that each of the student's starts as
+    tokenizer: Tokenizer
+
+
+def make_models(options: Options, method: Method, weights) -> Models:
+    """The models as the options say; `UserError` where they do not fit each other or the text."""
+    torch.manual_seed(options.seed)  # of a new head, and of TinyBERT's projections
+    alone = options.method == "mlm" and options.teacher is None
+    models = student_alone(options) if alone else student_and_teacher(options, method, weights)
+    name = options.student if alone else options.teacher or BUNDLED_TEACHER
+    check_pieces(models.tokenizer, models.student.config, str(name))
+    check_positions(options.max_length, student=models.student, teacher=models.teacher)
+    with_dropout(models.student, options.dropout, options.attention_dropout)
+    return models
+
+
+def student_alone(options: Options) -> Models:
+    """A student without a teacher, for `mlm`: a preset with random weights, or the model of a folder."""
+    if options.student in PRESETS:
+        corpus = options.corpus[0] if len(options.corpus) == 1 else ""
+        student, tokenizer = start_alone(options.student, options.layers, corpus, options.seed)
     else:
-        name = options.teacher or str(BUNDLED_TEACHER)
-        teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
-        if options.student and not preset:
-            student = load_student(options.student, method.head, tokenizer)
-            config = student.config
-        elif preset:
-            config = preset_of(preset, teacher.config, options.layers, copied=options.init == "teacher")
-        else:
-            config = method.shape(teacher.config, options.layers)
-        compared = method.fit(config, teacher.config, weights)
-        if compared:
-            say(compared)
-        if preset or not options.student:
-            if options.init == "teacher":
-                origins = (numbers("--layer-map", options.layer_map) if options.layer_map
-                           else copied_layers(config.layers, teacher.config.layers))
-                say(f"student layers start from teacher layers {origins}")
-            student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
-                                   fold_segments=options.token_types == "fold")
-    check_pieces(tokenizer, student.config, name)
-    check_positions(options.max_length, student=student, teacher=teacher)
-    return with_dropout(student, options.dropout, options.attention_dropout), teacher, origins, tokenizer
+        student, tokenizer = load_alone(options.student, options.seed)
+    return Models(student, None, None, tokenizer)
+
+
+def student_and_teacher(options: Options, method: Method, weights) -> Models:
+    """A teacher with the head that the method reads, and its student: made from it, or a folder's model."""
+    name = options.teacher or str(BUNDLED_TEACHER)
+    teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
+    student, origins = None, None
+    if options.student in PRESETS:
+        config = preset_of(options.student, teacher.config, options.layers, copied=options.init == "teacher")
+    elif options.student:
+        student = load_student(options.student, method.head, tokenizer)
+        config = student.config
+    else:
+        config = method.shape(teacher.config, options.layers)
+    compared = method.fit(config, teacher.config, weights)  # before the student is made, which takes longer
+    if compared:
+        say(compared)
+    if student is None:
+        if options.init == "teacher":
+            origins = (numbers("--layer-map", options.layer_map) if options.layer_map
+                       else copied_layers(config.layers, teacher.config.layers))
+            say(f"student layers start from teacher layers {origins}")
+        student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
+                               fold_segments=options.token_types == "fold")
+    return Models(student, teacher, origins, tokenizer)
 
 
 # ---------------------------------------------------------------- text
@@ -230,27 +250,18 @@ def learn(run: Run) -> None:
         state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
-    smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special) if options.masking == "smoothed" else None
-    draw = partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
-                   masking=Masking(options.masking, options.mask_share, smoothing))
+    draw = drawing(run)
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
-    weights, stage = run.weights, None
-
-    def loss_of(data: Step) -> tuple[partial, dict[str, int]]:
-        counts = run.method.counts(data, weights)
-        return partial(run.method.loss, module, run.teacher, weights=weights, counts=counts), counts
-
-    def freeze() -> None:
-        one = draw(0, batch=1)
-        freeze_unread(module, loss_of(one)[0], one.micro_batches[0], runtime)
-
+    one = draw(0, batch=1)  # any sequence tells which parameters the loss reads
+    weights, stage = run.weights, None  # with MobileBERT, the weights of its current stage
     if not run.plan:
-        freeze()
+        freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
     tokens = 0
     if runtime.is_writer:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
+    # a thread draws the next step while this one is computed; a signal only ends the step that it comes in
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
             begun = time.perf_counter()
@@ -258,34 +269,57 @@ def learn(run: Run) -> None:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
                 begin_stage(stage, done, module, optimizer)
-                freeze()
+                freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
-            loss_of_micro, counts = loss_of(data)
+            loss_of, counts = objective(run, data, weights)
             lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
 
-            sums = accumulate(module, loss_of_micro, data.micro_batches, scaler, runtime)
-            figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip, bool(stop))
+            # gradients add up over the micro-batches; then one sum over ranks, clipping, the optimiser
+            sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
+            figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
+                                       bool(stop))
             done += 1
 
+            # the device was waited for in `update`: from here on it is all bookkeeping
             skipped = consecutive_skips(skipped, figures, scaler, done)
             tokens += data.tokens
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
+            # on every rank, though only one writes: so they stay together
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
+                # the row first: a checkpoint without its row could not be resumed from
                 append_row(run.out / "metrics.jsonl", row)
                 progress(1, in_words(row))
                 if stopping or done % options.checkpoint_every == 0 or done == run.steps:
-                    save_checkpoint(run.out / "checkpoint", done, module, optimizer, {"scaler": scaler.state_dict()})
+                    save_checkpoint(run.out / "checkpoint", done, module, optimizer,
+                                    {"scaler": scaler.state_dict()})
             if stopping and done < run.steps:
                 end_stopped(stop, f"step {done}")
 
 
+def drawing(run: Run) -> Callable[..., Step]:
+    """`make_step` for the text and the options of the run, but for the step, `batch` and `part`."""
+    options, smoothing = run.options, None
+    if options.masking == "smoothed":
+        smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
+    return partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
+                   masking=Masking(options.masking, options.mask_share, smoothing))
+
+
+def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
+    """The loss of a step as a function of a micro-batch, and what the sum of each term is divided by."""
+    counts = run.method.counts(data, weights)  # of the whole step, over all micro-batches and ranks
+    return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
+
+
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """The learning rate of a step, and what it is multiplied with for each part of the student; None: nothing."""
+    """The learning rate of a step, and what it is multiplied with for each part of the student; None:
+    nothing.
+    """
     options = run.options
     if not run.plan:
         return learning_rate(step, run.steps, options.lr, warmup_steps(options.warmup, run.steps)), None
@@ -293,8 +327,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl back to the
-    step that it goes on from, and writes config.json.
+    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl
+    back to the step that it goes on from, and writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus)
@@ -304,7 +338,8 @@ def begin_records(run: Run, done: int) -> None:
     cut_metrics(run.out / "metrics.jsonl", done)
     write_json(run.out / "config.json", {
         "options": dataclasses.asdict(options), "steps": run.steps, "corpus": run.corpus.fingerprint,
-        "weights": hashes, "student": dataclasses.asdict(encoder_of(run.module).config), **describe(run.runtime)})
+        "weights": hashes, "student": dataclasses.asdict(encoder_of(run.module).config),
+        **describe(run.runtime)})
     say(f"{options.method}: {sum(p.numel() for p in run.module.parameters()):,} parameters, "
         f"{len(run.corpus):,} sequences, {run.steps:,} steps of {options.batch} sequences, "
         f"{run.runtime.precision} on {run.runtime.device}")
@@ -313,11 +348,16 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no head."""
+    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no
+    head.
+    """
     if run.method.head == "mlm":
         return evaluate(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
     counts = run.method.counts(run.held_out, run.weights)
-    loss_of = lambda student, micro: run.method.loss(student, run.teacher, micro, run.weights, counts)  # noqa: E731
+
+    def loss_of(student: nn.Module, micro: MicroBatch):
+        return run.method.loss(student, run.teacher, micro, run.weights, counts)
+
     return evaluate_terms(loss_of, counts, model, run.held_out, run.runtime)
 
 
@@ -326,7 +366,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     options, out, module = run.options, run.out, run.module.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
-    shutil.rmtree(out / "model", ignore_errors=True)
+    shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier end of this run
     student = module if run.method.head == "mlm" else encoder_of(module)
     if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
         say("transformers has no model of this shape: model/ is in minibert's own format")
@@ -334,9 +374,10 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     if run.held_out:
         scores, rows = compare(run, initial.eval())
         figures |= {"held_out": scores, "table": rows}
-    write_json(out / "summary.json", figures)
+    write_json(out / "summary.json", figures)  # before anything is printed: the terminal may be gone
     if run.held_out:
-        say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, {run.held_out.masked:,} of them masked"))
+        say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
+                         f"{run.held_out.masked:,} of them masked"))
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
@@ -345,7 +386,9 @@ def finish(run: Run, initial: nn.Module | None) -> None:
 
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
-    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their table."""
+    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their
+    table.
+    """
     models = {"student, initial": initial, "student, trained": run.module}
     scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
     if run.teacher is not None:
@@ -354,15 +397,18 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
             scores[name]["attention_kl"] = (
                 attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
         models = {"teacher": run.teacher} | models
-        scores["teacher"] = evaluate(run.teacher, run.held_out, run.runtime) if run.method.head == "mlm" else {}
+        scores["teacher"] = {}
+        if run.method.head == "mlm":
+            scores["teacher"] = evaluate(run.teacher, run.held_out, run.runtime)
     if run.method.head == "encoder":  # without the projections
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 
 
 def compared_layers(run: Run) -> tuple[int, ...] | None:
-    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it imitates in
-    TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more layers.
+    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it
+    imitates in TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more
+    layers.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

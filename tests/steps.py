@@ -104,7 +104,8 @@ def take_step(model: nn.Module, loss_of: Callable, step: Step, counts: dict[str,
 def loss_of(method: str, student: nn.Module, teacher: nn.Module | None, step: Step, weights=None) -> Callable:
     """From a micro-batch of a step to the loss of a method and the sums of its terms."""
     weights = weights or METHODS[method].weights()
-    return partial(METHODS[method].loss, student, teacher, weights=weights, counts=counts_of(method, step, weights))
+    counts = counts_of(method, step, weights)
+    return partial(METHODS[method].loss, student, teacher, weights=weights, counts=counts)
 
 
 def counts_of(method: str, step: Step, weights=None) -> dict[str, int]:

@@ -15,7 +15,8 @@ from minibert.model.heads import MaskedLM
 from minibert.model.init import init_weights
 from steps import counts_of, loss_of
 
-TEXTS = ["the old model teaches the new student", "a student learns", "it reads words and masks, and then writes"]
+TEXTS = ["the old model teaches the new student", "a student learns",
+         "it reads words and masks, and then writes"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def teacher_of(method, tokenizer):
 def test_a_step_of_any_method_in_ten_lines(method, tokenizer, tmp_path):
     teacher = teacher_of(method, tokenizer)
     if method == "mobilebert":
-        student = minibert.make_student(teacher, METHODS[method].shape(teacher.config), init="embeddings").train()
+        shape = METHODS[method].shape(teacher.config)
+        student = minibert.make_student(teacher, shape, init="embeddings").train()
     else:
         student = minibert.make_student(teacher, layers=2).train()
     for p in student.parameters():
@@ -58,8 +60,8 @@ def test_a_step_of_any_method_in_ten_lines(method, tokenizer, tmp_path):
         losses.append(loss.item())
     assert losses[1] < losses[0] and set(terms) - {"accuracy"} == set(terms_of(method))
     weights = METHODS[method].weights()
-    assert loss.item() == pytest.approx(sum(getattr(weights, name) * terms[name] for name in terms_of(method)),
-                                        rel=1e-5)
+    expected = sum(getattr(weights, name) * terms[name] for name in terms_of(method))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     minibert.save(student, tmp_path / "student", tokenizer)
     again = minibert.load(tmp_path / "student")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), student.parameters(), strict=True))
@@ -69,8 +71,8 @@ def test_a_student_of_another_width_and_its_projections(tokenizer):
     """TinyBERT's, whose matrices are trained with the student."""
     teacher = teacher_of("tinybert", tokenizer)
     student = minibert.make_student(teacher, minibert.Config(
-        vocab_size=tokenizer.vocab_size, hidden_size=8, layers=2, heads=2, intermediate_size=12, max_positions=32),
-        init="random")
+        vocab_size=tokenizer.vocab_size, hidden_size=8, layers=2, heads=2, intermediate_size=12,
+        max_positions=32), init="random")
     batch = minibert.masked_batch(tokenizer, TEXTS)
     with pytest.raises(minibert.UserError, match="8 wide cannot be compared with 16 without a projection"):
         minibert.distillation_loss("tinybert", student, teacher, batch)
@@ -84,7 +86,8 @@ def test_the_loss_of_a_batch_is_that_of_a_step_of_it(tokenizer):
     teacher = teacher_of("distilbert", tokenizer)
     student = minibert.make_student(teacher, layer_map=(0, 3))
     batch = minibert.masked_batch(tokenizer, TEXTS, share=0.3)
-    loss, terms = minibert.distillation_loss("distilbert", student, teacher, batch, cosine=0.0, temperature=3.0)
+    loss, terms = minibert.distillation_loss("distilbert", student, teacher, batch, cosine=0.0,
+                                             temperature=3.0)
     step = Step([batch], len(batch.labels), int((batch.labels != IGNORE).sum()), len(TEXTS))
     weights = METHODS["distilbert"].weights(cosine=0.0, temperature=3.0)
     expected, sums = loss_of("distilbert", student, teacher, step, weights)(batch)
@@ -94,7 +97,8 @@ def test_the_loss_of_a_batch_is_that_of_a_step_of_it(tokenizer):
 
 def test_a_batch_of_texts(tokenizer):
     batch = minibert.masked_batch(tokenizer, TEXTS, share=0.3)
-    assert batch.batch.lengths.tolist() == sorted((len(ids) for ids in tokenizer.encode(TEXTS)[0]), reverse=True)
+    lengths = [len(ids) for ids in tokenizer.encode(TEXTS)[0]]
+    assert batch.batch.lengths.tolist() == sorted(lengths, reverse=True)
     rows = batch.labels != IGNORE
     assert torch.equal(rows.nonzero().squeeze(1), batch.masked) and 0 < rows.sum() < len(rows)
     original = batch.batch.ids.where(~rows, batch.labels)

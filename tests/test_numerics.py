@@ -9,7 +9,6 @@ import torch
 import test_train
 import train
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime
 from minibert.data.loader import cut
 from minibert.model.batch import Step
 from minibert.distill.distilbert import DistilBERTWeights

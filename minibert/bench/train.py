@@ -134,7 +134,8 @@ def peers_turn(options: TrainBench, runtime):
 
     def turn() -> None:
         for batch in batches:
-            transformers_step(student, teacher, *map(list, zip(*batch)), DistilBERTWeights(), optimizer, runtime, CLIP)
+            transformers_step(student, teacher, *map(list, zip(*batch)), DistilBERTWeights(), optimizer,
+                              runtime, CLIP)
     return turn
 
 

@@ -46,8 +46,10 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
     return weights
 
 
-def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking, *key: int) -> Masked:
-    """Masks the S sequences of a step; ids (N,), lengths (S,). The draws depend on `key`, as (seed, step), alone.
+def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
+                *key: int) -> Masked:
+    """Masks the S sequences of a step; ids (N,), lengths (S,). The draws depend on `key`, as (seed, step),
+    alone.
 
     Special tokens are never selected; a random replacement is drawn from the whole vocabulary, special tokens
     included, as in the original code.
@@ -87,7 +89,8 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
     """round(share * T) tokens of every sequence, but at least one, as in BERT's code."""
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    order = np.lexsort((np.where(allowed, draw, 2.0), sample))  # sorted inside each sequence; these stay in place
+    # sorted inside each sequence; the sequences stay where they are
+    order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
     # the rank of a token is the position that it was sorted to
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -98,8 +101,8 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """`share` of the whole step, without replacement, with probability proportional to the weights.
 
-    That is taking the largest log(u) / w (Efraimidis and Spirakis 2006), so one top-k replaces the distiller's
-    multinomial.
+    That is taking the largest log(u) / w (Efraimidis and Spirakis 2006), so one top-k replaces the
+    distiller's multinomial.
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):
@@ -111,4 +114,5 @@ def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> 
     return selected
 
 
-SELECT = {"bert": select_in_each, "bernoulli": select_tokens, "whole-word": select_words, "smoothed": select_rare}
+SELECT = {"bert": select_in_each, "bernoulli": select_tokens, "whole-word": select_words,
+          "smoothed": select_rare}

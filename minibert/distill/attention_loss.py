@@ -93,11 +93,13 @@ class _RowLoss(torch.autograd.Function):
         kind = a.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
         full = torch.float64 if a.dtype == torch.float64 else torch.float32
+        # neighbours of equal length are one dense block, as in attention
         runs = runs_of_equal_length(lengths)
         sizes = [count * length for count, length in runs]
         H, scale, t_scale = a.shape[1], 1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(t_a.shape[-1])
         total = torch.zeros((), dtype=full, device=a.device)
         with torch.autocast(kind, enabled=False):
+            # gradients are as large as a and b; the scores of a chunk are gone after it
             grad_a = torch.empty_like(a, dtype=full) if need_a else None
             grad_b = torch.empty_like(b, dtype=full) if need_b else None
             pieces = [[None] * len(runs) if x is None else x.split(sizes)
@@ -121,7 +123,7 @@ class _RowLoss(torch.autograd.Function):
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)
                         if need_b:
                             torch.mul((grad.mT @ x).to(full), scale / (H * T), out=g_y)
-        ctx.save_for_backward(grad_a, grad_b)
+        ctx.save_for_backward(grad_a, grad_b)  # the gradient of the sum; backward only scales it
         return total
 
     @staticmethod

@@ -1,9 +1,10 @@
 """What DistilBERT minimises, and BERT's own pre-training, masked language modelling alone.
 
-A loss is a function from (student, teacher, micro-batch, weights, counts) to two results: the micro-batch's share of
-the loss of the whole step, and the sums of its terms by name, detached. Every sum is divided by the count of the
-*whole* step, over all micro-batches and ranks, so the gradients of micro-batches add up to the gradient of one batch.
-The counts of a step are computed once, by the function beside the loss. All other methods have the same form.
+A loss is a function from (student, teacher, micro-batch, weights, counts) to two results: the micro-batch's
+share of the loss of the whole step, and the sums of its terms by name, detached. Every sum is divided by the
+count of the *whole* step, over all micro-batches and ranks, so the gradients of micro-batches add up to the
+gradient of one batch. The counts of a step are computed once, by the function beside the loss. All other
+methods have the same form.
 """
 
 from dataclasses import dataclass
@@ -38,12 +39,12 @@ class MLMWeights:
 
 def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The triple loss (Sanh et al. 2019, section 3): KL to the teacher at all tokens, MLM at masked ones, and the
-    cosine distance of the last hidden states at all tokens.
+    """The triple loss (Sanh et al. 2019, section 3): KL to the teacher at all tokens, MLM at masked ones, and
+    the cosine distance of the last hidden states at all tokens.
     """
-    with torch.no_grad():
+    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
-    last = student.encoder(micro.batch)  # (N, D)
+    last = student.encoder(micro.batch)  # (N, D), both models read the masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
         # Nothing is computed that is thrown away: the heads read masked tokens only.
@@ -74,7 +75,7 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
     """What the sum of each term is divided by: the tokens of the whole step, or its masked ones."""
-    masked = max(1, step.masked)
+    masked = max(1, step.masked)  # a step may have no masked token, and then its sum is 0
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
@@ -95,8 +96,8 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
                           ("max_positions", "positions")):
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; the distilbert "
-                            "method needs both alike (tinybert and minilm, with --init random, fit any width)")
+            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; the "
+                            "distilbert method needs both alike (tinybert and minilm fit any width)")
     return ""
 
 

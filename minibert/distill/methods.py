@@ -1,4 +1,6 @@
-"""The table of all methods of pre-training: what each minimises, what it needs, and what it sets by default."""
+"""The table of all methods of pre-training: what each minimises, what it needs, and what it sets by
+default.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,13 +9,14 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from minibert.common.errors import UserError
-from minibert.distill.distilbert import (DistilBERTWeights, MLMWeights, distilbert, distilbert_counts, fit_distilbert,
-                                         fit_mlm, mlm, mlm_counts)
-from minibert.distill.minilm import (MiniLMv2Weights, MiniLMWeights, fit_minilm, fit_minilmv2, minilm, minilm_counts,
-                                     minilmv2, minilmv2_counts)
+from minibert.distill.distilbert import (DistilBERTWeights, MLMWeights, distilbert, distilbert_counts,
+                                         fit_distilbert, fit_mlm, mlm, mlm_counts)
+from minibert.distill.minilm import (MiniLMv2Weights, MiniLMWeights, fit_minilm, fit_minilmv2, minilm,
+                                     minilm_counts, minilmv2, minilmv2_counts)
 from minibert.distill.mobilebert import MobileBERTWeights, fit_mobilebert, mobilebert, mobilebert_counts
 from minibert.distill.students import distilbert_of, mobilebert_of, tinybert_of
-from minibert.distill.tinybert import TinyBERTStudent, TinyBERTWeights, fit_tinybert, tinybert, tinybert_counts
+from minibert.distill.tinybert import (TinyBERTStudent, TinyBERTWeights, fit_tinybert, tinybert,
+                                       tinybert_counts)
 from minibert.model.batch import MicroBatch, Step
 
 
@@ -27,7 +30,7 @@ class Method(NamedTuple):
     shape: Callable  # (teacher's config, layers) to the config of the student where none is asked for
     head: str  # what it reads of the two models: their outputs ("mlm"), or their inside alone ("encoder")
     defaults: dict  # of the options of train.py
-    module: type | None = None  # made of (student, teacher's config): what is trained instead of the student itself
+    module: type | None = None  # of (student, teacher's config): what is trained in place of the student
 
 
 # BERT's own pre-training, which TinyBERT and MiniLM follow (TinyBERT's code has lr 5e-5 and 10 % warm-up).
@@ -62,7 +65,9 @@ def terms_of(method: str) -> tuple[str, ...]:
 
 
 def weights_of(method: str, **changed) -> object:
-    """The weights of a method as published, but for what is `changed`; `UserError` where nothing would be learned."""
+    """The weights of a method as published, but for what is `changed`; `UserError` where nothing would be
+    learned.
+    """
     weights = METHODS[method].weights(**changed)
     if not any(getattr(weights, name) for name in terms_of(method)):
         raise UserError(f"every term of {method} has weight 0: nothing would be learned")
@@ -73,8 +78,9 @@ def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None
                       ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a method on one batch, to be differentiated, and the mean of each of its terms by name.
 
-    `changed` are fields of the method's weights other than published: `distillation_loss("distilbert", ..., cosine=0)`.
-    Student and teacher are in the modes they are in: put the student in train mode, the teacher in eval mode.
+    `changed` are fields of the method's weights other than published: `distillation_loss("distilbert", ...,
+    cosine=0)`. Student and teacher are in the modes they are in: put the student in train mode, the teacher
+    in eval mode.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

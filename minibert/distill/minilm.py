@@ -1,8 +1,8 @@
-"""What MiniLM and MiniLMv2 minimise: how far the attention of the student's last layer is from that of one of the
-teacher's layers.
+"""What MiniLM and MiniLMv2 minimise: how far the attention of the student's last layer is from that of one of
+the teacher's layers.
 
-The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens of the
-micro-batch are taken as they come, masked or not. Student and teacher may have any widths.
+The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens
+of the micro-batch are taken as they come, masked or not. Student and teacher may have any widths.
 """
 
 import math
@@ -42,11 +42,13 @@ class MiniLMv2Weights:
 
 def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMWeights,
            counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MiniLM (Wang et al. 2020, section 3): the student's last layer learns the attention distributions and the
-    value relations of the teacher's layer.
+    """MiniLM (Wang et al. 2020, section 3): the student's last layer learns the attention distributions and
+    the value relations of the teacher's layer.
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
+    # L_AT: the KL of the attention distributions, row by row. L_VR: the same for softmax(v v' / sqrt(E)),
+    # which fits any head size, too.
     if weights.attention_relation:
         sums["attention_relation"] = relation_sum(q, k, t_q, t_k, micro.batch)
     if weights.value_relation:
@@ -56,8 +58,8 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MiniLMv2 (Wang et al. 2021, section 3): relations among queries, among keys and among values, in R relation
-    heads, however many heads the two models have.
+    """MiniLMv2 (Wang et al. 2021, section 3): relations among queries, among keys and among values, in R
+    relation heads, however many heads the two models have.
 
     note: the scale of the softmax is 1 / sqrt(D / R), as in MiniLM; not checked against the paper.
     """
@@ -73,17 +75,18 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None
                     ) -> tuple[list[Tensor], list[Tensor]]:
     """q, k, v (N, H, E) of the student's last layer, and of the teacher's layer `teacher_layer`."""
-    with torch.no_grad():
+    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
         theirs = encoder_of(teacher).trace(micro.batch)
     ours = encoder_of(student).trace(micro.batch)
+    # the list of q, k, v begins with layer 1: there are none of the embeddings
     layer = -1 if teacher_layer is None else teacher_layer - 1
     return ([ours.queries[-1], ours.keys[-1], ours.values[-1]],
             [theirs.queries[layer], theirs.keys[layer], theirs.values[layer]])
 
 
 def default_relation_heads(*widths: int) -> int:
-    """R of MiniLMv2 for a student and a teacher of these widths: the published 48 or, where that does not divide
-    both, the largest number below that does (24 for 312 and 768).
+    """R of MiniLMv2 for a student and a teacher of these widths: the published 48 or, where that does not
+    divide both, the largest number below that does (24 for 312 and 768).
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
@@ -103,8 +106,8 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     if student.heads != teacher.heads:
-        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm compares "
-                        "head by head; minilmv2 fits any")
+        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm "
+                        "compares head by head; minilmv2 fits any")
     return ""
 
 

@@ -1,7 +1,8 @@
 """What MobileBERT minimises (Sun et al. 2020, section 3.5): how far it is from its teacher's feature maps and
 attention, layer by layer, and from the teacher's outputs at masked words.
 
-The form of the loss is that of distilbert.py. Which of it is minimised when is in training/mobilebert_stages.py.
+The form of the loss is that of distilbert.py. Which of it is minimised when is in
+training/mobilebert_stages.py.
 """
 
 from dataclasses import dataclass
@@ -39,19 +40,19 @@ class MobileBERTWeights:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd` has a
-    weight.
+    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd`
+    has a weight.
 
-    The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s), averaged
-    over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked tokens; there is no next
-    sentence prediction.
-    note: the authors' code averages attention over all rows of a batch, the same where lengths are equal; and it
-    minimises cross-entropies instead of KLs, which have the same gradient.
+    The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s),
+    averaged over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked
+    tokens; there is no next sentence prediction.
+    note: the authors' code averages attention over all rows of a batch, the same where lengths are equal; and
+    it minimises cross-entropies instead of KLs, which have the same gradient.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    deepest = L if distils else max(layers)
+    deepest = L if distils else max(layers)  # what lies above is not computed
     with torch.no_grad():
         theirs = trace(teacher.encoder, micro, bool(layers), deepest)
     ours = trace(student.encoder, micro, bool(layers), deepest)
@@ -61,13 +62,14 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         if weights.attention:  # hidden states count from the embeddings, queries from the first layer
             terms["attention"] = relation_sum(ours.queries[layer - 1], ours.keys[layer - 1],
                                               theirs.queries[layer - 1], theirs.keys[layer - 1], micro.batch)
+        # a term without a weight is left out of the log, too
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
     loss, sums = weighted_sum(sums, weights, counts)
     if distils:
-        distillation, more = distillation_at_masks(student, teacher, (ours.hiddens[-1], theirs.hiddens[-1]), micro,
-                                                   weights, counts)
+        last = ours.hiddens[-1], theirs.hiddens[-1]
+        distillation, more = distillation_at_masks(student, teacher, last, micro, weights, counts)
         loss, sums = loss + distillation, sums | more
     return loss, sums
 
@@ -82,6 +84,7 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     The paper's L_FMT is the mean square of h_s - h_t; the authors' code minimises these three instead.
     note: that code takes the teacher's mean and variance over the list of all its layers instead of this one.
     """
+    # section 3.5, "feature map transfer"; the split into mean and variance is that of the code
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
     var_s, var_t = (h.var(-1, correction=0) for h in (h_s, h_t))
@@ -89,13 +92,17 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
             "mean": (h_s.mean(-1) - h_t.mean(-1)).square().sum(), "variance": (var_s - var_t).abs().sum()}
 
 
-def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor], micro: MicroBatch,
-                          weights: MobileBERTWeights, counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and teacher."""
+def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
+                          micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
+                          ) -> tuple[Tensor, dict[str, Tensor]]:
+    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and
+    teacher.
+    """
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
+    # at masked tokens, where both terms need the student's logits: one walk over the rows
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], teacher_side,
                             labelled=torch.arange(len(rows)), temperature=weights.temperature,
                             mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kd / counts["kd"])
@@ -103,7 +110,9 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """The trace of the layers up to `deepest`, or only the last hidden states: then the others are not kept."""
+    """The trace of the layers up to `deepest`, or only the last hidden states: then the others are not
+    kept.
+    """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
     return Trace((encoder(micro.batch),), (), (), ())
@@ -117,8 +126,8 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` where the student's layers cannot be compared with the teacher's one by one, its embeddings
-    and head cannot be copied from it, or a stage would minimise nothing.
+    """Raises `UserError` where the student's layers cannot be compared with the teacher's one by one, its
+    embeddings and head cannot be copied from it, or a stage would minimise nothing.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):
@@ -131,7 +140,8 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
         if ours != theirs:
             raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; --method "
                             "mobilebert compares them layer by layer and copies the rest")
-    for terms in (("feature_map", "mean", "variance", "attention"), ("mlm", "kd")):  # of transfer, of distillation
+    transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
+    for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):
             raise UserError(f"{', '.join(terms)} all have weight 0: in some steps, nothing would be learned")
     return ""

@@ -1,4 +1,6 @@
-"""Students: which shape they have, which of the teacher's layers they start as or imitate, and how they are made."""
+"""Students: which shape they have, which of the teacher's layers they start as or imitate, and how they are
+made.
+"""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The DistilBERT of a teacher: half its layers (or `layers`), all else alike; no token types and no pooler."""
+    """The DistilBERT of a teacher: half its layers (or `layers`), all else alike; no token types and no
+    pooler.
+    """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
     return replace(teacher, layers=layers or max(1, teacher.layers // 2), **DISTILBERT)
@@ -34,7 +38,7 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     if layers not in (None, teacher.layers):
         raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
-    inside = teacher.hidden_size // 4
+    inside = teacher.hidden_size // 4  # 128 of 512, as released
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}
@@ -49,7 +53,7 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
     if copied:
         same += ["activation", "norm_eps"]
     config = replace(preset(name), **{field: getattr(teacher, field) for field in same})
-    return replace(config, layers=layers) if layers else config
+    return config if layers is None else replace(config, layers=layers)
 
 
 # ---------------------------------------------------------------- layer maps
@@ -57,12 +61,13 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher layer (from 0) that each student layer is copied from: round(i (L_t - 1) / (L_s - 1)).
 
-    12 to 6 gives 0, 2, 4, 7, 9, 11, the choice of the released DistilBERT: one out of two, first and last among them.
+    12 to 6 gives 0, 2, 4, 7, 9, 11, the choice of the released DistilBERT: one out of two, first and last
+    among them.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be taken "
                         f"from a teacher of {teacher_layers}")
-    if student_layers == 1:
+    if student_layers == 1:  # the formula would divide by zero
         return [0]
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
 
@@ -71,9 +76,9 @@ def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """g(0), g(1) ... g(L_s): the entry of the teacher's `Trace.hiddens` that each of the student's imitates.
 
-    g(0) = 0 is the embedding output. The others are uniform, g(m) = m L_t / L_s (Jiao et al. 2019), rounded where that
-    is no whole number, or as `given`, g(1) ... g(L_s). Queries, keys and values have no entry for the embeddings:
-    those of layer g are `queries[g - 1]`.
+    g(0) = 0 is the embedding output. The others are uniform, g(m) = m L_t / L_s (Jiao et al. 2019), rounded
+    where that is no whole number, or as `given`, g(1) ... g(L_s). Queries, keys and values have no entry for
+    the embeddings: those of layer g are `queries[g - 1]`.
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -96,20 +101,23 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
                  fold_segments: bool = True) -> nn.Module:
     """A student with its teacher's head, on its device and in its mode (train or eval).
 
-    `shape` is the name of a preset or a `Config`; None is the teacher's own, with half its layers, or `layers`. `init`
-    says what is copied: all of the "teacher", its layers chosen by `layer_map` (from 0; None: see `copied_layers`); the
-    "embeddings" and the head; or nothing: weights are "random", from `seed`, and any width fits. A student without
-    token types whose teacher has them gets row 0 of the teacher's added to every position (`fold_segments`), so that
-    its embedding output equals the teacher's on single texts; otherwise that row is left out, as in DistilBERT's
-    original script.
+    `shape` is the name of a preset or a `Config`; None is the teacher's own, with half its layers, or
+    `layers`. `init` says what is copied: all of the "teacher", its layers chosen by `layer_map` (from 0;
+    None: see `copied_layers`); the "embeddings" and the head; or nothing: weights are "random", from `seed`,
+    and any width fits. A student without token types whose teacher has them gets row 0 of the teacher's added
+    to every position (`fold_segments`), so that its embedding output equals the teacher's on single texts;
+    otherwise that row is left out, as in DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
     if layers is None and layer_map is not None and not isinstance(shape, Config):
         layers = len(layer_map)
     config = student_config(teacher.config, shape, layers, copied=init == "teacher")
+    # What is wrong is found from the configs, before a model is built.
     if init == "teacher":
-        origins = copied_layers(config.layers, teacher.config.layers) if layer_map is None else list(layer_map)
+        origins = layer_map
+        if layer_map is None:
+            origins = copied_layers(config.layers, teacher.config.layers)
         check_layers(config, teacher.config, origins)
         student = copied(teacher, same_head(teacher, config, pooler=True), origins, fold_segments)
     elif init == "embeddings":
@@ -124,13 +132,13 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
     if isinstance(shape, str):
         return preset_of(shape, teacher, layers, copied)
     if shape is None:
-        return replace(teacher, layers=layers or max(1, teacher.layers // 2))
-    return replace(shape, layers=layers) if layers else shape
+        return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
+    return shape if layers is None else replace(shape, layers=layers)
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """A model of this config with the head of the teacher, weights as torch draws them; an encoder has a `pooler`
-    where its teacher has one, too.
+    """A model of this config with the head of the teacher, weights as torch draws them; an encoder has a
+    `pooler` where its teacher has one, too.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -141,8 +149,8 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Initialises a model in place, from the seed alone, and returns it.
 
-    All token types start alike: the text of pre-training has type 0 only, and a row that nothing trains would add its
-    noise to every second text when pairs are fine-tuned.
+    All token types start alike: the text of pre-training has type 0 only, and a row that nothing trains would
+    add its noise to every second text when pairs are fine-tuned.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -152,12 +160,14 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def copied(teacher: nn.Module, student: nn.Module, layers: list[int] | None, fold_segments: bool) -> nn.Module:
-    """Copies the teacher's weights into a student with the same head, and returns it; `layers`: the teacher's layer,
-    from 0, for each of the student's, None: layers stay as they are.
+def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
+           ) -> nn.Module:
+    """Copies the teacher's weights into a student with the same head, and returns it; `layers`: the teacher's
+    layer, from 0, for each of the student's, None: layers stay as they are.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
+    # by name: student layer i takes what the teacher's layer layers[i] has under the same name
     theirs, ours = teacher.state_dict(), {}
     for name in student.state_dict():
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
@@ -166,10 +176,10 @@ def copied(teacher: nn.Module, student: nn.Module, layers: list[int] | None, fol
         if layer:
             origin = f"{layer[1]}{layers[int(layer[2])]}{layer[3]}"
         if origin not in theirs:
-            raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token types "
-                            "are of different kinds")
+            raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token "
+                            "types are of different kinds")
         ours[name] = theirs[origin]
-    student.load_state_dict(ours, strict=False)
+    student.load_state_dict(ours, strict=False)  # it copies: no tensor is shared
     token_types = encoder_of(teacher).segment
     if token_types is not None and encoder_of(student).segment is None and fold_segments:
         encoder_of(student).position.weight += token_types.weight[0]
@@ -185,20 +195,23 @@ def check_vocabulary(student: Config, teacher: Config) -> None:
 
 def check_embeddings(student: Config, teacher: Config) -> None:
     """Raises `UserError` where the teacher's embeddings cannot be copied."""
-    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"), ("max_positions", "positions"),
-                          ("embedding_size", "width of the word table")):
+    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
+                          ("max_positions", "positions"), ("embedding_size", "width of the word table")):
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; to copy weights, "
-                            "vocabulary, width and positions must be equal (--init random fits any width)")
+            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; to copy "
+                            "weights, vocabulary, width and positions must be equal (--init random fits any "
+                            "width)")
 
 
-def check_layers(student: Config, teacher: Config, layers: list[int]) -> None:
+def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
     """Raises `UserError` where these layers of the teacher, from 0, cannot be copied."""
     check_embeddings(student, teacher)
     if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
-        raise UserError(f"layer map {layers} does not give {student.layers} layers out of 0 to {teacher.layers - 1}")
+        raise UserError(f"layer map {list(layers)} does not give {student.layers} layers out of 0 to "
+                        f"{teacher.layers - 1}")
     for name in ("intermediate_size", "heads", "bottleneck_size", "feed_forwards", "attention_input", "norm",
                  "activation", "norm_eps"):
         if getattr(student, name, None) != getattr(teacher, name, None):
-            raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; use --init random")
+            raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; use "
+                            "--init random")

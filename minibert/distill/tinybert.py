@@ -1,9 +1,10 @@
-"""What TinyBERT minimises (Jiao et al. 2019, section 3.1): how far the student is from its teacher in embeddings,
-hidden states and attention scores, layer by layer.
+"""What TinyBERT minimises (Jiao et al. 2019, section 3.1): how far the student is from its teacher in
+embeddings, hidden states and attention scores, layer by layer.
 
-The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens of the
-micro-batch are taken as they come, masked or not.
-note: TinyBERT's paper pre-trains "as BERT", with masks; its first code masked, its second one piece a sequence.
+The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens
+of the micro-batch are taken as they come, masked or not.
+note: TinyBERT's paper pre-trains "as BERT", with masks; its first code masked, its second one piece a
+sequence.
 """
 
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ class TinyBERTWeights:
 class TinyBERTStudent(nn.Module):
     """What is trained: the student's encoder, and TinyBERT's learned W_e and W_h, which project its states.
 
-    The W are matrices from the student's width to the teacher's, the first for the embeddings, then one for each
-    layer. They are saved in checkpoints, and are no part of the student.
-    note: the original code shares one matrix, with a bias, between the embeddings and all layers; the paper writes
-    W_e and W_h, without a bias, and does not say whether W_h is one for all layers.
+    The W are matrices from the student's width to the teacher's, the first for the embeddings, then one for
+    each layer. They are saved in checkpoints, and are no part of the student.
+    note: the original code shares one matrix, with a bias, between the embeddings and all layers; the paper
+    writes W_e and W_h, without a bias, and does not say whether W_h is one for all layers.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -54,25 +55,30 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """TinyBERT's Transformer distillation. A student that is no `TinyBERTStudent` has the teacher's width, and its
-    states are compared as they are.
+    """TinyBERT's Transformer distillation. A student that is no `TinyBERTStudent` has the teacher's width,
+    and its states are compared as they are.
 
     note: the original code never puts the teacher in eval mode, so its dropout is on; here it is off.
     """
-    with torch.no_grad():
+    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
         theirs = encoder_of(teacher).trace(micro.batch)
     ours = encoder_of(student).trace(micro.batch)
+    # student layer m learns from teacher layer g[m]; 0 is the embedding output
     g = imitated_layers(len(ours.queries), len(theirs.queries), weights.layers)
-    matrices = [None] * len(g)
+    matrices = [None] * len(g)  # equal widths need none
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
+    # L_embd: the squared error of E^S W_e to E^T
     if weights.embedding:
         sums["embedding"] = hidden_sum(ours.hiddens[0], theirs.hiddens[0], matrices[0])
+    # L_hidn: the squared error of H^S W_h to H^T, summed over the layers
     if weights.hidden:
         sums["hidden"] = sum(hidden_sum(ours.hiddens[m], theirs.hiddens[g[m]], matrices[m])
                              for m in range(1, len(g)))
-    if weights.attention:  # hidden states count from the embeddings, queries and keys from the first layer
+    # L_attn: of the scores before the softmax, which the authors found to converge faster.
+    # Hidden states count from the embeddings, queries and keys from the first layer: hence m - 1.
+    if weights.attention:
         sums["attention"] = sum(
             attention_sum(ours.queries[m - 1], ours.keys[m - 1],
                           theirs.queries[g[m] - 1], theirs.keys[g[m] - 1], micro.batch)
@@ -90,6 +96,6 @@ def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> 
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)
     if weights.attention and student.heads != teacher.heads:
-        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: tinybert compares "
-                        "head by head; minilmv2 fits any")
+        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: tinybert "
+                        "compares head by head; minilmv2 fits any")
     return "student layer imitates teacher layer: " + ", ".join(f"{m} {g[m]}" for m in range(1, len(g)))

@@ -39,7 +39,7 @@ class Vocab(NamedTuple):
     bias: Tensor
 
 
-class Sums(NamedTuple):
+class VocabSums(NamedTuple):
     """Detached sums over rows:
     KL times T^2, MLM cross-entropy (nats), rows whose likeliest token is the label.
     """
@@ -51,13 +51,15 @@ class Sums(NamedTuple):
 
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
-               chunk: int | None = None) -> tuple[Tensor, Sums]:
-    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `Sums` by themselves.
+               chunk: int | None = None) -> tuple[Tensor, VocabSums]:
+    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `VocabSums`
+    by themselves.
 
-    The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none; `chunk`
-    rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known; to find them a GPU
-    has to be waited for. Gradients reach the student's states, table and bias; the teacher gets none. Under autocast
-    logits and their gradients are stored and multiplied in its dtype; softmaxes, sums and results are in fp32.
+    The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none;
+    `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known;
+    to find them a GPU has to be waited for. Gradients reach the student's states, table and bias; the teacher
+    gets none. Under autocast logits and their gradients are stored and multiplied in its dtype; softmaxes,
+    sums and results are in fp32.
     """
     if not torch.is_grad_enabled():  # a Function is told that a parameter needs a gradient also under no_grad
         student = Vocab(*(t.detach() for t in student))
@@ -68,12 +70,14 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     terms = _Terms(teacher, labels, labelled, mlm_weight, kl_weight, temperature,
                    chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
     loss, *sums = _VocabLoss.apply(*student, terms)
-    return loss, Sums(*sums)
+    return loss, VocabSums(*sums)
 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """The definition, with the logits of all rows at once; a test holds `vocab_loss` and its gradients to it."""
+    """The definition, with the logits of all rows at once; a test holds `vocab_loss` and its gradients to
+    it.
+    """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
     if teacher is not None:
@@ -110,7 +114,7 @@ class _VocabLoss(torch.autograd.Function):
             grad_states = torch.empty_like(states, dtype=full) if need_states else None
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
-            sums = Sums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
+            sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
             # The weights hold the division by the step's counts, so gradients by logits are tiny: in fp16,
             # most would become 0 before any loss scaling. They are kept near 1 here, and divided at the end.
             up = 1.0
@@ -153,10 +157,11 @@ class _VocabLoss(torch.autograd.Function):
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
 
 
-def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms, marked: Tensor,
-                         up: float, sums: Sums) -> None:
-    """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by them, and
-    adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device of z.
+def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
+                         marked: Tensor, up: float, sums: VocabSums) -> None:
+    """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by
+    them, and adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device
+    of z.
     """
     # a tile at a time, which a CPU's cache holds
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)

@@ -43,6 +43,7 @@ class Layer(nn.Module):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
+        # one matrix for all H heads, which are its rows of E outputs each
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
@@ -53,10 +54,12 @@ class Layer(nn.Module):
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
                    for project in (self.query, self.key, self.value))
+        # the only place where tokens see each other (Vaswani et al. 2017, section 3.2)
         context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
         attended = self.out(context.flatten(-2))  # (N, D)
         if c.architecture == "bert":  # note: DistilBERT has no dropout here
             attended = dropout(attended, c.dropout, self.training)
+        # post-LN: the norm comes after the sum, not before the sublayer as in later models
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
         return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
@@ -74,7 +77,7 @@ class Encoder(nn.Module):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_positions, D)
-        self.segment = nn.Embedding(config.segments, D) if config.segments else None
+        self.segment = nn.Embedding(config.segments, D) if config.segments else None  # token types
         self.norm = nn.LayerNorm(D, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.pooler = nn.Linear(D, D) if pooler else None
@@ -84,12 +87,14 @@ class Encoder(nn.Module):
 
         `UserError` where a sequence is longer than the model has positions.
         """
+        # lengths are on the CPU, so asking for them does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
-        x = self.words(batch)  # (N, D)
+        x = self.words(batch)  # (N, D), from here on without sequence borders
         if self.segment is not None:
             x = x + self.segment(batch.segments)
+        # positions are learned, not sinusoids (Devlin et al. 2018, section 3)
         x = self.norm(x + self.position(batch.positions))
         return dropout(x, self.config.dropout, self.training)
 
@@ -101,7 +106,7 @@ class Encoder(nn.Module):
         """The last hidden states (N, D)."""
         x = self.embed(batch)
         for layer in self.layers:
-            x = layer(x, batch)[0]
+            x = layer(x, batch)[0]  # q, k, v are not kept: only `trace` needs them
         return x
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:

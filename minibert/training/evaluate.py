@@ -24,8 +24,8 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """So many `sequences` of a corpus, at every call the same ones, masked the same way: Bernoulli, whatever the run
-    trains with.
+    """So many `sequences` of a corpus, at every call the same ones, masked the same way: Bernoulli, whatever
+    the run trains with.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -67,7 +67,8 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
                    runtime: Runtime) -> dict[str, float]:
     """The terms of a method and their weighted sum, `loss`, on held-out text, without dropout.
 
-    `loss_of(student, micro)` gives a micro-batch's share of the loss and the sums that are divided by `counts`.
+    `loss_of(student, micro)` gives a micro-batch's share of the loss and the sums that are divided by
+    `counts`.
     """
     training = student.training
     student.eval()

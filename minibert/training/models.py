@@ -18,7 +18,9 @@ from minibert.model.heads import MaskedLM, PreTraining, encoder_of
 
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
-    """A student that is a folder, with this head; `UserError` where its vocabulary is not the teacher's `tokenizer`."""
+    """A student that is a folder, with this head; `UserError` where its vocabulary is not the teacher's
+    `tokenizer`.
+    """
     if load_tokenizer(name).sha256 != tokenizer.sha256:
         raise UserError(f"--student {name} has another tokenizer than its teacher: the same ids would be "
                         "other words; start from a preset, or from a student of this teacher")
@@ -26,7 +28,9 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """The model of a folder, to be trained without a teacher, and its tokenizer; it gets an MLM head if it has none."""
+    """The model of a folder, to be trained without a teacher, and its tokenizer; it gets an MLM head if it
+    has none.
+    """
     model, tokenizer = load(name), load_tokenizer(name)
     if isinstance(model, PreTraining):  # nothing here trains its next-sentence head
         model = load(name, head="mlm")
@@ -37,8 +41,8 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """A preset's shape with random weights, to be trained without a teacher, and the tokenizer of the prepared
-    `corpus`, whose vocabulary it takes.
+    """A preset's shape with random weights, to be trained without a teacher, and the tokenizer of the
+    prepared `corpus`, whose vocabulary it takes.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} starts without a vocabulary: "
@@ -51,7 +55,9 @@ def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[
 
 
 def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
-    """A masked language model around a given encoder, with a new head: so a sentence encoder becomes a teacher."""
+    """A masked language model around a given encoder, with a new head: so a sentence encoder becomes a
+    teacher.
+    """
     model = random_weights(MaskedLM(encoder.config), seed)
     weights = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
     model.encoder.load_state_dict(weights)
@@ -76,10 +82,12 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """Puts a model that is not trained on the device, in eval mode; its matrices in 16 bits where products are.
+    """Puts a model that is not trained on the device, in eval mode; its matrices in 16 bits where products
+    are.
 
-    Autocast would cast them anew for every micro-batch, since it keeps only the casts of weights that are trained.
-    Biases, LayerNorms, positions and token types stay fp32, and with them the sums that hidden states are.
+    Autocast would cast them anew for every micro-batch, since it keeps only the casts of weights that are
+    trained. Biases, LayerNorms, positions and token types stay fp32, and with them the sums that hidden
+    states are.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
@@ -88,9 +96,9 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     return model
 
 
-# Pre-training text has token type 0 only. Where the other rows of the table start equal to row 0, as in a student with
-# random weights, they mean nothing of their own: they are kept equal to it, or fine-tuning on pairs would add the
-# difference to every second text. note: BERT and TinyBERT draw pairs of texts instead.
+# Pre-training text has token type 0 only. Where the other rows of the table start equal to row 0, as in a
+# student with random weights, they mean nothing of their own: they are kept equal to it, or fine-tuning on
+# pairs would add the difference to every second text. note: BERT and TinyBERT draw pairs of texts instead.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """The rows of the token-type table, from 1, that are equal to row 0."""

@@ -1,4 +1,6 @@
-"""The options of train.py, what stands for those that are not given, and the weights of the loss they describe."""
+"""The options of train.py, what stands for those that are not given, and the weights of the loss they
+describe.
+"""
 
 import dataclasses
 import math
@@ -29,23 +31,24 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 class Options:
     """Every option of train.py; None means the default of the method."""
 
-    method: str = option("distilbert", "what is minimised; --help with a method shows its options and defaults",
-                         choices=tuple(METHODS))
+    method: str = option(
+        "distilbert", "what is minimised; with --help, the options and defaults of the method are shown",
+        choices=tuple(METHODS))
 
     teacher: str | None = option(
-        None, "folder or hub name of the teacher (default: the bundled one); with mlm, the student only starts "
-        "from it (default: none)", metavar="FOLDER", group="model")
+        None, "folder or hub name of the teacher (default: the bundled one); with mlm, the student only "
+        "starts from it (default: none)", metavar="FOLDER", group="model")
     student: str | None = option(
         None, "preset (`bench.py size` lists them), or folder to start from (default: a DistilBERT of the "
         "teacher; tinybert, minilm, minilmv2: tinybert-4 in its vocabulary; mobilebert: a MobileBERT of its "
         "width)", metavar="PRESET")
     layers: int | None = option(None, "layers of the student (default: the preset's; without one half the "
                                 "teacher's)", metavar="LAYERS")
-    init: str | None = option(None, "what of the student starts as the teacher: all, or all but its layers, or "
-                              "nothing", choices=STARTS)
+    init: str | None = option(None, "how the student starts: as a copy of the teacher, with its embeddings "
+                              "and head alone, or at random", choices=STARTS)
     layer_map: str | None = option(
-        None, "the teacher layer, from 0, that each of the student's starts as, as 0,2,5 (default: evenly spread)",
-        metavar="NUMBERS", only_with=NOT_MOBILEBERT)
+        None, "the teacher layer, from 0, that each of the student's starts as, like 0,2,5 (default: evenly "
+        "spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
     token_types: str = option(
         "fold", "the teacher's token type 0, for a student without token types: added to the positions, or "
         "left out as published", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
@@ -54,8 +57,9 @@ class Options:
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower",
                                       metavar="RATE")
 
-    corpus: tuple[str, ...] = option(("python-docs",), "prepared folder, text files or folders, or python-docs",
-                                     metavar="FILE", group="data")
+    corpus: tuple[str, ...] = option(
+        ("python-docs",), "prepared folder, text files or folders, or python-docs", metavar="FILE",
+        group="data")
     eval_corpus: tuple[str, ...] = option(
         (), "likewise, held-out text (default: the held-out part of --corpus)", metavar="FILE")
     wikitext: str = option("auto", "text files are tokenised WikiText", choices=("auto", "yes", "no"))
@@ -71,8 +75,8 @@ class Options:
     kl_masked_only: bool = option(False, "KL at masked tokens only, instead of all tokens",
                                   only_with=only("distilbert"))
     imitate: str | None = option(
-        None, "the teacher layer, from 1, that each of the student's imitates, as 2,4,6 (default: evenly spread)",
-        metavar="NUMBERS", only_with=only("tinybert"))
+        None, "the teacher layer, from 1, that each of the student's imitates, like 2,4,6 (default: evenly "
+        "spread)", metavar="NUMBERS", only_with=only("tinybert"))
     teacher_layer: int | None = option(
         None, "the teacher layer, from 1, that the student's last imitates (default: the last)",
         metavar="NUMBER", only_with=only("minilm", "minilmv2"))
@@ -80,8 +84,8 @@ class Options:
         None, "heads that queries, keys and values are cut into (default: 48, or the most below that divide "
         "both widths)", metavar="HEADS", only_with=only("minilmv2"))
     schedule: str | None = option(
-        None, "akt, all at once; jkt, the transfer of all layers, then distillation; pkt, layer by layer, then "
-        "distillation", choices=SCHEDULES, only_with=only("mobilebert"))
+        None, "akt: all at once; jkt: the transfer of all layers, then distillation; pkt: layer by layer, "
+        "then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
     transfer_share: float | None = option(None, "share of the steps before the distillation, of jkt and pkt",
                                           metavar="SHARE", only_with=only("mobilebert"))
 
@@ -98,8 +102,9 @@ class Options:
     clip: float | None = option(None, "largest norm of the gradient of all weights", metavar="NORM")
     seed: int = option(56, "of weights, order, masks and dropout", metavar="NUMBER")
 
-    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank; changes memory and, but for "
-                               "dropout's draws, no result", metavar="TOKENS", group="machine")
+    micro_tokens: int = option(
+        4096, "most tokens in one forward pass of one rank; changes the memory and, but for the draws of "
+        "dropout, no result", metavar="TOKENS", group="machine")
     precision: str = option("auto", "of matrix products; auto is 16 bits where the hardware has them",
                             choices=("auto", *PRECISIONS))
     device: str = option("auto", "cpu, cuda, cuda:1 ...", metavar="DEVICE")
@@ -113,8 +118,8 @@ class Options:
     checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS")
 
     def __post_init__(self):
-        at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_every", "eval_sequences", "steps",
-                     "layers", "threads")
+        at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_every", "eval_sequences",
+                     "steps", "layers", "threads")
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")
@@ -133,23 +138,29 @@ class Options:
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """The same with the method's defaults filled in; `UserError` for what is given and would not be read."""
+        """The same with the method's defaults filled in; `UserError` for what is given and would not be
+        read.
+        """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()
                                               if getattr(self, name) is None})
         self.check_read(filled.init)
         if self.masking is not None and filled.mask_share == 0:
-            raise UserError(f"--masking would not be read: {self.method} masks no tokens without --mask-share")
+            raise UserError(f"--masking would not be read: {self.method} masks no tokens without "
+                            "--mask-share")
         return filled
 
     def check_read(self, init: str) -> None:
-        """`UserError` for options on the student that the others leave unread; `init`: the given or the default."""
+        """`UserError` for options on the student that the others leave unread; `init`: the given or the
+        default.
+        """
         unread = {}
         if self.student is not None and self.student not in PRESETS:
             unread = dict.fromkeys(("layers", "layer_map", "init", "token_types"),
                                    f"--student {self.student} is a model as it is")
         elif self.method == "mlm" and self.teacher is None:
-            unread = dict.fromkeys(("layer_map", "token_types"), "a preset without --teacher starts at random")
+            unread = dict.fromkeys(("layer_map", "token_types"),
+                                   "a preset without --teacher starts at random")
             if self.init != "random":
                 unread["init"] = unread["layer_map"]
         elif self.method == "mobilebert" and self.student is None:
@@ -173,8 +184,8 @@ class Options:
 
 
 # Options that may differ when a run is resumed.
-MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "eval_every", "eval_sequences",
-              "checkpoint_every"}
+MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "eval_every",
+              "eval_sequences", "checkpoint_every"}
 
 
 def shown_defaults() -> dict[str, dict]:

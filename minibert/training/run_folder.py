@@ -128,7 +128,8 @@ def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
 
 
 # What a row of metrics.jsonl may hold beside the terms of the loss.
-COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out", "dev")
+COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out",
+           "dev")
 
 
 def terms_of_row(row: dict) -> list[str]:

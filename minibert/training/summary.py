@@ -1,4 +1,6 @@
-"""What train.py shows at its end: a table that compares teacher and student, and sentences whose masks they fill."""
+"""What train.py shows at its end: a table that compares teacher and student, and sentences whose masks they
+fill.
+"""
 
 import statistics
 import time
@@ -36,7 +38,9 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
 
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
-    """The held-out figures that tables show, with the heading and the format of each; `scores` are figures by name."""
+    """The held-out figures that tables show, with the heading and the format of each; `scores` are figures by
+    name.
+    """
     names = dict.fromkeys(name for score in scores for name in score)  # in order
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
     special = {"perplexity": ("perplexity", "{:.1f}"), "accuracy": ("accuracy", "{:.1%}"),

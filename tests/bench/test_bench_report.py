@@ -293,7 +293,8 @@ def test_commands_make_the_runs_again(runs):
              "taught": "--model runs/x/model --teacher t --task mrpc --data data --method pkd --alpha 0.0 "
                        "--beta 0.0 --out runs/z"}
     for name, module in (("train", train), ("finetune", finetune), ("taught", finetune)):
-        options = module.resolve(parse(module.Options, shlex.split(words[name]), "", ""))
+        options = parse(module.Options, shlex.split(words[name]), "", "")
+        options = options.resolved() if module is train else module.resolve(options)
         folder = runs / name
         task = dict.fromkeys(("batch", "epochs", "lr", "max_length"), 1)
         put(folder / "config.json", {"options": asdict(options), "task": task, "steps": 7, **MACHINE})

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime, start
+from minibert.common.runtime import start
 from test_train import ROOT, folder, options  # noqa: F401  (folder is a fixture)
 
 
@@ -78,9 +78,9 @@ def two_ranks(folder, tmp_path):  # noqa: F811
     ranks = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                               env=environment | {"RANK": str(rank)}) for rank in range(2)]
     deadline = time.time() + 60
-    while time.time() < deadline and not (out / "metrics.jsonl").exists():
+    metrics = out / "metrics.jsonl"  # a row tells that both ranks have taken a step
+    while time.time() < deadline and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.1)
-    time.sleep(0.3)
     yield ranks, out
     for rank in ranks:
         rank.kill()

@@ -26,7 +26,8 @@ def sequences(n=400, seed=0):
 
 
 def run(selection, ids, lengths, *key):
-    return mask_tokens(ids, lengths, TOKENIZER, Masking(selection, weights=smoothed_weights(np.ones(V), SPECIAL)), *key)
+    masking = Masking(selection, weights=smoothed_weights(np.ones(V), SPECIAL))
+    return mask_tokens(ids, lengths, TOKENIZER, masking, *key)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -49,7 +50,9 @@ def test_special_tokens_are_never_masked_and_replacement_is_80_10_10(selection):
 
 
 def test_every_piece_is_drawn_as_a_replacement_and_each_as_often():
-    """In a vocabulary of 12, every token selected: a tenth becomes one of the 12, the first and last included."""
+    """In a vocabulary of 12, every token selected: a tenth becomes one of the 12, the first and last
+    included.
+    """
     small = SimpleNamespace(special=np.arange(12) < 5, continuation=np.zeros(12, bool), vocab_size=12, mask_id=MASK)
     ids, lengths = np.full(60_000, 7), np.full(600, 100)
     inputs, selected = mask_tokens(ids, lengths, small, Masking("bernoulli", 1.0), 1)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime
 from minibert.distill.attention_loss import attention_sum, relation_sum, split_heads
 from minibert.distill.losses import hidden_sum
 from minibert.distill.methods import METHODS, terms_of, weights_of
@@ -378,7 +377,8 @@ def test_a_method_keeps_memory_in_proportion_to_tokens(method, tiny_config):
         teacher.requires_grad_(not frozen)
         weights = replace(WEIGHTS[method], relation_heads=heads) if method == "minilmv2" else WEIGHTS[method]
         kept[T, heads, frozen], _ = kept_for_backward(lambda: loss_of(
-            method, student, teacher, SimpleNamespace(tokens=T, sequences=1), weights)(SimpleNamespace(batch=pack([[7] * T]))))
+            method, student, teacher, SimpleNamespace(tokens=T, sequences=1), weights)(
+                SimpleNamespace(batch=pack([[7] * T]))))
     # in bytes: the scores of nine more heads would be 36 times 512^2
     assert kept[512, 12, True] < kept[512, 3, True] + 512**2
     assert kept[512, 12, True] < 2.1 * kept[256, 12, True]

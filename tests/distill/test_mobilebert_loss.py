@@ -17,10 +17,10 @@ from minibert.model.encoder import Encoder
 from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM, build_encoder
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
-from minibert.training.mobilebert_stages import (SCHEDULES, TRANSFER_SHARE, Stage, begin_stage, part_of, rates,
-                                                 stage_at, stage_weights, stages)
+from minibert.training.mobilebert_stages import (SCHEDULES, TRANSFER_SHARE, Stage, begin_stage, part_of,
+                                                 rates, stage_at, stage_weights, stages)
 from minibert.training.optim import adamw, lamb
-from steps import CPU, counts_of, data, gradients, loss_of, take_step
+from steps import counts_of, data, gradients, loss_of, take_step
 
 LAYERS = 3
 TEACHER = MobileConfig(vocab_size=60, hidden_size=20, layers=LAYERS, heads=2, intermediate_size=32,
@@ -98,7 +98,8 @@ def test_a_term_without_weight_is_left_out_and_others_stay():
     (step,) = data(1000)
     (micro,) = step.micro_batches
     _, every = loss_of("mobilebert", student, teacher, step, WEIGHTS)(micro)
-    _, sums = loss_of("mobilebert", student, teacher, step, replace(WEIGHTS, attention=0.0, mean=0.0, kd=0.0))(micro)
+    weights = replace(WEIGHTS, attention=0.0, mean=0.0, kd=0.0)
+    _, sums = loss_of("mobilebert", student, teacher, step, weights)(micro)
     assert sums == {name: every[name] for name in ("feature_map", "variance", "mlm", "accuracy")}
 
 
@@ -114,7 +115,8 @@ def test_the_papers_feature_map_loss_is_split_without_rest():
 
 
 def summed(student, teacher, steps, weights):
-    return gradients(lambda step, micro: loss_of("mobilebert", student, teacher, step, weights)(micro), student, steps)
+    return gradients(lambda step, micro: loss_of("mobilebert", student, teacher, step, weights)(micro), student,
+                     steps)
 
 
 @pytest.mark.parametrize("layers", [None, (2,), ()])
@@ -372,7 +374,8 @@ def test_a_stock_bert_teaches_a_mobilebert_its_relations(method, heads):
 
 def test_relation_heads_must_divide_the_width_of_attention():
     with pytest.raises(UserError, match="do not divide the widths 12 and 24; .*: 1, 2, 3, 4, 6, 12"):
-        fit_minilmv2(STUDENT, Config(hidden_size=24, heads=3, vocab_size=60), MiniLMv2Weights(relation_heads=5))
+        fit_minilmv2(STUDENT, Config(hidden_size=24, heads=3, vocab_size=60),
+                     MiniLMv2Weights(relation_heads=5))
 
 
 def test_parts_of_names():

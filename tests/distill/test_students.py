@@ -116,7 +116,7 @@ def shapes(tiny_config):
 @pytest.mark.parametrize("architecture, head", [
     (architecture, head) for architecture in ("bert", "distilbert", "mobilebert") for head in HEADS
     if (architecture, head) != ("distilbert", "pretraining")])  # it has no next-sentence head
-def test_a_student_of_half_the_layers_keeps_the_head_and_the_mode(architecture, head, tiny_config, random_batch):
+def test_a_student_of_half_the_layers_keeps_head_and_mode(architecture, head, tiny_config, random_batch):
     teacher = init_weights(HEADS[head](shapes(tiny_config)[architecture]))
     for p in teacher.parameters():
         p.data += 0.1 * torch.randn_like(p)
@@ -131,8 +131,10 @@ def test_a_student_of_half_the_layers_keeps_the_head_and_the_mode(architecture, 
     layers = encoder_of(teacher).layers
     encoder_of(teacher).layers = torch.nn.ModuleList([layers[0], layers[3]])
     batch = random_batch([5, 9, 3])
-    for ours, expected in zip(*(out if isinstance(out, tuple) else (out,) for out in (student(batch), teacher(batch)))):
-        assert torch.equal(ours, expected)
+    ours, expected = student(batch), teacher(batch)
+    if head == "pretraining":
+        ours, expected = torch.cat([x.flatten() for x in ours]), torch.cat([x.flatten() for x in expected])
+    assert torch.equal(ours, expected)
 
 
 def test_a_map_says_how_many_layers_and_which(teacher):

@@ -69,16 +69,18 @@ def test_attention(micro_tokens, tiny_config):
     assert attention_kl(student, teacher, (2, 4), held_out, CPU) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("method, changed", [("tinybert", {"hidden": 0.5}), ("minilm", {"value_relation": 2.0}),
-                                             ("minilmv2", {"k_relation": 3.0, "relation_heads": 6})])
+@pytest.mark.parametrize("method, changed", [
+    ("tinybert", {"hidden": 0.5}), ("minilm", {"value_relation": 2.0}),
+    ("minilmv2", {"k_relation": 3.0, "relation_heads": 6})])
 def test_terms_of_a_method(method, changed, tiny_config):
     """In micro-batches, the loss and the terms of one batch without dropout."""
     student, teacher = models(tiny_config)
     weights = METHODS[method].weights(**changed)
     (held_out,), (whole,) = data(32), data(1000)
     counts = counts_of(method, held_out)
-    figures = evaluate_terms(lambda model, micro: METHODS[method].loss(model, teacher, micro, weights, counts), counts,
-                             student, held_out, CPU)
+    figures = evaluate_terms(
+        lambda model, micro: METHODS[method].loss(model, teacher, micro, weights, counts), counts, student,
+        held_out, CPU)
     assert student.training
     loss, _ = loss_of(method, student.eval(), teacher, whole, weights)(*whole.micro_batches)
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-9)

@@ -80,8 +80,8 @@ def test_cosine_is_zero_for_equals_and_two_for_opposites():
 
 def take(student, teacher, step, lr=1e-3, clip=5.0, method="distilbert", optimizer=None):
     optimizer = optimizer or adamw(student, (0.9, 0.98), 1e-6, 0.0)
-    return take_step(student, loss_of(method, student, teacher, step), step, counts_of(method, step), optimizer, lr,
-                     clip)
+    loss = loss_of(method, student, teacher, step)
+    return take_step(student, loss, step, counts_of(method, step), optimizer, lr, clip)
 
 
 def test_a_step_reports_means_and_moves_only_the_student(tiny_config):
@@ -122,7 +122,8 @@ class OneOfTwo(Runtime):
 def test_a_rank_without_a_sequence_takes_the_step_of_the_others(tiny_config):
     student, teacher = student_and_teacher(tiny_config, torch.float32)
     before = [p.clone() for p in student.parameters()]
-    runtime, optimizer = OneOfTwo(torch.device("cpu"), "fp32"), torch.optim.SGD(parameter_groups(student, 0.0))
+    runtime = OneOfTwo(torch.device("cpu"), "fp32")
+    optimizer = torch.optim.SGD(parameter_groups(student, 0.0))
     set_learning_rate(optimizer, 0.5)
     sums = accumulate(student, None, [], CPU.scaler(), runtime)
     update(student, optimizer, sums, {"kl": 1}, CPU.scaler(), runtime, 1e9)
