@@ -49,10 +49,12 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a folder says, and the file that holds its vocabulary: pieces to ids, normaliser options, names of the five special tokens in the order of
-    `SPECIAL_TOKENS`, added tokens to the id they have in the files (None: the next that is free), longest
-    word in characters, what else tokenizer_config.json states, and the tokenizer.json that decides alone
-    where the class is a generic one, else None.
+    """What a folder says.
+
+    `source`: the file of the vocabulary. `names`: of the five special tokens, in the order of
+    `SPECIAL_TOKENS`. `added`: tokens with the id that they have in the files, None for the next that is free.
+    `max_word`: characters of the longest word that is not [UNK]. `states`: what else tokenizer_config.json
+    says. `generic`: the tokenizer.json, where the class is a generic one and it decides alone.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -233,7 +235,7 @@ def _in_order(added: dict[int, dict], special: dict[str, str | dict]) -> dict[st
         tokens[entry["content"]] = AddedToken(entry["content"], **flags), i
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
-        token, i = tokens.get(content) or (AddedToken(content, **{"normalized": False} | flags), None)
+        token, i = tokens.get(content) or (AddedToken(content, **flags), None)
         token.special = True  # so that decoding leaves it out
         tokens[content] = token, i
     return tokens
