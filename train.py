@@ -25,6 +25,7 @@ from minibert.common.errors import UserError, run_script
 from minibert.common.options import numbers, parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.corpus import Corpus, NoSequences, open_corpus
+from minibert.data.examples import check_pieces
 from minibert.data.loader import ahead, make_step
 from minibert.data.masking import Masking, smoothed_weights
 from minibert.data.prepare import prepare
@@ -33,7 +34,6 @@ from minibert.data.text import find_sources
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.methods import METHODS, Method
 from minibert.distill.students import copied_layers, imitated_layers, make_student, preset_of
-from minibert.hub.load_save import check_pieces
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import PRESETS
 from minibert.model.heads import encoder_of

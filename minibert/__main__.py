@@ -24,9 +24,9 @@ from torch import nn
 
 from minibert.common.errors import UserError, run_script, sentence
 from minibert.common.runtime import Runtime, start
-from minibert.data.examples import make_examples
+from minibert.data.examples import check_pieces, make_examples
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
-from minibert.hub.load_save import check_pieces, load
+from minibert.hub.load_save import load
 from minibert.inference.predict import embed, fill_masks, outputs, predict
 from minibert.model.encoder import Encoder
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span
@@ -160,7 +160,8 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
     remark = cut_remark(guest, text, pair)
     if guest.model.config.regression:
         return [("score", f"{logits[0]:.3f}"), *remark]
-    p = torch.from_numpy(logits).softmax(-1)
+    several = guest.model.config.problem_type == "multi_label_classification"  # each label is true or not
+    p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()
     return [*((guest.model.config.labels[k], percent(p[k])) for k in order), *remark]
 
@@ -214,14 +215,19 @@ def single(guest: Guest, line: str) -> str:
 
 
 def vectors_of(guest: Guest, texts: list[str], runtime: Runtime) -> dict[str, np.ndarray]:
-    """The vector of each text."""
-    return dict(zip(texts, embed(guest.model, guest.tokenizer, texts, runtime=runtime))) if texts else {}
+    """The vector of each text, made of length 1."""
+    if not texts:
+        return {}
+    vectors = torch.from_numpy(embed(guest.model, guest.tokenizer, texts, runtime=runtime))  # (n, D)
+    return dict(zip(texts, torch.nn.functional.normalize(vectors).numpy()))
 
 
 def cut_remark(guest: Guest, text: str, pair: str | None) -> list[Row]:
     """A row that says so where a text is longer than the model can read."""
     pieces = guest.tokenizer.pieces([text] if pair is None else [text, pair])
     tokens, room = sum(map(len, pieces)) + 1 + len(pieces), guest.model.config.max_positions
+    if guest.model.sentences and guest.model.sentences.max_length:
+        room = min(room, guest.model.sentences.max_length)
     return [(f"read {room} of {tokens} tokens", "")] if tokens > room else []
 
 

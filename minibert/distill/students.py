@@ -49,7 +49,7 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
     """A preset's shape in the teacher's vocabulary, with its positions and labels, and `layers` where given;
     with its activation, too, where layers are to be `copied`.
     """
-    same = ["vocab_size", "max_positions", "pad_id", "labels", "regression"]
+    same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
         same += ["activation", "norm_eps"]
     config = replace(preset(name), **{field: getattr(teacher, field) for field in same})
