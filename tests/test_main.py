@@ -68,7 +68,7 @@ def test_bert_as_published_fills_masks(folder, ask):
 
 def test_labels_scores_and_pairs(folder, ask):
     classes = folder(Classifier, "classes", labels=("bad", "good", "odd"))
-    score = folder(Classifier, "score", labels=("score",), regression=True)
+    score = folder(Classifier, "score", labels=("score",))
     out = ask([classes, score], "the cat sat\ton a mat\n\n  \nthe mat\n")
     logits = {name: minibert.predict(minibert.load(path), minibert.load_tokenizer(path), ["the cat sat"],
                                      ["on a mat"])[0] for name, path in (("c", classes), ("s", score))}
@@ -77,6 +77,14 @@ def test_labels_scores_and_pairs(folder, ask):
     assert lines[1] == "the cat sat  |  on a mat" and "the mat" in lines
     assert f"{('bad', 'good', 'odd')[int(p.argmax())]} " in lines[3] and f"{100 * p.max():.1f} %" in lines[3]
     assert lines[3].endswith(f"{logits['s'][0]:.3f}")
+
+
+def test_each_of_several_labels_has_its_own_probability(folder, ask):
+    path = folder(Classifier, labels=("one", "two", "three"), problem_type="multi_label_classification")
+    out = ask([path], "the cat sat\n")
+    p = torch.from_numpy(minibert.predict(minibert.load(path), minibert.load_tokenizer(path), ["the cat sat"]))
+    shown = {line.split()[0]: line.split()[1] for line in out.splitlines()[3:]}
+    assert shown == {name: f"{100 * x:.1f}" for name, x in zip(("one", "two", "three"), p[0].sigmoid())}
 
 
 def test_a_question_is_answered_from_its_text_however_long(folder, ask):
