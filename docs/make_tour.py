@@ -5,7 +5,6 @@
 In tour.py, `# %%` begins a cell of code and `# %% [markdown]` one of text, as editors read it, too.
 """
 
-import os
 import re
 import sys
 import time
@@ -27,7 +26,6 @@ def main() -> None:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-    from traitlets.config import Config
 
     begun = time.perf_counter()
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
@@ -35,10 +33,8 @@ def main() -> None:
              for i, (kind, text) in enumerate(cells_of((HERE / "tour.py").read_text(encoding="utf-8")))]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    # a port would be open to other users of the machine
-    config = Config({"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}})
     try:
-        NotebookClient(notebook, timeout=900, startup_timeout=300, config=config,
+        NotebookClient(notebook, timeout=900, startup_timeout=300,
                        resources={"metadata": {"path": str(HERE)}}).execute()
     except CellExecutionError as error:
         sys.exit(f"error: a cell fails, the notebook is not written: {error}")
