@@ -118,8 +118,8 @@ print("largest difference", f"{(by_hand - fast).abs().max():.1e}")
 assert torch.allclose(by_hand, fast, atol=1e-5)
 
 # %% [markdown]
-# Each row of a heat map is one token, and sums to 1. Heads differ: some look at a neighbour, some at
-# `[SEP]`, some at a word that belongs to theirs.
+# Each row of a heat map is one token, and sums to 1. Heads differ: some look at neighbours, some at the token
+# itself, some at `[CLS]`, where nothing is to be found.
 
 # %%
 sentence = "If the file does not exist, an error is raised."
@@ -375,7 +375,7 @@ assert final < first
 # %% [markdown]
 # ## 9. Before and after
 #
-# Fifty steps are not many: the published student took months of text. Still it has moved towards its
+# Fifty steps are not many: the published student took 90 hours on eight GPUs. Still it has moved towards its
 # teacher, on lines that it has not seen.
 
 # %%
