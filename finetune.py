@@ -143,7 +143,7 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     """Opens the folder of the run, a new one or the same run's; returns what config.json is to say."""
     options, out, data = run.options, Path(run.options.out), fingerprints(run.task, splits)
-    open_run(out, options, MAY_CHANGE)
+    open_run(out, dataclasses.asdict(options), MAY_CHANGE)
     if (out / f"seed-{options.seed + options.seeds}").exists():  # of fewer, the best one's model may be gone
         raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: "
                         "resume it with as many as it was started with, or more")

@@ -18,9 +18,7 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The DistilBERT of a teacher: half its layers (or `layers`), all else alike; no token types and no
-    pooler.
-    """
+    """The DistilBERT of a teacher: half its layers (or `layers`), without token types and pooler."""
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
     return replace(teacher, layers=layers or max(1, teacher.layers // 2), **DISTILBERT)
