@@ -1,4 +1,4 @@
-"""Augments the training set of a task as TinyBERT did: words give way to others that fit there.
+"""Augments the training set of a task as TinyBERT did: it replaces words by other words that fit.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
     python data/augment.py --task reviews.csv --model bert-base-uncased --vectors glove.txt --out more.csv
@@ -31,7 +31,7 @@ from minibert.training.models import hold_frozen  # noqa: E402
 
 @dataclass(frozen=True)
 class Options:
-    """Every option; the published ones are those of the paper for every task."""
+    """Every option of data/augment.py. The defaults are those of the paper."""
 
     task: str | None = option(None, f"{', '.join(TEXT_TASKS)}, or a FILE.csv, as finetune.py reads it")
     data: str | None = option(None, "folder of the task's official files, or the one above it")
@@ -73,7 +73,9 @@ class Options:
 
 
 def training_rows(options: Options) -> tuple[Task, list[Example]]:
-    """The task and its training examples, without those that lack a text, which no csv reader takes back."""
+    """Returns the task and its training examples. Examples without a text are left out, because a csv cannot
+    hold them.
+    """
     if options.task in TEXT_TASKS:
         task = TASKS[options.task]
         rows = read_examples(task, options.data, "train")
@@ -100,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     vectors = vectors._replace(table=vectors.table.to(runtime.device))
     find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer, vectors=vectors,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
-    # a terminated run leaves nothing behind, like an interrupted one
+    # after SIGTERM nothing is left, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     written = write_csv(Path(options.out), task, augment(
         rows, find, candidate_words(tokenizer, vectors), options.copies, options.probability, options.seed))

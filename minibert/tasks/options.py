@@ -1,4 +1,4 @@
-"""The options of finetune.py, and what each method makes of those that are not given."""
+"""The options of finetune.py, and the defaults of each method."""
 
 import dataclasses
 import math
@@ -148,12 +148,12 @@ class Options:
         inner_weights(self)
 
 
-# What the methods learn from the teacher by default; without one, none of it is read.
+# The defaults of the methods that learn from a teacher. Without a teacher they are not read.
 METHOD_DEFAULTS = {"kd": dict(alpha=0.5, temperature=2.0),
                    "pkd": dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip"),
                    "tinybert": dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)}
-TEACHING = ("alpha", "temperature")  # options that only a teacher gives a meaning
-# What --evaluate reads; the others are of training.
+TEACHING = ("alpha", "temperature")  # options that are only read with a teacher
+# The options that --evaluate reads. The others are for training.
 JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "micro_tokens", "precision",
            "device", "threads", "predict", "out"}
 # Options that may differ when a run is resumed.
@@ -162,7 +162,8 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def check_read(options: Options) -> None:
-    """`UserError` for options that another leaves unread; asked before defaults are filled in."""
+    """Raises `UserError` for options that another option makes useless. Called before defaults are filled in.
+    """
     unread = {}
     if options.intermediate_epochs == 0:
         unread = dict.fromkeys(("imitate", "weights", "intermediate_lr"),
@@ -175,7 +176,7 @@ def check_read(options: Options) -> None:
 
 
 def resolve(options: Options) -> Options:
-    """The same with the method's defaults filled in."""
+    """The options with the method's defaults filled in."""
     check_read(options)
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
