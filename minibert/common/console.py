@@ -1,5 +1,4 @@
-"""Console output: lines, tables, times and progress. It does not import torch, so that scripts start quickly.
-"""
+"""What scripts print: lines, tables, times and progress. It needs no torch, which takes seconds to import."""
 
 import os
 import sys
@@ -24,9 +23,7 @@ def clock(seconds: float) -> str:
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """Rows with the same keys as a table. The keys are the heading. All columns except the first are
-    right-aligned.
-    """
+    """A table of rows with the same keys, which are its heading; all columns but the first right-aligned."""
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
@@ -38,25 +35,23 @@ def table(rows: list[dict], title: str = "") -> str:
 
 
 class Progress:
-    """A progress line on stderr: amount done, rate, time left.
+    """The line on stderr that shows how far long work is: amount done, rate, time left.
 
-    On a terminal the line is replaced twice a second. Elsewhere a new line is printed every ten seconds. Only
-    the first rank shows it. Shorter work shows nothing. At the end the line is removed. With `stays=True` the
-    first and the last state are always shown, and the last one stays.
+    On a terminal it is replaced twice a second; elsewhere a new line is printed every ten seconds. Of several
+    ranks only the first shows it. Work that is shorter than that shows nothing, and at the end the line is
+    removed. With `stays=True` the first and the last state are always shown, and the last one stays.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`total` and `done` count `unit`s. `done` is from an earlier session and is not part of the rate."""
+        """`total` and `done` count `unit`s; what was `done` before is left out of the rate."""
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
         self.shown = float("-inf") if stays else self.begun  # when the line was last shown
-        self.in_place = False  # the cursor is behind our line
+        self.in_place = False  # whether the cursor is at the end of the line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. Shows the new state, followed by `detail`, if enough time has
-        passed.
-        """
+        """Counts `amount` more as done. Where it is time to, shows the new state, with `detail` after it."""
         self.done += amount
         finished = self.done >= self.total
         now, pause = time.monotonic(), 0.5 if self.terminal else 10
@@ -69,14 +64,14 @@ class Progress:
             self.close()
 
     def text(self, now: float) -> str:
-        """The text of the line."""
+        """The state in words."""
         rate = (self.done - self.before) / max(now - self.begun, 1e-3)
         left = clock(max(self.total - self.done, 0) / rate) if rate > 0 else "?"
         return (f"{self.what}  {short(self.done)} of {short(self.total)} {self.unit}  "
                 f"{short(rate)} {self.unit}/s  {left} left")
 
     def close(self) -> None:
-        """Ends the line, so that the next output begins on a new line."""
+        """Ends the line: what is printed next begins on a line of its own."""
         if self.in_place:
             print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
         self.in_place = False

@@ -13,7 +13,7 @@ class UserError(Exception):
 def sentence(error: UserError | str) -> str:
     """The message on one line, of at most 2,000 characters.
 
-    Control characters are escaped, because a message may quote the content of a file.
+    Characters that control a terminal are escaped, since a message may quote a file's content.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])
@@ -24,8 +24,7 @@ def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
     code 2, without a traceback.
 
-    Characters that the terminal's encoding lacks are printed as \\xe9 or \\u4e2d instead of ending the
-    script.
+    Characters that the terminal's encoding lacks become \\xe9 or \\u4e2d in the output instead of an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a caller replaced it
