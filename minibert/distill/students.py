@@ -50,7 +50,7 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 
     If layers are `copied`, it also has the teacher's activation.
     """
-    same = ["vocab_size", "max_positions", "pad_id", "labels", "regression"]
+    same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
         same += ["activation", "norm_eps"]
     config = replace(preset(name), **{field: getattr(teacher, field) for field in same})
