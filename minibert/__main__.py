@@ -145,7 +145,7 @@ def answer(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bo
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
     """What stands behind each [MASK], with probabilities."""
-    text, pair = parts(line)
+    text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))  # whatever this vocabulary calls it
     rows: list[Row] = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):
         rows += [(f"[MASK] {number}", ""), *((piece, percent(p)) for piece, p in pieces)]
