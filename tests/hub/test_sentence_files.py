@@ -249,3 +249,34 @@ def test_a_new_head_is_no_sentence_encoder(tmp_path):
     assert model.sentences is None
     save(model, tmp_path / "b", tokenizer())
     assert not (tmp_path / "b" / "modules.json").exists()
+
+
+def test_the_encoder_of_a_language_model_pools_as_the_folder_says(tmp_path):
+    folder = sentence_folder(tmp_path / "a", pooling={"pooling_mode": "cls"}, model=encoder(kind=MaskedLM))
+    alone = load(folder, "encoder")
+    np.testing.assert_array_equal(minibert.embed(alone, tokenizer(), TEXTS), vectors(folder))
+    save(alone, tmp_path / "b", tokenizer())
+    np.testing.assert_array_equal(vectors(tmp_path / "b"), vectors(folder))
+
+
+def test_where_no_setting_states_a_length_the_tokenizer_does(tmp_path):
+    """As sentence-transformers 6 saves it; never more than the model has positions."""
+    folder = sentence_folder(tmp_path / "a", own={"transformer_task": "feature-extraction"})
+    raw = json.loads((folder / "tokenizer_config.json").read_text())
+    for stated, read in ((9, 9), (10**6, 24)):
+        write(folder / "tokenizer_config.json", raw | {"model_max_length": stated})
+        save(load(folder), tmp_path / "b", minibert.load_tokenizer(folder))
+        for place in (folder, tmp_path / "b"):
+            expected = minibert.embed(load(place), tokenizer(), TEXTS, max_length=read)
+            np.testing.assert_array_equal(vectors(place), expected)
+
+
+def test_a_long_limit_is_the_models(tmp_path):
+    folder = sentence_folder(tmp_path, own={"max_seq_length": 512})
+    np.testing.assert_array_equal(vectors(folder), minibert.embed(load(folder), tokenizer(), TEXTS, max_length=24))
+
+
+def test_other_outputs_of_the_model_are_refused(tmp_path):
+    folder = sentence_folder(tmp_path, own={"module_output_name": "sentence_embedding"})
+    with pytest.raises(minibert.UserError, match="sets module_output_name"):
+        vectors(folder)
