@@ -167,16 +167,16 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-ALIASES = {  # architecture -> a second name of a field in their files, which counts before the first -> the first
+ALIASES = {  # architecture -> a second name of a field in their files -> the first; the second one counts
     "bert": {},
     "distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     "mobilebert": {},
 }
-# Keys of their config.json that are not written again as found: they say what the model's own config says, which
-# file it was, or which code of its own it came with.
-NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype", "dtype",
-            "transformers_version", "_name_or_path", "auto_map", "format",
-            *(name for fields in FIELDS.values() for name in fields.values())}  # all of ALIASES are among them
+# Keys of their config.json that are not written again as they were found: a `Config` has them, or they are about
+# the file that it was. All of ALIASES are among them.
+NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
+            "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
+            *(name for fields in FIELDS.values() for name in fields.values())}
 # These differ in more than the name: attention dropout is written but not read (hub.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",

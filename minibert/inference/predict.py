@@ -54,8 +54,8 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
             max_length: int | None = None, runtime: Runtime | None = None) -> np.ndarray:
     """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
 
-    `model.config.labels` names the classes. Where `model.config.problem_type` is multi_label_classification, the
-    sigmoid of each logit is that label's probability.
+    `model.config.labels` names the classes. Where `model.config.problem_type` is multi_label_classification,
+    the sigmoid of each logit is that label's probability.
     Texts longer than `max_length` (default: the model's positions) are cut.
     `UserError` where the model is no classifier.
     """
