@@ -1,7 +1,7 @@
-"""Changes to good files that damage or malice could make: of bytes, of a JSON document, of a table's lines.
+"""Random changes of good files, as damage or an attacker could make them: of bytes, JSON documents, tables.
 
-Each takes a `random.Random` and what to change; several small changes at once, so that part of them still
-reads.
+Each function takes a `random.Random` and the content to change. The changes are small, so that some of the
+files can still be read.
 """
 
 import contextlib
@@ -14,9 +14,6 @@ import os
 import pickle
 import random
 import subprocess
-import tarfile
-import warnings
-import zipfile
 
 import numpy as np
 import torch
@@ -68,7 +65,7 @@ def places(value, path=()) -> list[tuple]:
 
 
 def inside(value, path):
-    """What stands at a path."""
+    """The value at a path."""
     for key in path:
         value = value[key]
     return value
@@ -178,40 +175,8 @@ def mutate_header(draw: random.Random, header: bytes) -> bytes:
     return json.dumps(content).encode()
 
 
-MEMBERS = ["set/a.txt", "set", "set/", "../out.txt", "set/../../out.txt", "/tmp/out.txt", "C:\\out.txt",
-           "set\\b.txt", "..\\out.txt", "", ".", "set/./c", "set//d", "set/" + "n" * 300, "set/é😀",
-           "set/a\nb", "other/e", "set/a.txt/f", "~/g", "\x1b[31m"]
-
-
-def mutate_archive(draw: random.Random, data: bytes) -> bytes:
-    """An archive of the same kind with odd members, links and devices; or other bytes."""
-    if draw.random() < 0.5:
-        return mutate_bytes(draw, data)
-    out, names = io.BytesIO(), [draw.choice(MEMBERS) for _ in range(draw.randint(1, 3))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names that occur twice
-        if data[:2] == b"PK":
-            with zipfile.ZipFile(out, "w") as file:
-                for name in names:
-                    info = zipfile.ZipInfo(name)
-                    info.external_attr = draw.choice((0, 0o644, 0o100644, 0o120777, 0o020666, 0o040755)) << 16
-                    file.writestr(info, draw.choice(("", "text", "../../out.txt")))
-        else:
-            with tarfile.open(fileobj=out, mode="w:gz") as file:
-                for name in names:
-                    info = tarfile.TarInfo(name)
-                    info.type = draw.choice((tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE,
-                                             tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE,
-                                             tarfile.FIFOTYPE))
-                    if info.type in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-                        info.linkname = draw.choice(MEMBERS)
-                    info.size = 4 if info.type == tarfile.REGTYPE else 0
-                    file.addfile(info, io.BytesIO(b"text"))
-    return out.getvalue()
-
-
 class Code:
-    """Unpickled, it runs a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self):
         return draw_call
@@ -254,7 +219,7 @@ def mutate_bin(draw: random.Random, data: bytes) -> bytes:
 
 
 def mutate_text(draw: random.Random, data: bytes) -> bytes:
-    """What compressed text says, compressed again; or lines; or bytes."""
+    """Changes of the text inside a compressed file, of lines, or of bytes."""
     for magic, unpack, pack in ((b"\x1f\x8b", gzip.decompress, gzip.compress),
                                 (b"\xfd7z", lzma.decompress, lzma.compress)):
         if data.startswith(magic) and draw.random() < 0.5:

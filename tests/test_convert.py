@@ -21,7 +21,7 @@ import minibert
 from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minibert.hub.load_save import load, save
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM, PreTraining
 from scripts import convert
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from minibert.common.errors import UserError
 from minibert.common.randomness import samples_of_step, seed_of
-from minibert.data.loader import groups
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import Batch, rows_of
+from minibert.model.batch import Batch, groups, rows_of
 from minibert.model.config import Config
 
 
@@ -54,6 +53,13 @@ class Examples:
         """Only these examples, in this order."""
         rows, _, _ = rows_of(self.starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
+
+
+def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
+    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:

@@ -25,7 +25,8 @@ from minibert.hub.model_card import model_card
 from minibert.hub.sentence_files import read_sentence_files
 from minibert.hub.weight_files import existing, read_tensors, write_tensors
 from minibert.model.config import Config
-from minibert.model.encoder import Encoder, on_meta, truncated_normal_
+from minibert.model.encoder import Encoder
+from minibert.model.init import on_meta, truncated_normal_
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 
 MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "classification": Classifier,
@@ -114,13 +115,6 @@ def _described(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
     """What config.json says: the `Config`, and the head where it states one."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
-
-
-def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
-                        f"the model only {config.vocab_size}")
 
 
 def head_of(model: nn.Module) -> str:
@@ -260,8 +254,8 @@ def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
     bad = [name for name, tensor in tensors.items()
            if not tensor.sum().isfinite() and not tensor.isfinite().all()]
     if bad:
-        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is damaged, or "
-                        "the training that wrote it diverged: take an earlier checkpoint")
+        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is "
+                        "damaged, or the training that wrote it diverged: take an earlier checkpoint")
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",

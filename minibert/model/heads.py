@@ -29,6 +29,7 @@ class MLMHead(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        # a layer that adapts the states to the word table (run_pretraining.py of BERT, "transform")
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
@@ -74,7 +75,7 @@ class PreTraining(nn.Module):
         self.config = config
         self.encoder = build_encoder(config, pooler=True)
         self.mlm = MLMHead(config)
-        self.nsp = nn.Linear(config.hidden_size, 2)
+        self.nsp = nn.Linear(config.hidden_size, 2)  # reads the pooled [CLS]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """MLM logits (N, V) and next-sentence logits (S, 2)."""
@@ -93,6 +94,7 @@ class Classifier(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        # note: DistilBERT has no pooler, but a layer with ReLU in the head
         D, own_layer = config.hidden_size, config.architecture == "distilbert"
         self.encoder = build_encoder(config, pooler=not own_layer)
         self.pre_classifier = nn.Linear(D, D) if own_layer else None
@@ -108,7 +110,7 @@ class Classifier(nn.Module):
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
             pooled = F.relu(self.pre_classifier(last[batch.first_tokens]))  # (S, D)
-        return self.classifier(dropout(pooled, self.config.classifier_dropout, self.training))
+        return in_fp32(self.classifier, dropout(pooled, self.config.classifier_dropout, self.training))
 
 
 class Span(nn.Module):
@@ -128,7 +130,16 @@ class Span(nn.Module):
         # note: DistilBERT has dropout before this head, the others have none
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
-        return self.span(last)
+        return in_fp32(self.span, last)
+
+
+def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The product of a task's last layer, not rounded to 16 bits under autocast: scores and the logits of a
+    context's tokens are compared with each other, and rounded ones tie.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 def encoder_of(model: nn.Module) -> Encoder:

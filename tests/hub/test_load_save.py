@@ -17,7 +17,8 @@ from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from minibert.hub.hf_names import MODULES, from_hf, to_hf
 from minibert.hub.load_save import head_of, load, load_config, save
 from minibert.model.config import Config, MobileConfig
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 
 TINY = dict(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20)

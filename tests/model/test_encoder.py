@@ -12,7 +12,8 @@ from minibert.common.errors import UserError
 from minibert.model.attention import attend_one
 from minibert.model.batch import pack
 from minibert.model.config import Config
-from minibert.model.encoder import Encoder, Trace, activation, init_weights
+from minibert.model.encoder import Encoder, Trace, activation
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, encoder_of
 
 ACTIVATIONS = {
