@@ -18,11 +18,11 @@ from torch import nn
 
 import minibert
 from minibert.common.errors import UserError
+from minibert.common.processor import sums_bytes_in_32_bits
 from minibert.common.runtime import native_bf16
 from minibert.data.examples import make_examples
 from minibert.hub.onnx_export import pad, write_onnx
-from minibert.inference.fast_encoder import MODES, fast, product_of
-from minibert.inference.packed_linear import weight_range
+from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
 
@@ -43,7 +43,7 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str]) -
 
         # reduce_range: 7-bit weights, where the processor's sums of 8-bit products would overflow
         quantize_dynamic(folder / "model.onnx", folder / "int8.onnx", per_channel=True,
-                         reduce_range=weight_range() < 127, weight_type=QuantType.QInt8)
+                         reduce_range=not sums_bytes_in_32_bits(), weight_type=QuantType.QInt8)
     if "ctranslate2" in kinds and not (folder / "ctranslate2").exists():
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
@@ -159,7 +159,7 @@ def why_not(engine: str, device: torch.device) -> str | None:
     package, _, how = engine.partition(" ")
     if package == "minibert":
         try:
-            return how and product_of(how, device) and None
+            return how and kernels_of(how, device) and None
         except UserError as error:
             return str(error)
     if importlib.util.find_spec(package) is None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minibert.common.errors import UserError
+from minibert.common.processor import multiplies_bf16
 from minibert.model.encoder import Encoder
 from minibert.model.heads import encoder_of
 
@@ -162,9 +163,7 @@ def native_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 by itself; emulated, it is several times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-                or capabilities.get("sve_bf16") or capabilities.get("bf16"))
+    return multiplies_bf16()
 
 
 def describe(runtime: Runtime) -> dict:
