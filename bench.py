@@ -1,13 +1,13 @@
-"""What minibert costs, beside its peers: a table for people, one JSON document as the last line for scripts.
+"""Measures minibert, next to other programs. Prints a table, and one JSON document as the last line.
 
-    bench.py train     the distillation step beside the same step on `transformers`
-    bench.py inference latency and throughput beside other engines, and what each mode does to quality
-    bench.py finetune  the fine-tuning step on a real task beside the same step on `transformers`
-    bench.py data      tokenising a corpus beside bare `tokenizers`; memory as the corpus grows
-    bench.py plan      hours and cost of a training, worked out from a rate
-    bench.py size      parameters, bytes on disk and FLOPs, beside the published figures
-    bench.py runs      works through a list of runs: skips what is done, resumes what was begun
-    bench.py report    runs as tables and plots, written into a markdown file
+    bench.py train     the distillation step, and the same step on `transformers`
+    bench.py inference latency and throughput of minibert and other engines, and the quality of each mode
+    bench.py finetune  the fine-tuning step on a real task, and the same step on `transformers`
+    bench.py data      preparing a corpus, and `tokenizers` alone; memory as the corpus grows
+    bench.py plan      hours and cost of a training, calculated from a rate
+    bench.py size      parameters, bytes on disk and FLOPs, with the published figures
+    bench.py runs      runs a list of commands: skips finished ones, resumes stopped ones
+    bench.py report    writes tables and plots of runs into a markdown file
 """
 
 import importlib
@@ -17,9 +17,9 @@ import sys
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
 
-# Each is a module of minibert/bench/, with its options, as TrainBench, and its function, as bench_train.
+# Each name is a module of minibert/bench/ with a class of options (TrainBench) and a function (bench_train).
 MODULES = ("train", "inference", "finetune", "data", "plan", "size", "runs", "report")
-# The option that words without a name belong to.
+# The option that takes the words without an option name.
 PLAIN = {"data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
@@ -32,7 +32,7 @@ EXAMPLES = """examples:
   python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data --plot speed.png
   python bench.py inference --grid --threads 2
   python bench.py data                       Python's documentation, the bundled tokenizer
-  python bench.py data my_text/ --tokenizer weights/bert-base-uncased --workers 2 --megabytes 100
+  python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
   python bench.py data --growth 10,100,1000
   python bench.py plan                       two ready-made plans, on assumed rates
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
@@ -44,7 +44,7 @@ EXAMPLES = """examples:
 
 
 def examples_of(what: str) -> str:
-    """Those of one of the benches."""
+    """The examples of one command."""
     title, *lines = EXAMPLES.splitlines()
     return "\n".join([title, *(line for line in lines if f"bench.py {what} " in f"{line} ")])
 

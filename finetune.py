@@ -38,10 +38,10 @@ from minibert.tasks.splits import Split, ask, check_data, dev_of, fingerprints, 
 from minibert.tasks.summary import OUTPUTS, evaluate_only, finish, shown
 from minibert.training import summary
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
-from minibert.training.optim import adamw, learning_rate, warmup_steps
+from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
                                           read_result, stop_requests)
-from minibert.training.step import skipped_running, training_step
+from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:
   python finetune.py --model weights/teacher --task reviews.csv --out runs/reviews        your own texts (CPU)
@@ -91,6 +91,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
     progress, skipped = summary.Progress(steps, done), 0
+    one = draw(stage.examples, stage.targets, 0, 1, seed, options.micro_tokens)
+    freeze_unread(stage.learner, stage.loss(one)[0], one.micro_batches[0], runtime)
 
     def keep_best() -> None:
         # Runs after the step's checkpoint; after a kill between the two, --resume makes it again from there.
@@ -116,14 +118,15 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
             if stage.warmup is not None:
                 lr = learning_rate(done, steps, stage.lr, warmup_steps(stage.warmup, steps))
 
-            row = training_step(stage.learner, loss_of, data.micro_batches, counts, optimizer, scaler,
-                                runtime, lr, options.clip, bool(stop))
+            set_learning_rate(optimizer, lr)
+            sums = accumulate(stage.learner, loss_of, data.micro_batches, scaler, runtime)
+            figures, stopping = update(stage.learner, optimizer, sums, counts, scaler, runtime, options.clip,
+                                       bool(stop))
             done += 1
 
-            skipped = skipped_running(skipped, row, scaler, done)
-            row = {"step": done, **row, "lr": lr,
+            skipped = consecutive_skips(skipped, figures, scaler, done)
+            row = {"step": done, **figures, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
-            stopping = row["stopping"]
             if runtime.is_writer:
                 progress(done, row)
                 if done in ends and stage.dev:

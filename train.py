@@ -40,13 +40,14 @@ from minibert.model.heads import encoder_of
 from minibert.training import summary
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
-from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, enter, part_of, rates, stage_at,
+from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, begin_stage, part_of, rates, stage_at,
                                                  stage_weights, stages)
-from minibert.training.optim import OPTIMIZERS, learning_rate, warmup_steps
-from minibert.training.options import FAMILY, INNER, MAY_CHANGE, METHODS, Options, loss_weights, resolve
+from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
+from minibert.training.options import (FAMILY, INNER, MAY_CHANGE, METHOD_DEFAULTS, METHODS, Options, loss_weights,
+                                       resolve)
 from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
                                           last_tokens, open_run, stop_requests)
-from minibert.training.step import skipped_running, training_step
+from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 HERE = Path(__file__).resolve().parent
 BUNDLED_TEACHER = HERE / "weights" / "teacher"
@@ -100,6 +101,8 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
     except NoSequences as error:
         raise UserError(f"{error}: give more text, or a larger --max-length, up to which the lines of a "
                         "document are joined") from None
+    if corpus.left_out:
+        say(corpus.left_out)
     if options.eval_corpus:
         folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
         return corpus, opened(folder, "train", "held-out")
@@ -152,7 +155,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
 
 def main(argv: list[str] | None = None) -> None:
     """Trains, evaluates, writes the run folder."""
-    options = resolve(parse(Options, argv, __doc__, EXAMPLES))
+    options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
     runtime = start(options.device, options.precision, options.threads)
     out = Path(options.out)
     if runtime.is_writer:
@@ -177,8 +180,6 @@ def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
         state = load_checkpoint(out / "checkpoint", student, optimizer, say, scaler)
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
-    if runtime.is_writer:
-        open_metrics(run, options, runtime, out, done)
     if options.compile:
         for model in filter(None, (student, run.teacher)):
             compile_encoder(encoder_of(model))
@@ -191,28 +192,45 @@ def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
                          micro_tokens=options.micro_tokens, seed=options.seed, selection=options.masking,
                          share=options.mask_share, weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
 
+    def freeze() -> None:
+        one = make_step(run.corpus, run.tokenizer, 0, batch=1, micro_tokens=options.micro_tokens, seed=options.seed,
+                        selection=options.masking, share=options.mask_share, weights=smoothing)
+        freeze_unread(student, partial(METHODS[options.method], student, run.teacher, one, weights),
+                      one.micro_batches[0], runtime)
+
+    stage, weights = None, run.weights
+    if not run.plan:
+        freeze()
+    if runtime.is_writer:
+        open_metrics(run, options, runtime, out, done)
     progress, skipped = summary.Progress(steps, done), 0
     tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
     with stop_requests() as stop, ahead(step_data, done) as upcoming:
         while done < steps:
             begun = time.perf_counter()
             data = next(upcoming)
-            lr, weights, factors = at_step(done, run, options, optimizer)
+            if run.plan and stage_at(run.plan, done) != stage:
+                stage = stage_at(run.plan, done)
+                weights = stage_weights(stage, run.weights)
+                begin_stage(stage, done, student, optimizer)
+                freeze()
+            lr, factors = rate_at(done, run, options)
 
             loss_of = partial(METHODS[options.method], student, run.teacher, data, weights)
-            row = training_step(student, loss_of, data.micro_batches, family.term_counts(data, weights),
-                                optimizer, scaler, runtime, lr, options.clip, bool(stop), factors)
+            set_learning_rate(optimizer, lr, factors)
+            sums = accumulate(student, loss_of, data.micro_batches, scaler, runtime)
+            figures, stopping = update(student, optimizer, sums, family.term_counts(data, weights), scaler, runtime,
+                                       options.clip, bool(stop))
             done += 1
 
-            skipped = skipped_running(skipped, row, scaler, done)
+            skipped = consecutive_skips(skipped, figures, scaler, done)
             tokens_before += data.tokens
-            row = {"step": done, "tokens": tokens_before, **row, "lr": lr * max(factors or [1.0]),
+            row = {"step": done, "tokens": tokens_before, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage_at(run.plan, done - 1)) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < steps:
                 row["held_out"] = run.score(student, run.held_out, runtime,
                                             run.teacher if options.method in INNER else None)
-            stopping = row["stopping"]
             if runtime.is_writer:
                 append_row(out / "metrics.jsonl", row)
                 progress(done, row)
@@ -223,19 +241,11 @@ def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
                 end_stopped(stop, f"step {done}")
 
 
-def at_step(step: int, run: Run, options: Options, optimizer: torch.optim.Optimizer
-            ) -> tuple[float, Weights | InnerWeights | TransferWeights, list[float] | None]:
-    """The learning rate of a step, what it minimises, and the rates of the student's parts; None: all alike.
-
-    MobileBERT's stages say what is minimised when, and which parts of the student move: they are readied.
-    """
+def rate_at(step: int, run: Run, options: Options) -> tuple[float, list[float] | None]:
+    """The learning rate of a step, and what it is multiplied with for each part of the student; None: nothing."""
     if not run.plan:
-        lr = learning_rate(step, run.steps, options.lr, warmup_steps(options.warmup, run.steps))
-        return lr, run.weights, None
-    stage = stage_at(run.plan, step)
-    factors = rates(stage, step, run.student.config.layers, options.warmup)
-    enter(stage, step, run.student, optimizer, factors)
-    return options.lr, stage_weights(stage, run.weights), factors
+        return learning_rate(step, run.steps, options.lr, warmup_steps(options.warmup, run.steps)), None
+    return options.lr, rates(stage_at(run.plan, step), step, run.student.config.layers, options.warmup)
 
 
 def open_metrics(run: Run, options: Options, runtime: Runtime, out: Path, done: int) -> None:

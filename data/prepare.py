@@ -33,16 +33,15 @@ def main() -> None:
     vocabulary.add_argument("--tokenizer", metavar="DIR|NAME",
                             help="folder with tokenizer.json or vocab.txt, or name of a model on the hub")
     vocabulary.add_argument("--vocab-size", type=int, metavar="N",
-                            help="train a new vocabulary of N pieces on these texts instead")
+                            help="train a new vocabulary of N pieces on these texts")
     parser.add_argument("--cased", action="store_true",
                         help="the new vocabulary keeps upper case and accents")
     parser.add_argument("--wikitext", choices=("auto", "yes", "no"), default="auto",
-                        help="whether files are WikiText's tokenised ones, to be brought back to plain text "
-                        "(default: recognise them)")
+                        help="whether the files are WikiText, whose tokens are turned back into plain text "
+                        "(default: auto, by their content)")
     parser.add_argument("--held-out", type=float, metavar="SHARE",
                         help="share of documents kept out of training (default: 0.01; python-docs has "
                         "its own split)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: all cores)")
     args = parser.parse_args()
 
     docs = args.files == ["python-docs"]
@@ -50,13 +49,11 @@ def main() -> None:
         raise UserError("--held-out does not go with python-docs, which is split by module names")
     if args.cased and args.vocab_size is None:
         raise UserError("--cased goes with --vocab-size; a tokenizer in a folder knows its own casing")
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs is at least 1, not {args.jobs}")
     held_out = 0.01 if args.held_out is None else args.held_out
-    # a terminated run leaves nothing behind, like an interrupted one
+    # On SIGTERM the unfinished folder is removed, as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    place_for(Path(args.out))  # refused before a vocabulary is trained
+    place_for(Path(args.out))  # refuse it before a vocabulary is trained
     if args.vocab_size is None:
         tokenizer = load_tokenizer(args.tokenizer)
     else:
@@ -68,7 +65,7 @@ def main() -> None:
     if docs:
         prepare_python_docs(tokenizer, args.out)
     else:
-        prepare(args.files, tokenizer, args.out, args.wikitext, held_out, args.jobs)
+        prepare(args.files, tokenizer, args.out, args.wikitext, held_out)
 
 
 if __name__ == "__main__":

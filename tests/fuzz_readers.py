@@ -10,17 +10,15 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from mutate import (mutate_archive, mutate_bin, mutate_bytes, mutate_json, mutate_lines, mutate_numbers,
-                    mutate_safetensors, mutate_table, mutate_text)
+from mutate import (mutate_archive, mutate_bin, mutate_bytes, mutate_json, mutate_lines, mutate_safetensors,
+                    mutate_table, mutate_text)
 from safetensors.torch import load_file, save_file
 
 import minibert
-from minibert.common.disk import write_json
 from minibert.data.corpus import open_corpus
 from minibert.data.prepare import prepare
 from minibert.data.tokenizer import load_tokenizer, train_tokenizer
@@ -32,7 +30,7 @@ from minibert.model.heads import Classifier, MaskedLM
 from minibert.tasks import archives, csv_files, official_files, squad_windows, squad
 from minibert.tasks.specs import TASKS
 from minibert.tasks.splits import read_transfer
-from minibert.training import checkpoint, run_folder, options as train_options
+from minibert.training import checkpoint
 from minibert.training.optim import adamw
 
 TEXTS = ["the model reads a book", "a small student learns from the teacher", "Words, and: numbers 12!",
@@ -97,13 +95,6 @@ def make_texts(folder: Path) -> None:
     (folder / "e" / "e.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
 
 
-def make_corpus(folder: Path) -> None:
-    make_texts(folder / "from")
-    prepare([folder / "from" / kind for kind in "abc"], load_tokenizer(folder / "from" / "tokenizer"),
-            folder / "corpus", held_out=0.2, jobs=1, report=None)
-    shutil.rmtree(folder / "from")
-
-
 def small_run():
     """A model with an optimiser that has made one step."""
     torch.manual_seed(0)
@@ -120,14 +111,6 @@ def make_checkpoint(folder: Path) -> None:
     for step in (5, 10):
         checkpoint.save_checkpoint(folder, step, model, optimizer,
                                    {"scaler": {}, "best": None, "history": [{"epoch": 1}]})
-
-
-def make_run(folder: Path) -> None:
-    options = train_options.resolve(train_options.Options(out=str(folder)))
-    write_json(folder / "config.json", {"options": asdict(options), "steps": 9})
-    for step in range(1, 10):
-        run_folder.append_row(folder / "metrics.jsonl", {"step": step, "tokens": 100 * step, "loss": 1.0})
-    write_json(folder / "result.json", {"seed": 1, "best": {"epoch": 1, "scores": {}}, "history": []})
 
 
 def make_glue(folder: Path) -> None:
@@ -212,13 +195,6 @@ def read_bin(folder: Path, draw: random.Random) -> None:
         read_tensors(folder, legacy_bin=True)
 
 
-def read_corpus(folder: Path, draw: random.Random) -> None:
-    corpus = open_corpus(folder / "corpus", draw.choice((8, 16, 128)), draw.random() < 0.3,
-                         draw.choice((("train",), ("held-out",), ("train", "held-out"))), min_length=3)
-    for i in range(len(corpus)):
-        corpus.tokens(i)
-
-
 def read_checkpoint(folder: Path, draw: random.Random) -> None:
     model, optimizer = read_checkpoint.run
     state = checkpoint.load_checkpoint(folder, model, optimizer, lambda *words: None)
@@ -231,14 +207,6 @@ def read_checkpoint(folder: Path, draw: random.Random) -> None:
 
 
 read_checkpoint.run = small_run()
-
-
-def read_run(folder: Path, draw: random.Random) -> None:
-    options = train_options.resolve(train_options.Options(out=str(folder), resume=True))
-    run_folder.open_run(folder, options, train_options.MAY_CHANGE)
-    run_folder.cut_metrics(folder / "metrics.jsonl", draw.choice((0, 5, 9)))
-    _ = run_folder.last_tokens(folder / "metrics.jsonl") + 1
-    run_folder.read_result(folder / "result.json")
 
 
 def read_glue(folder: Path, draw: random.Random) -> None:
@@ -274,8 +242,8 @@ read_csv.tokenizer = train_tokenizer(TEXTS, 90)
 
 def read_texts(folder: Path, draw: random.Random) -> None:
     try:
-        prepare([folder / kind for kind in "abcde"], read_csv.tokenizer, folder / "out", held_out=0.1, jobs=1,
-                report=None, wikitext=draw.choice(("auto", "yes", "no")))
+        prepare([folder / kind for kind in "abcde"], read_csv.tokenizer, folder / "out", held_out=0.1, report=None,
+                wikitext=draw.choice(("auto", "yes", "no")))
         open_corpus(folder / "out", min_length=3)
     finally:
         shutil.rmtree(folder / "out", ignore_errors=True)
@@ -299,12 +267,8 @@ READERS = {
     "vocab": Reader(make_model, read_vocabulary,
                     {"vocab.txt": mutate_text, "tokenizer_config.json": mutate_json}),
     "tokenizer": Reader(make_model, read_tokenizer, {"tokenizer*.json": mutate_json}),
-    "corpus": Reader(make_corpus, read_corpus,
-                     {"corpus.json": mutate_json, "*.u64": mutate_numbers, "*.tokens": mutate_numbers,
-                      "*.lines": mutate_numbers, "*.documents": mutate_numbers}),
     "checkpoint": Reader(make_checkpoint, read_checkpoint,
                          {"state.json": mutate_json, "state.safetensors": mutate_safetensors}),
-    "run": Reader(make_run, read_run, {"*.json": mutate_json, "*.jsonl": mutate_lines}),
     "glue": Reader(make_glue, read_glue, {"*.tsv": mutate_table}),
     "imdb": Reader(make_imdb, read_imdb, {"*.txt": mutate_bytes}),
     "squad": Reader(make_squad, read_squad, {"*-v1.1.json": mutate_json}),

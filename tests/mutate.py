@@ -253,22 +253,6 @@ def mutate_bin(draw: random.Random, data: bytes) -> bytes:
     return out.getvalue()
 
 
-def mutate_numbers(draw: random.Random, data: bytes) -> bytes:
-    """Other numbers in a file of fixed-width ones, often with the same sum; or any change."""
-    if draw.random() < 0.3 or len(data) < 16:
-        return mutate_bytes(draw, data)
-    width = draw.choice((2, 4, 8))
-    values = np.frombuffer(data[:len(data) // width * width], f"<u{width}").copy()
-    i, j = draw.randrange(len(values)), draw.randrange(len(values))
-    if draw.random() < 0.5:
-        values[i], values[j] = values[j], values[i]
-    else:
-        step = np.array(draw.choice((1, 2, 2**31, 2**63)) % 2**(8 * width), values.dtype)
-        values[i:i + 1] += step
-        values[j:j + 1] -= step
-    return values.tobytes() + data[len(values) * width:]
-
-
 def mutate_text(draw: random.Random, data: bytes) -> bytes:
     """What compressed text says, compressed again; or lines; or bytes."""
     for magic, unpack, pack in ((b"\x1f\x8b", gzip.decompress, gzip.compress),

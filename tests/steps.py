@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minibert.common.runtime import Runtime
 from minibert.data.loader import Step, cut
 from minibert.distill.students import distilbert_of, student_from
 from minibert.model.config import MobileConfig
 from minibert.model.encoder import init_weights
 from minibert.model.heads import MaskedLM
+from minibert.training.optim import set_learning_rate
+from minibert.training.step import accumulate, update
 
 TINY_MOBILE = MobileConfig(vocab_size=60, hidden_size=20, layers=2, heads=3, intermediate_size=16,
                            max_positions=32, embedding_size=7, bottleneck_size=12, feed_forwards=3)
@@ -47,6 +50,18 @@ def gradients(loss_of: Callable, student: nn.Module, steps: list[Step]) -> tuple
             for name, value in {"loss": loss.detach(), **sums}.items():
                 totals[name] = totals.get(name, 0) + value
     return totals, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+
+
+def take_step(model: nn.Module, loss_of: Callable, step: Step, counts: dict[str, int], optimizer, lr: float,
+              clip: float = 5.0, scaler=None, factors: list[float] | None = None) -> dict:
+    """One optimiser step in fp32; its figures."""
+    scaler = scaler or CPU.scaler()
+    set_learning_rate(optimizer, lr, factors)
+    sums = accumulate(model, loss_of, step.micro_batches, scaler, CPU)
+    return update(model, optimizer, sums, counts, scaler, CPU, clip)[0]
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):

@@ -132,32 +132,6 @@ def test_an_output_folder_that_vanishes(folder, tmp_path, prepared):  # noqa: F8
     assert not list((tmp_path / "moved" / "checkpoint").glob("*.partial"))
 
 
-@pytest.mark.parametrize("change", ["cut", "other", "gone"])
-def test_a_corpus_that_changes(folder, tmp_path, prepared, change):  # noqa: F811
-    """Cut or changed in place, the run ends; deleted, it goes on, since it has the file open."""
-    out, tokens = tmp_path / "run", prepared / "train-00000.tokens"
-    argv = options(folder, out, corpus=prepared, steps=400, **{"checkpoint-every": 5})
-    run = start("train.py", argv, out)
-    under_way(run, out)
-    good = tokens.read_bytes()
-    if change == "gone":
-        tokens.unlink()
-        assert run.wait(timeout=120) == 0, run.stderr.read()
-        return
-    if change == "cut":
-        os.truncate(tokens, 0)
-    else:
-        with open(tokens, "r+b") as file:
-            file.write(good[::-1])
-    ends(run, "train-00000.tokens was changed", "--resume")
-    tokens.write_bytes(good)
-    assert start("train.py", [*argv, "--resume"], out).wait() == 0
-    expected, losses = whole_run(folder, tmp_path / "whole", prepared, 400)
-    found = weights(out)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert losses == [row["loss"] for row in rows(out)]
-
-
 def test_a_run_is_not_resumed_on_another_text(folder, tmp_path):  # noqa: F811
     out, texts = tmp_path / "run", tmp_path / "prepared"
     tokenizer = load_tokenizer(folder / "teacher")

@@ -130,11 +130,11 @@ def test_finetuning_is_struck(tuning, tmp_path, sign, strikes):  # noqa: F811
 
 @pytest.mark.parametrize("sign, strikes", [(signal.SIGKILL, 24), (signal.SIGTERM, 13), (signal.SIGINT, 13)])
 def test_preparing_is_struck(folder, tmp_path, sign, strikes):  # noqa: F811
-    """Two tokenising processes; the prepared folder is complete, and always the same, or not there."""
-    (tmp_path / "text.txt").write_text(test_train.text(documents=26_000))  # 10 MB: more than is done alone
+    """The prepared folder is complete and always the same, or does not exist."""
+    (tmp_path / "text.txt").write_text(test_train.text(documents=26_000))  # 10 MB
 
     def argv(out):
-        return [tmp_path / "text.txt", "--tokenizer", folder / "teacher", "--out", out, "--jobs", "2"]
+        return [tmp_path / "text.txt", "--tokenizer", folder / "teacher", "--out", out]
 
     def hashes(out):
         return {path.relative_to(out): hashlib.sha256(path.read_bytes()).hexdigest()

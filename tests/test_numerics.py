@@ -14,9 +14,8 @@ from minibert.common.runtime import Runtime
 from minibert.data.loader import Step, cut
 from minibert.distill.distilbert import METHODS, Weights
 from minibert.training.optim import adamw
-from minibert.training.step import training_step
 from minibert.model.heads import MaskedLM
-from steps import student_and_teacher
+from steps import student_and_teacher, take_step
 from test_train import handlers  # noqa: F401  (an autouse fixture)
 
 folder = test_train.folder  # a fixture: corpus and teacher of train.py
@@ -86,8 +85,7 @@ def test_loss_scales_settle_and_never_reach_the_weights(scale, tiny_config):
     optimizer, step = adamw(student, (0.9, 0.98), 1e-6, 0.0), step_with(0.15)
     loss_of = partial(METHODS["distilbert"], student, teacher, step, Weights())
     counts = {"kl": step.tokens, "mlm": step.masked, "cosine": step.tokens}
-    rows = [training_step(student, loss_of, step.micro_batches, counts, optimizer, scaler,
-                          Runtime(torch.device("cpu"), "fp32"), 1e-4, 1.0) for _ in range(12)]
+    rows = [take_step(student, loss_of, step, counts, optimizer, 1e-4, 1.0, scaler) for _ in range(12)]
     assert all(torch.isfinite(p).all() for p in student.parameters())
     assert not rows[-1]["skipped"] and rows[-1]["loss"] < rows[0]["loss"]
     assert any(row["skipped"] for row in rows) == (scale > 1e38)
@@ -95,7 +93,7 @@ def test_loss_scales_settle_and_never_reach_the_weights(scale, tiny_config):
 
 @pytest.mark.parametrize("changed", [{"weights": "kl=1e39"}, {"weights": "mlm=1e39"}])
 def test_a_run_that_is_not_finite_ends_with_the_guard(folder, tmp_path, changed):  # noqa: F811
-    with pytest.raises(UserError, match="not finite in 5 steps running"):
+    with pytest.raises(UserError, match="not finite in 5 consecutive steps"):
         train.main(test_train.options(folder, tmp_path / "run", steps=20, **changed))
     assert all(row["skipped"] for row in test_train.rows(tmp_path / "run"))
 

@@ -42,10 +42,10 @@ def test_odd_texts_are_prepared(name, tmp_path):
     # the trainer takes seconds over a long one
     quick = [word for word in ODD[name].split() if len(word) < 10_000]
     tokenizer = train_tokenizer(["words in a row and some more of them", *letters, *quick], 300)
-    prepare([tmp_path / "a.txt"], tokenizer, tmp_path / "out", held_out=0, jobs=1, report=None)
+    prepare([tmp_path / "a.txt"], tokenizer, tmp_path / "out", held_out=0, report=None)
     corpus = open_corpus(tmp_path / "out", min_length=0)
     ids = [i for n in range(len(corpus)) for i in corpus.tokens(n).tolist()]
-    lines = [line for line in ODD[name].removeprefix("\ufeff").split("\n") if line.strip()]
+    lines = [line for line in ODD[name].removeprefix("\ufeff").splitlines() if line.strip()]
     assert ids == [i for line in tokenizer.pieces([line.strip() for line in lines]) for i in line]
 
 
@@ -64,7 +64,7 @@ def test_a_line_of_ten_megabytes(tmp_path):
     """With spaces, and without any: memory is bounded, and nothing but the endless word becomes [UNK]."""
     tokenizer = train_tokenizer(["words in a row"], 60)
     (tmp_path / "a.txt").write_text("words in a row " * 70_000 + "\n" + "y" * 10_000_000 + "\n")
-    prepare([tmp_path / "a.txt"], tokenizer, tmp_path / "out", held_out=0, jobs=1, report=None)
+    prepare([tmp_path / "a.txt"], tokenizer, tmp_path / "out", held_out=0, report=None)
     corpus = open_corpus(tmp_path / "out", min_length=0)
     assert 1 <= corpus.counts[tokenizer.unk_id] < 20
     assert corpus.counts[tokenizer.piece_to_id("row")] == 70_000

@@ -208,6 +208,13 @@ def test_figures_of_summaries_stand_where_they_are_explained(document):
         assert set(re.findall(r"\d+\.\d+", re.sub(r"`[^`]+`", "", line))) <= explained, line
 
 
+@pytest.mark.parametrize("index, pages", [("docs/README.md", "docs/*.md"), ("docs/results.md", "docs/results/*.md")])
+def test_every_page_is_in_the_index(index, pages):
+    text, folder = (ROOT / index).read_text(encoding="utf-8"), (ROOT / index).parent
+    linked = {(folder / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", text)}
+    assert set(ROOT.glob(pages)) - {ROOT / index} <= linked
+
+
 def test_workflow_runs_what_ci_runs():
     assert "run: .ci/run\n" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
 

@@ -374,7 +374,8 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     refused(options(folder, tmp_path / "x", "--weights", "kl"), "--weights kl", "TERM=WEIGHT")
     refused(options(folder, tmp_path / "x", "--weights", "hidden=1"), "hidden=1", "kl, mlm, cosine")
     refused(options(folder, tmp_path / "x", "--weights", "kl=-1"), "at least 0")
-    refused(options(folder, tmp_path / "x", "--relation-heads", "4"), "--method minilmv2")
+    refused(options(folder, tmp_path / "x", "--relation-heads", "4"), "is not read with --method distilbert",
+            "goes with --method minilmv2")
     refused(options(folder, tmp_path / "x", "--mask-share", "0"), "--mask-share")
     refused(options(folder, tmp_path / "x", "--method", "tinybert"), "12 heads and the teacher 2")
     refused(options(folder, tmp_path / "x", "--method", "tinybert", "--imitate", "1,b"), "--imitate 1,b")
@@ -411,7 +412,7 @@ def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
 
 @pytest.mark.parametrize("more", [
     ("--clip", "0"), ("--clip", "-1"), ("--beta2", "1"), ("--epochs", "inf"), ("--weight-decay", "-0.1"),
-    ("--lr", "nan"), ("--warmup", "1.5"), ("--eval-every", "-1"), ("--transfer-share", "1"),
+    ("--lr", "nan"), ("--warmup", "1.5"), ("--eval-every", "0"), ("--transfer-share", "1", "--method", "mobilebert"),
     ("--seed", "-1"), ("--seed", str(2**63)),
     ("--weights", "kl=0", "mlm=0", "cosine=0")])
 def test_numbers_that_train_nothing_or_break_the_run_are_refused(folder, tmp_path, more):

@@ -1,8 +1,8 @@
 """Times `prepare`, which data/prepare.py runs, against bare `tokenizers` on the same lines, in one run.
 
-Both work on one plain text file, made from the texts given, with the same tokenizer, and take turns. Ours
-reads, splits, hashes, tokenises with K processes, writes and flushes to the disk; the peer only tokenises,
-with K threads, and only that is timed. Each contender lives in a process of its own, so that each has its own
+Both work on one plain text file, made from the texts given, with the same tokenizer and K threads, and take
+turns. Ours reads, splits, hashes, tokenises, writes and flushes to the disk; the peer only tokenises, and only
+that is timed. Each contender lives in a process of its own, so that each has its own
 peak of memory.
 
 note: torch is imported when the measuring is over; the processes whose memory is measured import this file.
@@ -27,9 +27,9 @@ from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, numbers, option
 from minibert.common.randomness import samples_of_step
 from minibert.data.corpus import open_corpus, read_description
-from minibert.data.prepare import POOL_BYTES, check, cores, prepare
+from minibert.data.prepare import prepare
 from minibert.data.python_docs import python_docs, split_docs
-from minibert.data.text import documents, read_chunks
+from minibert.data.text import documents, find_sources, read_chunks
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
@@ -46,20 +46,17 @@ class DataBench:
                                          "(default: Python's documentation)")
     tokenizer: str | None = option(None, "folder with tokenizer.json or vocab.txt (default: the bundled "
                                           "teacher's)")
-    workers: int | None = option(None, "processes of ours, threads of the peer (default: all cores)")
+    threads: int | None = option(None, "threads that tokenise (default: one for each core)")
     megabytes: float = option(16.0, "text of one turn, in 10^6 bytes: the texts are repeated or cut to it")
     rounds: int = option(5, "turns of each contender after the warm-up")
     growth: str | None = option(None, "instead of speeds: peak memory of ours, preparing and reading, at "
                                        "these sizes of text in MB, as 10,100,1000")
 
     def __post_init__(self):
-        at_least_one(self, "rounds", "workers")
+        at_least_one(self, "rounds", "threads")
         for size in self.sizes():
             if not 0 < size < float("inf"):
                 raise UserError(f"a size of text is above 0 MB, not {size}")
-            if size * 1e6 < POOL_BYTES and (self.workers or cores()) > 1:
-                raise UserError(f"{size:g} MB of text is less than the {POOL_BYTES / 1e6:.1f} MB below which "
-                                "prepare uses one process: ask for more text, or --workers 1")
 
     def sizes(self) -> list[float]:
         """The sizes of text asked for, in MB."""
@@ -75,7 +72,7 @@ def write_text(files: tuple[str, ...], target: Path) -> None:
         if not files:
             for document in itertools.chain.from_iterable(split_docs(python_docs()).values()):
                 file.write("\n" + "\n".join(document) + "\n")
-        for source in check(files, "auto", 0.0) if files else ():
+        for source in find_sources(files) if files else ():
             for chunk in read_chunks(source):
                 for i, document in enumerate(documents(chunk)):
                     if i or not chunk.continues:
@@ -106,17 +103,17 @@ def prepared(text: Path) -> Path:
     return text.with_suffix(".prepared")
 
 
-def our_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
-    """Seconds and tokens of `prepare` as data/prepare.py runs it, from starting workers to flushing files."""
+def our_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
+    """Seconds and tokens of `prepare` as data/prepare.py runs it, flushing the files included."""
     out = prepared(text)
     shutil.rmtree(out, ignore_errors=True)  # of the turn before
     begun = time.perf_counter()
-    prepare([text], tokenizer, out, wikitext="no", jobs=workers, report=None)
+    prepare([text], tokenizer, out, wikitext="no", report=None)
     seconds = time.perf_counter() - begun
     return seconds, sum(part["tokens"] for part in read_description(out)["parts"].values())
 
 
-def peers_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
+def peers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     """The same with `tokenizers` alone: reading lines is not timed, and the ids are counted, not taken out.
 
     note: `encode_batch_fast` leaves out the offsets, which nobody reads here; `encode_batch` is slower.
@@ -131,7 +128,7 @@ def peers_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, i
     return seconds, tokens
 
 
-def reading_turn(text: Path, tokenizer: Tokenizer, workers: int) -> tuple[float, int]:
+def reading_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     """Seconds and tokens of what training takes from the prepared text:
     the corpus opened, and the sequences of `STEPS` steps from all over it.
     """
@@ -148,13 +145,12 @@ COMPARED = {"minibert": our_turn, "tokenizers": peers_turn}
 TURNS = COMPARED | {"reading": reading_turn}
 
 
-def worker(kind: str, text: Path, tokenizer: str, workers: int, pipe) -> None:
+def worker(kind: str, text: Path, tokenizer: str, threads: int, pipe) -> None:
     """One contender in its process; a turn returns seconds and tokens."""
-    # read by tokenizers when it first runs; the processes of `prepare` have one thread each
-    threads = workers if kind == "tokenizers" else 1
+    # `tokenizers` reads these when it first runs
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
     loaded = load_tokenizer(tokenizer)
-    serve(lambda: TURNS[kind](text, loaded, workers), pipe)
+    serve(lambda: TURNS[kind](text, loaded), pipe)
 
 
 def anonymous_memory(pid: int) -> int | None:
@@ -202,12 +198,12 @@ def mebibytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**20:.0f} MiB"
 
 
-def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list[dict], dict]:
+def compare(text: Path, tokenizer: str, threads: int, rounds: int) -> tuple[list[dict], dict]:
     """Both contenders in turn: rows for the table, figures for the JSON line."""
     size = text.stat().st_size
     seconds, memory, counts = {kind: [] for kind in COMPARED}, {}, {}
     with contextlib.ExitStack() as stack:
-        all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, workers))
+        all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, threads))
                        for kind in COMPARED}
         for kind, (pid, turn) in all_of_them.items():  # the warm-up; watching disturbs no time there
             memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_memory(pid, turn))
@@ -231,7 +227,7 @@ def compare(text: Path, tokenizer: str, workers: int, rounds: int) -> tuple[list
     return rows, figures
 
 
-def grow(base: Path, sizes: list[float], tokenizer: str, workers: int) -> tuple[list[dict], dict]:
+def grow(base: Path, sizes: list[float], tokenizer: str, threads: int) -> tuple[list[dict], dict]:
     """`prepare` on more and more text, and reading it as training does, each in a new process:
     rows for the table, figures for JSON.
     """
@@ -239,9 +235,9 @@ def grow(base: Path, sizes: list[float], tokenizer: str, workers: int) -> tuple[
     for megabytes in sizes:
         repeat(base, text, megabytes * 1e6)
         size = text.stat().st_size
-        with contender(worker, "minibert", text, tokenizer, workers) as (pid, turn):
+        with contender(worker, "minibert", text, tokenizer, threads) as (pid, turn):
             peak, seconds, tokens = told(f"{size / 1e6:,.0f} MB", lambda: peak_memory(pid, turn))
-        with contender(worker, "reading", text, tokenizer, workers) as (pid, turn):
+        with contender(worker, "reading", text, tokenizer, threads) as (pid, turn):
             reading = peak_memory(pid, turn)[0]
         figures.append({"text_bytes": size, "tokens": tokens, "seconds": seconds,
                         "peak_anonymous_bytes": peak, "reading_peak_anonymous_bytes": reading})
@@ -253,20 +249,20 @@ def grow(base: Path, sizes: list[float], tokenizer: str, workers: int) -> tuple[
 
 def bench_data(options: DataBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
-    workers, tokenizer = options.workers or cores(), options.tokenizer or str(BUNDLED)
+    threads, tokenizer = options.threads or os.cpu_count() or 1, options.tokenizer or str(BUNDLED)
     vocabulary = load_tokenizer(tokenizer).vocab_size  # a bad folder is an error here, not in a process below
     with tempfile.TemporaryDirectory() as folder:
         base, text = Path(folder) / "base.txt", Path(folder) / "text.txt"
         write_text(options.files, base)
         if options.growth is None:
             repeat(base, text, options.megabytes * 1e6)
-            rows, figures = compare(text, tokenizer, workers, options.rounds)
+            rows, figures = compare(text, tokenizer, threads, options.rounds)
             low, high = figures["speed_ratio_spread"]
             what = "speed of prepare beside bare tokenizers"
             verdict = (f"prepare reaches {100 * figures['speed_ratio']:.0f} % of the bare speed, turn by "
                        f"turn {100 * low:.0f} to {100 * high:.0f} %; both found the same number of tokens")
         else:
-            rows, figures = grow(base, options.sizes(), tokenizer, workers)
+            rows, figures = grow(base, options.sizes(), tokenizer, threads)
             what, verdict = "memory of prepare by size of text", ""
             first, last = figures["growth"][0], figures["growth"][-1]
             if len(rows) > 1 and first["peak_anonymous_bytes"] and last["peak_anonymous_bytes"]:
@@ -274,10 +270,10 @@ def bench_data(options: DataBench) -> dict:
                 verdict = (f"{last['text_bytes'] / first['text_bytes']:.1f} times the text takes "
                            f"{figures['memory_ratio']:.2f} times the memory")
     from minibert.common.runtime import describe, start  # with torch: see above
-    print(table(rows, f"{what}; {workers} worker{'s' * (workers > 1)}, {vocabulary:,} pieces"))
+    print(table(rows, f"{what}; {threads} thread{'s' * (threads > 1)}, {vocabulary:,} pieces"))
     if verdict:
         print(verdict)
     machine = describe(start("cpu", "fp32", training=False))
     machine = {name: machine[name] for name in ("device", "python", "numpy", "tokenizers", "minibert")}
-    return {"bench": "data", "options": dataclasses.asdict(options) | {"workers": workers},
-            "vocab_size": vocabulary, "machine": machine | {"cores": cores()}, **figures}
+    return {"bench": "data", "options": dataclasses.asdict(options) | {"threads": threads},
+            "vocab_size": vocabulary, "machine": machine | {"cores": os.cpu_count()}, **figures}

@@ -31,7 +31,7 @@ from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS
 from minibert.tasks.splits import tokenised
 from minibert.training.optim import adamw
-from minibert.training.step import training_step
+from minibert.training.step import accumulate, update
 
 CLIP, LR = 1.0, 2e-5
 RANDOM, BY_LENGTH = "transformers", "transformers by length"
@@ -83,8 +83,9 @@ def our_turn(options: FinetuneBench, runtime):
     def turn() -> None:
         for step in range(len(examples.lengths) // options.batch):
             data = draw(examples, {}, step, options.batch, 0, options.micro_tokens)
-            training_step(model, partial(task_loss, model, TaskWeights(), [], counts), data.micro_batches,
-                          counts, optimizer, scaler, runtime, LR, CLIP)
+            sums = accumulate(model, partial(task_loss, model, TaskWeights(), [], counts), data.micro_batches,
+                              scaler, runtime)
+            update(model, optimizer, sums, counts, scaler, runtime, CLIP)
     return turn
 
 

@@ -1,4 +1,4 @@
-"""The command line of a run, from its config.json: only what is not a default."""
+"""The command line of a run, made from its config.json. It has only the options that are not defaults."""
 
 import shlex
 from collections.abc import Callable
@@ -6,12 +6,13 @@ from dataclasses import fields
 from types import ModuleType
 
 from minibert.bench.records import TrainRun, TuneRun
+from minibert.common.options import unread
 from minibert.tasks import options as finetune_options
 from minibert.training import options as train_options
 
 
 def module_of(name: str) -> ModuleType:
-    """Where the options of train.py or finetune.py and their defaults are written."""
+    """The module that defines the options of train.py or finetune.py."""
     return {"train": train_options, "finetune": finetune_options}[name]
 
 
@@ -25,11 +26,11 @@ def differing(script: str, options: dict) -> dict:
     what its method does not read is left out.
     """
     method, module = options.get("method"), module_of(script)
-    unread = {"resume"} | {name for name, of in module.ONLY_FOR.items() if method not in of}
+    skipped = {"resume", *unread(module.Options, options)}
     if script == "finetune" and not options.get("teacher"):
-        unread |= set(module.TEACHING)
+        skipped |= set(module.TEACHING)
     defaults = options_of(script) | module.METHOD_DEFAULTS.get(method, {})
-    return {name: value for name, value in options.items() if name not in unread and (
+    return {name: value for name, value in options.items() if name not in skipped and (
             name not in defaults or (tuple(value) if isinstance(value, list) else value) != defaults[name])}
 
 

@@ -1,9 +1,9 @@
-"""How much of a teacher a student keeps, as one figure: two formulas that papers mix, and an interval.
+"""The share of the teacher's score that a student keeps, by the two formulas of the papers, with an interval.
 
 With s_i and t_i the scores of student and teacher on task i, each the median over seeds:
 
-    ratio of means:  mean_i s_i / mean_i t_i        DistilBERT's 97 %; tasks with large scores weigh more
-    mean of ratios:  mean_i (s_i / t_i)             all tasks weigh the same
+    ratio of means:  mean_i s_i / mean_i t_i        DistilBERT's 97 %; tasks with large scores have more
+    weight mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
 """
 
 import numpy as np
@@ -26,12 +26,12 @@ FORMULAS = {"ratio of means": ratio_of_means, "mean of ratios": mean_of_ratios}
 
 def share_kept(formula: str, student: list[list[float]],
                teacher: list[list[float]]) -> tuple[float, float, float] | None:
-    """The share by one of `FORMULAS`, and the 2.5 and 97.5 % quantiles of it over seeds.
+    """The share by one of `FORMULAS`, and its 2.5 and 97.5 % quantiles over seeds.
 
-    Each list holds one list a task, with one score a seed. The interval is a bootstrap: the seeds of each
-    task and model are drawn anew with replacement. A task with one seed adds nothing to it, so it is too
-    narrow there; training the student itself once more is in none of it. None where a teacher's score is not
-    above 0, as a correlation may be: there is no share of nothing.
+    Each argument holds one list a task, with one score a seed. The interval is a bootstrap: it draws the
+    seeds of each task and model with replacement. A task with one seed adds nothing to the interval. The
+    spread between trainings of the student is not in it. Returns None if a score of the teacher is not above
+    0.
     """
     rng = np.random.default_rng(0)
 

@@ -30,7 +30,7 @@ from minibert.model.encoder import init_weights
 from minibert.model.heads import MaskedLM, build_encoder, encoder_of
 from minibert.training.optim import adamw
 from minibert.training.options import FAMILY
-from minibert.training.step import training_step
+from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 # those of BERTs as they are
@@ -114,9 +114,9 @@ def our_turn(method: str, options: TrainBench, runtime):
 
     def turn() -> None:
         for step in data:
-            training_step(student, partial(family.METHODS[method], student, teacher, step, weights),
-                          step.micro_batches, family.term_counts(step, weights),
-                          optimizer, scaler, runtime, LR, CLIP)
+            sums = accumulate(student, partial(family.METHODS[method], student, teacher, step, weights),
+                              step.micro_batches, scaler, runtime)
+            update(student, optimizer, sums, family.term_counts(step, weights), scaler, runtime, CLIP)
     return turn
 
 

@@ -1,7 +1,7 @@
-"""The same work done with `transformers`, set up as well as its own users would: what bench.py compares with.
+"""The same steps on `transformers`, as its own users would set them up. bench.py compares with them.
 
-Padded batches, SDPA attention, dynamic padding, the same precision, dropout and optimiser; the losses are
-those of the original DistilBERT distiller, on the logits of all real tokens.
+They have SDPA attention, batches padded to their longest sequence, and the same precision, dropout and
+optimiser. The losses are those of the original DistilBERT code, on the logits of all real tokens.
 """
 
 import importlib.util
@@ -15,17 +15,19 @@ from minibert.distill.distilbert import Weights
 from minibert.hub.hf_config import describe
 from minibert.model.batch import IGNORE
 from minibert.model.config import Config
+from minibert.training.optim import set_learning_rate
 
 
 def check_installed() -> None:
-    """`UserError` where there is no `transformers`."""
+    """Raises `UserError` if `transformers` is not installed."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError("the comparison needs transformers: pip install 'minibert[peers]'")
 
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
-    """A model of `transformers`, by default a masked language model, with random weights,
-    of the shape of `config`, with SDPA attention; `UserError` where there is no such shape.
+    """A model of `transformers` with the shape of `config`, random weights and SDPA attention.
+
+    By default it is a masked language model. Raises `UserError` if `transformers` has no such shape.
     """
     import transformers
     raw = describe(config, "mlm", "hf", "float32")  # the config.json that such a model is saved with
@@ -34,14 +36,13 @@ def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
 
 
 def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
-    """(S, T) of the longest; the rest is `value`."""
+    """The sequences as one tensor (S, T), padded with `value` to the longest."""
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
 def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimizer:
-    """The optimiser with a constant learning rate; ours gets its rate from `training_step`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    """The optimiser with a constant learning rate."""
+    set_learning_rate(optimizer, lr)
     return optimizer
 
 

@@ -1,6 +1,6 @@
-"""Contenders that take turns: each in a process of its own, so that each has its own peak of memory.
+"""Times programs in turns. Each program has its own process, so each has its own peak of memory.
 
-note: torch is imported only where it is used: it would count in what `bench.py data` measures.
+note: torch is imported inside functions, because `bench.py data` measures the memory of processes without it.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from minibert.common.errors import UserError
 
 
 def serve(turn: Callable, pipe, device=None) -> None:
-    """In a contender's process:
-    takes a turn whenever asked and sends its seconds; at the end its peak of memory, bytes.
+    """Runs in the process of a program: runs one turn whenever the parent asks, and sends its time in
+    seconds.
 
-    A turn that measures its own parts returns what is to be sent instead. `device`: that of torch, where the
-    turns run on one.
+    At the end it sends the peak of memory in bytes. A turn that returns a value sends this value instead of
+    its time. `device` is torch's device if the turns use one.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     on_gpu = device is not None and device.type == "cuda"
@@ -39,7 +39,7 @@ def serve(turn: Callable, pipe, device=None) -> None:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held, bytes."""
+    """The peak memory of this process in bytes."""
     try:  # Linux starts a new process' ru_maxrss at its parent's, but not this count
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
@@ -48,8 +48,9 @@ def peak_memory() -> int:
 
 
 def run(worker: Callable, *given) -> None:
-    """A contender's process: `worker(*given)`, the last of which is its pipe; a `UserError` is sent, for the
-    parent to raise.
+    """Runs `worker(*given)` in its process. Sends a `UserError` to the parent, which raises it.
+
+    The last value of `given` is the pipe.
     """
     try:
         worker(*given)
@@ -60,9 +61,10 @@ def run(worker: Callable, *given) -> None:
 
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
-    """`worker(*given, pipe)`, which is to `serve`, in a process of its own: the number of that process, and a
-    function that has it take a turn and returns what it sends; of False, its last word. A `UserError` in
-    there is raised here.
+    """Starts `worker(*given, pipe)`, which calls `serve`, in its own process.
+
+    Yields its process id and a function `ask(turn)`: `ask()` runs one turn and returns its time in seconds,
+    `ask(False)` stops the worker and returns its peak memory. A `UserError` of the worker is raised here.
     """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
@@ -76,7 +78,7 @@ def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
                 pipe.send(turn)
             answer = pipe.recv()
         except (EOFError, ConnectionError):
-            raise UserError("a contender ended before its time; what it said is above") from None
+            raise UserError("a measured process ended early; its error is above") from None
         if isinstance(answer, UserError):
             raise answer
         return answer
@@ -93,7 +95,7 @@ def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
 
 
 def told(what: str, turn: Callable):
-    """What `turn()` returns, with a line on stderr of how long it took: a bench is not silent for minutes."""
+    """Returns the result of `turn()`. Prints its time on stderr, so that a long benchmark shows progress."""
     begun = time.perf_counter()
     found = turn()
     print(f"{what}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
@@ -102,9 +104,10 @@ def told(what: str, turn: Callable):
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts `worker(kind, options, pipe)` for each kind and lets them take turns, after one each to warm up.
+    """Starts `worker(kind, options, pipe)` for each kind and runs their turns alternately, after one warm-up
+    each.
 
-    Returns the seconds of each kind's turns (or what they measured) and its peak of memory in bytes.
+    Returns the seconds (or the measured values) of each kind's turns, and its peak of memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options))[1] for kind in kinds}
@@ -118,19 +121,20 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """`count` a second of each turn: the median, and lowest and highest."""
+    """`count` divided by the seconds of each turn: the median, and the lowest and highest."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
 def ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    """Theirs over ours turn by turn, sorted: of seconds, how many times as fast ours are."""
+    """`theirs` divided by `ours`, turn by turn, sorted. For times this is how many times as fast ours is."""
     return sorted(a / b for a, b in zip(theirs, ours))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns how much faster minibert is than the peer:
-    the median of the turns' ratios; and its memory's share.
+    """Prints and returns how many times as fast as the peer minibert is, and its share of the peer's memory.
+
+    The speed is the median of the ratios of the turns.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]

@@ -1,4 +1,4 @@
-"""What every wing uses: errors, files, options, the console, device and ranks, random numbers.
+"""Used by all other folders: errors, files, options, the console, device and ranks, random numbers.
 
 Read errors.py and disk.py, then runtime.py and randomness.py.
 """

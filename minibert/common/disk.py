@@ -1,4 +1,4 @@
-"""Small files read, files that are whole or not there, and what goes wrong on a disk as one sentence."""
+"""Reading small files, writing files that are never half-written, and errors of the disk as one sentence."""
 
 import contextlib
 import errno
@@ -12,24 +12,26 @@ from pathlib import Path
 
 from minibert.common.errors import UserError
 
+WINDOWS = os.name == "nt"
+
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Makes what goes wrong on the disk a `UserError`, apart from what goes wrong on the network."""
+    """Turns errors of the disk inside the block into a `UserError`. Errors of the network stay as they are."""
     try:
         yield
     except BrokenPipeError:
-        raise  # of the terminal or of what reads the output, not of a disk
+        raise  # from the program that reads the output, not from a disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, {path} cannot be written; make room and run again, which "
-                            "goes on with what is there") from None
+                            "continues with what is there") from None
         raise UserError(f"{path} cannot be {verb} ({error.strerror or error})") from None
 
 
 @contextlib.contextmanager
 def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], None]]:
-    """Opens a file and gives the function that writes to it; what the disk does wrong is a `UserError`."""
+    """Opens a file and yields a function that writes to it; errors of the disk are a `UserError` about `name`."""
     with disk_errors(name):
         file = open(path, mode)
 
@@ -40,12 +42,19 @@ def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], Non
         yield write
     finally:
         with disk_errors(name):
-            file.close()  # writes what is left
+            file.close()  # flushes the buffer, so it can fail, too
 
 
 def fsync(path: Path) -> None:
-    """Flushes a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flushes a file, or a folder's list of names, to the disk."""
+    # Windows flushes only what is open for writing, and opens no folders; POSIX opens folders for reading only.
+    if path.is_dir():
+        if WINDOWS:
+            return
+        mode = os.O_RDONLY
+    else:
+        mode = os.O_RDWR
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:
@@ -53,7 +62,7 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes to a temporary name, flushes and renames: the file is whole or as before."""
+    """Writes to a temporary name, flushes and renames: after a crash the file is complete or as before."""
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
         partial.write_text(text, encoding="utf-8", newline="\n")
@@ -68,9 +77,9 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Where a folder is to be renamed to `folder`, links resolved; `UserError` unless it is new or empty.
+    """The path, links resolved, that a finished folder will be renamed to; `UserError` unless it is new or empty.
 
-    Nor can a mount point be replaced, which would show only at the end of all the work.
+    A mount point is refused now, since it cannot be replaced at the end of the work.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -83,9 +92,9 @@ def place_for(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
-    """A new folder inside `folder`, which is made, too; removed at the end."""
+    """Makes `folder` and a temporary folder inside it, which is removed at the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".saving-*"):  # by a process that was killed
+    for left_over in folder.glob(".saving-*"):  # from a process that was killed
         shutil.rmtree(left_over)
     made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
@@ -95,9 +104,9 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A small UTF-8 file as text with '\\n' line ends; errors name the file.
+    """The text of a small UTF-8 file, with '\\n' line ends; errors name the file.
 
-    What is no file, like a link to a device that never ends, is an error, too.
+    A device or pipe is an error, since reading it may never end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -112,7 +121,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """A json object from a file; errors name the file and line."""
+    """The json object in a file; errors name the file and line."""
     text = read_text(path)
     try:
         content = json.loads(text)

@@ -1,5 +1,5 @@
-"""The one exception for what a user can cause and mend;
-the scripts turn it into one sentence and exit code 2.
+"""The exception for errors that a user can cause and correct, and how scripts report them:
+one sentence on stderr and exit code 2.
 """
 
 import os
@@ -7,13 +7,13 @@ import sys
 
 
 class UserError(Exception):
-    """One clear sentence that names the file, line, option or tensor at fault and what to do about it."""
+    """One clear sentence that names the wrong file, line, option or tensor and says what to do."""
 
 
 def sentence(error: UserError | str) -> str:
-    """The message on one line: what a hostile file put into it can neither break it, nor steer a terminal.
+    """The message on one line, of at most 2,000 characters.
 
-    At most 2,000 characters, since it may name a file's every tensor.
+    Characters that control a terminal are escaped, since a message may quote a file's content.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])
@@ -21,18 +21,23 @@ def sentence(error: UserError | str) -> str:
 
 
 def run_script(main) -> None:
-    """Calls `main()`; a `UserError`, or what the system refuses, becomes one line on stderr and exit code 2,
-    without a traceback.
+    """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
+    code 2, without a traceback.
+
+    Characters that the terminal's encoding lacks are printed as \\xe9 or \\u4e2d instead of ending the script.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a caller replaced it
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # what reads the output, like `head`, has had enough
+    except BrokenPipeError:  # the program that reads the output, like `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a folder that may not be read, a name that is too long, a full disk
+    except OSError as error:  # no permission to read a folder, a name that is too long, a full disk
         where = f"{error.filename} cannot be used: " if error.filename else ""
         print(f"error: {sentence(where + (error.strerror or str(error)))}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,8 @@
-"""Command-line options from a frozen dataclass: one field, one option, one help line."""
+"""Command-line options from a frozen dataclass: one field, one option, one help line.
+
+The fields stand in the order of `--help`. An option that only some values of another one read is shown with these
+values, and refused with the others: `train.py --method tinybert --help` shows the options of TinyBERT.
+"""
 
 import argparse
 import dataclasses
@@ -10,38 +14,104 @@ from collections.abc import Callable
 from minibert.common.errors import UserError
 
 
-def option(default, help: str, choices=None):
-    """A dataclass field that is a command-line option."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help: str, choices=None, metavar: str | None = None, group: str | None = None,
+           only_with: dict[str, tuple] | None = None):
+    """A dataclass field that is a command-line option.
 
-
-def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str | None = None):
-    """An instance of the dataclass `cls` from the command line;
-    unknown options and wrong types end with exit code 2.
-
-    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values,
-    `T | None` fields may be left out. `prog` is what the usage line is headed by.
+    `metavar` says in the help what is wanted (FOLDER, TOKENS). `group` begins a group of the help, which ends
+    where a later field begins another. `only_with`: the options, and the values of each, with which this one
+    is read, as {"method": ("tinybert",)}.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
+    return dataclasses.field(default=default, metadata={
+        "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
+
+
+def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str | None = None,
+          defaults: dict[str, dict[str, dict]] | None = None):
+    """An instance of the dataclass `cls` from the command line.
+
+    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may be
+    left out. `prog` is what the usage line begins with. `defaults` are shown in the help for what is left out:
+    {"method": {"tinybert": {"lr": 1e-4}}}. Unknown options and wrong types end the program with exit code 2;
+    `UserError` for an option that is not read with the others.
+    """
+    parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
+                                     epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = typing.get_type_hints(cls)
+    defaults = defaults or {}
+    chosen = _chosen(cls, argv, [*defaults])
+    left_out = {field: value for name in defaults for field, value in defaults[name].get(chosen[name], {}).items()}
+    refused, group = unread(cls, chosen), parser
     for field in dataclasses.fields(cls):
-        name, kind, extra = "--" + field.name.replace("_", "-"), hints[field.name], {}
-        if isinstance(kind, types.UnionType):
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        if typing.get_origin(kind) is tuple:
-            kind, extra = typing.get_args(kind)[0], {"nargs": "+"}
-        if kind is bool:
-            extra = {"action": argparse.BooleanOptionalAction}
+        if field.metadata["group"]:
+            group = parser.add_argument_group(field.metadata["group"])
+        if field.name in refused:
+            group.add_argument(flag(field.name), flag(f"no_{field.name}"), dest=field.name, default=field.default,
+                               nargs="*", action=_Refused, const=refused[field.name], help=argparse.SUPPRESS)
         else:
-            extra |= {"type": kind, "metavar": None if field.metadata["choices"] else kind.__name__.upper(),
-                      "choices": field.metadata["choices"]}
-        default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "" if default in (None, "", False) else f" (default: {default})"
-        parser.add_argument(name, default=field.default,
-                            help=field.metadata["help"].replace("%", "%%") + shown, **extra)
+            _add(group, cls, field, left_out.get(field.name, field.default))
     values = vars(parser.parse_args(argv))
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def unread(cls, given: dict) -> dict[str, str]:
+    """The options of `cls` that are not read where the options `given` have these values; for each, why not."""
+    reasons = {}
+    for field in dataclasses.fields(cls):
+        for name, values in field.metadata["only_with"].items():
+            if name in given and given[name] not in values:
+                reasons[field.name] = (f"is not read with {_typed(name, given[name])}: it goes with "
+                                       + " or ".join(_typed(name, value) for value in values))
+    return reasons
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed: layer_map is --layer-map."""
+    return "--" + name.replace("_", "-")
+
+
+def _typed(name: str, value) -> str:
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    return f"{flag(name)} {value}"
+
+
+class _Refused(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UserError(f"{option_string} {self.const}")
+
+
+def _add(parser, cls, field, default) -> None:
+    """Adds the option of a field; `default` is the one that the help shows."""
+    kind, how = typing.get_type_hints(cls)[field.name], {}
+    if isinstance(kind, types.UnionType):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is tuple:
+        kind, how = typing.get_args(kind)[0], {"nargs": "+"}
+    if kind is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    else:
+        choices = field.metadata["choices"]
+        metavar = field.metadata["metavar"] or (None if choices else kind.__name__.upper())
+        how |= {"type": kind, "metavar": metavar, "choices": choices}
+    if isinstance(default, tuple):
+        default = " ".join(default)
+    shown = "" if default is None or default is False or default == "" else f" (default: {default})"
+    parser.add_argument(flag(field.name), default=field.default,
+                        help=field.metadata["help"].replace("%", "%%") + shown, **how)
+
+
+def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
+    """The values of `names`, and of all options that decide which others are read, before these are parsed."""
+    deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
+    fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for field in fields:
+        _add(parser, cls, field, None)
+    try:
+        return vars(parser.parse_known_args(argv)[0])
+    except argparse.ArgumentError:  # the whole parser reports it
+        return {field.name: field.default for field in fields}
 
 
 def at_least_one(options, *names: str) -> None:
@@ -49,7 +119,7 @@ def at_least_one(options, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            raise UserError(f"{flag(name)} must be at least 1, not {value}")
 
 
 def within(options, low: float, high: float, *names: str, open_low: bool = False,
@@ -65,16 +135,7 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
         if not (value is None or low < value < high or value == low and not open_low
                 or value == high and not open_high):
             lower = f"{'above' if open_low else 'at least'} {low:g}"
-            raise UserError(f"--{name.replace('_', '-')} must be {lower} and {upper}, not {value:g}")
-
-
-def only_for(options, readers: dict[str, tuple[str, ...]]) -> None:
-    """`UserError` where an option is given that --method does not read; `readers` are the methods that do."""
-    for name, methods in readers.items():
-        given = getattr(options, name) not in (None, ()) and getattr(options, name) is not False  # 0 == False
-        if given and options.method not in methods:
-            raise UserError(f"--{name.replace('_', '-')} goes with --method {' or '.join(methods)}, "
-                            f"not with {options.method}")
+            raise UserError(f"{flag(name)} must be {lower} and {upper}, not {value:g}")
 
 
 def numbers(option: str, text: str, kind: Callable = int) -> list:

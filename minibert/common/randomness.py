@@ -1,8 +1,8 @@
-"""Random numbers as pure functions of where they are used, so that a run can be resumed or split anywhere.
+"""Random numbers as pure functions of (seed, step, sample, position ...), so that a run can be resumed at any
+step and divided among any number of ranks.
 
-Nothing here has a state: a number is a hash of (seed, step, sample, position ...), and the order of
-the data is a permutation that is computed, not stored. The hash is the finaliser of SplitMix64
-(Steele, Lea, Flood 2014).
+Nothing here has a state: a number is a hash of its arguments, and the order of the data is a permutation that
+is computed, not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 def mix(*words) -> np.ndarray:
     """Hashes integers or integer arrays (broadcast together) to uint64; the order of the words matters."""
-    # an array, because numpy warns when scalars wrap around, which is meant here
+    # An array: numpy warns when a scalar overflows, and here it should.
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         z = state + _GAMMA + np.asarray(word).astype(np.uint64)
@@ -23,8 +23,8 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Hashes like `mix`, to floats in (0, 1): never 0, so a logarithm is safe; never 1, so u n is below n."""
-    # 52 bits: with a 53rd the half would be rounded, at the upper end to 1
+    """Hashes like `mix`, to floats in (0, 1). Neither 0 nor 1 occurs: log(u) is finite, and u * n is below n."""
+    # 52 bits: with 53, adding 0.5 would be rounded, at the upper end to 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
@@ -34,10 +34,10 @@ def seed_of(*words) -> int:
 
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
-    """Where a pseudo-random permutation of 0 ... n-1, chosen by `key`, sends each entry of `i`; int64.
+    """The images of `i` under a pseudo-random permutation of 0 ... n-1 that `key` chooses; int64.
 
-    A balanced Feistel network over the next even number of bits; what lands beyond n goes round again (Black
-    and Rogaway 2002, "cycle walking"), fewer than four times on average.
+    A balanced Feistel network over the next even number of bits. It is applied again to results of n or more
+    ("cycle walking", Black and Rogaway 2002), fewer than four times on average.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -53,8 +53,9 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 
 
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """The `batch` sequences of optimiser step `step` (from 0) out of n, int64:
-    every epoch is its own permutation.
+    """The numbers of the `batch` sequences, out of n, that optimiser step `step` (from 0) reads; int64.
+
+    Each epoch is another permutation of all n.
     """
     drawn = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epochs = drawn // n

@@ -1,8 +1,8 @@
-"""Reads prepared corpora: cuts documents into sequences and hands out their tokens from memory maps.
+"""Reads prepared corpora. Cuts documents into sequences and reads their tokens from memory maps.
 
-A *sequence* is a run of consecutive tokens of one document, at most `max_length` with [CLS] and [SEP], which
-the batch code adds. Where the sequences begin is computed at opening, in windows of bounded size, and held in
-a temporary file without a name: memory does not grow with the corpus.
+A *sequence* is a run of consecutive tokens of one document: at most `max_length`, counting [CLS] and [SEP],
+which loader.py adds. The starts of all sequences are computed when the corpus is opened, a window of lines at
+a time, and kept in a temporary file without a name. So memory does not grow with the corpus.
 """
 
 import hashlib
@@ -15,31 +15,30 @@ import numpy as np
 
 from minibert.common.disk import disk_errors, read_json
 from minibert.common.errors import UserError
-from minibert.data.shards import DTYPES, FORMAT
+from minibert.data.shards import DTYPES, FORMAT, MIN_LENGTH, SPECIALS
 from minibert.data.tokenizer import Tokenizer
 
 WINDOW_LINES = 1 << 18
 WINDOW_TOKENS = 1 << 24
-SPECIALS = 2  # [CLS] and [SEP]
 
 
 class NoSequences(UserError):
-    """The parts asked for hold no text that is long enough."""
+    """The parts that were asked for hold no text that is long enough."""
 
 
 class Corpus:
     """The sequences of a prepared folder; see `open_corpus`.
 
     `counts`: uint64 (V,), how often each id occurs in the parts opened. `checksum`: the CRC-32 of all ids in
-    their order. `n_tokens`: tokens of all sequences, [CLS] and [SEP] included.
+    their order. `n_tokens`: tokens of all sequences, [CLS] and [SEP] included. `left_out`: a sentence about
+    the sequences that are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray, starts: np.ndarray,
-                 lengths: np.ndarray, checksum: int, files: list[Path]):
+                 lengths: np.ndarray, checksum: int, left_out: str = ""):
         self.counts, self.shards, self.first, self.checksum = counts, shards, first, checksum
-        self.starts, self.sequence_lengths = starts, lengths
+        self.starts, self.sequence_lengths, self.left_out = starts, lengths, left_out
         self.n_tokens = int(lengths.sum(dtype=np.int64)) + SPECIALS * len(lengths)
-        self.files = {path: _state_of(path) for path in files}
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -50,21 +49,9 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the counts, ids and sequences; another text or order has, in practice, another one."""
+        """A hash of the counts, ids and sequences, to recognise the same text in the same order."""
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
-
-    def check_unchanged(self) -> None:
-        """`UserError` where a file of tokens was changed or cut since it was opened.
-
-        Reading a map beyond the end of its file would end the process without a word. A file that was deleted
-        or replaced by another is still there for whoever has it open.
-        """
-        for path, (inode, *state) in self.files.items():
-            now_inode, *now = _state_of(path)
-            if now_inode == inode and now != state:
-                raise UserError(f"{path} was changed while it was in use; prepare the corpus again as it "
-                                "was, and continue from the last checkpoint with --resume")
 
     def tokens(self, i: int) -> np.ndarray:
         """Ids of sequence `i` without special tokens: a read-only view, uint16 or uint32."""
@@ -75,24 +62,16 @@ class Corpus:
         return shard[start:start + int(self.sequence_lengths[i])]
 
 
-def _state_of(path: Path) -> tuple[int, int, int]:
-    """Inode, size and time of change of a file; zeros where it is gone."""
-    try:
-        state = path.stat()
-    except OSError:
-        return 0, 0, 0
-    return state.st_ino, state.st_size, state.st_mtime_ns
-
-
 def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = False,
                 parts: tuple[str, ...] = ("train",), tokenizer: Tokenizer | None = None,
-                min_length: int = 12) -> Corpus:
+                min_length: int = MIN_LENGTH) -> Corpus:
     """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
 
-    Consecutive lines of a document are joined up to that length, or one line is one sequence (`one_line`);
-    longer lines are cut. As in DistilBERT's code, sequences shorter than `min_length` (specials included) are
-    left out, and those at least half [UNK]. `UserError` if the folder is damaged or was made with another
-    tokenizer than `tokenizer`.
+    Consecutive lines of a document are joined up to that length; with `one_line` each line is a sequence.
+    Longer lines are cut. As in DistilBERT's code, sequences shorter than `min_length` ([CLS] and [SEP]
+    included) and those that are at least half [UNK] are left out. `UserError` if a file is missing or
+    damaged, or if the corpus was made with another tokenizer than `tokenizer`; `NoSequences` if all are too
+    short.
     """
     folder = Path(folder)
     if max_length <= SPECIALS:
@@ -100,8 +79,9 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     description = read_description(folder)
     if tokenizer is not None and tokenizer.sha256 != description["tokenizer"]:
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
-    counts, shards, first, files, written = np.zeros(1, dtype=np.uint64), [], [], [], 0
-    checksum = 0  # taken here, where every id is looked at anyhow, so that nothing is read for it
+    counts, shards, first, written = np.zeros(1, dtype=np.uint64), [], [], 0
+    found = short = unknown = 0  # sequences: all, too short, the others of which half is [UNK]
+    checksum = 0  # computed here, where every id is read anyway
     temporary = Path(tempfile.gettempdir())
     with disk_errors(temporary):
         starts_file, lengths_file = tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -117,7 +97,6 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
             check_totals(folder / entry["name"], lines, documents, entry)
             first.append(written)
             shards.append(shard)
-            files.append(folder / f"{entry['name']}.tokens")
             for starts, lengths in sequences(lines, documents, max_length - SPECIALS, one_line):
                 if len(starts) == 0:
                     continue
@@ -126,17 +105,26 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                     raise UserError(f"{folder / entry['name']}.tokens is damaged: it has an unknown id")
                 checksum = zlib.crc32(window, checksum)
                 unk = np.add.reduceat(window == description["unk_id"], starts - starts[0], dtype=np.int64)
-                keep = (lengths + SPECIALS >= min_length) & (2 * unk < lengths + SPECIALS)
+                long, known = lengths + SPECIALS >= min_length, 2 * unk < lengths + SPECIALS
+                keep = long & known
+                found, short = found + len(long), short + int((~long).sum())
+                unknown += int((long & ~known).sum())
                 with disk_errors(temporary):
                     starts_file.write(starts[keep].tobytes())
                     lengths_file.write(lengths[keep].astype(np.int32).tobytes())
                 written += int(keep.sum())
+    if not written and unknown:
+        raise UserError(f"{folder}: at least half of the tokens of every sequence are [UNK]; the tokenizer does "
+                        "not fit the text, prepare it with another one")
     if not written:
         raise NoSequences(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}")
+    left_out = "" if written == found else (
+        f"{folder}: of {found:,} sequences, {short:,} shorter than {min_length} tokens and {unknown:,} that are "
+        "at least half [UNK] are left out")
     with disk_errors(temporary):
         starts = map_unnamed(starts_file, np.int64, written)
         lengths = map_unnamed(lengths_file, np.int32, written)
-    return Corpus(counts, shards, np.array(first), starts, lengths, checksum, files)
+    return Corpus(counts, shards, np.array(first), starts, lengths, checksum, left_out)
 
 
 def read_description(folder: Path) -> dict:
@@ -147,28 +135,7 @@ def read_description(folder: Path) -> dict:
     description = read_json(path)
     if description.get("format") != FORMAT:
         raise UserError(f"{path} is not of format {FORMAT}, the only one known; prepare the corpus again")
-    wrong = next((name for name, fits in (
-        ("tokenizer", isinstance(description.get("tokenizer"), str)),
-        ("vocab_size", _is_count(description.get("vocab_size")) and 0 < description["vocab_size"] <= 1 << 32),
-        ("unk_id", _is_count(description.get("unk_id"))),
-        ("dtype", description.get("dtype") in ("uint16", "uint32")),
-        ("parts", isinstance(description.get("parts"), dict)
-         and all(_is_part(name, part) for name, part in description["parts"].items()))) if not fits), None)
-    if wrong:
-        raise UserError(f"{path} is damaged at {wrong!r}; prepare the corpus again")
     return description
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_part(name: str, part) -> bool:
-    """Whether a part names its shards as `PartWriter` does, in this folder, with a count of each kind."""
-    shards = part.get("shards") if isinstance(part, dict) else None
-    return isinstance(shards, list) and Path(name).name == name and all(
-        isinstance(entry, dict) and entry.get("name") == f"{name}-{i:05d}"
-        and all(_is_count(entry.get(suffix)) for suffix in DTYPES) for i, entry in enumerate(shards))
 
 
 def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
@@ -193,14 +160,15 @@ def check_totals(shard: Path, lines: np.ndarray, documents: np.ndarray, entry: d
 
 
 def map_unnamed(file, dtype, count: int) -> np.ndarray:
-    """A read-only memory map of a temporary file, which lives as long as the map does."""
+    """A read-only memory map of a temporary file, which exists as long as the map."""
     file.flush()
     return np.memmap(file, dtype=dtype, mode="r", shape=(count,)).view(np.ndarray)
 
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token offsets and lengths (int64) of the sequences of a shard, in windows; they leave no token out.
+    """Token offsets and lengths (int64) of the sequences of a shard, a window at a time; no token is left
+    out.
 
     `lines`: tokens per line, `documents`: lines per document, `room`: most tokens of a sequence.
     """
@@ -214,7 +182,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
         borders = np.arange(len(pieces) + 1) if one_line else join(pieces, last, room)
         offsets = start + np.concatenate([[0], np.cumsum(pieces)])[borders]
         yield offsets[:-1], np.diff(offsets)
-        # pieces of a sequence that may go on are looked at again with the next window
+        # The pieces of the last sequence, which may be longer, go into the next window.
         start, pieces, last = int(offsets[-1]), pieces[borders[-1]:], last[borders[-1]:]
 
 
@@ -245,7 +213,7 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 def join(pieces: np.ndarray, last: np.ndarray, room: int) -> np.ndarray:
     """Borders of the sequences that greedy joining makes: sequence k is pieces[borders[k]:borders[k + 1]].
 
-    `last` is True where a document ends. A final sequence that may go on in the next window is left out.
+    `last` is True where a document ends. A final sequence that the next window may continue is left out.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

@@ -54,7 +54,6 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
     """The sequences `indices` as one stream of ids (N,)
     with [CLS] and [SEP] around each, and their lengths (S,).
     """
-    corpus.check_unchanged()
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
     end = 0

@@ -1,9 +1,9 @@
-"""Dynamic masking: which tokens of a step are to be predicted, and what stands in their place.
+"""Dynamic masking: which tokens of a step are predicted, and what replaces them.
 
-A pure function of (seed, step, sample, position): the same step is masked the same way however it
-is cut into micro-batches or dealt to ranks. The arrays below hold a whole optimiser step over all
-ranks, N tokens; the selection is one of `SELECTIONS`, the replacement always BERT's 80/10/10
-(Devlin et al. 2018, section 3.1, Task 1).
+A pure function of (seed, step, sample, position): how a step is divided into micro-batches or among ranks
+does not change its masks. The arrays below hold a whole optimiser step over all ranks, N tokens; the
+selection is one of `SELECTIONS`, the replacement always BERT's 80/10/10 (Devlin et al. 2018, section 3.1,
+Task 1).
 """
 
 from typing import NamedTuple

@@ -1,22 +1,13 @@
-"""Prepares a corpus: text files to token shards, on all cores, in memory that does not grow with the corpus.
+"""Prepares a corpus: text files to token shards, in memory that does not grow with the corpus.
 
-The parent process reads and writes, its workers do the rest; chunks come back in order, so that the result
-does not depend on the number of workers.
+`tokenizers` encodes the lines of a batch on all cores by itself.
 """
 
-import contextlib
 import itertools
-import multiprocessing
-import os
 import re
-import signal
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +15,14 @@ import numpy as np
 
 from minibert.common.console import Progress
 from minibert.common.errors import UserError
-from minibert.data.shards import CorpusWriter, new_folder, token_dtype
+from minibert.data.shards import MIN_LENGTH, CorpusWriter, new_folder, token_dtype
 from minibert.data.text import Chunk, Source, documents, find_sources, hash_share, read_chunks
-from minibert.data.tokenizer import Tokenizer, load_tokenizer
+from minibert.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 18  # text tokenised in one call; bounds a worker's memory
+BATCH_CHARACTERS = 1 << 18  # text tokenised in one call; bounds memory
 LONGEST_RUN = 1 << 20  # characters without a break; tokenising takes about 70 bytes for each
 BREAKS = " ,.;:!?。，、；：！？"  # where a very long line is cut
-POOL_BYTES = 1 << 23  # smaller corpora are done before a pool of workers would have started
+UNKNOWN_SHARE = 0.03  # of [UNK] among the tokens, from which on `prepare` warns
 
 
 class Tokens(NamedTuple):
@@ -46,54 +37,67 @@ class Tokens(NamedTuple):
 
 
 def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wikitext: str = "auto",
-            held_out: float = 0.01, jobs: int | None = None, report: Callable | None = print) -> None:
+            held_out: float = 0.01, report: Callable | None = print) -> None:
     """Writes the texts of files or folders as a prepared corpus into the new folder `out`.
 
-    A document belongs to the part "held-out" if the sha256 of its text (of the first 65,536 characters), read
-    as a number in [0, 1), is below `held_out`, else to "train": duplicates always land in the same part.
-    `jobs` is the number of processes, all cores by default. `report(line)` gets the summary; None
-    for silence, without progress, too.
+    The sha256 of a document's text (of its first 65,536 characters) is read as a number in [0, 1). If it is
+    below `held_out`, the document belongs to the part "held-out", else to "train": duplicates are always in the
+    same part. `report(line)` gets the summary and the warnings; with None nothing is shown, nor any progress.
     """
-    sources = check(paths, wikitext, held_out)
-    size, text_bytes, begun = sum(source.size for source in sources), 0, time.monotonic()
-    with new_folder(out) as folder:
+    check(wikitext, held_out)
+    sources = find_sources(paths, report or (lambda line: None))
+    size, read_before, text_bytes, begun = sum(source.size for source in sources), 0, 0, time.monotonic()
+    unknown = ""  # examples of text that became [UNK]
+    with new_folder(out) as folder, Progress("preparing", size / 1e6, "MB") as progress:
         writer = CorpusWriter(folder, tokenizer)
-        chunks = ((chunk, done) for source, done in zip(sources, done_before(sources))
-                  for chunk in read_chunks(source, wikitext))
-        jobs = jobs or cores()
-        if jobs == 1 or size < POOL_BYTES:
-            results = ((item, tokenize(item[0], tokenizer, held_out)) for item in chunks)
-        else:
-            results = parallel(chunks, folder / "tokenizer", held_out, jobs)
-        in_held_out = False  # where the last document went, for the chunk that continues it
-        with (contextlib.closing(results),  # ends the workers, whatever happens
-              Progress("preparing", size / 1e6, "MB") as progress):
-            for (chunk, done), tokens in results:
+        in_held_out = False  # the part of the last document, for a chunk that continues it
+        for source in sources:
+            for chunk in read_chunks(source, wikitext):
+                tokens = tokenize(chunk, tokenizer, held_out)
                 in_held_out = add(writer, tokens, chunk.continues, in_held_out)
                 text_bytes += len(chunk.data)
+                if not unknown and (tokens.ids == tokenizer.unk_id).sum() > UNKNOWN_SHARE * len(tokens.ids):
+                    unknown = unknown_text(chunk, tokenizer)
                 if report:
-                    progress((done + chunk.read) / 1e6 - progress.done)
+                    progress((read_before + chunk.read) / 1e6 - progress.done)
+            read_before += source.size
         description = writer.close(
             sources=[{"name": source.name, "bytes": source.size} for source in sources],
             text_bytes=text_bytes, held_out=held_out, wikitext=wikitext)
+        tokens, unk = (sum(part[name] for part in description["parts"].values()) for name in ("tokens", "unk"))
+        if unk == tokens:
+            raise UserError(f"every token of the text is [UNK], for instance {unknown}: the tokenizer does not "
+                            "know this writing system; take another one, or train one with --vocab-size")
     if report:
         summarise(description, report, max(time.monotonic() - begun, 1e-3))
+        if unk > UNKNOWN_SHARE * tokens:
+            report(f"warning: {unk / tokens:.1%} of the tokens are [UNK], for instance {unknown}: the tokenizer "
+                   "does not fit the text")
 
 
-def check(paths: list[str | Path], wikitext: str, held_out: float) -> list[Source]:
-    """The sources of valid arguments of `prepare`."""
+def check(wikitext: str, held_out: float) -> None:
+    """`UserError` for values that `prepare` does not take."""
     if wikitext not in ("auto", "yes", "no"):
         raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
     if not 0 <= held_out < 1:
         raise UserError(f"the held-out share is at least 0 and below 1, not {held_out}")
-    return find_sources(paths)
+
+
+def unknown_text(chunk: Chunk, tokenizer: Tokenizer, lines: int = 1000, most: int = 5) -> str:
+    """The most frequent stretches of text that become [UNK], in the first lines of a chunk."""
+    texts = [line[:1000] for document in documents(chunk) for line in document][:lines]
+    found = Counter(text[start:end][:20] for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True))
+                    for i, (start, end) in zip(encoding.ids, encoding.offsets) if i == tokenizer.unk_id)
+    return ", ".join(repr(text) for text, _ in found.most_common(most))
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """The lines that `prepare` puts in the part "train", for training a vocabulary on them; `UserError` for a
-    pipe, which would be empty when `prepare` reads it again.
+    """The lines that `prepare` puts in the part "train", for training a vocabulary on them.
+
+    `UserError` for a pipe, which would be empty when `prepare` reads it again.
     """
-    for source in check(paths, wikitext, held_out):
+    check(wikitext, held_out)
+    for source in find_sources(paths):
         if source.path.is_fifo():
             raise UserError(f"{source.path} is a pipe, which can be read only once: a vocabulary and then "
                             "tokens need a file")
@@ -111,18 +115,8 @@ def is_held_out(document: list[str], held_out: float) -> bool:
     return hash_share("\n".join(document)) < held_out
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def done_before(sources: list[Source]) -> Iterator[int]:
-    """Bytes of all sources before each."""
-    return itertools.accumulate((source.size for source in sources[:-1]), initial=0)
-
-
 def tokenize(chunk: Chunk, tokenizer: Tokenizer, held_out: float) -> Tokens:
-    """Splits a chunk into documents and tokenises them; lines and documents without tokens are left out."""
+    """Splits a chunk into documents and tokenises them. Lines and documents without tokens are left out."""
     found = documents(chunk)
     sides = np.array([is_held_out(document, held_out) for document in found], dtype=np.bool_)
     ids, lengths = encode_lines(tokenizer, [line for document in found for line in document])
@@ -147,10 +141,10 @@ def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np
 
 
 def split_line(line: str, size: int) -> Iterator[str]:
-    """Parts of a long line, of at most `size` characters wherever it has a space or common punctuation.
+    """Parts of a long line, of at most `size` characters, cut at a space or common punctuation.
 
-    There BERT begins a new word in any case, so that the pieces are those of the whole line. Only where a
-    million characters have none is the line cut as it comes, which bounds memory.
+    BERT begins a new word there anyway, so the pieces are those of the whole line. A line is cut elsewhere only
+    where a million characters have no such place, which bounds memory.
     """
     start = 0
     while len(line) - start > size:
@@ -195,46 +189,14 @@ def add(writer: CorpusWriter, tokens: Tokens, continues: bool, in_held_out: bool
     return bool(sides[-1]) if len(sides) else in_held_out
 
 
-def parallel(chunks: Iterable, tokenizer_folder: Path, held_out: float, jobs: int) -> Iterator:
-    """(item, tokens) in the order of `chunks`, tokenised by `jobs` processes, a bounded number at a time."""
-    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    with ProcessPoolExecutor(jobs, context, start_worker, (tokenizer_folder, held_out)) as pool:
-        waiting = deque()
-        try:
-            for item in chunks:
-                waiting.append((item, pool.submit(work, item[0])))
-                if len(waiting) > 2 * jobs:
-                    item, future = waiting.popleft()
-                    yield item, future.result()
-            while waiting:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        except BrokenProcessPool:
-            raise UserError("a tokenising process was killed, probably for lack of memory; "
-                            "ask for fewer (--jobs)") from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def start_worker(tokenizer_folder: Path, held_out: float) -> None:
-    """Readies a worker: one thread, deaf to Ctrl-C (the parent ends it), and gone when the parent is gone."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    work.tokenizer, work.held_out = load_tokenizer(tokenizer_folder), held_out
-
-
-def work(chunk: Chunk) -> Tokens:
-    """`tokenize` in a worker."""
-    return tokenize(chunk, work.tokenizer, work.held_out)
-
-
 def summarise(description: dict, report: Callable, seconds: float | None = None) -> None:
     """Reports what a prepared corpus holds, and how fast it was made."""
     for name, part in description["parts"].items():
         report(f"{name}: {part['documents']:,} documents, {part['lines']:,} lines, "
                f"{part['tokens']:,} tokens, {part['unk'] / max(part['tokens'], 1):.2%} [UNK]")
+        if part["short"]:
+            report(f"{name}: training leaves out {part['short']:,} of these documents, which are shorter than "
+                   f"{MIN_LENGTH} tokens with [CLS] and [SEP]")
     text_bytes = description["text_bytes"]
     speed = f" in {seconds:.1f} s, {text_bytes / 1e6 / seconds:.1f} MB/s" if seconds else ""
     report(f"{text_bytes:,} bytes of text{speed}")

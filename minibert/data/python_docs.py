@@ -101,7 +101,7 @@ def is_held_out(module: str) -> bool:
 def split_docs(docs: Iterator[tuple[str, str]]) -> dict[str, list[list[str]]]:
     """{"train": documents, "held-out": documents}, a document being its lines.
 
-    A paragraph stands once in a part, and none of training in the held-out part: docstrings are copied a lot.
+    Each paragraph occurs once, in one of the parts, because many docstrings are copies of each other.
     """
     docs = list(docs)
     seen, parts = set(), {}

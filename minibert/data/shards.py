@@ -1,4 +1,4 @@
-"""Writes a prepared corpus: a folder of token shards that appears complete or not at all.
+"""Writes a prepared corpus: a folder of token shards that gets its name only when it is complete.
 
     corpus.json             format, tokenizer sha256, vocab_size, dtype, unk_id, sources, parts, shards
     tokenizer/              the tokenizer's own files
@@ -26,18 +26,19 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 1
 SHARD_TOKENS = 1 << 28
+MIN_LENGTH = 12  # tokens of the shortest sequence that training reads, [CLS] and [SEP] included
+SPECIALS = 2  # [CLS] and [SEP]
 DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; that of tokens is in corpus.json
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` at the end; an exception in the block removes it.
+    """A temporary folder beside `out` that is renamed to `out` at the end; an exception in the block removes it.
 
-    `UserError` if `out` exists and is not an empty folder, or cannot be replaced or written, whatever the
-    block writes.
+    `UserError` if `out` is not new or empty, if it cannot be replaced, or if the block cannot write.
     """
     out = place_for(Path(out))
-    # named before it is made: an interruption may come between the making and the next line
+    # The name comes first: Ctrl-C may come between the making and the next line.
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(out):
@@ -57,7 +58,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def current_umask() -> int:
-    """The process's umask; temporary folders are private, prepared corpora need not be."""
+    """The process's umask, which the finished folder gets; the temporary one is private."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -70,7 +71,8 @@ class PartWriter:
         self.folder, self.part, self.dtype = folder, part, dtype
         self.counts = np.zeros(vocab_size, dtype=np.uint64)
         self.shards, self.files = [], {}
-        self.open_document = 0  # lines so far of the last document, which may go on
+        self.open_document = 0  # lines so far of the last document, which the next chunk may continue
+        self.short = 0  # documents too short for training
 
     def add(self, ids: np.ndarray, lines: np.ndarray, documents: np.ndarray, continues: bool = False) -> None:
         """Appends `ids` (N,), tokens per line and lines per document.
@@ -82,13 +84,16 @@ class PartWriter:
         if not self.shards or (self.shards[-1]["tokens"] >= SHARD_TOKENS and not continues):
             self.next_shard()
         documents = documents.astype(np.int64)
+        tokens = np.bincount(np.repeat(np.arange(len(documents)), documents), lines, len(documents))
+        # A document that is continued is longer than a chunk, so neither of its parts counts as short.
+        self.short += int(((tokens > 0) & (tokens + SPECIALS < MIN_LENGTH))[int(continues):].sum())
         if continues:
             documents[0] += self.open_document
         elif self.open_document:
             documents = np.concatenate([[self.open_document], documents])
         self.open_document = int(documents[-1])
         documents = documents[:-1]
-        self.write("documents", documents[documents > 0])  # none is empty, though all its lines so far may be
+        self.write("documents", documents[documents > 0])  # an open document may have no lines so far
         self.write("lines", lines)
         self.write("tokens", ids)
         self.counts += np.bincount(ids, minlength=len(self.counts)).astype(np.uint64)
@@ -115,11 +120,11 @@ class PartWriter:
         self.files = {}
 
     def close(self) -> dict:
-        """Finishes the part: {"shards": [...], "tokens": .., "lines": .., "documents": ..}."""
+        """Finishes the part: {"shards": [...], "tokens": .., "lines": .., "documents": .., "short": ..}."""
         self.finish_shard()
         self.counts.astype("<u8").tofile(self.folder / f"counts-{self.part}.u64")
         totals = {suffix: sum(shard[suffix] for shard in self.shards) for suffix in DTYPES}
-        return totals | {"shards": self.shards}
+        return totals | {"shards": self.shards, "short": self.short}
 
 
 class CorpusWriter:
@@ -132,14 +137,14 @@ class CorpusWriter:
         tokenizer.save(folder / "tokenizer")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json, `notes` in it, and returns it; `UserError` if there is no text for training."""
+        """Writes corpus.json with `notes` in it, and returns its content; `UserError` without text for training."""
         parts = {part: writer.close() for part, writer in self.parts.items()}
         for part, writer in self.parts.items():
             parts[part]["unk"] = int(writer.counts[self.tokenizer.unk_id])
         if not parts["train"]["tokens"]:
             if any(part["tokens"] for part in parts.values()):
-                raise UserError("the few documents there are all fell to the held-out part: set its share to "
-                                "0, or put blank lines between documents")
+                raise UserError("all documents, which are few, belong to the held-out part: set its share to 0, "
+                                "or put blank lines between documents")
             raise UserError("the corpus is empty: there is no text in the files given")
         description = dict(
             format=FORMAT, tokenizer=self.tokenizer.sha256, vocab_size=self.tokenizer.vocab_size,

@@ -1,8 +1,7 @@
 """Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, as chunks of whole lines.
 
-A chunk ends at a document border, so that a document lies inside one chunk; only a document longer than a
-chunk goes on in the next ones (`continues`), and then it begins at the start of its first. Memory is bounded
-by the longest line.
+A chunk ends at the end of a document. Only a document longer than a chunk is split: it starts at the beginning
+of a chunk, and the chunks after it have `continues` set. Memory is bounded by the longest line.
 """
 
 import gzip
@@ -12,7 +11,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +20,27 @@ from minibert.common.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
+UNPACK = (".zst", ".bz2", ".zip", ".7z", ".lz4", ".tar", ".tgz")  # compressed, and not read here
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 28
-HEAD_CHARACTERS = 1 << 16  # a document is held out or not by the hash of this much of it
+HEAD_CHARACTERS = 1 << 16  # the hash of this much of a document decides whether it is held out
+NOT_TEXT = {  # the first bytes of files that are no text in UTF-8, whatever their names say
+    b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
+    b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
+    b"\x00\x05\x16\x07": "is a companion file of macOS without text; leave it out",
+    b"\x1f\x8b": "is compressed with gzip; add .gz to its name",
+    b"\xfd7zXZ\x00": "is compressed with xz; add .xz to its name",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it first",
+    b"BZh": "is compressed with bzip2; unpack it first",
+    b"PK\x03\x04": "is a zip archive; unpack it first",
+    b"%PDF-": "is a PDF file; extract its text first",
+    b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
+}
 
-# what str.strip takes away, in UTF-8; a line of nothing else is blank, in bytes as in text
+# The characters that str.strip removes, in UTF-8. A line of nothing else is blank, in bytes as in text.
 SPACE = b"|".join(re.escape(chr(c).encode()) for c in range(0x3001) if chr(c).isspace() and chr(c) != "\n")
-# borders of documents in raw bytes: after a blank line; before a top-level WikiText heading
+# Where documents end, in bytes: after a blank line; before a top-level WikiText heading.
 BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?(?:%b)*+\n" % SPACE)
 HEADING_LINE = re.compile(rb"(?s).*\n(?=[ \t]*= (?!= )[^\n]* =[ \t\r]*\n)")
 HEADING = re.compile(r"= (?!= ).* =")
@@ -37,14 +49,16 @@ MARKER = re.compile(rb" @[-,.]@ |<unk>")
 
 
 class Source(NamedTuple):
-    """A text file: its path, the name it is reported under, its size in bytes as stored."""
+    """A text file: its path, the name to report, its size on disk in bytes."""
     path: Path
     name: str
     size: int
 
 
 class Chunk(NamedTuple):
-    """Whole lines of one file; `kind` is text, jsonl or wikitext, `read` how much of the file is done."""
+    """Whole lines of one file, ended by b"\\n"; `kind` is text, jsonl or wikitext, `read` the bytes of the file
+    that were read so far.
+    """
     data: bytes
     name: str
     kind: str
@@ -53,19 +67,28 @@ class Chunk(NamedTuple):
     read: int
 
 
-def find_sources(paths: list[str | Path]) -> list[Source]:
-    """The text files of `paths`, folders in sorted order, without prepared corpora in them."""
+def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
+    """The text files of `paths`, folders in sorted order, without hidden files and prepared corpora.
+
+    `report(line)` gets a line about the files of a folder that are left out because of their names.
+    """
     sources = []
     for path in map(Path, paths):
         if (path / "corpus.json").exists():
             raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
         if path.is_dir():
-            found = [file for file in walk(path, set()) if text_suffix(file) in SUFFIXES]
+            files = list(walk(path, set()))
+            found = [file for file in files if text_suffix(file) in SUFFIXES]
             if not found:
                 raise UserError(f"{path} holds no text files ({KINDS})")
+            if others := sorted({file.suffix or file.name for file in files if file not in set(found)}):
+                report(f"{path}: {len(files) - len(found):,} files are not read, because their names end in "
+                       f"{', '.join(others[:8])}{' ...' * (len(others) > 8)}")
             sources += [source(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in found]
         elif not path.exists():
             raise UserError(f"{path} does not exist")
+        elif path.suffix.lower() in UNPACK:
+            raise UserError(f"{path} is compressed in a form that is not read here; unpack it, or use gzip or xz")
         elif text_suffix(path) not in SUFFIXES:
             raise UserError(f"{path}: unknown kind of file; text files end in {KINDS}")
         else:
@@ -76,7 +99,7 @@ def find_sources(paths: list[str | Path]) -> list[Source]:
 
 
 def source(path: Path, name: str) -> Source:
-    """A file by the name it is reported under; `UserError` where it is a link to nowhere or to a device."""
+    """A file and the name to report; `UserError` for a link to nowhere or to a device."""
     with disk_errors(path, "read"):
         if path.is_char_device() or path.is_block_device():
             raise UserError(f"{path} is a device, whose text may never end")
@@ -84,9 +107,10 @@ def source(path: Path, name: str) -> Source:
 
 
 def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
-    """Files below `folder` in sorted order, without hidden ones and without prepared corpora.
+    """Files below `folder` in sorted order, without prepared corpora and without names that start with a dot
+    (.DS_Store, or ._a.txt, which macOS puts beside a.txt).
 
-    Links to folders are followed; `entered` holds the real paths of folders that are not entered again.
+    Links to folders are followed. `entered` holds the real paths of the folders read so far; each is read once.
     """
     entered.add(os.path.realpath(folder))
     for path in sorted(folder.iterdir()):
@@ -107,19 +131,28 @@ def text_suffix(path: Path) -> str:
 
 
 def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Chunks of about `size` bytes (at most two of them, or one line); `wikitext` is auto, yes or no."""
+    """Chunks of about `size` bytes (at most twice that, or one line); `wikitext` is auto, yes or no.
+
+    Line ends may be \\n, \\r\\n or \\r, also mixed. `UserError` for files that are no UTF-8 text.
+    """
     is_json = text_suffix(source.path) == ".jsonl"
     kind = "jsonl" if is_json else {"yes": "wikitext", "no": "text", "auto": None}[wikitext]
-    buffer, line, continues = bytearray(), 1, False
+    buffer, line, continues, last = bytearray(), 1, False, b""
     try:
         with open(source.path, "rb") as raw:
             opener = COMPRESSED.get(source.path.suffix.lower())
             file = opener(raw) if opener else raw
             while block := file.read(size):
+                if line == 1 and not buffer and not last:
+                    while len(block) < 64 and (more := file.read(size)):
+                        block += more
+                    check_is_text(block, source.path)
+                    block = block.removeprefix(b"\xef\xbb\xbf")
                 if kind is None:
                     kind = "wikitext" if looks_like_wikitext(block, text_suffix(source.path)) else "text"
-                if line == 1 and not buffer:
-                    block = block.removeprefix(b"\xef\xbb\xbf")
+                is_rest = last == b"\r" and block.startswith(b"\n")  # of a \r\n across two blocks
+                last = block[-1:]
+                block = block[is_rest:].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
                 buffer += block
                 end = buffer.rfind(b"\n", len(buffer) - len(block)) + 1
                 if not end:
@@ -145,6 +178,15 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
         yield Chunk(bytes(buffer), str(source.path), kind, line, continues, source.size)
 
 
+def check_is_text(block: bytes, path: Path) -> None:
+    """`UserError` where the first bytes of a file show that it is no text in UTF-8."""
+    for first, what in NOT_TEXT.items():
+        if block.startswith(first):
+            raise UserError(f"{path} {what}")
+    if block.count(0) * 10 > len(block):
+        raise UserError(f"{path} has many zero bytes: it is UTF-16 text, to be converted to UTF-8, or no text")
+
+
 def looks_like_wikitext(block: bytes, suffix: str) -> bool:
     """True for WikiText's tokenised files, which have headings ` = Title = ` and ` @-@ ` or `<unk>`."""
     signs = [HEADING_LINE.match(b"\n" + block) is not None, MARKER.search(block) is not None]
@@ -154,7 +196,8 @@ def looks_like_wikitext(block: bytes, suffix: str) -> bool:
 def documents(chunk: Chunk) -> list[list[str]]:
     """The documents of a chunk as lists of lines, none empty.
 
-    Where the chunk `continues` a document the first list is the rest of that one, and may be empty.
+    Where the chunk `continues` a document, the first list is the rest of that document and may be empty. Other
+    characters that end a line, like U+2028, end one here; a blank line, and so a document, needs real line ends.
     """
     try:
         text = chunk.data.decode()
@@ -164,7 +207,7 @@ def documents(chunk: Chunk) -> list[list[str]]:
     lines = text.split("\n")
     if chunk.kind == "jsonl":
         records = (record_text(line, chunk.name, chunk.first_line + i) for i, line in enumerate(lines))
-        found = [[line for line in map(str.strip, record.split("\n")) if line] for record in records]
+        found = [stripped(record.splitlines()) for record in records]
     else:
         found = [[]]
         for line in map(str.strip, lines):
@@ -174,9 +217,13 @@ def documents(chunk: Chunk) -> list[list[str]]:
                 line = plain_wikitext(line)
             elif not line:
                 found.append([])
-            if line:
-                found[-1].append(line)
+            found[-1] += stripped(line.splitlines())
     return [document for i, document in enumerate(found) if document or (i == 0 and chunk.continues)]
+
+
+def stripped(lines: Iterable[str]) -> list[str]:
+    """The lines without spaces around them; blank ones are left out."""
+    return [line for line in map(str.strip, lines) if line]
 
 
 def record_text(line: str, name: str, number: int) -> str:
@@ -204,9 +251,9 @@ def plain_wikitext(line: str) -> str:
 
 
 def hash_share(text: str) -> float:
-    """A number in [0, 1) from the sha256 of the head of a text, the same wherever the text stands.
+    """A number in [0, 1) from the sha256 of the first 65,536 characters of a text.
 
-    Only the first 65,536 characters count, so that a document of any length is placed once its head is read.
+    The rest does not count, so that a very long document is placed before all of it is read.
     """
     digest = hashlib.sha256(text[:HEAD_CHARACTERS].encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,5 +1,5 @@
-"""What is minimised: one file a method, and the losses they are made of.
+"""The losses: one file a method, and the terms that the methods share.
 
 Read distilbert.py (the triple loss), losses.py, vocab_loss.py; then the method that you want. students.py
-says how a student is cut out of its teacher.
+makes a student from its teacher.
 """

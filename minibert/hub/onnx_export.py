@@ -1,7 +1,7 @@
 """ONNX files of models: the packed models' weights over padded batches, as every ONNX runtime feeds them.
 
 A packed batch has no padding and needs none. Elsewhere an input is a table of token ids (S, T) with a mask,
-so what is exported is `Padded`: the same modules, with attention written out over the table. Needs the
+so `Padded` is exported: the same modules, with attention over the table. Needs the
 `onnx` extra.
 """
 
@@ -36,7 +36,7 @@ TOLERANCE = 1e-5  # fp32, as everywhere; of the largest output where that is abo
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """Attention inside each row of a padded batch; q, k, v and the result (S, H, T, E), `keep` (S, T) bool.
 
-    No token attends to one that `keep` drops. Rows of dropped tokens hold numbers that mean nothing.
+    No token attends to one that `keep` drops. The rows of dropped tokens have no meaning.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
     # the smallest number, not -inf: a row without any token is then a plain mean instead of NaN
@@ -57,8 +57,8 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 class Padded(nn.Module):
     """A model over padded input: ids, mask and token types (S, T) int64 -> the tensors of `OUTPUTS`.
 
-    The mask is 1 at tokens and 0 at padding. Per-token outputs are (S, T, ...), a classifier's (S, K); what
-    they hold at padding means nothing. The weights are the model's own, not copies; for eval mode only.
+    The mask is 1 at tokens and 0 at padding. Per-token outputs are (S, T, ...), a classifier's (S, K). The
+    outputs at padding have no meaning. The weights are the model's own, not copies; for eval mode only.
     """
 
     def __init__(self, model: nn.Module):
@@ -96,7 +96,8 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """What the packed model gives, as `Padded` names it: (N, ...) each, or (S, K) of a classifier."""
+    """The outputs of the packed model under the names of `Padded`: (N, ...) each, or (S, K) of a classifier.
+    """
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
 
@@ -164,11 +165,11 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """In place: takes out notes about the source code, and stores weights the way that they are multiplied.
+    """Removes notes about the source code and stores weights in the order of their product; works in place.
 
-    torch notes at every operator the file and line it came from, with the paths of the machine. And it leaves
-    the weights of `nn.Linear` as they are, (out, in), with a Transpose behind each, where quantisers look for
-    a matrix. The tied word table is looked up as well and stays.
+    At every operator torch stores the file and line of its source, with the paths of the machine. It stores
+    the weights of `nn.Linear` as (out, in) with a Transpose behind each, but quantisers look for a matrix.
+    The tied word table stays, because its rows are looked up, too.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -195,7 +196,7 @@ def tidy(proto) -> None:
 def deviation(model: nn.Module, path: Path) -> float:
     """The largest difference between the file in ONNX Runtime and the packed model, over `samples`.
 
-    As a share of the largest output where that is above 1; padding is left out, as its outputs mean nothing.
+    If the largest output is above 1, the difference is divided by it. Outputs at padding are not compared.
     """
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()

@@ -8,9 +8,9 @@ from torch import Tensor
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zeroes each element with probability `p`, in [0, 1), and scales the others by 1 / (1 - p).
 
-    Off a CPU it is torch's. On a CPU torch may draw elements one by one, 32 random bits each; here 16 bits
-    decide, four elements of one draw of 64. So `p` is rounded to a multiple of 2^-16 (0.1 to 0.100006), and
-    the scale is that of the rounded one: the expectation of the result is `x`.
+    On other devices this is torch's dropout. On a CPU torch may draw 32 random bits for each element, one by
+    one. Here 16 bits decide, and one draw of 64 bits serves four elements. So `p` is rounded to a multiple of
+    2^-16 (0.1 to 0.100006). The scale uses the rounded `p`, so the expectation of the result is `x`.
     """
     if not training or p == 0:
         return x

@@ -1,6 +1,7 @@
 """The encoder of MobileBERT and of its teacher IB-BERT (Sun et al. 2020), over packed batches.
 
-It is BERT's, post-LN, with thin blocks. Hidden states are D wide between blocks and B wide inside a block:
+It is a post-LN encoder like BERT's, with thin blocks. Hidden states are D wide between blocks and B wide
+inside a block:
 
     x = Norm(W_in h)                          D -> B, the bottleneck
     x = Norm(x + attention(h or x))           queries, keys and values from either, see config.py
@@ -21,10 +22,9 @@ from minibert.model.encoder import Encoder, activation
 
 
 class NoNorm(nn.LayerNorm):
-    """gamma * x + beta: a LayerNorm that does not normalise, and needs no mean and variance at inference
-    (section 3.4).
+    """gamma * x + beta: replaces a LayerNorm and needs no mean and variance (section 3.4).
 
-    It is initialised, left out of weight decay and stored as a LayerNorm is.
+    Its weights are initialised and stored like those of a LayerNorm, and have no weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class MobileEncoder(Encoder):
     """
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
-        nn.Module.__init__(self)  # all tables and layers are of other shapes than an Encoder's
+        nn.Module.__init__(self)  # not Encoder's: all tables and layers have other shapes
         D, width = config.hidden_size, config.embedding_size
         self.config = config
         self.word = nn.Embedding(config.vocab_size, width)
@@ -106,11 +106,11 @@ class MobileEncoder(Encoder):
         self.pooler = nn.Linear(D, D) if pooler and config.tanh_pooler else None
 
     def words(self, batch: Batch) -> Tensor:
-        """W [w_next, w_own, w_previous] + b, (N, D): each token with its neighbours (section 3.3), and zeros
-        for those that a sequence has not.
+        """W [w_next, w_own, w_previous] + b, (N, D): each token with its neighbours (section 3.3). A
+        neighbour outside the sequence is a vector of zeros.
 
-        note: `transformers` reads padding as the last token's neighbour: there, a padded batch gives other
-        numbers than its sequences one by one, which are ours.
+        note: `transformers` reads padding as the neighbour of the last token. There a padded batch gives
+        other numbers than single sequences. Ours are those of single sequences.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

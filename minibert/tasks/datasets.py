@@ -1,5 +1,4 @@
-"""The public data sets by name:
-their files, where they are fetched from, their sizes and sha256, their terms.
+"""The public data sets by name: their files, addresses, sizes, sha256 and terms.
 """
 
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ class File(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """What it is, whose it is and under which terms as far as known, and its files."""
+    """A description, the owner and the terms as far as they are known, and the files."""
     what: str
     terms: str
     files: tuple[File, ...]

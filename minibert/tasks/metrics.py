@@ -1,8 +1,8 @@
-"""The metrics of GLUE, in float64: fractions, not percent; class numbers or scores of any array type go in.
+"""The metrics of GLUE, as fractions in float64. They take class numbers or scores of any array type.
 
-Where a metric is not defined, as with a model that answers the same everywhere, it is 0.0: such a model tells
-nothing about its texts, and NaN, which compares with nothing, would hide that when the best epoch is chosen.
-Only scores that are NaN themselves give NaN.
+A metric that is not defined is 0.0, for example if a model gives the same answer everywhere. Such a model
+says nothing about its texts. NaN would be wrong here, because the best epoch is chosen by comparing. Only
+scores that are NaN themselves give NaN.
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ def accuracy(predictions, labels) -> float:
 
 
 def f1(predictions, labels) -> float:
-    """F1 of class 1 against all others; 0.0 where it is neither predicted nor a label."""
+    """F1 of class 1 against all others; 0.0 if class 1 is neither predicted nor a label."""
     predictions, labels = _arrays(predictions, labels)
     positives = (predictions == 1).sum() + (labels == 1).sum()
     return float(2 * ((predictions == 1) & (labels == 1)).sum() / positives) if positives else 0.0
 
 
 def matthews(predictions, labels) -> float:
-    """Matthews' correlation, for K classes in Gorodkin's form; 0.0 where either side is one class only."""
+    """Matthews' correlation, for K classes in Gorodkin's form; 0.0 if either side has one class only."""
     predictions, labels = _arrays(predictions, labels)
     n, classes = float(len(labels)), np.union1d(predictions, labels)
     predicted = np.array([(predictions == k).sum() for k in classes], dtype=np.float64)
@@ -36,7 +36,7 @@ def matthews(predictions, labels) -> float:
 
 
 def pearson(predictions, labels) -> float:
-    """Pearson's correlation; 0.0 where either side is constant."""
+    """Pearson's correlation; 0.0 if either side is constant."""
     x, y = _arrays(predictions, labels)
     if np.isnan(x).any() or np.isnan(y).any():
         return float("nan")
@@ -47,7 +47,7 @@ def pearson(predictions, labels) -> float:
 
 
 def spearman(predictions, labels) -> float:
-    """Pearson's correlation of the ranks, ties having their mean rank; 0.0 where either side is constant."""
+    """Pearson's correlation of the ranks, where ties have their mean rank; 0.0 if either side is constant."""
     x, y = _arrays(predictions, labels)
     if np.isnan(x).any() or np.isnan(y).any():
         return float("nan")
@@ -63,7 +63,9 @@ def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
 
 
 def constant_class(predictions) -> int | None:
-    """The class that is predicted everywhere, or None: worth a warning, as accuracy and F1 may look fine."""
+    """The class that is predicted everywhere, or None. It needs a warning, since accuracy and F1 may look
+    fine.
+    """
     classes = np.unique(np.asarray(predictions))
     return int(classes[0]) if len(classes) == 1 else None
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibert.common.errors import UserError
-from minibert.common.options import at_least_one, numbers, only_for, option, term_weights, within
+from minibert.common.options import at_least_one, numbers, option, term_weights, within
 from minibert.common.runtime import PRECISIONS
 from minibert.distill.tinybert import TERMS, InnerWeights
 from minibert.tasks.specs import TASKS
+PKD, TINYBERT = {"method": ("pkd",)}, {"method": ("tinybert",)}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -29,17 +31,18 @@ class Options:
     alpha: float | None = option(None, "share of the teacher's outputs in the loss; the labels have the rest "
                                  "(default: 0.5; tinybert, --transfer: 1, no labels)")
     temperature: float | None = option(None, "temperature of the teacher's outputs (default: 2; tinybert: 1)")
-    beta: float | None = option(None, "weight of the [CLS] states (pkd; default: 100)")
-    patience: str | None = option(None, "teacher layers they are taken from (pkd; default: skip)",
-                                  choices=("skip", "last"))
+    beta: float | None = option(None, "weight of the [CLS] states (default: 100)", only_with=PKD)
+    patience: str | None = option(None, "teacher layers they are taken from (default: skip)",
+                                  choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
-        None, "passes of the intermediate stage, 0: none (tinybert; default: the task's, 20, 10 or 50)")
+        None, "passes of the intermediate stage, 0: none (default: the task's, 20, 10 or 50)",
+        only_with=TINYBERT)
     intermediate_lr: float | None = option(
-        None, "constant learning rate of the intermediate stage (tinybert; default: 5e-05)")
+        None, "constant learning rate of the intermediate stage (default: 5e-05)", only_with=TINYBERT)
     weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms other than 1, as "
-                                      "embedding=0 attention=0.5 (tinybert: embedding, hidden, attention)")
+                                      "embedding=0 attention=0.5", only_with=TINYBERT)
     imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 3,6,9,12 "
-                                 "(tinybert; default: evenly spread)")
+                                 "(default: evenly spread)", only_with=TINYBERT)
     augmented: str | None = option(
         None, "train on this file of data/augment.py instead of the training set (tinybert on scores: in the "
         "intermediate stage only, as published)")
@@ -93,7 +96,6 @@ class Options:
         for name in TEACHING:
             if getattr(self, name) is not None and not self.teacher:
                 raise UserError(f"--{name} goes with a --teacher")
-        only_for(self, ONLY_FOR)
         if self.augmented and (self.transfer or self.task == "squad"):
             raise UserError("--augmented goes with a task of classes or scores, and not with --transfer")
         has_test_set = self.task in TASKS and TASKS[self.task].test_splits
@@ -127,8 +129,6 @@ METHOD_DEFAULTS = {"kd": dict(alpha=0.5, temperature=2.0),
                    "pkd": dict(alpha=0.5, temperature=2.0, beta=100.0, patience="skip"),
                    "tinybert": dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)}
 TEACHING = ("alpha", "temperature")  # options that only a teacher gives a meaning
-ONLY_FOR = {"beta": ("pkd",), "patience": ("pkd",), "intermediate_epochs": ("tinybert",),
-            "intermediate_lr": ("tinybert",), "weights": ("tinybert",), "imitate": ("tinybert",)}
 # What --evaluate reads; the others are of training.
 JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "micro_tokens", "precision",
            "device", "threads", "predict", "out"}

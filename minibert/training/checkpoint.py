@@ -1,8 +1,8 @@
-"""Checkpoints: everything a run is (weights, optimiser, step), in safetensors and JSON, never half-written.
+"""Checkpoints: the whole state of a run (weights, optimiser, step) in safetensors and JSON.
 
-A checkpoint is a folder `step-N`. It is written under another name, flushed to the disk and renamed, and only
-then are older ones removed, all but one: whenever the process is killed, a whole checkpoint is there.
-`state.json` is written after the tensors and holds their file's size and hash, so damage is seen.
+A checkpoint is a folder `step-N`. It is written under another name, flushed to the disk and renamed. Only
+then are older ones removed, except one. So a complete checkpoint exists whenever the process is killed.
+`state.json` is written after the tensors. It holds the size and hash of their file, so damage is detected.
 """
 
 import hashlib
@@ -34,8 +34,9 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
                     extra: dict) -> None:
-    """Writes `folder/step-N` after N finished steps, and keeps the one before;
-    `extra` is what else state.json holds.
+    """Writes `folder/step-N` after N finished steps and keeps the previous checkpoint.
+
+    `extra` is added to state.json.
     """
     target, partial = folder / f"step-{step}", folder / f"step-{step}.partial"
     tensors = {name: t.detach().cpu().contiguous() for name, t in state_tensors(model, optimizer).items()}
@@ -49,7 +50,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
                      **extra}
             write_json(partial / "state.json", state | {"seal": seal(state)})
         except UserError:
-            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+            shutil.rmtree(partial, ignore_errors=True)  # frees space if the disk is full
             raise
         if target.exists():  # written by a run that this one resumed before it
             shutil.rmtree(target)
@@ -73,11 +74,10 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
-    """Loads the newest whole checkpoint into model and optimiser, and into the scaler what is there of one;
-    returns its state.json, or None where there is none.
+    """Loads the newest complete checkpoint into model, optimiser and scaler.
 
-    A damaged one is named and the one before it used;
-    `UserError` if all are damaged or one is of another model.
+    Returns its state.json, or None if there is no checkpoint. A damaged checkpoint is reported, and the
+    previous one is used. Raises `UserError` if all are damaged or one is of another model.
     """
     found = checkpoints(folder)
     for step, path in found:
@@ -131,5 +131,5 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
 
 
 def seal(state: dict) -> str:
-    """The sha256 of what state.json says, so that damage is seen in it, too."""
+    """The sha256 of the content of state.json, so that damage to it is detected, too."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""MobileBERT's three ways to order its knowledge transfer (Sun et al. 2020, section 3.6), as pure functions
-of the step: which stage it belongs to, what that minimises, which parts of the student move how fast.
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6), as pure functions of the
+step: its stage, the loss terms of the stage, and the learning rate of each part of the student.
 
     akt  auxiliary    one stage: the transfer of all layers together with pre-training distillation
     jkt  joint        the transfer of all layers; then distillation
     pkt  progressive  the transfer of layer 1, 2 ... L, lower layers nearly frozen; then distillation
 
-A part of the student is 0, all outside its layers (embeddings and head), or 1 to L, a layer.
+Part 0 of the student is everything outside its layers (embeddings and head). Parts 1 to L are its layers.
 """
 
 import re
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
     first: int
     last: int
-    layers: tuple[int, ...]  # that are transferred, from 1
+    layers: tuple[int, ...]  # the layers that are transferred, from 1
     distil: bool  # whether there is pre-training distillation
 
 
@@ -64,16 +64,16 @@ def stage_weights(stage: Stage, weights: TransferWeights) -> TransferWeights:
 
 
 def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
-    """What the peak learning rate is multiplied with for each part of the student at a step: L + 1 factors.
+    """The factors of the peak learning rate at a step, one for each part of the student: L + 1.
 
-    Where there is distillation, everything has one rate: it rises linearly over the share `warmup` of the
-    stage, then falls to 0. In a stage of transfer only layers move, those in their stage and, more slowly,
-    those below; the rate rises over a tenth of the stage and falls to 0.9 of its peak.
+    In a stage with distillation all parts have one rate. It rises linearly over the share `warmup` of the
+    stage and then falls to 0. In a stage of transfer only the layers of the stage are trained, and the layers
+    below them at a lower rate. The rate rises over a tenth of the stage and then falls to 0.9 of its peak.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
         return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
-    # note: the authors' code has `done`, not done + 1, in both places, and so a first step that moves nothing
+    # note: the authors' code has `done`, not done + 1, in both places, so its first step changes nothing
     progress = (done + 1) / length
     background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
     lowest, highest = stage.layers[0], stage.layers[-1]
@@ -87,15 +87,14 @@ def part_of(name: str) -> int:
     return int(layer[1]) + 1 if layer else 0
 
 
-def enter(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer,
-          factors: list[float]) -> None:
-    """Readies student and optimiser for a step of a stage, whatever step was before.
+def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Prepares student and optimiser for a stage, at its first step, or at a later one after a resume.
 
-    What has rate 0 takes no gradient: none is computed for it, it does not count in the norm that is clipped,
-    and the optimiser keeps no mean of it. The optimiser starts anew with the distillation, for which the
-    authors begin another run.
+    Only the parts that are trained in the stage get a gradient. The other parts are not in the norm that is
+    clipped, and the optimiser keeps no moments of them. The optimiser starts empty at the distillation,
+    because the authors begin another run there.
     """
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(factors[part_of(name)] > 0)
+        parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])
     if stage.distil and step == stage.first:
         optimizer.state.clear()

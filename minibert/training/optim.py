@@ -8,20 +8,26 @@ from torch import nn
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, then linear decay to 0 after step `steps`;
-    a pure function of the step (from 0).
+    """The learning rate at a step (from 0): linear warm-up over `warmup` steps, then linear decay to 0.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (steps - step) / max(1, steps - warmup)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
+                      factors: list[float] | None = None) -> None:
+    """Sets the learning rate of the next update. `factors` has one factor of `lr` for each part."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr if factors is None else lr * factors[group["part"]]
+
+
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Every trainable parameter once, in groups by its part of the model; of each part, biases and LayerNorms
-    apart, which do not decay.
+    """Groups of all trainable parameters, by their part of the model. Each parameter is in one group.
 
-    `part_of` gives a parameter's part by its name (None: all are one); a group's is `group["part"]`.
+    Biases and LayerNorms have their own groups, without weight decay. `part_of` gives the part of a parameter
+    by its name (None: all parameters are one part). `group["part"]` is the part of a group.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
@@ -48,7 +54,7 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
          part_of: Callable[[str], int] | None = None) -> "Lamb":
-    """LAMB over `parameter_groups`; biases and LayerNorms are not adapted either."""
+    """LAMB over `parameter_groups`. Biases and LayerNorms have neither decay nor LAMB's ratio."""
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
 
@@ -58,7 +64,7 @@ class Lamb(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    with norms over each tensor, and 1 for their ratio where either is 0 or the group does not "adapt".
+    with norms over each tensor. The ratio is 1 if either norm is 0 or if the group does not "adapt".
     note: the paper corrects the bias of m and v; that code, like BERT's Adam, does not.
     """
 

@@ -25,7 +25,7 @@ def words(tmp_path):
     """The words of a command line with a small text and a small tokenizer."""
     Tokenizer({piece: i for i, piece in enumerate(PIECES)}).save(tmp_path / "tokenizer")
     (tmp_path / "text.txt").write_text(TEXT * 50)
-    return [tmp_path / "text.txt", "--tokenizer", tmp_path / "tokenizer", "--workers", 1]
+    return [tmp_path / "text.txt", "--tokenizer", tmp_path / "tokenizer", "--threads", 1]
 
 
 def test_both_contenders(monkeypatch, capsys, words):
@@ -56,8 +56,8 @@ def test_turns_find_the_tokens_of_the_text(tmp_path, monkeypatch):
     tokenizer = Tokenizer({piece: i for i, piece in enumerate(PIECES)})
     (tmp_path / "text.txt").write_text(TEXT)
     for turn in (our_turn, peers_turn):
-        assert turn(tmp_path / "text.txt", tokenizer, 1)[1] == 4 + 5 + 3 + 4  # "cats" is two pieces
-    assert reading_turn(tmp_path / "text.txt", tokenizer, 1)[1] == 320 * 16
+        assert turn(tmp_path / "text.txt", tokenizer)[1] == 4 + 5 + 3 + 4  # "cats" is two pieces
+    assert reading_turn(tmp_path / "text.txt", tokenizer)[1] == 320 * 16
 
 
 def test_different_tokens_are_not_compared(monkeypatch, tmp_path):
@@ -115,8 +115,7 @@ def test_peak_memory_sees_what_a_turn_takes_for_a_while():
 
 @pytest.mark.parametrize("more, says", [
     (["--rounds", 0], "--rounds"),
-    (["--workers", 0], "--workers"),
-    (["--workers", 2, "--megabytes", 1], "--workers 1"),
+    (["--threads", 0], "--threads"),
     (["--megabytes", 0], "above 0"),
     (["--growth", "10,many"], "--growth"),
     (["--tokenizer", "no-such-folder"], "no-such-folder"),

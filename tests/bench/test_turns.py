@@ -14,7 +14,7 @@ def worker(kind, options, pipe):
     raise UserError(f"{kind} cannot be measured")
 
 
-@pytest.mark.parametrize("kind, says", [("a model", "a model cannot be"), ("ends", "ended before its time")])
+@pytest.mark.parametrize("kind, says", [("a model", "a model cannot be"), ("ends", "ended early")])
 def test_what_ends_a_contender_is_one_sentence(capfd, kind, says):
     with pytest.raises(UserError, match=says):
         alternate(worker, [kind], None, 1)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from minibert.common.errors import UserError
-from minibert.common.options import option, parse, within
+from minibert.common.options import option, parse, unread, within
 
 
 @pytest.mark.parametrize("low, high, ends, good, bad, words", [
@@ -36,3 +36,44 @@ def test_help_shows_defaults_as_they_are_typed(capsys):
         parse(Some, ["--help"], "", "")
     said = " ".join(capsys.readouterr().out.split())
     assert "what is read (default: one two)" in said and "what else (default" not in said
+
+
+@dataclass(frozen=True)
+class Chosen:
+    how: str = option("fast", "how it is done", choices=("fast", "well"))
+    rate: float | None = option(None, "how fast", metavar="RATE", group="speed", only_with={"how": ("fast",)})
+    care: tuple[str, ...] = option((), "what to look at", metavar="NAME", group="quality",
+                                   only_with={"how": ("well",)})
+    sure: bool = option(False, "twice", only_with={"how": ("well",)})
+    name: str = option("x", "of the result", metavar="NAME")
+
+
+def test_help_shows_what_goes_with_what_was_chosen_and_its_defaults(capsys):
+    said = {}
+    for how in ("fast", "well"):
+        with pytest.raises(SystemExit):
+            parse(Chosen, ["--how", how, "--help"], "", "", defaults={"how": {"fast": {"rate": 3.0}}})
+        said[how] = " ".join(capsys.readouterr().out.split())
+    assert "speed: --rate RATE how fast (default: 3.0)" in said["fast"] and "--care" not in said["fast"]
+    assert "quality: --care NAME" in said["well"] and "--rate" not in said["well"]
+    assert "usage: pytest [options]" in said["well"] or "[options]" in said["well"]
+
+
+@pytest.mark.parametrize("argv", [["--care", "a", "b"], ["--sure"], ["--no-sure", "--how", "fast"],
+                                  ["--how=fast", "--care=a"]])
+def test_an_option_that_is_not_read_is_refused_in_one_sentence(argv):
+    with pytest.raises(UserError, match=r"^--(care|sure|no-sure) is not read with --how fast: it goes with --how well$"):
+        parse(Chosen, argv, "", "")
+
+
+def test_what_is_read_is_taken_and_the_rest_has_its_defaults():
+    assert parse(Chosen, ["--care", "a", "b", "--how", "well", "--sure"], "", "") == Chosen(
+        "well", None, ("a", "b"), True, "x")
+    assert set(unread(Chosen, {"how": "well"})) == {"rate"} and set(unread(Chosen, {"how": "fast"})) == {"care", "sure"}
+
+
+@pytest.mark.parametrize("argv", [["--how"], ["--how", "badly"], ["--nam", "y"]])
+def test_what_is_wrong_ends_with_exit_code_two(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Chosen, argv, "", "")
+    assert stop.value.code == 2 and "error: " in capsys.readouterr().err

@@ -98,7 +98,10 @@ def test_short_sequences_and_those_half_unknown_are_left_out(tmp_path):
     dropped = [list(range(10, 19)), [UNK] * 6 + [9] * 4]  # 11 tokens; 6 of 12 are unknown
     folder = write(tmp_path, [[kept[0]], [dropped[0]], [dropped[1]], [kept[1]]])
     assert sequences_of(open_corpus(folder)) == kept
+    assert open_corpus(folder).left_out == (
+        f"{folder}: of 4 sequences, 1 shorter than 12 tokens and 1 that are at least half [UNK] are left out")
     assert len(open_corpus(folder, min_length=11)) == 3
+    assert open_corpus(write(tmp_path / "all", [[kept[0]]])).left_out == ""
     with pytest.raises(UserError, match="no sequence of 100 tokens"):
         open_corpus(folder, min_length=100)
 
@@ -139,13 +142,8 @@ def around_two_to_the_64(data):
     ("corpus.json", lambda data: data.replace(b'"format": 1', b'"format": 99'), "not of format 1"),
     ("corpus.json", lambda data: b"[]", "not a json object"),
     ("corpus.json", lambda data: b"[" * 9999, "cannot be read"),
-    ("corpus.json", lambda data: data.replace(b'"uint16"', b'"float16"'), "damaged at 'dtype'"),
-    ("corpus.json", lambda data: data.replace(b'"vocab_size": 205', b'"vocab_size": -1'),
-     "damaged at 'vocab"),
     ("corpus.json", lambda data: data.replace(b'"vocab_size": 205', b'"vocab_size": 4000000000'),
      "counts-train"),
-    ("corpus.json", lambda data: data.replace(b"train-00000", b"../train-00"), "damaged at 'parts'"),
-    ("corpus.json", lambda data: data.replace(b'"lines": ', b'"lines": -'), "damaged at 'parts'"),
     ("train-00000.documents", lambda data: around_two_to_the_64(data), "train-00000.documents is damaged"),
 ])
 def test_damaged_folders_are_refused(tmp_path, name, change, message):
@@ -154,24 +152,6 @@ def test_damaged_folders_are_refused(tmp_path, name, change, message):
     damage(tmp_path / name, change)
     with pytest.raises(UserError, match=message):
         open_corpus(tmp_path)
-
-
-def test_files_that_change_while_they_are_open_are_noticed(tmp_path):
-    """Cut or changed in place; deleted or replaced, whoever has them open reads on what was there."""
-    folder = write(tmp_path / "corpus", random_documents(5))
-    corpus, file = open_corpus(folder), folder / "train-00000.tokens"
-    corpus.check_unchanged()
-    before = sequences_of(corpus)
-    damage(tmp_path / "corpus" / "train-00000.tokens", lambda data: data)  # written again: the time tells
-    with pytest.raises(UserError, match="train-00000.tokens was changed while it was in use"):
-        corpus.check_unchanged()
-    corpus = open_corpus(folder)
-    (tmp_path / "new").write_bytes(bytes(file.stat().st_size))
-    (tmp_path / "new").rename(file)
-    corpus.check_unchanged()
-    file.unlink()
-    corpus.check_unchanged()
-    assert sequences_of(corpus) == before
 
 
 def test_the_fingerprint_tells_texts_and_their_order_apart(tmp_path, monkeypatch):

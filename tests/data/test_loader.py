@@ -30,9 +30,6 @@ class FakeCorpus:
     def tokens(self, i):
         return self.data[i]
 
-    def check_unchanged(self):
-        pass
-
 
 def rows_of(step):
     """The sequences of a step as a sorted list of (inputs, labels)."""

@@ -1,4 +1,4 @@
-"""Text files to a prepared corpus: formats, borders, the held-out part, processes, no half-written folders.
+"""Text files to a prepared corpus: formats, borders, the held-out part, no half-written folders.
 
     python -m pytest tests/data/test_prepare.py
 """
@@ -76,6 +76,26 @@ def test_text_is_documents_of_lines(tmp_path):
     assert read(path) == [["ba be", "bi"], ["bo\x00 bu"], ["ca ce"]]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_lines_end_as_on_every_system(tmp_path, end, size):
+    content = sample_text(20)
+    path = write(tmp_path / "a.txt", content.replace("\n", end))
+    assert read(path, size=size) == [block.split("\n") for block in content.strip().split("\n\n")]
+    if end == "\r" and size == 7:
+        assert len(list(read_chunks(Source(path, "a.txt", 0), size=size))) > 20  # one line does not hold it all
+
+
+def test_line_ends_of_several_kinds(tmp_path):
+    """Mixed line ends are read alike; what ends a line only for Unicode ends no document."""
+    path = write(tmp_path / "a.txt", "ba\r\nbe\rbi\nbo\r\rbu\x85ca\u2028ce\u2029ci\x0cco\x0c\r\ncu")
+    for size in (1, 1000):
+        assert read(path, size=size) == [["ba", "be", "bi", "bo"], ["bu", "ca", "ce", "ci", "co", "cu"]]
+    record = {"text": "ba\r\nbe\rbi\u2028bo"}
+    path = write(tmp_path / "a.jsonl", json.dumps(record, ensure_ascii=False) + "\r" + json.dumps({"text": "bu"}))
+    assert read(path) == [["ba", "be", "bi", "bo"], ["bu"]]
+
+
 def test_jsonl_records_are_documents(tmp_path):
     records = [{"text": "ba\n\nbe", "id": 1}, {"text": ""}, {"text": "bi \ud800bo"}]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records)) + "\n\n")
@@ -150,7 +170,17 @@ def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, content, message", [
     ("a.txt", b"ba\n\nbe\nbi \xff\n", "a.txt, line 4: not UTF-8"),
-    ("a.txt", "ba".encode("utf-16"), "a.txt, line 1: not UTF-8"),
+    ("a.txt", "ba".encode("utf-16"), "a.txt is UTF-16 or UTF-32 text; convert it"),
+    ("a.txt", "ba be".encode("utf-16-be"), "a.txt has many zero bytes"),
+    ("a.txt", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X", "a.txt is a companion file of macOS"),
+    ("a.txt", gzip.compress(b"ba"), "a.txt is compressed with gzip; add .gz"),
+    ("a.txt.gz", gzip.compress(gzip.compress(b"ba")), "a.txt.gz is compressed with gzip; add .gz"),
+    ("a.txt", lzma.compress(b"ba"), "a.txt is compressed with xz; add .xz"),
+    ("a.jsonl", b"\x28\xb5\x2f\xfd\x04\x00", "a.jsonl is compressed with zstd"),
+    ("a.txt", b"PK\x03\x04\x14\x00", "a.txt is a zip archive"),
+    ("a.txt", b"%PDF-1.7\n", "a.txt is a PDF file"),
+    ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.txt is a git-LFS pointer"),
+    ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00", "a.txt.zst is compressed in a form that is not read"),
     ("a.jsonl", b'{"text": "ba"}\n{"text": }\n', "a.jsonl, line 2: not valid json"),
     ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: json that cannot be read"),
     ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"}", "a.jsonl, line 1: json that cannot be read"),
@@ -160,7 +190,7 @@ def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
     ("a.txt.gz", b"not compressed\n", "a.txt.gz: damaged"),
     ("a.csv", b"ba\n", "a.csv: unknown kind of file"),
     ("a.txt", b"", "the corpus is empty"),
-    ("a.txt", b"\n \n\x00\x01\n", "the corpus is empty"),
+    ("a.txt", b"\n \n\x01\x02\n", "the corpus is empty"),
 ])
 def test_errors_name_file_and_line_and_leave_nothing(tmp_path, name, content, message):
     write(tmp_path / name, content)
@@ -199,6 +229,11 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         find_sources([tmp_path / "gone.txt"])
     with pytest.raises(UserError, match="done is a prepared corpus, not text"):
         find_sources([folder, folder / "done"])
+    for name in ("._a.txt", ".DS_Store", "b/._c.jsonl"):  # what macOS leaves behind
+        write(folder / name, b"\x00\x05\x16\x07")
+    said = []
+    assert [source.name for source in find_sources([folder], said.append)] == names
+    assert said == [f"{folder}: 1 files are not read, because their names end in .md"]
     (tmp_path / "endless.txt").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="endless.txt is a device"):
         find_sources([tmp_path / "endless.txt"])
@@ -233,13 +268,42 @@ def test_what_is_written_is_the_text(tmp_path, monkeypatch):
     assert open_corpus(tmp_path / "out0", tokenizer=TOKENIZER).counts.sum() == len(content.split())
 
 
+def test_text_that_the_tokenizer_does_not_know_is_named(tmp_path):
+    known, unknown = "ba be bi bo bu " * 3 + "\n\n", "bi 字 字 Ж bo\n\n"
+    for name, content, share in (("few", known * 30 + unknown, None), ("some", known * 10 + unknown * 3, "5.5%")):
+        said = []
+        prepare([write(tmp_path / f"{name}.txt", content)], TOKENIZER, tmp_path / name, held_out=0,
+                report=said.append)
+        warnings = [line for line in said if line.startswith("warning")]
+        assert warnings == ([f"warning: {share} of the tokens are [UNK], for instance '字', 'Ж': the tokenizer "
+                             "does not fit the text"] if share else [])
+    with pytest.raises(UserError, match="every token of the text is \\[UNK\\], for instance '字', 'Ж'"):
+        prepare([write(tmp_path / "all.txt", "字 Ж\n字 字\n\n字\n")], TOKENIZER, tmp_path / "all", report=None)
+    assert not (tmp_path / "all").exists()
+    prepare([write(tmp_path / "half.txt", ("字 ba " * 20 + "\n\n") * 5)], TOKENIZER, tmp_path / "half", held_out=0,
+            report=None)
+    assert len(open_corpus(tmp_path / "half")) == 5  # [CLS] and [SEP] count as known
+    prepare([write(tmp_path / "most.txt", ("字 字 ba " * 20 + "\n\n") * 5)], TOKENIZER, tmp_path / "most",
+            held_out=0, report=None)
+    with pytest.raises(UserError, match="at least half of the tokens of every sequence are"):
+        open_corpus(tmp_path / "most")
+
+
+def test_documents_too_short_for_training_are_counted(tmp_path):
+    said = []
+    content = "\n\n".join(["ba " * 9, "ba " * 5 + "\n" + "be " * 4, "ba " * 10, "ba " * 5 + "\n" + "be " * 5])
+    prepare([write(tmp_path / "a.txt", content)], TOKENIZER, tmp_path / "out", held_out=0, report=said.append)
+    assert "train: training leaves out 2 of these documents, which are shorter than 12 tokens" in " ".join(said)
+    assert len(open_corpus(tmp_path / "out")) == 2
+
+
 def test_lines_without_tokens_do_not_count(tmp_path):
-    path = write(tmp_path / "a.txt", "ba\n\x00\x01\nbe\n\n\ufffd\n\nbi\n")
+    path = write(tmp_path / "a.txt", "ba\n\x01\x02\nbe\n\n\ufffd\n\nbi\n")
     prepare([path], TOKENIZER, tmp_path / "out", held_out=0, report=None)
     assert prepared_documents(tmp_path / "out") == [["ba", "be"], ["bi"]]
 
 
-@pytest.mark.parametrize("nothing", ["\x00" * 9, "\u200b" * 3])
+@pytest.mark.parametrize("nothing", ["\x01" * 9, "\u200b" * 3])
 def test_chunks_without_a_token_are_no_documents(tmp_path, monkeypatch, nothing):
     """A document may begin and end in chunks of such lines, or be nothing else."""
     monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))
@@ -265,20 +329,6 @@ def test_long_lines_are_tokenised_in_parts_with_the_same_result(monkeypatch):
 
 def files_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 3000))
-    paths = [write(tmp_path / f"{seed}.txt", sample_text(150, seed)) for seed in range(2)]
-    prepare(paths, TOKENIZER, tmp_path / "one", held_out=0.3, jobs=1, report=None)
-    monkeypatch.setattr(prepare_module, "POOL_BYTES", 0)
-    prepare(paths, TOKENIZER, tmp_path / "two", held_out=0.3, jobs=2, report=None)
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    # and an error of a worker arrives as itself
-    write(tmp_path / "bad.txt", b"ba\n\xff\n")
-    with pytest.raises(UserError, match="bad.txt, line 2"):
-        prepare([*paths, tmp_path / "bad.txt"], TOKENIZER, tmp_path / "three", jobs=2, report=None)
-    assert not (tmp_path / "three").exists()
 
 
 # ---------------------------------------------------------------- held out
@@ -318,7 +368,7 @@ def test_impossible_shares_are_refused(tmp_path):
     for share in (-0.1, 1.0):
         with pytest.raises(UserError, match="held-out share"):
             prepare([path], TOKENIZER, tmp_path / "out", held_out=share, report=None)
-    with pytest.raises(UserError, match="all fell to the held-out part"):
+    with pytest.raises(UserError, match="belong to the held-out part"):
         prepare([path], TOKENIZER, tmp_path / "out", held_out=0.9999999, report=None)
 
 

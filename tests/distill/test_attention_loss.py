@@ -21,8 +21,8 @@ from minibert.model.batch import pack
 from minibert.model.encoder import Encoder, init_weights
 from minibert.model.heads import MaskedLM
 from minibert.training.optim import adamw, lamb
-from minibert.training.step import training_step
-from steps import LargestTensor, data, gradients
+from minibert.training.step import freeze_unread
+from steps import CPU, LargestTensor, data, gradients, take_step
 
 LENGTHS = [5, 5, 2, 2, 2, 7, 1, 7, 7]
 # one (T, T) at a time; some heads of a sequence, some sequences, with a rest of both; everything
@@ -302,11 +302,8 @@ def test_one_batch_can_be_learned_with_its_projections(method, tiny_config):
     before = {name: p.clone() for name, p in learner.named_parameters()}
     (step,) = data(1000)
     optimizer = adamw(learner, (0.9, 0.98), 1e-6, 0.0)
-    runtime = Runtime(torch.device("cpu"), "fp32")
     loss_of = partial(METHODS[method], learner, teacher, step, WEIGHTS)
-    rows = [training_step(learner, loss_of, step.micro_batches,
-                          term_counts(step, WEIGHTS), optimizer, runtime.scaler(), runtime, 5e-3, 5.0)
-            for _ in range(15)]
+    rows = [take_step(learner, loss_of, step, term_counts(step, WEIGHTS), optimizer, 5e-3) for _ in range(15)]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and set(TERMS[method]) < set(rows[0])
     moved = {name for name, p in learner.named_parameters() if not torch.equal(p, before[name])}
     assert {name for name in before if name.startswith("projections.")} <= moved
@@ -319,11 +316,12 @@ def test_what_no_term_reads_does_not_decay(method, optimizer, tiny_config):
     learner, teacher = models(tiny_config, method, torch.float32)
     before = {name: p.clone() for name, p in learner.named_parameters()}
     (step,) = data(1000)
-    runtime, weights = Runtime(torch.device("cpu"), "fp32"), replace(WEIGHTS, hidden=0.0)
+    weights = replace(WEIGHTS, hidden=0.0)
     optimizer = optimizer(learner, (0.9, 0.999), 1e-6, 0.1)
+    loss_of = partial(METHODS[method], learner, teacher, step, weights)
+    freeze_unread(learner, loss_of, step.micro_batches[0], CPU)
     for _ in range(2):
-        training_step(learner, partial(METHODS[method], learner, teacher, step, weights), step.micro_batches,
-                      term_counts(step, weights), optimizer, runtime.scaler(), runtime, 1e-2, 1.0)
+        take_step(learner, loss_of, step, term_counts(step, weights), optimizer, 1e-2, 1.0)
     same = {name for name, p in learner.named_parameters() if torch.equal(p, before[name])}
     unread = ["out", "attention_norm", "up", "down", "output_norm"] + ["value"] * (method == "tinybert")
     expected = {f"encoder.layers.1.{name}.{kind}" for name in unread for kind in ("weight", "bias")}

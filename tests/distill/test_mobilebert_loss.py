@@ -18,11 +18,10 @@ from minibert.model.config import Config, MobileConfig
 from minibert.model.encoder import Encoder, init_weights
 from minibert.model.heads import MaskedLM, build_encoder
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
-from minibert.training.mobilebert_stages import (SCHEDULES, TRANSFER_SHARE, Stage, enter, part_of, rates,
+from minibert.training.mobilebert_stages import (SCHEDULES, TRANSFER_SHARE, Stage, begin_stage, part_of, rates,
                                                  stage_at, stage_weights, stages)
 from minibert.training.optim import adamw, lamb
-from minibert.training.step import training_step
-from steps import data, gradients
+from steps import CPU, data, gradients, take_step
 
 LAYERS = 3
 TEACHER = MobileConfig(vocab_size=60, hidden_size=20, layers=LAYERS, heads=2, intermediate_size=32,
@@ -216,12 +215,11 @@ def run(student, teacher, schedule, steps, optimizer, first=0, last=None, lr=2e-
     for done in range(first, last or steps):
         stage = stage_at(plan, done)
         factors = rates(stage, done, LAYERS, 0.1)
-        enter(stage, done, student, optimizer, factors)
+        begin_stage(stage, done, student, optimizer)
         before = {name: p.detach().clone() for name, p in student.named_parameters()}
         weights = stage_weights(stage, TransferWeights())
-        rows.append(training_step(student, partial(mobilebert, student, teacher, step, weights),
-                                  step.micro_batches, term_counts(step, weights), optimizer, CPU.scaler(),
-                                  CPU, lr, 1.0, rates=factors))
+        rows.append(take_step(student, partial(mobilebert, student, teacher, step, weights), step,
+                              term_counts(step, weights), optimizer, lr, 1.0, factors=factors))
         assert not rows[-1]["skipped"]
         for name, p in student.named_parameters():
             if not torch.equal(p, before[name]):
@@ -291,9 +289,9 @@ def test_frozen_parts_are_not_in_the_norm_that_is_clipped_and_the_optimiser_star
     first = next(p for p in inside if p in optimizer.state)
     before = optimizer.state[first]["exp_avg"].clone()
     plan = stages("pkt", 12, LAYERS, 0.5)
-    enter(plan[-1], 7, student, optimizer, [1.0] * 4)
+    begin_stage(plan[-1], 7, student, optimizer)
     assert torch.equal(optimizer.state[first]["exp_avg"], before)
-    enter(plan[-1], 6, student, optimizer, [1.0] * 4)
+    begin_stage(plan[-1], 6, student, optimizer)
     assert not optimizer.state and all(p.requires_grad for p in student.parameters())
 
 
@@ -370,8 +368,8 @@ def test_a_stock_bert_teaches_a_mobilebert_its_relations(method, heads):
     optimizer = adamw(learner, (0.9, 0.999), 1e-6, 0.0)
     (step,) = data(1000)
     loss_of = partial(tinybert.METHODS[method], learner, teacher, step, weights)
-    rows = [training_step(learner, loss_of, step.micro_batches, tinybert.term_counts(step, weights),
-                          optimizer, CPU.scaler(), CPU, 2e-2, 5.0) for _ in range(40)]
+    rows = [take_step(learner, loss_of, step, tinybert.term_counts(step, weights), optimizer, 2e-2)
+            for _ in range(40)]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
 
 

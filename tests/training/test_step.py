@@ -10,9 +10,9 @@ from minibert.common.runtime import Runtime
 from minibert.distill.distilbert import METHODS, Weights, distilbert, term_counts
 from minibert.distill.losses import cosine_sum
 from minibert.model.batch import IGNORE
-from minibert.training.optim import adamw, parameter_groups
-from minibert.training.step import training_step
-from steps import data, gradients, student_and_teacher
+from minibert.training.optim import adamw, parameter_groups, set_learning_rate
+from minibert.training.step import accumulate, update
+from steps import CPU, data, gradients, student_and_teacher, take_step
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,14 +80,10 @@ def test_cosine_is_zero_for_equals_and_two_for_opposites():
     assert cosine_sum(h, -h).item() == pytest.approx(14, rel=1e-6)
 
 
-CPU = Runtime(torch.device("cpu"), "fp32")
-
-
 def take(student, teacher, step, lr=1e-3, clip=5.0, method="distilbert", optimizer=None):
     optimizer = optimizer or adamw(student, (0.9, 0.98), 1e-6, 0.0)
-    return training_step(student, partial(METHODS[method], student, teacher, step, Weights()),
-                         step.micro_batches, term_counts(step, Weights()),
-                         optimizer, CPU.scaler(), CPU, lr, clip)
+    return take_step(student, partial(METHODS[method], student, teacher, step, Weights()), step,
+                     term_counts(step, Weights()), optimizer, lr, clip)
 
 
 def test_a_step_reports_means_and_moves_only_the_student(tiny_config):
@@ -128,8 +124,10 @@ class OneOfTwo(Runtime):
 def test_a_rank_without_a_sequence_takes_the_step_of_the_others(tiny_config):
     student, teacher = student_and_teacher(tiny_config, torch.float32)
     before = [p.clone() for p in student.parameters()]
-    training_step(student, None, [], {"kl": 1}, torch.optim.SGD(parameter_groups(student, 0.0)), CPU.scaler(),
-                  OneOfTwo(torch.device("cpu"), "fp32"), 0.5, 1e9)
+    runtime, optimizer = OneOfTwo(torch.device("cpu"), "fp32"), torch.optim.SGD(parameter_groups(student, 0.0))
+    set_learning_rate(optimizer, 0.5)
+    sums = accumulate(student, None, [], CPU.scaler(), runtime)
+    update(student, optimizer, sums, {"kl": 1}, CPU.scaler(), runtime, 1e9)
     assert all(torch.equal(p, b - 0.5) for p, b in zip(student.parameters(), before))
 
 
@@ -156,9 +154,8 @@ def test_parts_learn_at_their_own_rates(tiny_config):
         (step,) = data(1000)
         groups = parameter_groups(student, 0.0, lambda name: int(".layers." in name))
         before = {name: p.detach().clone() for name, p in student.named_parameters()}
-        training_step(student, partial(METHODS["distilbert"], student, teacher, step, Weights()),
-                      step.micro_batches, term_counts(step, Weights()), torch.optim.SGD(groups), CPU.scaler(),
-                      CPU, 0.1, 5.0, rates=rates)
+        take_step(student, partial(METHODS["distilbert"], student, teacher, step, Weights()), step,
+                  term_counts(step, Weights()), torch.optim.SGD(groups), 0.1, factors=rates)
         moves[str(rates)] = {name: p.detach() - before[name] for name, p in student.named_parameters()}
     plain, ones, halves = moves.values()
     for name, move in plain.items():
