@@ -19,7 +19,7 @@ import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.common.options import at_least_one, option, parse, within  # noqa: E402
 from minibert.common.runtime import PRECISIONS, start  # noqa: E402
-from minibert.hub.load_save import check_pieces  # noqa: E402
+from minibert.data.examples import check_pieces  # noqa: E402
 from minibert.tasks.augment import augment, candidate_words, columns_of, with_candidates  # noqa: E402
 from minibert.tasks.csv_files import read_csv_splits, write_csv  # noqa: E402
 from minibert.tasks.official_files import read_examples  # noqa: E402

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from minibert.common.disk import read_json, read_text
 from minibert.common.errors import UserError
-from minibert.tasks.specs import SQUAD, TASKS
+from minibert.tasks.specs import TASKS
 
 SMOKE_TOKENS = 5_000_000  # a training on fewer shows that things work, not how well
 
@@ -118,7 +118,7 @@ def _read_train(folder: Path, config: dict, summary: dict | None) -> TrainRun:
 
 def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
     options, path = config["options"], folder / "summary.json" if summary else folder
-    known = SQUAD if options["task"] == "squad" else TASKS.get(options["task"])
+    known = TASKS.get(options["task"])
     if summary is None:
         results = [read_json(path) for path in sorted(folder.glob("seed-*/result.json"))]
     with _damage(path):

@@ -56,6 +56,13 @@ class Examples:
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
+def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
+    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
+
+
 def check_examples(examples: Examples, config: Config, name: str) -> None:
     """`UserError` where one is longer than the model `name` has positions, or where these are pairs of texts
     and it has one token type; none is enough.

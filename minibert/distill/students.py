@@ -10,10 +10,11 @@ from torch import nn
 from minibert.common.console import say
 from minibert.common.errors import UserError
 from minibert.common.options import dropouts, numbers
+from minibert.data.examples import check_pieces
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 from minibert.distill import tinybert, mobilebert
 from minibert.distill.attention_loss import imitated_layers
-from minibert.hub.load_save import check_pieces, load
+from minibert.hub.load_save import load
 from minibert.model.config import DISTILBERT, PRESETS, Config, MobileConfig, preset
 from minibert.model.encoder import Encoder, init_weights
 from minibert.model.heads import MaskedLM, PreTraining, build_encoder, encoder_of
