@@ -21,7 +21,7 @@ from minibert.common.errors import UserError
 from minibert.common.processor import sums_bytes_in_32_bits
 from minibert.common.runtime import native_bf16
 from minibert.data.examples import make_examples
-from minibert.hub.onnx_export import pad, write_onnx
+from minibert.hub.onnx_export import pad, quantize_file, write_onnx
 from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
@@ -39,11 +39,7 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str]) -
     if kinds & {"onnxruntime", "openvino"} and not (folder / "model.onnx").exists():
         write_onnx(model, folder / "model.onnx")
     if "onnxruntime int8" in engines and not (folder / "int8.onnx").exists():
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        # reduce_range: 7-bit weights, where the processor's sums of 8-bit products would overflow
-        quantize_dynamic(folder / "model.onnx", folder / "int8.onnx", per_channel=True,
-                         reduce_range=not sums_bytes_in_32_bits(), weight_type=QuantType.QInt8)
+        quantize_file(folder / "model.onnx", folder / "int8.onnx", not sums_bytes_in_32_bits())
     if "ctranslate2" in kinds and not (folder / "ctranslate2").exists():
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
