@@ -5,6 +5,7 @@ cut in any way, and how large its tensors get.
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -24,6 +25,39 @@ TINY_MOBILE = MobileConfig(vocab_size=60, hidden_size=20, layers=2, heads=3, int
 MOBILE_KINDS = [replace(TINY_MOBILE, attention_input=attention_input, norm=norm, activation=activation)
                 for attention_input, (norm, activation) in product(
                     ("shared", "hidden", "bottleneck"), (("no_norm", "relu"), ("layer_norm", "gelu_tanh")))]
+
+
+V = 60  # pieces of TOKENIZER and ids of FakeCorpus
+TOKENIZER = SimpleNamespace(special=np.arange(V) < 5, continuation=np.zeros(V, bool), vocab_size=V,
+                            mask_id=4, cls_id=2, sep_id=3)
+
+
+class FakeCorpus:
+    """300 sequences of 1 to 30 tokens; each begins with a token that tells which it is."""
+
+    def __init__(self, n=300):
+        rng = np.random.default_rng(0)
+        self.data = [rng.integers(5, V, rng.integers(1, 31)).astype(np.uint16) for _ in range(n)]
+
+    def __len__(self):
+        return len(self.data)
+
+    def lengths(self, indices):
+        return np.array([len(self.data[i]) for i in indices], dtype=np.int64)
+
+    def tokens(self, i):
+        return self.data[i]
+
+
+def rows_of(step):
+    """The sequences of a step as a sorted list of (inputs, labels)."""
+    found = []
+    for micro in step.micro_batches:
+        ends = micro.batch.offsets.tolist()
+        for start, end in zip(ends, ends[1:]):
+            assert micro.batch.positions[start:end].tolist() == list(range(end - start))
+            found.append((micro.batch.ids[start:end].tolist(), micro.labels[start:end].tolist()))
+    return sorted(found)
 
 
 def data(micro_tokens: int, ranks: int = 1) -> list[Step]:

@@ -1,6 +1,6 @@
-"""Tokenised examples for fine-tuning and inference: kept as one stream, packed into any batch of them.
+"""Tokenised examples for fine-tuning and inference, and the batches drawn from them.
 
-Masked text for pre-training is in feed.py.
+Masked text for pre-training is in loader.py.
 """
 
 import hashlib
@@ -22,29 +22,29 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """n sequences, N tokens in all, and what is to be predicted of each."""
+    """n sequences of N tokens in all, one after the other, and their labels."""
 
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # (n,) int64 classes or float32 scores; -1 or NaN where there is none; spans: (n, 2) int64
+    # (n,) int64 classes or float32 scores, -1 or NaN without a label; spans: (n, 2) int64
     labels: np.ndarray
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """(n,) where each sequence begins in the stream; summed once, as a step must not cost what n does."""
+        """(n,) the first token of each sequence; computed once, so that a step does not cost O(n)."""
         return np.cumsum(self.lengths) - self.lengths
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all of it; other texts, labels or another order have, in practice, another one."""
+        """A hash of all arrays, to recognise the same texts and labels in the same order."""
         digest = hashlib.sha256()
         for array in (self.ids, self.segments, self.lengths, self.labels):
             digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """These sequences, packed, in this order."""
+        """The sequences `indices`, packed, in this order."""
         rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
@@ -64,8 +64,8 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
-    """`UserError` where one is longer than the model `name` has positions, or where these are pairs of texts
-    and it has one token type; none is enough.
+    """`UserError` where the model `name` has too few positions for the longest example, or one token type for
+    pairs of texts. A model without token types reads pairs.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -76,11 +76,11 @@ def check_examples(examples: Examples, config: Config, name: str) -> None:
 
 
 class LabelledBatch(NamedTuple):
-    """What goes through the model at once in fine-tuning."""
+    """A micro-batch of fine-tuning."""
 
     batch: Batch
     labels: Tensor  # (S,) classes or scores, or (S, 2) first and last row of the answer, inside the sequence
-    targets: dict[str, Tensor]  # the teacher's outputs for these examples, see finetuning.py
+    targets: dict[str, Tensor]  # the teacher's outputs for these examples, see distill/task_kd.py
     seed: int  # for the dropout of this micro-batch
 
     def to(self, device) -> "LabelledBatch":
@@ -91,7 +91,7 @@ class LabelledBatch(NamedTuple):
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """From lists of ids and segments, one list a sequence."""
+    """Examples from lists of ids and segments, one list for each sequence."""
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -102,16 +102,13 @@ def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.nd
 
 def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int,
            labels: np.ndarray | None = None) -> Examples:
-    """Texts, or pairs of them, as the model reads them; without `labels` they are -1."""
+    """Tokenised texts, or pairs of texts; labels are -1 where none are given."""
     ids, segments = tokenizer.encode(texts, pairs, max_length)
     return make_examples(ids, segments, np.full(len(ids), -1) if labels is None else labels)
 
 
 class Drawn(NamedTuple):
-    """One optimiser step of one rank.
-
-    `tokens`, `labelled` and `sequences` count the *whole* step: all micro-batches, all ranks.
-    """
+    """One rank's micro-batches of an optimiser step. The counts are of all ranks."""
 
     micro_batches: list[LabelledBatch]
     tokens: int
@@ -121,8 +118,8 @@ class Drawn(NamedTuple):
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
-    """The `batch` examples of optimiser step `step` (from 0),
-    in micro-batches of at most `micro_tokens` tokens, for one rank.
+    """One rank's part of the `batch` examples of optimiser step `step` (from 0), in micro-batches of at most
+    `micro_tokens` tokens.
 
     `targets` have one row for each example, or for each of its tokens (the logits of a span head).
     """

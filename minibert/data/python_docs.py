@@ -1,13 +1,14 @@
-"""The corpus that every machine has: the documentation inside its Python installation.
+"""A corpus that every machine has: the documentation inside its Python installation.
 
-Docstrings of the standard library and the help topics of `pydoc`, read from the source files, never imported.
-One module is one document, one paragraph is one line; which modules are held out is decided by a hash of
-their names, so that it is the same for every Python version.
+These are the docstrings of the standard library and the help topics of `pydoc`. They are read from the source
+files; no module is imported. One module is one document, one paragraph is one line. A hash of its name decides
+whether a module is held out, so the choice is the same for every Python version.
 """
 
 import ast
 import platform
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from minibert.data.text import hash_share
 from minibert.data.tokenizer import Tokenizer
 
 HELD_OUT = 0.1
-TOPICS = "pydoc_data"  # where the help topics stand; always for training, being a fifth of the text
+TOPICS = "pydoc_data"  # the package of the help topics: a fifth of the text, so always for training
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"}
 
 
@@ -51,7 +52,7 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def parse(path: Path) -> ast.Module | None:
-    """The syntax tree of a source file; None for one that is not valid Python: the library has some."""
+    """The syntax tree of a source file; None if it is not valid Python, as some files of the library."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escape sequences
         try:
@@ -80,7 +81,7 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a docstring, each as one line; without interpreter sessions and ruled lines."""
+    """The paragraphs of a docstring, each as one line, without interpreter sessions and lines of dashes."""
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
         if lines and not any(line.startswith(">>>") for line in lines):
@@ -101,7 +102,7 @@ def is_held_out(module: str) -> bool:
 def split_docs(docs: Iterator[tuple[str, str]]) -> dict[str, list[list[str]]]:
     """{"train": documents, "held-out": documents}, a document being its lines.
 
-    Each paragraph occurs once, in one of the parts, because many docstrings are copies of each other.
+    Each paragraph is kept once, in training rather than held out: many docstrings are copies of each other.
     """
     docs = list(docs)
     seen, parts = set(), {}
@@ -137,5 +138,6 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report=print) -> 
 
 # python -m minibert.data.python_docs: the training part as text, a blank line between documents
 if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's encoding: the text is data
     for document in split_docs(python_docs())["train"]:
         print("\n".join(document), end="\n\n")

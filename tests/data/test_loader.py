@@ -1,45 +1,13 @@
 """From corpus to micro-batches: the step is the same however it is cut and dealt."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from minibert.data.loader import make_step
+from minibert.data.masking import mask_tokens
 from minibert.model.batch import IGNORE
-
-V = 60
-TOKENIZER = SimpleNamespace(special=np.arange(V) < 5, continuation=np.zeros(V, bool), vocab_size=V,
-                            mask_id=4, cls_id=2, sep_id=3)
-
-
-class FakeCorpus:
-    """300 sequences of 1 to 30 tokens; each begins with a token that tells which it is."""
-
-    def __init__(self, n=300):
-        rng = np.random.default_rng(0)
-        self.data = [rng.integers(5, V, rng.integers(1, 31)).astype(np.uint16) for _ in range(n)]
-
-    def __len__(self):
-        return len(self.data)
-
-    def lengths(self, indices):
-        return np.array([len(self.data[i]) for i in indices], dtype=np.int64)
-
-    def tokens(self, i):
-        return self.data[i]
-
-
-def rows_of(step):
-    """The sequences of a step as a sorted list of (inputs, labels)."""
-    found = []
-    for micro in step.micro_batches:
-        ends = micro.batch.offsets.tolist()
-        for start, end in zip(ends, ends[1:]):
-            assert micro.batch.positions[start:end].tolist() == list(range(end - start))
-            found.append((micro.batch.ids[start:end].tolist(), micro.labels[start:end].tolist()))
-    return sorted(found)
+from steps import TOKENIZER, V, FakeCorpus, rows_of
 
 
 def step_of(micro_tokens=10_000, rank=0, ranks=1, step=3, corpus=FakeCorpus()):
@@ -87,6 +55,29 @@ def test_labels_are_the_original_tokens():
 def test_a_corpus_smaller_than_a_batch_comes_again():
     step = make_step(FakeCorpus(7), TOKENIZER, 0, batch=20, micro_tokens=1000, seed=7, selection="bert")
     assert len(rows_of(step)) == 20
+
+
+def test_the_same_sequence_is_masked_anew_in_every_step():
+    """Of one sequence every step is an epoch: the masks are those of (seed, step)."""
+    corpus = FakeCorpus(1)
+    corpus.data = [np.arange(5, V).astype(np.uint16)]
+
+    def step(k, seed=7):
+        return make_step(corpus, TOKENIZER, k, batch=1, micro_tokens=1000, seed=seed, selection="bernoulli")
+
+    masks = [tuple((step(k).micro_batches[0].labels != IGNORE).tolist()) for k in range(20)]
+    assert len(set(masks)) == 20
+    assert masks[0] != tuple((step(0, seed=8).micro_batches[0].labels != IGNORE).tolist())
+    inputs = mask_tokens(np.array([2, *range(5, V), 3]), np.array([V - 3]), TOKENIZER, "bernoulli", 7, 4).inputs
+    assert step(4).micro_batches[0].batch.ids.tolist() == inputs.tolist()
+
+
+def test_a_step_is_masked_as_asked_for():
+    """Its kind and share: of "bert" an exact number in each sequence, of the whole step its count."""
+    step = make_step(FakeCorpus(), TOKENIZER, 0, batch=40, micro_tokens=10_000, seed=7, selection="bert", share=0.4)
+    for inputs, labels in rows_of(step):
+        assert sum(label != IGNORE for label in labels) == max(1, min(len(inputs) - 2, int(0.4 * len(inputs) + 0.5)))
+    assert step.masked == sum(label != IGNORE for _, labels in rows_of(step) for label in labels)
 
 
 def test_dropout_seeds_differ_between_micro_batches_and_steps():

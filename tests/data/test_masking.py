@@ -49,6 +49,28 @@ def test_special_tokens_are_never_masked_and_replacement_is_80_10_10(selection):
     assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 27.9
 
 
+def test_every_piece_is_drawn_as_a_replacement_and_each_as_often():
+    """In a vocabulary of 12, every token selected: a tenth becomes one of the 12, the first and last included."""
+    small = SimpleNamespace(special=np.arange(12) < 5, continuation=np.zeros(12, bool), vocab_size=12, mask_id=MASK)
+    ids, lengths = np.full(60_000, 7), np.full(600, 100)
+    inputs, selected = mask_tokens(ids, lengths, small, "bernoulli", 1, share=1.0)
+    assert selected.all()
+    counts = np.bincount(inputs, minlength=12)
+    counts[[MASK, 7]] = 500  # these come from masks and from tokens that are kept, too
+    assert ((counts - 500) ** 2 / 500).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.4])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_the_share_is_that_which_was_asked_for(selection, share):
+    ids, lengths = sequences(4000)
+    selected = mask_tokens(ids, lengths, TOKENIZER, selection, 3, share=share,
+                           weights=smoothed_weights(np.ones(V), SPECIAL)).selected
+    # "bert" and "smoothed" take the share of all tokens, the others of those that may be masked
+    of = len(ids) if selection in ("bert", "smoothed") else (~SPECIAL[ids]).sum()
+    assert selected.sum() / of == pytest.approx(share, rel=0.02)
+
+
 def test_bernoulli_selects_tokens_independently():
     ids, lengths = sequences(4000)
     selected = run("bernoulli", ids, lengths, 3).selected

@@ -3,17 +3,21 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from minibert.common.randomness import permute
 from minibert.common.runtime import Runtime
+from minibert.data.loader import with_specials
+from minibert.data.masking import mask_tokens
 from minibert.distill.tinybert import METHODS, InnerWeights, Learner
 from minibert.model.batch import IGNORE
 from minibert.model.encoder import Encoder, init_weights
 from minibert.model.heads import MaskedLM
-from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms
-from steps import data
+from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
+from steps import TOKENIZER, FakeCorpus, data, rows_of
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 
@@ -82,3 +86,16 @@ def test_terms_of_a_method(method, tiny_config):
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert sum(getattr(weights, name) * value for name, value in figures.items()
                if name != "loss") == pytest.approx(loss.item(), rel=1e-9)
+
+
+def test_held_out_text_is_masked_the_same_way_whatever_training_does():
+    """Every token with probability `share`, by itself: not "bert", which takes an exact number."""
+    corpus = FakeCorpus(50)
+    found = held_out_batches(corpus, TOKENIZER, 20, 10_000, share=0.3)
+    assert rows_of(found) == rows_of(held_out_batches(corpus, TOKENIZER, 20, 10_000, share=0.3))
+    ids, lengths = with_specials(corpus, permute(np.arange(20), 50, 0), TOKENIZER)
+    inputs, selected = mask_tokens(ids, lengths, TOKENIZER, "bernoulli", 0, share=0.3)
+    borders = np.cumsum(lengths)[:-1]
+    expected = [(a.tolist(), b.tolist()) for a, b in zip(np.split(inputs, borders),
+                                                         np.split(np.where(selected, ids, IGNORE), borders))]
+    assert rows_of(found) == sorted(expected) and found.masked == selected.sum() and found.tokens == len(ids)
