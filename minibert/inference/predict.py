@@ -115,8 +115,9 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
         with runtime.autocast():
             last = encoder(batch).float()  # (N, D)
         lengths = batch.lengths.to(last.device)
-        sums = last.new_zeros(len(group), last.shape[1]).index_add_(
-            0, torch.arange(len(group), device=last.device).repeat_interleave(lengths), last)
+        # with output_size, so that a GPU is not asked for the sum of the lengths
+        text = torch.arange(len(group), device=last.device).repeat_interleave(lengths, output_size=len(last))
+        sums = last.new_zeros(len(group), last.shape[1]).index_add_(0, text, last)
         vectors[group] = torch.nn.functional.normalize(sums / lengths[:, None]).cpu().numpy()
     model.train(training)
     return vectors
