@@ -59,13 +59,17 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 
 def matrix_peak(runtime: Runtime) -> float:
     """The FLOP/s of a large square matrix product here, in the runtime's precision: best of several."""
-    a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision])
+    on_gpu = runtime.device.type == "cuda"
+    size = 8192 if on_gpu else 2048  # a GPU would wait longer for a small one than compute it
+    a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")
     for _ in range(10):
+        if on_gpu:
+            torch.cuda.synchronize()
         begun = time.perf_counter()
         a @ b
-        if runtime.device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begun)
-    return 2 * 2048**3 / best
+    return 2 * size**3 / best

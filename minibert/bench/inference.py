@@ -26,6 +26,7 @@ from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.runtime import describe, start
+from minibert.inference.fast_encoder import kernels_of
 from minibert.model.config import PRESETS, Config, preset
 from minibert.model.encoder import init_weights
 from minibert.model.heads import Classifier
@@ -207,6 +208,8 @@ def bench_inference(options: InferenceBench) -> dict:
     for engine, reason in reasons.items():
         if reason:
             print(f"without {engine}: {reason}")
+        elif engine.startswith("minibert "):
+            print(kernels_of(engine.split()[1], runtime.device)[1])
     engines = [engine for engine, reason in reasons.items() if not reason]
     if not engines:
         raise UserError("none of the engines asked for runs here")
@@ -222,7 +225,7 @@ def bench_inference(options: InferenceBench) -> dict:
             model = (init_weights(Classifier(dataclasses.replace(
                 shape, vocab_size=max(shape.vocab_size, tokenizer.vocab_size)))) if shape
                 else minibert.load(name))
-            write_files(model, tokenizer, folder, engines)
+            write_files(model, tokenizer, folder, engines, examples[2:])
             config = model.config
             del model
             for threads in counts:

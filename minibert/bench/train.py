@@ -33,6 +33,7 @@ from minibert.training.options import FAMILY
 from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
+PEER, COMPILED = "transformers", "transformers compiled"
 # those of BERTs as they are
 TIMED = tuple(name for name, family in FAMILY.items() if family is not mobilebert)
 
@@ -58,6 +59,7 @@ class TrainBench:
     threads: int | None = option(None, "CPU threads")
     compile: bool = option(False, "torch.compile our encoders")
     peer: bool = option(True, "measure transformers beside (distilbert)")
+    compiled_peer: bool = option(False, "and transformers with torch.compile")
 
     def __post_init__(self):
         at_least_one(self, "batch", "steps", "turns", "threads")
@@ -120,14 +122,17 @@ def our_turn(method: str, options: TrainBench, runtime):
     return turn
 
 
-def peers_turn(options: TrainBench, runtime):
-    """The same with transformers.
+def peers_turn(options: TrainBench, runtime, compiled: bool):
+    """The same with transformers, or with transformers `compiled` for any length.
 
     Its batches are grouped by length: the turn's sequences sorted, then cut.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
     student.train()
+    if compiled:
+        teacher.compile(dynamic=True)
+        student.compile(dynamic=True)
     optimizer = at_rate(adamw(student, (0.9, 0.98), 1e-6, 0.0), LR)
     pool = []
     for ids, lengths, selected in sequences(options, teacher.config.vocab_size):
@@ -147,8 +152,9 @@ def peers_turn(options: TrainBench, runtime):
 def worker(kind: str, options: TrainBench, pipe) -> None:
     """One contender in its process."""
     torch.manual_seed(0)
-    runtime = start(options.device, options.precision, options.threads, training=kind != "transformers")
-    turn = peers_turn(options, runtime) if kind == "transformers" else our_turn(
+    peer = kind in (PEER, COMPILED)
+    runtime = start(options.device, options.precision, options.threads, training=not peer)
+    turn = peers_turn(options, runtime, kind == COMPILED) if peer else our_turn(
         options.methods[0] if kind == "minibert" else kind, options, runtime)
     serve(turn, pipe, runtime.device)
 
@@ -159,7 +165,8 @@ def bench_train(options: TrainBench) -> dict:
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:
         method_of = {"minibert": options.methods[0]}
-    kinds = [*method_of, *(["transformers"] if peer else [])]
+    peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
+    kinds = [*method_of, *peers]
     teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
     for method in options.methods:
         if FAMILY[method] is tinybert:
@@ -190,6 +197,8 @@ def bench_train(options: TrainBench) -> dict:
     print(table(rows, title))
     result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
               "length": round(tokens / (options.steps * options.batch), 2), "matrix_peak": peak, **figures}
-    if peer:
+    if peers:
         result |= compared(seconds, memory)
+    if COMPILED in peers:
+        result["compiled"] = compared(seconds, memory, COMPILED)
     return result
