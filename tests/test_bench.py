@@ -10,7 +10,7 @@ import pytest
 
 from minibert.bench import finetune as bench_finetune, train as bench_train
 from minibert.bench.plan import read_measured
-from minibert.bench.train import TrainBench, sequences
+from minibert.bench.train import TrainBench, random_sequences
 from minibert.data.prepare import prepare
 from minibert.data.tokenizer import load_tokenizer
 from scripts import run_bench
@@ -104,7 +104,7 @@ def test_lengths_of_a_corpus(tmp_path, monkeypatch):
     prepare([str(tmp_path / "text.txt")], load_tokenizer(ROOT / "weights" / "teacher"), tmp_path / "corpus",
             held_out=0.0)
     options = TrainBench(corpus=str(tmp_path / "corpus"), batch=8, steps=2, peer=False, threads=1)
-    steps = sequences(options, 30522)
+    steps = random_sequences(options, 30522)
     lengths = [n for _, some, _ in steps for n in some]
     assert len(set(lengths)) > 3 and 12 <= min(lengths) and max(lengths) <= 128
     assert all(len(ids) == some.sum() == len(chosen) for ids, some, chosen in steps)

@@ -13,7 +13,7 @@ from minibert.model.config import Config
 from minibert.model.encoder import on_meta
 from minibert.model.heads import build_encoder
 
-FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
+FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
   T tokens, L layers, D hidden size, F feed-forward size: linear layers and attention of the encoder; for a
   MobileBERT, 2 T x the elements of its linear layers + 4 T^2 B L, B its bottleneck size. Left out: pooler
   and heads, and what is no matrix product (biases, LayerNorm, GELU, softmax, look-ups).
@@ -32,7 +32,7 @@ def linear_elements(config: Config) -> int:
 
 
 def encoder_flops(config: Config, length: int) -> int:
-    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FORMULA`."""
+    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FLOPS_FORMULA`."""
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 

@@ -70,7 +70,7 @@ class TrainBench:
             raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
 
 
-def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ids, lengths, selected) of each step of a turn:
     random tokens, 15 % of them masked, the same for everyone.
     """
@@ -93,7 +93,7 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
                  for name in (options.teacher, options.student))
 
 
-def our_turn(method: str, options: TrainBench, runtime):
+def distillation_turn(method: str, options: TrainBench, runtime):
     """A function that takes one turn of steps with minibert, all as train.py does it."""
     family, weights = FAMILY[method], Weights()
     if family is tinybert:
@@ -110,7 +110,7 @@ def our_turn(method: str, options: TrainBench, runtime):
         compile_encoder(encoder_of(teacher))
     optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
     data = []
-    for number, (ids, lengths, selected) in enumerate(sequences(options, teacher.config.vocab_size)):
+    for number, (ids, lengths, selected) in enumerate(random_sequences(options, teacher.config.vocab_size)):
         micro = cut(ids, lengths, np.where(selected, 4, ids), selected, options.micro_tokens, (number,))
         data.append(Step(micro, len(ids), int(selected.sum()), len(lengths)))
 
@@ -122,7 +122,7 @@ def our_turn(method: str, options: TrainBench, runtime):
     return turn
 
 
-def peers_turn(options: TrainBench, runtime, compiled: bool):
+def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
     """The same with transformers, or with transformers `compiled` for any length.
 
     Its batches are grouped by length: the turn's sequences sorted, then cut.
@@ -135,7 +135,7 @@ def peers_turn(options: TrainBench, runtime, compiled: bool):
         student.compile(dynamic=True)
     optimizer = at_rate(adamw(student, (0.9, 0.98), 1e-6, 0.0), LR)
     pool = []
-    for ids, lengths, selected in sequences(options, teacher.config.vocab_size):
+    for ids, lengths, selected in random_sequences(options, teacher.config.vocab_size):
         borders = np.cumsum(lengths)[:-1]
         inputs, labels = np.where(selected, 4, ids), np.where(selected, ids, IGNORE)
         pool += [(torch.from_numpy(i), torch.from_numpy(k)) for i, k in
@@ -149,12 +149,12 @@ def peers_turn(options: TrainBench, runtime, compiled: bool):
     return turn
 
 
-def worker(kind: str, options: TrainBench, pipe) -> None:
+def train_worker(kind: str, options: TrainBench, pipe) -> None:
     """One contender in its process."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)
-    turn = peers_turn(options, runtime, kind == COMPILED) if peer else our_turn(
+    turn = transformers_distillation_turn(options, runtime, kind == COMPILED) if peer else distillation_turn(
         options.methods[0] if kind == "minibert" else kind, options, runtime)
     serve(turn, pipe, runtime.device)
 
@@ -175,8 +175,8 @@ def bench_train(options: TrainBench) -> dict:
         check_installed()
     runtime = start(options.device, options.precision, options.threads, training=False)
     peak = matrix_peak(runtime)
-    seconds, memory = alternate(worker, kinds, options, options.turns)
-    steps = sequences(options, student.vocab_size)
+    seconds, memory = alternate(train_worker, kinds, options, options.turns)
+    steps = random_sequences(options, student.vocab_size)
     tokens = sum(len(ids) for ids, _, _ in steps)
     figures, rows = {}, []
     for kind in kinds:

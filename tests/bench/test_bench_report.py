@@ -1,6 +1,6 @@
 """bench.py report on run folders written by hand: its figures, its marks, and what is missing or damaged.
 
-With it minibert/bench/scores.py and run_commands.py, whose results stand there.
+With it minibert/bench/scores.py and records.py, whose results stand there.
 """
 
 import json
@@ -17,9 +17,9 @@ import minibert.training.summary
 import train
 from minibert.bench.records import read_runs
 from minibert.bench.report import ReportBench, bench_report, put_part, taught
-from minibert.bench.run_commands import command
-from minibert.bench.scores import KNOWN
+from minibert.bench.records import run_command
 from minibert.common.errors import UserError
+from minibert.tasks.specs import TASKS
 from minibert.common.options import parse
 from minibert.training import options as train_options
 
@@ -36,7 +36,7 @@ def tuned(folder, model, task, scores, metric="accuracy", finished=True, baselin
     """A run of finetune.py with these scores, one a seed."""
     options = {"model": str(model), "task": task, "data": "data", "lr": None, "seeds": len(scores), "seed": 1,
                "out": str(folder), "method": "kd", "teacher": None, "resume": False} | changed
-    settings = {name: changed.get(name, getattr(KNOWN.get(task), name, 1))
+    settings = {name: changed.get(name, getattr(TASKS.get(task), name, 1))
                 for name in ("batch", "epochs", "lr", "max_length")}
     put(folder / "config.json", {"options": options, "task": settings, **MACHINE})
     results = [{"seed": k + 1, "best": {"scores": {"dev": {metric: score}}}, "history": [], "seconds": 60.0}
@@ -298,7 +298,7 @@ def test_commands_make_the_runs_again(runs):
         task = dict.fromkeys(("batch", "epochs", "lr", "max_length"), 1)
         put(folder / "config.json", {"options": asdict(options), "task": task, "steps": 7, **MACHINE})
         [run] = sum(read_runs([str(folder)]), [])
-        assert command(module.__name__, run, str) == f"python {module.__name__}.py {words[name]}"
+        assert run_command(module.__name__, run, str) == f"python {module.__name__}.py {words[name]}"
     text, _ = report(runs, rename=(f"{runs}=runs", "our models=models"))
     assert "python finetune.py --model runs/small/model --task cola" in text and str(runs) not in text
 
