@@ -4,11 +4,11 @@
     python tests/fuzz.py safetensors config --inputs 20000 --seed 3
     python tests/fuzz.py config --only 712 --seed 3   one input again, with its traceback; its files are kept
 
-A reader starts from a folder of good files. An input is that folder with one or two files changed
-(mutate.py). It counts as read, as refused (`UserError`), or as a failure: any other exception, a message that
-is no single line, more than `SECONDS`, more than `MEMORY` above what the process had, a file opened for
-writing outside the folder, a process or a connection started. Each reader runs in a process of its own,
-whose death is a failure, too.
+A reader starts from a folder of good files. An input is that folder with one or two files changed by
+mutate.py. It counts as read, as refused (`UserError`), or as a failure. A failure is any other exception, a
+message of several lines, more than `SECONDS`, more than `MEMORY` of additional memory, a file opened for
+writing outside the folder, or a process or connection that was started. Each reader runs in its own process;
+if that ends early, it is a failure, too.
 """
 
 import argparse
@@ -42,14 +42,14 @@ class TooSlow(BaseException):
 
 
 class Watch:
-    """Notes what an input must not do: write outside its folder, start a process, open a connection."""
+    """Records what an input must not do: write outside its folder, start a process, open a connection."""
 
     def __init__(self):
         self.folder, self.seen = None, []
         self.added = False
 
     def begin(self, folder: Path) -> None:
-        """From now on for this folder; the hook stays for ever, and sleeps where there is no folder."""
+        """Starts recording for this folder. The hook stays; without a folder it does nothing."""
         if not self.added:
             sys.addaudithook(self)
         self.folder, self.seen, self.added = os.path.realpath(folder), [], True

@@ -1,4 +1,4 @@
-"""The readers that fuzz.py tries: good files for each, how they are read, and which files are changed how."""
+"""The readers that fuzz.py tests: how each one's good files are made, read and changed."""
 
 import contextlib
 import gzip
@@ -229,8 +229,8 @@ read_csv.tokenizer = train_tokenizer(TEXTS, 90)
 
 def read_texts(folder: Path, draw: random.Random) -> None:
     try:
-        prepare([folder / kind for kind in "abcde"], read_csv.tokenizer, folder / "out", held_out=0.1, report=None,
-                wikitext=draw.choice(("auto", "yes", "no")))
+        prepare([folder / kind for kind in "abcde"], read_csv.tokenizer, folder / "out", held_out=0.1,
+                report=None, wikitext=draw.choice(("auto", "yes", "no")))
         open_corpus(folder / "out", min_length=3)
     finally:
         shutil.rmtree(folder / "out", ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Changes to good files that damage or malice could make: of bytes, of a JSON document, of a table's lines.
+"""Random changes of good files, as damage or an attacker could make them: of bytes, JSON documents, tables.
 
-Each takes a `random.Random` and what to change; several small changes at once, so that part of them still
-reads.
+Each function takes a `random.Random` and the content to change. The changes are small, so that some of the
+files can still be read.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def places(value, path=()) -> list[tuple]:
 
 
 def inside(value, path):
-    """What stands at a path."""
+    """The value at a path."""
     for key in path:
         value = value[key]
     return value
@@ -176,7 +176,7 @@ def mutate_header(draw: random.Random, header: bytes) -> bytes:
 
 
 class Code:
-    """Unpickled, it runs a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self):
         return draw_call
@@ -219,7 +219,7 @@ def mutate_bin(draw: random.Random, data: bytes) -> bytes:
 
 
 def mutate_text(draw: random.Random, data: bytes) -> bytes:
-    """What compressed text says, compressed again; or lines; or bytes."""
+    """Changes of the text inside a compressed file, of lines, or of bytes."""
     for magic, unpack, pack in ((b"\x1f\x8b", gzip.decompress, gzip.compress),
                                 (b"\xfd7z", lzma.decompress, lzma.compress)):
         if data.startswith(magic) and draw.random() < 0.5:

@@ -21,8 +21,8 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT / "minibert", folder / "minibert", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    subprocess.run([PYTHON, "-c", "from setuptools import build_meta; build_meta.build_wheel('.')"], cwd=folder,
-                   check=True, capture_output=True)
+    code = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    subprocess.run([PYTHON, "-c", code], cwd=folder, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
 
@@ -34,8 +34,8 @@ def test_every_module_is_in_the_wheel(wheel):
 @pytest.mark.slow
 def test_the_library_and_the_scripts_run_from_the_wheel(wheel, tmp_path):
     """The scripts are copied away from the checkout, whose minibert they would import."""
-    subprocess.run([PYTHON, "-m", "pip", "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel],
-                   check=True, capture_output=True)
+    pip = [PYTHON, "-m", "pip", "install", "--no-deps", "--no-index", "--target", tmp_path / "site"]
+    subprocess.run([*pip, wheel], check=True, capture_output=True)
     for name in ("train.py", "finetune.py", "bench.py"):
         shutil.copy(ROOT / name, tmp_path)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -44,7 +44,7 @@ def test_the_library_and_the_scripts_run_from_the_wheel(wheel, tmp_path):
         return subprocess.run([PYTHON, *words], cwd=tmp_path, env=environment, check=True, text=True,
                               stdout=subprocess.PIPE).stdout
 
-    code = "import minibert; print(minibert.__file__, *(getattr(minibert, name) for name in minibert.__all__))"
+    code = "import minibert as m; print(m.__file__, *(getattr(m, name) for name in m.__all__))"
     assert run("-c", code).startswith(str(tmp_path / "site"))
     for name in ("train.py", "finetune.py", "bench.py"):
         assert run(name, "--help").strip()

@@ -1,12 +1,12 @@
-"""Watches a run over its length: does its memory grow, does it keep files open, does it become slower?
+"""Watches a run from start to end: does its memory grow, does it keep files open, does it become slower?
 
     python tests/watch.py --metrics runs/long/metrics.jsonl -- python train.py --steps 20000 --out runs/long
 
-Every `--every` seconds it notes the anonymous memory (RssAnon: what no file backs, so neither page cache nor
-memory-mapped corpora) and the open files of the command and all its children, from /proc; at the end it takes
-`tokens_per_second` from metrics.jsonl. The first `--warm-up` share is left out, the rest cut in four, and the
-medians of the first and last quarter are compared. Exit code 1 where memory grew by more than 2 % and 16 MB,
-files by more than 2, or the speed fell by more than 10 %; else that of the command.
+Every `--every` seconds it reads the open files and the anonymous memory of the command and all its children
+from /proc. (Anonymous memory, RssAnon, leaves out the page cache and memory-mapped corpora.) At the end it
+reads `tokens_per_second` from metrics.jsonl. The first `--warm-up` share is left out, the rest is cut in
+four, and the medians of the first and the last quarter are compared. The exit code is 1 where memory grew by
+more than 2 % and 16 MB, files by more than 2, or the speed fell by more than 10 %; else that of the command.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def drift(values: list[float], warm_up: float) -> dict[str, float]:
 
 
 def verdict(found: dict[str, dict]) -> list[str]:
-    """What drifted, in words; nothing where nothing did."""
+    """A sentence for each figure that drifted."""
     said = []
     memory, files, speed = (found.get(name) for name in ("memory_mb", "files", "tokens_per_second"))
     if memory["last"] > memory["first"] * 1.02 + 16:

@@ -1,4 +1,4 @@
-"""What people see: lines, tables, times, and how far long work is. Without torch, so that no script waits for it."""
+"""What scripts print: lines, tables, times and progress. It needs no torch, which takes seconds to import."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def clock(seconds: float) -> str:
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """Rows with the same keys as a table: the keys are the heading, all columns but the first right-aligned."""
+    """A table of rows with the same keys, which are its heading; all columns but the first right-aligned."""
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
@@ -43,12 +43,12 @@ class Progress:
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`total` and `done` count `unit`s; `done` was there before this session, and the rate leaves it out."""
+        """`total` and `done` count `unit`s; what was `done` before is left out of the rate."""
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
         self.shown = float("-inf") if stays else self.begun  # when the line was last shown
-        self.in_place = False  # the terminal's cursor stands behind a text of ours
+        self.in_place = False  # whether the cursor is at the end of the line
 
     def __call__(self, amount: float, detail: str = "") -> None:
         """Counts `amount` more as done. Where it is time to, shows the new state, with `detail` after it."""

@@ -17,7 +17,7 @@ WINDOWS = os.name == "nt"
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Turns errors of the disk inside the block into a `UserError`. Errors of the network stay as they are."""
+    """Turns errors of the disk in the block into a `UserError`; errors of the network stay as they are."""
     try:
         yield
     except BrokenPipeError:
@@ -31,7 +31,7 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], None]]:
-    """Opens a file and yields a function that writes to it; errors of the disk are a `UserError` about `name`."""
+    """Opens a file and yields a function that writes to it. An error of the disk is a `UserError`."""
     with disk_errors(name):
         file = open(path, mode)
 
@@ -47,7 +47,7 @@ def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], Non
 
 def fsync(path: Path) -> None:
     """Flushes a file, or a folder's list of names, to the disk."""
-    # Windows flushes only what is open for writing, and opens no folders; POSIX opens folders for reading only.
+    # Windows flushes only files that are open for writing, and opens no folders.
     if path.is_dir():
         if WINDOWS:
             return
@@ -77,7 +77,7 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """The path, links resolved, that a finished folder will be renamed to; `UserError` unless it is new or empty.
+    """The path, links resolved, that a finished folder is renamed to; `UserError` unless it is new or empty.
 
     A mount point is refused now, since it cannot be replaced at the end of the work.
     """

@@ -24,7 +24,7 @@ def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
     code 2, without a traceback.
 
-    Characters that the terminal's encoding lacks are printed as \\xe9 or \\u4e2d instead of ending the script.
+    Characters that the terminal's encoding lacks become \\xe9 or \\u4e2d in the output instead of an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a caller replaced it

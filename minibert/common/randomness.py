@@ -23,7 +23,7 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Hashes like `mix`, to floats in (0, 1). Neither 0 nor 1 occurs: log(u) is finite, and u * n is below n."""
+    """Hashes like `mix`, to floats in (0, 1), without 0 and 1: log(u) is finite, and u * n is below n."""
     # 52 bits: with 53, adding 0.5 would be rounded, at the upper end to 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 

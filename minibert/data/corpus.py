@@ -114,13 +114,13 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                     lengths_file.write(lengths[keep].astype(np.int32).tobytes())
                 written += int(keep.sum())
     if not written and unknown:
-        raise UserError(f"{folder}: at least half of the tokens of every sequence are [UNK]; the tokenizer does "
-                        "not fit the text, prepare it with another one")
+        raise UserError(f"{folder}: at least half of the tokens of every sequence are [UNK]; the tokenizer "
+                        "does not fit the text, prepare it with another one")
     if not written:
         raise NoSequences(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}")
     left_out = "" if written == found else (
-        f"{folder}: of {found:,} sequences, {short:,} shorter than {min_length} tokens and {unknown:,} that are "
-        "at least half [UNK] are left out")
+        f"{folder}: of {found:,} sequences, {short:,} shorter than {min_length} tokens and {unknown:,} that "
+        "are at least half [UNK] are left out")
     with disk_errors(temporary):
         starts = map_unnamed(starts_file, np.int64, written)
         lengths = map_unnamed(lengths_file, np.int32, written)

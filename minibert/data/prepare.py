@@ -41,13 +41,14 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
     """Writes the texts of files or folders as a prepared corpus into the new folder `out`.
 
     The sha256 of a document's text (of its first 65,536 characters) is read as a number in [0, 1). If it is
-    below `held_out`, the document belongs to the part "held-out", else to "train": duplicates are always in the
-    same part. `report(line)` gets the summary and the warnings; with None nothing is shown, nor any progress.
+    below `held_out`, the document belongs to the part "held-out", else to "train": duplicates are always in
+    the same part. `report(line)` gets the summary and the warnings; with None nothing is shown, not even the
+    progress.
     """
     check(wikitext, held_out)
     sources = find_sources(paths, report or (lambda line: None))
     size, read_before, text_bytes, begun = sum(source.size for source in sources), 0, 0, time.monotonic()
-    unknown = ""  # examples of text that became [UNK]
+    unknown = ""  # a clause with examples of text that became [UNK]
     with new_folder(out) as folder, Progress("preparing", size / 1e6, "MB") as progress:
         writer = CorpusWriter(folder, tokenizer)
         in_held_out = False  # the part of the last document, for a chunk that continues it
@@ -64,15 +65,16 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
         description = writer.close(
             sources=[{"name": source.name, "bytes": source.size} for source in sources],
             text_bytes=text_bytes, held_out=held_out, wikitext=wikitext)
-        tokens, unk = (sum(part[name] for part in description["parts"].values()) for name in ("tokens", "unk"))
-        if unk == tokens:
-            raise UserError(f"every token of the text is [UNK], for instance {unknown}: the tokenizer does not "
+        parts = description["parts"].values()
+        share = sum(part["unk"] for part in parts) / sum(part["tokens"] for part in parts)
+        if share == 1:
+            raise UserError(f"every token of the text is [UNK]{unknown}: the tokenizer does not "
                             "know this writing system; take another one, or train one with --vocab-size")
     if report:
         summarise(description, report, max(time.monotonic() - begun, 1e-3))
-        if unk > UNKNOWN_SHARE * tokens:
-            report(f"warning: {unk / tokens:.1%} of the tokens are [UNK], for instance {unknown}: the tokenizer "
-                   "does not fit the text")
+        if share > UNKNOWN_SHARE:
+            report(f"warning: {share:.1%} of the tokens are [UNK]{unknown}: the tokenizer does not fit "
+                   "the text")
 
 
 def check(wikitext: str, held_out: float) -> None:
@@ -84,11 +86,13 @@ def check(wikitext: str, held_out: float) -> None:
 
 
 def unknown_text(chunk: Chunk, tokenizer: Tokenizer, lines: int = 1000, most: int = 5) -> str:
-    """The most frequent stretches of text that become [UNK], in the first lines of a chunk."""
+    """The most frequent texts that become [UNK] in the first lines of a chunk, as the end of a sentence."""
     texts = [line[:1000] for document in documents(chunk) for line in document][:lines]
-    found = Counter(text[start:end][:20] for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True))
-                    for i, (start, end) in zip(encoding.ids, encoding.offsets) if i == tokenizer.unk_id)
-    return ", ".join(repr(text) for text, _ in found.most_common(most))
+    found = Counter()
+    for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
+        found.update(text[start:end][:20] for i, (start, end) in zip(encoding.ids, encoding.offsets)
+                     if i == tokenizer.unk_id)
+    return ", for instance " + ", ".join(repr(text) for text, _ in found.most_common(most)) if found else ""
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
@@ -143,8 +147,8 @@ def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np
 def split_line(line: str, size: int) -> Iterator[str]:
     """Parts of a long line, of at most `size` characters, cut at a space or common punctuation.
 
-    BERT begins a new word there anyway, so the pieces are those of the whole line. A line is cut elsewhere only
-    where a million characters have no such place, which bounds memory.
+    BERT begins a new word there anyway, so the pieces are those of the whole line. Only a million characters
+    without such a place are cut elsewhere, which bounds memory.
     """
     start = 0
     while len(line) - start > size:
@@ -195,8 +199,8 @@ def summarise(description: dict, report: Callable, seconds: float | None = None)
         report(f"{name}: {part['documents']:,} documents, {part['lines']:,} lines, "
                f"{part['tokens']:,} tokens, {part['unk'] / max(part['tokens'], 1):.2%} [UNK]")
         if part["short"]:
-            report(f"{name}: training leaves out {part['short']:,} of these documents, which are shorter than "
-                   f"{MIN_LENGTH} tokens with [CLS] and [SEP]")
+            report(f"{name}: training leaves out {part['short']:,} of these documents, which are shorter "
+                   f"than {MIN_LENGTH} tokens with [CLS] and [SEP]")
     text_bytes = description["text_bytes"]
     speed = f" in {seconds:.1f} s, {text_bytes / 1e6 / seconds:.1f} MB/s" if seconds else ""
     report(f"{text_bytes:,} bytes of text{speed}")

@@ -1,8 +1,8 @@
 """A corpus that every machine has: the documentation inside its Python installation.
 
 These are the docstrings of the standard library and the help topics of `pydoc`. They are read from the source
-files; no module is imported. One module is one document, one paragraph is one line. A hash of its name decides
-whether a module is held out, so the choice is the same for every Python version.
+files; no module is imported. One module is one document, one paragraph is one line. A hash of a module's name
+decides whether it is held out, so the choice is the same for every Python version.
 """
 
 import ast

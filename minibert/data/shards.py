@@ -33,7 +33,7 @@ DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; that
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that is renamed to `out` at the end; an exception in the block removes it.
+    """A temporary folder beside `out` that is renamed to `out` at the end, or removed by an exception.
 
     `UserError` if `out` is not new or empty, if it cannot be replaced, or if the block cannot write.
     """
@@ -137,14 +137,14 @@ class CorpusWriter:
         tokenizer.save(folder / "tokenizer")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json with `notes` in it, and returns its content; `UserError` without text for training."""
+        """Writes corpus.json with `notes` in it, returns its content; `UserError` if training has no text."""
         parts = {part: writer.close() for part, writer in self.parts.items()}
         for part, writer in self.parts.items():
             parts[part]["unk"] = int(writer.counts[self.tokenizer.unk_id])
         if not parts["train"]["tokens"]:
             if any(part["tokens"] for part in parts.values()):
-                raise UserError("all documents, which are few, belong to the held-out part: set its share to 0, "
-                                "or put blank lines between documents")
+                raise UserError("all documents, which are few, belong to the held-out part: set its share to "
+                                "0, or put blank lines between documents")
             raise UserError("the corpus is empty: there is no text in the files given")
         description = dict(
             format=FORMAT, tokenizer=self.tokenizer.sha256, vocab_size=self.tokenizer.vocab_size,

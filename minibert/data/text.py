@@ -1,7 +1,7 @@
 """Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, as chunks of whole lines.
 
-A chunk ends at the end of a document. Only a document longer than a chunk is split: it starts at the beginning
-of a chunk, and the chunks after it have `continues` set. Memory is bounded by the longest line.
+A chunk ends at the end of a document. Only a document longer than a chunk is split: its first part begins a
+chunk, and the chunks with its other parts have `continues` set. Memory is bounded by the longest line.
 """
 
 import gzip
@@ -32,7 +32,7 @@ NOT_TEXT = {  # the first bytes of files that are no text in UTF-8, whatever the
     b"\x1f\x8b": "is compressed with gzip; add .gz to its name",
     b"\xfd7zXZ\x00": "is compressed with xz; add .xz to its name",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it first",
-    b"BZh": "is compressed with bzip2; unpack it first",
+    b"BZh91AY&SY": "is compressed with bzip2; unpack it first",
     b"PK\x03\x04": "is a zip archive; unpack it first",
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
@@ -56,8 +56,8 @@ class Source(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Whole lines of one file, ended by b"\\n"; `kind` is text, jsonl or wikitext, `read` the bytes of the file
-    that were read so far.
+    """Whole lines of one file, ended by b"\\n". `kind` is text, jsonl or wikitext; `read` counts the bytes of
+    the file that were read so far.
     """
     data: bytes
     name: str
@@ -77,18 +77,19 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
         if (path / "corpus.json").exists():
             raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
         if path.is_dir():
-            files = list(walk(path, set()))
+            above = map(str, Path(os.path.realpath(path)).parents)  # a link to one would lead to everything
+            files = list(walk(path, set(above)))
             found = [file for file in files if text_suffix(file) in SUFFIXES]
             if not found:
                 raise UserError(f"{path} holds no text files ({KINDS})")
             if others := sorted({file.suffix or file.name for file in files if file not in set(found)}):
-                report(f"{path}: {len(files) - len(found):,} files are not read, because their names end in "
-                       f"{', '.join(others[:8])}{' ...' * (len(others) > 8)}")
+                report(f"{path}: files are not read whose names end in {', '.join(others[:8])}"
+                       f"{' and others' * (len(others) > 8)} ({len(files) - len(found):,} in all)")
             sources += [source(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in found]
         elif not path.exists():
             raise UserError(f"{path} does not exist")
         elif path.suffix.lower() in UNPACK:
-            raise UserError(f"{path} is compressed in a form that is not read here; unpack it, or use gzip or xz")
+            raise UserError(f"{path} is compressed in a form that is not read; unpack it, or use .gz or .xz")
         elif text_suffix(path) not in SUFFIXES:
             raise UserError(f"{path}: unknown kind of file; text files end in {KINDS}")
         else:
@@ -110,13 +111,13 @@ def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
     """Files below `folder` in sorted order, without prepared corpora and without names that start with a dot
     (.DS_Store, or ._a.txt, which macOS puts beside a.txt).
 
-    Links to folders are followed. `entered` holds the real paths of the folders read so far; each is read once.
+    Links to folders are followed. `entered` holds the real paths of folders that are not to be read (again).
     """
     entered.add(os.path.realpath(folder))
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if not path.is_dir():
+    with disk_errors(folder, "read"):
+        inside = [(path, path.is_dir()) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    for path, is_folder in inside:
+        if not is_folder:
             yield path
         elif os.path.realpath(path) not in entered and not (path / "corpus.json").exists():
             yield from walk(path, entered)
@@ -148,11 +149,11 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
                         block += more
                     check_is_text(block, source.path)
                     block = block.removeprefix(b"\xef\xbb\xbf")
-                if kind is None:
-                    kind = "wikitext" if looks_like_wikitext(block, text_suffix(source.path)) else "text"
                 is_rest = last == b"\r" and block.startswith(b"\n")  # of a \r\n across two blocks
                 last = block[-1:]
                 block = block[is_rest:].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+                if kind is None:
+                    kind = "wikitext" if looks_like_wikitext(block, text_suffix(source.path)) else "text"
                 buffer += block
                 end = buffer.rfind(b"\n", len(buffer) - len(block)) + 1
                 if not end:
@@ -184,7 +185,7 @@ def check_is_text(block: bytes, path: Path) -> None:
         if block.startswith(first):
             raise UserError(f"{path} {what}")
     if block.count(0) * 10 > len(block):
-        raise UserError(f"{path} has many zero bytes: it is UTF-16 text, to be converted to UTF-8, or no text")
+        raise UserError(f"{path} has many zero bytes: convert it to UTF-8 if it is UTF-16 text")
 
 
 def looks_like_wikitext(block: bytes, suffix: str) -> bool:
@@ -196,8 +197,8 @@ def looks_like_wikitext(block: bytes, suffix: str) -> bool:
 def documents(chunk: Chunk) -> list[list[str]]:
     """The documents of a chunk as lists of lines, none empty.
 
-    Where the chunk `continues` a document, the first list is the rest of that document and may be empty. Other
-    characters that end a line, like U+2028, end one here; a blank line, and so a document, needs real line ends.
+    Where the chunk `continues` a document, the first list is the rest of that document and may be empty.
+    U+2028 and similar characters end a line, too, but only "\\n" makes a blank line, which ends a document.
     """
     try:
         text = chunk.data.decode()

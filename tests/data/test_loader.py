@@ -68,15 +68,17 @@ def test_the_same_sequence_is_masked_anew_in_every_step():
     masks = [tuple((step(k).micro_batches[0].labels != IGNORE).tolist()) for k in range(20)]
     assert len(set(masks)) == 20
     assert masks[0] != tuple((step(0, seed=8).micro_batches[0].labels != IGNORE).tolist())
-    inputs = mask_tokens(np.array([2, *range(5, V), 3]), np.array([V - 3]), TOKENIZER, "bernoulli", 7, 4).inputs
-    assert step(4).micro_batches[0].batch.ids.tolist() == inputs.tolist()
+    expected = mask_tokens(np.array([2, *range(5, V), 3]), np.array([V - 3]), TOKENIZER, "bernoulli", 7, 4)
+    assert step(4).micro_batches[0].batch.ids.tolist() == expected.inputs.tolist()
 
 
 def test_a_step_is_masked_as_asked_for():
     """Its kind and share: of "bert" an exact number in each sequence, of the whole step its count."""
-    step = make_step(FakeCorpus(), TOKENIZER, 0, batch=40, micro_tokens=10_000, seed=7, selection="bert", share=0.4)
+    step = make_step(FakeCorpus(), TOKENIZER, 0, batch=40, micro_tokens=10_000, seed=7, selection="bert",
+                     share=0.4)
     for inputs, labels in rows_of(step):
-        assert sum(label != IGNORE for label in labels) == max(1, min(len(inputs) - 2, int(0.4 * len(inputs) + 0.5)))
+        wanted = max(1, int(0.4 * len(inputs) + 0.5))
+        assert sum(label != IGNORE for label in labels) == min(wanted, len(inputs) - 2)
     assert step.masked == sum(label != IGNORE for _, labels in rows_of(step) for label in labels)
 
 

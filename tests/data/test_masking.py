@@ -50,8 +50,9 @@ def test_special_tokens_are_never_masked_and_replacement_is_80_10_10(selection):
 
 
 def test_every_piece_is_drawn_as_a_replacement_and_each_as_often():
-    """In a vocabulary of 12, every token selected: a tenth becomes one of the 12, the first and last included."""
-    small = SimpleNamespace(special=np.arange(12) < 5, continuation=np.zeros(12, bool), vocab_size=12, mask_id=MASK)
+    """In a vocabulary of 12, all tokens selected: a tenth becomes any of the 12, first and last included."""
+    small = SimpleNamespace(special=np.arange(12) < 5, continuation=np.zeros(12, bool), vocab_size=12,
+                            mask_id=MASK)
     ids, lengths = np.full(60_000, 7), np.full(600, 100)
     inputs, selected = mask_tokens(ids, lengths, small, "bernoulli", 1, share=1.0)
     assert selected.all()

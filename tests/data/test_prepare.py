@@ -3,6 +3,7 @@
     python -m pytest tests/data/test_prepare.py
 """
 
+import bz2
 import contextlib
 import gzip
 import json
@@ -83,7 +84,7 @@ def test_lines_end_as_on_every_system(tmp_path, end, size):
     path = write(tmp_path / "a.txt", content.replace("\n", end))
     assert read(path, size=size) == [block.split("\n") for block in content.strip().split("\n\n")]
     if end == "\r" and size == 7:
-        assert len(list(read_chunks(Source(path, "a.txt", 0), size=size))) > 20  # one line does not hold it all
+        assert len(list(read_chunks(Source(path, "a.txt", 0), size=size))) > 20  # not one chunk for all
 
 
 def test_line_ends_of_several_kinds(tmp_path):
@@ -92,7 +93,7 @@ def test_line_ends_of_several_kinds(tmp_path):
     for size in (1, 1000):
         assert read(path, size=size) == [["ba", "be", "bi", "bo"], ["bu", "ca", "ce", "ci", "co", "cu"]]
     record = {"text": "ba\r\nbe\rbi\u2028bo"}
-    path = write(tmp_path / "a.jsonl", json.dumps(record, ensure_ascii=False) + "\r" + json.dumps({"text": "bu"}))
+    path = write(tmp_path / "a.jsonl", json.dumps(record, ensure_ascii=False) + '\r{"text": "bu"}')
     assert read(path) == [["ba", "be", "bi", "bo"], ["bu"]]
 
 
@@ -122,6 +123,7 @@ def test_wikitext_becomes_plain_text(tmp_path):
     for name in ("wiki.tokens", "wiki.txt"):
         assert read(write(tmp_path / name, WIKITEXT)) == expected
         assert read(tmp_path / name, "yes", size=7) == expected
+        assert read(write(tmp_path / f"mac-{name}", WIKITEXT.replace("\n", "\r"))) == expected
     assert read(tmp_path / "wiki.txt", "no")[0] == ["= Ba Be ="]
     plain = write(tmp_path / "plain.txt", "a = b\n\n= x @ y =\n")
     assert read(plain) == [["a = b"], ["= x @ y ="]]
@@ -178,6 +180,7 @@ def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
     ("a.txt", lzma.compress(b"ba"), "a.txt is compressed with xz; add .xz"),
     ("a.jsonl", b"\x28\xb5\x2f\xfd\x04\x00", "a.jsonl is compressed with zstd"),
     ("a.txt", b"PK\x03\x04\x14\x00", "a.txt is a zip archive"),
+    ("a.txt", bz2.compress(b"ba"), "a.txt is compressed with bzip2"),
     ("a.txt", b"%PDF-1.7\n", "a.txt is a PDF file"),
     ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.txt is a git-LFS pointer"),
     ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00", "a.txt.zst is compressed in a form that is not read"),
@@ -233,7 +236,7 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         write(folder / name, b"\x00\x05\x16\x07")
     said = []
     assert [source.name for source in find_sources([folder], said.append)] == names
-    assert said == [f"{folder}: 1 files are not read, because their names end in .md"]
+    assert said == [f"{folder}: files are not read whose names end in .md (1 in all)"]
     (tmp_path / "endless.txt").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="endless.txt is a device"):
         find_sources([tmp_path / "endless.txt"])
@@ -246,7 +249,8 @@ def test_linked_folders_are_read_once(tmp_path):
         write(tmp_path / name, "ba\n")
     prepare([tmp_path / "elsewhere"], TOKENIZER, tmp_path / "done", held_out=0, report=None)
     for link, target in (("text/b", "../elsewhere"), ("text/z", "../elsewhere/deep"), ("text/c/up", ".."),
-                         ("elsewhere/self", "."), ("text/gone", "nowhere"), ("text/corpus", "../done")):
+                         ("elsewhere/self", "."), ("text/above", "../.."), ("text/root", "/"),
+                         ("text/gone", "nowhere"), ("text/corpus", "../done")):
         (tmp_path / link).symlink_to(target)
     names = [source.name for source in find_sources([tmp_path / "text"])]
     assert names == ["text/a.txt", "text/b/b.txt", "text/b/deep/e.txt", "text/c/d.txt"]
@@ -270,18 +274,20 @@ def test_what_is_written_is_the_text(tmp_path, monkeypatch):
 
 def test_text_that_the_tokenizer_does_not_know_is_named(tmp_path):
     known, unknown = "ba be bi bo bu " * 3 + "\n\n", "bi 字 字 Ж bo\n\n"
-    for name, content, share in (("few", known * 30 + unknown, None), ("some", known * 10 + unknown * 3, "5.5%")):
+    for name, content, share in (("few", known * 30 + unknown, None),
+                                 ("some", known * 10 + unknown * 3, "5.5%")):
         said = []
         prepare([write(tmp_path / f"{name}.txt", content)], TOKENIZER, tmp_path / name, held_out=0,
                 report=said.append)
         warnings = [line for line in said if line.startswith("warning")]
-        assert warnings == ([f"warning: {share} of the tokens are [UNK], for instance '字', 'Ж': the tokenizer "
-                             "does not fit the text"] if share else [])
+        assert warnings == ([f"warning: {share} of the tokens are [UNK], for instance '字', 'Ж': the "
+                             "tokenizer does not fit the text"] if share else [])
     with pytest.raises(UserError, match="every token of the text is \\[UNK\\], for instance '字', 'Ж'"):
-        prepare([write(tmp_path / "all.txt", "字 Ж\n字 字\n\n字\n")], TOKENIZER, tmp_path / "all", report=None)
+        path = write(tmp_path / "all.txt", "字 Ж\n字 字\n\n字\n")
+        prepare([path], TOKENIZER, tmp_path / "all", report=None)
     assert not (tmp_path / "all").exists()
-    prepare([write(tmp_path / "half.txt", ("字 ba " * 20 + "\n\n") * 5)], TOKENIZER, tmp_path / "half", held_out=0,
-            report=None)
+    prepare([write(tmp_path / "half.txt", ("字 ba " * 20 + "\n\n") * 5)], TOKENIZER, tmp_path / "half",
+            held_out=0, report=None)
     assert len(open_corpus(tmp_path / "half")) == 5  # [CLS] and [SEP] count as known
     prepare([write(tmp_path / "most.txt", ("字 字 ba " * 20 + "\n\n") * 5)], TOKENIZER, tmp_path / "most",
             held_out=0, report=None)
@@ -289,12 +295,17 @@ def test_text_that_the_tokenizer_does_not_know_is_named(tmp_path):
         open_corpus(tmp_path / "most")
 
 
-def test_documents_too_short_for_training_are_counted(tmp_path):
+def test_documents_too_short_for_training_are_counted(tmp_path, monkeypatch):
     said = []
     content = "\n\n".join(["ba " * 9, "ba " * 5 + "\n" + "be " * 4, "ba " * 10, "ba " * 5 + "\n" + "be " * 5])
     prepare([write(tmp_path / "a.txt", content)], TOKENIZER, tmp_path / "out", held_out=0, report=said.append)
-    assert "train: training leaves out 2 of these documents, which are shorter than 12 tokens" in " ".join(said)
+    assert "training leaves out 2 of these documents, which are shorter than 12 tokens" in " ".join(said)
     assert len(open_corpus(tmp_path / "out")) == 2
+    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))  # the last has one line
+    said.clear()
+    prepare([write(tmp_path / "a.txt", "ba be\n" * 51)], TOKENIZER, tmp_path / "long", held_out=0,
+            report=said.append)
+    assert not any("leaves out" in line for line in said)
 
 
 def test_lines_without_tokens_do_not_count(tmp_path):
