@@ -74,7 +74,7 @@ def test_different_tokens_are_not_compared(monkeypatch, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     monkeypatch.setattr(bench_data, "contender", Contender)
     with pytest.raises(UserError, match="same tokens"):
-        bench_data.compare(tmp_path / "text.txt", "", 1, 1)
+        bench_data.compare_speeds(tmp_path / "text.txt", "", 1, 1)
 
 
 def test_plain_text_has_the_lines_and_documents_of_the_files(tmp_path):

@@ -290,7 +290,7 @@ def test_commands_make_the_runs_again(runs):
     words = {"train": "--method mlm --teacher 'our models/big' --corpus one.txt two.txt --one-line --steps 7 "
                       "--lr 0.0003 --weight-decay 0.0 --out runs/x",
              "finetune": "--model runs/x/model --task mrpc --data data --seeds 5 --out runs/y",
-             "taught": "--model runs/x/model --task mrpc --data data --teacher t --method pkd --alpha 0.0 "
+             "taught": "--model runs/x/model --teacher t --task mrpc --data data --method pkd --alpha 0.0 "
                        "--beta 0.0 --out runs/z"}
     for name, module in (("train", train), ("finetune", finetune), ("taught", finetune)):
         options = module.resolve(parse(module.Options, shlex.split(words[name]), "", ""))
