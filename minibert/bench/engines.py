@@ -6,9 +6,11 @@ the same weights. Others than ours pad: each as its users would, sentences sorte
 padded to their longest.
 """
 
+import contextlib
 import importlib.util
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,8 +66,9 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
     names = [one.any_name for one in model.inputs]
     sentences = [dict(zip(names, (x.numpy() for x in padded([one], [types]))))
                  for one, types in zip(ids, segments)]
-    quantised = nncf.quantize(model, nncf.Dataset(sentences), model_type=nncf.ModelType.TRANSFORMER,
-                              subset_size=len(sentences))
+    with contextlib.redirect_stdout(sys.stderr):  # its bars
+        quantised = nncf.quantize(model, nncf.Dataset(sentences), model_type=nncf.ModelType.TRANSFORMER,
+                                  subset_size=len(sentences))
     openvino.save_model(quantised, folder / "int8.xml")
 
 

@@ -82,7 +82,8 @@ def parts_of(options: GpuBench, folder: Path) -> list[Part]:
     made.append(Part("inference beside transformers", [
         "bench.py", "inference", "--models", models[0], "--engines", *engines, "--examples", sentences[0],
         "--batch", sentences[1], *device, *([] if options.dry_run else ["--threads", "8"])], 120))
-    made.append(Part("distillation", ["train.py", *train, "--steps", "1000000", "--checkpoint-every", "1000000",
+    made.append(Part("distillation", ["train.py", *train, "--steps", "1000000", "--warmup", "0.0001",
+                                      "--checkpoint-every", "1000000",
                                       "--out", str(folder / "run"), *device],
                      60 * options.minutes + 60, stopped=True))  # and a minute to prepare the corpus
     return made
