@@ -51,7 +51,7 @@ EXAMPLES = """examples:
   python bench.py size bert-base distilbert weights/teacher --length 128
   python bench.py gpu                        tests, step, inference and five minutes of distillation
   python bench.py gpu --dry-run --minutes 0.2
-  TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do, and how long it takes
+  TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do
   python bench.py report runs/ --teacher teacher --over alone --out report.md
 """
 
