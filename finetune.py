@@ -24,16 +24,17 @@ import minibert
 from minibert.common.console import Progress, say, table
 from minibert.common.disk import disk_errors, read_json, write_json
 from minibert.common.errors import UserError, run_script
-from minibert.common.options import dropouts, parse
+from minibert.common.options import numbers, parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.examples import Drawn, Examples, check_examples, check_pieces, draw
 from minibert.data.loader import ahead
 from minibert.data.tokenizer import Tokenizer
+from minibert.distill.students import copied_layers, make_student
 from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
-from minibert.distill.tinybert import Learner, Projections, check_fit, term_counts, tinybert
+from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
-from minibert.tasks.models import (Teaching, check_widths, keeps_head, load_student, load_tuned,
+from minibert.tasks.models import (Teaching, check_widths, keeps_head, load_for_task, load_tuned,
                                    teacher_outputs)
 from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve, source_of,
                                     task_settings)
@@ -43,11 +44,11 @@ from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, finger
                                    tokenise_splits, tokenised)
 from minibert.tasks.summary import (OUTPUTS, keep_best_seed, on_one_line, rank, summarise, warn_if_constant,
                                     write_answers, write_predictions)
-from minibert.training import summary
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
+from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
-from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, open_run,
-                                          read_result, stop_requests)
+from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
+                                          open_run, read_result, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:
@@ -61,6 +62,7 @@ class Run(NamedTuple):
     """What does not change during a run."""
 
     options: Options
+    student: str  # the folder or hub name that every seed starts from
     task: Task  # with the settings of the options
     tokenizer: Tokenizer
     runtime: Runtime
@@ -72,13 +74,18 @@ def main(argv: list[str] | None = None) -> None:
     """Fine-tunes once for each seed, or only evaluates; shows a table."""
     options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
     runtime = start(options.device, options.precision, options.threads)
-    tokenizer = minibert.load_tokenizer(options.model)
-    task, splits = read_task(options, tokenizer)
-    run = Run(options, task, tokenizer, runtime)
+    reader = options.model or options.teacher  # layers cut out of a teacher read what it reads
+    tokenizer = minibert.load_tokenizer(reader)
+    task, splits = read_task(options, reader, tokenizer)
+    run = Run(options, options.model or str(Path(options.out) / "student"), task, tokenizer, runtime)
     if options.evaluate:
         return evaluate(run, splits)
     first, then = training_splits(options, task, splits)
-    record = open_folder(run, splits) if runtime.is_writer else {}
+    record = {}
+    if runtime.is_writer:
+        record = open_folder(run, splits)
+        if not options.model:
+            cut_student(run)
     runtime.barrier()
     teacher, teaching, teacher_scores = None, Teaching({}, []), {}
     if options.teacher:
@@ -99,24 +106,24 @@ def main(argv: list[str] | None = None) -> None:
     runtime.leave()
 
 
-def read_task(options: Options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """The task with the settings of the options, and its splits as the model reads them: those of
+def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
+    """The task with the settings of the options, and its splits as the model `reader` reads them: those of
     `read_rows`, and "augmented" and "transfer" where they were asked for.
     """
     where = (options.task, options.data, options.dev, options.predict)
-    task, rows = read_rows_to_judge(*where, options.model) if options.evaluate else read_rows(*where)
+    task, rows = read_rows_to_judge(*where, reader) if options.evaluate else read_rows(*where)
     if options.augmented:
         own_file = options.task not in TASKS and not options.dev  # its ids may repeat
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
         rows["augmented"] = read_augmented(options.augmented, task, pairs, held_out)
     task = task_settings(options, task)
-    config = load_config(options.model)
-    splits = tokenise_splits(task, rows, tokenizer, options.stride, config, options.model)
+    config = load_config(reader)
+    splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
         pairs = bool(splits["train"].examples.segments.any())  # of SQuAD, too
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
-        check_examples(splits["transfer"].examples, config, options.model)
+        check_examples(splits["transfer"].examples, config, reader)
     return task, splits
 
 
@@ -154,9 +161,9 @@ def announce(run: Run, first: Split, then: Split) -> None:
     if options.method == "tinybert":
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
             f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")
-    head = f"that of {options.model}" if keeps_head(options.model, task) else "new"
+    head = f"that of {run.student}" if keeps_head(run.student, task) else "new"
     say(f"{task.name}: {len(then.examples.lengths):,} examples, {task.epochs} epochs of {task.batch} "
-        f"examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the task's head is {head}")
+        f"examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the head is {head}")
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
@@ -184,7 +191,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
 def evaluate(run: Run, splits: dict[str, Split]) -> None:
     """Judges --model on the dev splits, or all rows of a csv, and prints the scores."""
     options, task, runtime = run.options, run.task, run.runtime
-    model = load_tuned(options.model, task).to(runtime.device)
+    model = load_tuned(run.student, task).to(runtime.device)
     scores = {}
     for name, split in splits.items():
         if name not in task.test_splits:
@@ -200,11 +207,27 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
 
 # ---------------------------------------------------------------- the teacher
 
+def cut_student(run: Run) -> None:
+    """Saves some layers of the teacher, with its embeddings, pooler and head: what every seed starts from."""
+    options, layer_map = run.options, None
+    if (Path(run.student) / "config.json").exists():
+        return
+    if options.layer_map:
+        layer_map = numbers("--layer-map", options.layer_map)
+    teacher = load_tuned(options.teacher, run.task)
+    student = make_student(teacher, layers=options.layers, layer_map=layer_map)
+    layers = layer_map or copied_layers(student.config.layers, teacher.config.layers)
+    say(f"the student starts as the layers {', '.join(map(str, layers))} (from 0) of {options.teacher}")
+    minibert.save(student, run.student, run.tokenizer, format="auto",
+                  card=f"Layers of `{Path(options.teacher).name}`, not trained since, by `finetune.py` of "
+                  "minibert.")
+
+
 def load_teacher(run: Run) -> nn.Module:
     """The teacher, frozen; `UserError` where it is none for the task and the student."""
-    teacher = run.runtime.hold_frozen(load_tuned(run.options.teacher, run.task))
+    teacher = hold_frozen(load_tuned(run.options.teacher, run.task), run.runtime)
     if has_intermediate_stage(run.options, run.task):
-        check_fit("tinybert", load_config(run.options.model), teacher.config, inner_weights(run.options))
+        fit_tinybert(load_config(run.student), teacher.config, inner_weights(run.options))
     return teacher
 
 
@@ -215,13 +238,13 @@ def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
     check_pieces(tokenizer, teacher.config, options.teacher)
     if tokenizer.sha256 != run.tokenizer.sha256:
         if task.kind == "span" or options.transfer or options.method == "tinybert":
-            raise UserError(f"teacher {options.teacher} and model {options.model} "
+            raise UserError(f"teacher {options.teacher} and model {run.student} "
                             "have different vocabularies")
         examples = tokenised(task, train.rows, tokenizer, options.stride).examples
     check_examples(examples, teacher.config, f"--teacher {options.teacher}")
     pairs = []
     if options.method == "pkd":
-        student = load_config(options.model)
+        student = load_config(run.student)
         pairs = patience_layers(student.layers, teacher.config.layers, options.teacher_layers)
         check_widths(student, teacher.config)
         say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
@@ -253,11 +276,12 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
     options, task, runtime = run.options, run.task, run.runtime
     out = Path(options.out) / f"seed-{seed}"
     if not (out / "result.json").exists():
-        source, seconds = options.model, 0.0
+        source, seconds = run.student, 0.0
         if has_intermediate_stage(options, task):
             source = out / "intermediate" / "model"
             seconds = intermediate(seed, run, examples[0], teacher, out / "intermediate")
-        student = load_student(source, task, seed, **dropouts(options))
+        student = with_dropout(load_for_task(source, task, seed), options.dropout,
+                               options.attention_dropout)
         weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
                    else TaskWeights())
 
@@ -290,18 +314,20 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
-        student = load_student(options.model, task, seed, **dropouts(options))
-        projections = Projections(student.config, teacher.config, torch.Generator().manual_seed(seed))
-        learner, weights = Learner(student.encoder, projections), inner_weights(options)
+        student = with_dropout(load_for_task(run.student, task, seed), options.dropout,
+                               options.attention_dropout)
+        imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
+        weights = inner_weights(options)
 
         def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
-            return partial(tinybert, learner, teacher, data, weights), term_counts(data, weights)
+            counts = tinybert_counts(data, weights)
+            return partial(tinybert, imitator, teacher, weights=weights, counts=counts), counts
 
-        stage = Stage(f"seed {seed}, intermediate stage", learner, loss, examples, {},
+        stage = Stage(f"seed {seed}, intermediate stage", imitator, loss, examples, {},
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, run, out)["seconds"]
         if run.runtime.is_writer:
-            write_tensors(out / "projections.safetensors", projections.state_dict())
+            write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
             minibert.save(student, out / "model", run.tokenizer, format="auto",
                           card=card_of(options, task) + " Its task head is not trained yet.")
             write_json(out / "result.json", {"seconds": seconds})
@@ -311,9 +337,9 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
 
 def card_of(options: Options, task: Task) -> str:
     """The first words of the model card."""
+    start = f"`{Path(options.model).name}`" if options.model else "some layers of its teacher"
     teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
-    return (f"Fine-tuned on {task.name} from `{Path(options.model).name}`{teacher} "
-            "by `finetune.py` of minibert.")
+    return f"Fine-tuned on {task.name} from {start}{teacher} by `finetune.py` of minibert."
 
 
 # ---------------------------------------------------------------- one stage
@@ -384,7 +410,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         return draw(stage.examples, stage.targets, step, task.batch, seed, options.micro_tokens, runtime.rank,
                     runtime.ranks)
 
-    progress, skipped = summary.Progress(steps, done), 0
+    progress, skipped = Progress("training", steps, "steps", done, stays=True), 0
     with stop_requests() as stop, ahead(drawn, done) as upcoming:
         while done < steps:
             step_begun = time.perf_counter()
@@ -404,7 +430,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
             row = {"step": done, **figures, "lr": lr,
                    "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
             if runtime.is_writer:
-                progress(done, row)
+                progress(1, in_words(row))
                 logits = None
                 if done in ends and stage.dev:
                     row["dev"], logits = judge_all(stage, run)

@@ -1,8 +1,8 @@
 """Pre-training and pre-training distillation of BERT.
 
-The file reads top to bottom: data, models; `main`; one loop, `learn`; the result. Its options are in
-minibert/training/options.py. The maths is one import away: minibert/distill/distilbert.py names the loss
-terms, minibert/model/encoder.py is the encoder.
+The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result.
+Its options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is
+the table of methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
 """
 
 import copy
@@ -19,38 +19,39 @@ import torch
 from torch import nn
 
 import minibert
-from minibert.common.console import say, table
+from minibert.common.console import Progress, say, table
 from minibert.common.disk import write_json
 from minibert.common.errors import UserError, run_script
-from minibert.common.options import parse
-from minibert.common.runtime import Runtime, compile_encoder, describe, start
+from minibert.common.options import numbers, parse
+from minibert.common.runtime import Runtime, describe, start
 from minibert.data.corpus import Corpus, NoSequences, open_corpus
-from minibert.data.loader import Step, ahead, make_step
-from minibert.data.masking import smoothed_weights
+from minibert.data.examples import check_pieces
+from minibert.data.loader import ahead, make_step
+from minibert.data.masking import Masking, smoothed_weights
 from minibert.data.prepare import prepare
 from minibert.data.python_docs import prepare_python_docs
 from minibert.data.text import find_sources
 from minibert.data.tokenizer import Tokenizer
-from minibert.distill.distilbert import Weights
-from minibert.distill.mobilebert import TransferWeights
-from minibert.distill.students import counterparts, load_models
-from minibert.distill.tinybert import InnerWeights, Learner, Projections
+from minibert.distill.methods import METHODS, Method
+from minibert.distill.students import copied_layers, imitated_layers, make_student, preset_of
+from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import PRESETS
 from minibert.model.heads import encoder_of
-from minibert.training import summary
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
-from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
+from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_step
 from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, begin_stage, part_of, rates, stage_at,
                                                  stage_weights, stages)
+from minibert.training.models import (check_positions, equal_token_types, hold_frozen, keep_token_types_equal,
+                                      load_alone, load_student, start_alone, with_dropout)
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
-from minibert.training.options import (FAMILY, INNER, MAY_CHANGE, METHOD_DEFAULTS, METHODS, Options, loss_weights,
-                                       resolve)
+from minibert.training.options import MAY_CHANGE, Options, shown_defaults
+from minibert.training.plots import plot_curves
 from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
-                                          last_tokens, open_run, stop_requests)
+                                          in_words, last_tokens, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
+from minibert.training.summary import comparison, filled_sentences, tokens_per_second
 
-HERE = Path(__file__).resolve().parent
-BUNDLED_TEACHER = HERE / "weights" / "teacher"
+BUNDLED_TEACHER = Path(__file__).resolve().parent / "weights" / "teacher"
 
 EXAMPLES = """examples:
   python train.py --batch 32 --epochs 0.5 --out runs/first    bundled teacher, Python's documentation: minutes
@@ -58,7 +59,130 @@ EXAMPLES = """examples:
   python train.py --method mlm --student bert-L4-H256 --corpus data/prepared --steps 10000 --out runs/scratch
 """
 
-# ---------------------------------------------------------------- data
+
+class Run(NamedTuple):
+    """What does not change during a run."""
+
+    options: Options
+    runtime: Runtime
+    out: Path
+    method: Method
+    weights: object  # of the method's loss
+    module: nn.Module  # what is trained: the student, or what the method wraps it in
+    teacher: nn.Module | None
+    origins: list[int] | None  # the teacher layer, from 0, that each of the student's started as
+    tokenizer: Tokenizer
+    corpus: Corpus
+    held_out: Step | None  # text that is never trained on
+    steps: int
+    plan: list[Stage]  # MobileBERT's stages; none with any other method
+
+
+# ---------------------------------------------------------------- main
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains, evaluates, writes the run folder."""
+    options = parse(Options, argv, "Pre-training and pre-training distillation of BERT.", EXAMPLES,
+                    defaults={"method": shown_defaults()}).resolved()
+    runtime = start(options.device, options.precision, options.threads)
+    out = Path(options.out)
+    if runtime.is_writer:
+        open_run(out, options, MAY_CHANGE)
+    runtime.barrier()
+    run = make_run(options, runtime, out)  # every rank makes the same, from the same seed
+    initial = copy.deepcopy(run.module) if run.held_out else None
+    equal_types = equal_token_types(encoder_of(run.module))  # before a checkpoint is loaded
+    learn(run)
+    if runtime.is_writer:
+        keep_token_types_equal(encoder_of(run.module), equal_types)
+        finish(run, initial)
+    runtime.barrier()  # the others wait while the first rank evaluates and saves
+    runtime.leave()
+
+
+def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
+    """Models and text as the options say, on the device."""
+    method, weights = METHODS[options.method], options.loss_weights()
+    models = make_models(options, method, weights)
+    student, teacher = models.student, models.teacher
+    corpus, unseen = corpora(options, models.tokenizer, runtime, out)
+    steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
+    plan = []
+    if options.method == "mobilebert":
+        plan = stages(options.schedule or "pkt", steps, student.config.layers,
+                      TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
+    held_out = None
+    if unseen is not None:
+        share = 0.15 if method.head == "mlm" else options.mask_share  # all MLMs are judged alike
+        held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
+                                 share)
+    module = method.module(student, teacher.config) if method.module else student
+    module.to(runtime.device).train()
+    if teacher is not None:
+        hold_frozen(teacher, runtime)
+    return Run(options, runtime, out, method, weights, module, teacher, models.origins, models.tokenizer,
+               corpus, held_out, steps, plan)
+
+
+# ---------------------------------------------------------------- models
+
+class Models(NamedTuple):
+    """What a run starts with."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    origins: list[int] | None  # the teacher layer, from 0, that each of the student's starts as
+    tokenizer: Tokenizer
+
+
+def make_models(options: Options, method: Method, weights) -> Models:
+    """The models as the options say; `UserError` where they do not fit each other or the text."""
+    torch.manual_seed(options.seed)  # of a new head, and of TinyBERT's projections
+    alone = options.method == "mlm" and options.teacher is None
+    models = student_alone(options) if alone else student_and_teacher(options, method, weights)
+    name = options.student if alone else options.teacher or BUNDLED_TEACHER
+    check_pieces(models.tokenizer, models.student.config, str(name))
+    check_positions(options.max_length, student=models.student, teacher=models.teacher)
+    with_dropout(models.student, options.dropout, options.attention_dropout)
+    return models
+
+
+def student_alone(options: Options) -> Models:
+    """A student without a teacher, for `mlm`: a preset with random weights, or the model of a folder."""
+    if options.student in PRESETS:
+        corpus = options.corpus[0] if len(options.corpus) == 1 else ""
+        student, tokenizer = start_alone(options.student, options.layers, corpus, options.seed)
+    else:
+        student, tokenizer = load_alone(options.student, options.seed)
+    return Models(student, None, None, tokenizer)
+
+
+def student_and_teacher(options: Options, method: Method, weights) -> Models:
+    """A teacher with the head that the method reads, and its student: made from it, or a folder's model."""
+    name = options.teacher or str(BUNDLED_TEACHER)
+    teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
+    student, origins = None, None
+    if options.student in PRESETS:
+        config = preset_of(options.student, teacher.config, options.layers, copied=options.init == "teacher")
+    elif options.student:
+        student = load_student(options.student, method.head, tokenizer)
+        config = student.config
+    else:
+        config = method.shape(teacher.config, options.layers)
+    compared = method.fit(config, teacher.config, weights)  # before the student is made, which takes longer
+    if compared:
+        say(compared)
+    if student is None:
+        if options.init == "teacher":
+            origins = (numbers("--layer-map", options.layer_map) if options.layer_map
+                       else copied_layers(config.layers, teacher.config.layers))
+            say(f"student layers start from teacher layers {origins}")
+        student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
+                               fold_segments=options.token_types == "fold")
+    return Models(student, teacher, origins, tokenizer)
+
+
+# ---------------------------------------------------------------- text
 
 def is_prepared(sources: tuple[str, ...]) -> bool:
     """Whether a corpus option is one prepared folder, to be read as it is."""
@@ -114,193 +238,184 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
         return corpus, None
 
 
-# ---------------------------------------------------------------- the run
+# ---------------------------------------------------------------- the loop
 
-class Run(NamedTuple):
-    """What is learned, from what, and how it is judged."""
-
-    student: nn.Module  # what is trained, and what a checkpoint holds
-    teacher: nn.Module | None
-    tokenizer: Tokenizer
-    weights: Weights | InnerWeights | TransferWeights
-    corpus: Corpus
-    steps: int
-    plan: list[Stage]  # those of MobileBERT's transfer; none with any other method
-    held_out: Step | None  # what is never trained on
-    score: Callable  # (model, held_out, runtime, teacher) to its figures by name
-
-
-def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
-    """Models and text as the options say, on the device."""
-    weights = loss_weights(options)
-    student, teacher, tokenizer = load_models(options, weights, BUNDLED_TEACHER)
-    corpus, unseen = corpora(options, tokenizer, runtime, out)
-    steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
-    plan, score, share = [], evaluate, 0.15
-    if options.method == "mobilebert":
-        plan = stages(options.schedule or "pkt", steps, student.config.layers,
-                      TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
-    if options.method in INNER:
-        student = Learner(student, Projections(student.config, teacher.config)
-                          if options.method == "tinybert" else None)
-        score, share = partial(evaluate_terms, METHODS[options.method], weights), options.mask_share
-    held_out = None
-    if unseen is not None:
-        held_out = held_out_batches(unseen, tokenizer, options.eval_sequences, options.micro_tokens, share)
-    student.to(runtime.device).train()
-    if teacher is not None:
-        runtime.hold_frozen(teacher)
-    return Run(student, teacher, tokenizer, weights, corpus, steps, plan, held_out, score)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Trains, evaluates, writes the run folder."""
-    options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
-    runtime = start(options.device, options.precision, options.threads)
-    out = Path(options.out)
-    if runtime.is_writer:
-        open_run(out, options, MAY_CHANGE)
-    runtime.barrier()
-    run = make_run(options, runtime, out)
-    initial = copy.deepcopy(run.student) if run.held_out else None
-    learn(run, options, runtime, out)
-    if runtime.is_writer:
-        finish(run, initial, options, runtime, out)
-    runtime.barrier()
-    runtime.leave()
-
-
-def learn(run: Run, options: Options, runtime: Runtime, out: Path) -> None:
-    """The loop: every step of the run, or those that are left of it."""
-    student, steps, family = run.student, run.steps, FAMILY[options.method]
-    optimizer = OPTIMIZERS[options.optimizer](student, (0.9, options.beta2), 1e-6, options.weight_decay,
+def learn(run: Run) -> None:
+    """Every step of the run, or those that are left of it."""
+    options, runtime, module = run.options, run.runtime, run.module
+    optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
     scaler, done = runtime.scaler(), 0
     if options.resume:
-        state = load_checkpoint(out / "checkpoint", student, optimizer, say, scaler)
+        state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
-    if options.compile:
-        for model in filter(None, (student, run.teacher)):
-            compile_encoder(encoder_of(model))
-    smoothing = None
-    if options.masking == "smoothed":
-        smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
-
-    def step_data(step: int) -> Step:
-        return make_step(run.corpus, run.tokenizer, step, batch=options.batch,
-                         micro_tokens=options.micro_tokens, seed=options.seed, selection=options.masking,
-                         share=options.mask_share, weights=smoothing, rank=runtime.rank, ranks=runtime.ranks)
-
-    def freeze() -> None:
-        one = make_step(run.corpus, run.tokenizer, 0, batch=1, micro_tokens=options.micro_tokens, seed=options.seed,
-                        selection=options.masking, share=options.mask_share, weights=smoothing)
-        freeze_unread(student, partial(METHODS[options.method], student, run.teacher, one, weights),
-                      one.micro_batches[0], runtime)
-
-    stage, weights = None, run.weights
+    draw = drawing(run)
+    draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
+    one = draw(0, batch=1)  # any sequence tells which parameters the loss reads
+    weights, stage = run.weights, None  # with MobileBERT, the weights of its current stage
     if not run.plan:
-        freeze()
+        freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
+    tokens = 0
     if runtime.is_writer:
-        open_metrics(run, options, runtime, out, done)
-    progress, skipped = summary.Progress(steps, done), 0
-    tokens_before = last_tokens(out / "metrics.jsonl") if runtime.is_writer else 0
-    with stop_requests() as stop, ahead(step_data, done) as upcoming:
-        while done < steps:
+        begin_records(run, done)
+        tokens = last_tokens(run.out / "metrics.jsonl")
+    progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
+    # a thread draws the next step while this one is computed; a signal only ends the step that it comes in
+    with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
+        while done < run.steps:
             begun = time.perf_counter()
-            data = next(upcoming)
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
-                begin_stage(stage, done, student, optimizer)
-                freeze()
-            lr, factors = rate_at(done, run, options)
-
-            loss_of = partial(METHODS[options.method], student, run.teacher, data, weights)
+                begin_stage(stage, done, module, optimizer)
+                freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
+            data = next(upcoming)
+            loss_of, counts = objective(run, data, weights)
+            lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
-            sums = accumulate(student, loss_of, data.micro_batches, scaler, runtime)
-            figures, stopping = update(student, optimizer, sums, family.term_counts(data, weights), scaler, runtime,
-                                       options.clip, bool(stop))
+
+            # gradients add up over the micro-batches; then one sum over ranks, clipping, the optimiser
+            sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
+            figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
+                                       bool(stop))
             done += 1
 
+            # the device was waited for in `update`: from here on it is all bookkeeping
             skipped = consecutive_skips(skipped, figures, scaler, done)
-            tokens_before += data.tokens
-            row = {"step": done, "tokens": tokens_before, **figures, "lr": lr * max(factors or [1.0]),
-                   **({"stage": run.plan.index(stage_at(run.plan, done - 1)) + 1} if run.plan else {}),
+            tokens += data.tokens
+            row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
+                   **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            if run.held_out and options.eval_every and done % options.eval_every == 0 and done < steps:
-                row["held_out"] = run.score(student, run.held_out, runtime,
-                                            run.teacher if options.method in INNER else None)
+            # on every rank, though only one writes: so they stay together
+            if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
+                row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
-                append_row(out / "metrics.jsonl", row)
-                progress(done, row)
-                if stopping or done % options.checkpoint_every == 0 or done == steps:
-                    save_checkpoint(out / "checkpoint", done, student, optimizer,
+                # the row first: a checkpoint without its row could not be resumed from
+                append_row(run.out / "metrics.jsonl", row)
+                progress(1, in_words(row))
+                if stopping or done % options.checkpoint_every == 0 or done == run.steps:
+                    save_checkpoint(run.out / "checkpoint", done, module, optimizer,
                                     {"scaler": scaler.state_dict()})
-            if stopping and done < steps:
+            if stopping and done < run.steps:
                 end_stopped(stop, f"step {done}")
 
 
-def rate_at(step: int, run: Run, options: Options) -> tuple[float, list[float] | None]:
-    """The learning rate of a step, and what it is multiplied with for each part of the student; None: nothing."""
+def drawing(run: Run) -> Callable[..., Step]:
+    """`make_step` for the text and the options of the run, but for the step, `batch` and `part`."""
+    options, smoothing = run.options, None
+    if options.masking == "smoothed":
+        smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
+    return partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
+                   masking=Masking(options.masking, options.mask_share, smoothing))
+
+
+def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
+    """The loss of a step as a function of a micro-batch, and what the sum of each term is divided by."""
+    counts = run.method.counts(data, weights)  # of the whole step, over all micro-batches and ranks
+    return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
+
+
+def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
+    """The learning rate of a step, and what it is multiplied with for each part of the student; None:
+    nothing.
+    """
+    options = run.options
     if not run.plan:
         return learning_rate(step, run.steps, options.lr, warmup_steps(options.warmup, run.steps)), None
-    return options.lr, rates(stage_at(run.plan, step), step, run.student.config.layers, options.warmup)
+    return options.lr, rates(stage_at(run.plan, step), step, run.module.config.layers, options.warmup)
 
 
-def open_metrics(run: Run, options: Options, runtime: Runtime, out: Path, done: int) -> None:
-    """Writes config.json, cuts metrics.jsonl back to the step that is resumed from, says what is trained."""
-    check_corpus(out, run.corpus)
-    weights = check_weights(out, {
+def begin_records(run: Run, done: int) -> None:
+    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl
+    back to the step that it goes on from, and writes config.json.
+    """
+    options = run.options
+    check_corpus(run.out, run.corpus)
+    hashes = check_weights(run.out, {
         "teacher": None if run.teacher is None else options.teacher or BUNDLED_TEACHER,
         "student": None if options.student in PRESETS else options.student})
-    cut_metrics(out / "metrics.jsonl", done)
-    write_json(out / "config.json", {"options": dataclasses.asdict(options), "steps": run.steps,
-                                     "corpus": run.corpus.fingerprint, "weights": weights,
-                                     "student": dataclasses.asdict(run.student.encoder.config),
-                                     **describe(runtime)})
-    say(f"{options.method}: {sum(p.numel() for p in run.student.parameters()):,} parameters, "
+    cut_metrics(run.out / "metrics.jsonl", done)
+    write_json(run.out / "config.json", {
+        "options": dataclasses.asdict(options), "steps": run.steps, "corpus": run.corpus.fingerprint,
+        "weights": hashes, "student": dataclasses.asdict(encoder_of(run.module).config),
+        **describe(run.runtime)})
+    say(f"{options.method}: {sum(p.numel() for p in run.module.parameters()):,} parameters, "
         f"{len(run.corpus):,} sequences, {run.steps:,} steps of {options.batch} sequences, "
-        f"{runtime.precision} on {runtime.device}")
+        f"{run.runtime.precision} on {run.runtime.device}")
 
 
-def finish(run: Run, initial: nn.Module | None, options: Options, runtime: Runtime, out: Path) -> None:
+# ---------------------------------------------------------------- the result
+
+def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
+    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no
+    head.
+    """
+    if run.method.head == "mlm":
+        return evaluate(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
+    counts = run.method.counts(run.held_out, run.weights)
+
+    def loss_of(student: nn.Module, micro: MicroBatch):
+        return run.method.loss(student, run.teacher, micro, run.weights, counts)
+
+    return evaluate_terms(loss_of, counts, model, run.held_out, run.runtime)
+
+
+def finish(run: Run, initial: nn.Module | None) -> None:
     """Writes model/ and summary.json, and shows what became of the student, beside what it was."""
-    student = run.student.eval()
+    options, out, module = run.options, run.out, run.module.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
-    shutil.rmtree(out / "model", ignore_errors=True)
-    result = student.encoder if options.method in INNER else student
-    if minibert.save(result, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
+    shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier end of this run
+    student = module if run.method.head == "mlm" else encoder_of(module)
+    if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
         say("transformers has no model of this shape: model/ is in minibert's own format")
     figures = {"tokens": last_tokens(out / "metrics.jsonl")}
     if run.held_out:
-        figures |= compare(run, initial.eval(), options, runtime)
-    write_json(out / "summary.json", figures)
-    if run.held_out and options.method not in INNER:  # these have no heads
-        models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
-        say(*summary.filled_sentences(models, run.tokenizer, runtime), sep="\n")
-    drawn = summary.plot_curves(out / "metrics.jsonl", out / "curves.png")
+        scores, rows = compare(run, initial.eval())
+        figures |= {"held_out": scores, "table": rows}
+    write_json(out / "summary.json", figures)  # before anything is printed: the terminal may be gone
+    if run.held_out:
+        say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
+                         f"{run.held_out.masked:,} of them masked"))
+        if run.method.head == "mlm":
+            models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
+            say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
+    drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
 
-def compare(run: Run, initial: nn.Module, options: Options, runtime: Runtime) -> dict:
-    """The held-out figures of the teacher and of the student, at its start and now; shows them as a table."""
-    held_out, teacher = run.held_out, run.teacher
-    models = {"student, initial": initial, "student, trained": run.student}
-    scores = {name: run.score(model, held_out, runtime, teacher) for name, model in models.items()}
-    if teacher is not None:
-        layers = counterparts(options, run.weights, encoder_of(initial).config, teacher.config)
+def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
+    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their
+    table.
+    """
+    models = {"student, initial": initial, "student, trained": run.module}
+    scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
+    if run.teacher is not None:
+        layers = compared_layers(run)
         for name, model in models.items():
-            scores[name]["attention_kl"] = layers and attention_kl(model, teacher, layers, held_out, runtime)
-        models = {"teacher": teacher} | models
-        scores["teacher"] = {} if options.method in INNER else evaluate(teacher, held_out, runtime)
-    if options.method in INNER:  # no heads, no projections
+            scores[name]["attention_kl"] = (
+                attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
+        models = {"teacher": run.teacher} | models
+        scores["teacher"] = {}
+        if run.method.head == "mlm":
+            scores["teacher"] = evaluate(run.teacher, run.held_out, run.runtime)
+    if run.method.head == "encoder":  # without the projections
         models = {name: encoder_of(model) for name, model in models.items()}
-    rows = summary.comparison(models, scores, summary.tokens_per_second(models, held_out, runtime))
-    say("\n" + table(
-        rows, f"held out: {held_out.tokens:,} tokens, {held_out.masked:,} of them masked"))
-    return {"held_out": scores, "table": rows}
+    return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
+
+
+def compared_layers(run: Run) -> tuple[int, ...] | None:
+    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it
+    imitates in TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more
+    layers.
+    """
+    student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
+    if run.options.method == "tinybert":
+        return imitated_layers(student, teacher, run.weights.layers)[1:]
+    if run.origins is not None:
+        return tuple(layer + 1 for layer in run.origins)
+    return imitated_layers(student, teacher)[1:] if student <= teacher else None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 _HOME = {"load": "hub.load_save", "load_tokenizer": "data.tokenizer", "save": "hub.load_save",
          "pack": "model.batch", "Batch": "model.batch", "predict": "inference.predict",
          "embed": "inference.predict", "fast": "inference.fast_encoder", "Config": "model.config",
-         "preset": "model.config", "UserError": "common.errors"}
+         "preset": "model.config", "make_student": "distill.students", "masked_batch": "data.loader",
+         "distillation_loss": "distill.methods", "UserError": "common.errors"}
 __all__ = ["__version__", *_HOME]
 
 

@@ -16,7 +16,7 @@ import torch
 
 from minibert.model.batch import pack
 from minibert.model.config import Config
-from minibert.training import summary
+import minibert.training.plots
 
 # ignored where a script started the suite with `&`; the tests send it, to themselves and to what they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +35,7 @@ def seeds():
 def no_plots(request, monkeypatch):
     """As without matplotlib, since a plot takes longer than a tiny training; not for who asks for `plots`."""
     if "plots" not in request.fixturenames:
-        monkeypatch.setattr(summary, "pyplot", lambda: None)
+        monkeypatch.setattr(minibert.training.plots, "pyplot", lambda: None)
 
 
 @pytest.fixture

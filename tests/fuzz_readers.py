@@ -23,7 +23,7 @@ from minibert.data.tokenizer import load_tokenizer, train_tokenizer
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_tensors
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM
 from minibert.tasks import csv_files, official_files, squad_windows, squad
 from minibert.tasks.specs import TASKS

@@ -4,6 +4,7 @@ cut in any way, and how large its tensors get.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from minibert.common.runtime import Runtime
-from minibert.data.loader import Step, cut
-from minibert.distill.students import distilbert_of, student_from
+from minibert.data.loader import cut
+from minibert.model.batch import Step
+from minibert.distill.methods import METHODS
+from minibert.distill.students import distilbert_of, make_student
 from minibert.model.config import MobileConfig
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.training.optim import set_learning_rate
 from minibert.training.step import accumulate, update
@@ -98,6 +101,18 @@ def take_step(model: nn.Module, loss_of: Callable, step: Step, counts: dict[str,
     return update(model, optimizer, sums, counts, scaler, CPU, clip)[0]
 
 
+def loss_of(method: str, student: nn.Module, teacher: nn.Module | None, step: Step, weights=None) -> Callable:
+    """From a micro-batch of a step to the loss of a method and the sums of its terms."""
+    weights = weights or METHODS[method].weights()
+    counts = counts_of(method, step, weights)
+    return partial(METHODS[method].loss, student, teacher, weights=weights, counts=counts)
+
+
+def counts_of(method: str, step: Step, weights=None) -> dict[str, int]:
+    """What the sums of a method's terms are divided by in a step."""
+    return METHODS[method].counts(step, weights or METHODS[method].weights())
+
+
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
     """Inside, `elements` is the size of the largest tensor that any operation made."""
 
@@ -116,7 +131,7 @@ def student_and_teacher(tiny_config, dtype=torch.float64):
     teacher = init_weights(MaskedLM(replace(tiny_config, dropout=0.0, layers=4, vocab_size=60)))
     for p in teacher.parameters():
         p.data += 0.1 * torch.randn_like(p)
-    student = student_from(teacher, distilbert_of(teacher.config), [0, 3])
+    student = make_student(teacher, distilbert_of(teacher.config), layer_map=[0, 3])
     for p in student.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return student.to(dtype).train(), teacher.to(dtype).eval().requires_grad_(False)

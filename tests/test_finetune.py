@@ -27,7 +27,7 @@ from minibert.common.options import parse
 from minibert.common.runtime import start
 from minibert.data.tokenizer import train_tokenizer
 from minibert.hub import weight_files
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks import splits
 from minibert.tasks.options import MAY_CHANGE, Options, resolve
@@ -127,7 +127,7 @@ def test_the_dev_set_is_judged_once_an_epoch_and_errors_are_those_of_the_kept_mo
     best = summary(tmp_path / "run")
     result = best["results"][best["best_seed"] - 1]
     given = resolve(parse(Options, options(folder, task, tmp_path / "run"), "", ""))
-    kind, data = finetune.read_task(given, minibert.load_tokenizer(folder / "model"))
+    kind, data = finetune.read_task(given, given.model, minibert.load_tokenizer(folder / "model"))
     model = minibert.load(tmp_path / "run" / "model")
     scores, logits = splits.judge(model, kind, data["dev"], start("cpu", "auto", 1))
     assert scores == result["best"]["scores"]["dev"]
@@ -228,7 +228,7 @@ def test_transfer_text_is_pairs_where_the_training_set_is(folder, tmp_path):
     path.write_text("a film\ta book\n\nthe song\tvery grim\n")
     given = Options(model=str(folder / "model"), task=str(folder / "scores.csv"), max_length=80, teacher="t",
                     transfer=(str(path),))
-    found = finetune.read_task(given, tokenizer)[1]["transfer"].examples
+    found = finetune.read_task(given, given.model, tokenizer)[1]["transfer"].examples
     expected = tokenizer.encode(["a film", "the song"], ["a book", "very grim"])
     assert [found.ids.tolist(), found.segments.tolist()] == [sum(lists, []) for lists in expected]
 
@@ -584,7 +584,7 @@ def test_augmented_text_may_have_ids_that_repeat(folder, tmp_path):
     write_csv(tmp_path / "more.csv", [("a", "the film was great", "yes")] * 3, ["id", "text", "label"])
     given = Options(model=str(folder / "model"), task=str(tmp_path / "own.csv"), max_length=80,
                     augmented=str(tmp_path / "more.csv"))
-    splits = finetune.read_task(given, minibert.load_tokenizer(folder / "model"))[1]
+    splits = finetune.read_task(given, given.model, minibert.load_tokenizer(folder / "model"))[1]
     assert len(splits["augmented"].rows) == 3
 
 
@@ -593,7 +593,7 @@ def test_pairs_need_two_token_types(folder, tmp_path):
     one_type = replace(minibert.load(folder / "model").config, segments=1)
     tokenizer = minibert.load_tokenizer(folder / "model")
     minibert.save(init_weights(MaskedLM(one_type)), tmp_path / "model", tokenizer)
-    scorer = init_weights(Classifier(replace(one_type, labels=("score",), regression=True)))
+    scorer = init_weights(Classifier(replace(one_type, labels=("score",), problem_type="regression")))
     minibert.save(scorer, tmp_path / "scorer", tokenizer)
     for name, path in (("model", tmp_path / "model"), ("teacher", tmp_path / "scorer")):
         refused(options(folder, "scores.csv", tmp_path / "run", **{name: path}), f"{path} has one token type")

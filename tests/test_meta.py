@@ -17,17 +17,15 @@ from torch.overrides import TorchFunctionMode
 import minibert
 from minibert.common.runtime import Runtime
 from minibert.data.examples import draw, make_examples
-from minibert.distill import distilbert, mobilebert, tinybert
-from minibert.distill.distilbert import Weights
-from minibert.distill.mobilebert import TransferWeights
+from minibert.distill.methods import METHODS, terms_of
 from minibert.distill.task_kd import TaskWeights, task_loss
-from minibert.distill.tinybert import InnerWeights, Learner, Projections
-from minibert.model.encoder import Encoder, on_meta
+from minibert.model.encoder import Encoder
 from minibert.model.heads import Classifier, MaskedLM, Span, build_encoder
+from minibert.model.init import on_meta
+from minibert.training.models import hold_frozen
 from minibert.training.optim import OPTIMIZERS, set_learning_rate
-from minibert.training.options import FAMILY, METHODS
 from minibert.training.step import accumulate, freeze_unread, update
-from steps import MOBILE_KINDS, V, data
+from steps import MOBILE_KINDS, V, counts_of, data, loss_of
 
 META = torch.device("meta")
 
@@ -97,23 +95,18 @@ def whole_step(model, loss_of, micro_batches, counts, runtime, optimizer="adamw"
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_of_every_method(tiny_config, runtime, waits, method):
-    family, config, step = FAMILY[method], replace(tiny_config, vocab_size=V), data(40)[0]
-    if family is mobilebert:
-        teacher, student, weights = (on_meta(MaskedLM, MOBILE_KINDS[0]), on_meta(MaskedLM, MOBILE_KINDS[3]),
-                                     TransferWeights())
-    elif family is tinybert:
-        teacher = on_meta(build_encoder, replace(config, layers=4))
-        weights, narrow = InnerWeights(), replace(config, hidden_size=12, heads=config.heads)
-        student = Learner(on_meta(build_encoder, narrow), on_meta(Projections, narrow, teacher.config)
-                          if method == "tinybert" else None)
-    else:
-        assert family is distilbert
-        teacher, student, weights = on_meta(MaskedLM, config), on_meta(MaskedLM, config), Weights()
-    runtime.hold_frozen(teacher)
-    figures = whole_step(student.train(), partial(METHODS[method], student, teacher, step, weights),
-                         step.micro_batches, family.term_counts(step, weights), runtime,
-                         "lamb" if family is mobilebert else "adamw")
-    assert len(step.micro_batches) > 1 and set(family.TERMS[method]) <= set(figures)
+    wanted, step = METHODS[method], data(40)[0]
+    build = MaskedLM if wanted.head == "mlm" else build_encoder
+    configs = [replace(tiny_config, vocab_size=V, layers=layers) for layers in (4, 2)]
+    if method == "mobilebert":
+        configs = MOBILE_KINDS[0], MOBILE_KINDS[3]
+    teacher, student = (on_meta(build, config) for config in configs)
+    if wanted.module:
+        student = on_meta(wanted.module, student, configs[0])
+    hold_frozen(teacher, runtime)
+    figures = whole_step(student.train(), loss_of(method, student, teacher, step), step.micro_batches,
+                         counts_of(method, step), runtime, wanted.defaults["optimizer"])
+    assert len(step.micro_batches) > 1 and set(terms_of(method)) <= set(figures)
     assert waits == {"tolist": 1, "cpu": 0}
 
 
@@ -135,7 +128,7 @@ def examples(kind, teacher_width):
                                                ("score", 0.5, 0.0), ("span", 0.0, 0.0), ("span", 0.5, 0.0)])
 def test_a_step_of_every_fine_tuning_loss(tiny_config, runtime, waits, kind, alpha, beta):
     head = Span if kind == "span" else Classifier
-    config = replace(tiny_config, vocab_size=V, regression=kind == "score",
+    config = replace(tiny_config, vocab_size=V,
                      labels=("score",) if kind == "score" else ("a", "b"))
     model = on_meta(head, config).train()
     made, targets = examples(kind, config.hidden_size)

@@ -1,7 +1,6 @@
 """The ends of every scale: finite losses and gradients, or the guard's skipped step and clear stop."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +9,13 @@ import torch
 import test_train
 import train
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime
-from minibert.data.loader import Step, cut
-from minibert.distill.distilbert import METHODS, Weights
+from minibert.data.loader import cut
+from minibert.model.batch import Step
+from minibert.distill.distilbert import DistilBERTWeights
+from minibert.distill.methods import METHODS
 from minibert.training.optim import adamw
 from minibert.model.heads import MaskedLM
-from steps import student_and_teacher, take_step
+from steps import counts_of, loss_of, student_and_teacher, take_step
 from test_train import handlers  # noqa: F401  (an autouse fixture)
 
 folder = test_train.folder  # a fixture: corpus and teacher of train.py
@@ -37,7 +37,7 @@ def gradient(method, student, teacher, step, weights):
     student.zero_grad()
     total = 0.0
     for micro in step.micro_batches:
-        loss, sums = METHODS[method](student, teacher, step, weights, micro)
+        loss, sums = loss_of(method, student, teacher, step, weights)(micro)
         assert all(torch.isfinite(value).all() for value in sums.values()), sums
         if loss.requires_grad:
             loss.backward()
@@ -53,7 +53,7 @@ def test_all_and_nothing_masked(method, weights, share, tiny_config):
     student, teacher = student_and_teacher(tiny_config, torch.float32)
     step = step_with(share)
     assert step.masked == (step.tokens if share else 0)
-    loss, grads = gradient(method, student, teacher, step, Weights(**weights))
+    loss, grads = gradient(method, student, teacher, step, METHODS[method].weights(**weights))
     if not share and (method == "mlm" or weights):
         assert loss == 0 if method == "mlm" else 0 < loss <= 2  # nothing but the cosine is left
     assert share == 0.0 or loss > 0
@@ -72,7 +72,8 @@ def test_temperatures_and_teachers(temperature, kind, tiny_config):
     elif kind == "equal to the student":
         teacher = MaskedLM(student.config).eval().requires_grad_(False)
         teacher.load_state_dict(student.state_dict())
-    loss, grads = gradient("distilbert", student, teacher, step_with(0.15), Weights(temperature=temperature))
+    loss, grads = gradient("distilbert", student, teacher, step_with(0.15),
+                           DistilBERTWeights(temperature=temperature))
     assert any(grad.abs().max() > 0 for grad in grads)
     assert loss >= -1e-3 or temperature > 100  # T^2 times the rounding of a divergence that is nearly zero
 
@@ -83,9 +84,8 @@ def test_loss_scales_settle_and_never_reach_the_weights(scale, tiny_config):
     student, teacher = student_and_teacher(tiny_config, torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0 ** -20)
     optimizer, step = adamw(student, (0.9, 0.98), 1e-6, 0.0), step_with(0.15)
-    loss_of = partial(METHODS["distilbert"], student, teacher, step, Weights())
-    counts = {"kl": step.tokens, "mlm": step.masked, "cosine": step.tokens}
-    rows = [take_step(student, loss_of, step, counts, optimizer, 1e-4, 1.0, scaler) for _ in range(12)]
+    loss, counts = loss_of("distilbert", student, teacher, step), counts_of("distilbert", step)
+    rows = [take_step(student, loss, step, counts, optimizer, 1e-4, 1.0, scaler) for _ in range(12)]
     assert all(torch.isfinite(p).all() for p in student.parameters())
     assert not rows[-1]["skipped"] and rows[-1]["loss"] < rows[0]["loss"]
     assert any(row["skipped"] for row in rows) == (scale > 1e38)

@@ -15,7 +15,7 @@ from minibert.data.prepare import encode_lines, prepare
 from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from minibert.model.batch import pack
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.tasks.csv_files import read_csv_splits
 from test_train import handlers  # noqa: F401  (an autouse fixture)

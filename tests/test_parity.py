@@ -14,7 +14,8 @@ from torch import nn
 
 import minibert
 from minibert.model.config import Config
-from minibert.model.encoder import Layer, init_weights
+from minibert.model.encoder import Layer
+from minibert.model.init import init_weights
 
 # Of each tensor's largest magnitude. Rounding hides nothing in float64: there, only the same formula passes.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-11}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ import train
 from minibert.common.errors import UserError
 from minibert.data.prepare import prepare
 from minibert.data.tokenizer import Tokenizer, train_tokenizer
-from minibert.distill import tinybert
+from minibert.distill.methods import terms_of
 from minibert.model.config import PRESETS
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.training.checkpoint import save_checkpoint
 from scripts import run_script
@@ -143,7 +145,7 @@ def test_what_happens_inside_is_learned_at_any_width(folder, narrow, tmp_path, m
     train.main(options(folder, out, "--method", method, *INNER[method], "--eval-every", "5", student=narrow,
                        steps=25, lr=1e-2))
     shown, metrics = capsys.readouterr().out, rows(out)
-    terms = tinybert.TERMS[method]
+    terms = terms_of(method)
     assert all(name in row for row in metrics for name in terms) and "masks" not in shown
     assert ("student layer imitates teacher layer: 1 2, 2 4" in shown) == (method == "tinybert")
     held_out = json.loads((out / "summary.json").read_text())["held_out"]
@@ -399,7 +401,7 @@ def test_options_that_would_not_be_read_are_refused(folder, tmp_path):
             (("--method", "mobilebert", "--schedule", "akt", "--transfer-share", "0.5"), {}, ("akt",))):
         refused(options(folder, tmp_path / "x", *more, **changed), *words)
     read = train.Options(method="tinybert", masking="bernoulli", mask_share=0.1)
-    assert train.resolve(read).masking == "bernoulli"
+    assert read.resolved().masking == "bernoulli"
 
 
 def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
@@ -412,7 +414,8 @@ def test_layers_of_a_preset_that_starts_at_random(folder, tmp_path):
 
 @pytest.mark.parametrize("more", [
     ("--clip", "0"), ("--clip", "-1"), ("--beta2", "1"), ("--epochs", "inf"), ("--weight-decay", "-0.1"),
-    ("--lr", "nan"), ("--warmup", "1.5"), ("--eval-every", "0"), ("--transfer-share", "1", "--method", "mobilebert"),
+    ("--lr", "nan"), ("--warmup", "1.5"), ("--eval-every", "0"),
+    ("--transfer-share", "1", "--method", "mobilebert"),
     ("--seed", "-1"), ("--seed", str(2**63)),
     ("--weights", "kl=0", "mlm=0", "cosine=0")])
 def test_numbers_that_train_nothing_or_break_the_run_are_refused(folder, tmp_path, more):
@@ -515,6 +518,53 @@ def test_two_ranks_give_the_run_of_one(folder, tmp_path):
     train.main(options(folder, tmp_path / "two", *more, "--resume", threads=1))
     resumed = weights(tmp_path / "two")
     assert max((two[name] - resumed[name]).abs().max() for name in two) < 1e-4
+
+
+def test_token_type_1_is_as_type_0_where_nothing_trains_it(folder, tmp_path, monkeypatch):
+    """Pre-training text has type 0 only. A student that starts at random keeps the two alike, so its second
+    sentences are embedded like first ones, not with the noise of a row that was drawn and never trained.
+    """
+    tokenizer, teacher = minibert.load_tokenizer(folder / "teacher"), minibert.load(folder / "teacher")
+    types = teacher.encoder.segment.weight.data
+    types[1] = types[0] + 0.02  # as in BERT, the second differs little from the first
+    minibert.save(teacher, tmp_path / "teacher", tokenizer)
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(teacher.config, layers=2))
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--init", "random", "--weight-decay", "0.1",
+                       teacher=tmp_path / "teacher", student="tiny", steps=8, lr=1e-2))
+    student = minibert.load(tmp_path / "run" / "model").encoder
+    assert torch.equal(student.segment.weight[1], student.segment.weight[0])
+    drawn = init_weights(Encoder(student.config), torch.Generator().manual_seed(56))  # as it would have stayed
+    ids, segments = tokenizer.encode(["the small model"], ["reads old books"])
+    batch, second = minibert.pack(ids, segments), torch.tensor(segments[0]) == 1
+    first = student.embed(batch._replace(segments=torch.zeros_like(batch.segments)))
+
+    def error():
+        return (student.embed(batch) - first)[second].square().mean().item()
+
+    assert error() == 0
+    student.segment.weight.data[1] = drawn.segment.weight[1]
+    assert error() > 1e-4
+
+
+def test_token_types_of_a_teacher_are_kept(folder, tmp_path):
+    """Layers copied: the second type is the teacher's, which has a meaning."""
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", str(folder / "teacher"), steps=1))
+    before, after = (minibert.load(path).encoder.segment.weight[1]
+                     for path in (folder / "teacher", tmp_path / "run" / "model"))
+    assert (before - after).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method, origins, layers, expected", [
+    ("distilbert", [0, 2, 5], 3, (1, 3, 6)),  # those it started as
+    ("minilm", None, 3, (2, 4, 6)),  # uniform
+    ("tinybert", [0, 2, 5], 3, (4, 5, 6)),  # those it imitates
+    ("minilm", None, 7, None)])
+def test_layers_whose_attention_is_compared(method, origins, layers, expected):
+    encoder = Encoder(dataclasses.replace(PRESETS["bert-L2-H128"], vocab_size=9, layers=layers))
+    run = SimpleNamespace(options=SimpleNamespace(method=method), module=encoder, origins=origins,
+                          weights=SimpleNamespace(layers=(4, 5, 6)),
+                          teacher=SimpleNamespace(config=SimpleNamespace(layers=6)))
+    assert train.compared_layers(run) == expected
 
 
 def test_a_corpus_without_held_out_text_is_said_and_trains(folder, tmp_path, capsys):

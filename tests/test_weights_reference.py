@@ -79,7 +79,8 @@ def test_everything_up_to_the_weights(tiny_config):
     the same rows as of attention that never looks at it.
     """
     from minibert.model.attention import attend_one
-    from minibert.model.encoder import Encoder, init_weights
+    from minibert.model.encoder import Encoder
+    from minibert.model.init import init_weights
 
     model = init_weights(Encoder(tiny_config)).eval()
     ids = [4, 17, 23, 9, 5, 41]

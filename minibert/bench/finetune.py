@@ -25,7 +25,7 @@ from minibert.common.runtime import PRECISIONS, describe, start
 from minibert.data.examples import Examples, draw
 from minibert.distill.task_kd import TaskWeights, task_loss
 from minibert.model.config import Config, preset
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
 from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS, TEXT_TASKS
@@ -69,7 +69,8 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
     shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size,
                                 dropout=options.dropout, classifier_dropout=options.dropout,
-                                labels=task.labels or ("score",), regression=task.kind == "score")
+                                labels=task.labels or ("score",),
+                                problem_type="regression" if task.kind == "score" else None)
     return tokenised(task, rows, tokenizer, 128).examples, shape
 
 
@@ -77,7 +78,7 @@ def finetune_turn(options: FinetuneBench, runtime):
     """A function that takes one turn of steps with minibert, all as finetune.py does it."""
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()
-    optimizer, scaler = adamw(model, (0.9, 0.999), 1e-6, 0.01), runtime.scaler()
+    optimizer, scaler = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR), runtime.scaler()
     counts = {"hard": options.batch}
 
     def turn() -> None:

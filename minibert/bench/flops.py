@@ -10,7 +10,7 @@ from torch import nn
 
 from minibert.common.runtime import PRECISIONS, Runtime
 from minibert.model.config import Config
-from minibert.model.encoder import on_meta
+from minibert.model.init import on_meta
 from minibert.model.heads import build_encoder
 
 FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted

@@ -28,7 +28,7 @@ from minibert.common.options import at_least_one, option
 from minibert.common.runtime import describe, start
 from minibert.inference.fast_encoder import kernels_of
 from minibert.model.config import PRESETS, Config, preset
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
 from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS, TEXT_TASKS

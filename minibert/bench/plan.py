@@ -19,7 +19,7 @@ from minibert.common.errors import UserError
 from minibert.common.options import numbers, option
 from minibert.data.corpus import SPECIALS
 from minibert.model.config import Config, preset
-from minibert.model.encoder import on_meta
+from minibert.model.init import on_meta
 from minibert.model.heads import MaskedLM
 
 STEP_FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W

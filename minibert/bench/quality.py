@@ -14,7 +14,7 @@ from minibert.tasks.models import load_tuned
 from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS
 from minibert.tasks.splits import judge, some_of, tokenised
-from minibert.training.summary import pyplot, save_figure
+from minibert.training.plots import pyplot, save_figure
 
 
 def quality(folder: str, task_name: str, data: str, max_length: int, some: int | None,

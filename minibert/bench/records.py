@@ -58,6 +58,12 @@ class TuneRun(NamedTuple):
     finished: bool
 
     @property
+    def start(self) -> str:
+        """The model that it began with: a folder or hub name, or a cut of its teacher."""
+        layers = self.options.get("layers") or len((self.options.get("layer_map") or "").split(","))
+        return self.options["model"] or f"{self.options['teacher']} cut to {layers} layers"
+
+    @property
     def values(self) -> list[float]:
         """Of the metric that decides, one a seed that is done."""
         return next(iter(self.scores.values()), [])

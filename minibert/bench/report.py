@@ -21,7 +21,8 @@ from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
-from minibert.training.summary import FIGURES, plot_held_out, plot_quality
+from minibert.training.plots import plot_held_out, plot_quality
+from minibert.training.summary import figures_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def teacher_of(run: TrainRun) -> str:
 def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench) -> None:
     """Two folders that would be called the same are an error: their runs would be mixed up."""
     places: dict[str, Path] = {}
-    for model in [*map(result_of, train), *map(teacher_of, train), *(run.options["model"] for run in tune)]:
+    for model in [*map(result_of, train), *map(teacher_of, train), *(run.start for run in tune)]:
         place = options.place_of(model)
         if places.setdefault(place.name, place) != place:
             raise UserError(f"{places[place.name]} and {place} would both be called {place.name}: "
@@ -100,7 +101,7 @@ def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
     """The runs by model and task, the teacher first; two of the same model and task are an error."""
     found: Scores = {}
     for run in runs:
-        name = options.name_of(run.options["model"]) + taught(run.options)
+        name = options.name_of(run.start) + taught(run.options)
         of = found.setdefault(name, {})
         if run.task in of:
             raise UserError(f"{of[run.task].folder} and {run.folder} both fine-tune {name} on {run.task}: "
@@ -125,9 +126,9 @@ def training_table(runs: list[TrainRun], options: ReportBench) -> str:
              if name not in NOT_SPECIAL} for run in runs]
     alike = {name for name, value in some[0].items()
              if all(name in other and other[name] == value for other in some)}
-    measured = {name for run in runs for name in run.held_out.get("student, trained", {})}
+    measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
     figures = {"mlm": ("MLM loss", "{:.3f}"),
-               **{name: how for name, how in FIGURES.items() if name in measured - {"perplexity", "mlm"}}}
+               **{name: how for name, how in measured.items() if name != "perplexity"}}
     rows = []
     for run, special in zip(runs, some):
         tokens = f"{run.tokens / 1e6:.2f} M" + (", smoke run" if run.is_smoke else "")

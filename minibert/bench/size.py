@@ -21,7 +21,7 @@ from minibert.hub.hf_config import parse
 from minibert.hub.load_save import MODELS
 from minibert.hub.weight_files import existing
 from minibert.model.config import PRESETS, Config
-from minibert.model.encoder import on_meta
+from minibert.model.init import on_meta
 from minibert.model.heads import MaskedLM, PreTraining, build_encoder, encoder_of
 
 SIZES = """fp32 MB, fp16 MB: 4 and 2 bytes a parameter, without the file's header of some kilobytes

@@ -18,24 +18,23 @@ from minibert.bench.turns import alternate, compared, rate, serve
 from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
-from minibert.common.runtime import PRECISIONS, compile_encoder, describe, start
+from minibert.common.runtime import PRECISIONS, describe, start
 from minibert.data.corpus import open_corpus
-from minibert.data.loader import Step, cut
-from minibert.distill import tinybert, mobilebert
-from minibert.distill.distilbert import Weights
-from minibert.distill.tinybert import InnerWeights, Learner, Projections
-from minibert.model.batch import IGNORE
+from minibert.data.loader import cut
+from minibert.distill.distilbert import DistilBERTWeights
+from minibert.distill.methods import METHODS
+from minibert.model.batch import IGNORE, Step
 from minibert.model.config import Config, preset
-from minibert.model.encoder import init_weights
-from minibert.model.heads import MaskedLM, build_encoder, encoder_of
-from minibert.training.optim import adamw
-from minibert.training.options import FAMILY
+from minibert.model.init import init_weights
+from minibert.model.heads import MaskedLM, build_encoder
+from minibert.training.models import hold_frozen
+from minibert.training.optim import adamw, set_learning_rate
 from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"
 # those of BERTs as they are
-TIMED = tuple(name for name, family in FAMILY.items() if family is not mobilebert)
+TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class TrainBench:
     precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
     device: str = option("auto", "cpu, cuda ...")
     threads: int | None = option(None, "CPU threads")
-    compile: bool = option(False, "torch.compile our encoders")
     peer: bool = option(True, "measure transformers beside (distilbert)")
     compiled_peer: bool = option(False, "and transformers with torch.compile")
 
@@ -95,20 +93,15 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
 
 def distillation_turn(method: str, options: TrainBench, runtime):
     """A function that takes one turn of steps with minibert, all as train.py does it."""
-    family, weights = FAMILY[method], Weights()
-    if family is tinybert:
-        teacher, student = (init_weights(build_encoder(config)) for config in shapes(options))
-        weights = InnerWeights()
-        student = Learner(student, Projections(student.config, teacher.config)
-                          if method == "tinybert" else None)
-    else:
-        teacher, student = (init_weights(MaskedLM(config)) for config in shapes(options))
-    runtime.hold_frozen(teacher)
+    timed = METHODS[method]
+    weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
+    teacher, student = (init_weights(build(config)) for config in shapes(options))
+    if timed.module:
+        student = timed.module(student, teacher.config)
+    hold_frozen(teacher, runtime)
     student.to(runtime.device).train()
-    if options.compile:
-        compile_encoder(student.encoder)
-        compile_encoder(encoder_of(teacher))
     optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
+    set_learning_rate(optimizer, LR)
     data = []
     for number, (ids, lengths, selected) in enumerate(random_sequences(options, teacher.config.vocab_size)):
         micro = cut(ids, lengths, np.where(selected, 4, ids), selected, options.micro_tokens, (number,))
@@ -116,9 +109,10 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 
     def turn() -> None:
         for step in data:
-            sums = accumulate(student, partial(family.METHODS[method], student, teacher, step, weights),
+            counts = timed.counts(step, weights)
+            sums = accumulate(student, partial(timed.loss, student, teacher, weights=weights, counts=counts),
                               step.micro_batches, scaler, runtime)
-            update(student, optimizer, sums, family.term_counts(step, weights), scaler, runtime, CLIP)
+            update(student, optimizer, sums, counts, scaler, runtime, CLIP)
     return turn
 
 
@@ -145,7 +139,8 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
     def turn() -> None:
         for batch in batches:
-            transformers_step(student, teacher, *map(list, zip(*batch)), Weights(), optimizer, runtime, CLIP)
+            transformers_step(student, teacher, *map(list, zip(*batch)), DistilBERTWeights(), optimizer,
+                              runtime, CLIP)
     return turn
 
 
@@ -169,8 +164,7 @@ def bench_train(options: TrainBench) -> dict:
     kinds = [*method_of, *peers]
     teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
     for method in options.methods:
-        if FAMILY[method] is tinybert:
-            tinybert.check_fit(method, student, teacher, InnerWeights())
+        METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:
         check_installed()
     runtime = start(options.device, options.precision, options.threads, training=False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
-from minibert.distill.distilbert import Weights
+from minibert.distill.distilbert import DistilBERTWeights
 from minibert.hub.hf_config import describe
 from minibert.model.batch import IGNORE
 from minibert.model.config import Config
@@ -55,7 +55,7 @@ def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
 
 
 def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
-                      weights: Weights, optimizer, runtime: Runtime, clip: float) -> float:
+                      weights: DistilBERTWeights, optimizer, runtime: Runtime, clip: float) -> float:
     """One distillation step on a padded batch; inputs and labels one tensor a sequence. Returns the loss."""
     ids, labels = (pad_sequences(rows, value).to(runtime.device)  # (S, T) each
                    for rows, value in ((inputs, 0), (labels, IGNORE)))

@@ -1,7 +1,7 @@
 """Command-line options from a frozen dataclass: one field, one option, one help line.
 
-The fields stand in the order of `--help`. An option that only some values of another one read is shown with these
-values, and refused with the others: `train.py --method tinybert --help` shows the options of TinyBERT.
+The fields stand in the order of `--help`. An option that only some values of another one read is shown with
+these values, and refused with the others: `train.py --method tinybert --help` shows the options of TinyBERT.
 """
 
 import argparse
@@ -30,24 +30,27 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
           defaults: dict[str, dict[str, dict]] | None = None):
     """An instance of the dataclass `cls` from the command line.
 
-    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may be
-    left out. `prog` is what the usage line begins with. `defaults` are shown in the help for what is left out:
-    {"method": {"tinybert": {"lr": 1e-4}}}. Unknown options and wrong types end the program with exit code 2;
-    `UserError` for an option that is not read with the others.
+    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may
+    be left out. `prog` is what the usage line begins with. `defaults` are shown in the help for what is left
+    out: {"method": {"tinybert": {"lr": 1e-4}}}. Unknown options and wrong types end the program with exit
+    code 2; `UserError` for an option that is not read with the others.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = defaults or {}
     chosen = _chosen(cls, argv, [*defaults])
-    left_out = {field: value for name in defaults for field, value in defaults[name].get(chosen[name], {}).items()}
+    left_out = {}
+    for name in defaults:
+        left_out |= defaults[name].get(chosen[name], {})
     refused, group = unread(cls, chosen), parser
     for field in dataclasses.fields(cls):
         if field.metadata["group"]:
             group = parser.add_argument_group(field.metadata["group"])
         if field.name in refused:
-            group.add_argument(flag(field.name), flag(f"no_{field.name}"), dest=field.name, default=field.default,
-                               nargs="*", action=_Refused, const=refused[field.name], help=argparse.SUPPRESS)
+            group.add_argument(flag(field.name), flag(f"no_{field.name}"), dest=field.name, nargs="*",
+                               default=field.default, action=_Refused, const=refused[field.name],
+                               help=argparse.SUPPRESS)
         else:
             _add(group, cls, field, left_out.get(field.name, field.default))
     values = vars(parser.parse_args(argv))
@@ -55,7 +58,9 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """The options of `cls` that are not read where the options `given` have these values; for each, why not."""
+    """The options of `cls` that are not read where the options `given` have these values; for each, why
+    not.
+    """
     reasons = {}
     for field in dataclasses.fields(cls):
         for name, values in field.metadata["only_with"].items():
@@ -102,7 +107,9 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """The values of `names`, and of all options that decide which others are read, before these are parsed."""
+    """The values of `names`, and of all options that decide which others are read, before these are
+    parsed.
+    """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -144,12 +151,6 @@ def numbers(option: str, text: str, kind: Callable = int) -> list:
         return [kind(word) for word in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text} is not a list of numbers as 0,2,5") from None
-
-
-def dropouts(options) -> dict[str, float]:
-    """The fields of a `Config` that --dropout and --attention-dropout change."""
-    changed = {"attention_dropout": options.attention_dropout}
-    return changed if options.dropout is None else changed | {"dropout": options.dropout}
 
 
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:

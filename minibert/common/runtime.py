@@ -12,12 +12,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from minibert.common.errors import UserError
 from minibert.common.processor import multiplies_bf16
-from minibert.model.encoder import Encoder
-from minibert.model.heads import encoder_of
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,20 +45,6 @@ class Runtime:
         """Loss scaling for fp16; does nothing otherwise."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def hold_frozen(self, model: nn.Module) -> nn.Module:
-        """Puts a model that is not trained on the device, in eval mode;
-        its matrices in 16 bits where products are.
-
-        Autocast would cast them anew for every micro-batch, since it keeps only the casts of
-        weights that are trained. Biases, LayerNorms, positions and token types stay fp32, and
-        with them the sums that hidden states are.
-        """
-        model.to(self.device).eval().requires_grad_(False)
-        if self.precision != "fp32":
-            for module in [m for m in model.modules() if isinstance(m, nn.Linear)] + [encoder_of(model).word]:
-                module.weight.data = module.weight.data.to(PRECISIONS[self.precision])
-        return model
-
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.ranks > 1:
@@ -68,7 +52,7 @@ class Runtime:
                 dist.barrier()
 
     def leave(self) -> None:
-        """Says goodbye to the other ranks."""
+        """Destroys the process group."""
         if self.ranks > 1:
             dist.destroy_process_group()
 
@@ -77,11 +61,11 @@ class Runtime:
         if self.ranks == 1:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order on all ranks
-            some = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in some])
+            of_one_type = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in of_one_type])
             with _another_rank_may_end():
                 dist.all_reduce(flat)
-            for tensor, piece in zip(some, flat.split([t.numel() for t in some])):
+            for tensor, piece in zip(of_one_type, flat.split([t.numel() for t in of_one_type])):
                 tensor.copy_(piece.view_as(tensor))
 
 
@@ -151,12 +135,6 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(M_MMAP_MAX, 0)  # blocks from the heap, none from mmap, which are unmapped when freed
         mallopt(M_TRIM_THRESHOLD, -1)  # and the heap's free end is kept
-
-
-def compile_encoder(encoder: Encoder) -> None:
-    """Has torch.compile make the encoder's passes, in place, at their first call; for any lengths."""
-    encoder.compile(dynamic=True)
-    encoder.trace = torch.compile(encoder.trace, dynamic=True)
 
 
 def native_bf16(device: torch.device) -> bool:

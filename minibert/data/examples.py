@@ -14,9 +14,8 @@ from torch import Tensor
 
 from minibert.common.errors import UserError
 from minibert.common.randomness import samples_of_step, seed_of
-from minibert.data.loader import groups
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import Batch, rows_of
+from minibert.model.batch import Batch, groups, rows_of
 from minibert.model.config import Config
 
 

@@ -13,41 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from minibert.common.errors import UserError
 from minibert.common.randomness import samples_of_step, seed_of
 from minibert.data.corpus import Corpus
-from minibert.data.masking import mask_tokens
+from minibert.data.masking import SELECTIONS, Masking, mask_tokens
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import IGNORE, Batch, rows_of
-
-
-class MicroBatch(NamedTuple):
-    """What goes through the model at once:
-    a packed batch of masked text, and the original ids where it is masked.
-    """
-
-    batch: Batch
-    labels: Tensor  # (N,) int64, IGNORE where nothing is to be predicted
-    masked: Tensor  # (M,) int64, on the CPU: the rows that have a label, so that no GPU is asked for them
-    seed: int  # for the dropout of this micro-batch
-
-    def to(self, device) -> "MicroBatch":
-        """The same on `device`."""
-        return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.masked,
-                          self.seed)
-
-
-class Step(NamedTuple):
-    """One optimiser step of one rank.
-
-    `tokens`, `masked` and `sequences` count the *whole* step: all micro-batches, all ranks.
-    """
-
-    micro_batches: list[MicroBatch]
-    tokens: int
-    masked: int
-    sequences: int
+from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_of
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -65,15 +37,32 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 
 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
-              selection: str, share: float = 0.15, weights: np.ndarray | None = None, rank: int = 0,
-              ranks: int = 1) -> Step:
-    """The micro-batches of optimiser step `step` (from 0) for one rank of several;
-    may be none where sequences are few.
+              masking: Masking, part: tuple[int, int] = (0, 1)) -> Step:
+    """The micro-batches of optimiser step `step` (from 0) for one rank; may be none where sequences are few.
+
+    `part`: the rank, and how many ranks there are.
     """
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
-    masked = mask_tokens(ids, lengths, tokenizer, selection, seed, step, weights=weights, share=share)
-    return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), rank, ranks),
+    masked = mask_tokens(ids, lengths, tokenizer, masking, seed, step)
+    return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (seed, step), *part),
                 len(ids), int(masked.selected.sum()), len(lengths))
+
+
+def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 512, selection: str = "bert",
+                 share: float = 0.15, seed: int = 0) -> MicroBatch:
+    """A masked batch of texts, the longest first: what `minibert.distillation_loss` takes.
+
+    Longer texts are cut to `max_length` tokens. `selection` is "bert", "bernoulli" or "whole-word", see
+    `masking.SELECTIONS`; another `seed` masks other tokens. Raises `UserError` where there is no text.
+    """
+    if selection not in SELECTIONS or selection == "smoothed":  # which needs the counts of a corpus
+        raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
+    if isinstance(texts, str) or not texts:  # a string would be read as a list of letters
+        raise UserError("masked_batch takes a list of texts, at least one")
+    sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
+    ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
+    masked = mask_tokens(ids, lengths, tokenizer, Masking(selection, share), seed)
+    return cut(ids, lengths, masked.inputs, masked.selected, len(ids), (seed,))[0]
 
 
 @contextlib.contextmanager
@@ -103,23 +92,6 @@ def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.n
     starts = np.cumsum(lengths) - lengths
     return [_pack(ids, lengths, inputs, selected, starts, group, key)
             for group in groups(lengths, micro_tokens, rank, ranks)]
-
-
-def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Which sequences go through the model together:
-    indices, in groups of at most `micro_tokens` tokens, or of one.
-
-    Sorted by length, longest first, so that ranks get equal work
-    and neighbours of equal length share one attention call.
-    """
-    made, group, size = [], [], 0
-    for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
-        if group and size + lengths[i] > micro_tokens:
-            made.append(np.array(group))
-            group, size = [], 0
-        group.append(i)
-        size += lengths[i]
-    return made + [np.array(group)] if group else made
 
 
 def _pack(ids, lengths, inputs, selected, starts, group, key) -> MicroBatch:

@@ -21,13 +21,19 @@ SELECTIONS = {
 }
 
 
-class Masked(NamedTuple):
-    """`inputs`: ids with masks in place;
-    `selected`: bool, True where the original token is to be predicted; both (N,).
-    """
+class Masking(NamedTuple):
+    """How tokens are chosen."""
 
-    inputs: np.ndarray
-    selected: np.ndarray
+    selection: str = "bert"  # one of `SELECTIONS`
+    share: float = 0.15  # of 0, no token is masked
+    weights: np.ndarray | None = None  # (V,), of "smoothed": see `smoothed_weights`
+
+
+class Masked(NamedTuple):
+    """The tokens of a step, some of them masked; both (N,)."""
+
+    inputs: np.ndarray  # ids with masks in place
+    selected: np.ndarray  # bool: the original token is to be predicted
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
@@ -40,17 +46,16 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
     return weights
 
 
-def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, selection: str, *key,
-                weights: np.ndarray | None = None, share: float = 0.15) -> Masked:
-    """Masks the S sequences of a step;
-    ids (N,), lengths (S,), `key` what the draws depend on, for instance (seed, step).
+def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
+                *key: int) -> Masked:
+    """Masks the S sequences of a step; ids (N,), lengths (S,). The draws depend on `key`, as (seed, step),
+    alone.
 
-    `weights` (V,) is needed by "smoothed" only. Special tokens are never selected; a random replacement is
-    drawn from the whole vocabulary, special tokens included, as in the original code. A share of 0 masks
-    nothing. note: BERT's code spares only [CLS] and [SEP]; here, as in the distiller, [UNK] is never
-    predicted either.
+    Special tokens are never selected; a random replacement is drawn from the whole vocabulary, special tokens
+    included, as in the original code.
+    note: BERT's code spares only [CLS] and [SEP]; here, as in the distiller, [UNK] is never predicted either.
     """
-    if share == 0:
+    if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
     position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (N,)
@@ -58,36 +63,56 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, sele
     def draw(purpose: int) -> np.ndarray:
         return uniform(*key, purpose, sample, position)  # (N,)
 
-    allowed = ~tokenizer.special[ids]
-    if selection == "bernoulli":
-        selected = allowed & (draw(0) < share)
-    elif selection == "whole-word":
-        # A word starts at each piece without ##, special tokens among them, so none spans two sequences; its
-        # pieces share the draw of its first.
-        starts = ~tokenizer.continuation[ids]  # (N,)
-        word = np.cumsum(starts) - 1  # (N,) the word that each piece is in
-        selected = allowed & (draw(0)[starts][word] < share)
-    elif selection == "bert":
-        keys = np.where(allowed, draw(0), 2.0)
-        order = np.lexsort((keys, sample))  # sorted inside each sequence; sequences stay where they are
-        rank = np.empty(len(ids), dtype=np.int64)
-        rank[order] = position  # position of a slot = rank of the token sorted into it
-        budget = np.maximum(1, np.floor(share * lengths + 0.5)).astype(np.int64)
-        selected = allowed & (rank < np.repeat(budget, lengths))
-    elif selection == "smoothed":
-        # Drawing without replacement with probability proportional to w is taking the largest log(u) / w
-        # (Efraimidis and Spirakis 2006), so one top-k replaces the distiller's multinomial.
-        w = weights[ids]
-        with np.errstate(divide="ignore"):
-            keys = np.where(w > 0, np.log(draw(0)) / w, -np.inf)
-        wanted = min(int(np.ceil(share * len(ids))), int((w > 0).sum()))
-        selected = np.zeros(len(ids), dtype=bool)
-        if wanted:
-            selected[np.argpartition(keys, len(keys) - wanted)[len(keys) - wanted:]] = True
-    else:
-        raise ValueError(f"selection {selection!r}")
-
+    selected = SELECT[masking.selection](ids, lengths, tokenizer, masking, draw(0))
     replacement = draw(1)
     random_ids = (draw(2) * tokenizer.vocab_size).astype(np.int64)
     inputs = np.where(selected & (replacement < 0.8), tokenizer.mask_id, ids)
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
+
+
+# Each chooses tokens (N,) by a uniform draw for each, (N,).
+
+def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
+    """Every token by itself, with probability `share`."""
+    return ~tokenizer.special[ids] & (draw < masking.share)
+
+
+def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
+    """Every word with probability `share`: its pieces share the draw of its first."""
+    # a word starts at each piece without ##, special tokens among them, so none spans two sequences
+    starts = ~tokenizer.continuation[ids]  # (N,)
+    word = np.cumsum(starts) - 1  # (N,) the word that each piece is in
+    return ~tokenizer.special[ids] & (draw[starts][word] < masking.share)
+
+
+def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
+    """round(share * T) tokens of every sequence, but at least one, as in BERT's code."""
+    allowed = ~tokenizer.special[ids]
+    sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
+    # sorted inside each sequence; the sequences stay where they are
+    order = np.lexsort((np.where(allowed, draw, 2.0), sample))
+    rank = np.empty(len(ids), dtype=np.int64)
+    # the rank of a token is the position that it was sorted to
+    rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # (S,)
+    return allowed & (rank < np.repeat(budget, lengths))
+
+
+def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
+    """`share` of the whole step, without replacement, with probability proportional to the weights.
+
+    That is taking the largest log(u) / w (Efraimidis and Spirakis 2006), so one top-k replaces the
+    distiller's multinomial.
+    """
+    w = masking.weights[ids]
+    with np.errstate(divide="ignore"):
+        keys = np.where(w > 0, np.log(draw) / w, -np.inf)
+    wanted = min(int(np.ceil(masking.share * len(ids))), int((w > 0).sum()))
+    selected = np.zeros(len(ids), dtype=bool)
+    if wanted:
+        selected[np.argpartition(keys, len(keys) - wanted)[len(keys) - wanted:]] = True
+    return selected
+
+
+SELECT = {"bert": select_in_each, "bernoulli": select_tokens, "whole-word": select_words,
+          "smoothed": select_rare}

@@ -20,11 +20,9 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minibert.common.errors import UserError
-from minibert.distill.losses import at_least_fp32
 from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
@@ -32,40 +30,6 @@ from minibert.model.batch import Batch
 # Scores of one model that are held at once, or one (T, T) where that is more: 8 MB in fp32. On a CPU a
 # thirtieth of it or twice as much took the same time; not measured on a GPU, which pays for each launch.
 CHUNK_ELEMENTS = 1 << 21
-
-
-def imitated_layers(student_layers: int, teacher_layers: int,
-                    given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """g(0), g(1) ... g(L_s): the entry of the teacher's `Trace.hiddens` that each of the student's imitates.
-
-    g(0) = 0 is the embedding output. The others are uniform, g(m) = m L_t / L_s (Jiao et al. 2019),
-    rounded where that is no whole number, or as `given`, g(1) ... g(L_s). Queries, keys and values have no
-    entry for the embeddings: those of layer g are `queries[g - 1]`.
-    """
-    if given is None:
-        if not 1 <= student_layers <= teacher_layers:
-            raise UserError(f"a student of {student_layers} layers has no uniform layer map to a teacher of "
-                            f"{teacher_layers}: give --imitate, one of the teacher's for each")
-        return tuple(round(m * teacher_layers / student_layers) for m in range(student_layers + 1))
-    if len(given) != student_layers or not all(1 <= g <= teacher_layers for g in given):
-        raise UserError(f"--imitate {','.join(map(str, given))} does not give each of the {student_layers} "
-                        f"student layers one of the teacher's layers 1 to {teacher_layers}")
-    return 0, *given
-
-
-def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """Sum over tokens of the mean over D_t of (W h_s - h_t)^2:
-    L_hidn and L_embd of TinyBERT (Jiao et al. 2019, section 3.1).
-
-    student (N, D_s), teacher (N, D_t); `projection` is W (D_t, D_s), None the identity.
-    note: the original code also counts padding.
-    """
-    if projection is not None:
-        student = F.linear(student, projection)  # (N, D_t)
-    if student.shape != teacher.shape:
-        raise UserError(f"hidden states {student.shape[-1]} wide cannot be compared with "
-                        f"{teacher.shape[-1]} without a projection")
-    return (at_least_fp32(student) - at_least_fp32(teacher.detach())).square().mean(-1).sum()
 
 
 def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
@@ -129,11 +93,13 @@ class _RowLoss(torch.autograd.Function):
         kind = a.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
         full = torch.float64 if a.dtype == torch.float64 else torch.float32
+        # neighbours of equal length are one dense block, as in attention
         runs = runs_of_equal_length(lengths)
         sizes = [count * length for count, length in runs]
         H, scale, t_scale = a.shape[1], 1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(t_a.shape[-1])
         total = torch.zeros((), dtype=full, device=a.device)
         with torch.autocast(kind, enabled=False):
+            # gradients are as large as a and b; the scores of a chunk are gone after it
             grad_a = torch.empty_like(a, dtype=full) if need_a else None
             grad_b = torch.empty_like(b, dtype=full) if need_b else None
             pieces = [[None] * len(runs) if x is None else x.split(sizes)
@@ -157,7 +123,7 @@ class _RowLoss(torch.autograd.Function):
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)
                         if need_b:
                             torch.mul((grad.mT @ x).to(full), scale / (H * T), out=g_y)
-        ctx.save_for_backward(grad_a, grad_b)
+        ctx.save_for_backward(grad_a, grad_b)  # the gradient of the sum; backward only scales it
         return total
 
     @staticmethod

@@ -1,10 +1,10 @@
-"""What each method minimises:
-a function from (student, teacher, step, weights, micro-batch) to one loss and its named terms.
+"""What DistilBERT minimises, and BERT's own pre-training, masked language modelling alone.
 
-Every method has the same form: it returns the micro-batch's share of the step's loss, each
-term divided by the count of the *whole* step, and detached sums by name, which the caller adds up
-over micro-batches and ranks. `term_counts` says what each sum is divided by. Weights are in
-`Weights`; nothing else decides what is learned.
+A loss is a function from (student, teacher, micro-batch, weights, counts) to two results: the micro-batch's
+share of the loss of the whole step, and the sums of its terms by name, detached. Every sum is divided by the
+count of the *whole* step, over all micro-batches and ranks, so the gradients of micro-batches add up to the
+gradient of one batch. The counts of a step are computed once, by the function beside the loss. All other
+methods have the same form.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minibert.data.loader import MicroBatch, Step
+from minibert.common.errors import UserError
 from minibert.distill.losses import cosine_sum
 from minibert.distill.vocab_loss import Vocab, vocab_loss
+from minibert.model.batch import MicroBatch, Step
+from minibert.model.config import Config
 
 
 @dataclass(frozen=True)
-class Weights:
+class DistilBERTWeights:
     """The triple loss of DistilBERT as released: 5 KL + 2 MLM + 1 cosine at T = 2."""
 
     kl: float = 5.0
@@ -28,37 +30,28 @@ class Weights:
     kl_masked_only: bool = False  # the distiller's --restrict_ce_to_mask
 
 
-def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """What vocab_loss needs of a model for the rows `last` (N, D) of its last hidden states."""
-    return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
+@dataclass(frozen=True)
+class MLMWeights:
+    """One term, so that its weight only scales the loss."""
+
+    mlm: float = 1.0
 
 
-def mlm(student: nn.Module, teacher: nn.Module | None, step: Step, weights: Weights,
-        micro: MicroBatch) -> tuple[Tensor, dict]:
-    """Masked language modelling alone, a teacher is not asked:
-    mean cross-entropy over the masked tokens of the step (Devlin et al. 2018, section 3.1, task 1).
+def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
+               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The triple loss (Sanh et al. 2019, section 3): KL to the teacher at all tokens, MLM at masked ones, and
+    the cosine distance of the last hidden states at all tokens.
     """
-    last = student.encoder(micro.batch)
-    rows = micro.masked.to(last.device, non_blocking=True)  # the head reads masked tokens only
-    loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
-                            labelled=torch.arange(len(rows)), mlm_weight=1 / max(1, step.masked))
-    return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
-
-
-def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weights,
-               micro: MicroBatch) -> tuple[Tensor, dict]:
-    """DistilBERT's triple loss (Sanh et al. 2019, section 3):
-    KL to the teacher over all tokens, MLM, cosine.
-    """
-    with torch.no_grad():
-        teacher_last = teacher.encoder(micro.batch)
-    last = student.encoder(micro.batch)
+    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
+        teacher_last = teacher.encoder(micro.batch)  # (N, D)
+    last = student.encoder(micro.batch)  # (N, D), both models read the masked text
     rows, labelled = slice(None), micro.masked
-    if weights.kl_masked_only:  # the heads read masked tokens only
+    if weights.kl_masked_only:
+        # Nothing is computed that is thrown away: the heads read masked tokens only.
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
-    counts = term_counts(step, weights)
+    # KL and MLM together in one walk over the rows, since both need the student's logits.
     loss, sums = vocab_loss(
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
@@ -68,12 +61,49 @@ def distilbert(student: nn.Module, teacher: nn.Module, step: Step, weights: Weig
     return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
 
 
-METHODS = {"mlm": mlm, "distilbert": distilbert}
-TERMS = {"mlm": (), "distilbert": ("kl", "mlm", "cosine")}  # those with a weight in `Weights`
+def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weights: MLMWeights,
+        counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Masked language modelling: the mean cross-entropy at the masked tokens of the step (Devlin et al. 2018,
+    section 3.1, task 1). The teacher is not asked.
+    """
+    last = student.encoder(micro.batch)  # (N, D)
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the head reads masked tokens only
+    loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
+                            labelled=torch.arange(len(rows)), mlm_weight=weights.mlm / counts["mlm"])
+    return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
 
 
-def term_counts(step: Step, weights: Weights) -> dict[str, int]:
-    """What the sum of each term is divided by: tokens of the whole step, or its masked ones."""
-    masked = max(1, step.masked)
-    return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "accuracy": masked,
-            "cosine": step.tokens}
+def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
+    """What the sum of each term is divided by: the tokens of the whole step, or its masked ones."""
+    masked = max(1, step.masked)  # a step may have no masked token, and then its sum is 0
+    return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
+            "accuracy": masked}
+
+
+def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
+    """What the sum of each term is divided by: the masked tokens of the whole step."""
+    return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
+
+
+def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
+    """What `vocab_loss` needs of a model for the rows `last` (N, D) of its last hidden states."""
+    return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
+
+
+def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
+    """Raises `UserError` where vocabulary, width or positions differ: the outputs could not be compared."""
+    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
+                          ("max_positions", "positions")):
+        ours, theirs = getattr(student, name), getattr(teacher, name)
+        if ours != theirs:
+            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; the "
+                            "distilbert method needs both alike (tinybert and minilm fit any width)")
+    return ""
+
+
+def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
+    """Raises `UserError` where the vocabulary differs: the KL to the teacher is reported on held-out text."""
+    if student.vocab_size != teacher.vocab_size:
+        raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
+                        f"{teacher.vocab_size}; leave out --teacher to train this student alone")
+    return ""

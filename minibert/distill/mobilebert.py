@@ -1,9 +1,8 @@
 """What MobileBERT minimises (Sun et al. 2020, section 3.5): how far it is from its teacher's feature maps and
-attention, layer by layer, and from what the teacher says about masked words.
+attention, layer by layer, and from the teacher's outputs at masked words.
 
-The form is that of methods.py: (student, teacher, step, weights, micro-batch) to the micro-batch's share of
-the step's loss and detached sums by name; `term_counts` says what each sum is divided by. Which of it is
-minimised when is in schedules.py.
+The form of the loss is that of distilbert.py. Which of it is minimised when is in
+training/mobilebert_stages.py.
 """
 
 from dataclasses import dataclass
@@ -13,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.common.errors import UserError
-from minibert.data.loader import MicroBatch, Step
 from minibert.distill.attention_loss import relation_sum
 from minibert.distill.distilbert import vocab_side
-from minibert.distill.losses import at_least_fp32
+from minibert.distill.losses import at_least_fp32, weighted_sum
 from minibert.distill.vocab_loss import vocab_loss
+from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config, MobileConfig
 from minibert.model.encoder import Encoder, Trace
 
 
 @dataclass(frozen=True)
-class TransferWeights:
+class MobileBERTWeights:
     """The weight of each term, as in the authors' code, and the layers that are transferred.
 
     The first four weigh the mean over all L layers: a layer that is transferred alone has 1 / L of them.
@@ -39,6 +38,42 @@ class TransferWeights:
     layers: tuple[int, ...] | None = None  # from 1; None: all of them
 
 
+def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
+               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd`
+    has a weight.
+
+    The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s),
+    averaged over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked
+    tokens; there is no next sentence prediction.
+    note: the authors' code averages attention over all rows of a batch, the same where lengths are equal; and
+    it minimises cross-entropies instead of KLs, which have the same gradient.
+    """
+    L = student.config.layers
+    layers = range(1, L + 1) if weights.layers is None else weights.layers
+    distils = bool(weights.mlm or weights.kd)
+    deepest = L if distils else max(layers)  # what lies above is not computed
+    with torch.no_grad():
+        theirs = trace(teacher.encoder, micro, bool(layers), deepest)
+    ours = trace(student.encoder, micro, bool(layers), deepest)
+    sums: dict[str, Tensor] = {}
+    for layer in layers:
+        terms = feature_map_sums(ours.hiddens[layer], theirs.hiddens[layer])
+        if weights.attention:  # hidden states count from the embeddings, queries from the first layer
+            terms["attention"] = relation_sum(ours.queries[layer - 1], ours.keys[layer - 1],
+                                              theirs.queries[layer - 1], theirs.keys[layer - 1], micro.batch)
+        # a term without a weight is left out of the log, too
+        for name, term in terms.items():
+            if getattr(weights, name):
+                sums[name] = sums.get(name, 0) + term / L
+    loss, sums = weighted_sum(sums, weights, counts)
+    if distils:
+        last = ours.hiddens[-1], theirs.hiddens[-1]
+        distillation, more = distillation_at_masks(student, teacher, last, micro, weights, counts)
+        loss, sums = loss + distillation, sums | more
+    return loss, sums
+
+
 def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     """The feature-map transfer of one layer, h_s and h_t (N, D), in its three parts, as sums over tokens:
 
@@ -46,9 +81,10 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    The paper's L_FMT is the mean square of h_s - h_t; its code minimises these three in its place.
-    note: the code takes the teacher's mean and variance over the list of all its layers instead of this one.
+    The paper's L_FMT is the mean square of h_s - h_t; the authors' code minimises these three instead.
+    note: that code takes the teacher's mean and variance over the list of all its layers instead of this one.
     """
+    # section 3.5, "feature map transfer"; the split into mean and variance is that of the code
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
     var_s, var_t = (h.var(-1, correction=0) for h in (h_s, h_t))
@@ -56,72 +92,42 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
             "mean": (h_s.mean(-1) - h_t.mean(-1)).square().sum(), "variance": (var_s - var_t).abs().sum()}
 
 
-def mobilebert(student: nn.Module, teacher: nn.Module, step: Step, weights: TransferWeights,
-               micro: MicroBatch) -> tuple[Tensor, dict]:
-    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd`
-    has a weight.
-
-    The sums of the four transfer terms are over these layers too, divided by L. Attention is KL(a_t || a_s),
-    the mean over heads and rows of each sequence and then over sequences. Distillation is alpha MLM +
-    (1 - alpha) KD at masked tokens; there is no next sentence prediction.
-    note: the authors' code means attention over all rows of a batch, the same where lengths are equal; and it
-    minimises cross-entropies for KLs, which have the same gradient.
+def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
+                          micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
+                          ) -> tuple[Tensor, dict[str, Tensor]]:
+    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and
+    teacher.
     """
-    layers = range(1, student.config.layers + 1) if weights.layers is None else weights.layers
-    deepest = student.config.layers if weights.mlm or weights.kd else max(layers)
-
-    def trace(encoder: Encoder) -> Trace:
-        if not layers:  # only the last hidden states: the others need not be kept
-            return Trace((encoder(micro.batch),), (), (), ())
-        return encoder.trace(micro.batch, deepest)
-
+    last, teacher_last = last
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
-        theirs = trace(teacher.encoder)
-    ours = trace(student.encoder)
-    sums: dict[str, Tensor] = {}
-    for layer in layers:
-        terms = feature_map_sums(ours.hiddens[layer], theirs.hiddens[layer])
-        if weights.attention:  # hidden states count from the embeddings, queries from the first layer
-            terms["attention"] = relation_sum(ours.queries[layer - 1], ours.keys[layer - 1],
-                                              theirs.queries[layer - 1], theirs.keys[layer - 1], micro.batch)
-        for name, term in terms.items():
-            if getattr(weights, name):
-                sums[name] = sums.get(name, 0) + term / student.config.layers
-    counts = term_counts(step, weights)
-    loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
-    if weights.mlm or weights.kd:
-        share, figures = _distillation(student, teacher, ours.hiddens[-1], theirs.hiddens[-1], step, weights,
-                                       micro)
-        loss, sums = loss + share, sums | figures
-    return loss, {name: term.detach() for name, term in sums.items()}
-
-
-def _distillation(student, teacher, last: Tensor, teacher_last: Tensor, step: Step, weights: TransferWeights,
-                  micro: MicroBatch) -> tuple[Tensor, dict]:
-    rows = micro.masked.to(last.device, non_blocking=True)
-    with torch.no_grad():
-        theirs = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
-    counts = term_counts(step, weights)
-    loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], theirs,
+        teacher_side = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
+    # at masked tokens, where both terms need the student's logits: one walk over the rows
+    loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], teacher_side,
                             labelled=torch.arange(len(rows)), temperature=weights.temperature,
                             mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kd / counts["kd"])
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct} | ({"kd": sums.kl} if weights.kd else {})
 
 
-METHODS = {"mobilebert": mobilebert}
-TERMS = {"mobilebert": ("feature_map", "mean", "variance", "attention", "mlm", "kd")}
+def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
+    """The trace of the layers up to `deepest`, or only the last hidden states: then the others are not
+    kept.
+    """
+    if every_layer:
+        return encoder.trace(micro.batch, deepest)
+    return Trace((encoder(micro.batch),), (), (), ())
 
 
-def term_counts(step: Step, weights: TransferWeights) -> dict[str, int]:
+def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
     """What the sum of each term is divided by: tokens, sequences or masked tokens of the whole step."""
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
             "attention": step.sequences, "mlm": masked, "kd": masked, "accuracy": masked}
 
 
-def check_fit(student: Config, teacher: Config, weights: TransferWeights) -> None:
-    """Raises `UserError` where the student's layers cannot be laid beside the teacher's, its embeddings and
-    head cannot be copied from it, or a stage would minimise nothing.
+def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
+    """Raises `UserError` where the student's layers cannot be compared with the teacher's one by one, its
+    embeddings and head cannot be copied from it, or a stage would minimise nothing.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):
@@ -134,6 +140,8 @@ def check_fit(student: Config, teacher: Config, weights: TransferWeights) -> Non
         if ours != theirs:
             raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; --method "
                             "mobilebert compares them layer by layer and copies the rest")
-    for terms in (TERMS["mobilebert"][:4], TERMS["mobilebert"][4:]):  # of the transfer, of the distillation
+    transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
+    for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):
             raise UserError(f"{', '.join(terms)} all have weight 0: in some steps, nothing would be learned")
+    return ""

@@ -1,309 +1,217 @@
-"""Students: their shape, how they start from their teacher, and the models of a run of train.py."""
+"""Students: which shape they have, which of the teacher's layers they start as or imitate, and how they are
+made.
+"""
 
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from minibert.common.console import say
 from minibert.common.errors import UserError
-from minibert.common.options import dropouts, numbers
-from minibert.data.examples import check_pieces
-from minibert.data.tokenizer import Tokenizer, load_tokenizer
-from minibert.distill import tinybert, mobilebert
-from minibert.distill.attention_loss import imitated_layers
-from minibert.hub.load_save import load
 from minibert.model.config import DISTILBERT, PRESETS, Config, MobileConfig, preset
-from minibert.model.encoder import Encoder, init_weights
-from minibert.model.heads import MaskedLM, PreTraining, build_encoder, encoder_of
+from minibert.model.encoder import Encoder
+from minibert.model.heads import build_encoder, encoder_of
+from minibert.model.init import init_weights
 
-
-def layer_map(teacher_layers: int, student_layers: int) -> list[int]:
-    """The teacher layer (from 0) that each student layer is copied from: round(i (L_t - 1) / (L_s - 1)).
-
-    12 to 6 gives 0, 2, 4, 7, 9, 11, the choice of the released DistilBERT:
-    one out of two, first and last among them.
-    """
-    if not 1 <= student_layers <= teacher_layers:
-        raise UserError(f"a student of {student_layers} layers cannot be taken "
-                        f"from a teacher of {teacher_layers}")
-    if student_layers == 1:
-        return [0]
-    return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
-
+# ---------------------------------------------------------------- shapes
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The DistilBERT of a teacher: half its layers (or `layers`), all else alike;
-    no token types and no pooler.
+    """The DistilBERT of a teacher: half its layers (or `layers`), all else alike; no token types and no
+    pooler.
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
     return replace(teacher, layers=layers or max(1, teacher.layers // 2), **DISTILBERT)
 
 
-def check_fit(student: Config, teacher: Config) -> None:
-    """Raises `UserError` where a student cannot be copied from the teacher, nor the distilbert method compare
-    the two: vocabulary, width or positions differ.
-    """
-    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
-                          ("max_positions", "positions")):
-        ours, theirs = getattr(student, name), getattr(teacher, name)
-        if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; "
-                            "copied layers and the distilbert method need equal vocabulary, width and "
-                            "positions (with --init random, tinybert and minilm fit any width)")
+def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
+    """The TinyBERT of four layers (or `layers`) in the teacher's vocabulary."""
+    return preset_of("tinybert-4", teacher, layers)
 
 
-def student_from(teacher: MaskedLM, config: Config, layers: list[int],
-                 fold_segments: bool = True) -> MaskedLM:
-    """A student that starts as its teacher with some of the layers taken out; see `encoder_from`. The MLM
-    head is copied.
-    """
-    student = MaskedLM(config)
-    student.encoder = encoder_from(teacher.encoder, config, layers, fold_segments)
-    student.mlm.load_state_dict(teacher.mlm.state_dict())
-    return student
-
-
-@torch.no_grad()
-def encoder_from(teacher: Encoder, config: Config, layers: list[int], fold_segments: bool = True) -> Encoder:
-    """An encoder that starts as its teacher with some of the layers taken out; embeddings are copied.
-
-    A student without token types gets row 0 of the teacher's added to every position
-    (`fold_segments`), so that its embedding output equals the teacher's on single sentences; otherwise
-    that row is dropped, as in the original script.
-    """
-    check_fit(config, teacher.config)
-    if len(layers) != config.layers or not all(0 <= i < teacher.config.layers for i in layers):
-        raise UserError(f"layer map {layers} does not give {config.layers} layers "
-                        f"out of 0 to {teacher.config.layers - 1}")
-    for name in ("intermediate_size", "heads", "embedding_size", "bottleneck_size", "feed_forwards",
-                 "attention_input", "norm", "activation", "norm_eps"):
-        if getattr(config, name, None) != getattr(teacher.config, name, None):
-            raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; "
-                            "use --init random")
-    student = build_encoder(config)
-    for name, module in student.named_children():
-        if name not in ("layers", "segment"):
-            module.load_state_dict(getattr(teacher, name).state_dict())
-    for layer, source in zip(student.layers, layers):
-        layer.load_state_dict(teacher.layers[source].state_dict())
-    if student.segment is not None and teacher.segment is not None:
-        student.segment.load_state_dict(teacher.segment.state_dict())
-    elif student.segment is not None:
-        raise UserError("the student has token types and its teacher has none to copy")
-    elif teacher.segment is not None and fold_segments:
-        student.position.weight += teacher.segment.weight[0]
-    return student
-
-
-def mobilebert_of(teacher: Config) -> MobileConfig:
+def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
     """The MobileBERT of an IB-BERT: a quarter of its width inside the blocks, all else as released."""
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
-    inside = teacher.hidden_size // 4
+    if layers not in (None, teacher.layers):
+        raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
+    inside = teacher.hidden_size // 4  # 128 of 512, as released
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}
     return replace(PRESETS["mobilebert"], bottleneck_size=inside, intermediate_size=4 * inside, **same)
 
 
-@torch.no_grad()
-def mobilebert_from(teacher: MaskedLM, config: MobileConfig, seed: int) -> MaskedLM:
-    """A MobileBERT with random layers; its embeddings and head are its IB-BERT teacher's (Sun et al. 2020,
-    section 3.6).
-
-    note: the norm of the embeddings is copied only where both are of one kind, as in the authors' code.
+def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
+    """A preset's shape in the teacher's vocabulary, with its positions and labels, and `layers` where given;
+    with its activation, too, where layers are to be `copied`.
     """
-    student = from_scratch(config, seed)
-    student.mlm.load_state_dict(teacher.mlm.state_dict())
-    copied = ["word", "trigram", "position"]
-    if config.segments:
-        copied.append("segment")
-    if config.norm == teacher.config.norm:
-        copied.append("norm")
-    for name in copied:
-        getattr(student.encoder, name).load_state_dict(getattr(teacher.encoder, name).state_dict())
+    same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
+    if copied:
+        same += ["activation", "norm_eps"]
+    config = replace(preset(name), **{field: getattr(teacher, field) for field in same})
+    return config if layers is None else replace(config, layers=layers)
+
+
+# ---------------------------------------------------------------- layer maps
+
+def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
+    """The teacher layer (from 0) that each student layer is copied from: round(i (L_t - 1) / (L_s - 1)).
+
+    12 to 6 gives 0, 2, 4, 7, 9, 11, the choice of the released DistilBERT: one out of two, first and last
+    among them.
+    """
+    if not 1 <= student_layers <= teacher_layers:
+        raise UserError(f"a student of {student_layers} layers cannot be taken "
+                        f"from a teacher of {teacher_layers}")
+    if student_layers == 1:  # the formula would divide by zero
+        return [0]
+    return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
+
+
+def imitated_layers(student_layers: int, teacher_layers: int,
+                    given: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """g(0), g(1) ... g(L_s): the entry of the teacher's `Trace.hiddens` that each of the student's imitates.
+
+    g(0) = 0 is the embedding output. The others are uniform, g(m) = m L_t / L_s (Jiao et al. 2019), rounded
+    where that is no whole number, or as `given`, g(1) ... g(L_s). Queries, keys and values have no entry for
+    the embeddings: those of layer g are `queries[g - 1]`.
+    """
+    if given is None:
+        if not 1 <= student_layers <= teacher_layers:
+            raise UserError(f"a student of {student_layers} layers has no uniform layer map to a teacher of "
+                            f"{teacher_layers}: give --imitate, one of the teacher's for each")
+        return tuple(round(m * teacher_layers / student_layers) for m in range(student_layers + 1))
+    if len(given) != student_layers or not all(1 <= g <= teacher_layers for g in given):
+        raise UserError(f"--imitate {','.join(map(str, given))} does not give each of the {student_layers} "
+                        f"student layers one of the teacher's layers 1 to {teacher_layers}")
+    return 0, *given
+
+
+# ---------------------------------------------------------------- making them
+
+STARTS = ("teacher", "embeddings", "random")
+
+
+def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layers: int | None = None,
+                 layer_map: Sequence[int] | None = None, init: str = "teacher", seed: int = 0,
+                 fold_segments: bool = True) -> nn.Module:
+    """A student with its teacher's head, on its device and in its mode (train or eval).
+
+    `shape` is the name of a preset or a `Config`; None is the teacher's own, with half its layers, or
+    `layers`. `init` says what is copied: all of the "teacher", its layers chosen by `layer_map` (from 0;
+    None: see `copied_layers`); the "embeddings" and the head; or nothing: weights are "random", from `seed`,
+    and any width fits. A student without token types whose teacher has them gets row 0 of the teacher's added
+    to every position (`fold_segments`), so that its embedding output equals the teacher's on single texts;
+    otherwise that row is left out, as in DistilBERT's original script.
+    """
+    if init not in STARTS:
+        raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
+    if layers is None and layer_map is not None and not isinstance(shape, Config):
+        layers = len(layer_map)
+    config = student_config(teacher.config, shape, layers, copied=init == "teacher")
+    # What is wrong is found from the configs, before a model is built.
+    if init == "teacher":
+        origins = layer_map
+        if layer_map is None:
+            origins = copied_layers(config.layers, teacher.config.layers)
+        check_layers(config, teacher.config, origins)
+        student = copied(teacher, same_head(teacher, config, pooler=True), origins, fold_segments)
+    elif init == "embeddings":
+        student = copied(teacher, random_weights(same_head(teacher, config), seed), None, fold_segments)
+    else:
+        student = random_weights(same_head(teacher, config), seed)
+    return student.to(next(teacher.parameters()).device).train(teacher.training)
+
+
+def student_config(teacher: Config, shape: str | Config | None, layers: int | None, copied: bool) -> Config:
+    """The config of a student of this `shape`, see `make_student`."""
+    if isinstance(shape, str):
+        return preset_of(shape, teacher, layers, copied)
+    if shape is None:
+        return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
+    return shape if layers is None else replace(shape, layers=layers)
+
+
+def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
+    """A model of this config with the head of the teacher, weights as torch draws them; an encoder has a
+    `pooler` where its teacher has one, too.
+    """
+    if isinstance(teacher, Encoder):
+        return build_encoder(config, pooler and teacher.pooler is not None)
+    return type(teacher)(config)
+
+
+@torch.no_grad()
+def random_weights(model: nn.Module, seed: int) -> nn.Module:
+    """Initialises a model in place, from the seed alone, and returns it.
+
+    All token types start alike: the text of pre-training has type 0 only, and a row that nothing trains would
+    add its noise to every second text when pairs are fine-tuned.
+    """
+    init_weights(model, torch.Generator().manual_seed(seed))
+    segment = encoder_of(model).segment
+    if segment is not None:
+        segment.weight[1:] = segment.weight[0]
+    return model
+
+
+@torch.no_grad()
+def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
+           ) -> nn.Module:
+    """Copies the teacher's weights into a student with the same head, and returns it; `layers`: the teacher's
+    layer, from 0, for each of the student's, None: layers stay as they are.
+    """
+    check_embeddings(student.config, teacher.config)
+    other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
+    # by name: student layer i takes what the teacher's layer layers[i] has under the same name
+    theirs, ours = teacher.state_dict(), {}
+    for name in student.state_dict():
+        origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
+        if layer and layers is None or other_norm and re.match(r"(encoder\.)?norm\.", name):
+            continue  # note: a norm of another kind is not copied, as in MobileBERT's code
+        if layer:
+            origin = f"{layer[1]}{layers[int(layer[2])]}{layer[3]}"
+        if origin not in theirs:
+            raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token "
+                            "types are of different kinds")
+        ours[name] = theirs[origin]
+    student.load_state_dict(ours, strict=False)  # it copies: no tensor is shared
+    token_types = encoder_of(teacher).segment
+    if token_types is not None and encoder_of(student).segment is None and fold_segments:
+        encoder_of(student).position.weight += token_types.weight[0]
     return student
 
 
-def from_scratch(config: Config, seed: int, kind: Callable[[Config], nn.Module] = MaskedLM) -> nn.Module:
-    """A masked language model, or what `kind` makes of the config, with random weights."""
-    return init_weights(kind(config), torch.Generator().manual_seed(seed))
-
-
-def with_new_mlm_head(encoder: nn.Module, seed: int) -> MaskedLM:
-    """A masked language model around a given encoder, with a new head;
-    how a sentence encoder becomes a teacher.
-    """
-    model = from_scratch(encoder.config, seed)
-    weights = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
-    model.encoder.load_state_dict(weights)
-    return model
-
-
-def check_read(options, init: str) -> None:
-    """`UserError` for options of train.py that make a student, or its start, where they would not be read;
-    `init` is --init or the method's default.
-    """
-    whole = options.student is not None and options.student not in PRESETS
-    unread = {}
-    if whole:
-        unread = dict.fromkeys(("layers", "layer_map", "init", "token_types"),
-                               f"--student {options.student} is a model as it is")
-    elif options.method == "mlm" and options.teacher is None:
-        unread = dict.fromkeys(("layer_map", "token_types", *["init"] * (options.init == "teacher")),
-                               "a preset without --teacher starts at random")
-    elif options.method == "mobilebert":
-        unread = dict.fromkeys(("layer_map", "token_types"),
-                               "a MobileBERT starts with its teacher's embeddings and new layers")
-        if options.student is None:
-            unread["layers"] = "a MobileBERT has the layers of its teacher"
-    elif init == "random":
-        unread = dict.fromkeys(("layer_map", "token_types"),
-                               "nothing is copied from the teacher without --init teacher")
-    for name, why in unread.items():
-        if getattr(options, name) not in (None, "fold"):
-            raise UserError(f"--{name.replace('_', '-')} would not be read: {why}")
-
-
-def load_models(options, weights, bundled_teacher: Path):
-    """Student, teacher (None where there is none) and tokenizer, as the options of train.py say;
-    `weights` are those of its method's terms.
-    """
-    torch.manual_seed(options.seed)
-    name, teacher = options.teacher or str(bundled_teacher), None
-    if options.method == "mlm" and options.teacher is None:
-        name = options.student
-        student, tokenizer = lone_student(options)
-    else:
-        teacher = load(name, head="encoder" if options.method in tinybert.METHODS else "mlm")
-        tokenizer = load_tokenizer(name)
-        student = make_student(options, weights, teacher)
-        check_same_pieces(options.student, tokenizer)
-    check_pieces(tokenizer, student.config, name)
-    for who, model in (("student", student), ("teacher", teacher)):
-        if model is not None and options.max_length > model.config.max_positions:
-            raise UserError(f"--max-length {options.max_length} is more than the {who}'s "
-                            f"{model.config.max_positions} positions")
-    return with_dropout(student, **dropouts(options)), teacher, tokenizer
-
-
-def check_same_pieces(student: str | None, tokenizer: Tokenizer) -> None:
-    """`UserError` where a student that is a folder has another vocabulary than the teacher's tokenizer."""
-    if student and student not in PRESETS and load_tokenizer(student).sha256 != tokenizer.sha256:
-        raise UserError(f"--student {student} has another tokenizer than its teacher: the same ids would be "
-                        "other words; start from a preset, or from a student of this teacher")
-
-
-def preset_for(options, name: str, **fitted) -> Config:
-    """A preset's shape, fitted to a vocabulary, of --layers layers where they are given."""
-    config = replace(preset(name), **fitted)
-    return replace(config, layers=options.layers) if options.layers else config
-
-
-def lone_student(options) -> tuple[MaskedLM, Tokenizer]:
-    """The student of a run without a teacher, before training, and its tokenizer: a preset's shape with
-    random weights and the corpus' vocabulary, or the model in a folder.
-    """
-    name = options.student
-    if name in PRESETS:
-        folder = options.corpus[0] if len(options.corpus) == 1 else ""
-        if not (Path(folder) / "tokenizer").is_dir():
-            raise UserError(f"--student {name} starts without a vocabulary: "
-                            "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
-        tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-        config = preset_for(options, name, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
-        return from_scratch(config, options.seed), tokenizer
-    tokenizer, student = load_tokenizer(name), load(name)
-    if isinstance(student, PreTraining):  # nothing trains NSP and its pooler
-        student = load(name, head="mlm")
-    if not hasattr(student, "mlm"):
-        say(f"{name} has no MLM head: a new one is trained")
-        student = with_new_mlm_head(getattr(student, "encoder", student), options.seed)
-    return student, tokenizer
-
-
-def make_student(options, weights, teacher: MaskedLM | Encoder) -> MaskedLM | Encoder:
-    """The student before training, with the head that the teacher has:
-    from a folder, or a preset's shape or half the teacher's, copied or random.
-    """
-    bare, name = isinstance(teacher, Encoder), options.student
-    if name is None and options.method in tinybert.METHODS:
-        name = "tinybert-4"
-    if name and name not in PRESETS:
-        student = load(name, head="encoder" if bare else "mlm")
-        encoder_of(student).pooler = None  # nothing trains it
-        check_student(options, weights, student.config, teacher.config)
-        return student
-    if name:
-        same = ["vocab_size", "max_positions", "pad_id"]
-        if options.init == "teacher" and options.method != "mobilebert":  # its layers are copied
-            same += ["activation", "norm_eps"]
-        config = preset_for(options, name, **{field: getattr(teacher.config, field) for field in same})
-    elif options.method == "mobilebert":
-        config = mobilebert_of(teacher.config)
-    else:
-        config = distilbert_of(teacher.config, options.layers)
-    check_student(options, weights, config, teacher.config)
-    if options.init == "random":
-        return from_scratch(config, options.seed, build_encoder if bare else MaskedLM)
-    if options.method == "mobilebert":
-        return mobilebert_from(teacher, config, options.seed)
-    layers = copied_layers(options, config, teacher.config)
-    say(f"student layers start from teacher layers {layers}")
-    copied = encoder_from if bare else student_from
-    return copied(teacher, config, layers, options.token_types == "fold")
-
-
-def copied_layers(options, student: Config, teacher: Config) -> list[int] | None:
-    """The teacher layers, from 0, that the student's start as; None where they start as no teacher's."""
-    from_folder = options.student is not None and options.student not in PRESETS
-    if from_folder or options.init == "random" or options.method == "mobilebert":
-        return None
-    if options.layer_map:
-        return numbers("--layer-map", options.layer_map)
-    return layer_map(teacher.layers, student.layers)
-
-
-def counterparts(options, weights, student: Config, teacher: Config) -> tuple[int, ...] | None:
-    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it
-    imitates in TinyBERT, else what it started as, else TinyBERT's uniform map. None if it has too many.
-    """
-    if options.method == "tinybert":
-        return imitated_layers(student.layers, teacher.layers, weights.layers)[1:]
-    copied = copied_layers(options, student, teacher)
-    if copied:
-        return tuple(g + 1 for g in copied)
-    return imitated_layers(student.layers, teacher.layers)[1:] if student.layers <= teacher.layers else None
-
-
-def check_student(options, weights, student: Config, teacher: Config) -> None:
-    """`UserError` where the method cannot compare the two; says which layers it will."""
-    if options.method == "distilbert":
-        check_fit(student, teacher)
-    if options.method == "mlm" and student.vocab_size != teacher.vocab_size:  # the KL to it is reported
+def check_vocabulary(student: Config, teacher: Config) -> None:
+    """Raises `UserError` where the two vocabularies differ: both models read the same ids."""
+    if student.vocab_size != teacher.vocab_size:
         raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
-                        f"{teacher.vocab_size}; leave out --teacher to train this student alone")
-    if options.method == "mobilebert":
-        mobilebert.check_fit(student, teacher, weights)
-    if options.method not in tinybert.METHODS:
-        return
-    tinybert.check_fit(options.method, student, teacher, weights)
-    if options.method == "tinybert":
-        g = imitated_layers(student.layers, teacher.layers, weights.layers)
-        say("student layer imitates teacher layer:", ", ".join(f"{m} {g[m]}" for m in range(1, len(g))))
-    if options.method == "minilmv2":
-        heads = tinybert.relation_heads(weights, student.attention_size, teacher.attention_size)
-        say(f"relations in {heads} heads")
+                        f"{teacher.vocab_size}; both read the same ids")
 
 
-def with_dropout(model: nn.Module, **changed) -> nn.Module:
-    """Changes dropout settings in place; returns the model."""
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config = replace(module.config, **changed)
-    return model
+def check_embeddings(student: Config, teacher: Config) -> None:
+    """Raises `UserError` where the teacher's embeddings cannot be copied."""
+    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
+                          ("max_positions", "positions"), ("embedding_size", "width of the word table")):
+        ours, theirs = getattr(student, name), getattr(teacher, name)
+        if ours != theirs:
+            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; to copy "
+                            "weights, vocabulary, width and positions must be equal (--init random fits any "
+                            "width)")
+
+
+def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
+    """Raises `UserError` where these layers of the teacher, from 0, cannot be copied."""
+    check_embeddings(student, teacher)
+    if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
+        raise UserError(f"layer map {list(layers)} does not give {student.layers} layers out of 0 to "
+                        f"{teacher.layers - 1}")
+    for name in ("intermediate_size", "heads", "bottleneck_size", "feed_forwards", "attention_input", "norm",
+                 "activation", "norm_eps"):
+        if getattr(student, name, None) != getattr(teacher, name, None):
+            raise UserError(f"student and teacher differ in {name}, so layers cannot be copied; use "
+                            "--init random")

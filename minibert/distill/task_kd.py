@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from minibert.common.errors import UserError
 from minibert.data.examples import LabelledBatch
-from minibert.distill.losses import at_least_fp32
-from minibert.distill.span_loss import span_distillation, span_loss
+from minibert.distill.losses import at_least_fp32, span_distillation, span_loss
 from minibert.model.heads import Span
 
 

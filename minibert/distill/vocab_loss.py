@@ -1,5 +1,7 @@
 """Cross-entropy and distillation KL over the vocabulary, without ever holding the logits of all rows.
 
+`vocab_loss_plain` is the definition, in ten lines. `vocab_loss` computes the same numbers in less memory.
+
 With z = h W' + b the logits of a row (W the word table, tied; b the bias), a teacher's likewise, and T here
 the temperature:
 
@@ -16,6 +18,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minibert.model.batch import IGNORE
@@ -36,7 +39,7 @@ class Vocab(NamedTuple):
     bias: Tensor
 
 
-class Sums(NamedTuple):
+class VocabSums(NamedTuple):
     """Detached sums over rows:
     KL times T^2, MLM cross-entropy (nats), rows whose likeliest token is the label.
     """
@@ -48,80 +51,88 @@ class Sums(NamedTuple):
 
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
-               chunk: int | None = None) -> tuple[Tensor, Sums]:
-    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar,
-    and the `Sums` by themselves.
+               chunk: int | None = None) -> tuple[Tensor, VocabSums]:
+    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `VocabSums`
+    by themselves.
 
-    The weights carry the division by the whole step's counts. labels (N,), `IGNORE` where there is
-    none; `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are
-    known; to find them a GPU has to be waited for.
-    Gradients reach the student's states, table and bias; the teacher gets none. Under autocast logits
-    and their gradients are stored and multiplied in its dtype, softmaxes, sums and results are in fp32.
+    The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none;
+    `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known;
+    to find them a GPU has to be waited for. Gradients reach the student's states, table and bias; the teacher
+    gets none. Under autocast logits and their gradients are stored and multiplied in its dtype; softmaxes,
+    sums and results are in fp32.
     """
     if not torch.is_grad_enabled():  # a Function is told that a parameter needs a gradient also under no_grad
         student = Vocab(*(t.detach() for t in student))
     if teacher is None:
-        teacher, kl_weight = Vocab(*(None,) * 3), 0.0
+        kl_weight = 0.0
     if labelled is None:
         labelled = (labels != IGNORE).nonzero().squeeze(1).cpu()
-    loss, *sums = _VocabLoss.apply(*student, *teacher, labels, labelled, mlm_weight, kl_weight, temperature,
-                                   chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
-    return loss, Sums(*sums)
+    terms = _Terms(teacher, labels, labelled, mlm_weight, kl_weight, temperature,
+                   chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
+    loss, *sums = _VocabLoss.apply(*student, terms)
+    return loss, VocabSums(*sums)
+
+
+def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
+                     kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
+    """The definition, with the logits of all rows at once; a test holds `vocab_loss` and its gradients to
+    it.
+    """
+    z_s = student.states @ student.table.t() + student.bias  # (N, V)
+    loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
+    if teacher is not None:
+        z_t = (teacher.states @ teacher.table.t() + teacher.bias).detach()  # (N, V)
+        log_s, log_t = ((z / temperature).log_softmax(-1) for z in (z_s, z_t))
+        loss = loss + kl_weight * temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+    return loss
+
+
+class _Terms(NamedTuple):
+    """What `vocab_loss` was given besides the student."""
+
+    teacher: Vocab | None
+    labels: Tensor
+    labelled: Tensor
+    mlm_weight: float
+    kl_weight: float
+    temperature: float
+    chunk: int
 
 
 class _VocabLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, table, bias, t_states, t_table, t_bias, labels, labelled, mlm_weight, kl_weight,
-                temperature, chunk):
+    def forward(ctx, states, table, bias, terms):
         need_states, need_table, need_bias = ctx.needs_input_grad[:3]
         kind = states.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
             states, table, bias = states.to(low), table.to(low), bias.to(full)  # once, not once a chunk
-            if t_states is not None:
-                t_states, t_table, t_bias = t_states.to(low), t_table.to(low), t_bias.to(full)
+            if terms.teacher is not None:
+                t_states, t_table, t_bias = terms.teacher
+                terms = terms._replace(teacher=Vocab(t_states.to(low), t_table.to(low), t_bias.to(full)))
             grad_states = torch.empty_like(states, dtype=full) if need_states else None
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
-            kl, mlm, correct = (torch.zeros((), dtype=full, device=states.device) for _ in range(3))
-            chunk = max(1, min(chunk, len(states)))
-            tile = max(1, TILE_ELEMENTS // len(table)) if kind == "cpu" else chunk  # for a CPU's cache
-            marked = labelled.to(states.device, non_blocking=True)
+            sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
             # The weights hold the division by the step's counts, so gradients by logits are tiny: in fp16,
             # most would become 0 before any loss scaling. They are kept near 1 here, and divided at the end.
             up = 1.0
             if low == torch.float16:
-                up = 2.0 ** -math.ceil(math.log2(max(mlm_weight, temperature * kl_weight, 1e-30)))
+                largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
+                up = 2.0 ** -math.ceil(math.log2(largest))
+            marked = terms.labelled.to(states.device, non_blocking=True)
+            chunk = max(1, min(terms.chunk, len(states)))
             # allocated once: fresh pages for every chunk cost as much as a pass over them
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
-            z_t = None if t_states is None else torch.empty_like(z)
+            z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
-                h = states[start:start + chunk]
+                h = states[start:start + chunk]  # (C, D)
                 _logits(h, table, z[:len(h)])
-                if t_states is not None:
-                    _logits(t_states[start:start + chunk], t_table, z_t[:len(h)])
-                for first in range(0, len(h), tile):
-                    inside = slice(first, min(first + tile, len(h)))
-                    rows = slice(start + first, start + inside.stop)
-                    logits, grad = z[inside].to(full) + bias, None
-                    if t_states is not None:
-                        row_kl, grad = kl_and_gradient(logits, z_t[inside].to(full) + t_bias, temperature)
-                        kl += row_kl.sum()
-                        grad *= up * kl_weight
-                    a, b = torch.searchsorted(labelled, torch.tensor([rows.start, rows.stop])).tolist()
-                    here = marked[a:b] - rows.start  # (M,) the labelled rows of this tile
-                    grad_mlm, nll, hits = _mlm(logits, labels[rows], here)
-                    mlm += nll.sum()
-                    correct += hits.sum()
-                    if grad is None:
-                        grad = (grad_mlm if len(here) == len(logits)
-                                else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
-                        grad *= up * mlm_weight
-                    else:
-                        grad.index_add_(0, here, grad_mlm, alpha=up * mlm_weight)
-                    z[inside] = grad
+                if z_t is not None:
+                    _logits(terms.teacher.states[start:start + chunk], terms.teacher.table, z_t[:len(h)])
                 g = z[:len(h)]
+                _logits_to_gradients(g, z_t, start, bias, terms, marked, up, sums)
                 if need_bias:
                     grad_bias += g.sum(0, dtype=full)
                 if need_states:
@@ -135,16 +146,46 @@ class _VocabLoss(torch.autograd.Function):
                 if g is not None:
                     g /= up
         ctx.save_for_backward(grad_states, grad_table, grad_bias)
-        ctx.mark_non_differentiable(kl, mlm, correct)
-        return mlm_weight * mlm + kl_weight * kl, kl, mlm, correct
+        ctx.mark_non_differentiable(*sums)
+        return terms.mlm_weight * sums.mlm + terms.kl_weight * sums.kl, *sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
         if grad_loss.is_cpu and grad_loss == 1:  # the usual case; on a GPU asking would mean waiting for it
-            return *ctx.saved_tensors, *(None,) * 9
-        scaled = (None if g is None else g * grad_loss for g in ctx.saved_tensors)
-        return *scaled, *(None,) * 9
+            return *ctx.saved_tensors, None
+        return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
+
+
+def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
+                         marked: Tensor, up: float, sums: VocabSums) -> None:
+    """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by
+    them, and adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device
+    of z.
+    """
+    # a tile at a time, which a CPU's cache holds
+    tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
+    for first in range(0, len(z), tile):
+        inside = slice(first, min(first + tile, len(z)))
+        rows = slice(start + first, start + inside.stop)
+        logits, grad = z[inside].to(bias.dtype) + bias, None
+        if z_t is not None:
+            teacher_logits = z_t[inside].to(bias.dtype) + terms.teacher.bias
+            row_kl, grad = kl_and_gradient(logits, teacher_logits, terms.temperature)
+            sums.kl.add_(row_kl.sum())
+            grad *= up * terms.kl_weight
+        a, b = torch.searchsorted(terms.labelled, torch.tensor([rows.start, rows.stop])).tolist()
+        here = marked[a:b] - rows.start  # (M,) the labelled rows of this tile
+        grad_mlm, nll, hits = _mlm(logits, terms.labels[rows], here)
+        sums.mlm.add_(nll.sum())
+        sums.correct.add_(hits.sum())
+        if grad is None:
+            grad = (grad_mlm if len(here) == len(logits)
+                    else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
+            grad *= up * terms.mlm_weight
+        else:
+            grad.index_add_(0, here, grad_mlm, alpha=up * terms.mlm_weight)
+        z[inside] = grad
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,11 @@ from torch import nn
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples, check_examples, check_pieces, encode
-from minibert.data.loader import groups
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import rows_of
+from minibert.model.batch import groups, rows_of
 from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
+from minibert.model.sentences import SentencePooling
 
 MICRO_TOKENS = 4096
 
@@ -84,8 +84,9 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
     """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
 
     Pairs are (text, pair) in `texts`, or `pairs` holds the second ones. `model.config.labels` names the
-    classes. Texts longer than `max_length` (default: the model's positions) are cut. `UserError` where the
-    model is no classifier, or where something is no text.
+    classes. Where `model.config.problem_type` is multi_label_classification, the sigmoid of each logit is that
+    label's probability. Texts longer than `max_length` (default: the model's positions) are cut. `UserError`
+    where the model is no classifier, or where something is no text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -99,25 +100,32 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """One vector (n, D) of length 1 for each text:
-    the mean of its tokens' last hidden states, as sentence encoders use.
+    """One vector (n, D) for each text, as the files of sentence-transformers beside the loaded model say.
 
-    The mean runs over all tokens of the text,
-    [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3).
+    Without such files it is the mean of the tokens' last hidden states, [CLS] and [SEP] included (Reimers and
+    Gurevych 2019, section 3), with length 1. Texts longer than `max_length` (default: what the files say, at
+    most the model's positions) are cut. `UserError` where the files ask for what is not known here.
     """
     runtime = runtime or where_it_is(model)
+    pooling = getattr(model, "sentences", None) or SentencePooling()
+    if pooling.refused:
+        raise UserError(f"embed cannot make the vectors of this model: {pooling.refused}")
     encoder, training = encoder_of(model).to(runtime.device), model.training
     model.eval()
-    examples = encode(tokenizer, texts, None, max_length or encoder.config.max_positions)
-    vectors = np.empty((len(texts), encoder.config.hidden_size), np.float32)
+    positions = encoder.config.max_positions
+    texts = as_texts(texts, "texts")
+    if pooling.prompt:
+        texts = [pooling.prompt + text if isinstance(text, str) else text for text in texts]
+    examples = encode_checked(tokenizer.lowercased() if pooling.lowercase else tokenizer, texts, None,
+                              max_length or min(pooling.max_length or positions, positions), encoder.config)
+    vectors = None
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group).to(runtime.device)
         with runtime.autocast():
-            last = encoder(batch).float()  # (N, D)
-        lengths = batch.lengths.to(last.device)
-        # with output_size, so that a GPU is not asked for the sum of the lengths
-        text = torch.arange(len(group), device=last.device).repeat_interleave(lengths, output_size=len(last))
-        sums = last.new_zeros(len(group), last.shape[1]).index_add_(0, text, last)
-        vectors[group] = torch.nn.functional.normalize(sums / lengths[:, None]).cpu().numpy()
+            last = encoder(batch)  # (N, D)
+        made = pooling(last, batch).cpu().numpy()
+        if vectors is None:
+            vectors = np.empty((len(texts), made.shape[1]), np.float32)
+        vectors[group] = made
     model.train(training)
     return vectors

@@ -81,3 +81,48 @@ def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     return np.repeat(starts, lengths) + positions, positions, offsets.astype(np.int32)
+
+
+class MicroBatch(NamedTuple):
+    """What goes through the model at once:
+    a packed batch of masked text, and the original ids where it is masked.
+    """
+
+    batch: Batch
+    labels: Tensor  # (N,) int64, IGNORE where nothing is to be predicted
+    masked: Tensor  # (M,) int64, on the CPU: the rows that have a label, so that no GPU is asked for them
+    seed: int  # for the dropout of this micro-batch
+
+    def to(self, device) -> "MicroBatch":
+        """The same on `device`."""
+        return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.masked,
+                          self.seed)
+
+
+class Step(NamedTuple):
+    """One optimiser step of one rank.
+
+    `tokens`, `masked` and `sequences` count the *whole* step: all micro-batches, all ranks.
+    """
+
+    micro_batches: list[MicroBatch]
+    tokens: int
+    masked: int
+    sequences: int
+
+
+def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
+    """Which sequences go through the model together:
+    indices, in groups of at most `micro_tokens` tokens, or of one.
+
+    Sorted by length, longest first, so that ranks get equal work
+    and neighbours of equal length share one attention call.
+    """
+    made, group, size = [], [], 0
+    for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
+        if group and size + lengths[i] > micro_tokens:
+            made.append(np.array(group))
+            group, size = [], 0
+        group.append(i)
+        size += lengths[i]
+    return made + [np.array(group)] if group else made

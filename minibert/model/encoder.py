@@ -4,13 +4,11 @@ Post-LN transformer: a block is LN(x + attention(x)), then LN(x + feed-forward(x
 batch, D hidden, H heads, E head size, F feed-forward (config.py has the alphabet).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from minibert.common.errors import UserError
 from minibert.model.attention import attend
@@ -45,6 +43,7 @@ class Layer(nn.Module):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
+        # one matrix for all H heads, which are its rows of E outputs each
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
@@ -55,10 +54,12 @@ class Layer(nn.Module):
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
                    for project in (self.query, self.key, self.value))
+        # the only place where tokens see each other (Vaswani et al. 2017, section 3.2)
         context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
         attended = self.out(context.flatten(-2))  # (N, D)
         if c.architecture == "bert":  # note: DistilBERT has no dropout here
             attended = dropout(attended, c.dropout, self.training)
+        # post-LN: the norm comes after the sum, not before the sublayer as in later models
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
         return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
@@ -76,7 +77,7 @@ class Encoder(nn.Module):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_positions, D)
-        self.segment = nn.Embedding(config.segments, D) if config.segments else None
+        self.segment = nn.Embedding(config.segments, D) if config.segments else None  # token types
         self.norm = nn.LayerNorm(D, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.pooler = nn.Linear(D, D) if pooler else None
@@ -86,12 +87,14 @@ class Encoder(nn.Module):
 
         `UserError` where a sequence is longer than the model has positions.
         """
+        # lengths are on the CPU, so asking for them does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
-        x = self.words(batch)  # (N, D)
+        x = self.words(batch)  # (N, D), from here on without sequence borders
         if self.segment is not None:
             x = x + self.segment(batch.segments)
+        # positions are learned, not sinusoids (Devlin et al. 2018, section 3)
         x = self.norm(x + self.position(batch.positions))
         return dropout(x, self.config.dropout, self.training)
 
@@ -103,7 +106,7 @@ class Encoder(nn.Module):
         """The last hidden states (N, D)."""
         x = self.embed(batch)
         for layer in self.layers:
-            x = layer(x, batch)[0]
+            x = layer(x, batch)[0]  # q, k, v are not kept: only `trace` needs them
         return x
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:
@@ -120,52 +123,3 @@ class Encoder(nn.Module):
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
         """tanh(W h_[CLS] + b), (S, D): the pooler that BERT trained with next-sentence prediction."""
         return torch.tanh(self.pooler(last[batch.first_tokens]))
-
-
-def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-    """Fills a weight with draws from N(0, std) truncated at two sigma, as BERT does."""
-    nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
-
-
-def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Initialises in place as BERT did:
-    weights from N(0, initializer_range) truncated at two sigma, biases 0, LayerNorm 1 and 0.
-
-    The row of [PAD] in the word table is zero, as in the Hugging Face models. Returns the model.
-    """
-    std = next(module.config.initializer_range for module in model.modules() if hasattr(module, "config"))
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            truncated_normal_(module.weight, std, generator)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for module in model.modules():
-        if isinstance(module, Encoder):
-            with torch.no_grad():
-                module.word.weight[module.config.pad_id].zero_()
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias" and not isinstance(module, (nn.Linear, nn.LayerNorm)):
-                nn.init.zeros_(parameter)  # the MLM head's own bias over the vocabulary
-    return model
-
-
-class _Undrawn(TorchFunctionMode):
-    """torch.nn.init leaves tensors as they are."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
-
-
-def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
-    """`build(*arguments, **more)` with shapes and without memory for its tensors.
-
-    What modules draw at first is left out: there is nothing to draw into, and for a normal distribution torch
-    would import its compiler, for more than a second.
-    """
-    with torch.device("meta"), _Undrawn():
-        return build(*arguments, **more)

@@ -29,6 +29,7 @@ class MLMHead(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        # a layer that adapts the states to the word table (run_pretraining.py of BERT, "transform")
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
@@ -74,7 +75,7 @@ class PreTraining(nn.Module):
         self.config = config
         self.encoder = build_encoder(config, pooler=True)
         self.mlm = MLMHead(config)
-        self.nsp = nn.Linear(config.hidden_size, 2)
+        self.nsp = nn.Linear(config.hidden_size, 2)  # reads the pooled [CLS]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """MLM logits (N, V) and next-sentence logits (S, 2)."""
@@ -93,10 +94,11 @@ class Classifier(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        # note: DistilBERT has no pooler, but a layer with ReLU in the head
         D, own_layer = config.hidden_size, config.architecture == "distilbert"
         self.encoder = build_encoder(config, pooler=not own_layer)
         self.pre_classifier = nn.Linear(D, D) if own_layer else None
-        self.classifier = nn.Linear(D, 1 if config.regression else len(config.labels))
+        self.classifier = nn.Linear(D, len(config.labels))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, K), or scores (S, 1) for regression."""

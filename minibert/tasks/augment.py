@@ -29,7 +29,7 @@ from minibert.common.console import clock
 from minibert.common.randomness import uniform
 from minibert.common.runtime import Runtime
 from minibert.data.examples import make_examples
-from minibert.data.loader import groups
+from minibert.model.batch import groups
 from minibert.data.tokenizer import Tokenizer
 from minibert.inference.predict import MICRO_TOKENS
 from minibert.tasks.specs import Example

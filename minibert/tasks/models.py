@@ -13,13 +13,16 @@ import minibert
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples
-from minibert.data.loader import groups
 from minibert.hub.load_save import load_config, stated_head
 from minibert.inference.predict import MICRO_TOKENS, outputs
+from minibert.model.batch import groups
 from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span
 from minibert.tasks.official_files import class_of
 from minibert.tasks.specs import Task
+
+
+MULTI_LABEL = "multi_label_classification"
 
 
 class Teaching(NamedTuple):
@@ -29,26 +32,24 @@ class Teaching(NamedTuple):
     layers: list[int]  # the student's layers, from 1, whose [CLS] states are compared; none without PKD
 
 
-def load_student(name: str, task: Task, seed: int, **changes) -> nn.Module:
-    """The model `name` with the task's head: where `keeps_head` its own, else a new one from `seed`.
-
-    `changes` are fields of its `Config`, like `dropout`.
-    """
+def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
+    """The model `name` with the task's head: where `keeps_head` its own, else a new one from `seed`."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is new is what fine-tuning is about
         if task.kind == "span":
-            return minibert.load(name, "span", **changes)
+            return minibert.load(name, "span")
+        stated = "regression" if task.kind == "score" else None
         if keeps_head(name, task):
-            return in_order(minibert.load(name, "classification", **changes), task, name)
-        return minibert.load(name, "classification", labels=task.labels or ("score",),
-                             regression=task.kind == "score", **changes)
+            return in_order(minibert.load(name, "classification", problem_type=stated), task, name)
+        return minibert.load(name, "classification", labels=task.labels or ("score",), problem_type=stated)
 
 
 def keeps_head(name: str, task: Task) -> bool:
     """Whether the model has a head that fits the task: spans, a score, or the same classes in any order."""
     config, head = load_config(name), stated_head(name)
-    if task.kind != "span" and config.regression != (task.kind == "score"):
+    if task.kind != "span" and (config.problem_type == MULTI_LABEL
+                                or config.regression != (task.kind == "score")):
         return False
     if task.kind == "classes" and label_order(config.labels, task) is None:
         return False
@@ -62,10 +63,18 @@ def load_tuned(name: str, task: Task) -> nn.Module:
     model = minibert.load(name)
     if not isinstance(model, Span if task.kind == "span" else Classifier):
         raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
+    check_single_label(model.config, name)
     if task.kind != "span" and model.config.regression != (task.kind == "score"):
         raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
                         f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
     return in_order(model, task, name)
+
+
+def check_single_label(config: Config, name: str) -> None:
+    """`UserError` for a multi-label classifier, for which a text has any number of the labels."""
+    if config.problem_type == MULTI_LABEL:
+        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
+                        "here have one class for each text: it is neither judged nor distilled here")
 
 
 @torch.no_grad()

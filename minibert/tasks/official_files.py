@@ -113,6 +113,8 @@ def label_of(text: str, task: Task, where: str, hint: str = "") -> int | float:
     if task.kind == "classes":
         number = class_of(text, task)
         if number is None:
+            if all(re.fullmatch(r"LABEL_\d+", word) for word in task.words):  # a model's that has no names
+                hint = "; write their names into id2label in the model's config.json"
             raise UserError(f"{where}: unknown label {text!r}; known: {', '.join(task.words)}{hint}")
         return number
     try:

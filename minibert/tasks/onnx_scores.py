@@ -11,10 +11,9 @@ from torch import nn
 from minibert.common.console import say
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
-from minibert.data.loader import groups
 from minibert.data.tokenizer import Tokenizer
 from minibert.hub.onnx_export import open_file, run_file
-from minibert.model.batch import rows_of
+from minibert.model.batch import groups, rows_of
 from minibert.model.heads import Classifier, Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits

@@ -8,7 +8,8 @@ from pathlib import Path
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, numbers, option, term_weights, within
 from minibert.common.runtime import PRECISIONS
-from minibert.distill.tinybert import TERMS, InnerWeights
+from minibert.distill.methods import terms_of, weights_of
+from minibert.distill.tinybert import TinyBERTWeights
 from minibert.tasks.specs import TASKS, Task, with_tinybert_settings
 
 PKD, TINYBERT = {"method": ("pkd",)}, {"method": ("tinybert",)}
@@ -18,9 +19,14 @@ PKD, TINYBERT = {"method": ("pkd",)}, {"method": ("tinybert",)}
 class Options:
     """Every option of finetune.py; None means the task's published setting."""
 
-    model: str | None = option(None, "folder or hub name to start from, or with --evaluate to judge",
+    model: str | None = option(None, "folder or hub name to start from, or with --evaluate to judge "
+                               "(default: some layers of the --teacher, its head included)",
                                metavar="FOLDER", group="model")
     teacher: str | None = option(None, "a fine-tuned teacher of the same task", metavar="FOLDER")
+    layers: int | None = option(None, "without --model: how many of the teacher's layers the student starts "
+                                "with, evenly spread", metavar="LAYERS")
+    layer_map: str | None = option(None, "without --model: which of them, from 0, as 0,2,5",
+                                   metavar="NUMBERS")
 
     task: str | None = option(None, f"{', '.join(TASKS)}, or a FILE.csv with columns text[,pair],label|score",
                               metavar="TASK", group="data")
@@ -91,8 +97,13 @@ class Options:
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
 
     def __post_init__(self):
-        if not self.model or not self.task:
-            raise UserError("--model and --task must be given")
+        if not self.task:
+            raise UserError("--task must be given")
+        if bool(self.model) == bool(self.layers or self.layer_map):
+            raise UserError("give --model, or without it --teacher and --layers or --layer-map: the student "
+                            "then starts as these layers of its teacher")
+        if not self.model and not self.teacher:
+            raise UserError("--layers and --layer-map take the student out of a --teacher")
         known = TASKS.get(self.task)  # None: a file
         spans = known is not None and known.kind == "span"
         if not known and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
@@ -117,8 +128,8 @@ class Options:
                             "one; for texts of your own, call minibert.predict")
         if self.dev and known:
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
-        at_least_one(self, "seeds", "batch", "train_examples", "stride", "micro_tokens", "checkpoint_every",
-                     "threads")
+        at_least_one(self, "seeds", "layers", "batch", "train_examples", "stride", "micro_tokens",
+                     "checkpoint_every", "threads")
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
         within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
         within(self, 0, 2**63, "seed", open_high=True)
@@ -173,10 +184,11 @@ def resolve(options: Options) -> Options:
                                            if getattr(options, name) is None})
 
 
-def inner_weights(options: Options) -> InnerWeights:
+def inner_weights(options: Options) -> TinyBERTWeights:
     """The weights of the intermediate stage's terms, and its layer map."""
     layers = options.imitate and tuple(numbers("--imitate", options.imitate))
-    return InnerWeights(layers=layers, **term_weights(options.weights, TERMS["tinybert"], "tinybert"))
+    weights = term_weights(options.weights, terms_of("tinybert"), "tinybert")
+    return weights_of("tinybert", layers=layers, **weights)
 
 
 def task_settings(options: Options, task: Task) -> Task:

@@ -7,8 +7,6 @@ GLUE diagnostic set, which has no labels here and is answered by an MNLI model.
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from minibert.common.errors import UserError
-
 
 class Example(NamedTuple):
     """One row: `label` is the class number in `Task.labels`, a score, or None where the file has none."""
@@ -66,11 +64,6 @@ class Task:
     max_length: int = 128
     intermediate_epochs: float = 20  # of TinyBERT's task distillation
     published: tuple[Published, ...] = ()
-
-    def __post_init__(self):
-        if twice := sorted({label for label in self.labels if self.labels.count(label) > 1}):
-            raise UserError(f"{self.name} has two classes of the name {twice[0]!r}: give each its own, in "
-                            "id2label of the model's config.json")
 
     @property
     def dev_splits(self) -> tuple[str, ...]:

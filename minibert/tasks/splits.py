@@ -20,6 +20,7 @@ from minibert.inference.predict import MICRO_TOKENS, outputs
 from minibert.model.config import Config
 from minibert.tasks import metrics, squad_windows, squad
 from minibert.tasks.csv_files import read_csv, read_csv_splits
+from minibert.tasks.models import check_single_label
 from minibert.tasks.official_files import majority, read_examples
 from minibert.tasks.specs import TASKS, Example, Task
 
@@ -62,6 +63,7 @@ def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bo
     config, head = load_config(model), stated_head(model)
     if head not in ("classification", None):
         raise UserError(f"{model} has no head for {task}: fine-tune it first")
+    check_single_label(config, model)
     labels = () if config.regression else config.labels
     path = dev or task
     judged = Task(model, labels, labels, ("pearson", "spearman") if config.regression
@@ -217,7 +219,7 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """Writes the model's errors as a table: its answer, the expected one, the text; the worst scores first."""
+    """Writes the model's errors as a table: its answer, the expected one, the text; the worst first."""
     clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
     if task.kind == "span":
         wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)),

@@ -12,24 +12,24 @@ from torch import nn
 from minibert.common.randomness import permute
 from minibert.common.runtime import Runtime
 from minibert.data.corpus import Corpus
-from minibert.data.loader import Step, cut, with_specials
-from minibert.data.masking import mask_tokens
+from minibert.data.loader import cut, with_specials
+from minibert.model.batch import Step
+from minibert.data.masking import Masking, mask_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.attention_loss import relation_sum
 from minibert.distill.distilbert import vocab_side
-from minibert.distill.tinybert import InnerWeights, term_counts
 from minibert.distill.vocab_loss import vocab_loss
 from minibert.model.heads import encoder_of
 
 
-def held_out_batches(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
-                     share: float = 0.15) -> Step:
-    """The same `sequences` of a corpus, masked the same way, at every call:
-    Bernoulli, whatever the run trains with.
+def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
+                  share: float = 0.15) -> Step:
+    """So many `sequences` of a corpus, at every call the same ones, masked the same way: Bernoulli, whatever
+    the run trains with.
     """
-    some = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
-    ids, lengths = with_specials(corpus, some, tokenizer)
-    masked = mask_tokens(ids, lengths, tokenizer, "bernoulli", 0, share=share)
+    chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
+    ids, lengths = with_specials(corpus, chosen, tokenizer)
+    masked = mask_tokens(ids, lengths, tokenizer, Masking("bernoulli", share), 0)
     return Step(cut(ids, lengths, masked.inputs, masked.selected, micro_tokens, (0,)), len(ids),
                 int(masked.selected.sum()), len(lengths))
 
@@ -63,17 +63,19 @@ def evaluate(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Mod
 
 
 @torch.no_grad()
-def evaluate_terms(method: Callable, weights: InnerWeights, student: nn.Module, held_out: Step,
-                   runtime: Runtime, teacher: nn.Module) -> dict:
-    """A method's own terms (inner_methods.py) and their weighted sum, `loss`, on held-out text, without
-    dropout.
+def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
+                   runtime: Runtime) -> dict[str, float]:
+    """The terms of a method and their weighted sum, `loss`, on held-out text, without dropout.
+
+    `loss_of(student, micro)` gives a micro-batch's share of the loss and the sums that are divided by
+    `counts`.
     """
     training = student.training
     student.eval()
-    counts, total = term_counts(held_out, weights), {"loss": 0.0}
+    total = {"loss": 0.0}
     for micro in held_out.micro_batches:
         with runtime.autocast():
-            loss, sums = method(student, teacher, held_out, weights, micro.to(runtime.device))
+            loss, sums = loss_of(student, micro.to(runtime.device))
         total["loss"] += loss.item()
         for name, value in sums.items():
             total[name] = total.get(name, 0.0) + value.item() / counts[name]

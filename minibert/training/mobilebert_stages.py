@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from minibert.common.errors import UserError
-from minibert.distill.mobilebert import TransferWeights
+from minibert.distill.mobilebert import MobileBERTWeights
 from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
@@ -57,7 +57,7 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
     return next(stage for stage in plan if step < stage.last)
 
 
-def stage_weights(stage: Stage, weights: TransferWeights) -> TransferWeights:
+def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights:
     """The weights of the terms that the stage minimises."""
     weights = replace(weights, layers=stage.layers)
     return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)

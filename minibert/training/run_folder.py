@@ -127,6 +127,23 @@ def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
     return kept
 
 
+# What a row of metrics.jsonl may hold beside the terms of the loss.
+COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out",
+           "dev")
+
+
+def terms_of_row(row: dict) -> list[str]:
+    """The names of the terms in a row of metrics.jsonl, accuracy among them."""
+    return [name for name in row if name not in COLUMNS]
+
+
+def in_words(row: dict) -> str:
+    """A row of metrics.jsonl as the line of progress shows it."""
+    terms = " ".join(f"{name} {row[name]:.3f}" for name in terms_of_row(row))
+    return (f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  "
+            f"{row['tokens_per_second']:,.0f} tok/s")
+
+
 def append_row(path: Path, row: dict) -> None:
     """Adds one object to metrics.jsonl; opened anew each time, so that a folder that is gone is noticed."""
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from minibert.bench.quality import plot, quality
 from minibert.common.errors import UserError
 from minibert.common.runtime import start
 from minibert.model.config import preset
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
 from scripts import run_bench
 

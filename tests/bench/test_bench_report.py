@@ -13,7 +13,7 @@ import pytest
 
 import bench
 import finetune
-import minibert.training.summary
+import minibert.training.plots
 import train
 from minibert.bench.records import read_runs
 from minibert.bench.report import ReportBench, bench_report, put_part, taught
@@ -293,7 +293,8 @@ def test_commands_make_the_runs_again(runs):
              "taught": "--model runs/x/model --teacher t --task mrpc --data data --method pkd --alpha 0.0 "
                        "--beta 0.0 --out runs/z"}
     for name, module in (("train", train), ("finetune", finetune), ("taught", finetune)):
-        options = module.resolve(parse(module.Options, shlex.split(words[name]), "", ""))
+        options = parse(module.Options, shlex.split(words[name]), "", "")
+        options = options.resolved() if module is train else module.resolve(options)
         folder = runs / name
         task = dict.fromkeys(("batch", "epochs", "lr", "max_length"), 1)
         put(folder / "config.json", {"options": asdict(options), "task": task, "steps": 7, **MACHINE})
@@ -347,7 +348,7 @@ def test_plots_are_drawn_or_said_to_be_missing(runs, monkeypatch, plots):
         assert all(drawn)
     except ImportError:
         assert not any(drawn)
-    monkeypatch.setattr(minibert.training.summary, "pyplot", lambda: None)
+    monkeypatch.setattr(minibert.training.plots, "pyplot", lambda: None)
     text, _ = report(runs)
     assert text.count("Plot: not run, it needs matplotlib") == 2
 

@@ -11,7 +11,8 @@ from minibert.bench.size import FLOPS, PARAMETERS, Figure, counts, disk_bytes, s
 from minibert.common.errors import UserError
 from minibert.hub.load_save import save
 from minibert.model.config import PRESETS, Config, preset
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
 from scripts import run_bench
 

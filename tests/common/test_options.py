@@ -62,14 +62,17 @@ def test_help_shows_what_goes_with_what_was_chosen_and_its_defaults(capsys):
 @pytest.mark.parametrize("argv", [["--care", "a", "b"], ["--sure"], ["--no-sure", "--how", "fast"],
                                   ["--how=fast", "--care=a"]])
 def test_an_option_that_is_not_read_is_refused_in_one_sentence(argv):
-    with pytest.raises(UserError, match=r"^--(care|sure|no-sure) is not read with --how fast: it goes with --how well$"):
+    with pytest.raises(UserError) as error:
         parse(Chosen, argv, "", "")
+    option = next(word for word in argv if not word.startswith("--how")).split("=")[0]
+    assert str(error.value) == f"{option} is not read with --how fast: it goes with --how well"
 
 
 def test_what_is_read_is_taken_and_the_rest_has_its_defaults():
     assert parse(Chosen, ["--care", "a", "b", "--how", "well", "--sure"], "", "") == Chosen(
         "well", None, ("a", "b"), True, "x")
-    assert set(unread(Chosen, {"how": "well"})) == {"rate"} and set(unread(Chosen, {"how": "fast"})) == {"care", "sure"}
+    assert set(unread(Chosen, {"how": "well"})) == {"rate"}
+    assert set(unread(Chosen, {"how": "fast"})) == {"care", "sure"}
 
 
 @pytest.mark.parametrize("argv", [["--how"], ["--how", "badly"], ["--nam", "y"]])

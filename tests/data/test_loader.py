@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from minibert.data.loader import make_step
-from minibert.data.masking import mask_tokens
+from minibert.data.masking import Masking, mask_tokens
 from minibert.model.batch import IGNORE
 from steps import TOKENIZER, V, FakeCorpus, rows_of
 
 
 def step_of(micro_tokens=10_000, rank=0, ranks=1, step=3, corpus=FakeCorpus()):
     return make_step(corpus, TOKENIZER, step, batch=40, micro_tokens=micro_tokens, seed=7,
-                     selection="bernoulli", rank=rank, ranks=ranks)
+                     masking=Masking("bernoulli"), part=(rank, ranks))
 
 
 def test_cutting_and_dealing_change_nothing():
@@ -38,9 +38,8 @@ def test_counts_are_those_of_the_whole_step():
 
 def test_more_ranks_than_sequences():
     corpus = FakeCorpus(3)
-    steps = [make_step(corpus, TOKENIZER, 0, batch=2, micro_tokens=64, seed=7, selection="bert",
-                       rank=r, ranks=4)
-             for r in range(4)]
+    steps = [make_step(corpus, TOKENIZER, 0, batch=2, micro_tokens=64, seed=7, masking=Masking(),
+                       part=(r, 4)) for r in range(4)]
     assert [len(s.micro_batches) for s in steps] == [1, 1, 0, 0]
 
 
@@ -53,7 +52,7 @@ def test_labels_are_the_original_tokens():
 
 
 def test_a_corpus_smaller_than_a_batch_comes_again():
-    step = make_step(FakeCorpus(7), TOKENIZER, 0, batch=20, micro_tokens=1000, seed=7, selection="bert")
+    step = make_step(FakeCorpus(7), TOKENIZER, 0, batch=20, micro_tokens=1000, seed=7, masking=Masking())
     assert len(rows_of(step)) == 20
 
 
@@ -63,19 +62,21 @@ def test_the_same_sequence_is_masked_anew_in_every_step():
     corpus.data = [np.arange(5, V).astype(np.uint16)]
 
     def step(k, seed=7):
-        return make_step(corpus, TOKENIZER, k, batch=1, micro_tokens=1000, seed=seed, selection="bernoulli")
+        return make_step(corpus, TOKENIZER, k, batch=1, micro_tokens=1000, seed=seed,
+                         masking=Masking("bernoulli"))
 
     masks = [tuple((step(k).micro_batches[0].labels != IGNORE).tolist()) for k in range(20)]
     assert len(set(masks)) == 20
     assert masks[0] != tuple((step(0, seed=8).micro_batches[0].labels != IGNORE).tolist())
-    expected = mask_tokens(np.array([2, *range(5, V), 3]), np.array([V - 3]), TOKENIZER, "bernoulli", 7, 4)
+    expected = mask_tokens(np.array([2, *range(5, V), 3]), np.array([V - 3]), TOKENIZER, Masking("bernoulli"), 7,
+                           4)
     assert step(4).micro_batches[0].batch.ids.tolist() == expected.inputs.tolist()
 
 
 def test_a_step_is_masked_as_asked_for():
     """Its kind and share: of "bert" an exact number in each sequence, of the whole step its count."""
-    step = make_step(FakeCorpus(), TOKENIZER, 0, batch=40, micro_tokens=10_000, seed=7, selection="bert",
-                     share=0.4)
+    step = make_step(FakeCorpus(), TOKENIZER, 0, batch=40, micro_tokens=10_000, seed=7,
+                     masking=Masking("bert", 0.4))
     for inputs, labels in rows_of(step):
         wanted = max(1, int(0.4 * len(inputs) + 0.5))
         assert sum(label != IGNORE for label in labels) == min(wanted, len(inputs) - 2)

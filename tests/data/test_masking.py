@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minibert.data.masking import SELECTIONS, mask_tokens, smoothed_weights
+from minibert.data.masking import SELECTIONS, Masking, mask_tokens, smoothed_weights
 
 V = 1000
 SPECIAL = np.arange(V) < 5
@@ -26,8 +26,8 @@ def sequences(n=400, seed=0):
 
 
 def run(selection, ids, lengths, *key):
-    return mask_tokens(ids, lengths, TOKENIZER, selection, *key,
-                       weights=smoothed_weights(np.ones(V), SPECIAL))
+    masking = Masking(selection, weights=smoothed_weights(np.ones(V), SPECIAL))
+    return mask_tokens(ids, lengths, TOKENIZER, masking, *key)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -54,7 +54,7 @@ def test_every_piece_is_drawn_as_a_replacement_and_each_as_often():
     small = SimpleNamespace(special=np.arange(12) < 5, continuation=np.zeros(12, bool), vocab_size=12,
                             mask_id=MASK)
     ids, lengths = np.full(60_000, 7), np.full(600, 100)
-    inputs, selected = mask_tokens(ids, lengths, small, "bernoulli", 1, share=1.0)
+    inputs, selected = mask_tokens(ids, lengths, small, Masking("bernoulli", 1.0), 1)
     assert selected.all()
     counts = np.bincount(inputs, minlength=12)
     counts[[MASK, 7]] = 500  # these come from masks and from tokens that are kept, too
@@ -65,8 +65,8 @@ def test_every_piece_is_drawn_as_a_replacement_and_each_as_often():
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_the_share_is_that_which_was_asked_for(selection, share):
     ids, lengths = sequences(4000)
-    selected = mask_tokens(ids, lengths, TOKENIZER, selection, 3, share=share,
-                           weights=smoothed_weights(np.ones(V), SPECIAL)).selected
+    selected = mask_tokens(ids, lengths, TOKENIZER,
+                           Masking(selection, share, smoothed_weights(np.ones(V), SPECIAL)), 3).selected
     # "bert" and "smoothed" take the share of all tokens, the others of those that may be masked
     of = len(ids) if selection in ("bert", "smoothed") else (~SPECIAL[ids]).sum()
     assert selected.sum() / of == pytest.approx(share, rel=0.02)
@@ -109,7 +109,7 @@ def test_smoothed_draws_a_fixed_share_and_rare_tokens_oftener():
     weights = smoothed_weights(counts, SPECIAL)
     assert weights[SPECIAL].max() == 0 and weights[5] == pytest.approx(10_000**-0.7) and weights[500] == 1
     ids, lengths = sequences(2000)
-    selected = mask_tokens(ids, lengths, TOKENIZER, "smoothed", 1, weights=weights).selected
+    selected = mask_tokens(ids, lengths, TOKENIZER, Masking("smoothed", weights=weights), 1).selected
     assert selected.sum() == int(np.ceil(0.15 * len(ids)))
     frequent, rare = (ids >= 5) & (ids < 300), ids >= 300
     assert selected[rare].mean() > 50 * max(selected[frequent].mean(), 1e-9)
@@ -120,7 +120,7 @@ def test_smoothed_is_drawing_without_replacement_in_proportion_to_the_weights():
     ids, lengths = np.array([CLS, 10, 11, SEP]), np.array([4])
     weights = np.zeros(V)
     weights[10], weights[11] = 3, 1
-    hits = [mask_tokens(ids, lengths, TOKENIZER, "smoothed", k, weights=weights).selected
+    hits = [mask_tokens(ids, lengths, TOKENIZER, Masking("smoothed", weights=weights), k).selected
             for k in range(4000)]
     assert all(h.sum() == 1 for h in hits)
     assert abs(np.mean([h[1] for h in hits]) - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)

@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime
-from minibert.distill.attention_loss import (attention_sum, hidden_sum, imitated_layers, relation_sum,
-                                             split_heads)
-from minibert.distill.tinybert import (METHODS, TERMS, InnerWeights, Learner, Projections, check_fit,
-                                       relation_heads, term_counts)
+from minibert.distill.attention_loss import attention_sum, relation_sum, split_heads
+from minibert.distill.losses import hidden_sum
+from minibert.distill.methods import METHODS, terms_of, weights_of
+from minibert.distill.minilm import MiniLMv2Weights, MiniLMWeights, default_relation_heads
+from minibert.distill.students import imitated_layers
+from minibert.distill.tinybert import TinyBERTStudent, TinyBERTWeights
 from minibert.model.batch import pack
-from minibert.model.encoder import Encoder, init_weights
-from minibert.model.heads import MaskedLM
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
+from minibert.model.heads import MaskedLM, encoder_of
 from minibert.training.optim import adamw, lamb
 from minibert.training.step import freeze_unread
-from steps import CPU, LargestTensor, data, gradients, take_step
+from steps import CPU, LargestTensor, counts_of, data, gradients, loss_of, take_step
 
 LENGTHS = [5, 5, 2, 2, 2, 7, 1, 7, 7]
 # one (T, T) at a time; some heads of a sequence, some sequences, with a rest of both; everything
@@ -170,8 +172,9 @@ def test_given_layer_maps():
 
 # widths 12 and 24; minilmv2's student also has other heads
 HEADS = {"tinybert": 3, "minilm": 3, "minilmv2": 2}
-WEIGHTS = InnerWeights(embedding=0.3, hidden=0.7, attention=1.1, attention_relation=0.9, value_relation=0.4,
-                       q_relation=0.2, k_relation=0.5, v_relation=1.3, relation_heads=6)
+WEIGHTS = {"tinybert": TinyBERTWeights(embedding=0.3, hidden=0.7, attention=1.1),
+           "minilm": MiniLMWeights(attention_relation=0.9, value_relation=0.4),
+           "minilmv2": MiniLMv2Weights(q_relation=0.2, k_relation=0.5, v_relation=1.3, relation_heads=6)}
 
 
 def models(tiny_config, method, dtype=torch.float64):
@@ -181,21 +184,21 @@ def models(tiny_config, method, dtype=torch.float64):
     teacher, student = init_weights(MaskedLM(wide)), init_weights(Encoder(narrow))
     for p in (*teacher.parameters(), *student.parameters()):
         p.data += 0.2 * torch.randn_like(p)
-    check_fit(method, narrow, wide, WEIGHTS)
-    learner = Learner(student, Projections(narrow, wide) if method == "tinybert" else None)
+    METHODS[method].fit(narrow, wide, WEIGHTS[method])
+    learner = TinyBERTStudent(student, wide) if method == "tinybert" else student
     return learner.to(dtype).train(), teacher.to(dtype).eval()
 
 
 def summed(method, learner, teacher, steps):
-    return gradients(lambda step, micro: METHODS[method](learner, teacher, step, WEIGHTS, micro),
+    return gradients(lambda step, micro: loss_of(method, learner, teacher, step, WEIGHTS[method])(micro),
                      learner, steps)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(method, tiny_config):
     learner, teacher = models(tiny_config, method)
     totals, whole = summed(method, learner, teacher, data(1000))
-    assert tuple(totals)[1:] == TERMS[method] and whole.norm() > 0
+    assert tuple(totals)[1:] == terms_of(method) and whole.norm() > 0
     assert all(p.grad is None for p in teacher.parameters())
     for steps in (data(1), data(32), data(1000, ranks=2), data(32, ranks=3)):
         others, parts = summed(method, learner, teacher, steps)
@@ -206,14 +209,14 @@ def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(method, tiny_con
 
 def terms_written_out(method, learner, teacher, batch):
     """Every term's mean over the step from the formulas, layer by layer."""
-    ours, theirs = learner.encoder.trace(batch), teacher.encoder.trace(batch)
+    ours, theirs = encoder_of(learner).trace(batch), teacher.encoder.trace(batch)
     lengths = batch.lengths.tolist()
 
     def scores(row_loss, *qk):
         return written_out(row_loss, *(x.detach() for x in qk), lengths) / len(lengths)
 
     if method == "tinybert":
-        w = [m.weight for m in learner.projections.matrices]
+        w = [m.weight for m in learner.projections]
         states = [(ours.hiddens[m] @ w[m].T - theirs.hiddens[g]).square().mean()
                   for m, g in enumerate((0, 2, 4))]
         return {"embedding": states[0], "hidden": states[1] + states[2], "attention": sum(
@@ -228,25 +231,25 @@ def terms_written_out(method, learner, teacher, batch):
             for name, x, t in zip("qkv", ours[1:], theirs[1:])}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_the_terms_are_the_papers(method, tiny_config):
     learner, teacher = models(tiny_config, method)
     step = SimpleNamespace(tokens=14, sequences=3)
     batch = pack([torch.randint(60, (n,)).tolist() for n in (7, 5, 2)])
-    loss, sums = METHODS[method](learner, teacher, step, WEIGHTS, SimpleNamespace(batch=batch))
+    loss, sums = loss_of(method, learner, teacher, step, WEIGHTS[method])(SimpleNamespace(batch=batch))
     expected = terms_written_out(method, learner, teacher, batch)
-    counts = term_counts(step, WEIGHTS)
+    counts = counts_of(method, step)
     for name, term in expected.items():
         assert (sums[name] / counts[name]).item() == pytest.approx(term.item(), rel=1e-10)
     assert loss.item() == pytest.approx(
-        sum(getattr(WEIGHTS, name) * term.item() for name, term in expected.items()), rel=1e-10)
+        sum(getattr(WEIGHTS[method], name) * term.item() for name, term in expected.items()), rel=1e-10)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(method, tiny_config):
     _, teacher = models(tiny_config, method)
-    learner = Learner(Encoder(teacher.config).double())
-    learner.encoder.load_state_dict(teacher.encoder.state_dict())
+    learner = Encoder(teacher.config).double()
+    learner.load_state_dict(teacher.encoder.state_dict())
     totals, gradient = summed(method, learner, teacher, data(1000))
     assert all(abs(value) < 1e-12 for value in totals.values()) and gradient.abs().max() < 1e-12
 
@@ -255,78 +258,79 @@ def test_the_compared_layers_and_terms_can_be_chosen(tiny_config):
     learner, teacher = models(tiny_config, "tinybert")
     (step,) = data(1000)
     (micro,) = step.micro_batches
-    _, sums = METHODS["tinybert"](learner, teacher, step, replace(WEIGHTS, hidden=0.0, layers=(1, 4)), micro)
+    _, sums = loss_of("tinybert", learner, teacher, step,
+                      replace(WEIGHTS["tinybert"], hidden=0.0, layers=(1, 4)))(micro)
     assert list(sums) == ["embedding", "attention"]
-    ours, theirs = learner.encoder.trace(micro.batch), teacher.encoder.trace(micro.batch)
+    ours, theirs = encoder_of(learner).trace(micro.batch), teacher.encoder.trace(micro.batch)
     expected = sum(
         attention_sum(ours.queries[m], ours.keys[m], theirs.queries[g], theirs.keys[g], micro.batch)
         for m, g in ((0, 0), (1, 3)))
     assert sums["attention"].item() == pytest.approx(expected.item(), rel=1e-12)
     learner, teacher = models(tiny_config, "minilm")
-    _, third = METHODS["minilm"](learner, teacher, step, replace(WEIGHTS, teacher_layer=3), micro)
-    ours, theirs = learner.encoder.trace(micro.batch), teacher.encoder.trace(micro.batch)
+    _, third = loss_of("minilm", learner, teacher, step, MiniLMWeights(teacher_layer=3))(micro)
+    ours, theirs = encoder_of(learner).trace(micro.batch), teacher.encoder.trace(micro.batch)
     expected = relation_sum(*[ours.values[1]] * 2, *[theirs.values[2]] * 2, micro.batch)
     assert third["value_relation"].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_models_that_do_not_fit_are_refused(tiny_config):
     wide = replace(tiny_config, layers=4)
-    for method, student, weights, match in (
-            ("tinybert", replace(wide, heads=2), WEIGHTS, "2 heads and the teacher 3"),
-            ("minilm", replace(wide, heads=2), WEIGHTS, "2 heads and the teacher 3"),
-            ("tinybert", replace(wide, vocab_size=50), WEIGHTS, "vocabulary 50 against 60"),
-            ("tinybert", wide, replace(WEIGHTS, layers=(1, 2)), "each of the 4 student layers"),
-            ("minilmv2", wide, replace(WEIGHTS, teacher_layer=5), "and none 5"),
-            ("minilmv2", replace(wide, hidden_size=36), WEIGHTS, None),
-            ("minilmv2", replace(wide, hidden_size=30), replace(WEIGHTS, relation_heads=5), "1, 2, 3, 6$"),
-            ("minilmv2", replace(wide, hidden_size=30), replace(WEIGHTS, relation_heads=None), None),
-            ("minilm", wide, InnerWeights(attention_relation=0, value_relation=0), "weight 0"),
-            ("tinybert", replace(wide, heads=2), replace(WEIGHTS, attention=0.0), None)):
+    for method, student, changed, match in (
+            ("tinybert", replace(wide, heads=2), {}, "2 heads and the teacher 3"),
+            ("minilm", replace(wide, heads=2), {}, "2 heads and the teacher 3"),
+            ("tinybert", replace(wide, vocab_size=50), {}, "vocabulary 50 against 60"),
+            ("tinybert", wide, {"layers": (1, 2)}, "each of the 4 student layers"),
+            ("minilmv2", wide, {"teacher_layer": 5}, "and none 5"),
+            ("minilmv2", replace(wide, hidden_size=36), {"relation_heads": 6}, None),
+            ("minilmv2", replace(wide, hidden_size=30), {"relation_heads": 5}, "1, 2, 3, 6$"),
+            ("minilmv2", replace(wide, hidden_size=30), {}, None),
+            ("minilm", wide, {"attention_relation": 0, "value_relation": 0}, "weight 0"),
+            ("tinybert", replace(wide, heads=2), {"attention": 0.0}, None)):
         if match is None:
-            check_fit(method, student, wide, weights)
+            METHODS[method].fit(student, wide, weights_of(method, **changed))
         else:
             with pytest.raises(UserError, match=match):
-                check_fit(method, student, wide, weights)
+                METHODS[method].fit(student, wide, weights_of(method, **changed))
 
 
 @pytest.mark.parametrize("widths, heads", [
     ((768, 384), 48), ((1024, 768), 32), ((312, 768), 24), ((7, 11), 1)])
 def test_relation_heads_by_default(widths, heads):
-    assert relation_heads(InnerWeights(), *widths) == heads
-    assert relation_heads(InnerWeights(relation_heads=2), *widths) == 2
+    assert default_relation_heads(*widths) == heads
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_one_batch_can_be_learned_with_its_projections(method, tiny_config):
     learner, teacher = models(tiny_config, method, torch.float32)
     before = {name: p.clone() for name, p in learner.named_parameters()}
     (step,) = data(1000)
     optimizer = adamw(learner, (0.9, 0.98), 1e-6, 0.0)
-    loss_of = partial(METHODS[method], learner, teacher, step, WEIGHTS)
-    rows = [take_step(learner, loss_of, step, term_counts(step, WEIGHTS), optimizer, 5e-3) for _ in range(15)]
-    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and set(TERMS[method]) < set(rows[0])
+    loss, counts = loss_of(method, learner, teacher, step, WEIGHTS[method]), counts_of(method, step)
+    rows = [take_step(learner, loss, step, counts, optimizer, 5e-3) for _ in range(15)]
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and set(terms_of(method)) < set(rows[0])
     moved = {name for name, p in learner.named_parameters() if not torch.equal(p, before[name])}
     assert {name for name in before if name.startswith("projections.")} <= moved
 
 
 @pytest.mark.parametrize("optimizer", [adamw, lamb])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_what_no_term_reads_does_not_decay(method, optimizer, tiny_config):
     """All that follows q, k, v in MiniLM's last layer, or without its term on states in TinyBERT's."""
     learner, teacher = models(tiny_config, method, torch.float32)
     before = {name: p.clone() for name, p in learner.named_parameters()}
     (step,) = data(1000)
-    weights = replace(WEIGHTS, hidden=0.0)
+    weights = replace(WEIGHTS[method], hidden=0.0) if method == "tinybert" else WEIGHTS[method]
     optimizer = optimizer(learner, (0.9, 0.999), 1e-6, 0.1)
-    loss_of = partial(METHODS[method], learner, teacher, step, weights)
-    freeze_unread(learner, loss_of, step.micro_batches[0], CPU)
+    loss = loss_of(method, learner, teacher, step, weights)
+    freeze_unread(learner, loss, step.micro_batches[0], CPU)
     for _ in range(2):
-        take_step(learner, loss_of, step, term_counts(step, weights), optimizer, 1e-2, 1.0)
+        take_step(learner, loss, step, counts_of(method, step), optimizer, 1e-2, 1.0)
     same = {name for name, p in learner.named_parameters() if torch.equal(p, before[name])}
     unread = ["out", "attention_norm", "up", "down", "output_norm"] + ["value"] * (method == "tinybert")
-    expected = {f"encoder.layers.1.{name}.{kind}" for name in unread for kind in ("weight", "bias")}
+    prefix = "encoder." if method == "tinybert" else ""
+    expected = {f"{prefix}layers.1.{name}.{kind}" for name in unread for kind in ("weight", "bias")}
     if method == "tinybert":
-        expected |= {f"projections.matrices.{m}.weight" for m in (1, 2)}
+        expected |= {f"projections.{m}.weight" for m in (1, 2)}
     assert same == expected
 
 
@@ -364,16 +368,17 @@ def test_nothing_of_the_size_of_the_scores_is_kept(name):
     assert largest.elements == 512**2  # never more than one head's scores at once, forward or backward
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_a_method_keeps_memory_in_proportion_to_tokens(method, tiny_config):
     kept = {}
     for T, heads, frozen in ((256, 12, False), (256, 12, True), (512, 12, True), (512, 3, True)):
         config = replace(tiny_config, heads=heads, max_positions=512, dropout=0.0)
         student, teacher = (init_weights(Encoder(config)) for _ in range(2))
         teacher.requires_grad_(not frozen)
-        kept[T, heads, frozen], _ = kept_for_backward(lambda: METHODS[method](
-            Learner(student), teacher, SimpleNamespace(tokens=T, sequences=1),
-            replace(WEIGHTS, relation_heads=heads), SimpleNamespace(batch=pack([[7] * T]))))
+        weights = replace(WEIGHTS[method], relation_heads=heads) if method == "minilmv2" else WEIGHTS[method]
+        kept[T, heads, frozen], _ = kept_for_backward(lambda: loss_of(
+            method, student, teacher, SimpleNamespace(tokens=T, sequences=1), weights)(
+                SimpleNamespace(batch=pack([[7] * T]))))
     # in bytes: the scores of nine more heads would be 36 times 512^2
     assert kept[512, 12, True] < kept[512, 3, True] + 512**2
     assert kept[512, 12, True] < 2.1 * kept[256, 12, True]

@@ -1,27 +1,26 @@
 """MobileBERT's losses and schedules against their definitions; what moves in which stage; students."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime
-from minibert.distill import tinybert
-from minibert.distill.mobilebert import TransferWeights, check_fit, feature_map_sums, mobilebert, term_counts
-from minibert.distill.students import distilbert_of, mobilebert_from, student_from
-from minibert.distill.tinybert import InnerWeights, Learner
+from minibert.distill.methods import METHODS
+from minibert.distill.minilm import MiniLMv2Weights, fit_minilmv2
+from minibert.distill.mobilebert import MobileBERTWeights, feature_map_sums, fit_mobilebert, mobilebert_counts
+from minibert.distill.students import distilbert_of, make_student
 from minibert.model.batch import IGNORE
 from minibert.model.config import Config, MobileConfig
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM, build_encoder
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
-from minibert.training.mobilebert_stages import (SCHEDULES, TRANSFER_SHARE, Stage, begin_stage, part_of, rates,
-                                                 stage_at, stage_weights, stages)
+from minibert.training.mobilebert_stages import (SCHEDULES, TRANSFER_SHARE, Stage, begin_stage, part_of,
+                                                 rates, stage_at, stage_weights, stages)
 from minibert.training.optim import adamw, lamb
-from steps import CPU, data, gradients, take_step
+from steps import counts_of, data, gradients, loss_of, take_step
 
 LAYERS = 3
 TEACHER = MobileConfig(vocab_size=60, hidden_size=20, layers=LAYERS, heads=2, intermediate_size=32,
@@ -29,8 +28,7 @@ TEACHER = MobileConfig(vocab_size=60, hidden_size=20, layers=LAYERS, heads=2, in
                        attention_input="hidden", norm="layer_norm", activation="gelu_tanh")
 STUDENT = replace(TEACHER, intermediate_size=16, bottleneck_size=12, feed_forwards=2, norm="no_norm",
                   attention_input="shared", activation="relu", tanh_pooler=False)
-WEIGHTS = TransferWeights(feature_map=1.3, mean=0.7, variance=0.4, attention=1.1, mlm=0.3, kd=0.7)
-CPU = Runtime(torch.device("cpu"), "fp32")
+WEIGHTS = MobileBERTWeights(feature_map=1.3, mean=0.7, variance=0.4, attention=1.1, mlm=0.3, kd=0.7)
 
 
 def models(dtype=torch.float64, student=STUDENT):
@@ -38,7 +36,7 @@ def models(dtype=torch.float64, student=STUDENT):
     teacher = init_weights(MaskedLM(TEACHER))
     for p in teacher.parameters():
         p.data += 0.2 * torch.randn_like(p)
-    student = mobilebert_from(teacher, student, seed=1)
+    student = make_student(teacher, student, init="embeddings", seed=1)
     for p in student.parameters():
         p.data += 0.1 * torch.randn_like(p)
     return student.to(dtype).train(), teacher.to(dtype).eval().requires_grad_(False)
@@ -80,9 +78,9 @@ def test_the_loss_is_the_formulas_forward_and_backward(layers, distil):
     weights = replace(WEIGHTS, layers=layers, **({} if distil else dict(mlm=0.0, kd=0.0)))
     expected = terms_written_out(student, teacher, micro, (1, 2, 3) if layers is None else layers)
     names = [*expected][:0 if layers == () else 4] + ["mlm", "kd"] * distil
-    loss, sums = mobilebert(student, teacher, step, weights, micro)
+    loss, sums = loss_of("mobilebert", student, teacher, step, weights)(micro)
     assert sums.keys() - {"accuracy"} == set(names)
-    counts = term_counts(step, weights)
+    counts = mobilebert_counts(step, weights)
     for name in names:
         assert sums[name].item() / counts[name] == pytest.approx(expected[name].item(), rel=1e-9)
     total = sum(getattr(WEIGHTS, name) * expected[name] for name in names)
@@ -99,8 +97,9 @@ def test_a_term_without_weight_is_left_out_and_others_stay():
     student, teacher = models()
     (step,) = data(1000)
     (micro,) = step.micro_batches
-    _, every = mobilebert(student, teacher, step, WEIGHTS, micro)
-    _, sums = mobilebert(student, teacher, step, replace(WEIGHTS, attention=0.0, mean=0.0, kd=0.0), micro)
+    _, every = loss_of("mobilebert", student, teacher, step, WEIGHTS)(micro)
+    weights = replace(WEIGHTS, attention=0.0, mean=0.0, kd=0.0)
+    _, sums = loss_of("mobilebert", student, teacher, step, weights)(micro)
     assert sums == {name: every[name] for name in ("feature_map", "variance", "mlm", "accuracy")}
 
 
@@ -116,7 +115,8 @@ def test_the_papers_feature_map_loss_is_split_without_rest():
 
 
 def summed(student, teacher, steps, weights):
-    return gradients(lambda step, micro: mobilebert(student, teacher, step, weights, micro), student, steps)
+    return gradients(lambda step, micro: loss_of("mobilebert", student, teacher, step, weights)(micro), student,
+                     steps)
 
 
 @pytest.mark.parametrize("layers", [None, (2,), ()])
@@ -146,7 +146,7 @@ def test_lower_layers_do_not_pay_for_the_ones_above():
     (micro,) = step.micro_batches
     for model in (student, teacher):
         model.encoder.layers[1].forward = None  # would raise
-    mobilebert(student, teacher, step, replace(WEIGHTS, layers=(1,), mlm=0.0, kd=0.0), micro)
+    loss_of("mobilebert", student, teacher, step, replace(WEIGHTS, layers=(1,), mlm=0.0, kd=0.0))(micro)
 
 
 # --- schedules ---
@@ -217,9 +217,9 @@ def run(student, teacher, schedule, steps, optimizer, first=0, last=None, lr=2e-
         factors = rates(stage, done, LAYERS, 0.1)
         begin_stage(stage, done, student, optimizer)
         before = {name: p.detach().clone() for name, p in student.named_parameters()}
-        weights = stage_weights(stage, TransferWeights())
-        rows.append(take_step(student, partial(mobilebert, student, teacher, step, weights), step,
-                              term_counts(step, weights), optimizer, lr, 1.0, factors=factors))
+        weights = stage_weights(stage, MobileBERTWeights())
+        rows.append(take_step(student, loss_of("mobilebert", student, teacher, step, weights), step,
+                              mobilebert_counts(step, weights), optimizer, lr, 1.0, factors=factors))
         assert not rows[-1]["skipped"]
         for name, p in student.named_parameters():
             if not torch.equal(p, before[name]):
@@ -309,7 +309,7 @@ def test_every_stage_learns_one_batch(schedule):
 @pytest.mark.parametrize("norm", ["no_norm", "layer_norm"])
 def test_a_student_starts_with_its_teachers_embeddings_and_head(norm):
     _, teacher = models()
-    student = mobilebert_from(teacher.float(), replace(STUDENT, norm=norm), seed=3)
+    student = make_student(teacher.float(), replace(STUDENT, norm=norm), init="embeddings", seed=3)
     theirs = teacher.state_dict()
     fresh = init_weights(MaskedLM(replace(STUDENT, norm=norm)), torch.Generator().manual_seed(3)).state_dict()
     for name, tensor in student.state_dict().items():
@@ -325,25 +325,25 @@ def test_a_student_starts_with_its_teachers_embeddings_and_head(norm):
     (dict(segments=1), "token types 1"),
 ])
 def test_models_that_do_not_fit_are_refused(change, says):
-    check_fit(STUDENT, TEACHER, WEIGHTS)
+    fit_mobilebert(STUDENT, TEACHER, WEIGHTS)
     with pytest.raises(UserError, match=says):
-        check_fit(replace(STUDENT, **change), TEACHER, WEIGHTS)
+        fit_mobilebert(replace(STUDENT, **change), TEACHER, WEIGHTS)
 
 
 def test_berts_and_weights_of_nothing_are_refused():
     with pytest.raises(UserError, match="the teacher of --method mobilebert .* is a bert; minilmv2 teaches"):
-        check_fit(STUDENT, Config(), WEIGHTS)
+        fit_mobilebert(STUDENT, Config(), WEIGHTS)
     with pytest.raises(UserError, match="the student .* is a distilbert"):
-        check_fit(Config(architecture="distilbert", segments=0), TEACHER, WEIGHTS)
+        fit_mobilebert(Config(architecture="distilbert", segments=0), TEACHER, WEIGHTS)
     with pytest.raises(UserError, match="mlm, kd all have weight 0"):
-        check_fit(STUDENT, TEACHER, replace(WEIGHTS, mlm=0.0, kd=0.0))
+        fit_mobilebert(STUDENT, TEACHER, replace(WEIGHTS, mlm=0.0, kd=0.0))
     with pytest.raises(UserError, match="feature_map, mean, variance, attention all have weight 0"):
-        check_fit(STUDENT, TEACHER, TransferWeights(0.0, 0.0, 0.0, 0.0))
+        fit_mobilebert(STUDENT, TEACHER, MobileBERTWeights(0.0, 0.0, 0.0, 0.0))
 
 
 def test_copies_and_distilberts_of_a_mobilebert():
     student, _ = models(torch.float32)
-    half = student_from(student, replace(STUDENT, layers=2), [0, 2])
+    half = make_student(student, layer_map=[0, 2])
     assert torch.equal(half.encoder.trigram.weight, student.encoder.trigram.weight)
     assert torch.equal(half.mlm.extra.weight, student.mlm.extra.weight)
     assert torch.equal(half.encoder.layers[1].shared.weight, student.encoder.layers[2].shared.weight)
@@ -351,8 +351,8 @@ def test_copies_and_distilberts_of_a_mobilebert():
         distilbert_of(STUDENT)
     bert = MaskedLM(Config(vocab_size=60, hidden_size=20, layers=3, heads=2, intermediate_size=16,
                            max_positions=32))
-    with pytest.raises(UserError, match="differ in embedding_size, so layers cannot be copied"):
-        student_from(bert, STUDENT, [0, 1, 2])
+    with pytest.raises(UserError, match="width of the word table 7 against 20"):
+        make_student(bert, STUDENT)
 
 
 @pytest.mark.parametrize("method, heads", [("minilm", 2), ("minilmv2", 3)])
@@ -362,21 +362,20 @@ def test_a_stock_bert_teaches_a_mobilebert_its_relations(method, heads):
     for p in teacher.parameters():
         p.data += 0.2 * torch.randn_like(p)
     teacher.eval().requires_grad_(False)
-    weights = InnerWeights(relation_heads=6)
-    tinybert.check_fit(method, STUDENT, teacher.config, weights)
-    learner = Learner(init_weights(build_encoder(STUDENT)))
-    optimizer = adamw(learner, (0.9, 0.999), 1e-6, 0.0)
+    weights = MiniLMv2Weights(relation_heads=6) if method == "minilmv2" else METHODS[method].weights()
+    METHODS[method].fit(STUDENT, teacher.config, weights)
+    student = init_weights(build_encoder(STUDENT))
+    optimizer = adamw(student, (0.9, 0.999), 1e-6, 0.0)
     (step,) = data(1000)
-    loss_of = partial(tinybert.METHODS[method], learner, teacher, step, weights)
-    rows = [take_step(learner, loss_of, step, tinybert.term_counts(step, weights), optimizer, 2e-2)
-            for _ in range(40)]
+    loss, counts = loss_of(method, student, teacher, step, weights), counts_of(method, step)
+    rows = [take_step(student, loss, step, counts, optimizer, 2e-2) for _ in range(40)]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
 
 
 def test_relation_heads_must_divide_the_width_of_attention():
     with pytest.raises(UserError, match="do not divide the widths 12 and 24; .*: 1, 2, 3, 4, 6, 12"):
-        tinybert.check_fit("minilmv2", STUDENT, Config(hidden_size=24, heads=3, vocab_size=60),
-                        InnerWeights(relation_heads=5))
+        fit_minilmv2(STUDENT, Config(hidden_size=24, heads=3, vocab_size=60),
+                     MiniLMv2Weights(relation_heads=5))
 
 
 def test_parts_of_names():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minibert.distill.span_loss import segment_log_softmax, span_distillation, span_loss
+from minibert.distill.losses import segment_log_softmax, span_distillation, span_loss
 
 LENGTHS = [5, 1, 9, 2, 5]
 N, S = sum(LENGTHS), len(LENGTHS)

@@ -1,46 +1,31 @@
 """Students start as their teachers: layer maps, copies, folded token types."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minibert.common.errors import UserError
-from minibert.distill.students import (check_fit, counterparts, distilbert_of, from_scratch, layer_map,
-                                       student_from, with_dropout, with_new_mlm_head)
-from minibert.distill.tinybert import InnerWeights
+from minibert.distill.distilbert import DistilBERTWeights, fit_distilbert
+from minibert.distill.students import copied_layers, distilbert_of, make_student, preset_of, random_weights
 from minibert.model.config import PRESETS
-from minibert.model.encoder import init_weights
-from minibert.model.heads import MaskedLM
+from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder, encoder_of
+from minibert.model.init import init_weights
+from minibert.training.models import (equal_token_types, keep_token_types_equal, with_dropout,
+                                      with_new_mlm_head)
+from steps import TINY_MOBILE
 
 
 @pytest.mark.parametrize("teacher, student, expected", [
     (12, 6, [0, 2, 4, 7, 9, 11]), (6, 3, [0, 2, 5]), (12, 4, [0, 4, 7, 11]),
     (4, 2, [0, 3]), (3, 3, [0, 1, 2]), (5, 1, [0])])
 def test_layer_maps(teacher, student, expected):
-    assert layer_map(teacher, student) == expected
-
-
-@pytest.mark.parametrize("changed, expected", [
-    ({}, (1, 3, 6)),  # those it started as
-    ({"layer_map": "1,2,4"}, (2, 3, 5)),
-    ({"init": "random"}, (2, 4, 6)),  # uniform
-    ({"student": "some/folder"}, (2, 4, 6)),
-    ({"student": "tinybert-4"}, (1, 3, 6)),
-    ({"method": "mobilebert"}, (2, 4, 6)),
-    ({"method": "tinybert"}, (4, 5, 6)),  # those it imitates
-    ({"student": "some/folder", "layers": 7}, None)])
-def test_layers_whose_attention_is_compared(changed, expected, tiny_config):
-    options = SimpleNamespace(**{"method": "distilbert", "student": None, "init": "teacher",
-                                 "layer_map": None, "layers": 3} | changed)
-    student, teacher = replace(tiny_config, layers=options.layers), replace(tiny_config, layers=6)
-    assert counterparts(options, InnerWeights(layers=(4, 5, 6)), student, teacher) == expected
+    assert copied_layers(student, teacher) == expected
 
 
 def test_a_student_deeper_than_its_teacher_is_refused():
     with pytest.raises(UserError, match="7 layers"):
-        layer_map(6, 7)
+        copied_layers(7, 6)
 
 
 def test_distilbert_of_bert_base_is_the_preset():
@@ -56,7 +41,7 @@ def teacher(tiny_config):
 
 
 def test_everything_is_copied_from_the_chosen_layers(teacher):
-    student = student_from(teacher, distilbert_of(teacher.config), [0, 3])
+    student = make_student(teacher, distilbert_of(teacher.config))
     ours, theirs = student.state_dict(), teacher.state_dict()
     for name, tensor in ours.items():
         source = name.replace("layers.1.", "layers.3.")
@@ -68,8 +53,8 @@ def test_everything_is_copied_from_the_chosen_layers(teacher):
 def test_folded_token_types_give_the_teachers_embeddings(teacher, random_batch):
     batch = random_batch([5, 9, 3])._replace(segments=torch.zeros(17, dtype=torch.int64))
     config = distilbert_of(teacher.config)
-    folded = student_from(teacher, config, [0, 3]).eval()
-    dropped = student_from(teacher, config, [0, 3], fold_segments=False).eval()
+    folded = make_student(teacher, config)
+    dropped = make_student(teacher, config, fold_segments=False)
     expected = teacher.encoder.embed(batch)
     assert (folded.encoder.embed(batch) - expected).abs().max() < 1e-5
     assert (dropped.encoder.embed(batch) - expected).abs().max() > 0.1
@@ -77,7 +62,7 @@ def test_folded_token_types_give_the_teachers_embeddings(teacher, random_batch):
 
 
 def test_all_layers_and_types_make_the_teacher_again(teacher, random_batch):
-    student = student_from(teacher, teacher.config, [0, 1, 2, 3]).eval()
+    student = make_student(teacher, layers=4)
     batch = random_batch([5, 9, 3])
     assert torch.equal(student(batch), teacher(batch))
 
@@ -86,14 +71,16 @@ def test_all_layers_and_types_make_the_teacher_again(teacher, random_batch):
                                           ({"max_positions": 16}, "positions")])
 def test_misfits_are_named(teacher, change, word):
     with pytest.raises(UserError, match=word):
-        check_fit(replace(distilbert_of(teacher.config), **change), teacher.config)
+        fit_distilbert(replace(distilbert_of(teacher.config), **change), teacher.config, DistilBERTWeights())
+    with pytest.raises(UserError, match=word):
+        make_student(teacher, replace(distilbert_of(teacher.config), **change))
 
 
 def test_layers_of_another_shape_are_not_copied(teacher):
     with pytest.raises(UserError, match="intermediate_size"):
-        student_from(teacher, replace(distilbert_of(teacher.config), intermediate_size=44), [0, 3])
+        make_student(teacher, replace(distilbert_of(teacher.config), intermediate_size=44))
     with pytest.raises(UserError, match="layer map"):
-        student_from(teacher, distilbert_of(teacher.config), [0, 9])
+        make_student(teacher, distilbert_of(teacher.config), layer_map=[0, 9])
 
 
 def test_new_head_around_an_encoder(teacher):
@@ -107,7 +94,82 @@ def test_replacing_dropout_reaches_every_module(tiny_config):
     assert all(m.config == replace(tiny_config, dropout=0.0) for m in model.modules() if hasattr(m, "config"))
 
 
-def test_from_scratch_depends_on_the_seed_alone(tiny_config):
-    a, b, c = (from_scratch(tiny_config, seed).state_dict() for seed in (1, 1, 2))
+def test_random_weights_depend_on_the_seed_alone(tiny_config):
+    a, b, c = (random_weights(MaskedLM(tiny_config), seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["encoder.word.weight"], c["encoder.word.weight"])
+    assert torch.equal(a["encoder.segment.weight"][0], a["encoder.segment.weight"][1])
+
+
+# ---------------------------------------------------------------- any head, any architecture
+
+HEADS = {"mlm": MaskedLM, "pretraining": PreTraining, "classification": Classifier, "span": Span,
+         "encoder": lambda config: build_encoder(config, pooler=True)}
+
+
+def shapes(tiny_config):
+    bert = replace(tiny_config, layers=4, labels=("no", "maybe", "yes"))
+    return {"bert": bert, "distilbert": replace(bert, architecture="distilbert", segments=0),
+            "mobilebert": replace(TINY_MOBILE, layers=4, labels=("no", "maybe", "yes"))}
+
+
+@pytest.mark.parametrize("architecture, head", [
+    (architecture, head) for architecture in ("bert", "distilbert", "mobilebert") for head in HEADS
+    if (architecture, head) != ("distilbert", "pretraining")])  # it has no next-sentence head
+def test_a_student_of_half_the_layers_keeps_head_and_mode(architecture, head, tiny_config, random_batch):
+    teacher = init_weights(HEADS[head](shapes(tiny_config)[architecture]))
+    for p in teacher.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    for training in (True, False):
+        student = make_student(teacher.train(training))
+        assert student.training == training and all(p.requires_grad for p in student.parameters())
+    assert type(student) is type(teacher) and student.config == replace(teacher.config, layers=2)
+    theirs = teacher.state_dict()
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, theirs[name.replace("layers.1.", "layers.3.")]), name
+    # the outputs are those of the teacher without its two layers in the middle
+    layers = encoder_of(teacher).layers
+    encoder_of(teacher).layers = torch.nn.ModuleList([layers[0], layers[3]])
+    batch = random_batch([5, 9, 3])
+    ours, expected = student(batch), teacher(batch)
+    if head == "pretraining":
+        ours, expected = torch.cat([x.flatten() for x in ours]), torch.cat([x.flatten() for x in expected])
+    assert torch.equal(ours, expected)
+
+
+def test_a_map_says_how_many_layers_and_which(teacher):
+    student = make_student(teacher, layer_map=(1, 1, 2))
+    assert student.config.layers == 3
+    assert torch.equal(student.encoder.layers[1].up.weight, teacher.encoder.layers[1].up.weight)
+
+
+def test_a_preset_and_any_width_start_at_random(teacher):
+    student = make_student(teacher, "tinybert-4", layers=3, init="random", seed=5)
+    assert type(student) is MaskedLM and student.config == preset_of("tinybert-4", teacher.config, 3)
+    assert (student.config.hidden_size, student.config.vocab_size) == (312, teacher.config.vocab_size)
+    again = make_student(teacher, "tinybert-4", layers=3, init="random", seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters()))
+    with pytest.raises(UserError, match="width 312 against"):
+        make_student(teacher, "tinybert-4")
+    with pytest.raises(UserError, match="init 'copied' is not known: teacher, embeddings, random"):
+        make_student(teacher, init="copied")
+
+
+def test_a_classifier_of_another_kind_is_not_copied(tiny_config):
+    """DistilBERT's classifier reads [CLS] through a layer of its own."""
+    teacher = init_weights(Classifier(replace(tiny_config, layers=4)))
+    with pytest.raises(UserError, match="the teacher has no pre_classifier"):
+        make_student(teacher, distilbert_of(teacher.config))
+
+
+def test_token_types_that_start_equal_stay_equal(teacher):
+    student = make_student(teacher, layers=2, init="random")
+    rows = equal_token_types(student.encoder)
+    assert rows == [1] and equal_token_types(teacher.encoder) == []
+    with torch.no_grad():
+        student.encoder.segment.weight[0] += 1.0
+        student.encoder.segment.weight[1] *= 0.9  # as by weight decay
+    keep_token_types_equal(student.encoder, rows)
+    assert equal_token_types(student.encoder) == [1]
+    distilbert = make_student(teacher, distilbert_of(teacher.config))
+    assert equal_token_types(distilbert.encoder) == []

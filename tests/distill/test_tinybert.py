@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import finetune
 import minibert
 from minibert.data.tokenizer import train_tokenizer
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.tasks.options import Options
 from minibert.tasks.specs import TASKS, with_tinybert_settings
@@ -117,9 +117,9 @@ def test_spans_and_scores(folder, student, tuned, tmp_path):
     finetune.main(distilled(folder, student, tuned, out, task="scores.csv",
                             teacher=tmp_path / "scorer" / "model", augmented=tmp_path / "more.csv"))
     assert len(stage(out)) == 10
-    trained_on = len(finetune.read_task(Options(model=str(student), task=str(folder / "scores.csv"),
-                                                         max_length=80),
-                                        minibert.load_tokenizer(student))[1]["train"].rows)
+    given = Options(model=str(student), task=str(folder / "scores.csv"), max_length=80)
+    tokenizer = minibert.load_tokenizer(student)
+    trained_on = len(finetune.read_task(given, given.model, tokenizer)[1]["train"].rows)
     assert len(rows(out)) == math.ceil(trained_on / 8) > 10
     assert "soft" in rows(out)[0] and "hard" not in rows(out)[0]
 

@@ -10,7 +10,7 @@ from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer, train_tokenizer
 from minibert.hub.prune import change_vocabulary, keep_layers, keep_positions, keep_units
 from minibert.model.config import MobileConfig
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from scripts import convert
 

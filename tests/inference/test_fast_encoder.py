@@ -18,7 +18,8 @@ from minibert.inference.predict import embed, predict
 from minibert.model import attention
 from minibert.model.attention import attend_one
 from minibert.model.batch import pack
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, encoder_of
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ import torch
 
 from minibert.model.attention import _attend_varlen, _has_varlen, runs_of_equal_length, attend, attend_one
 from minibert.model.batch import pack
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
+from minibert.model.init import init_weights
 
 LENGTHS = {
     "one sequence": [7],

@@ -6,7 +6,7 @@ import pytest
 
 from minibert.common.errors import UserError
 from minibert.model.config import PRESETS, Config, MobileConfig, preset
-from minibert.model.encoder import on_meta
+from minibert.model.init import on_meta
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 
 

@@ -12,7 +12,8 @@ from minibert.common.errors import UserError
 from minibert.model.attention import attend_one
 from minibert.model.batch import pack
 from minibert.model.config import Config
-from minibert.model.encoder import Encoder, Trace, activation, init_weights
+from minibert.model.encoder import Encoder, Trace, activation
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, encoder_of
 
 ACTIVATIONS = {
@@ -183,7 +184,7 @@ def test_distilbert_classifier_has_its_own_relu_layer(tiny_config, random_batch)
 
 
 def test_regression_has_one_score(tiny_config, random_batch):
-    model = randomized(Classifier(replace(tiny_config, regression=True)))
+    model = randomized(Classifier(replace(tiny_config, labels=("score",))))
     assert model(random_batch([4, 6, 2])).shape == (3, 1)
 
 

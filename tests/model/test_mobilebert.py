@@ -15,7 +15,8 @@ from minibert.hub.onnx_export import save_onnx
 from minibert.model.attention import attend_one
 from minibert.model.batch import pack
 from minibert.model.config import PRESETS, MobileConfig
-from minibert.model.encoder import Trace, init_weights
+from minibert.model.encoder import Trace
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span, build_encoder
 from minibert.model.mobilebert import NoNorm
 from minibert.training.optim import adamw

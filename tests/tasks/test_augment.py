@@ -19,8 +19,9 @@ from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.tokenizer import Tokenizer, train_tokenizer
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
+from minibert.training.models import hold_frozen
 from minibert.tasks import augment as module
 from minibert.tasks.augment import (Text, augment, candidate_words, copies, in_case_of, queries_of,
                                     replaceable, with_candidates)
@@ -48,7 +49,7 @@ def asked():
                                          intermediate_size=32, max_positions=40)))
     for p in model.parameters():
         p.data += 0.2 * torch.randn_like(p)
-    CPU.hold_frozen(model)
+    hold_frozen(model, CPU)
     return model, tokenizer, own_vectors(model, tokenizer)
 
 

@@ -14,12 +14,13 @@ from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import make_examples
 from minibert.data.tokenizer import train_tokenizer
-from minibert.inference.predict import outputs, predict
-from minibert.model.encoder import init_weights
+from minibert.inference.predict import embed, outputs, predict
+from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
-from minibert.tasks.models import keeps_head, label_order, load_student, load_tuned
+from minibert.tasks.models import keeps_head, label_order, load_for_task, load_tuned
 from minibert.tasks.official_files import class_of
 from minibert.tasks.specs import TASKS, Task
+from minibert.tasks.splits import read_rows_to_judge
 
 
 def task_of(*labels):
@@ -50,11 +51,6 @@ def test_what_could_be_two_classes_is_none():
     assert class_of("Yes", task_of("YES", "Yes", "no")) == 1 and class_of(" No ", task_of("YES", "no")) == 1
 
 
-def test_two_classes_of_one_name_are_refused():
-    with pytest.raises(UserError, match="mood.csv has two classes of the name 'bad': .*id2label"):
-        task_of("bad", "good", "bad")
-
-
 @pytest.fixture
 def saved(tiny_config, tmp_path):
     """A function that saves a random model of a kind, and its tokenizer, and returns the folder."""
@@ -67,7 +63,7 @@ def saved(tiny_config, tmp_path):
     return save
 
 
-@pytest.mark.parametrize("load", [load_tuned, lambda name, task: load_student(name, task, 1)])
+@pytest.mark.parametrize("load", [load_tuned, lambda name, task: load_for_task(name, task, 1)])
 def test_rows_of_the_head_follow_the_classes(saved, load):
     """The same classes in another order, otherwise spelt: the head's rows are moved, and nothing else."""
     path = saved(labels=("NEUTRAL", "contradiction", "Entailment"))
@@ -83,16 +79,16 @@ def test_a_head_of_other_labels_is_not_kept(saved):
     assert keeps_head(path, task_of("yes", "no")) and not keeps_head(path, task_of("bad", "good"))
     old = minibert.load(path).classifier.weight
     for task in (task_of("bad", "good"), TASKS["stsb"]):
-        one, same, other = (load_student(path, task, seed).classifier.weight for seed in (1, 1, 2))
+        one, same, other = (load_for_task(path, task, seed).classifier.weight for seed in (1, 1, 2))
         assert torch.equal(one, same) and not torch.equal(one, other)
         assert not torch.equal(one, old[:len(one)])
-    assert isinstance(load_student(path, TASKS["squad"], 1), Span)
+    assert isinstance(load_for_task(path, TASKS["squad"], 1), Span)
 
 
 @pytest.mark.parametrize("kind, changed, task, kept", [
     (MaskedLM, {}, TASKS["rte"], False), (Span, {}, TASKS["squad"], True), (Span, {}, TASKS["rte"], False),
-    (Classifier, {"labels": ("score",), "regression": True}, TASKS["stsb"], True),
-    (Classifier, {"labels": ("score",), "regression": True}, TASKS["rte"], False)])
+    (Classifier, {"labels": ("score",), "problem_type": "regression"}, TASKS["stsb"], True),
+    (Classifier, {"labels": ("score",), "problem_type": "regression"}, TASKS["rte"], False)])
 def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
     path = saved(kind, **changed)
     assert keeps_head(path, task) == kept
@@ -103,13 +99,28 @@ def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
             load_tuned(path, task)
 
 
+def test_a_multi_label_model_is_refused(saved, tmp_path):
+    """As a teacher, and to be judged; as a student it gets a new head, of one class a text."""
+    path = saved(labels=("no", "yes"), problem_type="multi_label_classification")
+    task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither judged nor distilled"
+    with pytest.raises(UserError, match=says):
+        load_tuned(path, task)
+    (tmp_path / "a.csv").write_text("text,label\nA,no\nB,yes\n")
+    with pytest.raises(UserError, match=says):
+        read_rows_to_judge(str(tmp_path / "a.csv"), None, None, False, path)
+    model = load_for_task(path, task, 1)
+    assert not keeps_head(path, task) and model.config.problem_type is None
+    assert not torch.equal(model.classifier.weight, minibert.load(path).classifier.weight)
+
+
 def test_a_teacher_of_other_labels_is_refused_with_the_remedy(saved):
     with pytest.raises(UserError, match="model has the labels LABEL_0, LABEL_1, and mood.csv has bad, good: "
                                         ".*write the names of mood.csv into id2label in its config.json"):
         load_tuned(saved(), task_of("bad", "good"))
 
 
-@pytest.mark.parametrize("kind, changed", [(Classifier, {"labels": ("score",), "regression": True}), (Span, {})])
+@pytest.mark.parametrize("kind, changed", [(Classifier, {"labels": ("score",), "problem_type": "regression"}),
+                                           (Span, {})])
 def test_the_last_product_is_not_rounded_to_16_bits(tiny_config, kind, changed):
     """Under bf16 scores near 3 would be multiples of 1/64, and most of 300 would tie with another."""
     model = init_weights(kind(replace(tiny_config, **changed))).eval()
@@ -121,7 +132,7 @@ def test_the_last_product_is_not_rounded_to_16_bits(tiny_config, kind, changed):
     assert np.abs(scores - outputs(model, data, Runtime(torch.device("cpu"), "fp32"))[:, 0]).max() < 0.02
 
 
-def test_what_predict_reads(saved):
+def test_what_predict_and_embed_read(saved):
     path = saved()
     model, tokenizer = minibert.load(path), minibert.load_tokenizer(path)
     pairs = [("a film", "was read"), ("a", "small film")]
@@ -135,10 +146,15 @@ def test_what_predict_reads(saved):
         with pytest.raises(UserError, match=r"pairs\[0\] is "):
             predict(model, tokenizer, ["a film"], [bad])
     for bad in ([("a", "b"), "a"], [("a", "b", "c")], [("a", None)]):
-        with pytest.raises(UserError, match=r"texts\[1\] is 'a', and must be a pair|texts\[0\] is|pairs\[0\] is None"):
+        with pytest.raises(UserError, match=r"texts\[1\] is 'a', and must be a pair|texts\[0\]|pairs\[0\]"):
             predict(model, tokenizer, bad)
     for bad in ("a film", b"a film", {"a": 1}, 3, None):
         with pytest.raises(UserError, match="must be a list of texts"):
             predict(model, tokenizer, bad)
+    for bad in (None, float("nan"), b"a film", 3, {"text": "a"}):
+        with pytest.raises(UserError, match=r"texts\[1\] is "):
+            embed(model, tokenizer, ["a film", bad])
     with pytest.raises(UserError, match="the tokenizer of these texts has .* pieces, the model only 20"):
         predict(Classifier(replace(model.config, vocab_size=20)), tokenizer, ["a film"])
+    with pytest.raises(UserError, match="the tokenizer of these texts has .* pieces, the model only 20"):
+        embed(Classifier(replace(model.config, vocab_size=20)), tokenizer, ["a film"])

@@ -6,7 +6,7 @@ import torch
 from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer
 from minibert.model.config import Config
-from minibert.model.encoder import init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.tasks.word_vectors import Vectors, is_word, nearest, own_vectors, read_vectors
 

@@ -9,17 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from minibert.common.randomness import permute
-from minibert.common.runtime import Runtime
 from minibert.data.loader import with_specials
-from minibert.data.masking import mask_tokens
-from minibert.distill.tinybert import METHODS, InnerWeights, Learner
+from minibert.data.masking import Masking, mask_tokens
+from minibert.distill.methods import METHODS
 from minibert.model.batch import IGNORE
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
-from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_batches
-from steps import TOKENIZER, FakeCorpus, data, rows_of
-
-CPU = Runtime(torch.device("cpu"), "fp32")
+from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_step
+from steps import CPU, TOKENIZER, FakeCorpus, counts_of, data, loss_of, rows_of
 
 
 def models(tiny_config):
@@ -72,17 +69,20 @@ def test_attention(micro_tokens, tiny_config):
     assert attention_kl(student, teacher, (2, 4), held_out, CPU) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_terms_of_a_method(method, tiny_config):
+@pytest.mark.parametrize("method, changed", [
+    ("tinybert", {"hidden": 0.5}), ("minilm", {"value_relation": 2.0}),
+    ("minilmv2", {"k_relation": 3.0, "relation_heads": 6})])
+def test_terms_of_a_method(method, changed, tiny_config):
     """In micro-batches, the loss and the terms of one batch without dropout."""
     student, teacher = models(tiny_config)
-    learner = Learner(Encoder(student.config).double()).train()
-    learner.encoder.load_state_dict(student.encoder.state_dict())
-    weights = InnerWeights(hidden=0.5, value_relation=2.0, k_relation=3.0, relation_heads=6)
+    weights = METHODS[method].weights(**changed)
     (held_out,), (whole,) = data(32), data(1000)
-    figures = evaluate_terms(METHODS[method], weights, learner, held_out, CPU, teacher)
-    assert learner.training
-    loss, _ = METHODS[method](learner.eval(), teacher, whole, weights, *whole.micro_batches)
+    counts = counts_of(method, held_out)
+    figures = evaluate_terms(
+        lambda model, micro: METHODS[method].loss(model, teacher, micro, weights, counts), counts, student,
+        held_out, CPU)
+    assert student.training
+    loss, _ = loss_of(method, student.eval(), teacher, whole, weights)(*whole.micro_batches)
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert sum(getattr(weights, name) * value for name, value in figures.items()
                if name != "loss") == pytest.approx(loss.item(), rel=1e-9)
@@ -91,10 +91,10 @@ def test_terms_of_a_method(method, tiny_config):
 def test_held_out_text_is_masked_the_same_way_whatever_training_does():
     """Every token with probability `share`, by itself: not "bert", which takes an exact number."""
     corpus = FakeCorpus(50)
-    found = held_out_batches(corpus, TOKENIZER, 20, 10_000, share=0.3)
-    assert rows_of(found) == rows_of(held_out_batches(corpus, TOKENIZER, 20, 10_000, share=0.3))
+    found = held_out_step(corpus, TOKENIZER, 20, 10_000, share=0.3)
+    assert rows_of(found) == rows_of(held_out_step(corpus, TOKENIZER, 20, 10_000, share=0.3))
     ids, lengths = with_specials(corpus, permute(np.arange(20), 50, 0), TOKENIZER)
-    inputs, selected = mask_tokens(ids, lengths, TOKENIZER, "bernoulli", 0, share=0.3)
+    inputs, selected = mask_tokens(ids, lengths, TOKENIZER, Masking("bernoulli", 0.3), 0)
     borders = np.cumsum(lengths)[:-1]
     expected = [(a.tolist(), b.tolist()) for a, b in zip(np.split(inputs, borders),
                                                          np.split(np.where(selected, ids, IGNORE), borders))]

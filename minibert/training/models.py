@@ -1,0 +1,115 @@
+"""The models of a run of train.py: a student that is a folder, one without a teacher, a frozen teacher."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minibert.common.console import say
+from minibert.common.errors import UserError
+from minibert.common.runtime import PRECISIONS, Runtime
+from minibert.data.tokenizer import Tokenizer, load_tokenizer
+from minibert.distill.students import random_weights
+from minibert.hub.load_save import load
+from minibert.model.config import PRESETS
+from minibert.model.encoder import Encoder
+from minibert.model.heads import MaskedLM, PreTraining, encoder_of
+
+
+def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
+    """A student that is a folder, with this head; `UserError` where its vocabulary is not the teacher's
+    `tokenizer`.
+    """
+    if load_tokenizer(name).sha256 != tokenizer.sha256:
+        raise UserError(f"--student {name} has another tokenizer than its teacher: the same ids would be "
+                        "other words; start from a preset, or from a student of this teacher")
+    return load(name, head=head)
+
+
+def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
+    """The model of a folder, to be trained without a teacher, and its tokenizer; it gets an MLM head if it
+    has none.
+    """
+    model, tokenizer = load(name), load_tokenizer(name)
+    if isinstance(model, PreTraining):  # nothing here trains its next-sentence head
+        model = load(name, head="mlm")
+    if not isinstance(model, MaskedLM):
+        say(f"{name} has no MLM head: a new one is trained")
+        model = with_new_mlm_head(encoder_of(model), seed)
+    return model, tokenizer
+
+
+def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
+    """A preset's shape with random weights, to be trained without a teacher, and the tokenizer of the
+    prepared `corpus`, whose vocabulary it takes.
+    """
+    if not (Path(corpus) / "tokenizer").is_dir():
+        raise UserError(f"--student {name} starts without a vocabulary: "
+                        "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
+    tokenizer = load_tokenizer(Path(corpus) / "tokenizer")
+    config = replace(PRESETS[name], vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
+    if layers:
+        config = replace(config, layers=layers)
+    return random_weights(MaskedLM(config), seed), tokenizer
+
+
+def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
+    """A masked language model around a given encoder, with a new head: so a sentence encoder becomes a
+    teacher.
+    """
+    model = random_weights(MaskedLM(encoder.config), seed)
+    weights = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
+    model.encoder.load_state_dict(weights)
+    return model
+
+
+def with_dropout(model: nn.Module, dropout: float | None = None, attention_dropout: float = 0.0) -> nn.Module:
+    """Sets dropout in place, that of hidden states where it is given; returns the model."""
+    changed = {"attention_dropout": attention_dropout} | ({} if dropout is None else {"dropout": dropout})
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config = replace(module.config, **changed)
+    return model
+
+
+def check_positions(max_length: int, **models: nn.Module | None) -> None:
+    """Raises `UserError` where one of these models has fewer positions than a sequence may have tokens."""
+    for who, model in models.items():
+        if model is not None and max_length > model.config.max_positions:
+            raise UserError(f"--max-length {max_length} is more than the {who}'s "
+                            f"{model.config.max_positions} positions")
+
+
+def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
+    """Puts a model that is not trained on the device, in eval mode; its matrices in 16 bits where products
+    are.
+
+    Autocast would cast them anew for every micro-batch, since it keeps only the casts of weights that are
+    trained. Biases, LayerNorms, positions and token types stay fp32, and with them the sums that hidden
+    states are.
+    """
+    model.to(runtime.device).eval().requires_grad_(False)
+    if runtime.precision != "fp32":
+        for module in [m for m in model.modules() if isinstance(m, nn.Linear)] + [encoder_of(model).word]:
+            module.weight.data = module.weight.data.to(PRECISIONS[runtime.precision])
+    return model
+
+
+# Pre-training text has token type 0 only. Where the other rows of the table start equal to row 0, as in a
+# student with random weights, they mean nothing of their own: they are kept equal to it, or fine-tuning on
+# pairs would add the difference to every second text. note: BERT and TinyBERT draw pairs of texts instead.
+
+def equal_token_types(encoder: Encoder) -> list[int]:
+    """The rows of the token-type table, from 1, that are equal to row 0."""
+    if encoder.segment is None:
+        return []
+    rows = encoder.segment.weight
+    return [i for i in range(1, len(rows)) if torch.equal(rows[i], rows[0])]
+
+
+@torch.no_grad()
+def keep_token_types_equal(encoder: Encoder, rows: list[int]) -> None:
+    """Gives these rows of the token-type table the values of row 0."""
+    for i in rows:
+        encoder.segment.weight[i] = encoder.segment.weight[0]

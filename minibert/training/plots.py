@@ -1,0 +1,85 @@
+"""Plots of runs, where matplotlib is installed."""
+
+from pathlib import Path
+
+from minibert.common.disk import disk_errors
+from minibert.training.run_folder import rows_up_to, terms_of_row
+
+
+def plot_curves(metrics: Path, target: Path) -> bool:
+    """Draws each term of metrics.jsonl over tokens seen; False where there are no rows or no matplotlib."""
+    plt, rows = pyplot(), rows_up_to(metrics)
+    terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
+    if plt is None or not terms:
+        return False
+    figure, axes = plt.subplots(1, len(terms), figsize=(4 * len(terms), 3), squeeze=False)
+    for axis, term in zip(axes[0], terms):
+        axis.plot(*zip(*((row["tokens"] / 1e6, row[term]) for row in rows if term in row)),
+                  linewidth=0.6, label="training")
+        held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
+                    if term in row.get("held_out", {})]
+        if held_out and term != "kl":  # the held-out KL is at temperature 1
+            axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
+        axis.set(title=term, xlabel="million tokens")
+    axes[0][-1].legend()
+    save_figure(figure, target)
+    return True
+
+
+def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bool:
+    """Draws the held-out perplexity and accuracy of several runs, (tokens, scores) each, into one figure;
+    False where matplotlib is not installed.
+    """
+    plt = pyplot()
+    if plt is None:
+        return False
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    for axis, term in zip(axes, ("perplexity", "accuracy")):
+        for name, points in curves.items():
+            known = [(tokens / 1e6, scores[term]) for tokens, scores in points if term in scores]
+            if known:  # TinyBERT and MiniLM have no such figures
+                axis.plot(*zip(*known), marker="o", markersize=3, linewidth=len(known) > 2, label=name)
+        axis.set(title=f"{term}, held out", xlabel="million tokens",
+                 yscale="log" if term == "perplexity" else "linear")
+    axes[1].legend(fontsize=8)
+    save_figure(figure, target)
+    return True
+
+
+def plot_quality(points: dict[str, tuple[float, float, float]], quality: str, target: Path) -> bool:
+    """Draws models by (million parameters, speed in times the teacher's, quality);
+    False where matplotlib is not installed.
+    """
+    plt = pyplot()
+    if plt is None:
+        return False
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    for column, label in enumerate(("million parameters", "speed, times the teacher's")):
+        for name, point in points.items():
+            axes[column].plot(point[column], point[2], marker="o", label=name)
+        axes[column].set(xlabel=label)
+        axes[column].margins(0.2)
+    axes[0].set(ylabel=quality if len(quality) < 45 else quality.split(" over ")[0])
+    axes[1].legend(fontsize=8)
+    save_figure(figure, target)
+    return True
+
+
+def pyplot():
+    """matplotlib's drawing functions, without a screen; None where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+    return matplotlib.pyplot
+
+
+def save_figure(figure, target: Path) -> None:
+    """Writes a figure, and forgets it."""
+    import matplotlib.pyplot as plt
+    figure.tight_layout()
+    with disk_errors(target):
+        figure.savefig(target, dpi=110)
+    plt.close(figure)
