@@ -3,6 +3,7 @@ every kind of task, with and without a teacher, seeds, resuming, bad input.
 """
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -447,7 +448,7 @@ def test_how_a_run_was_started_is_said_as_it_would_be_typed(folder, tmp_path):
                         (["--augmented", "a.csv"], "started without --augmented:")):
         with pytest.raises(UserError, match=words):
             given = resolve(parse(Options, [*argv, "--resume", *more], "", ""))
-            open_run(tmp_path / "run", given, MAY_CHANGE)
+            open_run(tmp_path / "run", dataclasses.asdict(given), MAY_CHANGE)
 
 
 def test_an_empty_file_to_transfer_from_is_named(folder, tuned, tmp_path):

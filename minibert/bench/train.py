@@ -1,8 +1,8 @@
 """Times the distillation step of train.py against the same step on `transformers`, or against that of other
 methods, alternating in one run.
 
-Each contender lives in a process of its own, so that each has its own peak of memory; they take turns on the
-same sequences. Tokens are real tokens, never padding.
+Each program has its own process, so each has its own peak of memory. They take turns on the same sequences.
+Tokens are real tokens, never padding.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"
-# those of BERTs as they are
+# the methods of BERT models
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -70,7 +70,7 @@ class TrainBench:
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ids, lengths, selected) of each step of a turn:
-    random tokens, 15 % of them masked, the same for everyone.
+    random tokens, 15 % of them masked, the same for all programs.
     """
     rng = np.random.default_rng(0)
     corpus = options.corpus and open_corpus(options.corpus, options.max_length)
@@ -86,13 +86,13 @@ def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndar
 
 
 def shapes(options: TrainBench) -> tuple[Config, Config]:
-    """Teacher and student with the dropout asked for."""
+    """The shapes of teacher and student, with the dropout of the options."""
     return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
                  for name in (options.teacher, options.student))
 
 
 def distillation_turn(method: str, options: TrainBench, runtime):
-    """A function that takes one turn of steps with minibert, all as train.py does it."""
+    """A function that runs one turn of steps with minibert, exactly like train.py."""
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
     teacher, student = (init_weights(build(config)) for config in shapes(options))
@@ -119,7 +119,7 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
     """The same with transformers, or with transformers `compiled` for any length.
 
-    Its batches are grouped by length: the turn's sequences sorted, then cut.
+    Its batches are grouped by length: the sequences of a turn are sorted and then divided.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -145,7 +145,7 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """One contender in its process."""
+    """Runs one program in its process."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)
@@ -155,7 +155,7 @@ def train_worker(kind: str, options: TrainBench, pipe) -> None:
 
 
 def bench_train(options: TrainBench) -> dict:
-    """Measures and prints; returns what the JSON line holds."""
+    """Measures and prints. Returns the content of the JSON line."""
     peer = options.peer and options.methods == ("distilbert",)
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:

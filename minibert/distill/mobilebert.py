@@ -1,8 +1,8 @@
 """What MobileBERT minimises (Sun et al. 2020, section 3.5): how far it is from its teacher's feature maps and
 attention, layer by layer, and from the teacher's outputs at masked words.
 
-The form of the loss is that of distilbert.py. Which of it is minimised when is in
-training/mobilebert_stages.py.
+The form of the loss is that of distilbert.py. training/mobilebert_stages.py decides which terms are used at
+which step.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minibert.common.errors import UserError
 from minibert.distill.attention_loss import relation_sum
 from minibert.distill.distilbert import vocab_side
-from minibert.distill.losses import at_least_fp32, weighted_sum
+from minibert.distill.losses import at_least_fp32, weighted_terms
 from minibert.distill.vocab_loss import vocab_loss
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config, MobileConfig
@@ -25,7 +25,8 @@ from minibert.model.encoder import Encoder, Trace
 class MobileBERTWeights:
     """The weight of each term, as in the authors' code, and the layers that are transferred.
 
-    The first four weigh the mean over all L layers: a layer that is transferred alone has 1 / L of them.
+    The first four are weights of the mean over all L layers. A layer that is transferred alone has 1 / L of
+    them.
     """
 
     feature_map: float = 100.0
@@ -40,14 +41,14 @@ class MobileBERTWeights:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd`
-    has a weight.
+    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation if `mlm` or `kd` has
+    a weight.
 
     The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s),
     averaged over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked
-    tokens; there is no next sentence prediction.
-    note: the authors' code averages attention over all rows of a batch, the same where lengths are equal; and
-    it minimises cross-entropies instead of KLs, which have the same gradient.
+    tokens; there is no next sentence prediction. note: the authors' code averages attention over all rows of
+    a batch, which is the same for equal lengths. It minimises cross-entropies instead of KLs, which have the
+    same gradient.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -66,7 +67,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
-    loss, sums = weighted_sum(sums, weights, counts)
+    loss, sums = weighted_terms(sums, weights, counts)
     if distils:
         last = ours.hiddens[-1], theirs.hiddens[-1]
         distillation, more = distillation_at_masks(student, teacher, last, micro, weights, counts)
@@ -95,9 +96,7 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
                           micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
                           ) -> tuple[Tensor, dict[str, Tensor]]:
-    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and
-    teacher.
-    """
+    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last states (N, D) of student and teacher."""
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
@@ -110,24 +109,22 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """The trace of the layers up to `deepest`, or only the last hidden states: then the others are not
-    kept.
-    """
+    """The trace of the layers up to `deepest`, or of the last hidden states alone."""
     if every_layer:
         return encoder.trace(micro.batch, deepest)
     return Trace((encoder(micro.batch),), (), (), ())
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: tokens, sequences or masked tokens of the whole step."""
+    """The divisor of each term's sum: tokens, sequences or masked tokens of the whole step."""
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
             "attention": step.sequences, "mlm": masked, "kd": masked, "accuracy": masked}
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` where the student's layers cannot be compared with the teacher's one by one, its
-    embeddings and head cannot be copied from it, or a stage would minimise nothing.
+    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, if the teacher's
+    embeddings and head cannot be copied, or if a stage has no term.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -21,15 +21,15 @@ MICRO_TOKENS = 4096
 
 
 def where_it_is(model: nn.Module) -> Runtime:
-    """One rank in fp32 on the model's own device: what the functions here run on unless told otherwise."""
+    """The default runtime of the functions here: one rank in fp32 on the model's own device."""
     return Runtime(next(model.parameters()).device, "fp32")
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
-    """What the model returns for every example, fp32, in order:
-    (n, K), or for a span head (N, 2), one row for each token.
+    """The model's outputs for every example, fp32, in order: (n, K), or for a span head (N, 2), one row for
+    each token.
 
     `progress` is told the tokens of every forward pass.
     """
@@ -84,9 +84,9 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
     """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
 
     Pairs are (text, pair) in `texts`, or `pairs` holds the second ones. `model.config.labels` names the
-    classes. Where `model.config.problem_type` is multi_label_classification, the sigmoid of each logit is that
-    label's probability. Texts longer than `max_length` (default: the model's positions) are cut. `UserError`
-    where the model is no classifier, or where something is no text.
+    classes. Where `model.config.problem_type` is multi_label_classification, the sigmoid of each logit is
+    that label's probability. Texts longer than `max_length` (default: the model's positions) are cut.
+    `UserError` where the model is no classifier, or where something is no text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "

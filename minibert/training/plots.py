@@ -1,4 +1,4 @@
-"""Plots of runs, where matplotlib is installed."""
+"""Plots of runs, if matplotlib is installed."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws each term of metrics.jsonl over tokens seen; False where there are no rows or no matplotlib."""
+    """Draws each term of metrics.jsonl over the tokens. Returns False if there are no rows or no matplotlib.
+    """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
     if plt is None or not terms:
@@ -66,7 +67,7 @@ def plot_quality(points: dict[str, tuple[float, float, float]], quality: str, ta
 
 
 def pyplot():
-    """matplotlib's drawing functions, without a screen; None where it is not installed."""
+    """matplotlib's drawing functions, without a screen; None if it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -77,7 +78,7 @@ def pyplot():
 
 
 def save_figure(figure, target: Path) -> None:
-    """Writes a figure, and forgets it."""
+    """Writes a figure and frees its memory."""
     import matplotlib.pyplot as plt
     figure.tight_layout()
     with disk_errors(target):
