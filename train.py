@@ -45,11 +45,11 @@ from minibert.training.models import (check_positions, equal_token_types, hold_f
                                       load_alone, load_student, start_alone, with_dropout)
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
-from minibert.training.plots import plot_curves
+from minibert.training.plots import plot_attention, plot_curves
 from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
                                           in_words, last_tokens, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
-from minibert.training.summary import comparison, filled_sentences, tokens_per_second
+from minibert.training.summary import SENTENCES, comparison, filled_sentences, tokens_per_second
 
 BUNDLED_TEACHER = Path(__file__).resolve().parent / "weights" / "teacher"
 
@@ -136,7 +136,8 @@ class Models(NamedTuple):
 
 
 def make_models(options: Options, method: Method, weights) -> Models:
-    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text."""
+    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text.
+    """
     torch.manual_seed(options.seed)  # of a new head, and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
@@ -263,7 +264,8 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # a thread draws the next step while this one is computed; a signal only ends the step that it comes in
+    # a thread prepares the next step during this one; a signal lets the current step finish and then ends the
+    # loop
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
             begun = time.perf_counter()
@@ -289,7 +291,7 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # on every rank, though only one writes: so they stay together
+            # on every rank, though only one writes, so that all ranks wait for it
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
@@ -383,6 +385,12 @@ def finish(run: Run, initial: nn.Module | None) -> None:
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
+    layers = compared_layers(run) if run.held_out and run.teacher is not None else None
+    if layers:
+        students = {"student, initial": initial, "student, trained": run.module}
+        sentence = SENTENCES[1].replace("[MASK]", run.tokenizer.names[4])
+        plot_attention(run.teacher, students, layers, run.tokenizer, sentence, run.runtime,
+                       out / "attention.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
 

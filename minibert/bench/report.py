@@ -9,20 +9,25 @@ folder: `runs/distilled/model` is `distilled`. A model that was fine-tuned with 
 
 import re
 import shlex
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+<<<<<<< HEAD
 from minibert.bench.records import (SMOKE_TOKENS, TrainRun, TuneRun, differing, read_runs, run_command,
                                     words)
+=======
+from minibert.bench.records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
+from minibert.bench.run_commands import command, differing, words
+from minibert.bench.shares import mean_score
+>>>>>>> main
 from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, prose, score_table,
                                    share_rows, share_table, tasks_of, tuning_table)
 from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
-from minibert.training.plots import plot_held_out, plot_quality
+from minibert.training.plots import Point, plot_held_out, plot_quality
 from minibert.training.summary import figures_of
 
 
@@ -181,7 +186,8 @@ def sizes(runs: list[TrainRun], options: ReportBench) -> list[dict]:
                 rows.setdefault(name, {"model": name, "layers": table[model]["layers"],
                                        "parameters": float(table[model]["parameters"].removesuffix("M")),
                                        "fp32 MB": table[model]["fp32 MB"], "speed": speed / theirs,
-                                       "accuracy": run.held_out.get(model, {}).get("accuracy")})
+                                       "accuracy": run.held_out.get(model, {}).get("accuracy"),
+                                       "masked": run.held_out.get(model, {}).get("masked_tokens")})
     return list(rows.values())
 
 
@@ -196,24 +202,33 @@ def size_part(rows: list[dict], scores: Scores, picture) -> str:
               and len({scores[name][task].part for name in done}) == 1]
     if common:
         what = f"mean score over {', '.join(common)}"
-        quality = {name: statistics.mean(statistics.median(of[task]) for task in common)
-                   for name, of in done.items()}
+        quality = {name: mean_score([of[task] for task in common]) for name, of in done.items()}
+        interval = "The intervals are those of a bootstrap over the seeds, 95 %; a model with one seed has none."
     else:
         what = "held-out accuracy at masks, percent"
-        quality = {row["model"]: 100 * row["accuracy"] for row in rows if row["accuracy"] is not None}
+        quality = {row["model"]: share_and_interval(row["accuracy"], row["masked"])
+                   for row in rows if row["accuracy"] is not None}
+        interval = "The intervals are those of a share of so many masked tokens, 95 %."
     table = markdown([{"model": row["model"], "layers": row["layers"],
                        "parameters": f"{row['parameters']:.2f} M", "fp32 MB": row["fp32 MB"],
                        "encoder's speed, times the teacher's": f"{row['speed']:.2f}",
-                       what: f"{quality[row['model']]:.1f}" if row["model"] in quality else NOT_RUN}
+                       what: f"{quality[row['model']][0]:.1f}" if row["model"] in quality else NOT_RUN}
                       for row in rows])
-    points = {row["model"]: (row["parameters"], row["speed"], quality[row["model"]]) for row in rows
+    points = {row["model"]: Point(row["speed"], *quality[row["model"]], row["parameters"]) for row in rows
               if row["model"] in quality}
     note = prose("The speed was measured at the end of each training. Teacher and student took turns on the "
                  "same packed batch. Students of one shape should be equally fast, so their differences are "
                  "noise. Published for BERT-base and DistilBERT (DistilBERT paper, table 3): 110 M and 66 M "
                  "parameters, 668 and 410 seconds for STS-B's dev set, one pair at a time on a CPU.")
     return (f"{table}\n\n{note}\n\n"
-            + (picture("quality", plot_quality, points, what) if points else f"Plot: {NOT_RUN}, no quality."))
+            + (f"{picture('quality', plot_quality, points, what)}\n\n{prose(interval)}" if points
+               else f"Plot: {NOT_RUN}, no quality."))
+
+
+def share_and_interval(share: float, count: int) -> tuple[float, float, float]:
+    """A share of `count` tokens, in percent, and its 95 % interval by the normal distribution."""
+    half = 1.96 * (share * (1 - share) / count) ** 0.5
+    return 100 * share, 100 * (share - half), 100 * (share + half)
 
 
 def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:

@@ -11,7 +11,8 @@ from torch import nn
 
 from minibert.common.runtime import Runtime
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import Step, pack
+from minibert.inference.predict import fill_masks
+from minibert.model.batch import Step
 from minibert.model.heads import encoder_of
 
 SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not [MASK], an error is raised.",
@@ -64,18 +65,6 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
     return rows
 
 
-@torch.no_grad()
-def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: Runtime,
-               best: int = 5) -> list[str]:
-    """The most likely pieces at the first [MASK] of a sentence, best first."""
-    ids, segments = tokenizer.encode([sentence])
-    model.eval()
-    with runtime.autocast():
-        logits = model(pack(ids, segments).to(runtime.device))  # (N, V)
-    at = ids[0].index(tokenizer.mask_id)
-    return [tokenizer.id_to_piece(i) for i in logits[at, :tokenizer.vocab_size].topk(best).indices.tolist()]
-
-
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
     """Lines with the answers of each model at the masks of some sentences, if all models have enough
@@ -88,7 +77,6 @@ def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, 
             continue
         lines += ["", sentence]
         for name, model in models.items():
-            lines.append(f"  {name:18} {', '.join(fill_masks(model, tokenizer, sentence, runtime))}")
+            pieces = fill_masks(model, tokenizer, sentence, runtime=runtime)[0]
+            lines.append(f"  {name:18} {', '.join(piece for piece, _ in pieces)}")
     return lines
-
-
