@@ -13,16 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-<<<<<<< HEAD
 from minibert.bench.records import (SMOKE_TOKENS, TrainRun, TuneRun, differing, read_runs, run_command,
                                     words)
-=======
-from minibert.bench.records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
-from minibert.bench.run_commands import command, differing, words
-from minibert.bench.shares import mean_score
->>>>>>> main
-from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, prose, score_table,
-                                   share_rows, share_table, tasks_of, tuning_table)
+from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, mean_score, prose,
+                                   score_table, share_rows, share_table, tasks_of, tuning_table)
 from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError

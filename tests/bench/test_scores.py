@@ -3,11 +3,7 @@
 import numpy as np
 import pytest
 
-<<<<<<< HEAD:tests/bench/test_scores.py
-from minibert.bench.scores import FORMULAS, share_kept
-=======
-from minibert.bench.shares import FORMULAS, mean_score, share_kept
->>>>>>> main:tests/bench/test_shares.py
+from minibert.bench.scores import FORMULAS, mean_score, share_kept
 
 
 def test_the_formulas_by_hand():
