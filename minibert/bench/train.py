@@ -162,7 +162,7 @@ def bench_train(options: TrainBench) -> dict:
         method_of = {"minibert": options.methods[0]}
     peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
     kinds = [*method_of, *peers]
-    teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
+    teacher, student = shapes(options)  # errors are reported before minutes of warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:
