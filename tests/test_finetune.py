@@ -593,7 +593,7 @@ def test_pairs_need_two_token_types(folder, tmp_path):
     one_type = replace(minibert.load(folder / "model").config, segments=1)
     tokenizer = minibert.load_tokenizer(folder / "model")
     minibert.save(init_weights(MaskedLM(one_type)), tmp_path / "model", tokenizer)
-    scorer = init_weights(Classifier(replace(one_type, labels=("score",), regression=True)))
+    scorer = init_weights(Classifier(replace(one_type, labels=("score",), problem_type="regression")))
     minibert.save(scorer, tmp_path / "scorer", tokenizer)
     for name, path in (("model", tmp_path / "model"), ("teacher", tmp_path / "scorer")):
         refused(options(folder, "scores.csv", tmp_path / "run", **{name: path}), f"{path} has one token type")

@@ -7,7 +7,8 @@
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with
-`weights_only=True`: tensors load, code in the file does not run.
+`weights_only=True`: tensors load, code in the file does not run. What SOURCE holds for other readers stays:
+settings of its config.json, a pooler that its class does not use, the files of sentence-transformers.
 
 `--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
 before it gets its name (minibert/hub/onnx_export.py). It needs the `onnx` extra.
@@ -30,7 +31,7 @@ from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.common.hub_download import local_folder  # noqa: E402
 from minibert.common.options import numbers  # noqa: E402
 from minibert.data.tokenizer import load_tokenizer  # noqa: E402
-from minibert.hub.load_save import MODELS, head_of, load, save  # noqa: E402
+from minibert.hub.load_save import MODELS, Beside, head_of, load, save  # noqa: E402
 from minibert.hub.prune import change_vocabulary, keep_layers, keep_positions, keep_units  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,8 +72,12 @@ def main() -> None:
     carved = any(value is not None
                  for value in (args.layers, args.feed_forward, args.positions, args.tokenizer))
     model = load(source, "mlm" if carved else args.head, legacy_bin=True)
+    if model.sentences is not None and model.sentences.refused:
+        print(f"note: minibert.embed refuses this model: {model.sentences.refused}", file=sys.stderr)
     if carved:
+        pooler = model.beside.tensors
         model, tokenizer = carve(model, tokenizer, args)
+        model.beside = Beside(tensors=pooler)  # as wide as before, and better than a new one
     file, note = "model.safetensors", ""
     if args.to == "onnx":
         apart = save_onnx(model, args.target, tokenizer)

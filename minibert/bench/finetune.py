@@ -69,7 +69,8 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
     shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size,
                                 dropout=options.dropout, classifier_dropout=options.dropout,
-                                labels=task.labels or ("score",), regression=task.regression)
+                                labels=task.labels or ("score",),
+                                problem_type="regression" if task.regression else None)
     return tokenised(task, rows, tokenizer, 128).examples, shape
 
 

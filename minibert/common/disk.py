@@ -120,9 +120,20 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def check_is_the_file(path: Path, start: bytes) -> None:
+    """`UserError` where a file that was downloaded is only a git-LFS pointer or a web page about it."""
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs pull`, "
+                        "or download it again")
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path} is a saved web page, not the file itself; download it again, from an address with "
+                        "/resolve/ in place of /blob/")
+
+
 def read_json(path: Path) -> dict:
     """The json object in a file; errors name the file and line."""
     text = read_text(path)
+    check_is_the_file(path, text[:100].encode())
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:

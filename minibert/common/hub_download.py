@@ -8,9 +8,13 @@ from pathlib import Path
 
 from minibert.common.errors import UserError
 
-CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json")
+CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json",
+                "special_tokens_map.json", "modules.json", "sentence_*_config.json",
+                "config_sentence_transformers.json", "[0-9]_*/config.json",
+                "adapter_config.json", "bert_config.json")  # to say what is there in place of a config.json
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
+DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")  # a dense layer of a sentence encoder
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
@@ -22,6 +26,10 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     neither a folder nor such a model, or the folder is that of a run, whose model is one below.
     """
     if Path(name).is_dir():
+        if (Path(name) / "snapshots").is_dir():
+            inside = sorted(path for path in (Path(name) / "snapshots").iterdir() if path.is_dir())
+            raise UserError(f"{name} is a model's folder in the Hugging Face cache; the model is one below"
+                            + (f": {inside[-1]}" if inside else ", but its snapshots/ is empty"))
         if (Path(name) / "summary.json").exists() and (Path(name) / "model" / "config.json").exists():
             raise UserError(f"{name} is the folder of a run; its model is {Path(name) / 'model'}")
         return Path(name)
@@ -34,9 +42,9 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(patterns)))
 
     try:
-        folder = fetch(*CONFIG_FILES, *(SAFETENSORS_FILES if weights else ()))
+        folder = fetch(*CONFIG_FILES, *((*SAFETENSORS_FILES, *DENSE_FILES) if weights else ()))
         if weights and not any(folder.glob("model*.safetensors")):
-            folder = fetch(*CONFIG_FILES, *BIN_FILES)
+            folder = fetch(*CONFIG_FILES, *BIN_FILES, *DENSE_FILES)
         return folder
     except RepositoryNotFoundError:
         raise UserError(f"there is no folder {name} here, and no model of that name on the hub that you can "
@@ -45,3 +53,33 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
         why = str(error).strip().splitlines()
         raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "
                         f"({why[0] if why else type(error).__name__})") from None
+
+
+def what_else(folder: Path) -> str:
+    """Why a folder has no config.json, tokenizer or weights that load, as the end of a sentence; "" where
+    nothing in it says why.
+    """
+    def holds(*names: str) -> str | None:
+        return next((path.name for name in names for path in sorted(folder.glob(name))), None)
+
+    if (folder / "0_Transformer").is_dir():
+        return f"; it is an old sentence encoder, whose model is one below: {folder / '0_Transformer'}"
+    if holds("adapter_config.json") and not holds("model*.safetensors", "pytorch_model*.bin"):
+        return ("; it is an adapter to another model, which adapter_config.json names: load both with peft, call "
+                "merge_and_unload(), and save the result")
+    if not holds("config.json") and (found := holds("bert_config.json")):
+        ending = ("and the checkpoint is TensorFlow's: convert it with transformers"
+                  if holds("*.ckpt*") else "so copy it to that name")
+        return f"; {found} is the original name of config.json, {ending}"
+    if holds("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin*"):
+        return ""
+    if found := holds("model.*.safetensors", "pytorch_model.*.bin"):
+        plain = "model.safetensors" if found.endswith("safetensors") else "pytorch_model.bin"
+        return f"; {found} is a variant of the weights: rename it to {plain} to have it loaded"
+    if found := holds("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
+        return f"; {found} is one part of the weights, and the index that names all is missing: download it, too"
+    if found := holds("tf_model*.h5", "*.ckpt*", "flax_model*.msgpack", "rust_model.ot", "*.onnx", "onnx/*.onnx"):
+        return (f"; {found} is not of PyTorch: convert it with transformers (from_tf or from_flax, version 4), or "
+                "look for a copy in safetensors" if "onnx" not in found else
+                f"; {found} is for ONNX Runtime only, look for a copy in safetensors")
+    return ""

@@ -6,6 +6,7 @@ tokenizer.json are the same tokenizer, with the same `sha256`, and truncation or
 tokenizer.json have no effect.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -20,22 +21,22 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from minibert.common.disk import disk_errors, read_json, read_text
+from minibert.common.disk import disk_errors
 from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
+from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# the options of BERT's normaliser; strip_accents None means: as lowercase
-DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
-# what the same options are called in tokenizer_config.json
-CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
-                    handle_chinese_chars="tokenize_chinese_chars")
 ENCODED_AT_ONCE = 1024  # texts; what the backend returns takes far more memory than what is kept of it
+NO_LIMIT = 10**29  # from here on, a model_max_length says that there is none
 MAX_ALPHABET = 1000  # characters in a vocabulary of our own; rarer ones become [UNK]
 
 
 class Tokenizer:
     """WordPiece over BERT's normaliser.
+
+    `added`: tokens that are found in a text before it is normalised or split. `names`: what the five special
+    tokens are called, in the order of `SPECIAL_TOKENS`. `states`: what else a tokenizer_config.json stated,
+    which is saved again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id`, `unk_id`: int. `vocab_size` V: largest id + 1. `lowercase`: bool.
     `special` and `continuation`: bool (V,), True for the five special tokens and for pieces that start with
@@ -44,33 +45,38 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
-                 added: Iterable[AddedToken] = (), max_word: int = 100):
+                 added: Iterable[AddedToken] = (), max_word: int = 100, names: list[str] = SPECIAL_TOKENS,
+                 states: dict | None = None):
         self.options = DEFAULTS | (options or {})
         self.lowercase = bool(self.options["lowercase"])
+        self.max_word, self.names, self.states = max_word, list(names), states or {}
         added = {token.content: token for token in added}
-        for name in SPECIAL_TOKENS:
-            added.setdefault(name, AddedToken(name, special=True, normalized=False))
-        missing = [name for name in SPECIAL_TOKENS if name not in vocabulary]
+        missing = [name for name in names if name not in vocabulary and name not in added]
         if missing:
             raise UserError(f"the vocabulary lacks {' '.join(missing)}; a BERT vocabulary holds all of "
-                            f"{' '.join(SPECIAL_TOKENS)}")
+                            f"{' '.join(names)}")
+        for name in names:
+            added.setdefault(name, AddedToken(name, special=True, normalized=False))
         self.backend = tokenizers.Tokenizer(models.WordPiece(
-            vocabulary, unk_token="[UNK]", max_input_chars_per_word=max_word, continuing_subword_prefix="##"))
+            vocabulary, unk_token=names[1], max_input_chars_per_word=max_word, continuing_subword_prefix="##"))
         self.backend.normalizer = normalizers.BertNormalizer(**self.options)
         self.backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self.backend.decoder = decoders.WordPiece(prefix="##")
-        self.backend.post_processor = processors.TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])])
         self.backend.add_tokens(list(added.values()))
 
-        ids = self.backend.get_vocab(with_added_tokens=True)
-        special_ids = [ids[name] for name in SPECIAL_TOKENS]
+        ids = {piece: i for piece, i in self.backend.get_vocab(with_added_tokens=True).items() if piece}
+        cls, sep = names[2], names[3]
+        self.backend.post_processor = processors.TemplateProcessing(
+            single=f"{cls}:0 $A:0 {sep}:0", pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+            special_tokens=[(cls, ids[cls]), (sep, ids[sep])])
+        special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
         if self.vocab_size > 2 * len(ids) + (1 << 16):  # a list of 4 billion names is no vocabulary
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
+        if len(set(ids.values())) < len(ids):
+            raise UserError("an added token has the id of a piece, as the ids of the vocabulary have gaps")
         # ids that no piece has get a name that no text can produce, so that vocab.txt keeps its line numbers
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
@@ -83,6 +89,7 @@ class Tokenizer:
         flags = sorted([t.content, t.single_word, t.lstrip, t.rstrip, t.normalized] for t in added.values())
         identity = [self.vocabulary, self.lowercase, strip_accents, self.options["handle_chinese_chars"],
                     self.options["clean_text"], max_word, flags]
+        identity += [self.names] if self.names != SPECIAL_TOKENS else []
         self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def encode(self, texts: list[str], pairs: list[str] | None = None,
@@ -133,10 +140,19 @@ class Tokenizer:
         i = self.backend.token_to_id(piece)
         return self.unk_id if i is None else i
 
-    def save(self, folder: str | Path, max_length: int = 512) -> None:
+    def lowercased(self) -> "Tokenizer":
+        """The same tokenizer with all text lower-cased first, and accents kept where this one keeps them."""
+        made = copy.copy(self)
+        made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
+        return made
+
+    def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
-        `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know.
+        `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know;
+        a shorter one that was stated is kept, and so is a stated absence of a limit. `segments` says whether
+        the model takes token types: a DistilBERT fails there where it gets them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,9 +160,15 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
         (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
-        config = {name: self.options[option] for option, name in CONFIG_NAMES.items()}
-        config |= {f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS}
-        config |= {"model_max_length": max_length, "tokenizer_class": "BertTokenizer"}
+        stated = self.states.get("model_max_length", max_length)
+        config = self.states | {name: self.options[option] for option, name in CONFIG_NAMES.items()}
+        config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
+        config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
+        config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
+        if self.max_word != 100 or not self.options["clean_text"]:  # which those classes do not read
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
+            config["model_input_names"] = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -159,91 +181,46 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """Reads tokenizer.json, else vocab.txt with the tokens added to it, of a folder or a model on the hub;
-    options in tokenizer_config.json go before theirs.
+    """The tokenizer of a folder or of a model on the hub, with the ids that `transformers` 5 gives.
 
-    Where nothing states the casing, a vocab.txt with an upper-case letter in it is cased. Nothing is written.
-    `UserError` names the file and line of whatever is missing or damaged.
+    Reads every form in which BERT's tokenizer circulates (docs/formats.md). Where nothing states the casing
+    of a vocab.txt, it is guessed from its pieces, with a warning. Nothing is written. `UserError` names the
+    file and line of whatever is missing or damaged, and a tokenizer that is not BERT's.
     """
-    folder = local_folder(folder_or_hub_name, weights=False)
-    config_file = folder / "tokenizer_config.json"
-    config = read_json(config_file) if config_file.exists() else {}
-    stated = {option: config[name] for option, name in CONFIG_NAMES.items() if name in config}
-    sources = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).exists()]
-    if not sources:
-        raise UserError(f"{folder} holds no tokenizer: there is neither tokenizer.json nor vocab.txt")
-    source = sources[0]
+    folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
-        if source.name == "vocab.txt":
-            vocabulary = read_vocabulary(source)
-            return with_added(vocabulary, {"lowercase": not is_cased(vocabulary)} | stated,
-                              added_beside(folder, config))
-        return from_description(read_json(source), stated)
+        files = read_tokenizer_files(folder)
+        source = files.source
+        tokenizer = Tokenizer(files.vocabulary, files.options, [token for token, _ in files.added],
+                              files.max_word, files.names, files.states)
+        for token, i in files.added:
+            if i is not None and (own := tokenizer.piece_to_id(token.content)) != i:
+                raise UserError(f"the added token {token.content!r} cannot have id {i}: it gets {own}")
+        if files.generic:
+            check_generic(tokenizer, files.generic)
+        return tokenizer
     except UserError as error:
-        raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+        raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{source}, its tokenizer_config.json or added_tokens.json is damaged "
-                        f"({error!r})") from None
+        raise UserError(f"{source}: a file of this tokenizer is damaged, which may also be tokenizer_config.json, "
+                        f"special_tokens_map.json or added_tokens.json ({error!r})") from None
 
 
-def from_description(description: dict, stated: dict) -> Tokenizer:
-    """The tokenizer of a parsed tokenizer.json; options in `stated` go before the ones of its normaliser."""
-    parts = {name: description.get(name) or {} for name in ("model", "normalizer", "pre_tokenizer")}
-    model, normalizer = parts["model"], parts["normalizer"]
-    kinds = [parts[name].get("type") for name in parts]
-    if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
-        raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}")
-    if model.get("unk_token") != "[UNK]" or model.get("continuing_subword_prefix") != "##":
-        raise UserError("a BERT WordPiece tokenizer has unk_token '[UNK]' and continuing_subword_prefix '##'")
-    if len(set(model["vocab"].values())) != len(model["vocab"]):
-        raise UserError("two pieces of the vocabulary have the same id")
-    options = {option: normalizer[option] for option in DEFAULTS if option in normalizer} | stated
-    return with_added(model["vocab"], options, description.get("added_tokens") or [],
-                      model.get("max_input_chars_per_word", 100))
-
-
-def added_beside(folder: Path, config: dict) -> list[dict]:
-    """Tokens that stand beside a vocab.txt, as tokenizer.json has them under "added_tokens".
-
-    They are in tokenizer_config.json or, as slow tokenizers wrote them before, in added_tokens.json.
-    """
-    if "added_tokens_decoder" in config:
-        return [entry | {"id": int(i)} for i, entry in config["added_tokens_decoder"].items()]
-    file = folder / "added_tokens.json"
-    return [{"id": i, "content": content, "special": content in SPECIAL_TOKENS}
-            for content, i in (read_json(file) if file.exists() else {}).items()]
-
-
-def with_added(vocabulary: dict[str, int], options: dict, entries: list[dict],
-               max_word: int = 100) -> Tokenizer:
-    """The tokenizer of a vocabulary with the added tokens of `entries`; `UserError` where one gets another id
-    than its own.
-    """
-    entries = sorted(entries, key=lambda entry: entry["id"])
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    tokenizer = Tokenizer(
-        vocabulary, options,
-        [AddedToken(entry["content"], **{f: entry[f] for f in flags if f in entry}) for entry in entries],
-        max_word)
-    for entry in entries:
-        if (i := tokenizer.piece_to_id(entry["content"])) != entry["id"]:
-            raise UserError(f"the added token {entry['content']!r} cannot have id {entry['id']}: it gets {i}")
-    return tokenizer
-
-
-def is_cased(vocabulary: Iterable[str]) -> bool:
-    """True if a piece other than [UNK] and its like has an upper-case letter: no lower-cased text has."""
-    return any("A" <= c <= "Z" for piece in vocabulary
-               if not (piece.startswith("[") and piece.endswith("]")) for c in piece)
-
-
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """Pieces of a vocab.txt to ids: the id is the line number from 0."""
-    vocabulary = {}
-    for i, piece in enumerate(read_text(path).removesuffix("\n").split("\n")):
-        if vocabulary.setdefault(piece, i) != i:
-            raise UserError(f"{path}: lines {vocabulary[piece] + 1} and {i + 1} are both {piece!r}")
-    return vocabulary
+def check_generic(tokenizer: Tokenizer, description: dict) -> None:
+    """`UserError` where a tokenizer.json that decides alone does something else than BERT around a text."""
+    try:
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(description | {"truncation": None, "padding": None}))
+    except Exception as error:  # the library raises no class of its own
+        raise UserError(f"tokenizer.json is damaged ({error})") from None
+    pair = theirs.encode("", "")
+    sep = tokenizer.sep_id
+    if (pair.ids, pair.type_ids) != ([tokenizer.cls_id, sep, sep], [0, 0, 1]):
+        raise UserError(f"its post-processor does not put BERT's tokens around a text, but {pair.tokens} of types "
+                        f"{pair.type_ids} around an empty pair; encode the texts with transformers, and give the "
+                        "model the ids")
+    if description["model"].get("unk_token") != tokenizer.names[1]:
+        raise UserError(f"unk_token is {description['model'].get('unk_token')!r} in tokenizer.json and "
+                        f"{tokenizer.names[1]!r} by tokenizer_config.json")
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:

@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from minibert.common.errors import UserError
-from minibert.hub.hf_names import ACTIVATION, ACTIVATIONS, ATTENTION_DROPOUT, ATTENTION_INPUT, CLASSES, FIELDS
+from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_DROPOUT, ATTENTION_INPUT,
+                                   CLASSES, FIELDS, NOT_KEPT)
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
@@ -35,16 +38,19 @@ def _parse_minibert(raw: dict) -> tuple[Config, str]:
         raise UserError("no known architecture")
     default = DEFAULTS[raw["architecture"]]
     names = {field.name for field in fields(default)}
-    unknown = sorted(raw.keys() - names - {"format", "head"})
+    unknown = sorted(raw.keys() - names - {"format", "head", "others"})
     if unknown:
         raise UserError(f"unknown fields {', '.join(unknown)}")
-    values = {name: _value(raw, name, name, getattr(default, name)) for name in names if name != "labels"}
+    values = {name: _value(raw, name, name, getattr(default, name))
+              for name in names - {"labels", "problem_type"}}
+    if not isinstance(raw.get("others", {}), dict):
+        raise UserError("others is not an object")
     labels = raw.get("labels", list(default.labels))
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise UserError("labels is not a list of names")
     if raw.get("head") not in list(CLASSES[raw["architecture"]]):
         raise UserError(f"head {raw.get('head')!r} is not known: {', '.join(CLASSES[raw['architecture']])}")
-    return type(default)(**values, labels=tuple(labels)), raw["head"]
+    return type(default)(**values, labels=tuple(labels), problem_type=raw.get("problem_type")), raw["head"]
 
 
 def _parse_hf(raw: dict) -> tuple[Config, str | None]:
@@ -53,7 +59,10 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
         raise UserError("architectures is not a list of class names")
     architecture = raw.get("model_type")
     if architecture is None:  # TinyBERT's and other old files
-        architecture = "distilbert" if "n_layers" in raw else "bert" if "num_hidden_layers" in raw else None
+        stem = classes[0].lower() if classes else ""
+        architecture = ("mobilebert" if stem.startswith("mobilebert") else
+                        "distilbert" if stem.startswith("distilbert") or "n_layers" in raw else
+                        "bert" if "num_hidden_layers" in raw else None)
     if architecture not in list(FIELDS):
         raise UserError(f"model_type is {architecture!r}; only {', '.join(FIELDS)} load here")
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
@@ -61,7 +70,10 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     if raw.get("position_embedding_type") not in (None, "absolute"):
         raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; "
                         "only 'absolute' loads")
+    if raw.get("pruned_heads"):
+        raise UserError("pruned_heads is set: a model without some of its heads does not load here")
 
+    raw = raw | {name: raw[alias] for alias, name in ALIASES[architecture].items() if alias in raw}
     default = DEFAULTS[architecture]
     values = {ours: _value(raw, theirs, ours, getattr(default, ours))
               for ours, theirs in FIELDS[architecture].items()}
@@ -76,7 +88,7 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
-    return config, heads.get(classes[0].removeprefix("Tiny"), classes[0]) if classes else None
+    return config, heads.get(re.sub("^(Tiny|TF|Flax)", "", classes[0]), classes[0]) if classes else None
 
 
 def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
@@ -96,10 +108,10 @@ def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """`labels` and `regression`, from id2label in id order, or num_labels, and problem_type."""
+    """`labels`, from id2label in id order or num_labels, and `problem_type`."""
     named = raw.get("id2label")
+    count = _value(raw, "num_labels", "num_labels", 2 if named is None else len(named))
     if named is None:
-        count = _value(raw, "num_labels", "num_labels", 2)
         labels = tuple(f"LABEL_{i}" for i in range(count)) if 1 <= count <= 10**5 else ()
     elif isinstance(named, dict) and named.keys() == {str(i) for i in range(len(named))}:
         labels = tuple(str(named[str(i)]) for i in range(len(named)))
@@ -107,9 +119,14 @@ def _labels(raw: dict) -> dict:
         labels = ()
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is no size")
-    if raw.get("problem_type") == "regression" and len(labels) > 1:
-        raise UserError(f"problem_type is 'regression' with {len(labels)} labels; only one score loads here")
-    return {"labels": labels, "regression": len(labels) == 1}
+    if count != len(labels):  # transformers 4 believes the one, 5 the other
+        raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
+    numbers = raw.get("label2id")
+    if isinstance(numbers, dict) and numbers.keys() == set(labels) and (
+            [str(numbers[label]) for label in labels] != [str(i) for i in range(len(labels))]):
+        warnings.warn("label2id numbers the classes otherwise than id2label does; id2label counts",
+                      stacklevel=4)
+    return {"labels": labels, "problem_type": raw.get("problem_type")}
 
 
 def _value(raw: dict, key: str, field: str, default):
@@ -131,13 +148,22 @@ def _value(raw: dict, key: str, field: str, default):
     return value
 
 
-def describe(config: Config, head: str, form: str, dtype: str) -> dict:
+def other_settings(raw: dict) -> dict:
+    """What a config.json says beyond the model's shape, for other readers: `describe` writes it again."""
+    if raw.get("format") == "minibert":
+        return raw.get("others", {})
+    return {key: value for key, value in raw.items() if key not in NOT_KEPT}
+
+
+def describe(config: Config, head: str, form: str, dtype: str, others: dict | None = None) -> dict:
     """The content of config.json for a model; `form` is "hf" or "minibert", `dtype` like "float32".
 
-    `UserError` where `form` is "hf" and `transformers` has no counterpart of the shape.
+    `others` are the settings of the file that the model came from, see `other_settings`. `UserError` where
+    `form` is "hf" and `transformers` has no counterpart of the shape.
     """
+    others = others or {}
     if form == "minibert":
-        return {"format": "minibert", "head": head, **asdict(config)}
+        return {"format": "minibert", "head": head, **asdict(config)} | ({"others": others} if others else {})
     architecture = config.architecture
     why_not = None
     if architecture == "distilbert" and config.norm_eps != 1e-12:
@@ -153,30 +179,35 @@ def describe(config: Config, head: str, form: str, dtype: str) -> dict:
                                            and config.norm_eps != MOBILE_NORM_EPS):
         why_not = (f"some LayerNorms of MobileBERT have norm_eps {MOBILE_NORM_EPS} there, always, and this "
                    f"model's {config.norm_eps}")
-    elif head == "classification" and len(config.labels) == 1 and not config.regression:
-        why_not = "a classifier of one label is a regression there"
+    elif config.problem_type == "single_label_classification" and len(config.labels) == 1:
+        why_not = "its problem_type is single_label_classification there only with two labels or more"
     if why_not:
         raise UserError(f"this model has no counterpart in transformers: {why_not}; save it with "
                         "format=\"minibert\"")
 
-    labels = config.labels[:1] if config.regression else config.labels
+    labels = {str(i): label for i, label in enumerate(config.labels)}
+    found = others.get("id2label")
+    if not (isinstance(found, dict) and {i: str(label) for i, label in found.items()} == labels):
+        others = others | {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+    act = str(others.get(ACTIVATION[architecture]))
+    if ACTIVATIONS.get(act) != config.activation:
+        act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
-    raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
-    raw[ACTIVATION[architecture]] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(
-        config.activation, config.activation)
-    raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
+    # What others read and these models do not: as it was found, else as it is here.
     if architecture == "bert":
         raw["position_embedding_type"] = "absolute"
-    elif architecture == "mobilebert":
-        raw |= {"use_bottleneck": True, "trigram_input": True, **ATTENTION_INPUT[config.attention_input]}
-    else:
+    elif architecture == "distilbert":
         raw |= {"qa_dropout": config.dropout, "sinusoidal_pos_embds": False, "tie_weights_": True}
-    raw |= {"id2label": {str(i): label for i, label in enumerate(labels)},
-            "label2id": {label: i for i, label in enumerate(labels)},
-            "tie_word_embeddings": True, "torch_dtype": dtype}
-    if config.regression and head == "classification":
-        raw["problem_type"] = "regression"
-    return raw
+    raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
+    if config.attention_dropout:  # changed on loading, see _parse_hf
+        raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
+    raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
+    raw[ACTIVATION[architecture]] = act
+    if architecture == "mobilebert":
+        raw |= {"use_bottleneck": True, "trigram_input": True, **ATTENTION_INPUT[config.attention_input]}
+    if config.problem_type is not None:
+        raw["problem_type"] = config.problem_type
+    return raw | {"tie_word_embeddings": True, "torch_dtype": dtype}
 
 
 def dump(raw: dict) -> str:

@@ -167,6 +167,16 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
+ALIASES = {  # architecture -> a second name of a field in their files -> the first; the second one counts
+    "bert": {},
+    "distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
+    "mobilebert": {},
+}
+# Keys of their config.json that are not written again as they were found: a `Config` has them, or they are about
+# the file that it was. All of ALIASES are among them.
+NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
+            "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
+            *(name for fields in FIELDS.values() for name in fields.values())}
 # These differ in more than the name: attention dropout is written but not read (hub.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
@@ -176,7 +186,8 @@ ATTENTION_INPUT = {  # MobileBERT's -> their two switches
     "hidden": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": False},
     "bottleneck": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": True},
 }
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
+    ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
 # What the names in a bare encoder's file begin with.
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),

@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,10 @@ from minibert.common.disk import disk_errors, folder_within, read_json
 from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer import Tokenizer
-from minibert.hub.hf_config import describe, dump, parse
+from minibert.hub.hf_config import describe, dump, other_settings, parse
 from minibert.hub.hf_names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
 from minibert.hub.model_card import model_card
+from minibert.hub.sentence_files import read_sentence_files
 from minibert.hub.weight_files import existing, read_tensors, write_tensors
 from minibert.model.config import Config
 from minibert.model.encoder import Encoder
@@ -32,6 +33,15 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
           "span": Span}
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a folder holds that its model does not compute with: `save` writes it again, for other readers."""
+
+    settings: dict = field(default_factory=dict)  # of config.json
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # of other heads, by our names: pooler, NSP
+    files: dict[str, bytes] = field(default_factory=dict)  # of sentence-transformers, by their paths
+
+
 def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin: bool = False,
          **changes) -> nn.Module:
     """A model in eval mode, fp32, on the CPU, from a folder or a name on the Hugging Face hub.
@@ -40,10 +50,12 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     A classification or span head that the checkpoint lacks is started anew with a warning that names
     its tensors; any other is a `UserError`, as is every tensor that is missing, unexpected or misshapen,
     all in one message.
-    `changes` replace fields of the `Config`, like `dropout=0.0`; with `labels` or `regression` among
-    them the classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging Face
+    `changes` replace fields of the `Config`, like `dropout=0.0`; with `labels` among them the
+    classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging Face
     config.json says.
     `legacy_bin`: also read pytorch_model.bin; for the converter.
+    The model also carries what `embed` and `save` read: `sentences`, how a sentence encoder pools, and
+    `beside`, what else the folder holds. With a new head, or another than the checkpoint has, both are empty.
     """
     if head is not None and head not in MODELS:
         raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
@@ -56,7 +68,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     own = stated or _head_of_tensors(ours)
     wanted = head or own
     _check_head(folder, wanted, config.architecture, ours, untied)
-    relabelled = wanted == "classification" and {"labels", "regression"} & changes.keys()
+    relabelled = wanted == "classification" and "labels" in changes
     if relabelled or own not in MODELS:  # a BertForTokenClassification has another kind of "classifier"
         ours = {name: value for name, value in ours.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -76,7 +88,16 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
         ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
     # copied, so that the model does not change or fall when the file that is mapped into memory does
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
+    _check_finite(folder, {names.get(prefix + name, name): tensor for name, tensor in state.items()})
     model.load_state_dict(state, assign=True)
+    model.sentences, model.beside = None, Beside()
+    unchanged = wanted == own and not {"labels", "problem_type"} & changes.keys()
+    if unchanged or wanted == "encoder":
+        model.sentences, files = read_sentence_files(folder, config.hidden_size, legacy_bin)
+        model.beside = Beside(files=files if model.sentences else {})
+    if unchanged:
+        others = {name: ours[name].to(torch.float32, copy=True) for name in ours.keys() - shapes.keys()}
+        model.beside = Beside(other_settings(raw), others, files)
     return model.eval()
 
 
@@ -127,8 +148,9 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
         names = {prefix + name: name for name in tensors}
         return {name: tensors[theirs] for name, theirs in names.items()}, names, ""
     full, untied = {}, ""
+    wrapped = _wrapping(tensors, architecture)
     for name, tensor in tensors.items():
-        long = full_hf_name(name, architecture)
+        long = _unwrapped(name, wrapped, architecture)
         if long in full:
             raise UserError(f"{folder} holds two tensors for {long}")
         full[long] = name, tensor
@@ -144,6 +166,26 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
             our_name = from_hf(long, architecture) or f"unknown {name}"
             ours[our_name], names[our_name] = tensor, name
     return ours, names, untied
+
+
+def _wrapping(names: Iterable[str], architecture: str) -> int:
+    """How many leading parts of all names are of modules around the model, like `module.` and `model.`: as many
+    as all names share, if most are known without them.
+    """
+    first = os.path.commonprefix([name.split(".")[:-1] for name in names])
+    return max(range(len(first) + 1), key=lambda n: sum(
+        from_hf(_unwrapped(name, n, architecture), architecture) is not None for name in names))
+
+
+def _unwrapped(name: str, parts: int, architecture: str) -> str:
+    """The full name without its first parts, nor what torch.compile puts before those of a compiled module."""
+    return full_hf_name(".".join(part for part in name.split(".")[parts:] if part != "_orig_mod"), architecture)
+
+
+def _few(names: Iterable[str], n: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
 def _head_of_tensors(ours: Iterable[str]) -> str:
@@ -181,8 +223,9 @@ def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str],
         raise UserError(f"{folder} is a {architecture}, for which there is no {head} head")
     for module in {"mlm": ["mlm"], "pretraining": ["mlm", "nsp"]}.get(head, []):
         if f"{module}.bias" not in ours:
-            raise UserError(f"{folder} has no {head} head: "
-                            f"{to_hf(module + '.bias', architecture)} is missing, "
+            unknown = _few(name.removeprefix("unknown ") for name in ours if name.startswith("unknown "))
+            raise UserError(f"{folder} has no {head} head: " + f"unexpected: {unknown}; " * bool(unknown)
+                            + f"{to_hf(module + '.bias', architecture)} is missing, "
                             "and only classification and span heads can be started anew"
                             + f"; train.py --method mlm --student {folder} trains one" * (head == "mlm"))
         if untied:
@@ -193,7 +236,7 @@ def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str],
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    ours: dict[str, Tensor], names: dict[str, str]) -> None:
     """One `UserError` with every difference between the model and the file, under the names of the file."""
-    problems = {"missing": [], "unexpected": [], "misshapen": []}
+    problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
         if name not in ours:
             problems["missing"].append(to_hf(name, architecture))
@@ -206,15 +249,26 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
         module, _, leaf = name.rpartition(".")
         if module not in HEAD_MODULES or leaf not in ("weight", "bias"):
             problems["unexpected"].append(names[name])
-    found = "; ".join(f"{kind}: {', '.join(sorted(those))}" for kind, those in problems.items() if those)
+    found = "; ".join(f"{kind}: {_few(those)}" for kind, those in problems.items() if those)
     if found:
         raise UserError(f"the tensors in {folder} are not those of a {CLASSES[architecture][head]} with its "
                         f"config.json; {found}")
 
 
+def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """`UserError` that names the tensors which hold values that are no finite numbers."""
+    # One such value makes the sum another, which takes no memory; a sum may also be too large by itself.
+    bad = [name for name, tensor in tensors.items()
+           if not tensor.sum().isfinite() and not tensor.isfinite().all()]
+    if bad:
+        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is damaged, or "
+                        "the training that wrote it diverged: take an earlier checkpoint")
+
+
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
          dtype: torch.dtype | None = None, card: str | None = None) -> str:
-    """Writes config.json, model.safetensors, README.md and the tokenizer's files.
+    """Writes config.json, model.safetensors, README.md and the tokenizer's files; of a loaded model also what
+    its folder held for others: settings, a pooler, the files of sentence-transformers.
 
     `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours;
     "auto" is "hf" where `transformers` can run the shape. Returns the format that was taken.
@@ -224,48 +278,57 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     `transformers`, or a value is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    config, head = model.config, head_of(model)
+    config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
     if format not in ("hf", "minibert", "auto"):
         raise UserError(f"format {format!r} is not known: hf, minibert or auto")
-    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-             for name, tensor in model.state_dict().items()}
-    stored = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    # like in the files of others, the names of a bare encoder have no prefix
+    prefix = "encoder." if head == "encoder" and beside.tensors else ""
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
+    dtype = dtype or next(iter(state.values())).dtype
+    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    stored = str(dtype).removeprefix("torch.")
     if format == "auto":
         try:
             describe(config, head, format := "hf", stored)
         except UserError:
             format = "minibert"
-    description = describe(config, head, format, stored)
+    description = describe(config, head, format, stored, beside.settings)
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"{name} holds values that are not finite numbers in {stored}; nothing was saved")
     if format == "hf":
-        state = {_stored_name(name, head, config.architecture): tensor for name, tensor in state.items()}
+        state = {_stored_name(name, head == "encoder" and not prefix, config.architecture): tensor
+                 for name, tensor in state.items()}
     folder = Path(folder)
-    pooler = head == "encoder" and model.pooler is not None
     parameters = sum(tensor.numel() for tensor in state.values())
     # Everything is complete on the disk before the first file of an older model is replaced; and config.json,
     # without which nothing loads, goes first and comes last.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
-            tokenizer.save(made, config.max_positions)
+            tokenizer.save(made, config.max_positions, config.architecture != "distilbert")
+        for name, content in beside.files.items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_bytes(content)
         write_tensors(made / "model.safetensors", state, {"format": "pt"})
-        (made / "README.md").write_text(model_card(config, head, format, parameters, stored, pooler,
+        (made / "README.md").write_text(model_card(model, head, format, parameters, stored,
                                                    folder.resolve().name, card), encoding="utf-8")
         (made / "config.json").write_text(dump(description), encoding="utf-8")
         # safetensors lets nobody but the owner read its files
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
-        for path in made.iterdir():
+        written = [path for path in made.rglob("*") if path.is_file()]
+        for path in written:
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         (folder / "config.json").unlink(missing_ok=True)
-        for path in sorted(made.iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
+        for path in sorted(written, key=lambda path: path == made / "config.json"):
+            target = folder / path.relative_to(made)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
     return format
 
 
-def _stored_name(name: str, head: str, architecture: str) -> str:
+def _stored_name(name: str, bare: bool, architecture: str) -> str:
     """The Hugging Face name of a tensor in a file: like there, that of a bare encoder has no prefix."""
-    if head != "encoder":
+    if not bare:
         return to_hf(name, architecture)
     return to_hf(f"encoder.{name}", architecture).removeprefix(f"{architecture}.")

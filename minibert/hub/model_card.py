@@ -1,7 +1,8 @@
 """The README.md that is saved with a model."""
 
+from torch import nn
+
 from minibert.hub.hf_names import CLASSES
-from minibert.model.config import Config
 
 FAMILIES = {"bert": "BERT", "distilbert": "DistilBERT", "mobilebert": "MobileBERT"}
 WHAT = {
@@ -10,17 +11,25 @@ WHAT = {
     "pretraining": ("fill-mask", "a masked language model with BERT's next-sentence head"),
     "classification": ("text-classification", "a classifier of texts or pairs of texts"),
     "regression": ("text-classification", "one score for a text or a pair of texts"),
+    "multi_label_classification": (
+        "text-classification", "a classifier of texts or pairs of texts that gives a probability for each label, "
+        "the sigmoid of its logit"),
+    "sentences": ("sentence-similarity", "a sentence encoder: one vector for each text"),
     "span": ("question-answering", "an extractive question answerer: start and end logits for each token"),
 }
 
 
-def model_card(config: Config, head: str, form: str, parameters: int, dtype: str, pooler: bool, name: str,
+def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
     """A model card:
     YAML front matter, what the model is, the caller's markdown in `extra`, and how to load it.
     """
-    c = config
-    task, what = WHAT["regression" if head == "classification" and c.regression else head]
+    c = model.config
+    sentences = getattr(model, "sentences", None)
+    sentences = sentences is not None and not sentences.refused
+    kind = "regression" if c.regression else c.problem_type
+    task, what = WHAT["sentences" if sentences else
+                      kind if head == "classification" and kind in WHAT else head]
     rows = {"architecture": FAMILIES[c.architecture],
             "parameters": f"{parameters:,}", "stored as": dtype, "layers": c.layers,
             "hidden size": c.hidden_size, "attention heads": c.heads,
@@ -32,18 +41,24 @@ def model_card(config: Config, head: str, form: str, parameters: int, dtype: str
     if head == "classification" and not c.regression:
         rows["labels"] = ", ".join(c.labels)
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    library = "transformers" if form == "hf" else "minibert"
+    library = "minibert" if form != "hf" else "sentence-transformers" if sentences else "transformers"
     parts = [f"---\nlibrary_name: {library}\npipeline_tag: {task}\n"
              f"tags:\n- minibert\n- {c.architecture}\n---\n\n# {name}\n\n"
              f"This model is {what.format(D=c.hidden_size)}.\n\n| | |\n|---|---|\n{table}"]
     if extra:
         parts.append(extra.strip() + "\n")
+    texts = "[\"A text.\", \"Another, longer text.\"]"
+    use = (f"vectors = minibert.embed(model, tokenizer, {texts})\n" if sentences else
+           f"ids, segments = tokenizer.encode({texts})\noutput = model(minibert.pack(ids, segments))\n")
     parts.append("## How to load it\n\nWith minibert:\n\n```python\nimport minibert\n\n"
                  "model = minibert.load(\"FOLDER\")\ntokenizer = minibert.load_tokenizer(\"FOLDER\")\n"
-                 "ids, segments = tokenizer.encode([\"A text.\", \"Another, longer text.\"])\n"
-                 "output = model(minibert.pack(ids, segments))\n```\n")
-    if form == "hf":
-        bare = head == "encoder" and not pooler and (
+                 f"{use}```\n")
+    if form == "hf" and sentences:
+        parts.append("With sentence-transformers:\n\n```python\nimport sentence_transformers\n\n"
+                     "model = sentence_transformers.SentenceTransformer(\"FOLDER\")\n"
+                     f"vectors = model.encode({texts})\n```\n")
+    elif form == "hf":
+        bare = head == "encoder" and model.pooler is None and (
             c.architecture == "bert" or c.architecture == "mobilebert" and c.tanh_pooler)
         parts.append("With transformers:\n\n```python\nimport transformers\n\n"
                      f"model = transformers.{CLASSES[c.architecture][head]}.from_pretrained(\"FOLDER\""

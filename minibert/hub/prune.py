@@ -65,7 +65,7 @@ def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> Masked
     biases = torch.empty(new.vocab_size)  # (V,)
     for i, piece in enumerate(new.vocabulary):
         ids = [old.piece_to_id(piece)]
-        if ids[0] == old.unk_id and piece != "[UNK]":
+        if ids[0] == old.unk_id and piece != old.names[1]:
             ids = old.pieces([piece.removeprefix("##")])[0] or ids
         rows[i], biases[i] = table[ids].mean(0), bias[ids].min()
     changed = MaskedLM(replace(model.config, vocab_size=new.vocab_size, pad_id=new.pad_id))

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minibert.common.disk import disk_errors, fsync, read_json, sha256_of
+from minibert.common.disk import check_is_the_file, disk_errors, fsync, read_json, sha256_of
 from minibert.common.errors import UserError
-from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_folder
+from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_folder, what_else
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
@@ -20,7 +20,7 @@ def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
     a safetensors file, shards with an index, or .bin.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
-                               ("pytorch_model", ".bin", _read_bin)):
+                               ("pytorch_model", ".bin", read_bin)):
         whole, index = folder / f"{stem}{ending}", folder / f"{stem}{ending}.index.json"
         if not (whole.exists() or index.exists()):
             continue
@@ -28,7 +28,7 @@ def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
             raise UserError(f"{folder} holds only pickled weights (.bin), which are not loaded; convert them "
                             f"once: python weights/convert.py {folder} TARGET")
         return read(whole) if whole.exists() else _read_shards(index, read)
-    raise UserError(f"{folder} holds no weights: there is no model.safetensors")
+    raise UserError(f"{folder} holds no weights: there is no model.safetensors{what_else(folder)}")
 
 
 def _read_shards(index: Path, read) -> dict[str, Tensor]:
@@ -72,6 +72,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one file; `UserError` where it is damaged."""
+    start = _first_bytes(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
+        raise UserError(f"{path} is a pickle under the name of a safetensors file; rename it to pytorch_model.bin, "
+                        "and convert it with weights/convert.py")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
@@ -80,13 +84,30 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
-def _read_bin(path: Path) -> dict[str, Tensor]:
+def _first_bytes(path: Path) -> bytes:
+    """The first bytes of a weight file; `UserError` where it is a git-LFS pointer or a web page."""
+    with disk_errors(path, "read"), open(path, "rb") as file:
+        start = file.read(100)
+    check_is_the_file(path, start)
+    return start
+
+
+def read_bin(path: Path) -> dict[str, Tensor]:
+    """All tensors of one pickled file; `UserError` where it is damaged or holds anything else."""
+    _first_bytes(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged, or holds more than tensors and is not to be trusted ({why})"
-                        ) from None
+        # nothing of torch's own words, which advise to run the code in the file
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(f"{path} holds more than tensors: to read it would run {code[1]}, and code in a file is "
+                            "not run here; have it written anew where it was made, with "
+                            "torch.save(model.state_dict(), FILE)") from None
+        raise UserError(f"{path} is damaged, or is no file of torch.save; download it again") from None
+    if isinstance(tensors, dict) and (nested := [key for key, t in tensors.items() if isinstance(t, dict)]):
+        raise UserError(f"{path} is a training checkpoint: its tensors lie under {', '.join(map(repr, nested[:5]))}; "
+                        f"write the model's alone: torch.save(torch.load(FILE, weights_only=True)[{nested[0]!r}], "
+                        "NEW)")
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
@@ -94,7 +115,7 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
-    return tensors
+    return {name: t.detach() for name, t in tensors.items()}
 
 
 def existing(path: Path, what: str | None = None) -> Path:
@@ -102,5 +123,5 @@ def existing(path: Path, what: str | None = None) -> Path:
     else a `UserError` that the folder holds no `what` (default: its name).
     """
     if not os.path.isfile(path):  # Path's own raises where a name is too long
-        raise UserError(f"{path.parent} holds no {what or path.name}")
+        raise UserError(f"{path.parent} holds no {what or path.name}{what_else(path.parent)}")
     return path

@@ -14,6 +14,7 @@ from minibert.data.examples import Examples, check_examples, encode
 from minibert.data.tokenizer import Tokenizer
 from minibert.model.batch import groups, rows_of
 from minibert.model.heads import Classifier, Span, encoder_of
+from minibert.model.sentences import SentencePooling
 
 MICRO_TOKENS = 4096
 
@@ -52,7 +53,8 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
             max_length: int | None = None, runtime: Runtime | None = None) -> np.ndarray:
     """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
 
-    `model.config.labels` names the classes.
+    `model.config.labels` names the classes. Where `model.config.problem_type` is multi_label_classification,
+    the sigmoid of each logit is that label's probability.
     Texts longer than `max_length` (default: the model's positions) are cut.
     `UserError` where the model is no classifier.
     """
@@ -69,24 +71,31 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: lis
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """One vector (n, D) of length 1 for each text:
-    the mean of its tokens' last hidden states, as sentence encoders use.
+    """One vector (n, D) for each text, as the files of sentence-transformers beside the loaded model say.
 
-    The mean runs over all tokens of the text,
-    [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3).
+    Without such files it is the mean of the tokens' last hidden states, [CLS] and [SEP] included (Reimers and
+    Gurevych 2019, section 3), with length 1. Texts longer than `max_length` (default: what the files say, at
+    most the model's positions) are cut. `UserError` where the files ask for what is not known here.
     """
     runtime = runtime or where_it_is(model)
+    pooling = getattr(model, "sentences", None) or SentencePooling()
+    if pooling.refused:
+        raise UserError(f"embed cannot make the vectors of this model: {pooling.refused}")
     encoder, training = encoder_of(model).to(runtime.device), model.training
     model.eval()
-    examples = encode(tokenizer, texts, None, max_length or encoder.config.max_positions)
-    vectors = np.empty((len(texts), encoder.config.hidden_size), np.float32)
+    positions = encoder.config.max_positions
+    if pooling.prompt:
+        texts = [pooling.prompt + text for text in texts]
+    examples = encode(tokenizer.lowercased() if pooling.lowercase else tokenizer, texts, None,
+                      max_length or min(pooling.max_length or positions, positions))
+    vectors = None
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group).to(runtime.device)
         with runtime.autocast():
-            last = encoder(batch).float()  # (N, D)
-        lengths = batch.lengths.to(last.device)
-        sums = last.new_zeros(len(group), last.shape[1]).index_add_(
-            0, torch.arange(len(group), device=last.device).repeat_interleave(lengths), last)
-        vectors[group] = torch.nn.functional.normalize(sums / lengths[:, None]).cpu().numpy()
+            last = encoder(batch)  # (N, D)
+        made = pooling(last, batch).cpu().numpy()
+        if vectors is None:
+            vectors = np.empty((len(texts), made.shape[1]), np.float32)
+        vectors[group] = made
     model.train(training)
     return vectors

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 
 from minibert.common.errors import UserError
 
+# How transformers and its pipelines read a sequence classifier's outputs: scores as they are, a softmax, a
+# sigmoid for each label. Where none is stated, one label means a sigmoid there, several a softmax.
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -35,7 +39,8 @@ class Config:
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # K names, by class number
-    regression: bool = False  # the one "label" is a score
+    # as config.json states it, None where it does not: one of PROBLEM_TYPES
+    problem_type: str | None = None
 
     _architectures = "bert", "distilbert"  # not fields: what this class is for, and what is H * E wide
     _attention_field = "hidden_size"
@@ -54,7 +59,16 @@ class Config:
         if not 0 <= self.pad_id < self.vocab_size:
             raise UserError(f"pad_id {self.pad_id} is not in the vocabulary of {self.vocab_size}")
         if not self.labels:
-            raise UserError("labels is empty; a score has one label and regression=True")
+            raise UserError("labels is empty; a score has one label")
+        if len(set(self.labels)) < len(self.labels):
+            twice = next(label for label in self.labels if self.labels.count(label) > 1)
+            raise UserError(f"two classes are both named {twice!r}: give each label its own name")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise UserError(f"problem_type is {self.problem_type!r}, and must be one of "
+                            f"{', '.join(PROBLEM_TYPES)}, or absent")
+        if self.problem_type == "regression" and len(self.labels) > 1:
+            raise UserError(f"problem_type is 'regression' with {len(self.labels)} labels; only one score "
+                            "loads here")
         if self.attention_size % self.heads:
             raise UserError(f"{self._attention_field} {self.attention_size} is not a multiple of heads "
                             f"{self.heads}")
@@ -63,6 +77,11 @@ class Config:
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, and must be in [0, 1)")
+
+    @property
+    def regression(self) -> bool:
+        """Whether the one output is a score: one label, and no other problem_type stated."""
+        return len(self.labels) == 1 and self.problem_type in (None, "regression")
 
     @property
     def attention_size(self) -> int:

@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         D, own_layer = config.hidden_size, config.architecture == "distilbert"
         self.encoder = build_encoder(config, pooler=not own_layer)
         self.pre_classifier = nn.Linear(D, D) if own_layer else None
-        self.classifier = nn.Linear(D, 1 if config.regression else len(config.labels))
+        self.classifier = nn.Linear(D, len(config.labels))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, K), or scores (S, 1) for regression."""

@@ -37,9 +37,10 @@ def load_model(name: str, task: Task, options, seed: int) -> nn.Module:
         config = load_config(name)
         fits = config.regression == task.regression and (task.regression or config.labels == task.labels)
         if fits and isinstance(minibert.load(name), Classifier):
-            return minibert.load(name, "classification", **changed)
+            stated = {"problem_type": "regression"} if task.regression else {}
+            return minibert.load(name, "classification", **stated, **changed)
         return minibert.load(name, "classification", labels=task.labels or ("score",),
-                             regression=task.regression, **changed)
+                             problem_type="regression" if task.regression else None, **changed)
 
 
 def load_tuned(name: str, task: Task) -> tuple[nn.Module, list[int]]:

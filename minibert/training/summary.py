@@ -81,7 +81,7 @@ def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, 
     """Lines that show what each model puts at the mask of some sentences, if all have the positions."""
     lines, models = [], {name: model for name, model in models.items() if model is not None}
     positions = min(model.config.max_positions for model in models.values())
-    for sentence in SENTENCES:
+    for sentence in (s.replace("[MASK]", tokenizer.names[4]) for s in SENTENCES):
         if len(tokenizer.encode([sentence])[0][0]) > positions:
             continue
         lines += ["", sentence]

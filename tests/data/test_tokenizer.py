@@ -152,7 +152,7 @@ def test_tokens_added_beside_a_vocabulary_count(tmp_path, where):
         with pytest.raises(UserError, match=f"the added token '<user>' cannot have id {wrong}: it gets {n}"):
             load_tokenizer(added_to(tmp_path / name, "added_tokens.json", **{"<user>": wrong}))
     (tmp_path / "t" / where).write_text('{"added_tokens_decoder": [1], "<user>": "8", "<url>": 9}')
-    with pytest.raises(UserError, match="vocab.txt, its tokenizer_config.json or added_tokens.json is damag"):
+    with pytest.raises(UserError, match="file of this tokenizer is damaged.*tokenizer_config.json"):
         load_tokenizer(tmp_path / "t")
 
 
@@ -206,8 +206,6 @@ def test_errors_name_the_file_and_the_line(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "neither tokenizer.json nor vocab.txt" in message(tmp_path / "empty")
     assert re.search(r"vocab.txt.*\[SEP\] \[MASK\];", message(write_vocabulary(tmp_path / "a", PIECES[:4])))
-    doubled = write_vocabulary(tmp_path / "b", PIECES + ["hello"])
-    assert re.search("vocab.txt: lines 7 and 28 .*'hello'", message(doubled))
     folder = write_vocabulary(tmp_path / "c")
     (folder / "vocab.txt").write_bytes(b"[PAD]\n[UNK]\nab\xff\n")
     assert "vocab.txt, line 3: not UTF-8" in message(folder)
@@ -309,7 +307,6 @@ def test_transformers_loads_what_is_saved(tmp_path, words):
     (lambda d: d["model"]["vocab"].update({"[SEP]": 4_000_000_000}), "nearly all of which are unused"),
     (lambda d: d.update(model=[1]), "damaged"),
     (lambda d: d["model"].update(vocab=[1]), "damaged"),
-    (lambda d: d["model"].update(max_input_chars_per_word=-1), "damaged"),
     (lambda d: d.update(added_tokens=[{"id": "x", "content": 3}, {"id": 2, "content": ""}]), "damaged"),
 ])
 def test_a_damaged_description_is_one_sentence(tmp_path, change, message):

@@ -122,7 +122,7 @@ def test_tinyberts_prediction_stage_is_the_papers(kind, tiny_config):
     """At alpha 1 and T 1 the gradient of L_pred = CE(z_T / t, z_S / t) (Jiao et al. 2019, section 3.1), which
     differs from the KL by the teacher's entropy; of scores the squared error to the teacher's.
     """
-    head = {"classes": dict(labels=("a", "b", "c")), "scores": dict(regression=True), "spans": {}}[kind]
+    head = {"classes": dict(labels=("a", "b", "c")), "scores": dict(labels=("score",)), "spans": {}}[kind]
     model = classifier(tiny_config, Span if kind == "spans" else Classifier, **head)
     data = examples(np.full((8, 2), -1) if kind == "spans" else np.full(8, np.nan) if kind == "scores"
                     else np.full(8, -1))
@@ -174,7 +174,7 @@ def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(kind, tiny_confi
     if kind == "spans":
         model, labels, logits = classifier(tiny_config, Span), [[0, 1]] * n, draws.normal(size=(tokens, 2))
     elif kind == "scores":
-        model, labels = (classifier(tiny_config, labels=("score",), regression=True),
+        model, labels = (classifier(tiny_config, labels=("score",), problem_type="regression"),
                          np.float32([1, math.nan, 2, 0, 1, 5, 3, 2]))
         logits = draws.normal(size=(n, 1))
     else:

@@ -4,6 +4,7 @@ names, precisions, layouts, what is dropped, and every way a folder can be wrong
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_config_fields_survive(form, tmp_path):
 
 @pytest.mark.parametrize("form", ["hf", "minibert"])
 def test_a_regression_stays_one(form, tmp_path):
-    config = Config(**TINY, labels=("score",), regression=True)
+    config = Config(**TINY, labels=("score",), problem_type="regression")
     save(random_model(Classifier, config), tmp_path, format=form)
     model = load(tmp_path)
     assert model.config == config and model.classifier.out_features == 1
@@ -248,7 +249,7 @@ def test_new_labels_are_a_new_classifier(tmp_path):
         model = load(tmp_path, labels=("one", "two", "three"))
     assert model.classifier.out_features == 3
     with pytest.warns(UserWarning, match="classifier.bias"):
-        assert load(tmp_path, regression=True).classifier.out_features == 1
+        assert load(tmp_path, labels=("score",)).classifier.out_features == 1
 
 
 def test_heads_that_cannot_start_anew(tmp_path):
@@ -457,6 +458,10 @@ def test_the_folder_of_a_run_names_that_of_its_model(tmp_path):
     (dict(id2label=[]), "id2label"),
     (dict(id2label=None, num_labels=0), "num_labels"),
     (dict(problem_type="regression"), "regression"),
+    (dict(problem_type="binary"), "problem_type is 'binary', and must be one of regression"),
+    (dict(id2label={"0": "a", "1": "a"}), "two classes are both named 'a'"),
+    (dict(id2label={"0": "a", "1": "b"}, num_labels=3), "num_labels is 3, but id2label names 2 classes"),
+    (dict(pruned_heads={"0": [1]}), "pruned_heads"),
 ])
 def test_a_wrong_config_names_the_field(wrong, why, tmp_path):
     save(random_model(Encoder, BERT), tmp_path)
@@ -487,6 +492,136 @@ def test_an_absent_config_field_has_hugging_faces_default(tmp_path):
     assert config.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
 
 
+# --- what the config means to others ---
+
+CROSS = dict(labels=("LABEL_0",))  # one logit and no problem_type: a pipeline takes its sigmoid
+
+
+@pytest.mark.parametrize("form", ["hf", "minibert"])
+@pytest.mark.parametrize("stated", [None, "regression", "single_label_classification",
+                                    "multi_label_classification"])
+def test_problem_type_is_kept_as_found(stated, form, tmp_path):
+    labels = ("a",) if stated in (None, "regression") else ("a", "b")
+    save(random_model(Classifier, Config(**TINY, labels=labels)), tmp_path / "a")
+    change(tmp_path / "a", problem_type=stated)
+    model = load(tmp_path / "a")
+    assert model.config.problem_type == stated and model.config.regression == (len(labels) == 1)
+    save(model, tmp_path / "b", format=form)
+    assert load(tmp_path / "b").config == model.config
+    save(load(tmp_path / "b"), tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "config.json").read_text()).get("problem_type") == stated
+
+
+def test_one_label_of_many_possible_is_no_score(tmp_path):
+    config = Config(**TINY, labels=("toxic",), problem_type="multi_label_classification")
+    save(random_model(Classifier, config), tmp_path)
+    assert load(tmp_path).config == config and not config.regression
+    with pytest.raises(minibert.UserError, match="single_label_classification there only with two labels"):
+        save(random_model(Classifier, replace(config, problem_type="single_label_classification")), tmp_path)
+
+
+OTHERS = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+          "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.1.0"},
+          "finetuning_task": "mnli", "use_cache": False, "mine": [1, {"a": None}]}
+
+
+@pytest.mark.parametrize("form", ["hf", "minibert"])
+def test_settings_for_other_readers_are_carried_over(form, tmp_path):
+    save(random_model(Classifier, BERT), tmp_path / "a")
+    change(tmp_path / "a", **OTHERS, attention_probs_dropout_prob=0.1, hidden_act="gelu_python",
+           _name_or_path="x", transformers_version="4.1", auto_map={"AutoModel": "mine.Model"}, num_labels=2)
+    save(load(tmp_path / "a"), tmp_path / "b", format=form)
+    save(load(tmp_path / "b"), tmp_path / "c")
+    raw = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert OTHERS.items() <= raw.items() and raw["attention_probs_dropout_prob"] == 0.1
+    assert raw["hidden_act"] == "gelu_python"
+    assert not {"_name_or_path", "transformers_version", "auto_map", "num_labels"} & raw.keys()
+    with pytest.warns(UserWarning, match="start anew"):
+        save(load(tmp_path / "a", labels=("x", "y", "z"), attention_dropout=0.2), tmp_path / "d")
+    raw = json.loads((tmp_path / "d" / "config.json").read_text())  # they were about another classifier
+    assert not OTHERS.keys() & raw.keys() and raw["attention_probs_dropout_prob"] == 0.2
+    save(load(tmp_path / "a", attention_dropout=0.2), tmp_path / "e")
+    raw = json.loads((tmp_path / "e" / "config.json").read_text())
+    assert OTHERS.items() <= raw.items() and raw["attention_probs_dropout_prob"] == 0.2
+    save(load(tmp_path / "a", "encoder"), tmp_path / "e")
+    assert not OTHERS.keys() & json.loads((tmp_path / "e" / "config.json").read_text()).keys()
+
+
+def test_labels_as_found(tmp_path):
+    save(random_model(Classifier, Config(**TINY, labels=("0", "1"))), tmp_path / "a")
+    change(tmp_path / "a", id2label={"1": 1, "0": 0}, label2id={"0": "0", "1": "1"})
+    save(load(tmp_path / "a"), tmp_path / "b")
+    raw = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert load(tmp_path / "b").config.labels == ("0", "1")
+    assert raw["id2label"] == {"1": 1, "0": 0} and raw["label2id"] == {"0": "0", "1": "1"}
+    change(tmp_path / "a", id2label={"0": "no", "1": "yes"}, label2id={"yes": 0, "no": 1})
+    with pytest.warns(UserWarning, match="label2id numbers the classes otherwise"):
+        assert load(tmp_path / "a").config.labels == ("no", "yes")
+    change(tmp_path / "a", label2id={"LABEL_0": 0, "LABEL_1": 1})  # says nothing else
+    assert load_config(tmp_path / "a").labels == ("no", "yes")
+
+
+@pytest.mark.parametrize("act, ours", [("gelu_python", "gelu"), ("gelu_fast", "gelu_tanh"),
+                                       ("gelu_accurate", "gelu_tanh"), ("gelu_new", "gelu_tanh")])
+def test_names_of_activations(act, ours, tmp_path):
+    save(random_model(Encoder, BERT), tmp_path)
+    change(tmp_path, hidden_act=act)
+    assert load_config(tmp_path).activation == ours
+
+
+def test_a_distilbert_config_with_berts_names(tmp_path):
+    model = random_model(MaskedLM, DISTILBERT)
+    save(model, tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    names = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"}
+    change(tmp_path, **{new: raw[old] for old, new in names.items()}, **dict.fromkeys(names))
+    assert same(load(tmp_path), model)
+    change(tmp_path, model_type=None)
+    assert same(load(tmp_path), model)
+    save(load(tmp_path), tmp_path)
+    assert not set(names.values()) & json.loads((tmp_path / "config.json").read_text()).keys()
+
+
+def test_a_class_of_another_framework(tmp_path):
+    save(random_model(Classifier, BERT), tmp_path)
+    change(tmp_path, architectures=["TFBertForSequenceClassification"])
+    assert isinstance(load(tmp_path), Classifier)
+
+
+# --- heads that the file has and the model does not use ---
+
+@pytest.mark.parametrize("form", ["hf", "minibert"])
+@pytest.mark.parametrize("lacks", [(), ("cls.seq_relationship.",)])
+def test_a_pooler_is_kept_beside_a_language_model(lacks, form, tmp_path):
+    """As bert-base-uncased has it, and as transformers 3 saved language models."""
+    model = random_model(PreTraining, BERT)
+    save(model, tmp_path / "a")
+    change(tmp_path / "a", architectures=["BertForMaskedLM"])
+    retensor(tmp_path / "a", lambda tensors: {n: t for n, t in tensors.items()
+                                              if not n.startswith(lacks or "-")})
+    save(load(tmp_path / "a"), tmp_path / "b", format=form)
+    assert type(load(tmp_path / "b")) is MaskedLM
+    assert same(load(tmp_path / "b", "encoder"), model.encoder)
+    if not lacks:
+        assert same(load(tmp_path / "b", "pretraining"), model)
+    if form == "hf":
+        assert (load_file(tmp_path / "a" / "model.safetensors").keys()
+                == load_file(tmp_path / "b" / "model.safetensors").keys())
+
+
+@pytest.mark.parametrize("form", ["hf", "minibert"])
+def test_a_language_model_is_kept_beside_an_encoder(form, tmp_path):
+    model = random_model(MaskedLM, BERT)
+    save(model, tmp_path / "a")
+    change(tmp_path / "a", architectures=["BertModel"])
+    assert isinstance(load(tmp_path / "a"), Encoder)
+    save(load(tmp_path / "a"), tmp_path / "b", format=form)
+    assert same(load(tmp_path / "b"), model.encoder) and same(load(tmp_path / "b", "mlm"), model)
+    change(tmp_path / "a", architectures=["BertForMaskedLM"])
+    save(load(tmp_path / "a", "encoder"), tmp_path / "c", format=form)  # a part of it was asked for
+    assert "no mlm head" in fails(tmp_path / "c", "mlm")
+
+
 # --- transformers reads what is written here ---
 
 AUTO = {"encoder": "AutoModel", "mlm": "AutoModelForMaskedLM", "pretraining": "AutoModelForPreTraining",
@@ -508,8 +643,11 @@ def test_transformers_loads_it_cleanly(config, kind, tmp_path, tokenizer):
 
     texts = ["abc de", "f", "hi jkl mno"]
     ids, segments = tokenizer.encode(texts)
-    encoded = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)
-    assert encoded["input_ids"] == ids
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert words(texts)["input_ids"] == ids
+    encoded = words("abc de", return_tensors="pt")
+    assert ("token_type_ids" in encoded) == (config is not DISTILBERT)  # with which transformers 4 would fail
+    theirs.eval()(**encoded)
     ours = our_outputs(model, head, ids, segments)
     padded = config is not MOBILEBERT
     assert max(difference(ours, hf_outputs(theirs.eval(), head, ids, segments, padded)).values()) < 1e-5
@@ -520,7 +658,7 @@ def test_transformers_keeps_labels_and_regression(tmp_path):
     save(random_model(Classifier, Config(**TINY, labels=("no", "yes", "maybe"))), tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.id2label == {0: "no", 1: "yes", 2: "maybe"} and config.num_labels == 3
-    save(random_model(Classifier, Config(**TINY, labels=("score",), regression=True)), tmp_path)
+    save(random_model(Classifier, Config(**TINY, labels=("score",), problem_type="regression")), tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.problem_type == "regression" and config.num_labels == 1
 
@@ -551,3 +689,44 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_model(tmp_path, monkeypa
     with pytest.raises(minibert.UserError, match="disk is full"):
         save(random_model(Span, BERT, seed=2), tmp_path)
     assert same(load(tmp_path), old) and not list(tmp_path.glob(".saving*"))
+
+
+@pytest.mark.parametrize("config", [BERT, DISTILBERT, MOBILEBERT])
+@pytest.mark.parametrize("change_to, of_logits", [
+    (dict(labels=("LABEL_0",)), torch.sigmoid),
+    (dict(labels=("score",), problem_type="regression"), lambda x: x),
+    (dict(labels=("a", "b", "c")), lambda x: x.softmax(-1)),
+    (dict(labels=("a", "b", "c"), problem_type="multi_label_classification"), torch.sigmoid),
+])
+def test_a_pipeline_reads_the_outputs_as_they_are_meant(config, change_to, of_logits, tmp_path, tokenizer):
+    transformers = pytest.importorskip("transformers")
+    model = random_model(Classifier, replace(config, **change_to))
+    save(model, tmp_path / "a", tokenizer)
+    save(load(tmp_path / "a"), tmp_path / "b", load_tokenizer(tmp_path / "a"))
+    text = "abc de"
+    said = transformers.pipeline("text-classification", str(tmp_path / "b"), device="cpu", top_k=None)(text)
+    if isinstance(said[0], list):  # of transformers 4
+        said = said[0]
+    scores = of_logits(torch.from_numpy(minibert.predict(model, tokenizer, [text])[0]))
+    expected = dict(zip(model.config.labels, scores.tolist()))
+    assert {x["label"]: x["score"] for x in said} == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["linear.Identity", "activation.Tanh", None])
+def test_a_cross_encoder_stays_what_it_is(activation, tmp_path, tokenizer):
+    """Its scores in sentence-transformers, with the function that its config.json names or the sigmoid."""
+    CrossEncoder = pytest.importorskip("sentence_transformers").CrossEncoder
+    model = random_model(Classifier, Config(**TINY, **CROSS))
+    save(model, tmp_path / "a", tokenizer)
+    path = f"torch.nn.modules.{activation}"
+    if activation == "linear.Identity":
+        change(tmp_path / "a", sbert_ce_default_activation_function=path)
+    elif activation:
+        change(tmp_path / "a", sentence_transformers={"activation_fn": path})
+    save(load(tmp_path / "a"), tmp_path / "b", load_tokenizer(tmp_path / "a"))
+    function = {"linear.Identity": torch.clone, "activation.Tanh": torch.tanh, None: torch.sigmoid}[activation]
+    pairs = [("abc", "de"), ("f", "abc de")]
+    expected = function(torch.from_numpy(minibert.predict(model, tokenizer, *zip(*pairs))))[:, 0]
+    for folder in ("a", "b"):
+        found = CrossEncoder(str(tmp_path / folder), device="cpu").predict(pairs)
+        assert found == pytest.approx(expected.numpy(), abs=1e-5)

@@ -184,7 +184,7 @@ def test_distilbert_classifier_has_its_own_relu_layer(tiny_config, random_batch)
 
 
 def test_regression_has_one_score(tiny_config, random_batch):
-    model = randomized(Classifier(replace(tiny_config, regression=True)))
+    model = randomized(Classifier(replace(tiny_config, labels=("score",))))
     assert model(random_batch([4, 6, 2])).shape == (3, 1)
 
 

@@ -1,0 +1,277 @@
+"""What the files of a tokenizer folder say, in every form that circulates (docs/formats.md), as values.
+
+The rules are those of `transformers` 5: which class reads the folder, and which file then decides what.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken
+
+from minibert.common.disk import check_is_the_file, read_json, read_text
+from minibert.common.errors import UserError
+from minibert.common.hub_download import what_else
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# the options of BERT's normaliser; strip_accents None means: as lowercase
+DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
+# what the same options are called in tokenizer_config.json
+CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
+                    handle_chinese_chars="tokenize_chinese_chars")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+# Classes of transformers, each of which may end in Fast: those that do what BertTokenizer does; those that do
+# so for a vocab.txt, but do what a tokenizer.json says; and those that need one.
+BERT_CLASSES = {f"{name}Tokenizer" for name in (
+    "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
+FILE_CLASSES = {f"{name}Tokenizer" for name in (
+    "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
+GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
+# Models whose tokenizer is BERT's where no class is stated; old files of BERT name no model.
+MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm", "lxmert",
+               "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert", "visual_bert",
+               "vilt")
+FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token" and so on
+# The order in which transformers adds these to a vocabulary that lacks them.
+NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+# Measured on the vocabularies of the hub, pieces with capitals are at most 0.12 % of an uncased one and at
+# least 1.18 % of a cased one; this is between the two.
+CASED_SHARE = 0.004
+# What the `tokenizers` library takes off the end of a line; Python's rstrip takes off more.
+WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+               "\u2028\u2029\u202f\u205f\u3000")
+# Of tokenizer_config.json: what is written anew for every model, or means nothing in another folder.
+NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names", "auto_map",
+            "init_inputs", "name_or_path", "backend", "is_local", "local_files_only", "tokenizer_file",
+            "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a folder says, and the file that holds its vocabulary: pieces to ids, normaliser options, names of the five special tokens in the order of
+    `SPECIAL_TOKENS`, added tokens to the id they have in the files (None: the next that is free), longest
+    word in characters, what else tokenizer_config.json states, and the tokenizer.json that decides alone
+    where the class is a generic one, else None.
+    """
+    source: Path
+    vocabulary: dict[str, int]
+    options: dict
+    names: list[str]
+    added: list[tuple[AddedToken, int | None]]
+    max_word: int
+    states: dict
+    generic: dict | None
+
+
+def read_tokenizer_files(folder: Path) -> TokenizerFiles:
+    """Reads the tokenizer of a folder.
+
+    A vocabulary is in tokenizer.json, else in vocab.txt. Options are those of tokenizer_config.json, also
+    where tokenizer.json has others; for a generic class those of tokenizer.json. Where nothing states the
+    casing of a vocab.txt, it is guessed, with a warning. `UserError` names what is missing, damaged or not
+    BERT's.
+    """
+    source = next((folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).exists()), None)
+    if source is None:
+        raise UserError(f"{folder} holds no tokenizer: there is neither tokenizer.json nor vocab.txt"
+                        f"{what_else(folder)}")
+    try:
+        config, model = (_json(folder / name) for name in ("tokenizer_config.json", "config.json"))
+        description = read_json(source) if source.name == "tokenizer.json" else None
+        generic = _is_generic(config, model, description is not None)
+        inside = (description or {}).get("added_tokens") or []
+        names, added, extra = _special_and_added(folder, config, inside, generic)
+        options = DEFAULTS | {option: config[name] for option, name in CONFIG_NAMES.items()
+                              if config.get(name) is not None}
+        max_word = 100
+        if description is None:
+            vocabulary = read_vocabulary(source)
+            if config.get("do_lower_case") is None:
+                options["lowercase"] = not is_cased(vocabulary, source)
+        else:
+            model, normalizer = _bert_parts(description, generic)
+            vocabulary = model["vocab"]
+            if generic:
+                options = {option: normalizer[option] for option in DEFAULTS if option in normalizer}
+                max_word = model.get("max_input_chars_per_word", 100)
+            else:
+                _say_differences(source, options, normalizer)
+        # A name that nothing states and no file has would get the id after the last, of which no model knows.
+        added = [(token, i) for token, i in added
+                 if i is not None or token.content in vocabulary or token.content not in names]
+        # transformers counts blank lines at the end as one piece, so that what is added comes after it
+        if all(token.content in vocabulary for token, _ in added):
+            vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
+        states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
+        if config.get("model_max_length", config.get("max_len")) is not None:
+            states["model_max_length"] = config.get("model_max_length", config.get("max_len"))
+        return TokenizerFiles(source, vocabulary, options, names, added, max_word, states,
+                              description if generic else None)
+    except UserError as error:
+        raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
+
+
+def _json(path: Path) -> dict:
+    return read_json(path) if path.exists() else {}
+
+
+def _is_generic(config: dict, model: dict, described: bool) -> bool:
+    """Whether the class that the folder states does what tokenizer.json says, if that is `described`; False for
+    one of BERT's or none, `UserError` for any other.
+    """
+    kind = model.get("model_type")
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if name is None:
+        name = "BertTokenizer" if kind in MODEL_TYPES else f"that of a {kind}"
+    if config.get("word_tokenizer_type") not in (None, "basic"):
+        name = f"{name} with {config['word_tokenizer_type']}"
+    short = str(name).removesuffix("Fast")
+    if short not in BERT_CLASSES | FILE_CLASSES | GENERIC_CLASSES:
+        raise UserError(f"its tokenizer is {name}, and only BERT's WordPiece is read here; encode the texts with "
+                        "transformers, and give the model the ids")
+    if short in GENERIC_CLASSES and not described:
+        raise UserError(f"a {name} is read from tokenizer.json, which is missing; fetch it, too")
+    if config.get("split_special_tokens"):
+        raise UserError("tokenizer_config.json states split_special_tokens, which is not done here; take it out to "
+                        "have special tokens in the text read as such")
+    return described and short not in BERT_CLASSES
+
+
+def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
+    """The model and the normaliser of a tokenizer.json; `UserError` where they are not BERT's.
+
+    BERT's classes take only the vocabulary from there, so another normaliser comes back as None.
+    """
+    model, normalizer, splitter = (description.get(name) or {}
+                                   for name in ("model", "normalizer", "pre_tokenizer"))
+    kind = model.get("type")
+    if kind is None and "continuing_subword_prefix" in model and "merges" not in model:
+        kind = "WordPiece"  # files of 2019 do not name it
+    if normalizer.get("type") == "Sequence" and len(normalizer["normalizers"]) == 1:
+        normalizer = normalizer["normalizers"][0]
+    kinds = [kind, normalizer.get("type"), splitter.get("type")]
+    known = kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
+    if kind != "WordPiece" or generic and not known:
+        raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}; encode "
+                        "the texts with transformers, and give the model the ids")
+    if model.get("continuing_subword_prefix", "##") != "##":
+        raise UserError(f"continuing_subword_prefix is {model['continuing_subword_prefix']!r}, and BERT's is '##'")
+    if len(set(model["vocab"].values())) != len(model["vocab"]):
+        raise UserError("two pieces of the vocabulary have the same id")
+    return model, normalizer if known else None
+
+
+def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
+    """Warns where tokenizer.json states another normaliser than what BERT's classes make of the folder."""
+    ours, theirs = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
+                    for d in (options, options | (normalizer or {})))
+    differ = [f"{name} is {theirs[name]}" for name in CONFIG_NAMES if theirs[name] != ours[name]]
+    if normalizer is None:
+        differ = ["its normaliser or pre-tokeniser is not BERT's"]
+    if differ:
+        taken = ", ".join(f"{CONFIG_NAMES[name]} {value}" for name, value in ours.items())
+        warnings.warn(f"{source}: {', '.join(differ)}, but as in transformers a BERT tokenizer's options are those "
+                      f"of tokenizer_config.json or the defaults: {taken}. State others there if these are wrong",
+                      stacklevel=4)
+
+
+def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
+                       ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
+    """The names of the five special tokens, all added tokens with their ids, and the additional special
+    tokens as tokenizer_config.json has them.
+
+    `inside`: the "added_tokens" of tokenizer.json. They give way to the "added_tokens_decoder" of
+    tokenizer_config.json, without which special_tokens_map.json and added_tokens.json are read, too.
+    """
+    stated, beside, old = config, {}, {}
+    entries = {entry["id"]: entry for entry in inside}
+    if "added_tokens_decoder" in config:
+        decoder = {int(i): entry for i, entry in config["added_tokens_decoder"].items()}
+        entries = entries | decoder if generic else decoder
+    else:
+        beside = _json(folder / "special_tokens_map.json")
+        if "additional_special_tokens" in config or config.get("extra_special_tokens"):
+            beside = {key: value for key, value in beside.items() if key != "additional_special_tokens"}
+        stated = config | beside
+        old = _json(folder / "added_tokens.json")
+    extra = stated.get("extra_special_tokens") or stated.get("additional_special_tokens") or []
+    named = {key: stated.get(key) for key in NAMED}
+    named |= {key: value for key, value in stated.items()
+              if key.endswith("_token") and isinstance(value, (str, dict)) and key not in NAMED}
+    kept = {}
+    if isinstance(extra, dict):
+        named, kept = named | extra, {"extra_special_tokens": extra}
+    elif extra:
+        kept = {"additional_special_tokens": [_content(token) for token in extra]}
+    # Those that are special by name are not looked for in lower-cased text, as transformers has it; there,
+    # additional ones of special_tokens_map.json are none, nor BERT's own names where they are not stated.
+    apart = [stated[key] for key in NAMED if stated.get(key)]
+    apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
+    apart = {_content(token) for token in apart}
+    if not generic:  # BERT's class has names for them, where none are stated
+        named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
+    special = {_content(value): value for value in [*named.values(), *(() if isinstance(extra, dict) else extra)]
+               if value}
+    added = {i: {"content": content, "special": content in apart, "normalized": content not in apart}
+             for content, i in old.items()} | entries
+    tokens = _in_order(added, special)
+    names = [_content(named[role] or name) for role, name in zip(FIVE, SPECIAL_TOKENS)]
+    if absent := [name for name in names if name not in tokens]:
+        raise UserError(f"{' '.join(absent)} is not among the special and added tokens that the files of this "
+                        "PreTrainedTokenizerFast state; state all five in tokenizer_config.json")
+    return names, list(tokens.values()), kept
+
+
+def _in_order(added: dict[int, dict], special: dict[str, str | dict]) -> dict[str, tuple[AddedToken, int | None]]:
+    """Content to token and id, in the order in which transformers adds them, which decides new ids: those with
+    an id by it, then the special ones that are not among them.
+    """
+    tokens = {}
+    for i, entry in sorted(added.items()):
+        flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+        tokens[entry["content"]] = AddedToken(entry["content"], **flags), i
+    for content, value in special.items():
+        flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
+        token, i = tokens.get(content) or (AddedToken(content, **{"normalized": False} | flags), None)
+        token.special = True  # so that decoding leaves it out
+        tokens[content] = token, i
+    return tokens
+
+
+def _content(token: str | dict) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
+    """Whether a vocabulary that nothing is stated about is a cased one, with a warning that says so.
+
+    Decided by the share of pieces that hold a capital letter, those like [UNK] and <URL> left out: single
+    ones with capitals are in many an uncased vocabulary.
+    """
+    words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
+    capitals = sum(any(c.isupper() for c in piece) for piece in words)
+    cased = capitals > CASED_SHARE * len(words)
+    warnings.warn(f"{source}: nothing states its casing; {capitals} of {len(words)} pieces have capitals, so text "
+                  f"is {'not ' * cased}lower-cased. \"do_lower_case\": true or false in tokenizer_config.json "
+                  "states it", stacklevel=4)
+    return cased
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Pieces of a vocab.txt to ids: the id is the line number from 0.
+
+    As in `transformers`, white space at the end of a line counts for nothing, blank lines at the end are one
+    piece "", and of two lines that are the same the last counts, about which there is a warning.
+    """
+    vocabulary, doubled, text = {}, [], read_text(path)
+    check_is_the_file(path, text[:100].encode())
+    for i, line in enumerate(text.removesuffix("\n").split("\n")):
+        piece = line.rstrip(WHITE_SPACE)
+        if piece in vocabulary and piece:
+            doubled.append(f"lines {vocabulary[piece] + 1} and {i + 1} are both {piece!r}")
+        vocabulary[piece] = i
+    if doubled:
+        warnings.warn(f"{path}: {doubled[0]}{f', and {len(doubled) - 1} more' * (len(doubled) > 1)}; as in "
+                      "transformers the last of them counts", stacklevel=5)
+    return vocabulary

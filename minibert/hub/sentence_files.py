@@ -1,0 +1,170 @@
+"""The files of sentence-transformers beside a model: how `embed` pools, and what `save` writes again.
+
+    modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
+    1_Pooling/config.json               one folder a module, with its settings and weights
+    sentence_bert_config.json           the longest input, lower-casing
+    config_sentence_transformers.json   prompts, the length that vectors are cut to
+"""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from minibert.common.disk import read_json, read_text
+from minibert.common.errors import UserError
+from minibert.hub.weight_files import read_bin
+from minibert.model.sentences import POOLING, Normalize, SentencePooling
+
+# Older files have a switch for each kind of pooling. The order is that of the concatenation.
+SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
+            "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+            "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
+SHARED = "config_sentence_transformers.json"
+OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
+IGNORED = {  # settings of sentence_bert_config.json that change no vector
+    "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
+    "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
+
+
+def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
+                        ) -> tuple[SentencePooling | None, dict[str, bytes]]:
+    """How the model in `folder` makes a vector of a text, None where nothing says so; and the files that
+    belong to it, by their paths.
+
+    modules.json lies in `folder`, or one above it as in the old layout with 0_Transformer/. What is not
+    understood makes a `SentencePooling` that is `refused`, so that the model still loads for other uses.
+    """
+    root, inside = folder, ""
+    above = folder.resolve().parent
+    if not (root / "modules.json").is_file() and (above / "modules.json").is_file():
+        root, inside = above, folder.resolve().name
+    files = {}
+    for place in {root, folder}:
+        for name in (SHARED, *OWN):
+            if (place / name).is_file():
+                files[name] = (place / name).read_bytes()
+    if not (root / "modules.json").is_file():  # a cross-encoder may have the others
+        return None, files
+    try:
+        modules = _modules(root)
+        if inside not in [module["path"] for module in modules]:
+            return None, {}
+        for module in modules:
+            if module["path"] not in ("", inside):
+                files |= _module_files(root, module["path"], legacy_bin)
+        described = [module | {"path": "" if module["path"] == inside else module["path"]}
+                     for module in modules]
+        files["modules.json"] = (json.dumps(described, indent=2) + "\n").encode()
+        return _pooling(root, folder, described, files, hidden_size), files
+    except UserError as error:
+        return SentencePooling(refused=str(error)), files
+    except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
+        return SentencePooling(refused=f"{root / 'modules.json'} or a file that it names is damaged "
+                                       f"({error!r})"), files
+
+
+def _modules(root: Path) -> list[dict]:
+    """The content of modules.json."""
+    file = root / "modules.json"
+    modules = json.loads(read_text(file))
+    if not isinstance(modules, list):
+        raise UserError(f"{file} is not a list of modules")
+    for module in modules:
+        if Path(module["path"]).name != module["path"] or module["path"] == "..":  # it could lead anywhere
+            raise UserError(f"{file}: {module['path']!r} is not the name of a folder beside it")
+    return modules
+
+
+def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
+    """The settings and weights in a module's folder; a pickle becomes a safetensors file."""
+    found = {}
+    for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
+        found[f"{name}/{path.name}"] = path.read_bytes()
+    pickled = root / name / "pytorch_model.bin"
+    if f"{name}/model.safetensors" not in found and pickled.is_file():
+        if not legacy_bin:
+            raise UserError(f"{pickled.parent} holds only pickled weights (.bin), which are not loaded; "
+                            "convert the model once: python weights/convert.py FOLDER TARGET")
+        found[f"{name}/model.safetensors"] = safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in read_bin(pickled).items()}, {"format": "pt"})
+    return found
+
+
+def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, bytes], hidden_size: int
+             ) -> SentencePooling:
+    """`UserError` where a module or a setting is not followed here."""
+    def settings(name: str) -> dict:
+        return json.loads(files.get(name, b"{}"))
+
+    kinds = [module["type"].rpartition(".")[2] if module["type"].startswith("sentence_transformers.")
+             else module["type"] for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"]:
+        raise UserError(f"{root / 'modules.json'} does not begin with a Transformer and a Pooling but with "
+                        f"{' and '.join(kinds[:2])}, of which embed makes no vectors")
+    modes = _modes(root / modules[1]["path"], settings(f"{modules[1]['path']}/config.json"))
+    layers, width = [], hidden_size * len(modes)
+    for module, kind in zip(modules[2:], kinds[2:]):
+        place, own = root / module["path"], settings(f"{module['path']}/config.json")
+        if any(own.get(name) not in (None, "sentence_embedding")
+               for name in ("module_input_name", "module_output_name")):
+            raise UserError(f"{place} works on {own.get('module_input_name')}, and embed only on "
+                            "sentence_embedding")
+        if kind == "Normalize":
+            layers.append(Normalize())
+        elif kind == "Dense":
+            layers += _dense(place, own, files.get(f"{module['path']}/model.safetensors", b""))
+            if layers[-2].in_features != width:
+                raise UserError(f"{place} reads {layers[-2].in_features} numbers, where {width} come")
+            width = layers[-2].out_features
+        elif kind != "Dropout":
+            raise UserError(f"{root / 'modules.json'} names a module {kind}, which embed does not know")
+    name = next((name for name in OWN if name in files), "")
+    own, shared = settings(name), settings(SHARED)
+    odd = [key for key, value in own.items() if key not in IGNORED and value]
+    if own.get("module_output_name") not in (None, "token_embeddings"):
+        odd.append("module_output_name")
+    if odd:
+        raise UserError(f"{name} of {root} sets {', '.join(odd)}, which embed does not know")
+    prompt = (shared.get("prompts") or {}).get(shared.get("default_prompt_name") or "", "") or ""
+    if prompt and settings(f"{modules[1]['path']}/config.json").get("include_prompt") is False:
+        raise UserError(f"{root / modules[1]['path']} leaves the prompt's tokens out (include_prompt), which "
+                        "embed does not do")
+    length = own.get("max_seq_length")
+    if length is None and (folder / "tokenizer_config.json").is_file():
+        length = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    return SentencePooling(modes, nn.Sequential(*layers).eval(), None if length is None else int(length),
+                           own.get("do_lower_case") is True, prompt, shared.get("truncate_dim"))
+
+
+def _modes(place: Path, settings: dict) -> tuple[str, ...]:
+    """The kinds of pooling that a Pooling module states, in either spelling."""
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
+        modes = [SWITCHES[name] for name in SWITCHES if name in on] + sorted(set(on) - set(SWITCHES))
+    modes = (modes,) if isinstance(modes, str) else tuple(modes) or ("mean",)
+    unknown = [mode for mode in modes if mode not in POOLING]
+    if unknown:
+        raise UserError(f"{place} pools by {', '.join(unknown)}; embed knows {', '.join(POOLING)}")
+    return modes
+
+
+def _dense(place: Path, settings: dict, weights: bytes) -> list[nn.Module]:
+    """A linear layer and its activation."""
+    if settings.get("use_residual"):
+        raise UserError(f"{place} has a residual connection (use_residual), which embed does not know")
+    path = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    kind = getattr(nn, path.rpartition(".")[2], None) if path.startswith("torch.nn.") else None
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise UserError(f"{place} has the activation {path}, which is none of torch.nn")
+    linear = nn.Linear(settings["in_features"], settings["out_features"], settings.get("bias", True))
+    tensors = safetensors.torch.load(weights)
+    wanted = {f"linear.{name}": value.shape for name, value in linear.state_dict().items()}
+    if {name: value.shape for name, value in tensors.items()} != wanted:
+        raise UserError(f"the weights in {place} are not those of its config.json: "
+                        f"{', '.join(sorted(wanted))}")
+    linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in tensors.items()})
+    return [linear, kind()]

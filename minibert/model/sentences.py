@@ -1,0 +1,78 @@
+"""One vector for a text, from the vectors of its tokens: what sentence encoders add to BERT.
+
+Reimers and Gurevych 2019, "Sentence-BERT"; the names are those of sentence-transformers.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minibert.model.batch import Batch
+
+
+class Normalize(nn.Module):
+    """(S, D) -> the same vectors with length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, D) -> (S, D)."""
+        return F.normalize(x, dim=-1)
+
+
+@dataclass(frozen=True)
+class SentencePooling:
+    """How one vector is made of a text. The default is the mean of its tokens, with length 1."""
+
+    modes: tuple[str, ...] = ("mean",)  # of POOLING, concatenated
+    layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))  # what comes after
+    max_length: int | None = None  # tokens of a text that are read; None: as many as the model has positions
+    lowercase: bool = False  # before the tokenizer, which may be cased
+    prompt: str = ""  # what is put before each text
+    width: int | None = None  # how many of the vector's numbers are kept; None: all
+    refused: str | None = None  # why no vector can be made, for the error
+
+    def __call__(self, last: Tensor, batch: Batch) -> Tensor:
+        """Last hidden states (N, D) -> vectors of the sequences (S, D'), fp32."""
+        pooled = torch.cat([POOLING[mode](last.float(), batch) for mode in self.modes], -1)
+        return self.layers.to(last.device)(pooled)[:, :self.width]
+
+
+def first(last: Tensor, batch: Batch) -> Tensor:
+    """(N, D) -> (S, D), the state of [CLS]."""
+    return last[batch.first_tokens]
+
+
+def final(last: Tensor, batch: Batch) -> Tensor:
+    """(N, D) -> (S, D), the state of the last token."""
+    return last[batch.offsets[1:].long() - 1]
+
+
+def maximum(last: Tensor, batch: Batch) -> Tensor:
+    """(N, D) -> (S, D), of each unit the largest of its values."""
+    return torch.segment_reduce(last, "max", lengths=batch.lengths.to(last.device))
+
+
+def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
+    """(N, D), (N,) -> (S, D)."""
+    lengths = batch.lengths.to(last.device)
+    sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(lengths)  # (N,)
+    return last.new_zeros(len(lengths), last.shape[1]).index_add_(0, sequence, last * weights[:, None])
+
+
+def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
+    """(N, D) -> (S, D): the sum over the tokens divided by their number, or by a power of it."""
+    lengths = batch.lengths.to(last.device)[:, None]  # (S, 1)
+    return weighted_sum(last, batch, torch.ones_like(last[:, 0])) / lengths ** power
+
+
+def weighted_mean(last: Tensor, batch: Batch) -> Tensor:
+    """(N, D) -> (S, D): the first token counts once, the second twice, and so on."""
+    weights = (batch.positions + 1).float()  # (N,)
+    total = weighted_sum(weights[:, None], batch, torch.ones_like(weights))  # (S, 1)
+    return weighted_sum(last, batch, weights) / total
+
+
+POOLING = {"cls": first, "max": maximum, "mean": mean,
+           "mean_sqrt_len_tokens": lambda last, batch: mean(last, batch, 0.5),
+           "weightedmean": weighted_mean, "lasttoken": final}

@@ -1,0 +1,212 @@
+"""Weights as they lie about: names with prefixes, damaged values, and files that are something else
+(docs/formats.md).
+
+    python -m pytest tests/hub/test_weight_files.py
+"""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minibert.common.errors import UserError
+from minibert.data.tokenizer import load_tokenizer
+from minibert.hub.load_save import load, save
+from minibert.hub.weight_files import read_bin
+from minibert.model.config import Config, MobileConfig
+from minibert.model.heads import Classifier, MaskedLM, build_encoder
+
+TINY = dict(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20)
+BERT = Config(**TINY)
+DISTILBERT = Config(architecture="distilbert", segments=0, **TINY)
+MOBILEBERT = MobileConfig(**TINY, embedding_size=6, bottleneck_size=8, feed_forwards=3)
+
+
+def saved(folder, kind=MaskedLM, config=BERT):
+    """A random model, saved."""
+    torch.manual_seed(0)
+    model = kind(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    save(model, folder)
+    return model
+
+
+def retensor(folder, function):
+    tensors = function(load_file(folder / "model.safetensors"))
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+def refused(folder, *args, **options):
+    with pytest.raises(UserError) as caught:
+        load(folder, *args, **options)
+    return str(caught.value)
+
+
+def same(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- names ---
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model.",
+                                    "student.net.", "0.auto_model.", "bert."])
+@pytest.mark.parametrize("kind", [build_encoder, MaskedLM, Classifier])
+@pytest.mark.parametrize("config", [BERT, DISTILBERT, MOBILEBERT], ids=["bert", "distilbert", "mobilebert"])
+def test_a_prefix_that_all_names_share_is_taken_off(config, kind, prefix, tmp_path):
+    model = saved(tmp_path, kind, config)
+    retensor(tmp_path, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+    assert same(load(tmp_path), model)
+
+
+def test_a_part_that_was_compiled_loads(tmp_path):
+    model = saved(tmp_path)
+    retensor(tmp_path, lambda tensors: {
+        name.replace("bert.", "bert._orig_mod."): tensor for name, tensor in tensors.items()})
+    assert same(load(tmp_path), model)
+
+
+def test_a_prefix_that_only_most_names_share_is_none(tmp_path):
+    """The names that do not fit come first, a few, and how many more."""
+    saved(tmp_path, Classifier)
+    retensor(tmp_path, lambda tensors: {f"net.{name}": t for name, t in tensors.items()} | {"loss.weight": torch.ones(2)})
+    said = refused(tmp_path)
+    assert "unexpected: loss.weight, net.bert.embeddings.LayerNorm.bias, " in said and len(said) < 1200
+    assert said.index("unexpected: ") < said.index("and 37 more; missing: bert.") < said.index("and 36 more")
+    saved(tmp_path)
+    retensor(tmp_path, lambda tensors: {f"{name}_q": tensor for name, tensor in tensors.items()})
+    assert "has no mlm head: unexpected: bert.embeddings.LayerNorm.bias_q, " in refused(tmp_path)
+
+
+# --- values ---
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_named(value, tmp_path):
+    saved(tmp_path)
+
+    def damage(tensors):
+        tensors["bert.encoder.layer.1.output.dense.weight"][3, 3] = value
+        tensors["cls.predictions.bias"][0] = value
+        return tensors
+    retensor(tmp_path, damage)
+    assert ("bert.encoder.layer.1.output.dense.weight, cls.predictions.bias holds values that are not finite"
+            in refused(tmp_path))
+    assert "layer.1.output.dense.weight holds" in refused(tmp_path, "encoder")  # which has no use for the other
+
+
+def test_large_finite_values_load(tmp_path):
+    model = saved(tmp_path)
+    with torch.no_grad():
+        model.encoder.word.weight.fill_(3e38)  # whose sum is infinite
+    save(model, tmp_path)
+    assert same(load(tmp_path), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("wrap", [torch.nn.Parameter, torch.Tensor.clone])
+def test_a_bin_of_other_precisions_or_of_parameters(dtype, wrap, tmp_path):
+    model = saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({name: wrap(tensor.to(dtype)) for name, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
+    loaded = load(tmp_path, legacy_bin=True)
+    assert same(loaded, model.to(dtype).float()) and all(p.is_leaf and p.grad_fn is None for p in loaded.parameters())
+
+
+# --- files that are something else ---
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+PAGE = b"\n<!DOCTYPE html>\n<html>"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_pointer_or_a_page_in_place_of_a_file(name, tmp_path):
+    saved(tmp_path)
+    if name == "pytorch_model.bin":
+        (tmp_path / "model.safetensors").unlink()
+    for content, why in ((POINTER, "git lfs pull"), (PAGE, "is a saved web page")):
+        (tmp_path / name).write_bytes(content)
+        said = refused(tmp_path, legacy_bin=True)
+        assert said.startswith(str(tmp_path / name)) and why in said
+
+
+class Whole(torch.nn.Linear):
+    """A module of this file, pickled whole."""
+
+
+@pytest.mark.parametrize("content, why", [
+    (Whole(2, 2), r"it would run \S+\.Whole, and code in a file is not run here; .*model\.state_dict\(\)"),
+    ({"a": pickle.dumps}, "it would run pickle.dumps"),
+    ({"epoch": 3, "state_dict": {"a": torch.ones(1)}, "optimizer": {}},
+     r"training checkpoint: its tensors lie under 'state_dict', 'optimizer'; .*\['state_dict'\]"),
+    ([torch.ones(1)], "is not a dictionary of tensors"), ({"a": 1}, "is not a dictionary of tensors")])
+def test_a_pickle_of_something_else(content, why, tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=why) as caught:
+        read_bin(path)
+    said = str(caught.value)
+    assert said.startswith(str(path)) and "\n" not in said
+    assert not [word for word in ("safe_globals", "Re-running", "to `False`", "arbitrary") if word in said]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04zz", b"\x80\x02zz"])
+def test_a_damaged_pickle(content, tmp_path):
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(UserError, match="x.bin is damaged, or is no file of torch.save; download it again"):
+        read_bin(tmp_path / "x.bin")
+
+
+def test_a_pickle_named_safetensors(tmp_path):
+    saved(tmp_path)
+    for zipped in (True, False):
+        torch.save({"a": torch.ones(1)}, tmp_path / "model.safetensors", _use_new_zipfile_serialization=zipped)
+        assert "is a pickle under the name of a safetensors file; rename it" in refused(tmp_path)
+
+
+# --- folders that are something else ---
+
+@pytest.mark.parametrize("files, why", [
+    (["bert_config.json", "bert_model.ckpt.index"], "holds no config.json; bert_config.json is the original name of "
+                                                    "config.json, and the checkpoint is TensorFlow's"),
+    (["bert_config.json", "pytorch_model.bin"], "the original name of config.json, so copy it"),
+    (["adapter_config.json", "adapter_model.safetensors"], "an adapter to another model, .*merge_and_unload"),
+    (["config.json", "adapter_config.json"], "holds no weights: there is no model.safetensors; it is an adapter"),
+    (["0_Transformer/config.json", "modules.json"], "old sentence encoder, .*/0_Transformer$"),
+    (["config.json", "tf_model.h5"], "tf_model.h5 is not of PyTorch: convert it with transformers"),
+    (["config.json", "model.ckpt.index"], "model.ckpt.index is not of PyTorch"),
+    (["config.json", "flax_model.msgpack"], "flax_model.msgpack is not of PyTorch"),
+    (["config.json", "onnx/model.onnx"], "model.onnx is for ONNX Runtime only"),
+    (["config.json", "model.fp16.safetensors"], "model.fp16.safetensors is a variant .*rename it to model.safetensors"),
+    (["config.json", "pytorch_model.fp16.bin"], "rename it to pytorch_model.bin"),
+    (["config.json", "model-00001-of-00002.safetensors"], "the index that names all is missing"),
+    (["config.json"], "there is no model.safetensors$"),
+    (["model.safetensors"], "holds no config.json$"),
+])
+def test_a_folder_of_something_else_says_what_it_is(files, why, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match=why):
+        load(tmp_path)
+
+
+def test_a_folder_of_the_cache_names_the_one_below(tmp_path):
+    place = tmp_path / "models--someone--bert"
+    saved(place / "snapshots" / "abc")
+    for read in (load, load_tokenizer):
+        with pytest.raises(UserError, match=f"cache; the model is one below: {place / 'snapshots' / 'abc'}"):
+            read(place)
+    load(place / "snapshots" / "abc")
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(
+        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    assert ("holds no model-00001-of-00002.safetensors, which model.safetensors.index.json names"
+            in refused(tmp_path))
