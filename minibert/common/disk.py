@@ -123,11 +123,11 @@ def read_text(path: Path) -> str:
 def check_is_the_file(path: Path, start: bytes) -> None:
     """`UserError` where a file that was downloaded is only a git-LFS pointer or a web page about it."""
     if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs pull`, "
-                        "or download it again")
+        raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs "
+                        "pull`, or download it again")
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{path} is a saved web page, not the file itself; download it again, from an address with "
-                        "/resolve/ in place of /blob/")
+        raise UserError(f"{path} is a saved web page, not the file itself; download it again, from an "
+                        "address with /resolve/ in place of /blob/")
 
 
 def read_json(path: Path) -> dict:

@@ -65,8 +65,8 @@ def what_else(folder: Path) -> str:
     if (folder / "0_Transformer").is_dir():
         return f"; it is an old sentence encoder, whose model is one below: {folder / '0_Transformer'}"
     if holds("adapter_config.json") and not holds("model*.safetensors", "pytorch_model*.bin"):
-        return ("; it is an adapter to another model, which adapter_config.json names: load both with peft, call "
-                "merge_and_unload(), and save the result")
+        return ("; it is an adapter to another model, which adapter_config.json names: load both with peft, "
+                "call merge_and_unload(), and save the result")
     if not holds("config.json") and (found := holds("bert_config.json")):
         ending = ("and the checkpoint is TensorFlow's: convert it with transformers"
                   if holds("*.ckpt*") else "so copy it to that name")
@@ -79,7 +79,7 @@ def what_else(folder: Path) -> str:
     if found := holds("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
         return f"; {found} is one part of the weights, and the index that names all is missing: download it, too"
     if found := holds("tf_model*.h5", "*.ckpt*", "flax_model*.msgpack", "rust_model.ot", "*.onnx", "onnx/*.onnx"):
-        return (f"; {found} is not of PyTorch: convert it with transformers (from_tf or from_flax, version 4), or "
-                "look for a copy in safetensors" if "onnx" not in found else
+        return (f"; {found} is not of PyTorch: convert it with transformers (from_tf or from_flax, version "
+                "4), or look for a copy in safetensors" if "onnx" not in found else
                 f"; {found} is for ONNX Runtime only, look for a copy in safetensors")
     return ""

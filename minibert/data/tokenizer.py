@@ -202,8 +202,8 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{source}: a file of this tokenizer is damaged, which may also be tokenizer_config.json, "
-                        f"special_tokens_map.json or added_tokens.json ({error!r})") from None
+        raise UserError(f"{source}: a file of this tokenizer is damaged, which may also be "
+                        f"tokenizer_config.json, special_tokens_map.json or added_tokens.json ({error!r})") from None
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
@@ -215,9 +215,9 @@ def check_generic(tokenizer: Tokenizer, description: dict) -> None:
     pair = theirs.encode("", "")
     sep = tokenizer.sep_id
     if (pair.ids, pair.type_ids) != ([tokenizer.cls_id, sep, sep], [0, 0, 1]):
-        raise UserError(f"its post-processor does not put BERT's tokens around a text, but {pair.tokens} of types "
-                        f"{pair.type_ids} around an empty pair; encode the texts with transformers, and give the "
-                        "model the ids")
+        raise UserError(f"its post-processor does not put BERT's tokens around a text, but {pair.tokens} of "
+                        f"types {pair.type_ids} around an empty pair; encode the texts with transformers, "
+                        "and give the model the ids")
     if description["model"].get("unk_token") != tokenizer.names[1]:
         raise UserError(f"unk_token is {description['model'].get('unk_token')!r} in tokenizer.json and "
                         f"{tokenizer.names[1]!r} by tokenizer_config.json")

@@ -29,9 +29,9 @@ FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
 # Models whose tokenizer is BERT's where no class is stated; old files of BERT name no model.
-MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm", "lxmert",
-               "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert", "visual_bert",
-               "vilt")
+MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
+               "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
+               "visual_bert", "vilt")
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token" and so on
 # The order in which transformers adds these to a vocabulary that lacks them.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
@@ -42,17 +42,19 @@ CASED_SHARE = 0.004
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
 # Of tokenizer_config.json: what is written anew for every model, or means nothing in another folder.
-NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names", "auto_map",
-            "init_inputs", "name_or_path", "backend", "is_local", "local_files_only", "tokenizer_file",
+NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
+            "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only", "tokenizer_file",
             "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a folder says, and the file that holds its vocabulary: pieces to ids, normaliser options, names of the five special tokens in the order of
-    `SPECIAL_TOKENS`, added tokens to the id they have in the files (None: the next that is free), longest
-    word in characters, what else tokenizer_config.json states, and the tokenizer.json that decides alone
-    where the class is a generic one, else None.
+    """What a folder says.
+
+    `source`: the file of the vocabulary. `names`: of the five special tokens, in the order of
+    `SPECIAL_TOKENS`. `added`: tokens with the id that they have in the files, None for the next that is free.
+    `max_word`: characters of the longest word that is not [UNK]. `states`: what else tokenizer_config.json
+    says. `generic`: the tokenizer.json, where the class is a generic one and it decides alone.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -72,7 +74,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     casing of a vocab.txt, it is guessed, with a warning. `UserError` names what is missing, damaged or not
     BERT's.
     """
-    source = next((folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).exists()), None)
+    places = (folder / "tokenizer.json", folder / "vocab.txt")
+    source = next((place for place in places if place.exists()), None)
     if source is None:
         raise UserError(f"{folder} holds no tokenizer: there is neither tokenizer.json nor vocab.txt"
                         f"{what_else(folder)}")
@@ -128,13 +131,13 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
         name = f"{name} with {config['word_tokenizer_type']}"
     short = str(name).removesuffix("Fast")
     if short not in BERT_CLASSES | FILE_CLASSES | GENERIC_CLASSES:
-        raise UserError(f"its tokenizer is {name}, and only BERT's WordPiece is read here; encode the texts with "
-                        "transformers, and give the model the ids")
+        raise UserError(f"its tokenizer is {name}, and only BERT's WordPiece is read here; encode the texts "
+                        "with transformers, and give the model the ids")
     if short in GENERIC_CLASSES and not described:
         raise UserError(f"a {name} is read from tokenizer.json, which is missing; fetch it, too")
     if config.get("split_special_tokens"):
-        raise UserError("tokenizer_config.json states split_special_tokens, which is not done here; take it out to "
-                        "have special tokens in the text read as such")
+        raise UserError("tokenizer_config.json states split_special_tokens, which is not done here; take it "
+                        "out to have special tokens in the text read as such")
     return described and short not in BERT_CLASSES
 
 
@@ -153,8 +156,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     kinds = [kind, normalizer.get("type"), splitter.get("type")]
     known = kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
     if kind != "WordPiece" or generic and not known:
-        raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}; encode "
-                        "the texts with transformers, and give the model the ids")
+        raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}; "
+                        "encode the texts with transformers, and give the model the ids")
     if model.get("continuing_subword_prefix", "##") != "##":
         raise UserError(f"continuing_subword_prefix is {model['continuing_subword_prefix']!r}, and BERT's is '##'")
     if len(set(model["vocab"].values())) != len(model["vocab"]):
@@ -218,12 +221,13 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     tokens = _in_order(added, special)
     names = [_content(named[role] or name) for role, name in zip(FIVE, SPECIAL_TOKENS)]
     if absent := [name for name in names if name not in tokens]:
-        raise UserError(f"{' '.join(absent)} is not among the special and added tokens that the files of this "
-                        "PreTrainedTokenizerFast state; state all five in tokenizer_config.json")
+        raise UserError(f"{' '.join(absent)} is not among the special and added tokens that the files of "
+                        "this PreTrainedTokenizerFast state; state all five in tokenizer_config.json")
     return names, list(tokens.values()), kept
 
 
-def _in_order(added: dict[int, dict], special: dict[str, str | dict]) -> dict[str, tuple[AddedToken, int | None]]:
+def _in_order(added: dict[int, dict], special: dict[str, str | dict]
+              ) -> dict[str, tuple[AddedToken, int | None]]:
     """Content to token and id, in the order in which transformers adds them, which decides new ids: those with
     an id by it, then the special ones that are not among them.
     """
@@ -233,7 +237,7 @@ def _in_order(added: dict[int, dict], special: dict[str, str | dict]) -> dict[st
         tokens[entry["content"]] = AddedToken(entry["content"], **flags), i
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
-        token, i = tokens.get(content) or (AddedToken(content, **{"normalized": False} | flags), None)
+        token, i = tokens.get(content) or (AddedToken(content, **flags), None)
         token.special = True  # so that decoding leaves it out
         tokens[content] = token, i
     return tokens
@@ -252,9 +256,9 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
     cased = capitals > CASED_SHARE * len(words)
-    warnings.warn(f"{source}: nothing states its casing; {capitals} of {len(words)} pieces have capitals, so text "
-                  f"is {'not ' * cased}lower-cased. \"do_lower_case\": true or false in tokenizer_config.json "
-                  "states it", stacklevel=4)
+    warnings.warn(f"{source}: nothing states its casing; {capitals} of {len(words)} pieces have capitals, so "
+                  f"text is {'not ' * cased}lower-cased. \"do_lower_case\": true or false in "
+                  "tokenizer_config.json states it", stacklevel=4)
     return cased
 
 

@@ -261,8 +261,8 @@ def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
     bad = [name for name, tensor in tensors.items()
            if not tensor.sum().isfinite() and not tensor.isfinite().all()]
     if bad:
-        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is damaged, or "
-                        "the training that wrote it diverged: take an earlier checkpoint")
+        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is "
+                        "damaged, or the training that wrote it diverged: take an earlier checkpoint")
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",

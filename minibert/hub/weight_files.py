@@ -74,8 +74,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one file; `UserError` where it is damaged."""
     start = _first_bytes(path)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
-        raise UserError(f"{path} is a pickle under the name of a safetensors file; rename it to pytorch_model.bin, "
-                        "and convert it with weights/convert.py")
+        raise UserError(f"{path} is a pickle under the name of a safetensors file; rename it to "
+                        "pytorch_model.bin, and convert it with weights/convert.py")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
@@ -100,14 +100,14 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle can raise anything
         # nothing of torch's own words, which advise to run the code in the file
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(f"{path} holds more than tensors: to read it would run {code[1]}, and code in a file is "
-                            "not run here; have it written anew where it was made, with "
+            raise UserError(f"{path} holds more than tensors: to read it would run {code[1]}, and code in a "
+                            "file is not run here; have it written anew where it was made, with "
                             "torch.save(model.state_dict(), FILE)") from None
         raise UserError(f"{path} is damaged, or is no file of torch.save; download it again") from None
     if isinstance(tensors, dict) and (nested := [key for key, t in tensors.items() if isinstance(t, dict)]):
-        raise UserError(f"{path} is a training checkpoint: its tensors lie under {', '.join(map(repr, nested[:5]))}; "
-                        f"write the model's alone: torch.save(torch.load(FILE, weights_only=True)[{nested[0]!r}], "
-                        "NEW)")
+        raise UserError(f"{path} is a training checkpoint: its tensors lie under {', '.join(map(repr, nested[:5]))}"
+                        f"; write the model's alone: torch.save(torch.load(FILE, weights_only=True)[{nested[0]!r}"
+                        "], NEW)")
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
@@ -115,7 +115,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
-    return {name: t.detach() for name, t in tensors.items()}
+    return tensors
 
 
 def existing(path: Path, what: str | None = None) -> Path:

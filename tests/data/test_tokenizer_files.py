@@ -114,7 +114,7 @@ FORMS = {
         post_processor={"type": "BertProcessing", "sep": ["[SEP]", 4], "cls": ["[CLS]", 3]})),
     "BERT's class, another normaliser": file(description=described(
         normalizer={"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}]})),
-    "class in config.json": dict(vocabulary=PIECES, tokenizer=described(lowercase=False), tokenizer_config=GENERIC,
+    "class in config.json": dict(vocabulary=PIECES, tokenizer=described(lowercase=False), tokenizer_config=NAMES,
                                  config={"model_type": "bert", "tokenizer_class": "PreTrainedTokenizerFast"}),
     "ConvBERT's class is what tokenizer.json says": file(
         NAMES | {"tokenizer_class": "ConvBertTokenizer", "do_lower_case": False}),
@@ -137,11 +137,11 @@ FORMS = {
     "added_tokens_decoder hides special_tokens_map.json": beside(decoder({"content": "<user>"}),
                                                                  special_tokens_map=NAMES | EXTRA),
     "added_tokens_decoder and more": beside(decoder({"content": "<url>", "single_word": True}) | EXTRA),
-    "added_tokens_decoder over tokenizer.json": file(NAMES | LOWER | decoder({"content": "<url>"}),
-                                                     described(added=[{"content": "<user>"}])),
+    "added_tokens_decoder over tokenizer.json": file(
+        NAMES | LOWER | decoder({"content": "<url>"}), described(added=[{"content": "<user>"}, {"content": "[NAME]"}])),
     "added_tokens_decoder and tokenizer.json, generic": file(
-        GENERIC | decoder({"content": "<user>"}, {"content": "<url>"}) | EXTRA,
-        described(added=[{"content": "<user>"}])),
+        GENERIC | {"added_tokens_decoder": {str(N + 2): FLAGS | {"content": "<url>"}}},
+        described(added=[{"content": "<user>"}, {"content": "[NAME]"}])),
     "added_tokens.json": beside(added_tokens={"<url>": N + 1, "<user>": N}),
     "added_tokens.json, special by the config": beside(EXTRA, added_tokens={"[NAME]": N, "<user>": N + 1}),
     "added_tokens.json, special by the map": beside(added_tokens={"[NAME]": N, "<user>": N + 1},
@@ -212,7 +212,7 @@ EXPECTED = dict.fromkeys(FORMS, UNCASED) | {
     "added_tokens_decoder over tokenizer.json":
         "3 6 14 13 5 13 18 2 19 18 23 19 2 20 22 21 20 22 21 2 16 17 20 2 21 9 6 24 24 34 2 14 4",
     "added_tokens_decoder and tokenizer.json, generic":
-        "3 6 14 13 5 13 18 2 19 36 2 34 20 22 21 2 16 17 20 2 21 9 6 24 24 35 2 14 4",
+        "3 6 14 13 5 13 18 2 19 35 2 34 34 2 16 17 20 2 21 9 6 24 24 36 2 14 4",
     "added_tokens.json":
         "3 6 14 13 5 13 18 2 19 18 23 19 2 34 34 2 16 17 20 2 21 9 6 24 24 35 2 14 4",
     "added_tokens.json, special by the config":
@@ -342,6 +342,14 @@ def test_json_that_is_only_a_pointer_or_a_page_is_named(name, start, why, tmp_pa
         load(tmp_path / "t")
 
 
+def test_blank_lines_and_a_byte_order_mark_are_no_pieces(tmp_path):
+    """Where transformers makes [PAD] a new piece, of which no model knows."""
+    for name, text in (("blank", "\n".join(PIECES) + "\n\n\n"), ("mark", "\ufeff" + "\n".join(PIECES))):
+        loaded = load(write(tmp_path / name, text, tokenizer_config=LOWER))
+        assert (loaded.vocab_size, loaded.pad_id) == (N, 0)
+        assert loaded.sha256 == load(write(tmp_path / "plain", PIECES, tokenizer_config=LOWER)).sha256
+
+
 # --- the casing of a bare vocab.txt ---
 
 def vocabulary(capitals, n=2000):
@@ -409,12 +417,23 @@ def test_what_else_is_stated_survives_and_paths_do_not(tmp_path):
     assert "model_input_names" not in bert and distilbert["model_input_names"] == ["input_ids", "attention_mask"]
 
 
+def test_additional_tokens_of_any_file_are_saved_as_special(tmp_path):
+    for i, files in enumerate((beside(EXTRA), beside(special_tokens_map=EXTRA),
+                               beside({"extra_special_tokens": EXTRA["additional_special_tokens"]}))):
+        load(write(tmp_path / f"{i}", **files)).save(tmp_path / f"{i} saved")
+        saved = json.loads((tmp_path / f"{i} saved" / "tokenizer_config.json").read_text())
+        assert saved["additional_special_tokens"] == EXTRA["additional_special_tokens"]
+
+
 def test_a_tokenizer_of_other_names_masks_with_its_own():
     names = [*OTHER_NAMES.values()]
     tokenizer = Tokenizer({piece: i for i, piece in enumerate(PIECES)}, names=names)
     assert [PIECES[i] for i in tokenizer.special.nonzero()[0]] == ["[unused0]", "<s>", "</s>", "<pad>", "<unk>"]
     assert (tokenizer.mask_id, tokenizer.cls_id) == (1, PIECES.index("<s>"))
-    assert tokenizer.sha256 != Tokenizer({piece: i for i, piece in enumerate(PIECES)}).sha256
+    added = [tokenizers.AddedToken(name, special=True) for name in (*names, *SPECIAL_TOKENS)]
+    hashes = {Tokenizer({piece: i for i, piece in enumerate(PIECES)}, added=added, names=roles).sha256
+              for roles in (names, SPECIAL_TOKENS, [*names[:4], "[MASK]"])}
+    assert len(hashes) == 3
 
 
 def test_the_library_reads_the_tokenizer_json_alone(tmp_path):
