@@ -16,8 +16,9 @@ import minibert
 from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minibert.hub.load_save import load, save
 from minibert.model.config import DISTILBERT, Config
-from minibert.model.encoder import Encoder, init_weights
+from minibert.model.encoder import Encoder
 from minibert.model.heads import MaskedLM
+from minibert.model.init import init_weights
 from minibert.model.sentences import POOLING, SentencePooling
 from scripts import convert
 
