@@ -249,5 +249,5 @@ def test_the_way_from_a_teacher_to_a_model_in_use(tmp_path, monkeypatch):
 
     names: dict = {}
     for block in re.findall(r"^```python\n(.*?)^```", README + guide, re.DOTALL | re.MULTILINE):
-        exec(block.replace("sentence-encoder", teacher), names)
+        exec(block.replace("weights/teacher", teacher).replace("sentence-encoder", teacher), names)
     assert names["vectors"].shape == (1, 384) and names["logits"].shape == (1, 2)

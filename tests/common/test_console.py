@@ -3,7 +3,7 @@
 import pytest
 
 from minibert.common import console
-from minibert.training import summary
+from minibert.training.run_folder import in_words
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def row(**terms: float) -> dict:
 def test_a_resumed_training_shows_its_first_step_and_its_last(clock, capsys, monkeypatch):
     """The time left is at the rate of this session: steps 7 to 10 of ten."""
     is_terminal(monkeypatch, False)
-    show = summary.Progress(10, 6)
-    for step in range(7, 11):
+    show = console.Progress("training", 10, "steps", 6, stays=True)
+    for _ in range(7, 11):
         clock(4)
-        show(step, row(kl=1.0, mlm=2.5))
+        show(1, in_words(row(kl=1.0, mlm=2.5)))
     rest = "  loss 3.500 (kl 1.000 mlm 2.500)  lr 1.0e-04  |g| 2.00  1,500 tok/s"
     assert capsys.readouterr().err.splitlines() == [
         "training  7 of 10 steps  0.2 steps/s  0:00:12 left" + rest,
@@ -93,10 +93,10 @@ def test_a_resumed_training_shows_its_first_step_and_its_last(clock, capsys, mon
 
 def test_the_last_step_stays_on_a_terminal(clock, capsys, monkeypatch):
     is_terminal(monkeypatch, True)
-    show = summary.Progress(2, 0)
-    for step in (1, 2):
+    show = console.Progress("training", 2, "steps", 0, stays=True)
+    for _ in (1, 2):
         clock(1)
-        show(step, row(mlm=2.5))
+        show(1, in_words(row(mlm=2.5)))
     text = capsys.readouterr().err
     assert text.count("\n") == 1 and text.endswith("1,500 tok/s\n") and text.count("\r\033[K") == 2
 
