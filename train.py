@@ -31,9 +31,11 @@ from minibert.data.prepare import prepare
 from minibert.data.python_docs import prepare_python_docs
 from minibert.data.text import find_sources
 from minibert.data.tokenizer import Tokenizer
+from minibert.distill.embedding import SentenceStudent
 from minibert.distill.methods import METHODS, Method
 from minibert.distill.students import copied_layers, imitated_layers, make_student, preset_of
-from minibert.hub.load_save import check_pieces
+from minibert.hub.load_save import Beside, check_pieces
+from minibert.hub.sentence_files import SHARED, sentence_files
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import PRESETS
 from minibert.model.heads import encoder_of
@@ -116,7 +118,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
         share = 0.15 if method.head == "mlm" else options.mask_share  # all MLMs are judged alike
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
-    module = method.module(student, teacher.config) if method.module else student
+    module = method.module(student, teacher) if method.module else student
     module.to(runtime.device).train()
     if teacher is not None:
         hold_frozen(teacher, runtime)
@@ -213,7 +215,8 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
             out: Path) -> tuple[Corpus, Corpus | None]:
     """The text to train on, and what is never trained on; None, and a word about it, where there is none."""
     def opened(folder: Path, *parts: str) -> Corpus:
-        return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
+        return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
+                           options.min_length)
 
     for sources in (options.corpus, options.eval_corpus):  # a slip is said before hours of preparing
         if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
@@ -368,6 +371,10 @@ def finish(run: Run, initial: nn.Module | None) -> None:
             "the options are in the run's `config.json`.")
     shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier end of this run
     student = module if run.method.head == "mlm" else encoder_of(module)
+    if isinstance(module, SentenceStudent):
+        settings = getattr(student, "beside", run.teacher.beside).files.get(SHARED)
+        student.sentences = module.sentences
+        student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
         say("transformers has no model of this shape: model/ is in minibert's own format")
     figures = {"tokens": last_tokens(out / "metrics.jsonl")}

@@ -65,6 +65,8 @@ class Options:
     wikitext: str = option("auto", "text files are tokenised WikiText", choices=("auto", "yes", "no"))
     one_line: bool = option(False, "one line is one sequence, instead of lines joined up to --max-length")
     max_length: int = option(128, "length of a sequence, [CLS] and [SEP] included", metavar="TOKENS")
+    min_length: int | None = option(None, "shorter sequences are left out, [CLS] and [SEP] included",
+                                    metavar="TOKENS")
     masking: str | None = option(None, "which tokens are masked", choices=tuple(SELECTIONS))
     mask_share: float | None = option(None, "share of tokens that are masked", metavar="SHARE")
 
@@ -119,7 +121,7 @@ class Options:
 
     def __post_init__(self):
         at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_every", "eval_sequences",
-                     "steps", "layers", "threads")
+                     "steps", "layers", "threads", "min_length")
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")
