@@ -1,12 +1,13 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV, plain or with a teacher.
 
-The file reads top to bottom: one stage, the loop; the stages of one seed (TinyBERT has two); then `main`:
-every seed, one table at the end. Its options are in minibert/tasks/options.py. The losses are one import
-away, in minibert/distill/task_kd.py and tinybert.py. In minibert/tasks/, splits.py has the data, models.py
-the teacher's part, summary.py the end.
+The file reads top to bottom: `main`, with every seed and one table at the end; the teacher; one seed, which
+is one stage or TinyBERT's two; one stage, the loop. Its options are in minibert/tasks/options.py. The losses
+are one import away, in minibert/distill/task_kd.py and tinybert.py. In minibert/tasks/, splits.py has the
+data, models.py the student and the teacher, summary.py the end.
 """
 
 import dataclasses
+import json
 import math
 import shutil
 import time
@@ -20,24 +21,31 @@ import torch
 from torch import nn
 
 import minibert
-from minibert.common.console import Progress, say
+from minibert.common.console import Progress, say, table
 from minibert.common.disk import disk_errors, read_json, write_json
 from minibert.common.errors import UserError, run_script
-from minibert.common.options import parse
-from minibert.common.runtime import describe, start
-from minibert.data.examples import Drawn, Examples, draw
+from minibert.common.options import numbers, parse
+from minibert.common.runtime import Runtime, describe, start
+from minibert.data.examples import Drawn, Examples, check_examples, check_pieces, draw
 from minibert.data.loader import ahead
-from minibert.distill.task_kd import TaskWeights, task_loss
+from minibert.data.tokenizer import Tokenizer
+from minibert.distill.students import copied_layers, make_student
+from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
 from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
-from minibert.hub.weight_files import write_tensors
-from minibert.tasks.models import ask_teacher, judge_teacher, load_model, load_tuned
-from minibert.tasks.options import MAY_CHANGE, Options, inner_weights, resolve
-from minibert.tasks.specs import Task
-from minibert.tasks.splits import Split, ask, check_data, dev_of, fingerprints, judge, read_task, some_of
-from minibert.tasks.summary import OUTPUTS, evaluate_only, finish, shown
+from minibert.hub.weight_files import read_safetensors, write_tensors
+from minibert.tasks.models import (Teaching, check_widths, keeps_head, load_for_task, load_tuned,
+                                   teacher_outputs)
+from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve, source_of,
+                                    task_settings)
+from minibert.tasks.specs import TASKS, Task
+from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, fingerprints, judge, model_outputs,
+                                   read_augmented, read_rows, read_rows_to_judge, read_transfer, some_of,
+                                   tokenise_splits, tokenised)
+from minibert.tasks.summary import (OUTPUTS, keep_best_seed, on_one_line, rank, summarise, warn_if_constant,
+                                    write_answers, write_predictions)
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
-from minibert.training.models import hold_frozen
+from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
                                           open_run, read_result, stop_requests)
@@ -49,66 +57,360 @@ EXAMPLES = """examples:
   python finetune.py --model runs/s/model --task squad --data data/squad --teacher runs/t/model --out runs/d
 """
 
+
+class Run(NamedTuple):
+    """What does not change during a run."""
+
+    options: Options
+    student: str  # the folder or hub name that every seed starts from
+    task: Task  # with the settings of the options
+    tokenizer: Tokenizer
+    runtime: Runtime
+
+
+# ---------------------------------------------------------------- main
+
+def main(argv: list[str] | None = None) -> None:
+    """Fine-tunes once for each seed, or only evaluates; shows a table."""
+    options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
+    runtime = start(options.device, options.precision, options.threads)
+    reader = options.model or options.teacher  # layers cut out of a teacher read what it reads
+    tokenizer = minibert.load_tokenizer(reader)
+    task, splits = read_task(options, reader, tokenizer)
+    run = Run(options, options.model or str(Path(options.out) / "student"), task, tokenizer, runtime)
+    if options.evaluate:
+        return evaluate(run, splits)
+    first, then = training_splits(options, task, splits)
+    record = {}
+    if runtime.is_writer:
+        record = open_folder(run, splits)
+        if not options.model:
+            cut_student(run)
+    runtime.barrier()
+    teacher, teaching, teacher_scores = None, Teaching({}, []), {}
+    if options.teacher:
+        teacher = load_teacher(run)
+        teaching = ask_teacher(run, teacher, then)
+        if runtime.is_writer:
+            teacher_scores = judge_teacher(run, teacher, splits)
+        if not has_intermediate_stage(options, task):
+            teacher = None  # its outputs are known: its memory is free for the training
+    if runtime.is_writer:
+        write_json(Path(options.out) / "config.json", record)
+    announce(run, first, then)
+    results = [one_seed(seed, run, splits, (first.examples, then.examples), teacher, teaching)
+               for seed in range(options.seed, options.seed + options.seeds)]
+    if runtime.is_writer:
+        finish(run, splits, results, teacher_scores)
+    runtime.barrier()
+    runtime.leave()
+
+
+def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
+    """The task with the settings of the options, and its splits as the model `reader` reads them: those of
+    `read_rows`, and "augmented" and "transfer" where they were asked for.
+    """
+    where = (options.task, options.data, options.dev, options.predict)
+    task, rows = read_rows_to_judge(*where, reader) if options.evaluate else read_rows(*where)
+    if options.augmented:
+        own_file = options.task not in TASKS and not options.dev  # its ids may repeat
+        held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
+        pairs = rows["train"][0].pair is not None
+        rows["augmented"] = read_augmented(options.augmented, task, pairs, held_out)
+    task = task_settings(options, task)
+    config = load_config(reader)
+    splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
+    if options.transfer:
+        pairs = bool(splits["train"].examples.segments.any())  # of SQuAD, too
+        splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
+        check_examples(splits["transfer"].examples, config, reader)
+    return task, splits
+
+
+def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
+    """What the intermediate stage learns from, and what the prediction stage or any other method does."""
+    first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
+    if options.method == "tinybert" and task.kind == "score" and options.augmented:
+        then = splits["train"]  # as in the paper: for scores, only the intermediate stage is augmented
+    elif options.augmented and then.rows[0].label is None and options.alpha != 1:
+        raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn the outputs "
+                        "of a --teacher alone, with --alpha 1")
+    if options.train_examples:
+        first, then = some_of(first, options.train_examples), some_of(then, options.train_examples)
+    return first, then
+
+
+def open_folder(run: Run, splits: dict[str, Split]) -> dict:
+    """Opens the folder of the run, a new one or the same run's; returns what config.json is to say."""
+    options, out, data = run.options, Path(run.options.out), fingerprints(run.task, splits)
+    open_run(out, dataclasses.asdict(options), MAY_CHANGE)
+    if (out / f"seed-{options.seed + options.seeds}").exists():  # of fewer, the best one's model may be gone
+        raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: "
+                        "resume it with as many as it was started with, or more")
+    check_data(out, data, {split: source_of(options, split) for split in data})
+    weights = check_weights(out, {"model": options.model, "teacher": options.teacher})
+    settings = {name: getattr(run.task, name)
+                for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
+    return {"options": dataclasses.asdict(options), "task": settings, "data": data, "weights": weights,
+            **describe(run.runtime)}
+
+
+def announce(run: Run, first: Split, then: Split) -> None:
+    """Says what is going to be trained, and how."""
+    options, task, runtime = run.options, run.task, run.runtime
+    if options.method == "tinybert":
+        say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
+            f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")
+    head = f"that of {run.student}" if keeps_head(run.student, task) else "new"
+    say(f"{task.name}: {len(then.examples.lengths):,} examples, {task.epochs} epochs of {task.batch} "
+        f"examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the head is {head}")
+
+
+def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
+    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table."""
+    options, task, out = run.options, run.task, Path(run.options.out)
+    dev = dev_of(task, splits)
+    deciding = next(iter(dev))
+    best = keep_best_seed(out, results, deciding, task.metrics[0])
+    answers = answers_of(task, dev[deciding], read_safetensors(out / OUTPUTS)["outputs"].numpy())
+    write_answers(out, task, dev[deciding], answers)
+    scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
+    # before anything is printed, since the terminal may be gone
+    write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
+                                      "model": str(out / "model"), **scores, "table": rows})
+    warn_if_constant(task, answers)
+    if options.predict:
+        model = minibert.load(out / "model").to(run.runtime.device)
+        write_predictions(out / "predictions", task, splits, model, run.runtime, options.micro_tokens)
+    held_out = ", a tenth of the file, held out" if not (task.splits or options.dev) else ""
+    say("\n" + table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
+                     f"{len(dev[deciding].rows):,} dev examples{held_out}"))
+    say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
+
+
+def evaluate(run: Run, splits: dict[str, Split]) -> None:
+    """Judges --model on the dev splits, or all rows of a csv, and prints the scores."""
+    options, task, runtime = run.options, run.task, run.runtime
+    model = load_tuned(run.student, task).to(runtime.device)
+    scores = {}
+    for name, split in splits.items():
+        if name not in task.test_splits:
+            scores[name], logits = judge(model, task, split, runtime, options.micro_tokens)
+            say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): "
+                + on_one_line({name: scores[name]}))
+            warn_if_constant(task, answers_of(task, split, logits))
+    if options.predict:
+        write_predictions(Path(options.out) / "predictions", task, splits, model, runtime,
+                          options.micro_tokens)
+    say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
+
+
+# ---------------------------------------------------------------- the teacher
+
+def cut_student(run: Run) -> None:
+    """Saves some layers of the teacher, with its embeddings, pooler and head: what every seed starts from."""
+    options, layer_map = run.options, None
+    if (Path(run.student) / "config.json").exists():
+        return
+    if options.layer_map:
+        layer_map = numbers("--layer-map", options.layer_map)
+    teacher = load_tuned(options.teacher, run.task)
+    student = make_student(teacher, layers=options.layers, layer_map=layer_map)
+    layers = layer_map or copied_layers(student.config.layers, teacher.config.layers)
+    say(f"the student starts as the layers {', '.join(map(str, layers))} (from 0) of {options.teacher}")
+    minibert.save(student, run.student, run.tokenizer, format="auto",
+                  card=f"Layers of `{Path(options.teacher).name}`, not trained since, by `finetune.py` of "
+                  "minibert.")
+
+
+def load_teacher(run: Run) -> nn.Module:
+    """The teacher, frozen; `UserError` where it is none for the task and the student."""
+    teacher = hold_frozen(load_tuned(run.options.teacher, run.task), run.runtime)
+    if has_intermediate_stage(run.options, run.task):
+        fit_tinybert(load_config(run.student), teacher.config, inner_weights(run.options))
+    return teacher
+
+
+def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
+    """The teacher's outputs on the training examples, which it reads with its own tokenizer."""
+    options, task = run.options, run.task
+    tokenizer, examples = minibert.load_tokenizer(options.teacher), train.examples
+    check_pieces(tokenizer, teacher.config, options.teacher)
+    if tokenizer.sha256 != run.tokenizer.sha256:
+        if task.kind == "span" or options.transfer or options.method == "tinybert":
+            raise UserError(f"teacher {options.teacher} and model {run.student} "
+                            "have different vocabularies")
+        examples = tokenised(task, train.rows, tokenizer, options.stride).examples
+    check_examples(examples, teacher.config, f"--teacher {options.teacher}")
+    pairs = []
+    if options.method == "pkd":
+        student = load_config(run.student)
+        pairs = patience_layers(student.layers, teacher.config.layers, options.teacher_layers)
+        check_widths(student, teacher.config)
+        say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
+    say(f"asking the teacher about {len(examples.lengths):,} examples")
+    progress = Progress("asking the teacher", int(examples.lengths.sum()), "tokens")
+    targets = teacher_outputs(teacher, examples, run.runtime, [t for _, t in pairs], options.micro_tokens,
+                              progress)
+    return Teaching(targets, [s for s, _ in pairs])
+
+
+def judge_teacher(run: Run, teacher: nn.Module, splits: dict[str, Split]) -> dict[str, dict[str, float]]:
+    """The teacher's scores on each dev split, which it reads with its own tokenizer."""
+    tokenizer, scores = minibert.load_tokenizer(run.options.teacher), {}
+    for name, split in dev_of(run.task, splits).items():
+        own = tokenised(run.task, split.rows, tokenizer, run.options.stride)
+        check_examples(own.examples, teacher.config, f"--teacher {run.options.teacher}")
+        scores[name], _ = judge(teacher, run.task, own, run.runtime, run.options.micro_tokens)
+    return scores
+
+
+# ---------------------------------------------------------------- one seed
+
+def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Examples, Examples],
+             teacher: nn.Module | None, teaching: Teaching) -> dict:
+    """Fine-tunes with one seed and returns its result, or that of an earlier session; the best epoch's model
+    is in out/seed-N/model. `examples`: of the intermediate stage, and of the prediction stage, which is the
+    only one of the other methods.
+    """
+    options, task, runtime = run.options, run.task, run.runtime
+    out = Path(options.out) / f"seed-{seed}"
+    if not (out / "result.json").exists():
+        source, seconds = run.student, 0.0
+        if has_intermediate_stage(options, task):
+            source = out / "intermediate" / "model"
+            seconds = intermediate(seed, run, examples[0], teacher, out / "intermediate")
+        student = with_dropout(load_for_task(source, task, seed), options.dropout,
+                               options.attention_dropout)
+        weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
+                   else TaskWeights())
+
+        def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
+            counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
+            return partial(task_loss, student, weights, teaching.layers, counts), counts
+
+        stage = Stage(f"seed {seed}", student, loss, examples[1], teaching.targets, task.epochs, task.lr,
+                      options.warmup, dev_of(task, splits))
+        result = train(stage, seed, run, out)
+        if runtime.is_writer:
+            write_json(out / "result.json", {"seed": seed, **result, "seconds": seconds + result["seconds"]})
+        runtime.barrier()
+    if not runtime.is_writer:
+        return {}
+    for finished in (out / "intermediate" / "checkpoint", out / "checkpoint"):
+        shutil.rmtree(finished, ignore_errors=True)
+    return read_result(out / "result.json")
+
+
+def has_intermediate_stage(options: Options, task: Task) -> bool:
+    """Whether the student imitates the teacher's inside before it learns its outputs."""
+    return options.method == "tinybert" and task.intermediate_epochs > 0
+
+
+def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, out: Path) -> float:
+    """TinyBERT's first stage (Jiao et al. 2019, section 3.2): the student imitates embeddings, hidden states
+    and attention of the fine-tuned teacher; labels are not read. Returns its seconds. The student is in
+    out/model, its task head not trained yet; the projections of its states lie beside it.
+    """
+    options, task = run.options, run.task
+    if not (out / "result.json").exists():
+        student = with_dropout(load_for_task(run.student, task, seed), options.dropout,
+                               options.attention_dropout)
+        imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
+        weights = inner_weights(options)
+
+        def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
+            counts = tinybert_counts(data, weights)
+            return partial(tinybert, imitator, teacher, weights=weights, counts=counts), counts
+
+        stage = Stage(f"seed {seed}, intermediate stage", imitator, loss, examples, {},
+                      task.intermediate_epochs, options.intermediate_lr, None, {})
+        seconds = train(stage, seed, run, out)["seconds"]
+        if run.runtime.is_writer:
+            write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
+            minibert.save(student, out / "model", run.tokenizer, format="auto",
+                          card=card_of(options, task) + " Its task head is not trained yet.")
+            write_json(out / "result.json", {"seconds": seconds})
+        run.runtime.barrier()
+    return read_json(out / "result.json").get("seconds", 0.0)
+
+
+def card_of(options: Options, task: Task) -> str:
+    """The first words of the model card."""
+    start = f"`{Path(options.model).name}`" if options.model else "some layers of its teacher"
+    teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
+    return f"Fine-tuned on {task.name} from {start}{teacher} by `finetune.py` of minibert."
+
+
 # ---------------------------------------------------------------- one stage
 
 class Stage(NamedTuple):
-    """What is learned, from what, for how long."""
+    """What is trained, from what, for how long."""
 
     name: str  # for the progress
-    learner: nn.Module  # what is trained, and what a checkpoint holds
+    module: nn.Module  # what is trained, and what a checkpoint holds
     loss: Callable  # from a step's data to the loss of a micro-batch and what the step divides each sum by
     examples: Examples
-    targets: dict[str, np.ndarray]  # the teacher's outputs on them, see finetuning.py
+    targets: dict[str, np.ndarray]  # the teacher's outputs on them
     epochs: float
     lr: float
     warmup: float | None  # share of steps that warm up before the linear decay; None: the rate is constant
     dev: dict[str, Split]  # judged after each epoch, to keep the best one's model; may be none
 
 
-def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runtime, out: Path) -> dict:
-    """Trains `stage.learner` in the folder `out`; returns the best epoch, the scores of all, and the seconds
+@dataclasses.dataclass
+class Epochs:
+    """The dev scores of the finished epochs, and which of them is the best."""
+
+    metric: str  # decides, on the first dev split
+    history: list[dict] = dataclasses.field(default_factory=list)  # by epoch: its scores by split
+    best: dict | None = None  # its epoch, step and scores
+
+    def add(self, epoch: float, step: int, scores: dict[str, dict[str, float]]) -> None:
+        """Notes the scores of an epoch; of equal ones the earlier stays the best."""
+        deciding = next(iter(scores))
+        self.history.append({"epoch": epoch, **scores})
+        if self.best is None or (rank(scores[deciding], self.metric)
+                                 > rank(self.best["scores"][deciding], self.metric)):
+            self.best = {"epoch": epoch, "step": step, "scores": scores}
+
+    def best_is(self, step: int) -> bool:
+        """Whether the model after `step` steps is the best so far."""
+        return self.best is not None and self.best["step"] == step
+
+
+def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
+    """Trains `stage.module` in the folder `out`; returns the best epoch, the scores of all, and the seconds
     of all sessions, without what came after a checkpoint that was resumed from.
 
-    The best epoch's model is kept in out/model, and beside it what it said of the split that decides.
+    The best epoch's model is kept in out/model, and beside it its outputs on the split that decides.
     """
-    begun, n = time.perf_counter(), len(stage.examples.lengths)
+    begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
+    n = len(stage.examples.lengths)
     steps = math.ceil(stage.epochs * n / task.batch)
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)  # the last may be a part
             for e in range(1, math.ceil(stage.epochs) + 1)}
-    stage.learner.to(runtime.device).train()
-    optimizer, scaler = adamw(stage.learner, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
-    done, best, history, seconds = 0, None, [], 0.0
-    deciding = next(iter(stage.dev.values()), None)
-    said = None  # the model's outputs on it, after the last epoch
-    if (out / "checkpoint").exists():
-        state = load_checkpoint(out / "checkpoint", stage.learner, optimizer, say, scaler)
-        if state:
-            done, best, history = state["step"], state.get("best"), state.get("history", [])
-            seconds = state.get("seconds", 0.0)  # of the sessions before this one
-            say(f"{stage.name}: resuming after step {done}")
+    stage.module.to(runtime.device).train()
+    optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
+    state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
+    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # of the sessions before this one
+    epochs = Epochs(task.metrics[0], state.get("history", []), state.get("best"))
+    if done:
+        say(f"{stage.name}: resuming after step {done}")
     if runtime.is_writer:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-    progress, skipped = Progress("training", steps, "steps", done, stays=True), 0
+        if epochs.best_is(done):  # a kill after its checkpoint may have come before its model was saved
+            keep_model(stage, run, out)
     one = draw(stage.examples, stage.targets, 0, 1, seed, options.micro_tokens)
-    freeze_unread(stage.learner, stage.loss(one)[0], one.micro_batches[0], runtime)
-
-    def keep_best() -> None:
-        # Runs after the step's checkpoint; after a kill between the two, --resume makes it again from there.
-        if runtime.is_writer and best and best["step"] == done:
-            outputs = said
-            if said is None:
-                outputs = ask(stage.learner, deciding, runtime, options.micro_tokens, "judging again")
-            write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(outputs)})
-            minibert.save(stage.learner, out / "model", tokenizer, format="auto", card=card_of(options, task))
-
-    keep_best()
+    freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
     def drawn(step: int) -> Drawn:
         return draw(stage.examples, stage.targets, step, task.batch, seed, options.micro_tokens, runtime.rank,
                     runtime.ranks)
 
+    progress, skipped = Progress("training", steps, "steps", done, stays=True), 0
     with stop_requests() as stop, ahead(drawn, done) as upcoming:
         while done < steps:
             step_begun = time.perf_counter()
@@ -119,8 +421,8 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                 lr = learning_rate(done, steps, stage.lr, warmup_steps(stage.warmup, steps))
 
             set_learning_rate(optimizer, lr)
-            sums = accumulate(stage.learner, loss_of, data.micro_batches, scaler, runtime)
-            figures, stopping = update(stage.learner, optimizer, sums, counts, scaler, runtime, options.clip,
+            sums = accumulate(stage.module, loss_of, data.micro_batches, scaler, runtime)
+            figures, stopping = update(stage.module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
             done += 1
 
@@ -129,172 +431,41 @@ def train(stage: Stage, seed: int, options: Options, task: Task, tokenizer, runt
                    "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
             if runtime.is_writer:
                 progress(1, in_words(row))
+                logits = None
                 if done in ends and stage.dev:
-                    judged = {name: judge(stage.learner, task, split, runtime, options.micro_tokens)
-                              for name, split in stage.dev.items()}
-                    row["dev"] = scores = {name: some for name, (some, _) in judged.items()}
-                    first, metric = next(iter(judged)), task.metrics[0]
-                    said = judged[first][1]
-                    history.append({"epoch": ends[done], **scores})
-                    say(f"{stage.name}, epoch {ends[done]:g}: " + shown(scores))
-                    if best is None or scores[first][metric] > best["scores"][first][metric]:
-                        best = {"epoch": ends[done], "step": done, "scores": scores}
+                    row["dev"], logits = judge_all(stage, run)
+                    epochs.add(ends[done], done, row["dev"])
+                    say(f"{stage.name}, epoch {ends[done]:g}: {on_one_line(row['dev'])}")
                 append_row(out / "metrics.jsonl", row)
                 if stopping or done in ends or done % options.checkpoint_every == 0:
-                    save_checkpoint(out / "checkpoint", done, stage.learner, optimizer,
-                                    {"scaler": scaler.state_dict(), "best": best, "history": history,
+                    save_checkpoint(out / "checkpoint", done, stage.module, optimizer,
+                                    {"scaler": scaler.state_dict(), "best": epochs.best,
+                                     "history": epochs.history,
                                      "seconds": seconds + time.perf_counter() - begun})
-                keep_best()
+                if epochs.best_is(done):
+                    keep_model(stage, run, out, logits)
             if stopping and done < steps:
                 end_stopped(stop, f"step {done} of {stage.name}")
     runtime.barrier()
-    return {"best": best, "history": history, "seconds": seconds + time.perf_counter() - begun}
+    return {"best": epochs.best, "history": epochs.history,
+            "seconds": seconds + time.perf_counter() - begun}
 
 
-def card_of(options: Options, task: Task) -> str:
-    """What the model card says."""
-    teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
-    return (f"Fine-tuned on {task.name} from `{Path(options.model).name}`{teacher} "
-            "by `finetune.py` of minibert.")
+def judge_all(stage: Stage, run: Run) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """The model's scores on every dev split, and its outputs on the first."""
+    judged = {name: judge(stage.module, run.task, split, run.runtime, run.options.micro_tokens)
+              for name, split in stage.dev.items()}
+    return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]
 
 
-# ---------------------------------------------------------------- the stages of one seed
-
-def intermediate(seed: int, options: Options, task: Task, examples: Examples, teacher: nn.Module,
-                 tokenizer, runtime, out: Path) -> float:
-    """TinyBERT's first stage (Jiao et al. 2019, section 3.2): the student imitates embeddings, hidden states
-    and attention of the fine-tuned teacher; labels are not read. Returns its seconds. The student is in
-    out/model, with a task head still as new; what it projected its states with lies beside it.
-    """
-    if not (out / "result.json").exists():
-        student = load_model(options.model, task, options, seed)
-        learner = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
-        weights = inner_weights(options)
-
-        def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
-            counts = tinybert_counts(data, weights)
-            return partial(tinybert, learner, teacher, weights=weights, counts=counts), counts
-
-        stage = Stage(f"seed {seed}, intermediate stage", learner, loss, examples, {},
-                      task.intermediate_epochs, options.intermediate_lr, None, {})
-        seconds = train(stage, seed, options, task, tokenizer, runtime, out)["seconds"]
-        if runtime.is_writer:
-            write_tensors(out / "projections.safetensors", learner.projections.state_dict())
-            minibert.save(student, out / "model", tokenizer, format="auto", card=card_of(options, task)
-                          + " Its task head is not trained yet.")
-            write_json(out / "result.json", {"seconds": seconds})
-        runtime.barrier()
-    return read_json(out / "result.json").get("seconds", 0.0)
-
-
-def has_intermediate_stage(options: Options, task: Task) -> bool:
-    """Whether the student imitates the teacher's inside before it learns its outputs."""
-    return options.method == "tinybert" and task.intermediate_epochs > 0
-
-
-def one_seed(seed: int, options: Options, task: Task, splits: dict[str, Split], first: Examples,
-             then: Examples, teacher, targets, layers, tokenizer, runtime, out: Path) -> dict:
-    """Fine-tunes with one seed into `out`, keeps the best epoch's model in out/model, returns its scores.
-
-    `first` are the examples of the intermediate stage, `then` those of the prediction stage, which is all of
-    the other methods; `targets` the teacher's outputs on `then`.
-    """
-    source, seconds = options.model, 0.0
-    if has_intermediate_stage(options, task):
-        source = out / "intermediate" / "model"
-        seconds = intermediate(seed, options, task, first, teacher, tokenizer, runtime, out / "intermediate")
-    student = load_model(source, task, options, seed)
-    weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
-               else TaskWeights())
-
-    def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
-        counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
-        return partial(task_loss, student, weights, layers, counts), counts
-
-    stage = Stage(f"seed {seed}", student, loss, then, targets, task.epochs, task.lr, options.warmup,
-                  dev_of(task, splits))
-    result = train(stage, seed, options, task, tokenizer, runtime, out)
-    return {"seed": seed, **result, "seconds": seconds + result["seconds"]}
-
-
-def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """What the intermediate stage learns from, and what the prediction stage or any other method does."""
-    first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
-    if options.method == "tinybert" and task.regression and options.augmented:
-        then = splits["train"]  # as in the paper: for scores, only the intermediate stage is augmented
-    elif options.augmented and then.rows[0].label is None and options.alpha != 1:
-        raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn the outputs "
-                        "of a --teacher alone, with --alpha 1")
-    if options.train_examples:
-        first, then = some_of(first, options.train_examples), some_of(then, options.train_examples)
-    return first, then
-
-
-def check_seeds(out: Path, options: Options) -> None:
-    """A run can be resumed with more seeds. Of fewer, the best one's model may be gone: `UserError`."""
-    if (out / f"seed-{options.seed + options.seeds}").exists():
-        raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: "
-                        "resume it with as many as it was started with, or more")
-
-
-# ---------------------------------------------------------------- main
-
-def main(argv: list[str] | None = None) -> None:
-    """Fine-tunes once for each seed, or only evaluates; shows a table."""
-    options = resolve(parse(Options, argv, __doc__, EXAMPLES))
-    runtime = start(options.device, options.precision, options.threads)
-    out = Path(options.out)
-    tokenizer = minibert.load_tokenizer(options.model)
-    task, splits = read_task(options, tokenizer)
-    if options.evaluate:
-        return evaluate_only(options, task, splits, runtime)
-    first, then = training_splits(options, task, splits)
-    data = fingerprints(task, splits)
-    if runtime.is_writer:
-        open_run(out, options, MAY_CHANGE)
-        check_seeds(out, options)
-        check_data(out, options, data)
-        weights = check_weights(out, {"model": options.model, "teacher": options.teacher})
-    runtime.barrier()
-    teacher, targets, layers, teacher_scores = None, {}, [], {}
-    if options.teacher:
-        teacher, order = load_tuned(options.teacher, task)
-        hold_frozen(teacher, runtime)
-        if has_intermediate_stage(options, task):
-            fit_tinybert(load_config(options.model), teacher.config, inner_weights(options))
-        targets, layers = ask_teacher(options, task, then, tokenizer, teacher, order, runtime)
-        if runtime.is_writer:
-            teacher_scores = judge_teacher(options, task, splits, teacher, order, runtime)
-        if not has_intermediate_stage(options, task):
-            teacher = None  # all that is asked of it is known: its memory is free for the training
-    if runtime.is_writer:
-        settings = {name: getattr(task, name)
-                    for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
-        write_json(out / "config.json", {"options": dataclasses.asdict(options), "task": settings,
-                                         "data": data, "weights": weights, **describe(runtime)})
-    if options.method == "tinybert":
-        say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
-            f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")
-    say(f"{task.name}: {len(then.examples.lengths):,} examples, {task.epochs} epochs of "
-        f"{task.batch} examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}")
-
-    results = []
-    for seed in range(options.seed, options.seed + options.seeds):
-        folder = out / f"seed-{seed}"
-        if not (folder / "result.json").exists():
-            result = one_seed(seed, options, task, splits, first.examples, then.examples, teacher, targets,
-                              layers, tokenizer, runtime, folder)
-            if runtime.is_writer:
-                write_json(folder / "result.json", result)
-            runtime.barrier()
-        if runtime.is_writer:
-            for finished in (folder / "intermediate" / "checkpoint", folder / "checkpoint"):
-                shutil.rmtree(finished, ignore_errors=True)
-            results.append(read_result(folder / "result.json"))
-    if runtime.is_writer:
-        finish(options, out, task, splits, results, teacher_scores, tokenizer, runtime)
-    runtime.barrier()
-    runtime.leave()
+def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray | None = None) -> None:
+    """Saves the model in out/model, and its outputs on the first dev split: `logits`, else computed here."""
+    if logits is None:
+        logits = model_outputs(stage.module, next(iter(stage.dev.values())), run.runtime,
+                               run.options.micro_tokens, "judging again")
+    write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(logits)})
+    minibert.save(stage.module, out / "model", run.tokenizer, format="auto",
+                  card=card_of(run.options, run.task))
 
 
 if __name__ == "__main__":

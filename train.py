@@ -25,6 +25,7 @@ from minibert.common.errors import UserError, run_script
 from minibert.common.options import numbers, parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.corpus import Corpus, NoSequences, open_corpus
+from minibert.data.examples import check_pieces
 from minibert.data.loader import ahead, make_step
 from minibert.data.masking import Masking, smoothed_weights
 from minibert.data.prepare import prepare
@@ -34,13 +35,13 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.distill.embedding import SentenceStudent
 from minibert.distill.methods import METHODS, Method
 from minibert.distill.students import copied_layers, imitated_layers, make_student, preset_of
-from minibert.hub.load_save import Beside, check_pieces
+from minibert.hub.load_save import Beside
 from minibert.hub.sentence_files import SHARED, sentence_files
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import PRESETS
 from minibert.model.heads import encoder_of
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
-from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_step
+from minibert.training.evaluate import attention_kl, evaluate_mlm, evaluate_terms, held_out_step
 from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, begin_stage, part_of, rates, stage_at,
                                                  stage_weights, stages)
 from minibert.training.models import (check_positions, equal_token_types, hold_frozen, keep_token_types_equal,
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime = start(options.device, options.precision, options.threads)
     out = Path(options.out)
     if runtime.is_writer:
-        open_run(out, options, MAY_CHANGE)
+        open_run(out, dataclasses.asdict(options), MAY_CHANGE)
     runtime.barrier()
     run = make_run(options, runtime, out)  # every rank makes the same, from the same seed
     initial = copy.deepcopy(run.module) if run.held_out else None
@@ -355,7 +356,7 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     head.
     """
     if run.method.head == "mlm":
-        return evaluate(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
+        return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -406,7 +407,7 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         models = {"teacher": run.teacher} | models
         scores["teacher"] = {}
         if run.method.head == "mlm":
-            scores["teacher"] = evaluate(run.teacher, run.held_out, run.runtime)
+            scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
     if run.method.head == "encoder":  # without the projections
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))

@@ -19,11 +19,11 @@ import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.common.options import at_least_one, option, parse, within  # noqa: E402
 from minibert.common.runtime import PRECISIONS, start  # noqa: E402
-from minibert.hub.load_save import check_pieces  # noqa: E402
+from minibert.data.examples import check_pieces  # noqa: E402
 from minibert.tasks.augment import augment, candidate_words, columns_of, with_candidates  # noqa: E402
 from minibert.tasks.csv_files import read_csv_splits, write_csv  # noqa: E402
 from minibert.tasks.official_files import read_examples  # noqa: E402
-from minibert.tasks.specs import TASKS, Example, Task  # noqa: E402
+from minibert.tasks.specs import TASKS, TEXT_TASKS, Example, Task  # noqa: E402
 from minibert.tasks.splits import some_numbers  # noqa: E402
 from minibert.tasks.word_vectors import own_vectors, read_vectors  # noqa: E402
 from minibert.training.models import hold_frozen  # noqa: E402
@@ -33,7 +33,7 @@ from minibert.training.models import hold_frozen  # noqa: E402
 class Options:
     """Every option; the published ones are those of the paper for every task."""
 
-    task: str | None = option(None, f"{', '.join(TASKS)}, or a FILE.csv, as finetune.py reads it")
+    task: str | None = option(None, f"{', '.join(TEXT_TASKS)}, or a FILE.csv, as finetune.py reads it")
     data: str | None = option(None, "folder of the task's official files, or the one above it")
     dev: str | None = option(None, "the held-out csv, where finetune.py is given one")
     model: str | None = option(None, "folder or hub name of a masked language model: the teacher before its "
@@ -54,12 +54,13 @@ class Options:
     def __post_init__(self):
         if not self.task or not self.model or not self.out:
             raise UserError("--task, --model and --out must be given")
-        if self.task not in TASKS and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
-            raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, and no .csv or .tsv file")
-        if (self.task in TASKS) != (self.data is not None):
-            raise UserError(f"--data is the folder of the files of {', '.join(TASKS)}; "
+        if self.task not in TEXT_TASKS and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
+            raise UserError(f"--task {self.task} is none of {', '.join(TEXT_TASKS)}, "
+                            "and no .csv or .tsv file")
+        if (self.task in TEXT_TASKS) != (self.data is not None):
+            raise UserError(f"--data is the folder of the files of {', '.join(TEXT_TASKS)}; "
                             "it goes with each of these, and not with a csv")
-        if self.dev and self.task in TASKS:
+        if self.dev and self.task in TEXT_TASKS:
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
         if Path(self.out).suffix.lower() not in (".csv", ".tsv"):
             raise UserError(f"--out {self.out} must end in .csv or .tsv")
@@ -73,7 +74,7 @@ class Options:
 
 def training_rows(options: Options) -> tuple[Task, list[Example]]:
     """The task and its training examples, without those that lack a text, which no csv reader takes back."""
-    if options.task in TASKS:
+    if options.task in TEXT_TASKS:
         task = TASKS[options.task]
         rows = read_examples(task, options.data, "train")
     else:

@@ -6,16 +6,14 @@ import json
 import lzma
 import random
 import shutil
-import tarfile
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from mutate import (mutate_archive, mutate_bin, mutate_bytes, mutate_json, mutate_lines, mutate_safetensors,
-                    mutate_table, mutate_text)
+from mutate import (mutate_bin, mutate_bytes, mutate_json, mutate_lines, mutate_safetensors, mutate_table,
+                    mutate_text)
 from safetensors.torch import load_file, save_file
 
 import minibert
@@ -27,7 +25,7 @@ from minibert.hub.weight_files import read_tensors
 from minibert.model.config import Config
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM
-from minibert.tasks import archives, csv_files, official_files, squad_windows, squad
+from minibert.tasks import csv_files, official_files, squad_windows, squad
 from minibert.tasks.specs import TASKS
 from minibert.tasks.splits import read_transfer
 from minibert.training import checkpoint
@@ -116,7 +114,7 @@ def make_checkpoint(folder: Path) -> None:
 def make_glue(folder: Path) -> None:
     for task in TASKS.values():
         for table in task.splits.values():
-            if task.name == "imdb":
+            if task.name in ("imdb", "squad"):
                 continue
             rows = [table.header] if table.has_header else []
             for i in range(6):
@@ -152,17 +150,6 @@ def make_csv(folder: Path) -> None:
     rows = "".join(f"{i}\t{text}\t{text}\t{i / 7}\n" for i, text in enumerate(words))
     (folder / "scores.tsv").write_text("id\ttext\tpair\tscore\n" + rows)
     (folder / "transfer.txt").write_text("\n".join(TEXTS) + "\n")
-
-
-def make_archives(folder: Path) -> None:
-    (folder / "in" / "set").mkdir(parents=True)
-    (folder / "in" / "set" / "a.txt").write_text("text " * 200)
-    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as file:
-        file.write(folder / "in" / "set" / "a.txt", "set/a.txt")
-        file.writestr("other/b.txt", "b")
-    with tarfile.open(folder / "x.tar.gz", "w:gz") as file:
-        file.add(folder / "in" / "set", "set")
-    shutil.rmtree(folder / "in")
 
 
 # ---- readers -----------------------------------------------------------------------------------------------
@@ -213,7 +200,7 @@ def read_glue(folder: Path, draw: random.Random) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, task in TASKS.items():
-            if name != "imdb":
+            if name not in ("imdb", "squad"):
                 for split in task.splits:
                     official_files.read_examples(task, folder, split)
 
@@ -249,15 +236,6 @@ def read_texts(folder: Path, draw: random.Random) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
 
 
-def read_archives(folder: Path, draw: random.Random) -> None:
-    try:
-        for name in ("x.zip", "x.tar.gz"):
-            archives.unpack(folder / name, "set", 10**6)
-            shutil.rmtree(folder / "set")
-    finally:
-        shutil.rmtree(folder / "set", ignore_errors=True)
-
-
 READERS = {
     "config": Reader(make_config, read_config, {"config.json": mutate_json}),
     "safetensors": Reader(make_model, read_model, {"model.safetensors": mutate_safetensors}),
@@ -274,5 +252,4 @@ READERS = {
     "squad": Reader(make_squad, read_squad, {"*-v1.1.json": mutate_json}),
     "csv": Reader(make_csv, read_csv, {"*": mutate_table}),
     "texts": Reader(make_texts, read_texts, {"?.*": mutate_lines}),
-    "archives": Reader(make_archives, read_archives, {"x.*": mutate_archive}),
 }

@@ -14,9 +14,6 @@ import os
 import pickle
 import random
 import subprocess
-import tarfile
-import warnings
-import zipfile
 
 import numpy as np
 import torch
@@ -176,38 +173,6 @@ def mutate_header(draw: random.Random, header: bytes) -> bytes:
     else:
         return mutate_json(draw, header)
     return json.dumps(content).encode()
-
-
-MEMBERS = ["set/a.txt", "set", "set/", "../out.txt", "set/../../out.txt", "/tmp/out.txt", "C:\\out.txt",
-           "set\\b.txt", "..\\out.txt", "", ".", "set/./c", "set//d", "set/" + "n" * 300, "set/é😀",
-           "set/a\nb", "other/e", "set/a.txt/f", "~/g", "\x1b[31m"]
-
-
-def mutate_archive(draw: random.Random, data: bytes) -> bytes:
-    """An archive of the same kind with odd members, links and devices; or other bytes."""
-    if draw.random() < 0.5:
-        return mutate_bytes(draw, data)
-    out, names = io.BytesIO(), [draw.choice(MEMBERS) for _ in range(draw.randint(1, 3))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names that occur twice
-        if data[:2] == b"PK":
-            with zipfile.ZipFile(out, "w") as file:
-                for name in names:
-                    info = zipfile.ZipInfo(name)
-                    info.external_attr = draw.choice((0, 0o644, 0o100644, 0o120777, 0o020666, 0o040755)) << 16
-                    file.writestr(info, draw.choice(("", "text", "../../out.txt")))
-        else:
-            with tarfile.open(fileobj=out, mode="w:gz") as file:
-                for name in names:
-                    info = tarfile.TarInfo(name)
-                    info.type = draw.choice((tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE,
-                                             tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE,
-                                             tarfile.FIFOTYPE))
-                    if info.type in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-                        info.linkname = draw.choice(MEMBERS)
-                    info.size = 4 if info.type == tarfile.REGTYPE else 0
-                    file.addfile(info, io.BytesIO(b"text"))
-    return out.getvalue()
 
 
 class Code:

@@ -21,8 +21,8 @@ import minibert
 from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minibert.hub.load_save import load, save
 from minibert.model.config import Config
-from minibert.model.heads import MaskedLM, PreTraining
 from minibert.model.init import init_weights
+from minibert.model.heads import MaskedLM, PreTraining
 from scripts import convert
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,6 +3,7 @@ every kind of task, with and without a teacher, seeds, resuming, bad input.
 """
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -118,21 +119,21 @@ def test_classes_are_learned_and_named(tuned):
 def test_the_dev_set_is_judged_once_an_epoch_and_errors_are_those_of_the_kept_model(
         folder, tmp_path, monkeypatch, task):
     """No pass over it at the end; judged anew, the kept model makes the same errors, to the byte."""
-    asked = []
-    ask = splits.ask
-    monkeypatch.setattr(splits, "ask", lambda *given: (asked.append(given), ask(*given))[1])
+    judged = []
+    outputs = splits.model_outputs
+    monkeypatch.setattr(splits, "model_outputs", lambda *given: (judged.append(given), outputs(*given))[1])
     # a rate that makes later epochs worse: the best one is not the last
     finetune.main(options(folder, task, tmp_path / "run", epochs=3, seeds=2, lr=2e-2))
-    assert len(asked) == 3 * 2
+    assert len(judged) == 3 * 2
     best = summary(tmp_path / "run")
     result = best["results"][best["best_seed"] - 1]
     given = resolve(parse(Options, options(folder, task, tmp_path / "run"), "", ""))
-    kind, data = splits.read_task(given, minibert.load_tokenizer(folder / "model"))
+    kind, data = finetune.read_task(given, given.model, minibert.load_tokenizer(folder / "model"))
     model = minibert.load(tmp_path / "run" / "model")
-    scores, said = splits.judge(model, kind, data["dev"], start("cpu", "auto", 1))
+    scores, logits = splits.judge(model, kind, data["dev"], start("cpu", "auto", 1))
     assert scores == result["best"]["scores"]["dev"]
     splits.write_errors(tmp_path / "anew.tsv", kind, data["dev"],
-                        splits.answers_of(kind, data["dev"], said))
+                        splits.answers_of(kind, data["dev"], logits))
     assert (tmp_path / "anew.tsv").read_bytes() == (tmp_path / "run" / "errors.tsv").read_bytes()
     assert not list((tmp_path / "run").glob("seed-*/dev-outputs*"))
 
@@ -189,9 +190,9 @@ def test_a_teacher_teaches_and_is_gone_while_the_student_learns(folder, tuned, t
     out, load, step, teachers = tmp_path / "run", finetune.load_tuned, finetune.accumulate, []
 
     def loaded(*given):
-        teacher, order = load(*given)
+        teacher = load(*given)
         teachers.append(weakref.ref(teacher))
-        return teacher, order
+        return teacher
 
     def step_without_teacher(*given):
         assert [teacher() for teacher in teachers] == [None]
@@ -228,7 +229,7 @@ def test_transfer_text_is_pairs_where_the_training_set_is(folder, tmp_path):
     path.write_text("a film\ta book\n\nthe song\tvery grim\n")
     given = Options(model=str(folder / "model"), task=str(folder / "scores.csv"), max_length=80, teacher="t",
                     transfer=(str(path),))
-    found = finetune.read_task(given, tokenizer)[1]["transfer"].examples
+    found = finetune.read_task(given, given.model, tokenizer)[1]["transfer"].examples
     expected = tokenizer.encode(["a film", "the song"], ["a book", "very grim"])
     assert [found.ids.tolist(), found.segments.tolist()] == [sum(lists, []) for lists in expected]
 
@@ -447,7 +448,7 @@ def test_how_a_run_was_started_is_said_as_it_would_be_typed(folder, tmp_path):
                         (["--augmented", "a.csv"], "started without --augmented:")):
         with pytest.raises(UserError, match=words):
             given = resolve(parse(Options, [*argv, "--resume", *more], "", ""))
-            open_run(tmp_path / "run", given, MAY_CHANGE)
+            open_run(tmp_path / "run", dataclasses.asdict(given), MAY_CHANGE)
 
 
 def test_an_empty_file_to_transfer_from_is_named(folder, tuned, tmp_path):
@@ -526,7 +527,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)
-    for words in ("--beta 5", "--patience last", "--intermediate-epochs 0", "--intermediate-lr 1e-4",
+    for words in ("--beta 5", "--teacher-layers last", "--intermediate-epochs 0", "--intermediate-lr 1e-4",
                   "--weights hidden=0", "--imitate 1,2"):
         with pytest.raises(UserError, match=f"{words.split()[0]} is not read with --method kd"):
             parse(Options, ["--model", "m", "--task", "reviews.csv", "--teacher", "t", *words.split()], "", "")
@@ -545,7 +546,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
 def test_defaults_are_those_of_the_method():
     def resolved(**more):
         found = resolve(Options(model="m", task="reviews.csv", **more))
-        return found.alpha, found.temperature, found.beta, found.patience, found.intermediate_lr
+        return found.alpha, found.temperature, found.beta, found.teacher_layers, found.intermediate_lr
 
     assert resolved() == (None,) * 5
     assert resolved(teacher="t") == (0.5, 2.0, None, None, None)
@@ -584,7 +585,7 @@ def test_augmented_text_may_have_ids_that_repeat(folder, tmp_path):
     write_csv(tmp_path / "more.csv", [("a", "the film was great", "yes")] * 3, ["id", "text", "label"])
     given = Options(model=str(folder / "model"), task=str(tmp_path / "own.csv"), max_length=80,
                     augmented=str(tmp_path / "more.csv"))
-    splits = finetune.read_task(given, minibert.load_tokenizer(folder / "model"))[1]
+    splits = finetune.read_task(given, given.model, minibert.load_tokenizer(folder / "model"))[1]
     assert len(splits["augmented"].rows) == 3
 
 

@@ -107,7 +107,8 @@ def test_a_batch_of_texts(tokenizer):
     other = minibert.masked_batch(tokenizer, TEXTS, share=0.3, seed=1)
     assert not torch.equal(other.batch.ids, batch.batch.ids)
     assert minibert.masked_batch(tokenizer, TEXTS, max_length=5).batch.lengths.tolist() == [5, 5, 5]
-    for texts, more, match in (([], {}, "no text"), (TEXTS, {"selection": "smoothed"}, "not one of bert")):
+    for texts, more, match in (([], {}, "a list of texts"), (TEXTS[0], {}, "a list of texts"),
+                               (TEXTS, {"selection": "smoothed"}, "not one of bert")):
         with pytest.raises(minibert.UserError, match=match):
             minibert.masked_batch(tokenizer, texts, **more)
 

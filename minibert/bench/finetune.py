@@ -28,7 +28,7 @@ from minibert.model.config import Config, preset
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
 from minibert.tasks.official_files import read_examples
-from minibert.tasks.specs import TASKS
+from minibert.tasks.specs import TASKS, TEXT_TASKS
 from minibert.tasks.splits import tokenised
 from minibert.training.optim import adamw
 from minibert.training.step import accumulate, update
@@ -41,7 +41,7 @@ RANDOM, BY_LENGTH = "transformers", "transformers by length"
 class FinetuneBench:
     """Every option of bench.py finetune."""
 
-    task: str = option("mrpc", "task of GLUE or imdb", choices=tuple(TASKS))
+    task: str = option("mrpc", "task of GLUE or imdb", choices=TEXT_TASKS)
     data: str | None = option(None, "folder of the task's official files, or the one above it")
     tokenizer: str | None = option(None, "folder of a tokenizer")
     model: str = option("bert-base", "preset of the model (random weights)")
@@ -70,7 +70,7 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
     shape = dataclasses.replace(preset(options.model), vocab_size=tokenizer.vocab_size,
                                 dropout=options.dropout, classifier_dropout=options.dropout,
                                 labels=task.labels or ("score",),
-                                problem_type="regression" if task.regression else None)
+                                problem_type="regression" if task.kind == "score" else None)
     return tokenised(task, rows, tokenizer, 128).examples, shape
 
 

@@ -30,7 +30,7 @@ from minibert.model.config import PRESETS, Config, preset
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
 from minibert.tasks.official_files import read_examples
-from minibert.tasks.specs import TASKS
+from minibert.tasks.specs import TASKS, TEXT_TASKS
 
 ROOT = Path(__file__).parents[2]
 # of the STS-B dev pairs in the word pieces of bert-base-uncased: median 29 tokens, log-normal; from 8 tokens
@@ -46,7 +46,7 @@ class InferenceBench:
         "whose quality is measured too")
     grid: bool = option(False, "instead: depth against width, at the parameters of distilbert's layers")
     task: str = option("stsb", "whose dev pairs are run",
-                       choices=tuple(name for name in TASKS if name != "squad"))
+                       choices=TEXT_TASKS)
     data: str | None = option(None, "folder of the task's official files, or the one above it; without it, "
                               "random tokens in lengths like those of STS-B")
     tokenizer: str = option(str(ROOT / "weights" / "teacher"), "folder of the presets' tokenizer")

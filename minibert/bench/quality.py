@@ -24,7 +24,7 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
     On the dev set, or `some` examples of it.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
-    model, order = load_tuned(folder, task)
+    model = load_tuned(folder, task)
     split = tokenised(task, read_examples(task, data, task.dev_splits[0]),
                       minibert.load_tokenizer(folder), 128)
     if some:
@@ -35,11 +35,11 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
         if why_not(engine, runtime.device):
             continue
         made = fast(model, engine.split()[1]) if engine != "minibert" else model
-        scores, logits = judge(made, task, split, runtime, order=order)
+        scores, logits = judge(made, task, split, runtime)
         found[engine] = {**scores,
                          "largest_logit_change": float(abs(logits - exact).max()),
                          "mean_logit_change": float(abs(logits - exact).mean())}
-        if not task.regression:
+        if task.kind == "classes":
             found[engine]["answers_changed"] = int((logits.argmax(-1) != exact.argmax(-1)).sum())
     rows = [{"mode": engine, **{key: f"{value:.4g}" if isinstance(value, float) else str(value)
                                 for key, value in one.items()}} for engine, one in found.items()]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from minibert.common.disk import read_json, read_text
 from minibert.common.errors import UserError
-from minibert.tasks.specs import SQUAD, TASKS
+from minibert.tasks.specs import TASKS
 
 SMOKE_TOKENS = 5_000_000  # a training on fewer shows that things work, not how well
 
@@ -50,6 +50,12 @@ class TuneRun(NamedTuple):
     seconds: float  # of all seeds and their sessions
     baseline: dict[str, float] | None  # a constant prediction
     finished: bool
+
+    @property
+    def start(self) -> str:
+        """The model that it began with: a folder or hub name, or a cut of its teacher."""
+        layers = self.options.get("layers") or len((self.options.get("layer_map") or "").split(","))
+        return self.options["model"] or f"{self.options['teacher']} cut to {layers} layers"
 
     @property
     def values(self) -> list[float]:
@@ -118,7 +124,7 @@ def _read_train(folder: Path, config: dict, summary: dict | None) -> TrainRun:
 
 def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
     options, path = config["options"], folder / "summary.json" if summary else folder
-    known = SQUAD if options["task"] == "squad" else TASKS.get(options["task"])
+    known = TASKS.get(options["task"])
     if summary is None:
         results = [read_json(path) for path in sorted(folder.glob("seed-*/result.json"))]
     with _damage(path):

@@ -81,7 +81,7 @@ def teacher_of(run: TrainRun) -> str:
 def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench) -> None:
     """Two folders that would be called the same are an error: their runs would be mixed up."""
     places: dict[str, Path] = {}
-    for model in [*map(result_of, train), *map(teacher_of, train), *(run.options["model"] for run in tune)]:
+    for model in [*map(result_of, train), *map(teacher_of, train), *(run.start for run in tune)]:
         place = options.place_of(model)
         if places.setdefault(place.name, place) != place:
             raise UserError(f"{places[place.name]} and {place} would both be called {place.name}: "
@@ -101,7 +101,7 @@ def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
     """The runs by model and task, the teacher first; two of the same model and task are an error."""
     found: Scores = {}
     for run in runs:
-        name = options.name_of(run.options["model"]) + taught(run.options)
+        name = options.name_of(run.start) + taught(run.options)
         of = found.setdefault(name, {})
         if run.task in of:
             raise UserError(f"{of[run.task].folder} and {run.folder} both fine-tune {name} on {run.task}: "

@@ -8,10 +8,9 @@ from minibert.bench.records import TrainRun, TuneRun
 from minibert.bench.shares import FORMULAS, share_kept
 from minibert.common.console import clock
 from minibert.common.errors import UserError
-from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, SQUAD, TASKS
+from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, TASKS
 
 NOT_RUN = "not run"
-KNOWN = {**TASKS, "squad": SQUAD}
 # what others report of themselves, to stand beside our shares
 CLAIMS = (
     "Others published shares on other tasks. The DistilBERT paper has 97 %: the ratio of means, 77.0 / 79.5, "
@@ -37,7 +36,7 @@ def prose(text: str) -> str:
 
 def tasks_of(scores: Scores) -> list[str]:
     """GLUE, IMDb and SQuAD, whether run or not, and the csv files of these runs."""
-    return [*KNOWN, *dict.fromkeys(task for of in scores.values() for task in of if task not in KNOWN)]
+    return [*TASKS, *dict.fromkeys(task for of in scores.values() for task in of if task not in TASKS)]
 
 
 def finished(of: dict[str, TuneRun]) -> dict[str, list[float]]:
@@ -48,7 +47,7 @@ def finished(of: dict[str, TuneRun]) -> dict[str, list[float]]:
 def published(model: str) -> dict[str, tuple[float, str]]:
     """The DistilBERT paper's figure of each task, and a mark where it is from elsewhere."""
     return {name: (known.value, "†" if known.source == PAPER_README else "")
-            for name, task in KNOWN.items() for known in task.published
+            for name, task in TASKS.items() for known in task.published
             if known.model == model and known.metric in ("", task.metrics[0])
             and (known.source == PAPER_README or known.source.startswith(PAPER.split(",")[0]))}
 
@@ -83,8 +82,8 @@ def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
 
 
 def _metric(task: str, scores: Scores) -> str:
-    if task in KNOWN:
-        return KNOWN[task].metrics[0]
+    if task in TASKS:
+        return TASKS[task].metrics[0]
     return next((name for of in scores.values() if task in of for name in of[task].scores), "score")
 
 
@@ -116,7 +115,7 @@ def _settings(scores: Scores) -> list[str]:
             if task in of:
                 used = {"train_examples": of[task].options.get("train_examples"), **of[task].settings}
                 text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in used.items()
-                                 if value != getattr(KNOWN.get(task), key, None))
+                                 if value != getattr(TASKS.get(task), key, None))
                 ways.setdefault(text, []).append(name)
         if len(ways) > 1:
             lines.append(prose(f"{task}, **not with the same settings**: " + "; ".join(

@@ -153,12 +153,6 @@ def numbers(option: str, text: str, kind: Callable = int) -> list:
         raise UserError(f"{option} {text} is not a list of numbers as 0,2,5") from None
 
 
-def dropouts(options) -> dict[str, float]:
-    """The fields of a `Config` that --dropout and --attention-dropout change."""
-    changed = {"attention_dropout": options.attention_dropout}
-    return changed if options.dropout is None else changed | {"dropout": options.dropout}
-
-
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:
     """The weights that --weights TERM=WEIGHT ... gives to some of a method's terms."""
     weights = {}

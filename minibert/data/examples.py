@@ -55,6 +55,13 @@ class Examples:
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
+def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
+    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
+                        f"the model only {config.vocab_size}")
+
+
 def check_examples(examples: Examples, config: Config, name: str) -> None:
     """`UserError` where the model `name` has too few positions for the longest example, or one token type for
     pairs of texts. A model without token types reads pairs.

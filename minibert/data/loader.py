@@ -57,9 +57,9 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     """
     if selection not in SELECTIONS or selection == "smoothed":  # which needs the counts of a corpus
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
-    sequences, _ = tokenizer.encode(texts, max_length=max_length)
-    if not sequences:
-        raise UserError("there is no text to make a batch of")
+    if isinstance(texts, str) or not texts:  # a string would be read as a list of letters
+        raise UserError("masked_batch takes a list of texts, at least one")
+    sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
     ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
     masked = mask_tokens(ids, lengths, tokenizer, Masking(selection, share), seed)
     return cut(ids, lengths, masked.inputs, masked.selected, len(ids), (seed,))[0]

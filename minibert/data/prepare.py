@@ -16,7 +16,7 @@ import numpy as np
 from minibert.common.console import Progress
 from minibert.common.errors import UserError
 from minibert.data.shards import MIN_LENGTH, CorpusWriter, new_folder, token_dtype
-from minibert.data.text import Chunk, Source, documents, find_sources, hash_share, read_chunks
+from minibert.data.text import Chunk, documents, find_sources, hash_share, read_chunks
 from minibert.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 18  # text tokenised in one call; bounds memory

@@ -16,26 +16,25 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def weighted_sum(sums: dict[str, Tensor], weights, counts: dict[str, int]
-                 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum over terms of weight / count * sum, and the sums detached; `weights` has a field for each
-    term.
-    """
+def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
+                   ) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum over terms of weight / count * sum, and the sums detached."""
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
 
 
 def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over tokens of 1 - cos(h_s, h_t), both (N, D): L_cos of DistilBERT (Sanh et al. 2019, section
-    3).
+    """Sum over tokens of 1 - cos(h_s, h_t), both (N, D).
+
+    This is L_cos of DistilBERT (Sanh et al. 2019, section 3).
     """
     return (1 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(teacher), dim=-1)).sum()
 
 
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """Sum over tokens of the mean over D_t of (W h_s - h_t)^2: L_hidn and L_embd of TinyBERT (Jiao et al.
-    2019, section 3.1).
+    """Sum over tokens of the mean over D_t of (W h_s - h_t)^2.
 
+    This is L_hidn and L_embd of TinyBERT (Jiao et al. 2019, section 3.1).
     student (N, D_s), teacher (N, D_t); `projection` is W (D_t, D_s), None the identity.
     note: the original code also counts padding.
     """

@@ -72,9 +72,7 @@ def terms_of(method: str) -> tuple[str, ...]:
 
 
 def weights_of(method: str, **changed) -> object:
-    """The weights of a method as published, but for what is `changed`; `UserError` where nothing would be
-    learned.
-    """
+    """The weights of a method as published, but for `changed`; `UserError` where all terms have weight 0."""
     weights = METHODS[method].weights(**changed)
     if not any(getattr(weights, name) for name in terms_of(method)):
         raise UserError(f"every term of {method} has weight 0: nothing would be learned")

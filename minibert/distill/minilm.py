@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minibert.common.errors import UserError
 from minibert.distill.attention_loss import relation_sum, split_heads
-from minibert.distill.losses import weighted_sum
+from minibert.distill.losses import weighted_terms
 from minibert.distill.students import check_vocabulary
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config
@@ -53,7 +53,7 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
         sums["attention_relation"] = relation_sum(q, k, t_q, t_k, micro.batch)
     if weights.value_relation:
         sums["value_relation"] = relation_sum(v, v, t_v, t_v, micro.batch)
-    return weighted_sum(sums, weights, counts)
+    return weighted_terms(sums, weights, counts)
 
 
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
@@ -69,7 +69,7 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
             R = weights.relation_heads or default_relation_heads(x[0].numel(), t_x[0].numel())
             x, t_x = split_heads(x, R), split_heads(t_x, R)  # (N, R, D / R)
             sums[f"{name}_relation"] = relation_sum(x, x, t_x, t_x, micro.batch)
-    return weighted_sum(sums, weights, counts)
+    return weighted_terms(sums, weights, counts)
 
 
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None

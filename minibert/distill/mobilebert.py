@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minibert.common.errors import UserError
 from minibert.distill.attention_loss import relation_sum
 from minibert.distill.distilbert import vocab_side
-from minibert.distill.losses import at_least_fp32, weighted_sum
+from minibert.distill.losses import at_least_fp32, weighted_terms
 from minibert.distill.vocab_loss import vocab_loss
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config, MobileConfig
@@ -40,8 +40,7 @@ class MobileBERTWeights:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation where `mlm` or `kd`
-    has a weight.
+    """The knowledge transfer of `weights.layers`, and where `mlm` or `kd` has a weight, distillation.
 
     The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s),
     averaged over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked
@@ -66,7 +65,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
-    loss, sums = weighted_sum(sums, weights, counts)
+    loss, sums = weighted_terms(sums, weights, counts)
     if distils:
         last = ours.hiddens[-1], theirs.hiddens[-1]
         distillation, more = distillation_at_masks(student, teacher, last, micro, weights, counts)
@@ -95,9 +94,7 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
                           micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
                           ) -> tuple[Tensor, dict[str, Tensor]]:
-    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last hidden states (N, D) of student and
-    teacher.
-    """
+    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last states (N, D) of student and teacher."""
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
@@ -110,9 +107,7 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """The trace of the layers up to `deepest`, or only the last hidden states: then the others are not
-    kept.
-    """
+    """The trace of the layers up to `deepest`, or of the last hidden states alone."""
     if every_layer:
         return encoder.trace(micro.batch, deepest)
     return Trace((encoder(micro.batch),), (), (), ())

@@ -23,9 +23,7 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The DistilBERT of a teacher: half its layers (or `layers`), all else alike; no token types and no
-    pooler.
-    """
+    """The DistilBERT of a teacher: half its layers (or `layers`), without token types and pooler."""
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
     return replace(teacher, layers=layers or max(1, teacher.layers // 2), **DISTILBERT)
@@ -54,7 +52,7 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
     """A preset's shape in the teacher's vocabulary, with its positions and labels, and `layers` where given;
     with its activation, too, where layers are to be `copied`.
     """
-    same = ["vocab_size", "max_positions", "pad_id", "labels", "regression"]
+    same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
         same += ["activation", "norm_eps"]
     config = replace(preset(name), **{field: getattr(teacher, field) for field in same})

@@ -4,26 +4,19 @@
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
 Each term is a sum over examples divided by the count of the whole step. The teacher is asked once for each
-example, before training; what it said comes with the batch.
+example, before training; its outputs come with the batch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import Runtime
-from minibert.data.examples import Examples, LabelledBatch
-from minibert.model.batch import groups
-from minibert.distill.losses import at_least_fp32
-from minibert.distill.losses import span_distillation, span_loss
-from minibert.inference.predict import MICRO_TOKENS, outputs
+from minibert.data.examples import LabelledBatch
+from minibert.distill.losses import at_least_fp32, span_distillation, span_loss
 from minibert.model.heads import Span
-from minibert.tasks.specs import Task
 
 
 @dataclass(frozen=True)
@@ -114,41 +107,3 @@ def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts:
         sums["patience"] = patience_sum(ours, micro.targets["cls"])
         loss = loss + weights.beta / counts["patience"] * sums["patience"]
     return loss, {name: value.detach() for name, value in sums.items()}
-
-
-@torch.no_grad()
-def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
-                    micro_tokens: int = MICRO_TOKENS,
-                    progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
-    """What the teacher says of each example, once:
-    `logits` (n, K), spans (N, 2); `cls` (n, pairs, D) of `layers`, from 1.
-
-    `progress` is told the tokens of every forward pass.
-    """
-    if not layers:
-        return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
-    teacher.eval()
-    n = len(examples.lengths)
-    cls = np.empty((n, len(layers), teacher.config.hidden_size), np.float32)
-    logits = None
-    for group in groups(examples.lengths, micro_tokens):
-        batch = examples.batch(group).to(runtime.device)
-        with runtime.autocast():
-            hiddens = teacher.encoder.trace(batch).hiddens
-            out = teacher.classify(hiddens[-1], batch).float().cpu().numpy()
-            states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
-        logits = np.empty((n, out.shape[1]), np.float32) if logits is None else logits
-        logits[group], cls[group] = out, states.float().cpu().numpy()
-        if progress:
-            progress(len(batch.ids))
-    return {"logits": logits, "cls": cls}
-
-
-def align_labels(theirs: tuple[str, ...], task: Task, model: str) -> list[int]:
-    """For each label of the task the class number of `model`, whose labels are `theirs`, by name;
-    `UserError` where the two sets of names differ.
-    """
-    if sorted(theirs) != sorted(task.labels):
-        raise UserError(f"{model} has the labels {', '.join(theirs)}, and {task.name} has "
-                        f"{', '.join(task.labels)}: they must have the same names, in any order")
-    return [theirs.index(label) for label in task.labels]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minibert.common.errors import UserError
 from minibert.distill.attention_loss import attention_sum
-from minibert.distill.losses import hidden_sum, weighted_sum
+from minibert.distill.losses import hidden_sum, weighted_terms
 from minibert.distill.students import check_vocabulary, imitated_layers
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config
@@ -83,7 +83,7 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
             attention_sum(ours.queries[m - 1], ours.keys[m - 1],
                           theirs.queries[g[m] - 1], theirs.keys[g[m] - 1], micro.batch)
             for m in range(1, len(g)))
-    return weighted_sum(sums, weights, counts)
+    return weighted_terms(sums, weights, counts)
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:

@@ -110,7 +110,7 @@ def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
 def _labels(raw: dict) -> dict:
     """`labels`, from id2label in id order or num_labels, and `problem_type`."""
     named = raw.get("id2label")
-    count = _value(raw, "num_labels", "num_labels", 2 if named is None else len(named))
+    count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
     if named is None:
         labels = tuple(f"LABEL_{i}" for i in range(count)) if 1 <= count <= 10**5 else ()
     elif isinstance(named, dict) and named.keys() == {str(i) for i in range(len(named))}:

@@ -117,13 +117,6 @@ def _described(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
 
-def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
-                        f"the model only {config.vocab_size}")
-
-
 def head_of(model: nn.Module) -> str:
     """The name of the head of a model, as `load` takes it."""
     return next(head for head, kind in MODELS.items() if isinstance(model, kind))

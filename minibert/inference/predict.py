@@ -2,7 +2,7 @@
 sorted by length, packed to a token budget, results in the order asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ from torch import nn
 
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
-from minibert.data.examples import Examples, check_examples, encode
+from minibert.data.examples import Examples, check_examples, check_pieces, encode
 from minibert.data.tokenizer import Tokenizer
 from minibert.model.batch import groups, rows_of
+from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
 from minibert.model.sentences import pooling_of
 
@@ -49,22 +50,50 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
     return made
 
 
-def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None = None, *,
-            max_length: int | None = None, runtime: Runtime | None = None) -> np.ndarray:
+def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
+    """`encode` of what a caller gives: a list of texts, or of (text, pair), or two lists.
+
+    `UserError` names the place of what is no text, and says where the model of `config` cannot read them.
+    """
+    texts, pairs = as_texts(texts, "texts"), None if pairs is None else as_texts(pairs, "pairs")
+    if pairs is None and texts and isinstance(texts[0], (tuple, list)):
+        for i, text in enumerate(texts):
+            if not isinstance(text, (tuple, list)) or len(text) != 2:
+                raise UserError(f"texts[{i}] is {text!r:.60}, and must be a pair, (text, pair)")
+        texts, pairs = ([pair[k] for pair in texts] for k in (0, 1))
+    for name, given in (("texts", texts), ("pairs", pairs or [])):
+        for i, text in enumerate(given):
+            if not isinstance(text, str):
+                raise UserError(f"{name}[{i}] is {text!r:.60}, a {type(text).__name__}, and must be a text")
+    check_pieces(tokenizer, config, "these texts")
+    examples = encode(tokenizer, texts, pairs, max_length)
+    check_examples(examples, config, "the model")
+    return examples
+
+
+def as_texts(given, name: str) -> list:
+    """A list of what was given; `UserError` for what is no list of texts, like one text, or a dict."""
+    if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
+        raise UserError(f"{name} is a {type(given).__name__}, and must be a list of texts")
+    return list(given)
+
+
+def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tuple[str, str]],
+            pairs: list[str] | None = None, *, max_length: int | None = None,
+            runtime: Runtime | None = None) -> np.ndarray:
     """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
 
-    `model.config.labels` names the classes. Where `model.config.problem_type` is multi_label_classification,
-    the sigmoid of each logit is that label's probability.
-    Texts longer than `max_length` (default: the model's positions) are cut.
-    `UserError` where the model is no classifier.
+    Pairs are (text, pair) in `texts`, or `pairs` holds the second ones. `model.config.labels` names the
+    classes. Where `model.config.problem_type` is multi_label_classification, the sigmoid of each logit is that
+    label's probability. Texts longer than `max_length` (default: the model's positions) are cut. `UserError`
+    where the model is no classifier, or where something is no text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
                         "it first")
     runtime = runtime or where_it_is(model)
     length = max_length or model.config.max_positions
-    examples = encode(tokenizer, texts, pairs, length)
-    check_examples(examples, model.config, "the model")
+    examples = encode_checked(tokenizer, texts, pairs, length, model.config)
     return outputs(model.to(runtime.device), examples, runtime)
 
 
@@ -82,10 +111,11 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     encoder, training = encoder_of(model).to(runtime.device), model.training
     model.eval()
     positions = encoder.config.max_positions
+    texts = as_texts(texts, "texts")
     if pooling.prompt:
-        texts = [pooling.prompt + text for text in texts]
-    examples = encode(tokenizer.lowercased() if pooling.lowercase else tokenizer, texts, None,
-                      max_length or min(pooling.max_length or positions, positions))
+        texts = [pooling.prompt + text if isinstance(text, str) else text for text in texts]
+    examples = encode_checked(tokenizer.lowercased() if pooling.lowercase else tokenizer, texts, None,
+                              max_length or min(pooling.max_length or positions, positions), encoder.config)
     vectors = None
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group).to(runtime.device)

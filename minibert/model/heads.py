@@ -110,7 +110,7 @@ class Classifier(nn.Module):
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
             pooled = F.relu(self.pre_classifier(last[batch.first_tokens]))  # (S, D)
-        return self.classifier(dropout(pooled, self.config.classifier_dropout, self.training))
+        return in_fp32(self.classifier, dropout(pooled, self.config.classifier_dropout, self.training))
 
 
 class Span(nn.Module):
@@ -130,7 +130,16 @@ class Span(nn.Module):
         # note: DistilBERT has dropout before this head, the others have none
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
-        return self.span(last)
+        return in_fp32(self.span, last)
+
+
+def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The product of a task's last layer, not rounded to 16 bits under autocast: scores and the logits of a
+    context's tokens are compared with each other, and rounded ones tie.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 def encoder_of(model: nn.Module) -> Encoder:

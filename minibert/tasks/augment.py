@@ -81,7 +81,7 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
         words += len(spans)
 
     table = np.full((words, k), -1, np.int32)
-    ask(table, queries, model, tokenizer, runtime, micro_tokens)
+    fill_candidates(table, queries, model, tokenizer, runtime, micro_tokens)
     if rare:
         distinct = list(dict.fromkeys(word for word, _ in rare))
         numbers = dict(zip(distinct, nearest(vectors, distinct, k)))
@@ -89,8 +89,8 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
             table[i] = np.where(numbers[word] < 0, -1, numbers[word] + len(tokenizer.vocabulary))
     made, ends = [], np.cumsum([0, *(len(spans) for _, spans in found)])
     for (text, spans), (start, end) in zip(found, pairwise(ends)):
-        some = table[start:end, 0] >= 0
-        made.append(Text(text, np.array(spans, np.int64).reshape(-1, 2)[some], table[start:end][some]))
+        known = table[start:end, 0] >= 0
+        made.append(Text(text, np.array(spans, np.int64).reshape(-1, 2)[known], table[start:end][known]))
     return made
 
 
@@ -127,8 +127,8 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 
 
 @torch.no_grad()
-def ask(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime,
-        micro_tokens: int) -> None:
+def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: Tokenizer,
+                    runtime: Runtime, micro_tokens: int) -> None:
     """Writes the model's K likeliest words for each masked one into the rows of `table` (words, K)."""
     if not queries:
         return
@@ -147,17 +147,18 @@ def ask(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: To
     spelling = torch.from_numpy(spelling).to(runtime.device)
     for group in groups(examples.lengths, micro_tokens):
         batch = examples.batch(group).to(runtime.device)
-        some = [queries[i] for i in group]
+        together = [queries[i] for i in group]
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
-        rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, some) for i in query.masked])
-        own = spelling[[query.ids[i] for query in some for i in query.masked]]  # (M,)
+        rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together)
+                             for i in query.masked])
+        own = spelling[[query.ids[i] for query in together for i in query.masked]]  # (M,)
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # the head reads masked tokens only
             logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
         logits = logits.masked_fill_((spelling < 0) | (spelling == own[:, None]), -torch.inf)
         best = logits.topk(table.shape[1])
         numbers = best.indices.masked_fill(best.values == -torch.inf, -1)
-        table[[word for query in some for word in query.words]] = numbers.cpu().numpy()
+        table[[word for query in together for word in query.words]] = numbers.cpu().numpy()
 
 
 def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[str]:

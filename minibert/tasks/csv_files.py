@@ -2,10 +2,12 @@
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from minibert.common.console import say
 from minibert.common.disk import disk_errors, fsync, read_text
 from minibert.common.errors import UserError
 from minibert.data.text import hash_share
@@ -13,6 +15,7 @@ from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
 DEV_SHARE = 0.1  # of a csv file without a dev file
+MANY = 20  # classes; more than these, all of them numbers, or most rows with one of their own, are questioned
 
 # the columns of a user's csv that are read as (text, pair): the first of these that are all there
 TEXT_COLUMNS = (("text", "pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
@@ -23,8 +26,9 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     """A csv file (with tabs: .tsv) and the task it poses; with `task` its labels are read as that task's.
 
     The header names `text`, optionally `pair` (or others of `TEXT_COLUMNS`), and `label`, any words, numbered
-    in sorted order, or `score`, any numbers; an `id` is kept, other columns are ignored. Quoting is standard
-    csv, with line ends inside quotes, also with tabs. With `task` the label may be missing, for predictions.
+    in sorted order, or `score`, any numbers; an `id` is kept, other columns are ignored. Numbers with a point
+    are scores under the name `label`, too, as in run_glue.py of transformers. Quoting is standard csv, with
+    line ends inside quotes, also with tabs. With `task` the label may be missing, for predictions.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -38,8 +42,10 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
         raise UserError(f"{path}, line 1: the header must name one column 'label' or 'score', "
                         f"and names {'both' if answers else 'neither'}: {', '.join(names)}")
     if task is None:
-        task = _csv_task(path, answers[0] == "score", rows)
-    answer = "score" if task.regression else "label"
+        task = _csv_task(path, answers[0], rows)
+    answer = "score" if task.kind == "score" else "label"
+    if task.kind == "score" and answers == ["label"] and _are_scores(row["label"] for _, row in rows):
+        answer = "label"
     if answers and answer not in answers:
         raise UserError(f"{path}, line 1: the header names {answers[0]!r} where {task.name} has {answer!r}")
     examples = []
@@ -70,10 +76,10 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
             writer = csv.writer(file, delimiter=_delimiter(path), lineterminator="\n")
             for row in examples:
                 texts = [row.text] if row.pair is None else [row.text, row.pair]
-                label = repr(row.label) if task.regression else task.words[row.label]
+                label = repr(row.label) if task.kind == "score" else task.words[row.label]
                 with disk_errors(path):
                     if not written:
-                        answer = "score" if task.regression else "label"
+                        answer = "score" if task.kind == "score" else "label"
                         writer.writerow(["id", *("text", "pair")[:len(texts)], answer])
                     writer.writerow([row.id, *texts, label])
                 written += 1
@@ -104,47 +110,84 @@ def read_csv_splits(path: str | Path,
     if not train or not held_out:
         raise UserError(f"{path} has too few different texts to hold out a tenth of them; give a dev file: "
                         "--dev FILE.csv")
+    unlearned = {row.label for row in held_out} - {row.label for row in train}
+    if task.kind == "classes" and unlearned:
+        say(f"warning: all rows of the class {task.labels[min(unlearned)]!r} are held out, so it is not "
+            "learned; give more rows, or a dev file: --dev FILE.csv")
     return task, train, held_out
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Column names, in lower case, and the rows, with the lines they start in; blank lines are skipped."""
+    """Column names, in lower case, and the rows, with the lines they start in.
+
+    Blank lines, lines of commas alone and columns without a name are left out: spreadsheets write them.
+    """
     csv.field_size_limit(1 << 28)  # 128 KB by default; a text of any length is a field here
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
     names, rows, start = None, [], 1
     try:
         for values in reader:
-            if values and names is None:
+            blank = not any(value.strip() for value in values)
+            if names is None and not blank:
                 names = [name.strip().lower() for name in values]
-                if len(set(names)) < len(names):
-                    raise UserError(f"{path}, line {start}: a column name is there twice: {', '.join(names)}")
-            elif values and len(values) != len(names):
-                raise UserError(f"{path}, line {start} has {len(values)} columns instead of {len(names)}: "
-                                f"{', '.join(names)}" + "; a text that holds a comma is put in quotes"
-                                * (len(values) > len(names) and _delimiter(path) == ","))
-            elif values:
-                rows.append((start, dict(zip(names, values))))
+                named = [name for name in names if name]
+                if len(set(named)) < len(named):
+                    raise UserError(f"{path}, line {start}: a column name is there twice: {', '.join(named)}")
+            elif not blank:
+                if not any(value.strip() for value in values[len(names):]):
+                    values = values[:len(names)]
+                if len(values) != len(names):
+                    comma = len(values) > len(names) and _delimiter(path) == ","
+                    raise UserError(f"{path}, line {start} has {len(values)} columns instead of "
+                                    f"{len(names)}: {', '.join(names)}"
+                                    + "; a text that holds a comma is put in quotes" * comma)
+                rows.append((start, {name: value for name, value in zip(names, values) if name}))
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {start}: not valid csv ({error}); a field that holds a quote is "
                         'quoted, and its quote doubled: "so ""it"" is"') from None
     if not rows:
         raise UserError(f"{path} holds no rows")
-    return names, rows
+    return named, rows
 
 
 def _delimiter(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def _csv_task(path: Path, regression: bool, rows: list[Row]) -> Task:
-    """The task of a csv file: its labels are the words of the column, sorted; settings as for GLUE."""
-    if regression:
-        return Task(path.name, (), (), ("pearson", "spearman"), regression=True)
-    for number, row in rows:
-        if not row["label"].strip():
-            raise UserError(f"{path}, line {number}: the column 'label' is empty")
+def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
+    """The task of a csv file with the column `answer`: "score", or "label", whose words, sorted, are the
+    classes. Settings are those for GLUE.
+    """
+    if answer == "label":
+        for number, row in rows:
+            if not row["label"].strip():
+                raise UserError(f"{path}, line {number}: the column 'label' is empty")
+        if _are_scores(row["label"] for _, row in rows):
+            say(f"{path}: the labels are numbers with a point, so they are learned as scores; write them "
+                "without a point, or as words, to have classes")
+            answer = "score"
+    if answer == "score":
+        return Task(path.name, (), (), ("pearson", "spearman"), kind="score")
     labels = tuple(sorted({row["label"].strip() for _, row in rows}))
     if len(labels) < 2:
         raise UserError(f"{path}: every label is {labels[0]!r}; there must be at least two")
+    if len(labels) > MANY and (all(map(_is_number, labels)) or len(labels) > len(rows) / 2):
+        what = "numbers" if all(map(_is_number, labels)) else "labels"
+        raise UserError(f"{path}: the column 'label' holds {len(labels)} different {what} in {len(rows):,} "
+                        "rows; name the column 'score' if they are scores; for classes, give each a name "
+                        "that is no number, and more than one row")
     return Task(path.name, labels, labels, ("accuracy", "matthews"))
+
+
+def _are_scores(labels: Iterable[str]) -> bool:
+    """Whether these are numbers, some of them with a point."""
+    labels = list(labels)
+    return all(map(_is_number, labels)) and any("." in label for label in labels)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,13 +1,17 @@
-"""Fetches the official files of the data sets, checks each against its sha256, and has the archives unpacked.
+"""Fetches the official files of the data sets, checks each against its sha256, and unpacks the archives.
 
 A file grows under the name NAME.partial and gets its own only when its sha256 is right, and an archive is
 unpacked into a hidden folder that is renamed at the end: what has its final name is complete. Since every sum
-is known, it does not matter which address a file came from, or that one of them is plain http.
+is known, it does not matter which address a file came from, or that one of them is plain http; and an archive
+is one that its authors packed, so Python's own unpacking is enough.
 """
 
 import http.client
 import os
+import shutil
 import sys
+import tarfile
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,13 +22,12 @@ from urllib.parse import urlsplit
 from minibert.common.console import Progress
 from minibert.common.disk import disk_errors, place_for, sha256_of, writing
 from minibert.common.errors import UserError
-from minibert.tasks.archives import unpack
 from minibert.tasks.datasets import DATA_SETS, GLUE, File
 
 CHUNK = 1 << 16
 TIMEOUT = 30  # seconds without a byte
-ATTEMPTS = 4  # in a row that bring nothing new, for each address
-PAUSE = 1.0  # seconds before the next attempt, doubled each time
+ATTEMPTS = 4  # for each address
+PAUSE = 1.0  # seconds before the second attempt, doubled each time
 USER_AGENT = "Mozilla/5.0 (compatible; minibert)"  # wikitext.smerity.com refuses urllib's own
 
 
@@ -78,79 +81,86 @@ def fetch(file: File, target: Path, base_url: str | None = None) -> bool:
     for url in file.urls:
         if base_url is not None:
             url = base_url.rstrip("/") + urlsplit(url).path
-        failure = _fetch_from(url, file, partial)
-        if not failure:
-            with disk_errors(target):
-                os.replace(partial, target)
-            return True
+        for attempt in range(ATTEMPTS):
+            failure, again = _attempt(url, file, partial)
+            if not failure:
+                with disk_errors(target):
+                    os.replace(partial, target)
+                return True
+            if not again:
+                break
+            print(f"{target.name}: {failure}", file=sys.stderr, flush=True)
+            time.sleep(PAUSE * 2 ** attempt)
         failures.append(f"{url}: {failure}")
     raise UserError(f"{target.name} could not be downloaded ({'; '.join(failures)}); run again later, which "
                     f"goes on where this stopped, or download it by hand, put it at {target} and run again")
 
 
-def _fetch_from(url: str, file: File, partial: Path) -> str:
-    """Completes `partial` from one address: "" when its sha256 is right, else why it is not."""
-    name, best, fruitless = partial.name.removesuffix(".partial"), _size(partial), 0
-    while True:
-        begun = _size(partial)
-        try:
-            failure = "" if begun >= file.size else _request(url, file, partial, begun)
-            if failure:
-                return failure
-            if _size(partial) < file.size:
-                failure = f"the connection was cut after {_size(partial):,} of {file.size:,} bytes"
-            else:
-                found = sha256_of(partial)
-                if found == file.sha256:
-                    return ""
-                failure = (f"what came is not the official file, with the sha256 {found} instead of "
-                           f"{file.sha256}, and was removed")
-                _remove(partial)
-                if not begun:
-                    return failure
-                # it was put together of parts, perhaps of two versions: once more, in one piece
-        except urllib.error.HTTPError as error:
-            failure = f"HTTP {error.code} {error.reason}"
+def _attempt(url: str, file: File, partial: Path) -> tuple[str, bool]:
+    """One attempt to complete `partial`: why it is not the file, "" if it is; and whether to try again."""
+    begun = _size(partial)
+    try:
+        if begun < file.size:
+            _request(url, file, partial, begun)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
             error.close()
-            if error.code == 416:  # what we have is longer than the file there
-                _remove(partial)
-            elif error.code < 500 and error.code not in (408, 429):  # trying again would not help
-                return failure
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)  # what urllib wraps
-            failure = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        have = _size(partial)
-        best, fruitless = max(best, have), 0 if have > best else fruitless + 1
-        if fruitless >= ATTEMPTS:
-            return failure
-        print(f"{name}: {failure}; trying again", file=sys.stderr, flush=True)
-        time.sleep(PAUSE * 2 ** fruitless)
+            return f"HTTP {error.code} {error.reason}", error.code >= 500 or error.code in (408, 429)
+        reason = getattr(error, "reason", error)  # what urllib wraps
+        return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__, True
+    if _size(partial) < file.size:
+        return f"the connection was cut after {_size(partial):,} of {file.size:,} bytes", True
+    found = sha256_of(partial)
+    if found == file.sha256:
+        return "", False
+    with disk_errors(partial):
+        partial.unlink()
+    # What was put together of parts may be of two versions: once more, then, in one piece.
+    return (f"what came is not the official file, with the sha256 {found} instead of {file.sha256}, and was "
+            "removed"), begun > 0
 
 
-def _request(url: str, file: File, partial: Path, begun: int) -> str:
-    """One request for what `partial` lacks after `begun` bytes: "", or why this is not the file at all."""
+def _request(url: str, file: File, partial: Path, begun: int) -> None:
+    """One request for what `partial` lacks after `begun` bytes."""
     headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={begun}-"} if begun else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        resumed = response.status == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {begun}-"):
-            _remove(partial)  # another part than asked for: from the start, then
-            return ""
-        have = begun if resumed else 0  # a server that knows no ranges answers 200 with all of it
-        if response.length is not None and have + response.length != file.size:
-            return f"the file there has {have + response.length:,} bytes instead of {file.size:,}"
+        have = begun if response.status == 206 else 0  # 200: the server sends all of it
         with (Progress(partial.name.removesuffix(".partial"), file.size / 1e6, "MB", have / 1e6) as progress,
-              writing(partial, "ab" if resumed else "wb", partial) as write):
+              writing(partial, "ab" if have else "wb", partial) as write):
             while have <= file.size and (data := response.read(CHUNK)):
                 write(data)
                 have += len(data)
                 progress(len(data) / 1e6)
-    return ""
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _remove(path: Path) -> None:
-    with disk_errors(path):
-        path.unlink(missing_ok=True)
+def unpack(archive: Path, folder: str) -> None:
+    """Unpacks `folder` of a .zip or .tar.gz beside the archive, where it appears complete or not at all.
+
+    Whatever else lies in the archive is left out.
+    """
+    target = place_for(archive.parent / folder)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", dir=target.parent))
+    print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
+    # Before Python 3.11.4 tarfile had no filters.
+    safe = {"filter": "data"} if archive.suffix == ".gz" and hasattr(tarfile, "data_filter") else {}
+    try:
+        with disk_errors(target):
+            try:
+                shutil.unpack_archive(archive, temporary, **safe)
+            except Exception as error:  # a damaged archive can raise anything
+                if getattr(error, "errno", None):
+                    raise  # of the disk
+                raise UserError(f"{archive} cannot be unpacked ({error}); delete it and run again") from None
+            if not (temporary / folder).is_dir():
+                raise UserError(f"{archive} holds no folder {folder}")
+            if target.is_dir():
+                target.rmdir()  # empty, as place_for saw
+            os.rename(temporary / folder, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

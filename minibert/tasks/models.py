@@ -1,101 +1,140 @@
-"""The models of a fine-tuning: what starts with the task's head, and the teacher, asked once before training.
-
-`options` are those of finetune.py.
-"""
+"""The models of a fine-tuning: the student with the task's head, and the teacher and its outputs."""
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 import minibert
-from minibert.common.console import Progress, say
 from minibert.common.errors import UserError
-from minibert.common.options import dropouts
 from minibert.common.runtime import Runtime
-from minibert.data.examples import check_examples
-from minibert.data.tokenizer import Tokenizer
-from minibert.distill.task_kd import align_labels, patience_layers, teacher_outputs
-from minibert.hub.load_save import check_pieces, load_config
+from minibert.data.examples import Examples
+from minibert.hub.load_save import load_config, stated_head
+from minibert.inference.predict import MICRO_TOKENS, outputs
+from minibert.model.batch import groups
+from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span
+from minibert.tasks.official_files import class_of
 from minibert.tasks.specs import Task
-from minibert.tasks.splits import Split, dev_of, judge, tokenised
 
 
-def load_model(name: str, task: Task, options, seed: int) -> nn.Module:
-    """The model with the task's head:
-    kept where the checkpoint has it with the same labels in the same order, or a score as well,
-    else new from `seed`.
-    """
+MULTI_LABEL = "multi_label_classification"
+
+
+class Teaching(NamedTuple):
+    """What is learned from the teacher."""
+
+    targets: dict[str, np.ndarray]  # its outputs on the training examples, see `teacher_outputs`
+    layers: list[int]  # the student's layers, from 1, whose [CLS] states are compared; none without PKD
+
+
+def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
+    """The model `name` with the task's head: where `keeps_head` its own, else a new one from `seed`."""
     torch.manual_seed(seed)
-    changed = dropouts(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a head is new is what fine-tuning is about
-        if task.name == "squad":
-            return minibert.load(name, "span", **changed)
-        config = load_config(name)
-        fits = config.regression == task.regression and (task.regression or config.labels == task.labels)
-        if fits and isinstance(minibert.load(name), Classifier):
-            stated = {"problem_type": "regression"} if task.regression else {}
-            return minibert.load(name, "classification", **stated, **changed)
-        return minibert.load(name, "classification", labels=task.labels or ("score",),
-                             problem_type="regression" if task.regression else None, **changed)
+        if task.kind == "span":
+            return minibert.load(name, "span")
+        stated = "regression" if task.kind == "score" else None
+        if keeps_head(name, task):
+            return in_order(minibert.load(name, "classification", problem_type=stated), task, name)
+        return minibert.load(name, "classification", labels=task.labels or ("score",), problem_type=stated)
 
 
-def load_tuned(name: str, task: Task) -> tuple[nn.Module, list[int]]:
-    """A model that was fine-tuned for the task, as it is,
-    and for each label of the task its class number there.
-    """
+def keeps_head(name: str, task: Task) -> bool:
+    """Whether the model has a head that fits the task: spans, a score, or the same classes in any order."""
+    config, head = load_config(name), stated_head(name)
+    if task.kind != "span" and (config.problem_type == MULTI_LABEL
+                                or config.regression != (task.kind == "score")):
+        return False
+    if task.kind == "classes" and label_order(config.labels, task) is None:
+        return False
+    if head is None:  # only its tensors tell
+        return isinstance(minibert.load(name), Span if task.kind == "span" else Classifier)
+    return head == ("span" if task.kind == "span" else "classification")
+
+
+def load_tuned(name: str, task: Task) -> nn.Module:
+    """A model that was fine-tuned for the task, its classes in the task's order; else a `UserError`."""
     model = minibert.load(name)
-    if not isinstance(model, Span if task.name == "squad" else Classifier):
+    if not isinstance(model, Span if task.kind == "span" else Classifier):
         raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
-    if task.name == "squad":
-        return model, [0, 1]
-    if model.config.regression != task.regression:
+    check_single_label(model.config, name)
+    if task.kind != "span" and model.config.regression != (task.kind == "score"):
         raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
-                        f"{task.name} has {'scores' if task.regression else 'classes'}")
-    return model, [0] if task.regression else align_labels(model.config.labels, task, name)
+                        f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
+    return in_order(model, task, name)
 
 
-def ask_teacher(options, task: Task, train: Split, tokenizer: Tokenizer, teacher: nn.Module, order: list[int],
-                runtime: Runtime) -> tuple[dict[str, np.ndarray], list[int]]:
-    """The teacher's outputs on the training examples, by name, in the task's order of classes;
-    and PKD's student layers.
+def check_single_label(config: Config, name: str) -> None:
+    """`UserError` for a multi-label classifier, for which a text has any number of the labels."""
+    if config.problem_type == MULTI_LABEL:
+        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
+                        "here have one class for each text: it is neither judged nor distilled here")
 
-    `teacher` and `order` are as `load_tuned` gives them, the teacher frozen.
+
+@torch.no_grad()
+def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
+    """The model `name` with the rows of its head in the order of the task's classes, and under their names.
+
+    `UserError` where its labels are not the task's.
     """
-    student, theirs = load_config(options.model), minibert.load_tokenizer(options.teacher)
-    examples = train.examples
-    check_pieces(theirs, teacher.config, options.teacher)
-    if theirs.sha256 != tokenizer.sha256:
-        if task.name == "squad" or options.transfer or options.method == "tinybert":
-            raise UserError(f"teacher {options.teacher} and model {options.model} "
-                            "have different vocabularies")
-        examples = tokenised(task, train.rows, theirs, options.stride).examples
-    check_examples(examples, teacher.config, f"--teacher {options.teacher}")
-    pairs = []
-    if options.method == "pkd":
-        pairs = patience_layers(student.layers, teacher.config.layers, options.patience)
-        if student.hidden_size != teacher.config.hidden_size:
-            raise UserError("--method pkd compares states of equal width: "
-                            f"{student.hidden_size} against {teacher.config.hidden_size}; "
-                            "--method kd does not")
-        say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
-    say(f"asking the teacher about {len(examples.lengths):,} examples")
-    said = teacher_outputs(teacher, examples, runtime, [t for _, t in pairs], options.micro_tokens,
-                           Progress("asking the teacher", int(examples.lengths.sum()), "tokens"))
-    said["logits"] = said["logits"][:, order]
-    return said, [s for s, _ in pairs]
+    if task.kind == "classes":
+        order = label_order(model.config.labels, task)
+        if order is None:
+            raise UserError(f"{name} has the labels {', '.join(model.config.labels)}, and {task.name} has "
+                            f"{', '.join(task.labels)}: they must be the same, in any order; where they mean "
+                            f"the same, write the names of {task.name} into id2label in its config.json")
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter[order].clone())
+        model.config = replace(model.config, labels=task.labels)
+    return model
 
 
-def judge_teacher(options, task: Task, splits: dict[str, Split], teacher: nn.Module, order: list[int],
-                  runtime: Runtime) -> dict[str, dict[str, float]]:
-    """The teacher's scores on each dev split, read with its own tokenizer."""
-    theirs = minibert.load_tokenizer(options.teacher)
-    scores = {}
-    for name, split in dev_of(task, splits).items():
-        seen = tokenised(task, split.rows, theirs, options.stride)
-        check_examples(seen.examples, teacher.config, f"--teacher {options.teacher}")
-        scores[name] = judge(teacher, task, seen, runtime, options.micro_tokens, order)[0]
-    return scores
+def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
+    """For each class of the task the number that a model with these `labels` has for it, by its name; None
+    where they are not the same classes. `class_of` says which other spelling is the same name.
+    """
+    classes = [class_of(label, task) for label in labels]
+    if None in classes or sorted(classes) != list(range(len(task.labels))):
+        return None
+    return [classes.index(k) for k in range(len(task.labels))]
+
+
+@torch.no_grad()
+def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
+                    micro_tokens: int = MICRO_TOKENS,
+                    progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
+    """The teacher's outputs on every example, in their order: `logits` (n, K), of spans (N, 2), and where
+    there are `layers`, from 1, their [CLS] states, `cls` (n, layers, D).
+
+    `progress` is called with the number of tokens of every forward pass.
+    """
+    if not layers:
+        return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
+    teacher.eval()
+    n = len(examples.lengths)
+    cls = np.empty((n, len(layers), teacher.config.hidden_size), np.float32)
+    logits = None
+    for group in groups(examples.lengths, micro_tokens):
+        batch = examples.batch(group).to(runtime.device)
+        with runtime.autocast():
+            hiddens = teacher.encoder.trace(batch).hiddens
+            out = teacher.classify(hiddens[-1], batch).float().cpu().numpy()
+            states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, layers, D)
+        logits = np.empty((n, out.shape[1]), np.float32) if logits is None else logits
+        logits[group], cls[group] = out, states.float().cpu().numpy()
+        if progress:
+            progress(len(batch.ids))
+    return {"logits": logits, "cls": cls}
+
+
+def check_widths(student: Config, teacher: Config) -> None:
+    """`UserError` where PKD cannot compare the states of the two."""
+    if student.hidden_size != teacher.hidden_size:
+        raise UserError("--method pkd compares states of equal width: "
+                        f"{student.hidden_size} against {teacher.hidden_size}; --method kd does not")

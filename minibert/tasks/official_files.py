@@ -1,6 +1,7 @@
-"""Reads the official files of the tasks of tasks.py into examples, and writes leaderboard submissions."""
+"""Reads the official files of the tasks of specs.py into examples, and writes leaderboard submissions."""
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,15 +11,15 @@ from statistics import fmean
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.tasks.specs import Example, Table, Task
+from minibert.tasks.squad import Question, read_squad
 
 MSR_TRAIN, MSR_TEST, MSR_DEV_IDS = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"
 Row = tuple[int, dict[str, str]]  # the line it starts in; columns by name
 
 
-
 # ---- official files ----------------------------------------------------------------------------------------
 
-def read_examples(task: Task, folder: str | Path, split: str) -> list[Example]:
+def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
     """The rows of one of `task.splits`, in the order of the file; `folder` is the task's or its parent.
 
     Ids are the file's own index, else the row's number from 0. What is missing or malformed is a `UserError`;
@@ -38,6 +39,8 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example]:
     places = [parent / name for parent in parents for name in table.file.split("|")]
     for path in places:
         if path.exists():
+            if task.kind == "span":
+                return read_squad(path)
             # not of test: a submission needs a prediction for each of its rows
             skip_malformed = task.name == "qqp" and split != "test"
             return _examples(path, task, table, _table_rows(path, table, skip_malformed))
@@ -86,12 +89,34 @@ def _examples(path: Path, task: Task, table: Table, rows: Iterable[Row]) -> list
     return examples
 
 
+def label_key(name: str) -> str:
+    """How labels are compared that are spelt differently: without case, with `_` for spaces and hyphens, and
+    LABEL_3, the name that most models on the hub have for class 3, as 3.
+    """
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
+
+
+def class_of(name: str, task: Task) -> int | None:
+    """The class that a file or a model calls `name`: of exactly this name, else the only one that differs in
+    spelling alone (`label_key`); None where there is none, or more than one.
+    """
+    for names in (task.words, task.labels):
+        if name in names:
+            return names.index(name)
+    alike = {k for names in (task.words, task.labels) for k, known in enumerate(names)
+             if label_key(known) == label_key(name)}
+    return alike.pop() if len(alike) == 1 else None
+
+
 def label_of(text: str, task: Task, where: str, hint: str = "") -> int | float:
     """The class number of what a file says, or its score."""
-    if not task.regression:
-        if text not in task.words:
+    if task.kind == "classes":
+        number = class_of(text, task)
+        if number is None:
+            if all(re.fullmatch(r"LABEL_\d+", word) for word in task.words):  # a model's that has no names
+                hint = "; write their names into id2label in the model's config.json"
             raise UserError(f"{where}: unknown label {text!r}; known: {', '.join(task.words)}{hint}")
-        return task.words.index(text)
+        return number
     try:
         score = float(text)
     except ValueError:
@@ -141,7 +166,7 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: run python data/download.py {task.name} --out data, "
                             f"or unpack {task.download}, and give its folder {task.folder} or the one above")
-        files = sorted(folder.glob("*.txt"))
+        files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("._"))  # of macOS
         if not files:
             raise UserError(f"{folder} holds no .txt files")
         examples += [Example(f"{word}/{file.name}", read_text(file).replace("<br />", " "), None, label)
@@ -164,7 +189,7 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
     path = Path(folder) / table.submission
     lines = ["index\tprediction"]
     for i, prediction in enumerate(predictions):
-        if not task.regression:
+        if task.kind == "classes":
             lines.append(f"{i}\t{task.words[int(prediction)]}")
         elif math.isfinite(prediction):
             low, high = task.score_range
@@ -183,7 +208,7 @@ def majority(examples: list[Example], task: Task) -> int | float:
     A fine-tuned model has to beat this constant on the dev split.
     """
     labels = [example.label for example in examples]
-    if task.regression:
+    if task.kind == "score":
         return fmean(labels)
     counts = Counter(labels)
     return min(counts, key=lambda label: (-counts[label], label))

@@ -10,7 +10,8 @@ from minibert.common.options import at_least_one, numbers, option, term_weights,
 from minibert.common.runtime import PRECISIONS
 from minibert.distill.methods import terms_of, weights_of
 from minibert.distill.tinybert import TinyBERTWeights
-from minibert.tasks.specs import TASKS
+from minibert.tasks.specs import TASKS, Task, with_tinybert_settings
+
 PKD, TINYBERT = {"method": ("pkd",)}, {"method": ("tinybert",)}
 
 
@@ -18,77 +19,100 @@ PKD, TINYBERT = {"method": ("pkd",)}, {"method": ("tinybert",)}
 class Options:
     """Every option of finetune.py; None means the task's published setting."""
 
-    model: str | None = option(None, "folder or hub name to start from, or with --evaluate to judge")
-    task: str | None = option(
-        None, f"{', '.join(TASKS)}, squad, or a FILE.csv with columns text[,pair],label|score")
-    data: str | None = option(None, "folder of the task's official files, or the one above it")
+    model: str | None = option(None, "folder or hub name to start from, or with --evaluate to judge "
+                               "(default: some layers of the --teacher, its head included)",
+                               metavar="FOLDER", group="model")
+    teacher: str | None = option(None, "a fine-tuned teacher of the same task", metavar="FOLDER")
+    layers: int | None = option(None, "without --model: how many of the teacher's layers the student starts "
+                                "with, evenly spread", metavar="LAYERS")
+    layer_map: str | None = option(None, "without --model: which of them, from 0, as 0,2,5",
+                                   metavar="NUMBERS")
+
+    task: str | None = option(None, f"{', '.join(TASKS)}, or a FILE.csv with columns text[,pair],label|score",
+                              metavar="TASK", group="data")
+    data: str | None = option(None, "folder of the task's official files, or the one above it",
+                              metavar="FOLDER")
     dev: str | None = option(None, "held-out csv (default: a tenth of the task's csv, by a hash of the text; "
-                             "with --evaluate all of it)")
-    teacher: str | None = option(None, "folder of a fine-tuned teacher of the same task")
+                             "with --evaluate all of it)", metavar="FILE.csv")
+    augmented: str | None = option(
+        None, "train on this file of data/augment.py instead of the training set (tinybert on scores: in the "
+        "intermediate stage only, as published)", metavar="FILE.csv")
+    transfer: tuple[str, ...] = option(
+        (), "unlabelled text files, one text a line, a tab between the two of a pair; "
+        "the teacher's outputs on them are learned, and no labels", metavar="FILE.txt")
+    train_examples: int | None = option(None, "train on so many examples only, the same for every seed",
+                                        metavar="EXAMPLES")
+    max_length: int | None = option(
+        None, "tokens of an example; longer ones are cut, SQuAD's contexts read in windows", metavar="TOKENS")
+    stride: int = option(128, "how far the start of SQuAD's windows advances (not their overlap)",
+                         metavar="TOKENS")
+
     method: str = option(
         "kd", "what is learned from the teacher: kd its outputs; pkd also its [CLS] states; tinybert, in an "
         "intermediate stage before, its embeddings, hidden states and attention",
-        choices=("kd", "pkd", "tinybert"))
+        choices=("kd", "pkd", "tinybert"), group="loss")
     alpha: float | None = option(None, "share of the teacher's outputs in the loss; the labels have the rest "
-                                 "(default: 0.5; tinybert, --transfer: 1, no labels)")
-    temperature: float | None = option(None, "temperature of the teacher's outputs (default: 2; tinybert: 1)")
-    beta: float | None = option(None, "weight of the [CLS] states (default: 100)", only_with=PKD)
-    patience: str | None = option(None, "teacher layers they are taken from (default: skip)",
-                                  choices=("skip", "last"), only_with=PKD)
+                                 "(with --transfer 1)")
+    temperature: float | None = option(None, "temperature of the teacher's outputs")
+    beta: float | None = option(None, "weight of the [CLS] states", only_with=PKD)
+    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states are learned: every second, "
+                                        "or the last ones", choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
         None, "passes of the intermediate stage, 0: none (default: the task's, 20, 10 or 50)",
-        only_with=TINYBERT)
-    intermediate_lr: float | None = option(
-        None, "constant learning rate of the intermediate stage (default: 5e-05)", only_with=TINYBERT)
+        metavar="EPOCHS", only_with=TINYBERT)
+    intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
+                                           metavar="RATE", only_with=TINYBERT)
     weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms other than 1, as "
-                                      "embedding=0 attention=0.5", only_with=TINYBERT)
+                                      "embedding=0 attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 3,6,9,12 "
-                                 "(default: evenly spread)", only_with=TINYBERT)
-    augmented: str | None = option(
-        None, "train on this file of data/augment.py instead of the training set (tinybert on scores: in the "
-        "intermediate stage only, as published)")
-    transfer: tuple[str, ...] = option(
-        (), "unlabelled text files, one text a line, a tab between the two of a pair; "
-        "the teacher's outputs on them are learned, and no labels")
-    train_examples: int | None = option(None, "train on so many examples only, the same for every seed")
-    epochs: float | None = option(None, "passes over the training set (default: the task's)")
-    batch: int | None = option(None, "examples of one optimiser step (default: the task's)")
-    lr: float | None = option(None, "peak learning rate (default: the task's)")
-    max_length: int | None = option(
-        None, "tokens of an example; longer ones are cut, SQuAD's contexts read in windows")
-    stride: int = option(128, "how far the start of SQuAD's windows advances, in tokens (not their overlap)")
-    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank")
-    warmup: float = option(0.1, "share of steps that warm up")
+                                 "(default: evenly spread)", metavar="LAYERS", only_with=TINYBERT)
+
+    epochs: float | None = option(None, "passes over the training set (default: the task's)",
+                                  metavar="EPOCHS", group="optimisation")
+    batch: int | None = option(None, "examples of one optimiser step (default: the task's)",
+                               metavar="EXAMPLES")
+    lr: float | None = option(None, "peak learning rate (default: the task's)", metavar="RATE")
+    warmup: float = option(0.1, "share of steps that warm up", metavar="SHARE")
     weight_decay: float = option(0.01, "AdamW's, not for biases and norms")
-    clip: float = option(1.0, "largest global gradient norm")
+    clip: float = option(1.0, "largest global gradient norm", metavar="NORM")
     dropout: float | None = option(None, "of embeddings and block outputs (default: the model's)")
     attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
-    seed: int = option(1, "of the new head, order and dropout; the first of --seeds")
+    seed: int = option(1, "of the new head, order and dropout; the first of --seeds", metavar="NUMBER")
     seeds: int = option(
         1, "runs with consecutive seeds; the best one's model is kept, median and spread are reported; "
-           "--resume with more adds the others")
+           "--resume with more adds the others", metavar="RUNS")
+
+    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank", metavar="TOKENS",
+                               group="machine")
     precision: str = option("auto", "of matrix products; auto is 16 bits where native",
                             choices=("auto", *PRECISIONS))
-    device: str = option("auto", "cpu, cuda, cuda:1 ...")
-    threads: int | None = option(None, "CPU threads (default: torch's choice)")
-    checkpoint_every: int = option(500, "steps between checkpoints")
+    device: str = option("auto", "cpu, cuda, cuda:1 ...", metavar="DEVICE")
+    threads: int | None = option(None, "CPU threads (default: torch's choice)", metavar="NUMBER")
+
+    out: str = option("runs/finetune", "folder of the run", metavar="FOLDER", group="output")
+    resume: bool = option(False, "continue the run in --out")
+    checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS")
     evaluate: bool = option(False, "no training: judge --model on the dev set, or on all rows of --dev or of "
                            "the task's csv, whether it was trained on them or not")
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
-    out: str = option("runs/finetune", "folder of the run")
-    resume: bool = option(False, "continue the run in --out")
 
     def __post_init__(self):
-        if not self.model or not self.task:
-            raise UserError("--model and --task must be given")
-        if self.task not in (*TASKS, "squad") and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
-            raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, squad, "
-                            "and no .csv or .tsv file")
-        if self.task in (*TASKS, "squad") and not self.data:
+        if not self.task:
+            raise UserError("--task must be given")
+        if bool(self.model) == bool(self.layers or self.layer_map):
+            raise UserError("give --model, or without it --teacher and --layers or --layer-map: the student "
+                            "then starts as these layers of its teacher")
+        if not self.model and not self.teacher:
+            raise UserError("--layers and --layer-map take the student out of a --teacher")
+        known = TASKS.get(self.task)  # None: a file
+        spans = known is not None and known.kind == "span"
+        if not known and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
+            raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, and no .csv or .tsv file")
+        if known and not self.data:
             raise UserError(f"--task {self.task} needs --data, the folder of its files")
-        if self.task not in (*TASKS, "squad") and self.data:
+        if not known and self.data:
             raise UserError(f"--data goes with a task by name; {self.task} is a file by itself")
-        if self.method == "pkd" and (not self.teacher or self.task == "squad"):
+        if self.method == "pkd" and (not self.teacher or spans):
             raise UserError("--method pkd needs a --teacher and a task of classes or scores")
         if self.method == "tinybert" and not self.teacher:
             raise UserError("--method tinybert needs a --teacher that was fine-tuned for the task")
@@ -97,22 +121,21 @@ class Options:
         for name in TEACHING:
             if getattr(self, name) is not None and not self.teacher:
                 raise UserError(f"--{name} goes with a --teacher")
-        if self.augmented and (self.transfer or self.task == "squad"):
+        if self.augmented and (self.transfer or spans):
             raise UserError("--augmented goes with a task of classes or scores, and not with --transfer")
-        has_test_set = self.task in TASKS and TASKS[self.task].test_splits
-        if self.predict and not has_test_set:
-            raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of one"
-                            + "; for texts of your own, call minibert.predict" * (self.task != "squad"))
-        if self.dev and self.task in (*TASKS, "squad"):
+        if self.predict and not (known and known.test_splits):
+            raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of "
+                            "one; for texts of your own, call minibert.predict")
+        if self.dev and known:
             raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
-        at_least_one(self, "seeds", "batch", "train_examples", "stride", "micro_tokens", "checkpoint_every",
-                     "threads")
+        at_least_one(self, "seeds", "layers", "batch", "train_examples", "stride", "micro_tokens",
+                     "checkpoint_every", "threads")
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
         within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
         within(self, 0, 2**63, "seed", open_high=True)
         within(self, 0, 1, "alpha", "warmup")
         within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
-        if self.stride != Options.stride and self.task != "squad":
+        if self.stride != Options.stride and not spans:
             raise UserError("--stride goes with --task squad")
         if self.evaluate:
             for field in dataclasses.fields(self):
@@ -127,7 +150,7 @@ class Options:
 
 # What the methods learn from the teacher by default; without one, none of it is read.
 METHOD_DEFAULTS = {"kd": dict(alpha=0.5, temperature=2.0),
-                   "pkd": dict(alpha=0.5, temperature=2.0, beta=100.0, patience="skip"),
+                   "pkd": dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip"),
                    "tinybert": dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)}
 TEACHING = ("alpha", "temperature")  # options that only a teacher gives a meaning
 # What --evaluate reads; the others are of training.
@@ -164,4 +187,23 @@ def resolve(options: Options) -> Options:
 def inner_weights(options: Options) -> TinyBERTWeights:
     """The weights of the intermediate stage's terms, and its layer map."""
     layers = options.imitate and tuple(numbers("--imitate", options.imitate))
-    return weights_of("tinybert", layers=layers, **term_weights(options.weights, terms_of("tinybert"), "tinybert"))
+    weights = term_weights(options.weights, terms_of("tinybert"), "tinybert")
+    return weights_of("tinybert", layers=layers, **weights)
+
+
+def task_settings(options: Options, task: Task) -> Task:
+    """The task with the settings of the method, and of the options that were given."""
+    if options.method == "tinybert":
+        task = with_tinybert_settings(task)
+    names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return dataclasses.replace(task, **given)
+
+
+def source_of(options: Options, split: str) -> str:
+    """The option and the files that a split was read from, for messages."""
+    name = "data" if options.task in TASKS else "task"
+    if getattr(options, split, None):  # dev, augmented and transfer
+        name = split
+    files = getattr(options, name)
+    return f"--{name} {files if isinstance(files, str) else ' '.join(files)}"

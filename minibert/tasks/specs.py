@@ -1,7 +1,7 @@
-"""What finetune.py trains on: GLUE and IMDb as data, with their files, labels, metrics and published figures.
+"""What finetune.py trains on: GLUE, IMDb and SQuAD as data: files, labels, metrics and published figures.
 
-Names and columns are those of the official downloads; readers.py reads them. MNLI comes with AX, the GLUE
-diagnostic set, which has no labels here and is answered by an MNLI model. SQuAD is in a module of its own.
+Names and columns are those of the official downloads; official_files.py reads them. MNLI comes with AX, the
+GLUE diagnostic set, which has no labels here and is answered by an MNLI model.
 """
 
 from dataclasses import dataclass, field, replace
@@ -41,9 +41,10 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A classification or regression task: K `labels` in class order, or a score and no labels.
+    """What is to be learned, and the settings for it.
 
-    The files, and the leaderboard, say `words[k]` for `labels[k]`. The first of `metrics` (metrics.py)
+    `kind` is "classes", K `labels` in class order; "score", one number a text; or "span", an answer inside a
+    text. The files, and the leaderboard, say `words[k]` for `labels[k]`. The first of `metrics` (metrics.py)
     decides the best epoch. Batch, rate, epochs and length are those of the transformers examples (run_glue
     README @05ce25be: 5 epochs for MRPC and WNLI); the DistilBERT paper names none.
     """
@@ -55,8 +56,8 @@ class Task:
     folder: str = ""  # in the official download
     download: str = ""  # where that is
     splits: dict[str, Table] = field(default_factory=dict)  # none: a file of the user
-    regression: bool = False
-    score_range: tuple[float, float] | None = None  # of a regression; None: any
+    kind: str = "classes"
+    score_range: tuple[float, float] | None = None  # None: any
     batch: int = 32
     lr: float = 2e-5
     epochs: int = 3
@@ -145,7 +146,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 88.6, 87.5) + _examples(f1=90.70, accuracy=86.27)),
     Task("stsb", (), (), ("pearson", "spearman"), "STS-B", GLUE_URL + "STS-B.zip",
          _splits(STS_B + "\tscore", STS_B, "STS-B.tsv", label="score"),
-         regression=True, score_range=(0.0, 5.0),
+         kind="score", score_range=(0.0, 5.0),
          published=_paper("", 89.0, 86.9) + _examples(pearson=91.39, spearman=91.04)),
     Task("qqp", ("not_duplicate", "duplicate"), BINARY, ("f1", "accuracy"), "QQP", GLUE_URL + "QQP-clean.zip",
          _splits("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "id\tquestion1\tquestion2", "QQP.tsv",
@@ -177,17 +178,19 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
          published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
+    # Its rows are questions, read and judged by squad.py and squad_windows.py; settings of BERT's README.
+    Task("squad", (), (), ("f1", "exact_match"), "squad",
+         "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
+         {"train": Table("train-v1.1.json"), "dev": Table("dev-v1.1.json")}, kind="span",
+         batch=12, lr=3e-5, epochs=2, max_length=384,
+         published=(Published(BERT, "exact_match", 81.2, PAPER_SQUAD),
+                    Published(BERT, "f1", 88.5, PAPER_SQUAD),
+                    Published(DISTILBERT, "exact_match", 77.7, PAPER_SQUAD),
+                    Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD))),
 )}
 
-# Its rows are questions and its answers spans, read and judged by squad_data.py and squad.py.
-# Settings are those of BERT's README.
-SQUAD = Task("squad", (), (), ("f1", "exact_match"), "squad",
-             "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
-             batch=12, lr=3e-5, epochs=2, max_length=384,
-             published=(Published(BERT, "exact_match", 81.2, PAPER_SQUAD),
-                        Published(BERT, "f1", 88.5, PAPER_SQUAD),
-                        Published(DISTILBERT, "exact_match", 77.7, PAPER_SQUAD),
-                        Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD)))
+# the tasks of one class or score for each text or pair
+TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
 # TinyBERT's task distillation (Jiao et al. 2019, section 4.2): 3 epochs of the prediction stage, its rate one
 # of three that they tried, 64 tokens for single sentences. The paper has no IMDb; SQuAD keeps BERT's length.

@@ -1,32 +1,32 @@
-"""A task's splits as a model sees them, and what the model is worth on them: scores, answers, errors.
-
-`options` are those of finetune.py.
-"""
+"""A task's splits as a model reads them, and the model's answers, scores and errors on them."""
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
-from minibert.common.console import Progress
+from minibert.common.console import Progress, say
 from minibert.common.disk import read_json, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
-from minibert.data.examples import Examples, check_examples, encode, make_examples
+from minibert.data.examples import Examples, check_examples, check_pieces, encode, make_examples
 from minibert.data.tokenizer import Tokenizer
-from minibert.hub.load_save import check_pieces, load_config, stated_head
+from minibert.hub.load_save import load_config, stated_head
 from minibert.inference.predict import MICRO_TOKENS, outputs
+from minibert.model.config import Config
 from minibert.tasks import metrics, squad_windows, squad
 from minibert.tasks.csv_files import read_csv, read_csv_splits
+from minibert.tasks.models import check_single_label
 from minibert.tasks.official_files import majority, read_examples
-from minibert.tasks.specs import SQUAD, TASKS, Example, Task, with_tinybert_settings
+from minibert.tasks.specs import TASKS, Example, Task
 
 
 class Split(NamedTuple):
-    """One split: its rows as read, and as the model sees them.
+    """One split: its rows as read, and as the model reads them.
 
     SQuAD's rows are questions, seen in windows.
     """
@@ -41,93 +41,87 @@ def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
-def rows_of_task(options) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its splits: train, the dev splits, and with --predict the test ones.
+def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tuple[Task, dict[str, list]]:
+    """The task and the rows of its splits: train, the dev splits, and with `predict` the test ones.
 
-    With --evaluate the dev splits without the training ones; of a csv "all rows", as nothing is held out.
+    `task` is a name, with the folder `data`, or a csv file, with one of held-out rows, `dev`, or without.
     """
-    if options.task == "squad":
-        files = ({"dev": "dev-v1.1.json"} if options.evaluate
-                 else {"train": "train-v1.1.json", "dev": "dev-v1.1.json"})
-        folder = Path(options.data) / SQUAD.folder
-        folder = folder if folder.is_dir() else Path(options.data)
-        for name in files.values():
-            if not (folder / name).exists():
-                raise UserError(f"{folder / name} does not exist: run python data/download.py squad --out "
-                                f"data, or give --data the folder with {SQUAD.download}")
-        return SQUAD, {split: squad.read_squad(folder / name) for split, name in files.items()}
-    if options.task in TASKS:
-        task = TASKS[options.task]
-        wanted = ([] if options.evaluate else ["train"]) + list(task.dev_splits)
-        if options.predict:
-            wanted += [name for name in task.test_splits if name != "ax"]
-        return task, {split: read_examples(task, options.data, split) for split in wanted}
-    if options.evaluate:  # the labels are the model's: a file to judge it on may lack some
-        config, head = load_config(options.model), stated_head(options.model)
-        if head not in ("classification", None):
-            raise UserError(f"{options.model} has no head for {options.task}: fine-tune it first")
-        labels = () if config.regression else config.labels
-        path = options.dev or options.task
-        task = Task(options.model, labels, labels, ("pearson", "spearman") if config.regression
-                    else ("accuracy", "matthews"), regression=config.regression)
-        rows = read_csv(path, task)[1]
-        if rows[0].label is None:
-            raise UserError(f"{path} has no column 'label' or 'score' to judge by")
-        return dataclasses.replace(task, name=Path(path).name), {"all rows": rows}
-    task, train, dev = read_csv_splits(options.task, options.dev)
-    return task, {"train": train, "dev": dev}
+    if task in TASKS:
+        known = TASKS[task]
+        return known, read_splits(known, data, ("train", *known.dev_splits), predict)
+    known, train, held_out = read_csv_splits(task, dev)
+    return known, {"train": train, "dev": held_out}
 
 
-def read_task(options, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """The task with the options' settings in it, and its splits as the model sees them:
-    those of `rows_of_task`, and where they were asked for "augmented" and "transfer".
+def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bool, model: str
+                       ) -> tuple[Task, dict[str, list]]:
+    """The same to judge a fine-tuned `model` on: no training rows; all rows of a csv, as "all rows", since
+    nothing is held out, with the labels of the model, as the file may lack some.
     """
-    config = load_config(options.model)
-    check_pieces(tokenizer, config, options.model)
-    task, rows = rows_of_task(options)
-    if options.augmented and not options.evaluate:
-        rows["augmented"] = read_augmented(options, task, rows)
-    if options.method == "tinybert":
-        task = with_tinybert_settings(task)
-    changed = {name: getattr(options, name)
-               for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")
-               if getattr(options, name) is not None}
-    task = dataclasses.replace(task, **changed)
+    if task in TASKS:
+        return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits, predict)
+    config, head = load_config(model), stated_head(model)
+    if head not in ("classification", None):
+        raise UserError(f"{model} has no head for {task}: fine-tune it first")
+    check_single_label(config, model)
+    labels = () if config.regression else config.labels
+    path = dev or task
+    judged = Task(model, labels, labels, ("pearson", "spearman") if config.regression
+                  else ("accuracy", "matthews"), kind="score" if config.regression else "classes")
+    rows = read_csv(path, judged)[1]
+    if rows[0].label is None:
+        raise UserError(f"{path} has no column 'label' or 'score' to judge by")
+    return dataclasses.replace(judged, name=Path(path).name), {"all rows": rows}
+
+
+def read_splits(task: Task, data: str, names: Iterable[str], predict: bool) -> dict[str, list]:
+    """The rows of the official files of some splits, and with `predict` of the test splits."""
+    rows = {name: read_examples(task, data, name) for name in names}
+    for name in task.test_splits if predict else ():
+        try:
+            rows[name] = read_examples(task, data, name)
+        except UserError as error:
+            if name != "ax":  # a download of its own
+                raise
+            say(f"no predictions for AX: {error}")
+    return rows
+
+
+def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
+                    config: Config, model: str) -> dict[str, Split]:
+    """The splits as the model of this config, named `model`, reads them; `UserError` where it cannot."""
+    check_pieces(tokenizer, config, model)
     if task.max_length > config.max_positions:
         raise UserError(f"--max-length {task.max_length} is more than the model's {config.max_positions} "
                         "positions; give a smaller one")
-    splits = {name: tokenised(task, some, tokenizer, options.stride) for name, some in rows.items()}
-    if options.transfer and not options.evaluate:
-        pairs = bool(splits["train"].examples.segments.any())  # of SQuAD, too
-        splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
+    splits = {name: tokenised(task, split, tokenizer, stride) for name, split in rows.items()}
     for split in splits.values():
-        check_examples(split.examples, config, options.model)
-    return task, splits
+        check_examples(split.examples, config, model)
+    return splits
 
 
-def read_augmented(options, task: Task, rows: dict[str, list]) -> list[Example]:
-    """What data/augment.py made of the training set; `rows` are those of the other splits."""
-    examples = read_csv(options.augmented, task)[1]
-    if (examples[0].pair is None) != (rows["train"][0].pair is None):
-        raise UserError(f"of {options.augmented} and the training set one has pairs of texts "
-                        "and the other has single ones")
-    held_out = set()
-    if options.task not in TASKS and not options.dev:  # a csv's own ids may repeat
-        held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]}
-    if held_out & {example.id for example in examples}:
-        raise UserError(f"{options.augmented} was made from rows of {options.task} that are held out here: "
-                        "make it again, without --dev")
+def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
+    """What data/augment.py made of a training set, of pairs of texts or not.
+
+    `UserError` where it was made of rows that are `held_out`, by their ids.
+    """
+    examples = read_csv(path, task)[1]
+    if (examples[0].pair is not None) != pairs:
+        raise UserError(f"of {path} and the training set one has pairs of texts and the other has single "
+                        "ones")
+    if set(held_out) & {example.id for example in examples}:
+        raise UserError(f"{path} was made from rows that are held out here: make it again, without --dev")
     return examples
 
 
 def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
-    """Rows as the model sees them."""
-    if task.name == "squad":
+    """Rows as the model reads them."""
+    if task.kind == "span":
         windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
         spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
         return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans),
                      windows)
-    missing, kind = (math.nan, np.float32) if task.regression else (-1, np.int64)
+    missing, kind = (math.nan, np.float32) if task.kind == "score" else (-1, np.int64)
     labels = np.array([missing if row.label is None else row.label for row in rows], dtype=kind)
     pairs = None if rows[0].pair is None else [row.pair for row in rows]
     return Split(rows, encode(tokenizer, [row.text for row in rows], pairs, task.max_length, labels))
@@ -146,34 +140,28 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) ->
             lines += [texts] if texts else []
     if not lines:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    labels = np.full(len(lines), math.nan, np.float32) if task.regression else np.full(len(lines), -1)
+    labels = np.full(len(lines), math.nan, np.float32) if task.kind == "score" else np.full(len(lines), -1)
     second = [texts[1] for texts in lines] if pairs else None
     return Split(lines, encode(tokenizer, [texts[0] for texts in lines], second, task.max_length, labels))
 
 
 def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
-    """A hash of what the model sees of each split that it learns from or is judged on."""
+    """A hash of what the model reads of each split that it learns from or is judged on."""
     return {name: split.examples.fingerprint for name, split in splits.items()
             if name not in task.test_splits}
 
 
-def check_data(out: Path, options, now: dict[str, str]) -> None:
+def check_data(out: Path, now: dict[str, str], files: dict[str, str]) -> None:
     """`UserError` where the run in `out` was started with other examples than those of `fingerprints` now:
-    resumed, it would be neither run.
+    resumed, it would be neither run. `files`: by split, the option and the files that it was read from.
     """
     if not (out / "config.json").exists():
         return
     before = read_json(out / "config.json").get("data")
     for split, fingerprint in now.items():
-        if isinstance(before, dict) and before.get(split) == fingerprint:
-            continue
-        option = "data" if options.task in (*TASKS, "squad") else "task"
-        if getattr(options, split, None):  # dev, augmented and transfer
-            option = split
-        files = getattr(options, option)
-        raise UserError(f"--{option} {files if isinstance(files, str) else ' '.join(files)}: the {split} "
-                        f"examples are not those that the run in {out} was started with; give the same "
-                        "files, or start a new run with another --out")
+        if not isinstance(before, dict) or before.get(split) != fingerprint:
+            raise UserError(f"{files[split]}: the {split} examples are not those that the run in {out} was "
+                            "started with; give the same files, or start a new run with another --out")
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
@@ -189,35 +177,33 @@ def some_of(split: Split, n: int) -> Split:
     return Split(split.rows, split.examples.part(chosen), [split.windows[i] for i in chosen])
 
 
-def ask(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str) -> np.ndarray:
-    """The model's outputs on a split, as `inference.outputs` has them; `what` names the work as it goes."""
+def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
+                  ) -> np.ndarray:
+    """The model's outputs on a split, as `predict.outputs` has them; `what` names the work as it goes."""
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
-def answers_of(task: Task, split: Split, out: np.ndarray, order: list[int] | None = None):
-    """What a model's outputs answer: class numbers (n,), scores (n,), or SQuAD's candidates by question id.
-
-    `order` gives for each class of the task its number in the model, where it has them in another order.
-    """
-    if task.name == "squad":
-        return candidates_of(split, out)
-    return out[:, 0] if task.regression else (out if order is None else out[:, order]).argmax(-1)
+def answers_of(task: Task, split: Split, logits: np.ndarray):
+    """What a model's outputs answer: classes (n,), scores (n,), or SQuAD's candidates by question id."""
+    if task.kind == "span":
+        return candidates_of(split, logits)
+    return logits[:, 0] if task.kind == "score" else logits.argmax(-1)
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
     """The task's metrics, in percent, of the answers of `answers_of`."""
-    if task.name == "squad":
-        return squad.evaluate(split.rows, {name: some[0].text for name, some in answers.items()})
+    if task.kind == "span":
+        return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value
             for name, value in metrics.score(task.metrics, answers, split.examples.labels).items()}
 
 
-def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime, micro_tokens: int = MICRO_TOKENS,
-          order: list[int] | None = None) -> tuple[dict[str, float], np.ndarray]:
+def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
+          micro_tokens: int = MICRO_TOKENS) -> tuple[dict[str, float], np.ndarray]:
     """Scores of a model on a split, in percent, and the outputs that they were read from."""
-    out = ask(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
-    return score(task, split, answers_of(task, split, out, order)), out
+    logits = model_outputs(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
+    return score(task, split, answers_of(task, split, logits)), logits
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
@@ -226,23 +212,21 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
     by_question: dict[int, list[int]] = {}
     for number, window in enumerate(split.windows):
         by_question.setdefault(window.question, []).append(number)
-    return {split.rows[q].id: squad_windows.decode([split.windows[i] for i in some],
-                                                   [pieces[i][:, 0] for i in some],
-                                                   [pieces[i][:, 1] for i in some], split.rows[q])
-            for q, some in by_question.items()}
+    return {split.rows[q].id: squad_windows.decode([split.windows[i] for i in numbers],
+                                                   [pieces[i][:, 0] for i in numbers],
+                                                   [pieces[i][:, 1] for i in numbers], split.rows[q])
+            for q, numbers in by_question.items()}
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """What the model gets wrong, as a table:
-    answer given and expected, and the text; the worst scores first.
-    """
+    """Writes the model's errors as a table: its answer, the expected one, the text; the worst first."""
     clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
-    if task.name == "squad":
+    if task.kind == "span":
         wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)),
                   row.question, "")
                  for row in split.rows if not max((squad.exact_match(answers[row.id][0].text, a.text)
                                                    for a in row.answers), default=0)]
-    elif task.regression:
+    elif task.kind == "score":
         order = np.argsort(-np.abs(answers - split.examples.labels), kind="stable")
         wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", split.rows[i].text,
                   split.rows[i].pair)
@@ -256,6 +240,6 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] | None:
     """The scores of always giving the commonest answer of the training set."""
-    if task.name == "squad" or train is None:
+    if task.kind == "span" or train is None:
         return None
     return score(task, split, np.full(len(split.rows), majority(train.rows, task)))

@@ -128,11 +128,11 @@ def exact_match(prediction: str, answer: str) -> float:
 
 def f1(prediction: str, answer: str) -> float:
     """F1 of the words of both normalised texts, as multisets; 0.0 where they share none, or have none."""
-    ours, theirs = normalise(prediction).split(), normalise(answer).split()
-    same = (Counter(ours) & Counter(theirs)).total()
+    predicted, expected = normalise(prediction).split(), normalise(answer).split()
+    same = (Counter(predicted) & Counter(expected)).total()
     if same == 0:
         return 0.0
-    precision, recall = same / len(ours), same / len(theirs)
+    precision, recall = same / len(predicted), same / len(expected)
     return 2 * precision * recall / (precision + recall)
 
 

@@ -1,34 +1,35 @@
 """How a fine-tuning ends: the best seed's model, its errors and predictions, and the closing table of
 a constant, the teacher, the model and published figures.
-
-`options` are those of finetune.py.
 """
 
-import json
+import math
 import os
 import shutil
 import statistics
 from pathlib import Path
 
-import minibert
-from minibert.common.console import say, table
-from minibert.common.disk import write_json
-from minibert.common.errors import UserError
-from minibert.hub.weight_files import read_safetensors
-from minibert.tasks import metrics, squad
-from minibert.tasks.models import load_tuned
-from minibert.tasks.official_files import read_examples, write_submission
-from minibert.tasks.specs import Task
-from minibert.tasks.splits import Split, answers_of, ask, baseline, dev_of, judge, tokenised, write_errors
+from torch import nn
 
-OUTPUTS = "dev-outputs.safetensors"  # what the kept model says of the dev split that decides
+from minibert.common.console import say
+from minibert.common.runtime import Runtime
+from minibert.tasks import metrics, squad
+from minibert.tasks.official_files import write_submission
+from minibert.tasks.specs import Task
+from minibert.tasks.splits import Split, answers_of, baseline, model_outputs, write_errors
+
+OUTPUTS = "dev-outputs.safetensors"  # the kept model's outputs on the dev split that decides
+
+
+def rank(scores: dict[str, float], metric: str) -> float:
+    """What the best epoch and the best seed are chosen by: the metric, and NaN below every number."""
+    return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
     """Median, lowest and highest of each metric over the seeds, each seed at its best epoch."""
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
-    return {name: {metric: take(some) for metric, some in values.items()}
+    return {name: {metric: take(scores) for metric, scores in values.items()}
             for name, take in (("median", statistics.median), ("lowest", min), ("highest", max))}
 
 
@@ -43,7 +44,7 @@ def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], se
 
     rows = []
     if constant is not None:
-        rows.append(row("mean score" if task.regression else "majority class", constant))
+        rows.append(row("mean score" if task.kind == "score" else "majority class", constant))
     if teacher is not None:
         rows.append(row("teacher", teacher))
     over = "one seed" if seeds == 1 else f"median of {seeds} seeds"
@@ -61,23 +62,19 @@ def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], se
     return rows + [row(name, scores) for name, scores in figures.items()]
 
 
-def shown(scores: dict[str, dict[str, float]]) -> str:
-    """Scores on one line."""
+def on_one_line(scores: dict[str, dict[str, float]]) -> str:
+    """Scores by split and metric as text."""
     return "; ".join((f"{split} " if len(scores) > 1 else "")
-                     + ", ".join(f"{name} {value:.2f}" for name, value in some.items())
-                     for split, some in scores.items())
+                     + ", ".join(f"{name} {value:.2f}" for name, value in one.items())
+                     for split, one in scores.items())
 
 
-def finish(options, out: Path, task: Task, splits: dict[str, Split], results: list[dict],
-           teacher_scores: dict[str, dict[str, float]], tokenizer, runtime) -> None:
-    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table.
-
-    The teacher's scores are by dev split; none without a teacher.
+def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
+    """Moves the model of the best seed, by its score on `split`, to `out` and removes the others'; returns
+    the seed. Where it was moved before, it stays.
     """
-    dev = dev_of(task, splits)
-    first = next(iter(dev))
-    best = max(results, key=lambda result: result["best"]["scores"][first][task.metrics[0]])
-    source = out / f"seed-{best['seed']}"
+    best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
+    source = out / f"seed-{best}"
     if (source / OUTPUTS).exists():
         os.replace(source / OUTPUTS, out / OUTPUTS)
     if (source / "model").exists():
@@ -86,61 +83,41 @@ def finish(options, out: Path, task: Task, splits: dict[str, Split], results: li
     for result in results:
         shutil.rmtree(out / f"seed-{result['seed']}" / "model", ignore_errors=True)
         (out / f"seed-{result['seed']}" / OUTPUTS).unlink(missing_ok=True)
-    answers = answers_of(task, dev[first], read_safetensors(out / OUTPUTS)["outputs"].numpy())
-    write_errors(out / "errors.tsv", task, dev[first], answers)
-    if task.name == "squad":
+    return best
+
+
+def write_answers(out: Path, task: Task, split: Split, answers) -> None:
+    """Writes errors.tsv of the answers of `answers_of`, and of spans predictions.json and nbest.json."""
+    write_errors(out / "errors.tsv", task, split, answers)
+    if task.kind == "span":
         squad.write_predictions(out, answers)
-    elif not task.regression and (constant := metrics.constant_class(answers)) is not None:
+
+
+def warn_if_constant(task: Task, answers) -> None:
+    """Says so where every answer is the same class."""
+    if task.kind == "classes" and (constant := metrics.constant_class(answers)) is not None:
         say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
             "of a constant. More --epochs, another --lr (higher for a small model) or --seed may help")
-    if options.predict:
-        model = minibert.load(out / "model").to(runtime.device)
-        write_predictions(out / "predictions", task, splits, model, None, options, tokenizer, runtime)
-    rows, summary = [], {"task": task.name, "results": results, "best_seed": best["seed"],
-                         "model": str(out / "model")}
+
+
+def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
+              teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
+    """By dev split: the scores over the seeds, of a constant, and of the teacher, if it was judged; and the
+    rows of the closing table.
+    """
+    found, rows = {}, []
     for name, split in dev.items():
-        constant, theirs = baseline(task, splits["train"], split), teacher_scores.get(name)
+        constant, teacher = baseline(task, train, split), teacher_scores.get(name)
         spread = spread_over_seeds(task, name, results)
-        summary[name] = {**spread, "baseline": constant, "teacher": theirs}
-        rows += closing_rows(task, name, spread, len(results), constant, theirs)
-    held_out = not (task.splits or task.name == "squad" or options.dev)
-    say("\n" + table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
-                     f"{len(dev[first].rows):,} dev examples"
-                     + ", a tenth of the file, held out" * held_out))
-    write_json(out / "summary.json", summary | {"table": rows})
-    say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
+        found[name] = {**spread, "baseline": constant, "teacher": teacher}
+        rows += closing_rows(task, name, spread, len(results), constant, teacher)
+    return found, rows
 
 
-def write_predictions(folder: Path, task: Task, splits, model, order: list[int] | None, options,
-                      tokenizer, runtime) -> None:
-    """The leaderboard's file of every test split; for MNLI also that of AX, where its file is there."""
-    some = {name: splits[name] for name in task.test_splits if name in splits}
-    if "ax" in task.test_splits:
-        try:
-            some["ax"] = tokenised(task, read_examples(task, options.data, "ax"), tokenizer, options.stride)
-        except UserError as error:
-            say(f"no predictions for AX: {error}")
-    for name, split in some.items():
-        said = ask(model, split, runtime, options.micro_tokens, f"predicting {name}")
-        answers = answers_of(task, split, said, order)
-        say("predictions:", write_submission(folder, task, name, answers))
-
-
-def evaluate_only(options, task: Task, splits, runtime) -> None:
-    """Judges --model on the dev splits, or all rows of a csv, and prints the scores."""
-    model, order = load_tuned(options.model, task)
-    model.to(runtime.device)
-    scores = {}
-    for name, split in splits.items():
-        if name in task.test_splits:
-            continue
-        scores[name], out = judge(model, task, split, runtime, options.micro_tokens, order)
-        say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): {shown({name: scores[name]})}")
-        if (task.name != "squad" and not task.regression
-                and (constant := metrics.constant_class(answers_of(task, split, out, order))) is not None):
-            say(f"warning: the model answers {task.labels[constant]!r} to everything")
-    if options.predict:
-        tokenizer = minibert.load_tokenizer(options.model)
-        write_predictions(Path(options.out) / "predictions", task, splits, model, order, options, tokenizer,
-                          runtime)
-    say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
+def write_predictions(folder: Path, task: Task, splits: dict[str, Split], model: nn.Module, runtime: Runtime,
+                      micro_tokens: int) -> None:
+    """The leaderboard's file of every test split that is there."""
+    for name in task.test_splits:
+        if name in splits:
+            logits = model_outputs(model, splits[name], runtime, micro_tokens, f"predicting {name}")
+            say("predictions:", write_submission(folder, task, name, answers_of(task, splits[name], logits)))

@@ -104,11 +104,11 @@ def nearest(vectors: Vectors, words: list[str], k: int) -> np.ndarray:
     for number, word in enumerate(vectors.words):
         own.setdefault(word.lower(), []).append(number)
     for start in range(0, len(known), CHUNK):
-        some, directions = zip(*known[start:start + CHUNK])
+        numbered, directions = zip(*known[start:start + CHUNK])
         cosines = torch.stack(directions).to(vectors.table.device) @ vectors.table.T  # (m, n)
-        for row, i in enumerate(some):
+        for row, i in enumerate(numbered):
             cosines[row, own.get(words[i].lower(), [])] = -2.0
         best = cosines.topk(min(k, len(vectors.words)), dim=1)
         numbers = best.indices.masked_fill(best.values < -1.5, -1)
-        out[list(some), :numbers.shape[1]] = numbers.cpu().numpy()
+        out[list(numbered), :numbers.shape[1]] = numbers.cpu().numpy()
     return out

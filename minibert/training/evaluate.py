@@ -35,7 +35,8 @@ def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_to
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None) -> dict:
+def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None
+                 ) -> dict[str, float]:
     """MLM loss (nats per masked token), perplexity, accuracy,
     and with a teacher the KL to it (T = 1, per token).
     """

@@ -3,7 +3,6 @@ metrics.jsonl cut back to the step that is resumed from.
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -57,17 +56,17 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
-def open_run(out: Path, options, may_change: set[str]) -> None:
-    """Makes the run folder; an existing run needs --resume,
-    and, but for `may_change`, the options it was started with.
+def open_run(out: Path, options: dict, may_change: set[str]) -> None:
+    """Makes the folder of a run with these options. An existing run needs "resume" among them and, but
+    for `may_change`, the options it was started with.
     """
     if (out / "config.json").exists():
-        if not options.resume:
+        if not options["resume"]:
             raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
         before = read_json(out / "config.json").get("options")
         if not isinstance(before, dict):
             raise UserError(f"{out / 'config.json'} is not that of a run: it has no options")
-        now = json.loads(json.dumps(dataclasses.asdict(options)))
+        now = json.loads(json.dumps(options))
         other = [as_given(name, before.get(name)) for name in now
                  if name not in may_change and now[name] != before.get(name)]
         if other:

@@ -99,7 +99,7 @@ def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, 
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:
-        raise UserError(f"loss or gradient not finite in {skipped} consecutive steps (step {step}). Lower --lr "
-                        "or use --precision fp32. The checkpoints are good: --resume continues from the last "
-                        "one")
+        raise UserError(f"loss or gradient not finite in {skipped} consecutive steps (step {step}). Lower "
+                        "--lr or use --precision fp32. The checkpoints are good: --resume continues from the "
+                        "last one")
     return skipped

@@ -18,7 +18,7 @@ import train
 from minibert.bench.records import read_runs
 from minibert.bench.report import ReportBench, bench_report, put_part, taught
 from minibert.bench.run_commands import command
-from minibert.bench.scores import KNOWN
+from minibert.bench.scores import TASKS
 from minibert.common.errors import UserError
 from minibert.common.options import parse
 from minibert.training import options as train_options
@@ -36,7 +36,7 @@ def tuned(folder, model, task, scores, metric="accuracy", finished=True, baselin
     """A run of finetune.py with these scores, one a seed."""
     options = {"model": str(model), "task": task, "data": "data", "lr": None, "seeds": len(scores), "seed": 1,
                "out": str(folder), "method": "kd", "teacher": None, "resume": False} | changed
-    settings = {name: changed.get(name, getattr(KNOWN.get(task), name, 1))
+    settings = {name: changed.get(name, getattr(TASKS.get(task), name, 1))
                 for name in ("batch", "epochs", "lr", "max_length")}
     put(folder / "config.json", {"options": options, "task": settings, **MACHINE})
     results = [{"seed": k + 1, "best": {"scores": {"dev": {metric: score}}}, "history": [], "seconds": 60.0}
@@ -290,7 +290,7 @@ def test_commands_make_the_runs_again(runs):
     words = {"train": "--method mlm --teacher 'our models/big' --corpus one.txt two.txt --one-line --steps 7 "
                       "--lr 0.0003 --weight-decay 0.0 --out runs/x",
              "finetune": "--model runs/x/model --task mrpc --data data --seeds 5 --out runs/y",
-             "taught": "--model runs/x/model --task mrpc --data data --teacher t --method pkd --alpha 0.0 "
+             "taught": "--model runs/x/model --teacher t --task mrpc --data data --method pkd --alpha 0.0 "
                        "--beta 0.0 --out runs/z"}
     for name, module in (("train", train), ("finetune", finetune), ("taught", finetune)):
         options = parse(module.Options, shlex.split(words[name]), "", "")

@@ -16,14 +16,13 @@ from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import draw, make_examples
 from minibert.data.tokenizer import train_tokenizer
-from minibert.distill.task_kd import (TaskWeights, align_labels, patience_layers, patience_sum, soft_sum,
-                                      task_loss, teacher_outputs)
+from minibert.distill.task_kd import TaskWeights, patience_layers, patience_sum, soft_sum, task_loss
 from minibert.hub.hf_names import to_hf
 from minibert.inference.predict import embed, outputs, predict
 from minibert.model.config import Config
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, Span
-from minibert.tasks.specs import TASKS
+from minibert.tasks.models import teacher_outputs
 
 LENGTHS = [3, 11, 4, 9, 3, 12, 2, 7]
 CPU = Runtime(torch.device("cpu"), "fp32")
@@ -293,12 +292,3 @@ def test_one_text_is_not_read_as_its_characters(tiny_config):
             run(model, tokenizer, "a film")
     with pytest.raises(UserError, match="predict needs a classifier, and this model is a Span"):
         predict(Span(config), tokenizer, ["a film"])
-
-
-def test_labels_are_aligned_by_name():
-    task = replace(TASKS["mnli"], labels=("contradiction", "entailment", "neutral"))
-    assert align_labels(("neutral", "entailment", "contradiction"), task, "teacher") == [2, 1, 0]
-    with pytest.raises(UserError, match="runs/t has the labels LABEL_0, LABEL_1, and mnli has contradiction"):
-        align_labels(("LABEL_0", "LABEL_1"), task, "runs/t")
-
-

@@ -1,4 +1,4 @@
-"""data/download.py against a server of our own: cut lines, wrong files, archives that are up to something.
+"""data/download.py against a server of our own: cut lines, wrong files, damaged archives.
 
     python -m pytest tests/tasks/test_download.py
 """
@@ -11,6 +11,7 @@ import io
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,12 +25,10 @@ import pytest
 
 from minibert.common import disk
 from minibert.common.errors import UserError, run_script
-from minibert.tasks import archives
 from minibert.tasks import download as module
-from minibert.tasks.archives import unpack
 from minibert.tasks.datasets import DATA_SETS, GLUE, DataSet, File, listing
-from minibert.tasks.download import download, fetch, obtain
-from minibert.tasks.specs import SQUAD, TASKS
+from minibert.tasks.download import download, fetch, obtain, unpack
+from minibert.tasks.specs import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 1000
@@ -155,7 +154,7 @@ def test_a_cut_connection_is_taken_up_again(server, tmp_path, length, capsys):
     assert fetch(described(server), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.asked == [("/a/file", None), ("/a/file", "bytes=128000-")]
-    assert "cut after 128,000 of 256,000 bytes; trying again" in capsys.readouterr().err
+    assert "cut after 128,000 of 256,000 bytes" in capsys.readouterr().err
 
 
 def test_a_later_run_goes_on(server, tmp_path):
@@ -164,7 +163,7 @@ def test_a_later_run_goes_on(server, tmp_path):
             r"256,000 bytes\); run again later, .* put it at .*/file and run again$")
     with pytest.raises(UserError, match=says):
         fetch(described(server), tmp_path / "file")
-    assert len(server.asked) == module.ATTEMPTS + 1 and names(tmp_path) == ["file.partial"]
+    assert len(server.asked) == module.ATTEMPTS and names(tmp_path) == ["file.partial"]
     server.manner, server.asked = set(), []
     assert fetch(described(server), tmp_path / "file")
     assert server.asked == [("/a/file", "bytes=128000-")] and names(tmp_path) == ["file"]
@@ -203,15 +202,11 @@ def test_another_content_is_removed(server, tmp_path, monkeypatch):
     assert names(tmp_path) == [] and sum(written) <= len(CONTENT) + module.CHUNK, "it read on without end"
 
 
-def test_another_length_is_not_even_fetched(server, tmp_path):
-    (tmp_path / "file.partial").write_bytes(CONTENT[:1000])
+def test_a_shorter_file_is_not_the_one(server, tmp_path):
     server.files["/a/file"] = CONTENT[:2000]
-    with pytest.raises(UserError, match="the file there has 2,000 bytes instead of 256,000"):
+    with pytest.raises(UserError, match="HTTP 416"):
         fetch(described(server), tmp_path / "file")
-    assert (tmp_path / "file.partial").read_bytes() == CONTENT[:1000], "another address may still continue it"
-    server.files["/a/file"] = CONTENT[:500]  # answers 416
-    with pytest.raises(UserError, match="the file there has 500 bytes instead of 256,000"):
-        fetch(described(server), tmp_path / "file")
+    assert (tmp_path / "file.partial").read_bytes() == CONTENT[:2000], "another address may still continue it"
 
 
 def test_a_wrong_file_of_the_user_stays(server, tmp_path):
@@ -298,41 +293,16 @@ def test_where_an_archive_is_unpacked_to(server, tmp_path, monkeypatch):
     assert not server.asked
 
 
-def symlink(name):
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, 0o120777 << 16
-    return info
-
-
-LINK = dict(type=tarfile.SYMTYPE, linkname="../..")
-EVIL = {
-    "dots": (zipped, ("../evil", b"x"), "leads out of the folder"),
-    "inner dots": (zipped, ("CoLA/../../evil", b"x"), "leads out of the folder"),
-    "absolute": (zipped, ("/tmp/evil", b"x"), "leads out of the folder"),
-    "drive": (zipped, ("C:\\evil", b"x"), "leads out of the folder"),
-    "backslashes": (zipped, ("CoLA\\..\\..\\evil", b"x"), "leads out of the folder"),
-    "link": (zipped, (symlink("CoLA/evil"), "/etc"), "is a link or a device"),
-    "bomb": (zipped, ("CoLA/evil", bytes(3_000_000)), r"more than 1,000,000 bytes in all"),
-    "bomb elsewhere": (zipped, ("evil", bytes(3_000_000)), r"more than 1,000,000 bytes in all"),
-    "tar dots": (tarred, ("CoLA/../../evil", b"x"), "leads out of the folder"),
-    "tar absolute": (tarred, ("/tmp/evil", b"x"), "leads out of the folder"),
-    "tar link": (tarred, ("CoLA/evil", LINK), "is a link or a device"),
-    "tar hard link": (tarred, ("CoLA/evil", LINK | {"type": tarfile.LNKTYPE}), "is a link or a device"),
-    "tar device": (tarred, ("CoLA/evil", dict(type=tarfile.CHRTYPE)), "is a link or a device"),
-    "tar pipe": (tarred, ("CoLA/evil", dict(type=tarfile.FIFOTYPE)), "is a link or a device"),
-    "tar bomb": (tarred, ("CoLA/evil", bytes(3_000_000)), r"more than 1,000,000 bytes in all"),
-}
-
-
-@pytest.mark.parametrize("case", EVIL)
-def test_archives_that_are_refused(tmp_path, case):
-    pack, member, says = EVIL[case]
+@pytest.mark.parametrize("pack, name", [(zipped, "a.zip"), (tarred, "a.tar.gz")])
+def test_nothing_is_written_outside_the_folder(tmp_path, pack, name):
+    """The sha256 of an archive is known, so this is Python's part alone: it refuses, or stays inside."""
     inner = tmp_path / "a/b"
     inner.mkdir(parents=True)
-    archive = pack(("CoLA/good", b"good"), member, path=inner / ("a.zip" if pack is zipped else "a.tar.gz"))
-    with pytest.raises(UserError, match=f"is not unpacked: its member .*evil' .*{says}"):
-        unpack(archive, "CoLA", limit=1_000_000)
-    assert names(tmp_path) == ["a", "a/b", f"a/b/{archive.name}"] and not Path("/tmp/evil").exists()
+    archive = pack(("set/good", b"good"), ("set/../../../evil", b"x"), path=inner / name)
+    with contextlib.suppress(UserError):
+        unpack(archive, "set")
+    assert not (tmp_path / "evil").exists() and not (tmp_path / "a/evil").exists()
+    assert [path.name for path in inner.iterdir() if path.name.startswith(".")] == []
 
 
 def test_archives_that_are_no_such_thing(tmp_path):
@@ -349,42 +319,29 @@ def test_archives_that_are_no_such_thing(tmp_path):
 
 
 @pytest.mark.parametrize("pack, name", [(zipped, "a.zip"), (tarred, "a.tar.gz")])
-def test_stopped_in_the_middle_of_unpacking(tmp_path, monkeypatch, pack, name):
+@pytest.mark.parametrize("raised, caught, says", [
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
+    (OSError(errno.ENOSPC, "no"), UserError, "the disk is full, .*/CoLA cannot be written")])
+def test_stopped_in_the_middle_of_unpacking(tmp_path, monkeypatch, pack, name, raised, caught, says):
     archive = pack(*[(f"CoLA/{i}", b"x") for i in range(4)], path=tmp_path / name)
-    write, seen = archives._write, []
+    unpack_archive, seen = shutil.unpack_archive, []
 
-    def stop(member, path, target):
-        if len(seen) == 2:
-            seen.append(names(tmp_path))
-            raise KeyboardInterrupt
-        seen.append(path)
-        write(member, path, target)
-    monkeypatch.setattr(archives, "_write", stop)
-    with pytest.raises(KeyboardInterrupt):
+    def stop(*given, **more):
+        unpack_archive(*given, **more)
+        seen.extend(names(tmp_path))
+        raise raised
+    monkeypatch.setattr(module.shutil, "unpack_archive", stop)
+    with pytest.raises(caught, match=says):
         unpack(archive, "CoLA")
-    # a kill that leaves no time to tidy up would leave these
-    assert [re.sub(r"^\.CoLA\.[^/]+", ".CoLA.tmp", path) for path in seen[2]] == [
-        ".CoLA.tmp", ".CoLA.tmp/CoLA", ".CoLA.tmp/CoLA/0", ".CoLA.tmp/CoLA/1", name]
+    assert "CoLA" not in seen and any(path.endswith("CoLA/3") for path in seen), "a kill would leave no CoLA"
     assert names(tmp_path) == [name]
-
-
-def test_the_disk_is_full_while_unpacking(tmp_path, monkeypatch):
-    archive = zipped(("CoLA/a", b"x"), path=tmp_path / "a.zip")
-
-    class Full(io.FileIO):
-        def write(self, data):
-            raise OSError(errno.ENOSPC, "no")
-    monkeypatch.setattr(disk, "open", lambda path, mode: Full(path, mode), raising=False)
-    with pytest.raises(UserError, match="the disk is full, .*/CoLA cannot be written"):
-        unpack(archive, "CoLA")
-    assert names(tmp_path) == ["a.zip"]
 
 
 # ---- the table and the script ------------------------------------------------------------------------------
 
 def test_the_table_fits_what_reads_the_files():
-    assert set(DATA_SETS) == {*TASKS, "ax", "squad", "wikitext-2", "wikitext-103"}
-    assert set(GLUE) == {*TASKS, "ax"} - {"imdb"}
+    assert set(DATA_SETS) == {*TASKS, "ax", "wikitext-2", "wikitext-103"}
+    assert set(GLUE) == {*TASKS, "ax"} - {"imdb", "squad"}
     for name, data in DATA_SETS.items():
         for file in data.files:
             place = PurePosixPath(file.path)
@@ -398,7 +355,7 @@ def test_the_table_fits_what_reads_the_files():
     assert all(file.path.startswith("glue_data/MRPC/") for file in DATA_SETS["mrpc"].files)
     ax, = DATA_SETS["ax"].files
     assert ax.path.removeprefix("glue_data/") in TASKS["mnli"].splits["ax"].file.split("|")
-    assert all(PurePosixPath(file.path).name in SQUAD.download for file in DATA_SETS["squad"].files)
+    assert all(PurePosixPath(file.path).name in TASKS["squad"].download for file in DATA_SETS["squad"].files)
 
 
 def test_every_address_is_asked_and_the_answer_checked(server, tmp_path):

@@ -8,12 +8,13 @@ import warnings
 import pytest
 
 from minibert.common.errors import UserError
+from minibert.data.text import hash_share
 from minibert.tasks.csv_files import read_csv, read_csv_splits
 from minibert.tasks.metrics import METRICS, score
 from minibert.tasks.official_files import majority, read_examples, write_submission
 from minibert.tasks.specs import TASKS, Example
 
-GLUE = [name for name in TASKS if name != "imdb"]
+GLUE = [name for name in TASKS if name not in ("imdb", "squad")]
 MSR_HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
 
 
@@ -49,8 +50,22 @@ def test_every_official_layout_is_read(tmp_path, name, inside):
         assert [e.id for e in examples] == ["0", "1", "2"]
         assert [e.text for e in examples] == [f"{table.text} {i}" for i in range(3)]
         assert [e.pair for e in examples] == [f"{table.pair} {i}" if table.pair else None for i in range(3)]
-        expected = [0.25, 1.25, 2.25] if task.regression else [i % len(task.labels) for i in range(3)]
+        expected = [0.25, 1.25, 2.25] if task.kind == "score" else [i % len(task.labels) for i in range(3)]
         assert [e.label for e in examples] == (expected if table.label else [None] * 3)
+
+
+def test_the_columns_of_the_texts_are_the_official_ones():
+    """QQP's two questions, and every other pair, in the order of the leaderboard's baselines."""
+    columns = {name: (table.text, table.pair) for name, table in
+               ((name, TASKS[name].splits["train"]) for name in GLUE)}
+    assert columns == {
+        "cola": ("sentence", None), "sst2": ("sentence", None), "mrpc": ("#1 String", "#2 String"),
+        "stsb": ("sentence1", "sentence2"), "qqp": ("question1", "question2"),
+        "mnli": ("sentence1", "sentence2"), "qnli": ("question", "sentence"),
+        "rte": ("sentence1", "sentence2"), "wnli": ("sentence1", "sentence2")}
+    for name in GLUE:
+        others = [table for split, table in TASKS[name].splits.items() if split != "train"]
+        assert {(table.text, table.pair) for table in others} == {columns[name]}
 
 
 @pytest.mark.parametrize("name, label, meaning", [
@@ -73,9 +88,10 @@ def test_class_numbers_are_the_usual_ones():
 
 def test_the_table_of_tasks_is_consistent():
     for name, task in TASKS.items():
-        assert task.name == name and task.metrics and set(task.metrics) <= METRICS.keys()
+        assert task.name == name and task.metrics
+        assert set(task.metrics) <= METRICS.keys() or task.kind == "span"
         assert len(task.labels) == len(task.words) == len(set(task.labels))
-        assert bool(task.labels) != task.regression
+        assert bool(task.labels) == (task.kind == "classes")
         assert {p.metric for p in task.published} - {""} <= set(task.metrics)
         assert {p.split for p in task.published} <= {"dev", *task.dev_splits}
         assert "train" in task.splits and task.dev_splits
@@ -155,6 +171,7 @@ def test_imdb_in_order_with_its_breaks_as_spaces(tmp_path):
     reviews = {"pos/1_9": "Good.", "pos/0_7": "Fine.<br /><br />Really.", "neg/0_2": "Bad \u2013 no"}
     for name, text in reviews.items():
         put(tmp_path / f"aclImdb/test/{name}.txt", text)
+    put(tmp_path / "aclImdb/test/pos/._0_7.txt", b"\x00\x05\x16\xff of macOS")
     expected = [Example("neg/0_2.txt", "Bad \u2013 no", None, 0),
                 Example("pos/0_7.txt", "Fine.  Really.", None, 1), Example("pos/1_9.txt", "Good.", None, 1)]
     for folder in (tmp_path, tmp_path / "aclImdb"):
@@ -212,7 +229,7 @@ def test_csv_with_labels(tmp_path):
                '\ufeffText,Label,other\n"Well, ""so"" it\nis",sad,1\n\nFine, glad ,2\nHm,mad,3\n')
     task, examples = read_csv(path)
     assert (task.name, task.labels) == ("mood.csv", ("glad", "mad", "sad"))
-    assert task.metrics == ("accuracy", "matthews") and not task.regression
+    assert task.metrics == ("accuracy", "matthews") and task.kind == "classes"
     assert task.dev_splits == task.test_splits == ()
     assert examples == [Example("2", 'Well, "so" it\nis', None, 2), Example("5", "Fine", None, 0),
                         Example("6", "Hm", None, 1)]
@@ -221,7 +238,7 @@ def test_csv_with_labels(tmp_path):
 def test_csv_with_pairs_and_scores(tmp_path):
     path = put(tmp_path / "near.tsv", "id\tpair\tscore\ttext\na\tB, b\t-0.5\tA\nb\tD\t12\tC\n")
     task, examples = read_csv(path)
-    assert task.regression and task.labels == () and task.metrics == ("pearson", "spearman")
+    assert task.kind == "score" and task.labels == () and task.metrics == ("pearson", "spearman")
     assert examples == [Example("a", "A", "B, b", -0.5), Example("b", "C", "D", 12.0)]
 
 
@@ -244,6 +261,58 @@ def test_csv_read_as_a_known_task(tmp_path):
         read_csv(put(tmp_path / "dev.csv", "text,label\nC,maybe\n"), task)
     with pytest.raises(UserError, match="names 'score' where train.csv has 'label'"):
         read_csv(put(tmp_path / "dev.csv", "text,score\nC,1\n"), task)
+
+
+def test_numbers_with_a_point_are_scores_under_the_name_label_too(tmp_path, capsys):
+    """As for run_glue.py; STS-B so written has 51 different ones."""
+    rows = "".join(f"text {i},{i % 51 / 10}\n" for i in range(500))
+    task, examples = read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))
+    assert task.kind == "score" and examples[3].label == 0.3
+    printed = capsys.readouterr().out
+    assert "a.csv: the labels are numbers with a point, so they are learned as scores" in printed
+    for names in ("text,label", "text,score"):
+        assert read_csv(put(tmp_path / "dev.csv", names + "\nA,0.5\nB,1\n"), task)[1][1].label == 1.0
+    task, examples = read_csv(put(tmp_path / "b.csv", "text,label\nA,0\nB,1\nC,0\n"))
+    assert task.kind == "classes" and task.labels == ("0", "1")
+    assert read_csv(put(tmp_path / "c.csv", "text,label\nA,1.0\nB,x\n"))[0].kind == "classes"
+
+
+@pytest.mark.parametrize("label, what", [(lambda i: i % 51, "51 different numbers in 5,749 rows"),
+                                         (lambda i: f"x{i}" if i % 3 else "x", "labels in 5,749 rows")])
+def test_more_classes_than_can_be_meant_are_questioned(tmp_path, label, what):
+    rows = "".join(f"text {i},{label(i)}\n" for i in range(5749))
+    with pytest.raises(UserError, match=f"a.csv: the column 'label' holds .*{what}; name the column 'score'"):
+        read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))
+
+
+def test_many_classes_with_names_and_rows_are_classes(tmp_path):
+    rows = "".join(f"text {i},intent {i % 77}\n" for i in range(300))
+    assert len(read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))[0].labels) == 77
+
+
+def test_what_spreadsheets_add_is_left_out(tmp_path):
+    """Empty columns and rows of Excel, the row numbers of pandas."""
+    expected = [("2", "A", None, 0), ("4", "B", None, 1)]
+    for text in ("text,label,,,\nA,x,,,\n,,,,\nB,y,,,\n,,,,\n", "text,label\nA,x,,\n,\nB,y,,\n",
+                 ",text,label\n0,A,x\n,,\n1,B,y\n"):
+        assert read_csv(put(tmp_path / "a.csv", text))[1] == [Example(*row) for row in expected]
+    with pytest.raises(UserError, match="line 2 has 3 columns instead of 2"):
+        read_csv(put(tmp_path / "a.csv", "text,label\nA,x,more\nB,y\n"))
+
+
+def test_labels_spelt_otherwise_are_those_of_the_task(tmp_path):
+    task = read_csv(put(tmp_path / "a.csv", "text,label\nA,NEGATIVE\nB,LABEL_1\n"))[0]
+    rows = read_csv(put(tmp_path / "b.csv", "text,label\nA,negative\nB,1\n"), task)[1]
+    assert [row.label for row in rows] == [1, 0] and task.labels == ("LABEL_1", "NEGATIVE")
+
+
+def test_a_class_that_is_held_out_whole_is_named(tmp_path, capsys):
+    train = [text for text in map(str, range(100)) if hash_share(text) >= 0.1]
+    held_out = next(text for text in map(str, range(100)) if hash_share(text) < 0.1)
+    rows = "".join(f"{text},{'xy'[i % 2]}\n" for i, text in enumerate(train)) + f"{held_out},rare\n"
+    read_csv_splits(put(tmp_path / "a.csv", "text,label\n" + rows))
+    printed = capsys.readouterr().out
+    assert "warning: all rows of the class 'rare' are held out, so it is not learned" in printed
 
 
 @pytest.mark.parametrize("text, message", [

@@ -15,7 +15,7 @@ from minibert.distill.methods import METHODS
 from minibert.model.batch import IGNORE
 from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
-from minibert.training.evaluate import attention_kl, evaluate, evaluate_terms, held_out_step
+from minibert.training.evaluate import attention_kl, evaluate_mlm, evaluate_terms, held_out_step
 from steps import CPU, TOKENIZER, FakeCorpus, counts_of, data, loss_of, rows_of
 
 
@@ -33,7 +33,7 @@ def models(tiny_config):
 def test_language_models(micro_tokens, with_teacher, tiny_config):
     student, teacher = models(tiny_config)
     (held_out,) = data(micro_tokens)
-    figures = evaluate(student, held_out, CPU, teacher if with_teacher else None)
+    figures = evaluate_mlm(student, held_out, CPU, teacher if with_teacher else None)
     assert student.training
     student.eval()
     ((micro,),) = (step.micro_batches for step in data(1000))

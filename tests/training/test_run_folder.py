@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,7 @@ from minibert.training.run_folder import (append_row, cut_metrics, last_tokens, 
 ROOT = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class Options:
-    lr: float = 0.1
-    resume: bool = True
+OPTIONS = {"lr": 0.1, "resume": True}
 
 
 def test_rows_are_added_read_and_cut(tmp_path):
@@ -52,7 +48,7 @@ def test_rows_that_are_none_end_the_table(tmp_path, line):
 
 def test_a_folder_that_is_gone_is_noticed_at_the_next_row(tmp_path):
     out = tmp_path / "run"
-    open_run(out, Options(), set())
+    open_run(out, OPTIONS, set())
     append_row(out / "metrics.jsonl", {"step": 1})
     shutil.rmtree(out)
     with pytest.raises(UserError, match="metrics.jsonl cannot be written"):
@@ -64,7 +60,7 @@ def test_a_folder_that_is_gone_is_noticed_at_the_next_row(tmp_path):
 def test_a_damaged_config_is_no_traceback(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json|started with"):
-        open_run(tmp_path, Options(), set())
+        open_run(tmp_path, OPTIONS, set())
 
 
 @pytest.mark.parametrize("content", [[], {}, {"best": None}, {"seed": "1", "best": {"scores": {}}}])
