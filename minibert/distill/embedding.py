@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minibert.common.errors import UserError
-from minibert.distill.losses import cosine_sum, hidden_sum, weighted_sum
+from minibert.distill.losses import cosine_sum, hidden_sum, weighted_terms
 from minibert.distill.students import check_vocabulary
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config
@@ -81,7 +81,7 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
     sums = {"cosine": cosine_sum(ours, theirs), "mse": hidden_sum(ours, theirs)}
     if weights.hidden:
         sums["hidden"] = hidden_sum(last, teacher_last)
-    return weighted_sum(sums, weights, counts)
+    return weighted_terms(sums, weights, counts)
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
