@@ -1,8 +1,8 @@
-"""What MiniLM and MiniLMv2 minimise: how far the attention of the student's last layer is from that of one of
-the teacher's layers.
+"""The losses of MiniLM and MiniLMv2. They compare the attention of the student's last layer with one teacher
+layer.
 
-The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens
-of the micro-batch are taken as they come, masked or not. Student and teacher may have any widths.
+The form of the loss is that of distilbert.py. There is no term on words. Labels are not read, and the tokens
+may be masked or not. Student and teacher may have any widths.
 """
 
 import math
@@ -92,12 +92,12 @@ def default_relation_heads(*widths: int) -> int:
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: the sequences of the whole step."""
+    """The divisor of each term's sum: the sequences of the whole step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """What the sum of each term is divided by: the sequences of the whole step."""
+    """The divisor of each term's sum: the sequences of the whole step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 

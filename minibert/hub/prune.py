@@ -1,8 +1,8 @@
 """A smaller model cut out of a larger one without training:
 fewer layers, a narrower feed-forward, another vocabulary.
 
-What comes out needs training (`train.py --method mlm --student FOLDER`), but far less than random weights do:
-attention that was learned is kept. The bundled teacher in weights/ started like this.
+The result needs training (`train.py --method mlm --student FOLDER`), but much less than random weights,
+because it keeps the learned attention. The bundled teacher in weights/ started like this.
 """
 
 from dataclasses import replace
@@ -32,9 +32,9 @@ def keep_units(model: MaskedLM, units: int) -> MaskedLM:
     """The model with only `units` of each layer's F feed-forward units:
     those with the largest |w_in| |w_out|.
 
-    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all
-    units (it comes out of a LayerNorm), so the product of the two norms says how much a unit can
-    do; no text is needed to choose.
+    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all units, because
+    it comes from a LayerNorm. So the product of the two norms measures the effect of a unit, without any
+    text.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -56,9 +56,9 @@ def keep_units(model: MaskedLM, units: int) -> MaskedLM:
 def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> MaskedLM:
     """The model with the vocabulary of another tokenizer.
 
-    The row of a piece that both have is copied, in MobileBERT with the columns of the head's own. Any other
-    piece starts as the mean of the rows of the pieces that the old tokenizer cuts its text into; its bias,
-    the log of a frequency, as the smallest of theirs.
+    The row of a piece that both vocabularies have is copied, in MobileBERT with the head's own columns. Any
+    other piece starts as the mean of the rows of its pieces in the old tokenizer. Its bias, the log of a
+    frequency, starts as the smallest of theirs.
     """
     table, bias = model.mlm.table(model.encoder.word.weight), model.mlm.bias
     rows = torch.empty(new.vocab_size, table.shape[1])  # (V, D)
@@ -79,7 +79,7 @@ def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> Masked
 
 @torch.no_grad()
 def keep_positions(model: MaskedLM, positions: int) -> MaskedLM:
-    """The model with only the first `positions` of its positions."""
+    """The model with only its first `positions` positions."""
     if not 1 <= positions <= model.config.max_positions:
         raise UserError(f"{positions} positions cannot be kept of {model.config.max_positions}")
     cut = MaskedLM(replace(model.config, max_positions=positions)).train(model.training)
