@@ -68,16 +68,16 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """The files that say so of a model `hidden_size` wide, by their paths; they go into a model's `Beside`.
+    """The files that describe `pooling`, by their paths, for the `Beside` of a model `hidden_size` wide.
 
-    `shared` is the content of config_sentence_transformers.json, which holds prompts and the cut of vectors;
-    None: there is none.
+    `shared` is the content of config_sentence_transformers.json, which holds prompts and `pooling.width`.
     """
     files = {SHARED: shared} if shared else {}
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
-    widths = {"word_embedding_dimension": hidden_size}
-    files["1_Pooling/config.json"] = _json(
-        widths | {switch: mode in pooling.modes for switch, mode in SWITCHES.items()})
+    modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
+    if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
+        modes = {"pooling_mode": pooling.modes}  # switches have an order of their own
+    files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)
         if isinstance(layer, Normalize):

@@ -121,16 +121,17 @@ def test_what_cannot_be_compared_is_refused(tiny_config):
         fit_embedding(dataclasses.replace(tiny_config, vocab_size=61), tiny_config, EmbeddingWeights())
 
 
-@pytest.mark.parametrize("mode", POOLING)
-def test_written_files_are_read_as_they_were(tmp_path, mode):
-    layers = nn.Sequential(nn.Linear(16, 8, bias=False), nn.ReLU(), nn.Linear(8, 6), nn.Identity(),
+@pytest.mark.parametrize("modes", [*((mode,) for mode in POOLING), ("cls", "mean"), ("mean", "cls")])
+def test_written_files_are_read_as_they_were(tmp_path, modes):
+    width = 16 * len(modes)
+    layers = nn.Sequential(nn.Linear(width, 8, bias=False), nn.ReLU(), nn.Linear(8, 6), nn.Identity(),
                            Normalize())
-    written = SentencePooling((mode,), layers, 12, True)
+    written = SentencePooling(modes, layers, 12, True)
     for name, content in sentence_files(written, 16).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     read, _ = read_sentence_files(tmp_path, 16)
-    assert (read.refused, read.modes, read.max_length, read.lowercase) == (None, (mode,), 12, True)
+    assert (read.refused, read.modes, read.max_length, read.lowercase) == (None, modes, 12, True)
     assert [type(layer) for layer in read.layers] == [type(layer) for layer in layers]
     assert all(torch.equal(a, b) for a, b in zip(read.layers.parameters(), layers.parameters(), strict=True))
 
