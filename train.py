@@ -44,8 +44,9 @@ from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.evaluate import attention_kl, evaluate_mlm, evaluate_terms, held_out_step
 from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, begin_stage, part_of, rates, stage_at,
                                                  stage_weights, stages)
-from minibert.training.models import (check_positions, equal_token_types, hold_frozen, keep_token_types_equal,
-                                      load_alone, load_student, start_alone, with_dropout)
+from minibert.training.models import (check_positions, check_sentence_teacher, equal_token_types, hold_frozen,
+                                      keep_token_types_equal, load_alone, load_student, start_alone,
+                                      with_dropout)
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
 from minibert.training.plots import plot_attention, plot_curves
@@ -164,6 +165,8 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
     """A teacher with the head that the method reads, and its student: made from it, or a folder's model."""
     name = options.teacher or str(BUNDLED_TEACHER)
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
+    if options.method == "embedding":
+        check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
     if options.student in PRESETS:
         config = preset_of(options.student, teacher.config, options.layers, copied=options.init == "teacher")
@@ -374,7 +377,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier end of this run
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):
-        settings = getattr(student, "beside", run.teacher.beside).files.get(SHARED)
+        source = student if getattr(student, "sentences", None) else run.teacher  # whose pooling it has
+        settings = source.beside.files.get(SHARED)
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":

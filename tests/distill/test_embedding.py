@@ -16,6 +16,7 @@ from torch import nn
 
 import minibert
 import train
+from minibert.data.tokenizer import train_tokenizer
 from minibert.distill.embedding import EmbeddingWeights, SentenceStudent, fit_embedding
 from minibert.hub.load_save import Beside, load
 from minibert.hub.sentence_files import read_sentence_files, sentence_files
@@ -189,6 +190,8 @@ def test_a_narrower_student_and_its_continuation(folder, teacher, narrow, tmp_pa
     assert load_file(first / "2_Dense" / "model.safetensors")["linear.weight"].shape == (32, 16)
     assert np.abs(vectors(first) - theirs(first)).max() < 1e-5
     assert vectors(first).shape == vectors(teacher).shape
+    shared = "config_sentence_transformers.json"
+    assert (first / shared).read_text() == (teacher / shared).read_text()
     # such a folder, as a student, goes on with its own layers
     train.main(run(folder, teacher, tmp_path / "b", student=first, lr=0, steps=1))
     assert np.abs(vectors(first) - vectors(second)).max() < 1e-6
@@ -221,6 +224,31 @@ def test_short_lines_are_read_and_no_token_is_masked(folder, teacher, tmp_path, 
     assert "embedding: " in (shown := capsys.readouterr().out) and "27 sequences" in shown
     assert rows(tmp_path / "run")[0]["tokens"] == 9 * tokens
     refused(run(folder, teacher, tmp_path / "x", "--weights", "cosine=0"), "weight 0")
+
+
+def test_a_teacher_whose_texts_are_not_the_lines_of_a_corpus(folder, teacher, tmp_path, capsys):
+    """It would learn vectors of other texts than `embed` makes them of."""
+    shared = tmp_path / "prompt" / "config_sentence_transformers.json"
+    shutil.copytree(teacher, shared.parent)
+    shared.write_text('{"prompts": {"query": "the "}, "default_prompt_name": "query"}')
+    refused(run(folder, shared.parent, tmp_path / "run"), "'the '", "default_prompt_name")
+    own = tmp_path / "lower" / "sentence_bert_config.json"
+    shutil.copytree(teacher, own.parent)
+    own.write_text('{"max_seq_length": 40, "do_lower_case": true}')
+    train.main(run(folder, own.parent, tmp_path / "fits", steps=1))  # its tokenizer lower-cases anyway
+    assert load(tmp_path / "fits" / "model").sentences.lowercase
+    cased = train_tokenizer(["The Model a"] * 9, 60, lowercase=False)
+    size = minibert.Config(vocab_size=cased.vocab_size, hidden_size=16, layers=2, heads=2, intermediate_size=24,
+                           max_positions=64)
+    model = init_weights(Encoder(size))
+    model.beside = Beside(files=sentence_files(SentencePooling(lowercase=True), 16))
+    minibert.save(model, tmp_path / "cased", cased)
+    refused(run(folder, tmp_path / "cased", tmp_path / "x"), "lower-cases", "do_lower_case")
+    capsys.readouterr()
+    train.main(run(folder, folder / "teacher", tmp_path / "plain", steps=1))
+    assert "no modules.json" in capsys.readouterr().out
+    model = tmp_path / "plain" / "model"
+    assert np.abs(vectors(model) - theirs(model)).max() < 1e-5  # which the student's folder states
 
 
 def test_a_teacher_that_is_not_understood(folder, teacher, tmp_path):
