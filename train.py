@@ -140,7 +140,8 @@ class Models(NamedTuple):
 
 
 def make_models(options: Options, method: Method, weights) -> Models:
-    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text."""
+    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text.
+    """
     torch.manual_seed(options.seed)  # of a new head, and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
@@ -270,7 +271,8 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # a thread draws the next step while this one is computed; a signal only ends the step that it comes in
+    # a thread prepares the next step during this one; a signal lets the current step finish and then ends the
+    # loop
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
             begun = time.perf_counter()

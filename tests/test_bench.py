@@ -57,7 +57,7 @@ def test_unknown_bench_is_one_sentence(monkeypatch, capsys):
     ("train --steps 0", "--steps must be at least 1"), ("train --batch 0", "--batch must"),
     ("train --turns 0", "--turns must"), ("train --threads 0", "--threads must"),
     ("train --dropout 1.5", "dropout"), ("train --teacher nosuch", "nosuch"),
-    ("train --methods distilbert tinybert --student bert-L2-H128 --teacher bert-L4-H256", "heads"),
+    ("train --methods minilmv2 tinybert --student bert-L2-H128 --teacher bert-L4-H256", "heads"),
     ("train --threads 1", "minibert[peers]"),
     ("finetune --data x --tokenizer y --batch 0", "--batch must"),
     ("finetune --data x --tokenizer y", "minibert[peers]")])

@@ -172,11 +172,11 @@ ALIASES = {
     "distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     "mobilebert": {},
 }
-# Keys of their config.json that are not written again as they were found: a `Config` has them, or they are about
-# the file that it was. All of ALIASES are among them.
+# Keys of a config.json that are not copied from the file: they repeat the model's own config, or name the
+# file or code that the model came from.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
-            *(name for fields in FIELDS.values() for name in fields.values())}
+            *(name for fields in FIELDS.values() for name in fields.values())}  # ALIASES are among them
 # These differ in more than the name: attention dropout is written but not read (hub.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",

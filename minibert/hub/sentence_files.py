@@ -25,8 +25,8 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
 IGNORED = {  # settings of sentence_bert_config.json that do not change a vector
-    "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name", "model_args",
-    "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
+    "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
+    "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
 
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False

@@ -121,6 +121,7 @@ FORMS = {
     "weighted mean": dict(pooling=MEAN | {"pooling_mode_mean_tokens": False,
                                           "pooling_mode_weightedmean_tokens": True}),
     "last token": dict(pooling=MEAN | {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}),
+    "no kind stated": dict(pooling={"pooling_mode_cls_token": False}),
     "new spelling": dict(pooling={"pooling_mode": "cls", "include_prompt": True}),
     "new spelling of two": dict(pooling={"pooling_mode": ["max", "mean"]}),
     "Dense": dict(after=[dense(16, 5)]),
@@ -149,7 +150,7 @@ def test_vectors_equal_sentence_transformers(form, tmp_path):
     # the same model, but not the same vectors, so that the comparison says something
     assert form == "mean" or np.shape(vectors(folder)) != np.shape(plain(folder)) or (
         np.abs(vectors(folder) - plain(folder)).max() > 1e-3) or form in (
-        "cased", "a prompt that is not the default", "a language model", "a DistilBERT")
+        "cased", "no kind stated", "a prompt that is not the default", "a language model", "a DistilBERT")
     np.testing.assert_allclose(vectors(folder), expected, rtol=0, atol=1e-5)
     save(load(folder), tmp_path / "b", minibert.load_tokenizer(folder))
     np.testing.assert_allclose(vectors(tmp_path / "b"), expected, rtol=0, atol=1e-5)
@@ -283,4 +284,11 @@ def test_a_long_limit_is_the_models(tmp_path):
 def test_other_outputs_of_the_model_are_refused(tmp_path):
     folder = sentence_folder(tmp_path, own={"module_output_name": "sentence_embedding"})
     with pytest.raises(minibert.UserError, match="sets module_output_name"):
+        vectors(folder)
+
+
+def test_weights_that_are_not_those_of_the_settings(tmp_path):
+    folder = sentence_folder(tmp_path, after=[dense(16, 5)])
+    save_file({"linear.weight": torch.zeros(5, 16)}, folder / "2_Dense" / "model.safetensors")
+    with pytest.raises(minibert.UserError, match="2_Dense are not those of its config.json: linear.bias"):
         vectors(folder)
