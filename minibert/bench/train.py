@@ -97,7 +97,7 @@ def distillation_turn(method: str, options: TrainBench, runtime):
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
     teacher, student = (init_weights(build(config)) for config in shapes(options))
     if timed.module:
-        student = timed.module(student, teacher.config)
+        student = timed.module(student, teacher)
     hold_frozen(teacher, runtime)
     student.to(runtime.device).train()
     optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
