@@ -4,6 +4,7 @@
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
     python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
+    python weights/convert.py runs/mrpc/model runs/mrpc-cut --layers 0,2,5
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with
@@ -13,9 +14,8 @@ settings of its config.json, a pooler that its class does not use, the files of 
 `--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
 before it gets its name (minibert/hub/onnx_export.py). It needs the `onnx` extra.
 
-The last form cuts a smaller masked language model out of a large one, with a vocabulary of your own if you
-like: a start for `train.py --method mlm` that needs far less training than random weights
-(minibert/hub/prune.py).
+The last two forms cut a smaller model out of a large one, with its head and, if you like, a vocabulary of
+your own: a start that needs far less training than random weights (minibert/hub/prune.py).
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32",
                         help="stored precision (default: %(default)s)")
     parser.add_argument("--head", choices=MODELS, help="the head to keep (default: the one that SOURCE has)")
-    carving = parser.add_argument_group("to cut a smaller masked language model out of SOURCE")
+    carving = parser.add_argument_group("to cut a smaller model out of SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
                          help="keep only so many feed-forward units of each layer")
@@ -71,13 +71,14 @@ def main() -> None:
     tokenizer = load_tokenizer(source) if has_tokenizer else None
     carved = any(value is not None
                  for value in (args.layers, args.feed_forward, args.positions, args.tokenizer))
-    model = load(source, "mlm" if carved else args.head, legacy_bin=True)
+    model = load(source, args.head, legacy_bin=True)
     if model.sentences is not None and model.sentences.refused:
         print(f"note: minibert.embed refuses this model: {model.sentences.refused}", file=sys.stderr)
     if carved:
-        pooler = model.beside.tensors
+        beside = model.beside
         model, tokenizer = carve(model, tokenizer, args)
-        model.beside = Beside(tensors=pooler)  # as wide as before, and better than a new one
+        # other heads are as wide as before; files and settings name positions and ids of pieces
+        model.beside = beside if args.positions is args.tokenizer is None else Beside(tensors=beside.tensors)
     file, note = "model.safetensors", ""
     if args.to == "onnx":
         apart = save_onnx(model, args.target, tokenizer)
@@ -92,9 +93,6 @@ def main() -> None:
 
 def carve(model, tokenizer, args):
     """The smaller model that the options ask for, and its tokenizer."""
-    if args.head not in (None, "mlm"):
-        raise UserError(f"--head {args.head}: what is cut out of a model is a masked language model; "
-                        "leave --head away")
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))
     if args.feed_forward is not None:
