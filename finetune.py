@@ -2,7 +2,7 @@
 
 The file reads top to bottom: `main`, with every seed and one table at the end; the teacher; one seed, which
 is one stage or TinyBERT's two; one stage, the loop. Its options are in minibert/tasks/options.py. The losses
-are one import away, in minibert/distill/task_kd.py and tinybert.py. In minibert/tasks/, splits.py has the
+are one import away, in minibert/distill/task_kd.py, tinybert.py and theseus.py. In minibert/tasks/, splits.py has the
 data, models.py the student and the teacher, summary.py the end.
 """
 
@@ -31,6 +31,9 @@ from minibert.data.loader import ahead
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.students import copied_layers, make_student
 from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
+from minibert.distill.theseus import (layer_groups, replace_rate, replaced_groups, theseus_loss,
+                                      train_layers_only)
+from minibert.distill.task_methods import TASK_METHODS
 from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then)
         if runtime.is_writer:
             teacher_scores = judge_teacher(run, teacher, splits)
-        if not has_intermediate_stage(options, task):
+        if not TASK_METHODS[options.method].keeps_teacher:
             teacher = None  # its outputs are known: its memory is free for the training
     if runtime.is_writer:
         write_json(Path(options.out) / "config.json", record)
@@ -128,10 +131,12 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """What the intermediate stage learns from, and what the prediction stage or any other method does."""
+    """Returns the training data of the intermediate stage, and that of the prediction stage or of any other
+    method.
+    """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
-        then = splits["train"]  # as in the paper: for scores, only the intermediate stage is augmented
+        then = splits["train"]  # as in the paper: for scores, only the intermediate stage uses augmented data
     elif options.augmented and then.rows[0].label is None and options.alpha != 1:
         raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn the outputs "
                         "of a --teacher alone, with --alpha 1")
@@ -141,10 +146,11 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 
 
 def open_folder(run: Run, splits: dict[str, Split]) -> dict:
-    """Opens the folder of the run, a new one or the same run's; returns what config.json is to say."""
+    """Opens the folder of a new or resumed run. Returns the content of config.json."""
     options, out, data = run.options, Path(run.options.out), fingerprints(run.task, splits)
     open_run(out, dataclasses.asdict(options), MAY_CHANGE)
-    if (out / f"seed-{options.seed + options.seeds}").exists():  # of fewer, the best one's model may be gone
+    # with fewer seeds the best model may no longer exist
+    if (out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: "
                         "resume it with as many as it was started with, or more")
     check_data(out, data, {split: source_of(options, split) for split in data})
@@ -156,7 +162,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
 
 
 def announce(run: Run, first: Split, then: Split) -> None:
-    """Says what is going to be trained, and how."""
+    """Prints what will be trained, and how."""
     options, task, runtime = run.options, run.task, run.runtime
     if options.method == "tinybert":
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
@@ -175,7 +181,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     answers = answers_of(task, dev[deciding], read_safetensors(out / OUTPUTS)["outputs"].numpy())
     write_answers(out, task, dev[deciding], answers)
     scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
-    # before anything is printed, since the terminal may be gone
+    # before anything is printed, because the terminal may be lost
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
                                       "model": str(out / "model"), **scores, "table": rows})
     warn_if_constant(task, answers)
@@ -189,7 +195,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
 
 
 def evaluate(run: Run, splits: dict[str, Split]) -> None:
-    """Judges --model on the dev splits, or all rows of a csv, and prints the scores."""
+    """Evaluates --model on the dev splits, or on all rows of a csv, and prints the scores."""
     options, task, runtime = run.options, run.task, run.runtime
     model = load_tuned(run.student, task).to(runtime.device)
     scores = {}
@@ -224,10 +230,18 @@ def cut_student(run: Run) -> None:
 
 
 def load_teacher(run: Run) -> nn.Module:
-    """The teacher, frozen; `UserError` where it is none for the task and the student."""
+    """Returns the frozen teacher. Raises `UserError` if it does not fit the task and the student."""
     teacher = hold_frozen(load_tuned(run.options.teacher, run.task), run.runtime)
     if has_intermediate_stage(run.options, run.task):
-        fit_tinybert(load_config(run.student), teacher.config, inner_weights(run.options))
+        student = load_config(run.student)
+        fit_tinybert(student, teacher.config, inner_weights(run.options))
+        if not run.options.project and student.hidden_size != teacher.config.hidden_size:
+            raise UserError(f"--no-project compares states of equal width: {student.hidden_size} against "
+                            f"{teacher.config.hidden_size}")
+    if run.options.method == "theseus":
+        groups = layer_groups(load_config(run.student).layers, teacher.config.layers)
+        say("student layer replaces teacher layers:",
+            ", ".join(f"{m} {group[0] + 1} to {group[-1] + 1}" for m, group in enumerate(groups, 1)))
     return teacher
 
 
@@ -243,6 +257,8 @@ def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
         examples = tokenised(task, train.rows, tokenizer, options.stride).examples
     check_examples(examples, teacher.config, f"--teacher {options.teacher}")
     pairs = []
+    if options.alpha == 0 and options.method != "pkd":  # its outputs are not learned
+        return Teaching({}, pairs)
     if options.method == "pkd":
         student = load_config(run.student)
         pairs = patience_layers(student.layers, teacher.config.layers, options.teacher_layers)
@@ -269,9 +285,10 @@ def judge_teacher(run: Run, teacher: nn.Module, splits: dict[str, Split]) -> dic
 
 def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Examples, Examples],
              teacher: nn.Module | None, teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns its result, or that of an earlier session; the best epoch's model
-    is in out/seed-N/model. `examples`: of the intermediate stage, and of the prediction stage, which is the
-    only one of the other methods.
+    """Fine-tunes with one seed and returns its result, or that of an earlier session.
+
+    The model of the best epoch is in out/seed-N/model. `examples` are those of the intermediate stage and
+    those of the prediction stage. Other methods have only the prediction stage.
     """
     options, task, runtime = run.options, run.task, run.runtime
     out = Path(options.out) / f"seed-{seed}"
@@ -282,13 +299,10 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
             seconds = intermediate(seed, run, examples[0], teacher, out / "intermediate")
         student = with_dropout(load_for_task(source, task, seed), options.dropout,
                                options.attention_dropout)
-        weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
-                   else TaskWeights())
-
-        def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
-            counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
-            return partial(task_loss, student, weights, teaching.layers, counts), counts
-
+        if options.method == "theseus":
+            train_layers_only(student)
+            with_dropout(teacher, options.dropout, options.attention_dropout).train()  # as published
+        loss = loss_of_task(seed, run, student, teacher, teaching, steps_of(task.epochs, examples[1], task))
         stage = Stage(f"seed {seed}", student, loss, examples[1], teaching.targets, task.epochs, task.lr,
                       options.warmup, dev_of(task, splits))
         result = train(stage, seed, run, out)
@@ -302,8 +316,28 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
     return read_result(out / "result.json")
 
 
+def loss_of_task(seed: int, run: Run, student: nn.Module, teacher: nn.Module | None, teaching: Teaching,
+                 steps: int) -> Callable:
+    """What a method minimises on the task: from a step's data to the loss of a micro-batch and the counts.
+
+    `steps`: of the whole stage.
+    """
+    options = run.options
+    weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
+               else TaskWeights())
+
+    def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
+        counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
+        if options.method == "theseus":
+            rate = replace_rate(data.step, steps, options.replace_rate, options.replace_until)
+            replaced = replaced_groups(student.config.layers, rate, seed, data.step)
+            return partial(theseus_loss, student, teacher, replaced, weights, counts), counts
+        return partial(task_loss, student, weights, teaching.layers, counts), counts
+    return loss
+
+
 def has_intermediate_stage(options: Options, task: Task) -> bool:
-    """Whether the student imitates the teacher's inside before it learns its outputs."""
+    """Whether the student imitates the teacher's hidden states and attention before it learns the outputs."""
     return options.method == "tinybert" and task.intermediate_epochs > 0
 
 
@@ -316,7 +350,9 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     if not (out / "result.json").exists():
         student = with_dropout(load_for_task(run.student, task, seed), options.dropout,
                                options.attention_dropout)
-        imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
+        imitator = student
+        if options.project:
+            imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
         weights = inner_weights(options)
 
         def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
@@ -327,7 +363,8 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, run, out)["seconds"]
         if run.runtime.is_writer:
-            write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
+            if options.project:
+                write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
             minibert.save(student, out / "model", run.tokenizer, format="auto",
                           card=card_of(options, task) + " Its task head is not trained yet.")
             write_json(out / "result.json", {"seconds": seconds})
@@ -336,7 +373,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
 
 
 def card_of(options: Options, task: Task) -> str:
-    """The first words of the model card."""
+    """The first sentence of the model card."""
     start = f"`{Path(options.model).name}`" if options.model else "some layers of its teacher"
     teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
     return f"Fine-tuned on {task.name} from {start}{teacher} by `finetune.py` of minibert."
@@ -345,29 +382,29 @@ def card_of(options: Options, task: Task) -> str:
 # ---------------------------------------------------------------- one stage
 
 class Stage(NamedTuple):
-    """What is trained, from what, for how long."""
+    """One training: the module, its data, and its length."""
 
-    name: str  # for the progress
-    module: nn.Module  # what is trained, and what a checkpoint holds
-    loss: Callable  # from a step's data to the loss of a micro-batch and what the step divides each sum by
+    name: str  # for the progress line
+    module: nn.Module  # what is trained and saved in checkpoints
+    loss: Callable  # data of a step -> the loss of a micro-batch, and the divisor of each sum
     examples: Examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on them
     epochs: float
     lr: float
-    warmup: float | None  # share of steps that warm up before the linear decay; None: the rate is constant
-    dev: dict[str, Split]  # judged after each epoch, to keep the best one's model; may be none
+    warmup: float | None  # share of warm-up steps before the linear decay; None: a constant rate
+    dev: dict[str, Split]  # evaluated after each epoch to keep the best model; may be empty
 
 
 @dataclasses.dataclass
 class Epochs:
-    """The dev scores of the finished epochs, and which of them is the best."""
+    """The dev scores of the finished epochs, and the best epoch."""
 
-    metric: str  # decides, on the first dev split
+    metric: str  # the metric on the first dev split that decides
     history: list[dict] = dataclasses.field(default_factory=list)  # by epoch: its scores by split
     best: dict | None = None  # its epoch, step and scores
 
     def add(self, epoch: float, step: int, scores: dict[str, dict[str, float]]) -> None:
-        """Notes the scores of an epoch; of equal ones the earlier stays the best."""
+        """Adds the scores of an epoch. If two are equal, the earlier one stays the best."""
         deciding = next(iter(scores))
         self.history.append({"epoch": epoch, **scores})
         if self.best is None or (rank(scores[deciding], self.metric)
@@ -380,20 +417,21 @@ class Epochs:
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
-    """Trains `stage.module` in the folder `out`; returns the best epoch, the scores of all, and the seconds
-    of all sessions, without what came after a checkpoint that was resumed from.
+    """Trains `stage.module` in the folder `out`. Returns the best epoch, the scores of all epochs, and the
+    seconds of all sessions. Steps that are repeated after a resume count once.
 
-    The best epoch's model is kept in out/model, and beside it its outputs on the split that decides.
+    The model of the best epoch is kept in out/model, together with its outputs on the first dev split.
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
-    steps = math.ceil(stage.epochs * n / task.batch)
-    ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)  # the last may be a part
+    steps = steps_of(stage.epochs, stage.examples, task)
+    # the last epoch may be incomplete
+    ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
     optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
-    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # of the sessions before this one
+    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # of earlier sessions
     epochs = Epochs(task.metrics[0], state.get("history", []), state.get("best"))
     if done:
         say(f"{stage.name}: resuming after step {done}")
@@ -401,9 +439,11 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-        if epochs.best_is(done):  # a kill after its checkpoint may have come before its model was saved
+        # the run may have been killed between the checkpoint and the saving of the model
+        if epochs.best_is(done):
             keep_model(stage, run, out)
-    one = draw(stage.examples, stage.targets, 0, 1, seed, options.micro_tokens)
+    # a step after the last: theseus then has every layer of the student in use
+    one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
     def drawn(step: int) -> Drawn:
@@ -449,6 +489,11 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     runtime.barrier()
     return {"best": epochs.best, "history": epochs.history,
             "seconds": seconds + time.perf_counter() - begun}
+
+
+def steps_of(epochs: float, examples: Examples, task: Task) -> int:
+    """The optimiser steps of so many epochs; the last may be a part."""
+    return math.ceil(epochs * len(examples.lengths) / task.batch)
 
 
 def judge_all(stage: Stage, run: Run) -> tuple[dict[str, dict[str, float]], np.ndarray]:

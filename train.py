@@ -45,11 +45,11 @@ from minibert.training.models import (check_positions, equal_token_types, hold_f
                                       load_alone, load_student, start_alone, with_dropout)
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
-from minibert.training.plots import plot_curves
+from minibert.training.plots import plot_attention, plot_curves
 from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
                                           in_words, last_tokens, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
-from minibert.training.summary import comparison, filled_sentences, tokens_per_second
+from minibert.training.summary import SENTENCES, comparison, filled_sentences, tokens_per_second
 
 BUNDLED_TEACHER = Path(__file__).resolve().parent / "weights" / "teacher"
 
@@ -68,7 +68,7 @@ class Run(NamedTuple):
     out: Path
     method: Method
     weights: object  # of the method's loss
-    module: nn.Module  # what is trained: the student, or what the method wraps it in
+    module: nn.Module  # what is trained: the student, or the method's wrapper around it
     teacher: nn.Module | None
     origins: list[int] | None  # the teacher layer, from 0, that each of the student's started as
     tokenizer: Tokenizer
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
-    """Models and text as the options say, on the device."""
+    """Builds the models and opens the text that the options name."""
     method, weights = METHODS[options.method], options.loss_weights()
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
@@ -113,7 +113,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
                       TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     held_out = None
     if unseen is not None:
-        share = 0.15 if method.head == "mlm" else options.mask_share  # all MLMs are judged alike
+        share = 0.15 if method.head == "mlm" else options.mask_share  # all MLMs are evaluated alike
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
     module = method.module(student, teacher.config) if method.module else student
@@ -136,7 +136,7 @@ class Models(NamedTuple):
 
 
 def make_models(options: Options, method: Method, weights) -> Models:
-    """The models as the options say; `UserError` where they do not fit each other or the text."""
+    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text."""
     torch.manual_seed(options.seed)  # of a new head, and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
@@ -191,8 +191,8 @@ def is_prepared(sources: tuple[str, ...]) -> bool:
 
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
-    """The prepared folder of a corpus option:
-    itself where it is one, else made in `target` by the first rank.
+    """Returns the prepared folder of a corpus option. If it names text, the first rank prepares it in
+    `target`.
     """
     if is_prepared(sources):
         return Path(sources[0])
@@ -211,11 +211,13 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
 
 def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
             out: Path) -> tuple[Corpus, Corpus | None]:
-    """The text to train on, and what is never trained on; None, and a word about it, where there is none."""
+    """Returns the training text and the held-out text. Without held-out text it prints a message and returns
+    None.
+    """
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
 
-    for sources in (options.corpus, options.eval_corpus):  # a slip is said before hours of preparing
+    for sources in (options.corpus, options.eval_corpus):  # mistakes are reported before hours of preparing
         if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
             find_sources(list(sources))
     folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
@@ -241,7 +243,7 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
 # ---------------------------------------------------------------- the loop
 
 def learn(run: Run) -> None:
-    """Every step of the run, or those that are left of it."""
+    """Runs every step, or the remaining steps of a resumed run."""
     options, runtime, module = run.options, run.runtime, run.module
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
@@ -317,8 +319,7 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """The learning rate of a step, and what it is multiplied with for each part of the student; None:
-    nothing.
+    """Returns the learning rate of a step, and its factors for the parts of the student (None: no factors).
     """
     options = run.options
     if not run.plan:
@@ -327,8 +328,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the text and the weights that it was started with, cuts metrics.jsonl
-    back to the step that it goes on from, and writes config.json.
+    """Checks that a resumed run has the same text and weights, cuts metrics.jsonl back to its first step, and
+    writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus)
@@ -348,7 +349,7 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """How well a model does on held-out text: as a language model, or by the terms of a method that trains no
+    """Evaluates a model on held-out text, as a language model or by the terms of a method that trains no
     head.
     """
     if run.method.head == "mlm":
@@ -362,7 +363,7 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
 
 
 def finish(run: Run, initial: nn.Module | None) -> None:
-    """Writes model/ and summary.json, and shows what became of the student, beside what it was."""
+    """Writes model/ and summary.json, and prints the student before and after training."""
     options, out, module = run.options, run.out, run.module.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
@@ -382,11 +383,17 @@ def finish(run: Run, initial: nn.Module | None) -> None:
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
+    layers = compared_layers(run) if run.held_out and run.teacher is not None else None
+    if layers:
+        students = {"student, initial": initial, "student, trained": run.module}
+        sentence = SENTENCES[1].replace("[MASK]", run.tokenizer.names[4])
+        plot_attention(run.teacher, students, layers, run.tokenizer, sentence, run.runtime,
+                       out / "attention.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
-    """The held-out figures of the teacher and of the student, at its start and now, and the rows of their
+    """Returns the held-out figures of teacher and student, before and after training, and the rows of their
     table.
     """
     models = {"student, initial": initial, "student, trained": run.module}
@@ -406,9 +413,10 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
 
 
 def compared_layers(run: Run) -> tuple[int, ...] | None:
-    """The teacher layer, from 1, with whose attention that of each of the student's is compared: what it
-    imitates in TinyBERT, else what it started as, else TinyBERT's uniform map. None if the student has more
-    layers.
+    """Returns for each student layer the teacher layer, from 1, whose attention it is compared with.
+
+    This is the layer that it imitates in TinyBERT, else the layer that it was copied from, else that of
+    TinyBERT's uniform map. Returns None if the student has more layers.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

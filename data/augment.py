@@ -1,4 +1,4 @@
-"""Augments the training set of a task as TinyBERT did: words give way to others that fit there.
+"""Augments the training set of a task as TinyBERT did: it replaces words by other words that fit.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
     python data/augment.py --task reviews.csv --model bert-base-uncased --vectors glove.txt --out more.csv
@@ -31,25 +31,27 @@ from minibert.training.models import hold_frozen  # noqa: E402
 
 @dataclass(frozen=True)
 class Options:
-    """Every option; the published ones are those of the paper for every task."""
+    """Every option of data/augment.py. The defaults are those of the paper."""
 
-    task: str | None = option(None, f"{', '.join(TEXT_TASKS)}, or a FILE.csv, as finetune.py reads it")
-    data: str | None = option(None, "folder of the task's official files, or the one above it")
-    dev: str | None = option(None, "the held-out csv, where finetune.py is given one")
+    task: str | None = option(None, f"{', '.join(TEXT_TASKS)}, or a FILE.csv like those of finetune.py")
+    data: str | None = option(None, "folder of the task's official files, or its parent")
+    dev: str | None = option(None, "the --dev file of finetune.py, if there is one")
     model: str | None = option(None, "folder or hub name of a masked language model: the teacher before its "
                                "fine-tuning")
-    vectors: str | None = option(None, "GloVe text file for words that are no single piece "
-                                 "(default: the model's own embeddings, which know little of names)")
+    vectors: str | None = option(
+        None, "GloVe text file, for words of several pieces (default: the model's own embeddings, which are "
+        "poor for names)")
     out: str | None = option(None, "FILE.csv or FILE.tsv to write; must not exist yet")
-    copies: int = option(20, "variants of each example, N_a; equal ones are written once")
-    probability: float = option(0.4, "of each word to be replaced, p")
-    candidates: int = option(15, "words that may take a word's place, K")
-    train_examples: int | None = option(None, "only so many examples, those of finetune.py --train-examples")
-    seed: int = option(1, "of what is replaced")
+    copies: int = option(20, "number of variants of each example, N_a; equal ones are written once")
+    probability: float = option(0.4, "probability that a word is replaced, p")
+    candidates: int = option(15, "number of words that may replace a word, K")
+    train_examples: int | None = option(
+        None, "use this number of examples only, the same as finetune.py --train-examples")
+    seed: int = option(1, "random seed of the replacements")
     micro_tokens: int = option(4096, "most tokens in one forward pass")
-    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
-    device: str = option("auto", "cpu, cuda ...")
-    threads: int | None = option(None, "CPU threads (default: torch's choice)")
+    precision: str = option("auto", "precision of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "device, like cpu or cuda")
+    threads: int | None = option(None, "number of CPU threads (default: torch's choice)")
 
     def __post_init__(self):
         if not self.task or not self.model or not self.out:
@@ -73,7 +75,9 @@ class Options:
 
 
 def training_rows(options: Options) -> tuple[Task, list[Example]]:
-    """The task and its training examples, without those that lack a text, which no csv reader takes back."""
+    """Returns the task and its training examples. Examples without a text are left out, because a csv cannot
+    hold them.
+    """
     if options.task in TEXT_TASKS:
         task = TASKS[options.task]
         rows = read_examples(task, options.data, "train")
@@ -100,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     vectors = vectors._replace(table=vectors.table.to(runtime.device))
     find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer, vectors=vectors,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
-    # a terminated run leaves nothing behind, like an interrupted one
+    # after SIGTERM nothing is left, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     written = write_csv(Path(options.out), task, augment(
         rows, find, candidate_words(tokenizer, vectors), options.copies, options.probability, options.seed))

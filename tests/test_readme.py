@@ -1,6 +1,6 @@
 """The documents and each script's --help are checked: scripts accept the commands, links and files exist, and
-figures stand on the page that explains them. The README's commands from a teacher to a model in use are run at
-small size.
+figures stand on the page that explains them. The README's commands from a teacher to a model in use are run
+at small size.
 
 Running every command would train for hours; the tests of the scripts run their real `main` at small size.
 """
@@ -225,9 +225,9 @@ SMALL = {"weights/convert.py": [], "data/prepare.py": [],
 
 
 def test_the_way_from_a_teacher_to_a_model_in_use(tmp_path, monkeypatch):
-    """The commands of the README and of the guide, with the bundled teacher in an empty folder and on one process,
-    and then their Python. That `transformers` loads such a model is tested in test_train.py; its pipeline takes
-    seconds to import.
+    """The commands of the README and of the guide, with the bundled teacher in an empty folder and on one
+    process, and then their Python. That `transformers` loads such a model is tested in test_train.py; its
+    pipeline takes seconds to import.
     """
     teacher = str(ROOT / "weights" / "teacher")
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with
-`weights_only=True`: tensors load, code in the file does not run. What SOURCE holds for other readers stays:
+`weights_only=True`, so code in the file does not run. Parts of SOURCE that only other programs read are kept:
 settings of its config.json, a pooler that its class does not use, the files of sentence-transformers.
 
 `--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
@@ -61,7 +61,7 @@ def main() -> None:
         raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
     if args.to == "onnx":
         from minibert.hub.onnx_export import packages, save_onnx
-        packages()  # what is missing is said before the model is loaded
+        packages()  # missing packages are reported before the model is loaded
         if args.dtype != "fp32":
             raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave --dtype away")
 
@@ -77,8 +77,10 @@ def main() -> None:
     if carved:
         beside = model.beside
         model, tokenizer = carve(model, tokenizer, args)
-        # other heads are as wide as before; files and settings name positions and ids of pieces
-        model.beside = beside if args.positions is args.tokenizer is None else Beside(tensors=beside.tensors)
+        if args.positions is not None or args.tokenizer is not None:
+            # other heads still fit; files and settings may name positions, or ids of pieces
+            beside = Beside(tensors=beside.tensors)
+        model.beside = beside
     file, note = "model.safetensors", ""
     if args.to == "onnx":
         apart = save_onnx(model, args.target, tokenizer)
@@ -92,7 +94,7 @@ def main() -> None:
 
 
 def carve(model, tokenizer, args):
-    """The smaller model that the options ask for, and its tokenizer."""
+    """Cuts the smaller model that the options describe out of `model`. Returns it with its tokenizer."""
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))
     if args.feed_forward is not None:

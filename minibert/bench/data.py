@@ -1,11 +1,10 @@
-"""Times `prepare`, which data/prepare.py runs, against bare `tokenizers` on the same lines, in one run.
+"""Times `prepare`, which data/prepare.py runs, and `tokenizers` alone on the same lines, in one run.
 
 Both work on one plain text file, made from the texts given, with the same tokenizer and K threads, and take
-turns. Ours reads, splits, hashes, tokenises, writes and flushes to the disk; the peer only tokenises, and only
-that is timed. Each contender lives in a process of its own, so that each has its own
-peak of memory.
+turns. `prepare` reads, splits, hashes, tokenises, writes and flushes to the disk. `tokenizers` only
+tokenises, and only this is timed. Each program has its own process, so each has its own peak of memory.
 
-note: torch is imported when the measuring is over; the processes whose memory is measured import this file.
+note: torch is imported after the measuring, because the processes whose memory is measured import this file.
 """
 
 import contextlib
@@ -33,8 +32,8 @@ from minibert.data.text import documents, find_sources, read_chunks
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
-LINES = 1000  # the peer's batch, the default of `datasets.map`; smaller and larger ones are not faster
-SAMPLING = 0.01  # seconds between two looks at the memory
+LINES = 1000  # lines in a batch of `tokenizers`, the default of `datasets.map`; other sizes are not faster
+SAMPLING = 0.01  # seconds between two readings of the memory
 STEPS, BATCH = 1000, 32  # of the reading
 
 
@@ -59,14 +58,14 @@ class DataBench:
                 raise UserError(f"a size of text is above 0 MB, not {size}")
 
     def sizes(self) -> list[float]:
-        """The sizes of text asked for, in MB."""
+        """The sizes of text in the options, in MB."""
         return [self.megabytes] if self.growth is None else numbers("--growth", self.growth, float)
 
 
 def write_text(files: tuple[str, ...], target: Path) -> None:
-    """The documents that `prepare` finds in `files` as plain text, a blank line before each.
+    """Writes the documents that `prepare` finds in `files` as plain text, with a blank line before each.
 
-    Without files, those of Python's documentation.
+    Without files it writes those of Python's documentation.
     """
     with open(target, "w", encoding="utf-8", newline="\n") as file:
         if not files:
@@ -81,7 +80,7 @@ def write_text(files: tuple[str, ...], target: Path) -> None:
 
 
 def repeat(source: Path, target: Path, size: float) -> None:
-    """The lines of `source` over and over until `target` has `size` bytes, to a line."""
+    """Repeats the lines of `source` until `target` has about `size` bytes."""
     written = 0
     try:
         with open(source, "rb") as texts, open(target, "wb") as file:
@@ -99,14 +98,14 @@ def repeat(source: Path, target: Path, size: float) -> None:
 
 
 def prepared(text: Path) -> Path:
-    """Where `prepare` puts the tokens of `text`."""
+    """The folder in which `prepare` writes the tokens of `text`."""
     return text.with_suffix(".prepared")
 
 
 def our_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """Seconds and tokens of `prepare` as data/prepare.py runs it, flushing the files included."""
+    """Seconds and tokens of `prepare` as data/prepare.py runs it. The time includes flushing the files."""
     out = prepared(text)
-    shutil.rmtree(out, ignore_errors=True)  # of the turn before
+    shutil.rmtree(out, ignore_errors=True)  # from the turn before
     begun = time.perf_counter()
     prepare([text], tokenizer, out, wikitext="no", report=None)
     seconds = time.perf_counter() - begun
@@ -114,9 +113,9 @@ def our_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
 
 
 def peers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """The same with `tokenizers` alone: reading lines is not timed, and the ids are counted, not taken out.
+    """The same with `tokenizers` alone. Reading the lines is not timed, and the ids are only counted.
 
-    note: `encode_batch_fast` leaves out the offsets, which nobody reads here; `encode_batch` is slower.
+    note: `encode_batch_fast` computes no offsets, which are not needed here. `encode_batch` is slower.
     """
     seconds, tokens = 0.0, 0
     with open(text, encoding="utf-8", newline="\n") as file:
@@ -129,8 +128,8 @@ def peers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
 
 
 def reading_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """Seconds and tokens of what training takes from the prepared text:
-    the corpus opened, and the sequences of `STEPS` steps from all over it.
+    """Seconds and tokens of reading the prepared text as a training does: opening the corpus, and reading the
+    sequences of `STEPS` steps from all parts of it.
     """
     begun = time.perf_counter()
     corpus = open_corpus(prepared(text), tokenizer=tokenizer, parts=("train", "held-out"), min_length=3)
@@ -146,7 +145,7 @@ TURNS = COMPARED | {"reading": reading_turn}
 
 
 def worker(kind: str, text: Path, tokenizer: str, threads: int, pipe) -> None:
-    """One contender in its process; a turn returns seconds and tokens."""
+    """Runs one program in its process. A turn returns seconds and tokens."""
     # `tokenizers` reads these when it first runs
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
     loaded = load_tokenizer(tokenizer)
@@ -154,9 +153,9 @@ def worker(kind: str, text: Path, tokenizer: str, threads: int, pipe) -> None:
 
 
 def anonymous_memory(pid: int) -> int | None:
-    """Bytes of anonymous memory of a process and all below it; None where there is no /proc that tells.
+    """Bytes of anonymous memory of a process and its child processes; None without /proc.
 
-    Pages that a forked process still shares with its parent count in both: the sum is rather too large.
+    Pages that a forked process shares with its parent count twice, so the sum may be too large.
     """
     total, pids = None, [pid]
     for one in pids:
@@ -167,14 +166,14 @@ def anonymous_memory(pid: int) -> int | None:
             for thread in os.listdir(f"/proc/{one}/task"):
                 pids += map(int, Path(f"/proc/{one}/task/{thread}/children").read_text().split())
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended
     return total
 
 
 def peak_memory(pid: int, turn: Callable) -> tuple[int | None, float, int]:
-    """The peak of a contender's anonymous memory during one turn, and that turn's seconds and tokens.
+    """The peak of a program's anonymous memory during one turn, and that turn's seconds and tokens.
 
-    It is looked at every `SAMPLING` seconds; what is taken and given back in between is missed.
+    The memory is read every `SAMPLING` seconds. Shorter peaks are missed.
     """
     peak, over = anonymous_memory(pid), threading.Event()
 
@@ -194,18 +193,19 @@ def peak_memory(pid: int, turn: Callable) -> tuple[int | None, float, int]:
 
 
 def mebibytes(size: int | None) -> str:
-    """Bytes as people read them; "-" for unknown."""
+    """Bytes in MiB or GiB; "-" if unknown."""
     return "-" if size is None else f"{size / 2**20:.0f} MiB"
 
 
 def compare(text: Path, tokenizer: str, threads: int, rounds: int) -> tuple[list[dict], dict]:
-    """Both contenders in turn: rows for the table, figures for the JSON line."""
+    """Runs both programs in turn. Returns rows for the table and figures for the JSON line."""
     size = text.stat().st_size
     seconds, memory, counts = {kind: [] for kind in COMPARED}, {}, {}
     with contextlib.ExitStack() as stack:
         all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, threads))
                        for kind in COMPARED}
-        for kind, (pid, turn) in all_of_them.items():  # the warm-up; watching disturbs no time there
+        # the warm-up, where reading the memory does not disturb the times
+        for kind, (pid, turn) in all_of_them.items():
             memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_memory(pid, turn))
         if len(set(counts.values())) > 1:
             raise UserError(f"the two did not find the same tokens ({counts}), so their speeds say nothing; "
@@ -228,8 +228,8 @@ def compare(text: Path, tokenizer: str, threads: int, rounds: int) -> tuple[list
 
 
 def grow(base: Path, sizes: list[float], tokenizer: str, threads: int) -> tuple[list[dict], dict]:
-    """`prepare` on more and more text, and reading it as training does, each in a new process:
-    rows for the table, figures for JSON.
+    """Measures `prepare` and reading on texts of growing size, each in a new process. Returns rows for the
+    table and figures for JSON.
     """
     rows, figures, text = [], [], base.with_name("grown.txt")
     for megabytes in sizes:
@@ -248,9 +248,9 @@ def grow(base: Path, sizes: list[float], tokenizer: str, threads: int) -> tuple[
 
 
 def bench_data(options: DataBench) -> dict:
-    """Measures and prints; returns what the JSON line holds."""
+    """Measures and prints. Returns the content of the JSON line."""
     threads, tokenizer = options.threads or os.cpu_count() or 1, options.tokenizer or str(BUNDLED)
-    vocabulary = load_tokenizer(tokenizer).vocab_size  # a bad folder is an error here, not in a process below
+    vocabulary = load_tokenizer(tokenizer).vocab_size  # a bad folder is an error here, not in a child process
     with tempfile.TemporaryDirectory() as folder:
         base, text = Path(folder) / "base.txt", Path(folder) / "text.txt"
         write_text(options.files, base)

@@ -1,9 +1,9 @@
 """Times the fine-tuning step of finetune.py against the same step on `transformers`,
 on the examples of a real task.
 
-They take turns on the same examples with random weights. The peer pads each batch to its longest example,
-once with examples drawn at random, as its trainer does by default and finetune.py does, and once with batches
-grouped by length, as it does when asked to: fewer zeros, and other batches.
+Both take turns on the same examples with random weights. transformers pads each batch to its longest example.
+It is measured twice. Once its examples are drawn at random, like its trainer's default and like finetune.py.
+Once its batches are grouped by length, which is an option of its trainer and needs less padding.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
 
 
 def our_turn(options: FinetuneBench, runtime):
-    """A function that takes one turn of steps with minibert, all as finetune.py does it."""
+    """A function that runs one turn of steps with minibert, exactly like finetune.py."""
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()
     optimizer, scaler = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR), runtime.scaler()
@@ -114,7 +114,7 @@ def peers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """One contender in its process."""
+    """Runs one program in its process."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (our_turn(options, runtime) if kind == "minibert"
@@ -123,7 +123,7 @@ def worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 
 def bench_finetune(options: FinetuneBench) -> dict:
-    """Measures and prints; returns what the JSON line holds."""
+    """Measures and prints. Returns the content of the JSON line."""
     check_installed()
     examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch

@@ -1,4 +1,4 @@
-"""Multiplications and additions of models and steps, by count; and how many a second this machine can do."""
+"""Counts the multiplications and additions of models and steps, and measures the peak of this machine."""
 
 import functools
 import time
@@ -23,7 +23,7 @@ which of the two rounds to a published figure is said below."""
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """Elements of the matrices of the encoder's linear layers; a token is multiplied with each once."""
+    """The number of elements in the encoder's linear layers. A token is multiplied once with each element."""
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
@@ -37,17 +37,18 @@ def encoder_flops(config: Config, length: int) -> int:
 
 
 def extra_layer_flops(config: Config, length: int) -> int:
-    """A D x D layer over all tokens: what the papers' FLOPs have beyond `encoder_flops`, by their size."""
+    """The FLOPs of a D x D layer over all tokens, the likely difference between the papers' FLOPs and
+    `encoder_flops`.
+    """
     return 2 * length * config.hidden_size**2
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """Multiplications and additions that the step cannot do without:
-    teacher forward, student forward and backward.
+    """The necessary multiplications and additions of a step: teacher forward, student forward and backward.
 
     A linear layer costs 2 x weights a token, attention 4 T D a token and layer; backward is twice forward.
-    The vocabulary counts for every token on both sides where a KL needs it, for 15 % of the student's with
-    mlm, and not at all where only encoders are compared; what comparing them costs is not counted.
+    The vocabulary counts for every token of both models if a KL needs it, for 15 % of the student's tokens
+    with mlm, and not at all if only encoders are compared. The comparison itself is not counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -58,7 +59,9 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 
 
 def matrix_peak(runtime: Runtime) -> float:
-    """The FLOP/s of a large square matrix product here, in the runtime's precision: best of several."""
+    """The FLOP/s of a large square matrix product on this machine, in the runtime's precision: the best of
+    several.
+    """
     a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")

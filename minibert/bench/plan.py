@@ -1,8 +1,8 @@
-"""Hours and cost of a training on one or many devices, worked out from the rate of one device.
+"""Hours and cost of a training on one or many devices, calculated from the rate of one device.
 
-Nothing is measured here. The rate is a measured one (--measured, the last line of `bench.py train`), one
-that is given (--tokens-per-second), or estimated from a peak and a share of it (--peak-tflops, --share); the
-output says which, and what else is assumed. With no options: the ready-made plans below.
+Nothing is measured here. The rate is a measured one (--measured, the last line of `bench.py train`), one that
+is given (--tokens-per-second), or estimated from a peak and a share of it (--peak-tflops, --share); the
+output names its source and all assumptions. Without options it prints the ready-made plans below.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
   device's link. Assumed: the tokens are dealt evenly; one ring all-reduce of the gradient follows the last
   micro-batch and is not hidden behind it; latency, evaluation and checkpoints cost nothing."""
 
-# what an estimate rests on: pieces a word that the uncased vocabulary of BERT gives, counted on samples of
-# 634,000 words of English Wikipedia and of 181,000 words of public-domain books
+# the basis of an estimate: pieces of a word in BERT's uncased vocabulary, counted on samples of 634,000 words
+# of English Wikipedia and of 181,000 words of public-domain books
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
 # tokens without [CLS] and [SEP]
@@ -42,7 +42,7 @@ CORPORA = {
                              f"{WIKIPEDIA_PIECES} pieces a word as in samples of such text"),
 }
 
-# the lines that everybody asks for; peaks from NVIDIA's data sheets, shares assumed
+# common plans; the peaks are from NVIDIA's data sheets, and the shares are assumed
 READY = {
     "BookCorpus + Wikipedia, 3 epochs, on 1, 8 and 64 GPUs (A100: 312 TFLOP/s dense bf16)":
         dict(corpus_tokens="bookcorpus+wikipedia", epochs=3, machines="1,8,64", peak_tflops=312, share=0.4),
@@ -86,7 +86,7 @@ class PlanBench:
 
 
 def devices(options: PlanBench) -> list[int]:
-    """The numbers of devices asked for."""
+    """The numbers of devices in the options."""
     found = numbers("--machines", options.machines)
     if min(found) < 1:
         raise UserError(f"--machines takes numbers of devices from 1, not {min(found)}")
@@ -96,7 +96,7 @@ def devices(options: PlanBench) -> list[int]:
 
 
 def corpus_tokens(text: str | None) -> tuple[int, str]:
-    """Tokens of a corpus given by name or number, and where that number is from."""
+    """The number of tokens of a corpus, given by name or number, and its source."""
     if text is None:
         raise UserError(f"--corpus-tokens is missing: a number, or one of {', '.join(CORPORA)}")
     if text in CORPORA:
@@ -136,7 +136,7 @@ def flops_per_token(teacher: Config, student: Config, length: float) -> float:
 
 
 def gradient_bytes(student: Config) -> int:
-    """Bytes that the ranks sum once a step: the student's gradient in fp32, the tied table once."""
+    """Bytes that the ranks add up in each step: the student's gradient in fp32, with the tied table once."""
     return 4 * sum(p.numel() for p in on_meta(MaskedLM, student).parameters())
 
 
@@ -146,7 +146,7 @@ def all_reduce_seconds(number: int, size: float, bandwidth: float) -> float:
 
 
 def rate_of(options: PlanBench, measured: dict, flops: float) -> tuple[float, str]:
-    """Tokens a second of one device, and where that number is from."""
+    """Tokens a second of one device, and the source of this number."""
     if measured:
         return measured["tokens_per_second"], (
             f"measured on {measured['device']}, in steps of {measured['batch']} sequences")
@@ -158,7 +158,9 @@ def rate_of(options: PlanBench, measured: dict, flops: float) -> tuple[float, st
 
 
 def plan(options: PlanBench) -> dict:
-    """What a training takes on each number of devices; `basis`: (what, value, whence) of all it rests on."""
+    """Time and cost of a training on each number of devices. `basis` has (name, value, source) of every
+    assumption.
+    """
     by_peak = [options.peak_tflops is not None, options.share is not None]
     if (options.tokens_per_second is not None) + (options.measured is not None) + any(by_peak) != 1 or (
             any(by_peak) and not all(by_peak)):
@@ -200,7 +202,7 @@ def plan(options: PlanBench) -> dict:
 
 
 def show(title: str, result: dict) -> None:
-    """Prints a plan: the table, then what each number in it rests on."""
+    """Prints a plan: the table, then the source of each number."""
     rows = [{"devices": row["devices"], "compute a step": f"{row['compute_seconds']:.3g} s",
              "all-reduce": f"{1000 * row['all_reduce_seconds']:.3g} ms", "speed-up": f"{row['speed_up']:.1f}",
              "hours": f"{row['hours']:,.2f}", "cost": "-" if row["cost"] is None else f"{row['cost']:,.2f}"}
@@ -220,7 +222,7 @@ def command(ready: dict) -> str:
 
 
 def bench_plan(options: PlanBench) -> dict:
-    """Works out and prints; returns what the JSON line holds."""
+    """Calculates and prints the plans. Returns the content of the JSON line."""
     plans = []
     if options == PlanBench():
         print("Two ready-made plans. Nothing is measured here: the rates are assumed, no price was given.\n")

@@ -1,4 +1,4 @@
-"""Run folders read back: what train.py and finetune.py left there, for tables and lists of runs."""
+"""Reads the run folders of train.py and finetune.py, for tables and lists of runs."""
 
 import contextlib
 import json
@@ -11,14 +11,14 @@ from minibert.common.disk import read_json, read_text
 from minibert.common.errors import UserError
 from minibert.tasks.specs import TASKS
 
-SMOKE_TOKENS = 5_000_000  # a training on fewer shows that things work, not how well
+SMOKE_TOKENS = 5_000_000  # a training on fewer tokens shows that the code works, not how good the method is
 
 
 class TrainRun(NamedTuple):
     """A run of train.py; `held_out` has scores of "teacher", "student, initial" and "student, trained"."""
     folder: Path
     options: dict
-    machine: dict  # what runtime.describe said
+    machine: dict  # the result of runtime.describe
     steps: int  # planned
     done: int
     tokens: int
@@ -35,12 +35,12 @@ class TrainRun(NamedTuple):
 
     @property
     def is_smoke(self) -> bool:
-        """Whether it saw too few tokens for its figures to say how good the method is."""
+        """Whether it had too few tokens to show how good the method is."""
         return self.trained and self.tokens < SMOKE_TOKENS
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py: scores of seeds that are done, each at its best epoch, on the first dev split."""
+    """A run of finetune.py: scores of the finished seeds, each at its best epoch, on the first dev split."""
     folder: Path
     options: dict
     machine: dict
@@ -59,18 +59,20 @@ class TuneRun(NamedTuple):
 
     @property
     def values(self) -> list[float]:
-        """Of the metric that decides, one a seed that is done."""
+        """The deciding metric, one value for each finished seed."""
         return next(iter(self.scores.values()), [])
 
     @property
     def part(self) -> tuple[int | None, int]:
-        """What it saw of its task: examples of the training set (None: all), and tokens of an example."""
+        """The part of the task that it used: examples of the training set (None: all), and tokens of an
+        example.
+        """
         return self.options.get("train_examples"), self.settings["max_length"]
 
 
 def read_runs(folders: Iterable[str],
               without: Iterable[str] = ()) -> tuple[list[TrainRun], list[TuneRun]]:
-    """The runs in these folders and below them, but for those `without`, in the order of their paths.
+    """The runs in these folders and below them, except those in `without`, in the order of their paths.
 
     `UserError` for a folder without a run, and for a run whose files are damaged.
     """
@@ -146,7 +148,7 @@ def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """The run folders at and below `name`; what lies inside a run is not looked at."""
+    """The run folders at and below `name`. Folders inside a run are not searched."""
     found = False
     for place, below, files in os.walk(name):
         below.sort()
@@ -176,7 +178,7 @@ def _metrics(path: Path) -> list[dict]:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """What is missing or of a wrong kind in a run's file, as one sentence."""
+    """One sentence about a missing or wrong part of a run's file."""
     try:
         yield
     except KeyError as error:

@@ -1,9 +1,10 @@
-"""Run folders as tables and plots, written into a part of a markdown file; what is around that part stays.
+"""Writes tables and plots of run folders into a part of a markdown file. The rest of the file does not
+change.
 
     bench.py report runs/ --teacher TEACHER --over alone --out report.md
 
-Everything comes from the files of the runs; what there is no run of is 'not run'. A model is named after its
-folder, `runs/distilled/model` is `distilled`; one that was fine-tuned with a teacher is `distilled + kd`.
+All figures come from the files of the runs. A missing run is shown as 'not run'. A model is named after its
+folder: `runs/distilled/model` is `distilled`. A model that was fine-tuned with a teacher is `distilled + kd`.
 """
 
 import re
@@ -15,13 +16,14 @@ from pathlib import Path
 
 from minibert.bench.records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
 from minibert.bench.run_commands import command, differing, words
+from minibert.bench.shares import mean_score
 from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, prose, score_table,
                                    share_rows, share_table, tasks_of, tuning_table)
 from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
-from minibert.training.plots import plot_held_out, plot_quality
+from minibert.training.plots import Point, plot_held_out, plot_quality
 from minibert.training.summary import figures_of
 
 
@@ -50,36 +52,39 @@ class ReportBench:
             raise UserError("--share-tasks needs --teacher, the model that the shares are of")
 
     def renamed(self, text: str) -> str:
-        """A path as it is called in the report."""
+        """The name of a path in the report."""
         for old, new in (pair.split("=", 1) for pair in self.rename):
             if text == old or text.startswith(old.rstrip("/") + "/"):
                 return new + text[len(old.rstrip("/")):]
         return text
 
     def place_of(self, model: str) -> Path:
-        """The folder that a model is named after: its own, or the run folder that it is the `model/` of."""
+        """The folder whose name a model gets: its own folder, or the run folder if the model is in `model/`
+        of a run.
+        """
         path = Path(self.renamed(model))
         return path.parent if path.name == "model" and path.parent.name else path
 
     def name_of(self, model: str) -> str:
-        """What the model in a folder is called."""
+        """The name of the model in a folder."""
         return self.place_of(model).name
 
 
 # ---------------------------------------------------------------- names
 
 def result_of(run: TrainRun) -> str:
-    """The model that a training makes, as others name it."""
+    """The path of the model that a training makes."""
     return f"{run.options['out']}/model"
 
 
 def teacher_of(run: TrainRun) -> str:
-    """The folder of a training's teacher; the bundled one where none was named, which mlm does not take."""
+    """The folder of a training's teacher. The default is the bundled teacher, except for mlm."""
     return run.options["teacher"] or ("none" if run.options["method"] == "mlm" else "weights/teacher")
 
 
 def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench) -> None:
-    """Two folders that would be called the same are an error: their runs would be mixed up."""
+    """Raises `UserError` if two folders have the same name in the report, because their runs would be mixed.
+    """
     places: dict[str, Path] = {}
     for model in [*map(result_of, train), *map(teacher_of, train), *(run.start for run in tune)]:
         place = options.place_of(model)
@@ -89,7 +94,7 @@ def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench
 
 
 def taught(options: dict) -> str:
-    """How a fine-tuning learned from its teacher, behind the model's name; "" without one."""
+    """The suffix of a model's name for the way it learned from a teacher; "" without a teacher."""
     if not options.get("teacher"):
         return ""
     if not options.get("transfer"):
@@ -98,7 +103,7 @@ def taught(options: dict) -> str:
 
 
 def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
-    """The runs by model and task, the teacher first; two of the same model and task are an error."""
+    """The runs by model and task, the teacher first. Two runs of the same model and task are an error."""
     found: Scores = {}
     for run in runs:
         name = options.name_of(run.start) + taught(run.options)
@@ -115,13 +120,13 @@ def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
 
 # ---------------------------------------------------------------- trainings
 
-# in columns of their own, or about speed alone
+# options that have their own columns, or that change only the speed
 NOT_SPECIAL = {"teacher", "corpus", "eval_corpus", "steps", "lr", "seed", "out", "threads",
                "checkpoint_every", "eval_every", "eval_sequences", "micro_tokens"}
 
 
 def training_table(runs: list[TrainRun], options: ReportBench) -> str:
-    """Every training: what is special about it, tokens, time, held-out figures."""
+    """The table of all trainings: special options, tokens, time, held-out figures."""
     some = [{name: value for name, value in differing("train", run.options).items()
              if name not in NOT_SPECIAL} for run in runs]
     alike = {name for name, value in some[0].items()
@@ -152,9 +157,9 @@ def training_table(runs: list[TrainRun], options: ReportBench) -> str:
                      **{heading: figure(name, form) for name, (heading, form) in figures.items()}})
     return markdown(rows) + "\n\n" + prose(
         "All figures are on held-out text. They are those of the student at the end, unless the column says "
-        f"otherwise. The MLM loss is in nats. A run with fewer than {SMOKE_TOKENS // 10**6} million tokens is a "
-        "smoke run: it shows that the code works, not how good the method is. Each run has one seed, so a "
-        "small difference is not a finding. The time is the time of the steps. The column 'special' has the "
+        f"otherwise. The MLM loss is in nats. A run with fewer than {SMOKE_TOKENS // 10**6} million tokens "
+        "is a smoke run: it shows that the code works, not how good the method is. Each run has one seed, so "
+        "a small difference is not a finding. The time is the time of the steps. The column 'special' has the "
         "options that not all of these runs share.")
 
 
@@ -165,7 +170,7 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
 
 
 def sizes(runs: list[TrainRun], options: ReportBench) -> list[dict]:
-    """Size, and speed in times the teacher's, of the models that were timed beside their teacher."""
+    """Size and speed of the models that were timed with their teacher. The teacher's speed is 1."""
     rows: dict[str, dict] = {}
     for run in runs:
         table = {row["model"]: row for row in run.table}
@@ -177,12 +182,13 @@ def sizes(runs: list[TrainRun], options: ReportBench) -> list[dict]:
                 rows.setdefault(name, {"model": name, "layers": table[model]["layers"],
                                        "parameters": float(table[model]["parameters"].removesuffix("M")),
                                        "fp32 MB": table[model]["fp32 MB"], "speed": speed / theirs,
-                                       "accuracy": run.held_out.get(model, {}).get("accuracy")})
+                                       "accuracy": run.held_out.get(model, {}).get("accuracy"),
+                                       "masked": run.held_out.get(model, {}).get("masked_tokens")})
     return list(rows.values())
 
 
 def size_part(rows: list[dict], scores: Scores, picture) -> str:
-    """The table and the plot of the models that were timed beside their teacher, fine-tuned in each way."""
+    """The table and the plot of size, speed and scores, for the models that were timed with their teacher."""
     if not rows:
         return f"{NOT_RUN}: no training was evaluated beside its teacher."
     rows = [row | {"model": name} for row in rows
@@ -192,28 +198,39 @@ def size_part(rows: list[dict], scores: Scores, picture) -> str:
               and len({scores[name][task].part for name in done}) == 1]
     if common:
         what = f"mean score over {', '.join(common)}"
-        quality = {name: statistics.mean(statistics.median(of[task]) for task in common)
-                   for name, of in done.items()}
+        quality = {name: mean_score([of[task] for task in common]) for name, of in done.items()}
+        interval = "The intervals are those of a bootstrap over the seeds, 95 %; a model with one seed has none."
     else:
         what = "held-out accuracy at masks, percent"
-        quality = {row["model"]: 100 * row["accuracy"] for row in rows if row["accuracy"] is not None}
+        quality = {row["model"]: share_and_interval(row["accuracy"], row["masked"])
+                   for row in rows if row["accuracy"] is not None}
+        interval = "The intervals are those of a share of so many masked tokens, 95 %."
     table = markdown([{"model": row["model"], "layers": row["layers"],
                        "parameters": f"{row['parameters']:.2f} M", "fp32 MB": row["fp32 MB"],
                        "encoder's speed, times the teacher's": f"{row['speed']:.2f}",
-                       what: f"{quality[row['model']]:.1f}" if row["model"] in quality else NOT_RUN}
+                       what: f"{quality[row['model']][0]:.1f}" if row["model"] in quality else NOT_RUN}
                       for row in rows])
-    points = {row["model"]: (row["parameters"], row["speed"], quality[row["model"]]) for row in rows
+    points = {row["model"]: Point(row["speed"], *quality[row["model"]], row["parameters"]) for row in rows
               if row["model"] in quality}
-    note = prose("The speed was measured at the end of each training. Teacher and student took turns on the same "
-                 "packed batch. Students of one shape should be equally fast, so their differences are noise. "
-                 "Published for BERT-base and DistilBERT (DistilBERT paper, table 3): 110 M and 66 M "
+    note = prose("The speed was measured at the end of each training. Teacher and student took turns on the "
+                 "same packed batch. Students of one shape should be equally fast, so their differences are "
+                 "noise. Published for BERT-base and DistilBERT (DistilBERT paper, table 3): 110 M and 66 M "
                  "parameters, 668 and 410 seconds for STS-B's dev set, one pair at a time on a CPU.")
     return (f"{table}\n\n{note}\n\n"
-            + (picture("quality", plot_quality, points, what) if points else f"Plot: {NOT_RUN}, no quality."))
+            + (f"{picture('quality', plot_quality, points, what)}\n\n{prose(interval)}" if points
+               else f"Plot: {NOT_RUN}, no quality."))
+
+
+def share_and_interval(share: float, count: int) -> tuple[float, float, float]:
+    """A share of `count` tokens, in percent, and its 95 % interval by the normal distribution."""
+    half = 1.96 * (share * (1 - share) / count) ** 0.5
+    return 100 * share, 100 * (share - half), 100 * (share + half)
 
 
 def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:
-    """What the runs were made on and with, each once; config.json of an older version names no cores."""
+    """The machines and versions of the runs, each once. A config.json of an older version does not name the
+    cores.
+    """
     def text(machine: dict) -> str:
         names = dict.fromkeys(str(machine[key]) for key in ("device", "cpu") if machine.get(key))
         cores = f", {machine['cores']} cores" if "cores" in machine else ""
@@ -226,7 +243,9 @@ def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:
 # ---------------------------------------------------------------- the file
 
 def put_part(text: str, part: str, body: str, name: str) -> str:
-    """The text of the file `name` with `body` between the marks of the part; at its end without marks."""
+    """The text of the file `name` with `body` between the marks of the part, or at its end if it has no
+    marks.
+    """
     begin, end = f"<!-- {part}: begin, written by bench.py report -->", f"<!-- {part}: end -->"
     marked = f"{begin}\n\n{body}\n\n{end}"
     if begin not in text and end not in text:
@@ -238,7 +257,7 @@ def put_part(text: str, part: str, body: str, name: str) -> str:
 
 
 def made_by(options: ReportBench) -> str:
-    """The command of this report, paths as they are called in it."""
+    """The command of this report, with the names of the paths in it."""
     said = ["bench.py", "report", *map(options.renamed, options.runs), "--out", options.renamed(options.out)]
     if options.without:
         said += ["--without", *map(options.renamed, options.without)]
@@ -253,7 +272,7 @@ def made_by(options: ReportBench) -> str:
 
 
 def bench_report(options: ReportBench) -> dict:
-    """Reads the runs, writes the part and its plots; returns what the JSON line holds."""
+    """Reads the runs and writes the part and its plots. Returns the content of the JSON line."""
     out = Path(options.out)
     before = read_text(out) if out.exists() else ""
     put_part(before, options.part, "", options.out)  # wrong marks are an error before plots are drawn

@@ -1,11 +1,12 @@
-"""Works through a list of runs, one after another: skips what is done, resumes what was begun.
+"""Runs a list of commands, one after another. Skips finished runs and resumes stopped ones.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
-A list is a text file with one command a line, as it is typed but without `python`; a # starts a comment, a
-backslash continues the line, $NAME is taken from the environment. train.py and finetune.py are done when
-their --out holds summary.json, data/prepare.py when it holds corpus.json; data/download.py knows itself what
-is there. What a run prints goes to OUT.log. A run that fails is reported and does not stop the others.
+A list is a text file with one command a line, without `python`. A # starts a comment, a backslash continues
+the line, and $NAME is read from the environment. train.py and finetune.py are finished if their --out has a
+summary.json, and data/prepare.py if it has a corpus.json. data/download.py is always run, because it skips
+existing files itself. The output of a run goes to OUT.log. A run that fails is reported, and the other runs
+continue.
 """
 
 import os
@@ -26,8 +27,9 @@ from minibert.common.options import option
 from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
+# the file that shows that a run is finished; "": --out itself is a file
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
-        "data/augment.py": "", "data/download.py": None}  # the file that says so; "": --out itself is a file
+        "data/augment.py": "", "data/download.py": None}
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,24 @@ class Line(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the command is finished."""
         return DONE[self.script] is not None and (self.out / DONE[self.script]).exists()
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to resume; a killed training may only have prepared its corpus."""
+        """Whether there is a run to resume. A killed training may only have prepared its corpus."""
         return not self.done and any((self.out / name).exists() for name in (
             "config.json", "corpus/corpus.json", "eval-corpus/corpus.json"))
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What takes about as long as this: the same task; the same method for as many steps."""
+        """A key for runs that take about as long: the same task, or the same method with as many steps."""
         same = ("--task", "--method", "--steps", "--epochs")
         return self.script, *(after(self.words, name) for name in same)
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """The file of the run's output."""
         return self.out.with_name(self.out.name + ("-download.log" if DONE[self.script] is None else ".log"))
 
 
@@ -117,12 +119,12 @@ def _read_line(command: str, where: str) -> Line | None:
 
 
 def seconds_of(line: Line) -> float | None:
-    """How long a finished training or fine-tuning took, as its folder says; None for the others."""
+    """The time of a finished training or fine-tuning, from its folder; None for other commands."""
     return read_run(line.out).seconds if line.done and line.script in ("train.py", "finetune.py") else None
 
 
 def estimate(line: Line, took: dict[Path, float], lines: list[Line]) -> float | None:
-    """How long it may take: as the longest of its kind took that is done; None where there is none."""
+    """An estimate of the time: that of the longest finished run of the same kind; None if there is none."""
     return max((took[other.out] for other in lines if other.kind == line.kind and other.out in took),
                default=None)
 
@@ -137,7 +139,7 @@ def shown_state(line: Line, took: dict[Path, float], lines: list[Line]) -> str:
 
 
 def last_line(log: Path) -> str:
-    """What a run said last."""
+    """The last line of a run's output."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 4000))
         text = file.read().decode(errors="replace")
@@ -145,7 +147,7 @@ def last_line(log: Path) -> str:
 
 
 def work(line: Line, stop: list[int]) -> int:
-    """Runs one command to its end and returns its exit code; a stop request is passed on to it."""
+    """Runs one command to its end and returns its exit code. Passes a stop request on to it."""
     words = line.words + (["--resume"] if line.begun and "--resume" not in line.words else [])
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,7 @@ def work(line: Line, stop: list[int]) -> int:
     shown = 0.0
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # a session of its own: Ctrl-C reaches it once, through us, and it ends with a checkpoint
+        # its own session: Ctrl-C reaches it once, through this process, and it ends with a checkpoint
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
         told = False
@@ -171,7 +173,7 @@ def work(line: Line, stop: list[int]) -> int:
 
 
 def bench_runs(options: RunsBench) -> dict:
-    """Works through the list; returns what the JSON line holds. `UserError` at the end where a run failed."""
+    """Runs the list. Returns the content of the JSON line. Raises `UserError` at the end if a run failed."""
     lines = read_list(Path(options.file))
     took = {line.out: seconds for line in lines if (seconds := seconds_of(line)) is not None}
     states, failed = [], []

@@ -11,12 +11,12 @@ from minibert.common.errors import UserError
 from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, TASKS
 
 NOT_RUN = "not run"
-# what others report of themselves, to stand beside our shares
+# published shares, for comparison
 CLAIMS = (
     "Others published shares on other tasks. The DistilBERT paper has 97 %: the ratio of means, 77.0 / 79.5, "
     "over nine GLUE tasks, one of them WNLI. Botros et al., a reproduction, have 94.3 %: the mean of ratios "
-    "over CoLA, MRPC and IMDb. TinyDistilBERT, a student project, has 69 %: the ratio of means, its 54.9 over "
-    "nine tasks and the paper's 79.5.")
+    "over CoLA, MRPC and IMDb. TinyDistilBERT, a student project, has 69 %: the ratio of means, its 54.9 "
+    "over nine tasks and the paper's 79.5.")
 
 Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
 
@@ -45,7 +45,7 @@ def finished(of: dict[str, TuneRun]) -> dict[str, list[float]]:
 
 
 def published(model: str) -> dict[str, tuple[float, str]]:
-    """The DistilBERT paper's figure of each task, and a mark where it is from elsewhere."""
+    """The DistilBERT paper's figure of each task, with a mark if it has another source."""
     return {name: (known.value, "†" if known.source == PAPER_README else "")
             for name, task in TASKS.items() for known in task.published
             if known.model == model and known.metric in ("", task.metrics[0])
@@ -55,9 +55,10 @@ def published(model: str) -> dict[str, tuple[float, str]]:
 # ---------------------------------------------------------------- scores
 
 def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
-    """Models and tasks: a constant prediction first, published figures last; then what is not as usual.
+    """The table of models and tasks, with a constant prediction first and published figures last, then
+    unusual settings.
 
-    `trained`: the training that a model is from, by the model's name.
+    `trained` has the training of each model, by the model's name.
     """
     tasks = tasks_of(scores)
     constants = {task: "-" for of in scores.values() for task in of}  # what spans have
@@ -76,9 +77,9 @@ def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
         markdown([dict(zip(heads, row.values())) for row in rows]),
         prose("Scores are in percent, on the dev set. MNLI uses the matched dev set, IMDb the test set. Each "
               "seed is taken at its best epoch. A cell has the median over n seeds of fine-tuning, and in "
-              "brackets the lowest and the highest. Published figures are from the DistilBERT paper, tables 1 "
-              "and 2. The paper also has 86.9 for DistilBERT (D) on SQuAD. † This figure is from the README "
-              "of its code, because the paper's 86.7 does not give its average."), *_settings(scores)])
+              "brackets the lowest and the highest. Published figures are from the DistilBERT paper, tables "
+              "1 and 2. The paper also has 86.9 for DistilBERT (D) on SQuAD. † This figure is from the "
+              "README of its code, because the paper's 86.7 does not give its average."), *_settings(scores)])
 
 
 def _metric(task: str, scores: Scores) -> str:
@@ -100,14 +101,16 @@ def _cell(run: TuneRun | None) -> str:
 
 
 def _remark(run: TrainRun | None) -> str:
-    """What to know of the training that a model is from."""
+    """A remark on the training of a model."""
     if run is None:
         return ""
     return " (smoke run)" if run.is_smoke else "" if run.trained else " (just cut, not trained)"
 
 
 def _settings(scores: Scores) -> list[str]:
-    """One line for each task that was not tuned with its own settings, or not alike for all models."""
+    """One line for each task with other settings than its own, or with different settings for different
+    models.
+    """
     lines = []
     for task in tasks_of(scores):
         ways: dict[str, list[str]] = {}
@@ -128,10 +131,10 @@ def _settings(scores: Scores) -> list[str]:
 # ---------------------------------------------------------------- shares and margins
 
 def share_rows(scores: Scores, teacher: str, over: Sequence[str] = ()) -> list[dict]:
-    """One row a model and set of tasks: those that it and the teacher have both finished
-    on the same part of the data, with and without WNLI.
+    """One row for each model and set of tasks, with and without WNLI. The tasks are those that the model and
+    the teacher have both finished on the same part of the data.
 
-    `over` names the tasks instead: models that lack one then have no row, and the rows can be compared.
+    `over` names the tasks instead. Models without one of them have no row, so the rows can be compared.
     """
     rows, theirs = [], finished(scores[teacher])
     for task in over:
@@ -160,7 +163,7 @@ def share_rows(scores: Scores, teacher: str, over: Sequence[str] = ()) -> list[d
 
 
 def share_table(scores: Scores, teacher: str, over: Sequence[str] = ()) -> str:
-    """The shares with their intervals, and how they are meant."""
+    """The table of shares with their intervals, and its explanation."""
     def cell(share: tuple[float, float, float] | None) -> str:
         if share is None:
             return "not defined"
@@ -178,19 +181,20 @@ def share_table(scores: Scores, teacher: str, over: Sequence[str] = ()) -> str:
     which = ("the tasks that both have finished on the same part of the data, with and without WNLI. Rows "
              "over different tasks cannot be compared.")
     if over:
-        which = ("the same tasks for all models, each finished on the same part of the data, with and without "
-                 "WNLI." + (f" These models have not finished all of them: {', '.join(lacking)}."
+        which = ("the same tasks for all models, each finished on the same part of the data, with and "
+                 "without WNLI." + (f" These models have not finished all of them: {', '.join(lacking)}."
                             if lacking else ""))
     return "\n\n".join([
         markdown(rows),
         prose(f"The shares are of the score of {teacher}. They are over {which} The brackets have the 95 % "
-              "interval of a bootstrap over the seeds of fine-tuning. A task with one seed adds nothing to the "
-              "interval. The interval does not cover the spread between trainings of a model. 'Not defined' means that a score of the teacher is not above 0."),
+              "interval of a bootstrap over the seeds of fine-tuning. A task with one seed adds nothing to "
+              "the interval. The interval does not cover the spread between trainings of a model. 'Not "
+              "defined' means that a score of the teacher is not above 0."),
         prose(CLAIMS)])
 
 
 def margin_table(scores: Scores, over: str) -> str:
-    """The differences of medians, and which are no finding."""
+    """The table of differences of medians, with a mark on those that are not findings."""
     def cell(run: TuneRun | None, base: TuneRun | None) -> str:
         if run is None or base is None:
             return NOT_RUN
@@ -209,16 +213,16 @@ def margin_table(scores: Scores, over: str) -> str:
     if not rows:
         return f"{NOT_RUN}: there is no other model."
     return markdown(rows) + "\n\n" + prose(
-        f"A cell has the model's median minus the median of {over}. 'Inside the spread' means that the ranges "
-        "over the seeds overlap, so the difference is not a finding. 'One seed' means that the spread is not "
-        "known, so the difference is not a finding either. 'Other data' means that the two models learned from "
-        "different parts of the training set.")
+        f"A cell has the model's median minus the median of {over}. 'Inside the spread' means that the "
+        "ranges over the seeds overlap, so the difference is not a finding. 'One seed' means that the spread "
+        "is not known, so the difference is not a finding either. 'Other data' means that the two models "
+        "learned from different parts of the training set.")
 
 
 # ---------------------------------------------------------------- runs
 
 def tuning_table(scores: Scores) -> str:
-    """Every fine-tuning: all its metrics and its time."""
+    """The table of all fine-tunings, with all metrics and the time."""
     rows = []
     for name, of in scores.items():
         for task, run in of.items():

@@ -34,13 +34,20 @@ def share_kept(formula: str, student: list[list[float]],
     0.
     """
     rng = np.random.default_rng(0)
-
-    def drawn(tasks: list[list[float]]) -> np.ndarray:
-        return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])
-
     if min(map(min, teacher)) <= 0:
         return None
     of = FORMULAS[formula]
     medians = [np.array([np.median(seeds) for seeds in tasks]) for tasks in (student, teacher)]
-    low, high = np.quantile(of(drawn(student), drawn(teacher)), (0.025, 0.975))
+    low, high = np.quantile(of(drawn(student, rng), drawn(teacher, rng)), (0.025, 0.975))
     return float(of(*medians)), float(low), float(high)
+
+
+def mean_score(tasks: list[list[float]]) -> tuple[float, float, float]:
+    """The mean over tasks of the median over seeds, and its 2.5 and 97.5 % quantiles by such a bootstrap."""
+    low, high = np.quantile(drawn(tasks, np.random.default_rng(0)).mean(0), (0.025, 0.975))
+    return float(np.mean([np.median(seeds) for seeds in tasks])), float(low), float(high)
+
+
+def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
+    """(tasks, DRAWS): the median of each task's seeds, which are drawn anew with replacement."""
+    return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

@@ -1,7 +1,8 @@
-"""Parameters, bytes on disk and FLOPs of models, beside the published figures. Nothing is measured here.
+"""Parameters, bytes on disk and FLOPs of models, with the published figures. Everything is counted, nothing
+is measured.
 
-A preset is counted as its encoder, a BERT's with pooler, on torch's meta device, which has shapes and no
-memory; a folder as the model with the head that it holds, and of its files only the headers are read.
+For a preset the encoder is counted (BERT's with pooler), on torch's meta device, which has shapes and no
+memory. For a folder the model with its own head is counted; only the headers of its files are read.
 """
 
 import math
@@ -33,7 +34,7 @@ STORED = {"F32": "fp32", "F16": "fp16", "BF16": "fp16", "I8": "int8", "U8": "int
 
 
 class Figure(NamedTuple):
-    """A published number as it is printed, as "22.5B", and where."""
+    """A published number as it is printed, like "22.5B", and its source."""
 
     text: str
     source: str
@@ -44,7 +45,7 @@ class Figure(NamedTuple):
         return float(self.text[:-1]) * {"M": 1e6, "B": 1e9}[self.text[-1]]
 
     def fits(self, number: float) -> bool:
-        """Whether `number` rounds to what is printed; 110M and 340M are taken as rounded to ten million."""
+        """Whether `number` rounds to the printed one. 110M and 340M count as rounded to ten million."""
         digits, _, decimals = self.text[:-1].partition(".")
         step = 10.0 ** -len(decimals) if decimals else 10.0 if digits.endswith("0") else 1.0
         return abs(number - self.value) <= step / 2 * self.value / float(self.text[:-1])
@@ -54,7 +55,7 @@ BERT, DISTILBERT = "Devlin et al. 2018", "Sanh et al. 2019, table 3"
 TINYBERT = "Jiao et al. 2020 (TinyBERT)"  # it lists BERT-base, too, with 109M
 PKD, MOBILEBERT = "Sun et al. 2019 (PKD), second-hand", "Sun et al. 2020 (MobileBERT), second-hand"
 
-# note: those of the miniatures bert-L*-H* (Turc et al. 2019) are missing: the paper was not at hand
+# note: figures of the miniatures bert-L*-H* (Turc et al. 2019) are missing; the paper was not available
 PARAMETERS = {
     "bert-base": Figure("110M", BERT),
     "bert-large": Figure("340M", BERT),
@@ -100,12 +101,12 @@ class SizeBench:
 
 
 def count(module: nn.Module | None) -> int:
-    """Parameters of a module, a tied table once; none where there is no module."""
+    """Parameters of a module, with a tied table once; 0 for None."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def counts(config: Config) -> dict[str, int]:
-    """Parameters of a shape by what is counted; what a paper prints may be any of these."""
+    """Parameters of a shape, counted in several ways. A paper may print any of these."""
     if config.architecture == "distilbert":
         return {"encoder": count(on_meta(build_encoder, config)),
                 "MLM head too": count(on_meta(MaskedLM, config))}
@@ -144,7 +145,7 @@ def size_of(name: str, length: int) -> dict:
         path = existing(Path(name) / "config.json")
         config, head = parse(read_json(path), path)
         precision, file_bytes, tensors = stored(Path(name))
-        head = head if head in MODELS else "encoder"  # a head that is not known here is left out
+        head = head if head in MODELS else "encoder"  # an unknown head is left out
         if head == "encoder":
             model = on_meta(build_encoder, config, pooler=any("pooler." in tensor for tensor in tensors))
         else:
@@ -181,7 +182,7 @@ def size_of(name: str, length: int) -> dict:
 
 
 def shown(row: dict) -> dict:
-    """A row of the table for people."""
+    """A row of the printed table."""
     def beside(what: str) -> tuple[str, str]:
         figure = row["published"].get(what)
         return (figure["printed"], f"{100 * figure['deviation']:+.1f} %") if figure else ("-", "-")
@@ -200,7 +201,7 @@ def shown(row: dict) -> dict:
 
 
 def show(rows: list[dict], length: int) -> None:
-    """Prints the table, how it was counted, and what of the published figures which count reproduces."""
+    """Prints the table, how it was counted, and which count gives which published figure."""
     title = f"Sizes of models, and the forward pass of one sequence of {length} tokens"
     print(table([shown(row) for row in rows], title))
     print(f"\n{FORMULA}\n{SIZES}\n")
@@ -214,7 +215,7 @@ def show(rows: list[dict], length: int) -> None:
 
 
 def bench_size(options: SizeBench) -> dict:
-    """Counts and prints; returns what the JSON line holds."""
+    """Counts and prints. Returns the content of the JSON line."""
     rows = [size_of(name, options.length) for name in options.models or PRESETS]
     show(rows, options.length)
     return {"bench": "size", "length": options.length, "formula": FORMULA.split("\n")[0], "models": rows}

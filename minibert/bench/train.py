@@ -1,8 +1,8 @@
 """Times the distillation step of train.py against the same step on `transformers`, or against that of other
 methods, alternating in one run.
 
-Each contender lives in a process of its own, so that each has its own peak of memory; they take turns on the
-same sequences. Tokens are real tokens, never padding.
+Each program has its own process, so each has its own peak of memory. They take turns on the same sequences.
+Tokens are real tokens, never padding.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from minibert.training.optim import adamw, set_learning_rate
 from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
-# those of BERTs as they are
+# the defaults of BERT
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -68,7 +68,7 @@ class TrainBench:
 
 def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ids, lengths, selected) of each step of a turn:
-    random tokens, 15 % of them masked, the same for everyone.
+    random tokens, 15 % of them masked, the same for all programs.
     """
     rng = np.random.default_rng(0)
     corpus = options.corpus and open_corpus(options.corpus, options.max_length)
@@ -84,13 +84,13 @@ def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np
 
 
 def shapes(options: TrainBench) -> tuple[Config, Config]:
-    """Teacher and student with the dropout asked for."""
+    """The shapes of teacher and student, with the dropout of the options."""
     return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
                  for name in (options.teacher, options.student))
 
 
 def our_turn(method: str, options: TrainBench, runtime):
-    """A function that takes one turn of steps with minibert, all as train.py does it."""
+    """A function that runs one turn of steps with minibert, exactly like train.py."""
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
     teacher, student = (init_weights(build(config)) for config in shapes(options))
@@ -117,7 +117,7 @@ def our_turn(method: str, options: TrainBench, runtime):
 def peers_turn(options: TrainBench, runtime):
     """The same with transformers.
 
-    Its batches are grouped by length: the turn's sequences sorted, then cut.
+    Its batches are grouped by length: the sequences of a turn are sorted and then divided.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -140,7 +140,7 @@ def peers_turn(options: TrainBench, runtime):
 
 
 def worker(kind: str, options: TrainBench, pipe) -> None:
-    """One contender in its process."""
+    """Runs one program in its process."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind != "transformers")
     turn = peers_turn(options, runtime) if kind == "transformers" else our_turn(
@@ -149,13 +149,13 @@ def worker(kind: str, options: TrainBench, pipe) -> None:
 
 
 def bench_train(options: TrainBench) -> dict:
-    """Measures and prints; returns what the JSON line holds."""
+    """Measures and prints. Returns the content of the JSON line."""
     peer = options.peer and options.methods == ("distilbert",)
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:
         method_of = {"minibert": options.methods[0]}
     kinds = [*method_of, *(["transformers"] if peer else [])]
-    teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
+    teacher, student = shapes(options)  # errors are reported before minutes of warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:

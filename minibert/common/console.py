@@ -35,11 +35,11 @@ def table(rows: list[dict], title: str = "") -> str:
 
 
 class Progress:
-    """The line on stderr that shows how far long work is: amount done, rate, time left.
+    """A progress line on stderr: amount done, rate, time left.
 
-    On a terminal it is replaced twice a second; elsewhere a new line is printed every ten seconds. Of several
-    ranks only the first shows it. Work that is shorter than that shows nothing, and at the end the line is
-    removed. With `stays=True` the first and the last state are always shown, and the last one stays.
+    On a terminal the line is replaced twice a second. Elsewhere a new line is printed every ten seconds. Only
+    the first rank shows it. Shorter work shows nothing. At the end the line is removed. With `stays=True` the
+    first and the last state are always shown, and the last one stays.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
@@ -51,7 +51,9 @@ class Progress:
         self.in_place = False  # whether the cursor is at the end of the line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Counts `amount` more as done. Where it is time to, shows the new state, with `detail` after it."""
+        """Adds `amount` to the work done. Shows the new state, followed by `detail`, if enough time has
+        passed.
+        """
         self.done += amount
         finished = self.done >= self.total
         now, pause = time.monotonic(), 0.5 if self.terminal else 10
@@ -64,14 +66,14 @@ class Progress:
             self.close()
 
     def text(self, now: float) -> str:
-        """The state in words."""
+        """The text of the line."""
         rate = (self.done - self.before) / max(now - self.begun, 1e-3)
         left = clock(max(self.total - self.done, 0) / rate) if rate > 0 else "?"
         return (f"{self.what}  {short(self.done)} of {short(self.total)} {self.unit}  "
                 f"{short(rate)} {self.unit}/s  {left} left")
 
     def close(self) -> None:
-        """Ends the line: what is printed next begins on a line of its own."""
+        """Ends the line, so that the next output begins on a new line."""
         if self.in_place:
             print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
         self.in_place = False

@@ -1,4 +1,5 @@
-"""Reading small files, writing files that are never half-written, and errors of the disk as one sentence."""
+"""Reads small files, writes files completely or not at all, and reports errors of the disk in one sentence.
+"""
 
 import contextlib
 import errno
@@ -79,7 +80,7 @@ def write_json(path: Path, value) -> None:
 def place_for(folder: Path) -> Path:
     """The path, links resolved, that a finished folder is renamed to; `UserError` unless it is new or empty.
 
-    A mount point is refused now, since it cannot be replaced at the end of the work.
+    A mount point is refused, because it cannot be replaced at the end of the work.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -121,7 +122,7 @@ def read_text(path: Path) -> str:
 
 
 def check_is_the_file(path: Path, start: bytes) -> None:
-    """`UserError` where a file that was downloaded is only a git-LFS pointer or a web page about it."""
+    """Raises `UserError` if a downloaded file is only a git-LFS pointer or a web page."""
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs "
                         "pull`, or download it again")

@@ -13,7 +13,7 @@ class UserError(Exception):
 def sentence(error: UserError | str) -> str:
     """The message on one line, of at most 2,000 characters.
 
-    Characters that control a terminal are escaped, since a message may quote a file's content.
+    Control characters are escaped, because a message may quote the content of a file.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])

@@ -1,6 +1,6 @@
-"""Where a model is: in a folder here, or on the hub, from where it is downloaded into a folder once.
+"""Finds the folder of a model. A model from the hub is downloaded once.
 
-note: no torch in here, so that a process that only tokenises does not pay for it.
+note: this module does not import torch, because a process that only tokenises does not need it.
 """
 
 import re
@@ -11,19 +11,21 @@ from minibert.common.errors import UserError
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json",
                 "special_tokens_map.json", "modules.json", "sentence_*_config.json",
                 "config_sentence_transformers.json", "[0-9]_*/config.json",
-                "adapter_config.json", "bert_config.json")  # to say what is there in place of a config.json
+                # the last two may be there instead of a config.json; the error names them
+                "adapter_config.json", "bert_config.json")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
-DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")  # a dense layer of a sentence encoder
+# a dense layer of a sentence encoder
+DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
     """The folder itself, or the one in the Hugging Face cache
     into which the hub model of that name was downloaded.
 
-    `weights=False` fetches config.json and the tokenizer only. The environment variables of
-    huggingface_hub count (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). `UserError` where there is
-    neither a folder nor such a model, or the folder is that of a run, whose model is one below.
+    `weights=False` fetches config.json and the tokenizer only. The environment variables of huggingface_hub
+    count (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no such folder or model,
+    or if the folder is that of a run, whose model is in model/.
     """
     if Path(name).is_dir():
         if (Path(name) / "snapshots").is_dir():
@@ -56,8 +58,8 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
 
 def what_else(folder: Path) -> str:
-    """Why a folder has no config.json, tokenizer or weights that load, as the end of a sentence; "" where
-    nothing in it says why.
+    """The reason why a folder has no config.json, tokenizer or weights that load, as the end of a sentence,
+    or "".
     """
     def holds(*names: str) -> str | None:
         return next((path.name for name in names for path in sorted(folder.glob(name))), None)

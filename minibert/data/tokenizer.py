@@ -1,9 +1,8 @@
 """BERT's WordPiece tokenizer: reads, trains and writes the files that `transformers` reads and writes.
 
-The splitting itself is done by the `tokenizers` library. Whatever file a vocabulary came from, the tokenizer
-is built anew from (vocabulary, normaliser options, added tokens): a vocab.txt and the equivalent
-tokenizer.json are the same tokenizer, with the same `sha256`, and truncation or padding stored in a
-tokenizer.json have no effect.
+The splitting itself is done by the `tokenizers` library. The tokenizer is always built from (vocabulary,
+normaliser options, added tokens). So a vocab.txt and the equivalent tokenizer.json give the same tokenizer,
+with the same `sha256`. Truncation or padding in a tokenizer.json have no effect.
 """
 
 import copy
@@ -26,21 +25,21 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-ENCODED_AT_ONCE = 1024  # texts; what the backend returns takes far more memory than what is kept of it
-NO_LIMIT = 10**29  # from here on, a model_max_length says that there is none
+ENCODED_AT_ONCE = 1024  # texts; the backend's results take much more memory than the ids that are kept
+NO_LIMIT = 10**29  # a model_max_length from this value on means that there is no limit
 MAX_ALPHABET = 1000  # characters in a vocabulary of our own; rarer ones become [UNK]
 
 
 class Tokenizer:
     """WordPiece over BERT's normaliser.
 
-    `added`: tokens that are found in a text before it is normalised or split. `names`: what the five special
-    tokens are called, in the order of `SPECIAL_TOKENS`. `states`: what else a tokenizer_config.json stated,
-    which is saved again.
+    `added`: tokens that are found in a text before it is normalised or split. `names`: the names of the five
+    special tokens, in the order of `SPECIAL_TOKENS`. `states`: other settings of a tokenizer_config.json,
+    which are saved again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id`, `unk_id`: int. `vocab_size` V: largest id + 1. `lowercase`: bool.
     `special` and `continuation`: bool (V,), True for the five special tokens and for pieces that start with
-    '##'. `sha256`: hex digest of everything that decides the ids (pieces in id order, normaliser options,
+    '##'. `sha256`: a hash of everything that decides the ids (pieces in id order, normaliser options,
     added tokens).
     """
 
@@ -72,7 +71,7 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        if self.vocab_size > 2 * len(ids) + (1 << 16):  # a list of 4 billion names is no vocabulary
+        if self.vocab_size > 2 * len(ids) + (1 << 16):  # a list of 4 billion names is not a vocabulary
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
         if len(set(ids.values())) < len(ids):
@@ -119,7 +118,9 @@ class Tokenizer:
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """What the backend makes of each line, without special tokens and truncation; `offsets` if asked."""
+        """The backend's encoding of each line, without special tokens and truncation, and with `offsets` if
+        wanted.
+        """
         if isinstance(lines, str):  # it would be read as a list of its characters
             raise UserError("texts are a list, also where there is one: [text]")
         lines = list(lines)
@@ -136,12 +137,12 @@ class Tokenizer:
         return self.vocabulary[i]
 
     def piece_to_id(self, piece: str) -> int:
-        """The id of a piece as it stands in the vocabulary; `unk_id` where it does not."""
+        """The id of a piece of the vocabulary, or `unk_id` if it is not in the vocabulary."""
         i = self.backend.token_to_id(piece)
         return self.unk_id if i is None else i
 
     def lowercased(self) -> "Tokenizer":
-        """The same tokenizer with all text lower-cased first, and accents kept where this one keeps them."""
+        """The same tokenizer with all text lower-cased first. It keeps accents if this one does."""
         made = copy.copy(self)
         made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
@@ -150,13 +151,14 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
-        `max_length` is the longest sequence of the model they belong to, which `transformers` wants to know;
-        a shorter one that was stated is kept, and so is a stated absence of a limit. `segments` says whether
-        the model takes token types: a DistilBERT fails there where it gets them.
+        `max_length` is the longest sequence of the model, which `transformers` needs. A shorter length in the
+        files is kept, and so is the statement that there is no limit. `segments` says whether the model has
+        token types; in `transformers` a DistilBERT fails on them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = self.backend.to_str(pretty=True)  # written by Python, whose errors say what the disk did
+        # written by Python, whose errors name the problem of the disk
+        text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
         (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
@@ -183,9 +185,9 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """The tokenizer of a folder or of a model on the hub, with the ids that `transformers` 5 gives.
 
-    Reads every form in which BERT's tokenizer circulates (docs/formats.md). Where nothing states the casing
-    of a vocab.txt, it is guessed from its pieces, with a warning. Nothing is written. `UserError` names the
-    file and line of whatever is missing or damaged, and a tokenizer that is not BERT's.
+    Reads every form in which BERT's tokenizer circulates (docs/formats.md). If nothing states the casing of a
+    vocab.txt, it is guessed from its pieces, with a warning. Nothing is written. `UserError` names the file
+    and line of missing or damaged parts, or a tokenizer that is not BERT's.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -207,7 +209,9 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """`UserError` where a tokenizer.json that decides alone does something else than BERT around a text."""
+    """Raises `UserError` if a tokenizer.json that decides alone puts other special tokens around a text than
+    BERT.
+    """
     try:
         theirs = tokenizers.Tokenizer.from_str(json.dumps(description | {"truncation": None, "padding": None}))
     except Exception as error:  # the library raises no class of its own
@@ -226,10 +230,9 @@ def check_generic(tokenizer: Tokenizer, description: dict) -> None:
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """A WordPiece vocabulary of at most `vocab_size` pieces, learned from texts.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines give the same vocabulary: as the trainer of
-    `tokenizers` numbers inner characters ('##a') in the order of a randomised hash table, they are numbered
-    here first. The texts are kept in a temporary file meanwhile. `UserError` if `vocab_size` has no room for
-    the alphabet.
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines give the same vocabulary. The trainer of
+    `tokenizers` numbers inner characters ('##a') in random order, so they are numbered here first. The texts
+    are kept in a temporary file until then. `UserError` if `vocab_size` has no room for the alphabet.
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
@@ -260,7 +263,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 
 def continues_words(character: str) -> bool:
-    """False for what BERT's pre-tokeniser makes a word of its own: punctuation and Chinese characters."""
+    """False for characters that BERT's pre-tokeniser makes single words: punctuation and Chinese characters.
+    """
     if character.isascii():
         return character.isalnum()
     is_punctuation = unicodedata.category(character).startswith("P")

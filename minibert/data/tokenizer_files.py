@@ -1,6 +1,6 @@
-"""What the files of a tokenizer folder say, in every form that circulates (docs/formats.md), as values.
+"""Reads the files of a tokenizer folder, in every form that circulates (docs/formats.md).
 
-The rules are those of `transformers` 5: which class reads the folder, and which file then decides what.
+The rules are those of `transformers` 5: which class reads the folder, and which file decides which setting.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from minibert.common.hub_download import what_else
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # the options of BERT's normaliser; strip_accents None means: as lowercase
 DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
-# what the same options are called in tokenizer_config.json
+# the names of the same options in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -28,7 +28,7 @@ BERT_CLASSES = {f"{name}Tokenizer" for name in (
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# Models whose tokenizer is BERT's where no class is stated; old files of BERT name no model.
+# Models whose tokenizer is BERT's if no class is stated. Old files of BERT name no model.
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
@@ -38,10 +38,10 @@ NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", 
 # Measured on the vocabularies of the hub, pieces with capitals are at most 0.12 % of an uncased one and at
 # least 1.18 % of a cased one; this is between the two.
 CASED_SHARE = 0.004
-# What the `tokenizers` library takes off the end of a line; Python's rstrip takes off more.
+# The characters that the `tokenizers` library removes at the end of a line. Python's rstrip removes more.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
-# Of tokenizer_config.json: what is written anew for every model, or means nothing in another folder.
+# Settings of tokenizer_config.json that are written for every model, or have no meaning in another folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
             "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only", "tokenizer_file",
             "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
@@ -69,10 +69,10 @@ class TokenizerFiles:
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
-    A vocabulary is in tokenizer.json, else in vocab.txt. Options are those of tokenizer_config.json, also
-    where tokenizer.json has others; for a generic class those of tokenizer.json. Where nothing states the
-    casing of a vocab.txt, it is guessed, with a warning. `UserError` names what is missing, damaged or not
-    BERT's.
+    The vocabulary is that of tokenizer.json, else that of vocab.txt. The options are those of
+    tokenizer_config.json, even if tokenizer.json has others. For a generic class they are those of
+    tokenizer.json. If nothing states the casing of a vocab.txt, it is guessed, with a warning. `UserError`
+    names what is missing, damaged or not BERT's.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -100,10 +100,10 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 max_word = model.get("max_input_chars_per_word", 100)
             else:
                 _say_differences(source, options, normalizer)
-        # A name that nothing states and no file has would get the id after the last, of which no model knows.
+        # A special token that no file has would get a new id, which no model knows.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # transformers counts blank lines at the end as one piece, so that what is added comes after it
+        # transformers counts blank lines at the end as one piece, so added tokens come after it
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -120,8 +120,8 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Whether the class that the folder states does what tokenizer.json says, if that is `described`; False for
-    one of BERT's or none, `UserError` for any other.
+    """Whether the class that the folder states does what tokenizer.json says, if that is `described`; False
+    for one of BERT's or none, `UserError` for any other.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -142,9 +142,9 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
-    """The model and the normaliser of a tokenizer.json; `UserError` where they are not BERT's.
+    """The model and the normaliser of a tokenizer.json. Raises `UserError` if they are not BERT's.
 
-    BERT's classes take only the vocabulary from there, so another normaliser comes back as None.
+    BERT's classes take only the vocabulary from it, so another normaliser is returned as None.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -166,7 +166,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Warns where tokenizer.json states another normaliser than what BERT's classes make of the folder."""
+    """Warns if tokenizer.json has another normaliser than the one that BERT's classes build for the folder.
+    """
     ours, theirs = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
     differ = [f"{name} is {theirs[name]}" for name in CONFIG_NAMES if theirs[name] != ours[name]]
@@ -228,8 +229,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
-    """Content to token and id, in the order in which transformers adds them, which decides new ids: those with
-    an id by it, then the special ones that are not among them.
+    """Content to token and id, in the order in which transformers adds them, which decides new ids: those
+    with an id by it, then the special ones that are not among them.
     """
     tokens = {}
     for i, entry in sorted(added.items()):
@@ -250,8 +251,8 @@ def _content(token: str | dict) -> str:
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
     """Whether a vocabulary that nothing is stated about is a cased one, with a warning that says so.
 
-    Decided by the share of pieces that hold a capital letter, those like [UNK] and <URL> left out: single
-    ones with capitals are in many an uncased vocabulary.
+    The share of pieces with a capital letter decides, without pieces like [UNK] and <URL>. Many uncased
+    vocabularies have a few pieces with capitals.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)

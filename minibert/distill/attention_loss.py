@@ -1,5 +1,6 @@
-"""Losses that compare what happens inside student and teacher, as sums over packed batches:
-a step divides by the count of the whole step (all micro-batches, all ranks).
+"""Losses that compare attention inside student and teacher, as sums over packed batches.
+
+A step divides the sums by the count of the whole step (all micro-batches, all ranks).
 
 With z = a b' / sqrt(E) the (T, T) scores of one head of one sequence, a and b its queries and keys, or one of
 queries, keys and values with itself:
@@ -7,13 +8,13 @@ queries, keys and values with itself:
     squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relations
 
-Both are averaged over rows and heads of each sequence and summed over sequences. All scores of a layer are
-S x H x T^2 numbers, 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads, for each model. They are
-walked in chunks of some sequences, or some heads of one, and each chunk's gradients are computed at once:
-by z_s, G = 2 (z_s - z_t) / T or softmax(z_s) - softmax(z_t); by a and b, G b / sqrt(E) and G' a / sqrt(E).
-What remains are the sum and the gradients of a and b, which are as large as a and b. torch.utils.checkpoint
-would keep less still, but do the forward products twice, and hold the scores of a whole call at once in
-backward.
+Both are averaged over rows and heads of each sequence and summed over sequences. All scores of a layer are S
+x H x T^2 numbers, 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads, for each model. They are
+computed in chunks of some sequences, or of some heads of one sequence. The gradients of each chunk are
+computed at once: with respect to z_s, G = 2 (z_s - z_t) / T or softmax(z_s) - softmax(z_t); with respect to a
+and b, G b / sqrt(E) and G' a / sqrt(E). Only the sum and the gradients of a and b are kept.
+torch.utils.checkpoint would keep even less, but it would compute the forward products twice and hold the
+scores of a whole call at once in backward.
 """
 
 import math
@@ -27,8 +28,8 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# Scores of one model that are held at once, or one (T, T) where that is more: 8 MB in fp32. On a CPU a
-# thirtieth of it or twice as much took the same time; not measured on a GPU, which pays for each launch.
+# The number of scores of one model in memory at once, at least one (T, T): 8 MB in fp32. On a CPU a thirtieth
+# of it and twice as much took the same time. A GPU, where each kernel launch costs time, was not measured.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -37,10 +38,10 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
     """Sum over sequences of the mean over heads and T^2 cells of the squared difference of q k' / sqrt(E),
     the scores before the softmax: L_attn of TinyBERT (Jiao et al. 2019, section 3.1).
 
-    q, k (N, H, E_s) are the student's, t_q, t_k (N, H, E_t) the teacher's; `chunk` scores at a time.
-    note: the original code means over the padded (T, T) of the longest sequence. There the rows of padding
-    count, its columns are 0, and a short sequence weighs less than a long one; here all weigh the same, as in
-    the formula.
+    q, k (N, H, E_s) are the student's, t_q, t_k (N, H, E_t) the teacher's; `chunk` scores at a time. note:
+    the original code averages over the padded (T, T) matrix of the longest sequence. There the rows of
+    padding count, its columns are 0, and a short sequence has less weight than a long one. Here all sequences
+    have the same weight, as in the formula.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
@@ -59,7 +60,8 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """(N, H, E) -> (N, R, D / R): the heads side by side, cut anew into R relation heads (MiniLMv2)."""
+    """(N, H, E) -> (N, R, D / R): concatenates the heads and divides them into R relation heads (MiniLMv2).
+    """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:
         raise UserError(f"{relation_heads} relation heads do not divide the width {width}")
@@ -73,7 +75,7 @@ def _sequence_sum(row_loss: Callable, a, b, t_a, t_b, batch: Batch, chunk: int |
     return _RowLoss.apply(a, b, t_a, t_b, row_loss, batch.lengths.tolist(), chunk or CHUNK_ELEMENTS)
 
 
-# Both take scores (..., T, T) and give the sum over their rows and its gradient by the student's.
+# Both take scores (..., T, T) and return the sum over their rows and its gradient with respect to z_s.
 
 def _squares(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
     difference = z_s.sub_(z_t)
@@ -108,7 +110,7 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                some = max(1, chunk // (H * T**2))  # sequences at a time; 1 where not all heads of one fit
+                some = max(1, chunk // (H * T**2))  # sequences at a time; 1 if the heads of one do not fit
                 for i in range(0, count, some):
                     for h in range(0, H, heads):
                         x, y, t_x, t_y, g_x, g_y = (  # (some, heads, T, E)

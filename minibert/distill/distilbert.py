@@ -1,4 +1,4 @@
-"""What DistilBERT minimises, and BERT's own pre-training, masked language modelling alone.
+"""The loss of DistilBERT, and that of BERT's own pre-training: masked language modelling alone.
 
 A loss is a function from (student, teacher, micro-batch, weights, counts) to two results: the micro-batch's
 share of the loss of the whole step, and the sums of its terms by name, detached. Every sum is divided by the
@@ -47,11 +47,11 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     last = student.encoder(micro.batch)  # (N, D), both models read the masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # Nothing is computed that is thrown away: the heads read masked tokens only.
+        # The heads read masked tokens only, because the other logits would not be used.
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
-    # KL and MLM together in one walk over the rows, since both need the student's logits.
+    # KL and MLM are computed together, because both need the student's logits.
     loss, sums = vocab_loss(
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
@@ -64,7 +64,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weights: MLMWeights,
         counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Masked language modelling: the mean cross-entropy at the masked tokens of the step (Devlin et al. 2018,
-    section 3.1, task 1). The teacher is not asked.
+    section 3.1, task 1). The teacher is not used.
     """
     last = student.encoder(micro.batch)  # (N, D)
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the head reads masked tokens only
@@ -74,24 +74,26 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: the tokens of the whole step, or its masked ones."""
+    """The divisor of each term's sum: the tokens of the whole step, or its masked tokens."""
     masked = max(1, step.masked)  # a step may have no masked token, and then its sum is 0
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
 
 def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: the masked tokens of the whole step."""
+    """The divisor of each term's sum: the masked tokens of the whole step."""
     return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """What `vocab_loss` needs of a model for the rows `last` (N, D) of its last hidden states."""
+    """The part of a model that `vocab_loss` needs, for the rows `last` (N, D) of its last hidden states."""
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
-    """Raises `UserError` where vocabulary, width or positions differ: the outputs could not be compared."""
+    """Raises `UserError` if vocabulary, width or positions differ, because the outputs cannot be compared
+    then.
+    """
     for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
                           ("max_positions", "positions")):
         ours, theirs = getattr(student, name), getattr(teacher, name)
@@ -102,7 +104,9 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
 
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
-    """Raises `UserError` where the vocabulary differs: the KL to the teacher is reported on held-out text."""
+    """Raises `UserError` if the vocabulary differs, because the KL to the teacher is reported on held-out
+    text.
+    """
     if student.vocab_size != teacher.vocab_size:
         raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
                         f"{teacher.vocab_size}; leave out --teacher to train this student alone")

@@ -1,5 +1,6 @@
-"""Losses over hidden states and over spans, as sums: a step divides them by the count of the whole step, over
-all micro-batches and ranks.
+"""Losses over hidden states and over spans, as sums.
+
+A step divides them by the count of the whole step, over all micro-batches and ranks.
 
 Losses over the vocabulary are in vocab_loss.py, those over attention in attention_loss.py.
 """
@@ -12,7 +13,7 @@ from minibert.common.errors import UserError
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """16-bit tensors in fp32, others as they are: losses are never summed in 16 bits."""
+    """Casts 16-bit tensors to fp32 and returns others unchanged. Losses are never summed in 16 bits."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -52,14 +53,14 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """log_softmax of each column of `x` (N, K) over the rows of each sequence, (N, K), in fp32 or better.
 
-    `offsets` (S + 1,) are those of `Batch`. The number of operations does not depend on that of the
+    `offsets` (S + 1,) are those of `Batch`. The number of operations does not depend on the number of
     sequences, and nothing here waits for the device.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
     sequences = len(offsets) - 1
     lengths = torch.diff(offsets).long()
-    # (N,) which sequence each row is in; without output_size a GPU would be waited for
+    # (N,) the sequence of each row; output_size avoids a wait for the GPU
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
     # the maximum only keeps exp in range and cancels from the result, so no gradient goes through it
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(
@@ -73,7 +74,7 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
     """Sum over sequences of the mean cross-entropy of start and end (Devlin et al. 2018, section 4.2).
 
     `logits` (N, 2); `starts` and `ends` (S,) int64 count from the first row of their sequence, where [CLS]
-    stands for no answer. They are not checked against the lengths: that would wait for the device.
+    stands for no answer. They are not checked against the lengths, because that would wait for the device.
     note: run_squad.py of BERT pads, and its softmax runs over the padding, too.
     """
     log_p = segment_log_softmax(logits, offsets)

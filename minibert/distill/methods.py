@@ -1,5 +1,4 @@
-"""The table of all methods of pre-training: what each minimises, what it needs, and what it sets by
-default.
+"""The table of all methods of pre-training: the loss, the requirements and the default options of each.
 """
 
 import dataclasses
@@ -21,16 +20,17 @@ from minibert.model.batch import MicroBatch, Step
 
 
 class Method(NamedTuple):
-    """What is to be known about a method; read distilbert.py for the form of its functions."""
+    """Everything that train.py needs to know about a method. distilbert.py has the form of the functions."""
 
-    loss: Callable  # (student, teacher, micro-batch, weights, counts) to the loss and the sums of its terms
-    weights: type  # the weights of the terms, as published, and what else the loss can be told
-    counts: Callable  # (step, weights) to what each sum is divided by
-    fit: Callable  # (student's config, teacher's, weights): what is compared, in words, or a `UserError`
-    shape: Callable  # (teacher's config, layers) to the config of the student where none is asked for
-    head: str  # what it reads of the two models: their outputs ("mlm"), or their inside alone ("encoder")
-    defaults: dict  # of the options of train.py
-    module: type | None = None  # of (student, teacher's config): what is trained in place of the student
+    loss: Callable  # (student, teacher, micro-batch, weights, counts) -> the loss and the sums of its terms
+    weights: type  # the published weights of the terms, and other settings of the loss
+    counts: Callable  # (step, weights) -> the divisor of each sum
+    # (student's config, teacher's, weights) -> a sentence on what is compared, or a `UserError`
+    fit: Callable
+    shape: Callable  # (teacher's config, layers) -> the student's config, if none is given
+    head: str  # the parts it reads: the outputs of the models ("mlm"), or only their inside ("encoder")
+    defaults: dict  # defaults of options of train.py
+    module: type | None = None  # (student, teacher's config) -> what is trained instead of the student
 
 
 # BERT's own pre-training, which TinyBERT and MiniLM follow (TinyBERT's code has lr 5e-5 and 10 % warm-up).
@@ -65,7 +65,9 @@ def terms_of(method: str) -> tuple[str, ...]:
 
 
 def weights_of(method: str, **changed) -> object:
-    """The weights of a method as published, but for `changed`; `UserError` where all terms have weight 0."""
+    """The published weights of a method, with the fields in `changed` replaced. Raises `UserError` if all
+    terms are 0.
+    """
     weights = METHODS[method].weights(**changed)
     if not any(getattr(weights, name) for name in terms_of(method)):
         raise UserError(f"every term of {method} has weight 0: nothing would be learned")
@@ -77,8 +79,8 @@ def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None
     """The loss of a method on one batch, to be differentiated, and the mean of each of its terms by name.
 
     `changed` are fields of the method's weights other than published: `distillation_loss("distilbert", ...,
-    cosine=0)`. Student and teacher are in the modes they are in: put the student in train mode, the teacher
-    in eval mode.
+    cosine=0)`. The modes of the models are not changed: set the student to train mode and the teacher to eval
+    mode.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

@@ -1,8 +1,8 @@
-"""What MiniLM and MiniLMv2 minimise: how far the attention of the student's last layer is from that of one of
-the teacher's layers.
+"""The losses of MiniLM and MiniLMv2. They compare the attention of the student's last layer with one teacher
+layer.
 
-The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens
-of the micro-batch are taken as they come, masked or not. Student and teacher may have any widths.
+The form of the loss is that of distilbert.py. There is no term on words. Labels are not read, and the tokens
+may be masked or not. Student and teacher may have any widths.
 """
 
 import math

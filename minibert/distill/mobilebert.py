@@ -1,8 +1,8 @@
 """What MobileBERT minimises (Sun et al. 2020, section 3.5): how far it is from its teacher's feature maps and
 attention, layer by layer, and from the teacher's outputs at masked words.
 
-The form of the loss is that of distilbert.py. Which of it is minimised when is in
-training/mobilebert_stages.py.
+The form of the loss is that of distilbert.py. training/mobilebert_stages.py decides which terms are used at
+which step.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ from minibert.model.encoder import Encoder, Trace
 class MobileBERTWeights:
     """The weight of each term, as in the authors' code, and the layers that are transferred.
 
-    The first four weigh the mean over all L layers: a layer that is transferred alone has 1 / L of them.
+    The first four are weights of the mean over all L layers. A layer that is transferred alone has 1 / L of
+    them.
     """
 
     feature_map: float = 100.0
@@ -40,13 +41,14 @@ class MobileBERTWeights:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The knowledge transfer of `weights.layers`, and where `mlm` or `kd` has a weight, distillation.
+    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation if `mlm` or `kd` has
+    a weight.
 
     The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s),
     averaged over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked
-    tokens; there is no next sentence prediction.
-    note: the authors' code averages attention over all rows of a batch, the same where lengths are equal; and
-    it minimises cross-entropies instead of KLs, which have the same gradient.
+    tokens; there is no next sentence prediction. note: the authors' code averages attention over all rows of
+    a batch, which is the same for equal lengths. It minimises cross-entropies instead of KLs, which have the
+    same gradient.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -114,15 +116,15 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: tokens, sequences or masked tokens of the whole step."""
+    """The divisor of each term's sum: tokens, sequences or masked tokens of the whole step."""
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
             "attention": step.sequences, "mlm": masked, "kd": masked, "accuracy": masked}
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` where the student's layers cannot be compared with the teacher's one by one, its
-    embeddings and head cannot be copied from it, or a stage would minimise nothing.
+    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, if the teacher's
+    embeddings and head cannot be copied, or if a stage has no term.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -1,5 +1,4 @@
-"""Students: which shape they have, which of the teacher's layers they start as or imitate, and how they are
-made.
+"""Students: their shapes, the teacher layers that theirs are copies of or imitate, and how they are made.
 """
 
 import re
@@ -18,7 +17,9 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The DistilBERT of a teacher: half its layers (or `layers`), without token types and pooler."""
+    """The DistilBERT of a teacher: half its layers (or `layers`), no token types, no pooler, everything else
+    the same.
+    """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
     return replace(teacher, layers=layers or max(1, teacher.layers // 2), **DISTILBERT)
@@ -30,7 +31,7 @@ def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """The MobileBERT of an IB-BERT: a quarter of its width inside the blocks, all else as released."""
+    """The MobileBERT of an IB-BERT: a quarter of its width inside the blocks, everything else as released."""
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
@@ -44,8 +45,10 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """A preset's shape in the teacher's vocabulary, with its positions and labels, and `layers` where given;
-    with its activation, too, where layers are to be `copied`.
+    """A preset's shape with the teacher's vocabulary, positions and labels, and with `layers` layers if
+    given.
+
+    If layers are `copied`, it also has the teacher's activation.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -59,7 +62,7 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher layer (from 0) that each student layer is copied from: round(i (L_t - 1) / (L_s - 1)).
 
-    12 to 6 gives 0, 2, 4, 7, 9, 11, the choice of the released DistilBERT: one out of two, first and last
+    12 to 6 gives 0, 2, 4, 7, 9, 11, the choice of the released DistilBERT. The first and the last layer are
     among them.
     """
     if not 1 <= student_layers <= teacher_layers:
@@ -135,8 +138,9 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """A model of this config with the head of the teacher, weights as torch draws them; an encoder has a
-    `pooler` where its teacher has one, too.
+    """A model of this config with the teacher's head and torch's own initial weights.
+
+    An encoder has a `pooler` only if its teacher has one.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -147,8 +151,8 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Initialises a model in place, from the seed alone, and returns it.
 
-    All token types start alike: the text of pre-training has type 0 only, and a row that nothing trains would
-    add its noise to every second text when pairs are fine-tuned.
+    All token types get the same row. The text of pre-training has type 0 only. An untrained row would add
+    noise to every second text when pairs are fine-tuned.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -160,8 +164,9 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 @torch.no_grad()
 def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
            ) -> nn.Module:
-    """Copies the teacher's weights into a student with the same head, and returns it; `layers`: the teacher's
-    layer, from 0, for each of the student's, None: layers stay as they are.
+    """Copies the teacher's weights into a student with the same head, and returns it.
+
+    `layers` has the teacher layer, from 0, for each student layer; None copies no layers.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
@@ -185,14 +190,14 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
 
 
 def check_vocabulary(student: Config, teacher: Config) -> None:
-    """Raises `UserError` where the two vocabularies differ: both models read the same ids."""
+    """Raises `UserError` if the vocabularies differ, because both models read the same ids."""
     if student.vocab_size != teacher.vocab_size:
         raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
                         f"{teacher.vocab_size}; both read the same ids")
 
 
 def check_embeddings(student: Config, teacher: Config) -> None:
-    """Raises `UserError` where the teacher's embeddings cannot be copied."""
+    """Raises `UserError` if the teacher's embeddings cannot be copied."""
     for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
                           ("max_positions", "positions"), ("embedding_size", "width of the word table")):
         ours, theirs = getattr(student, name), getattr(teacher, name)
@@ -203,7 +208,7 @@ def check_embeddings(student: Config, teacher: Config) -> None:
 
 
 def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
-    """Raises `UserError` where these layers of the teacher, from 0, cannot be copied."""
+    """Raises `UserError` if these layers of the teacher, from 0, cannot be copied."""
     check_embeddings(student, teacher)
     if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
         raise UserError(f"layer map {list(layers)} does not give {student.layers} layers out of 0 to "

@@ -24,10 +24,10 @@ TASK_METHODS = {
         "also its [CLS] states", True, False, False, False,
         dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip")),
     "tinybert": TaskMethod(
-        "in an intermediate stage before, its embeddings, hidden states and attention", True, True, False, True,
-        dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)),
+        "first its embeddings, hidden states and attention, then its outputs", True, True, False, True,
+        dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
     # the command of the original code for MRPC: p is 1 after 1,167 of 1,725 steps
     "theseus": TaskMethod(
-        "the labels, with its layers in place of some of the student's", True, True, True, True,
+        "the labels, inside the teacher, whose layers it replaces at random", True, True, True, True,
         dict(alpha=0.0, temperature=2.0, replace_rate=0.3, replace_until=0.68)),
 }

@@ -1,10 +1,9 @@
-"""What TinyBERT minimises (Jiao et al. 2019, section 3.1): how far the student is from its teacher in
-embeddings, hidden states and attention scores, layer by layer.
+"""The loss of TinyBERT (Jiao et al. 2019, section 3.1). It compares embeddings, hidden states and attention
+scores of student and teacher, layer by layer.
 
-The form of the loss is that of distilbert.py. There is no term on words: labels are not read, and the tokens
-of the micro-batch are taken as they come, masked or not.
-note: TinyBERT's paper pre-trains "as BERT", with masks; its first code masked, its second one piece a
-sequence.
+The form of the loss is that of distilbert.py. There is no term on words. Labels are not read, and the tokens
+may be masked or not. note: TinyBERT's paper pre-trains "as BERT", with masks. Its first code has masks. Its
+second code masks one piece of each sequence.
 """
 
 from dataclasses import dataclass
@@ -34,10 +33,11 @@ class TinyBERTWeights:
 
 
 class TinyBERTStudent(nn.Module):
-    """What is trained: the student's encoder, and TinyBERT's learned W_e and W_h, which project its states.
+    """The trained module: the student's encoder, and TinyBERT's learned W_e and W_h, which project its
+    states.
 
     The W are matrices from the student's width to the teacher's, the first for the embeddings, then one for
-    each layer. They are saved in checkpoints, and are no part of the student.
+    each layer. They are saved in checkpoints. They are not part of the student.
     note: the original code shares one matrix, with a bias, between the embeddings and all layers; the paper
     writes W_e and W_h, without a bias, and does not say whether W_h is one for all layers.
     """
@@ -87,12 +87,13 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: the tokens of the whole step, or its sequences."""
+    """The divisor of each term's sum: the tokens of the whole step, or its sequences."""
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
-    """Which layer imitates which, in words; `UserError` where the two cannot be compared."""
+    """Returns a sentence about which layer imitates which. Raises `UserError` if the two cannot be compared.
+    """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)
     if weights.attention and student.heads != teacher.heads:

@@ -1,4 +1,4 @@
-"""Cross-entropy and distillation KL over the vocabulary, without ever holding the logits of all rows.
+"""Cross-entropy and distillation KL over the vocabulary. The logits of all rows are never in memory at once.
 
 `vocab_loss_plain` is the definition, in ten lines. `vocab_loss` computes the same numbers in less memory.
 
@@ -8,10 +8,10 @@ the temperature:
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
-The logits of N rows are N x V numbers, 250 MB in fp32 for 2,048 tokens of BERT. Rows are walked in chunks
-of C instead, and each chunk's gradients are computed at once: d KL / d z_s = T (softmax(z_s / T) -
-softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). What remains after a chunk are sums and
-the gradients of h, W and b.
+The logits of N rows are N x V numbers, 250 MB in fp32 for 2,048 tokens of BERT. So rows are computed in
+chunks of C, and the gradients of each chunk are computed at once: d KL / d z_s = T (softmax(z_s / T) -
+softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). After a chunk only sums and the gradients of
+h, W and b are kept.
 """
 
 import math
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from minibert.model.batch import IGNORE
 
-# Matrix products want many rows, the passes over their logits want to stay in the cache: a chunk
-# is the rows of one product (16 M logits, 549 rows of BERT's vocabulary), a tile the rows of one
-# pass (2 M logits, 8 MB in fp32).
+# Matrix products are fast with many rows, and passes over logits are fast in the cache. A chunk is the rows
+# of one product (16 M logits, 549 rows of BERT's vocabulary). A tile is the rows of one pass (2 M logits, 8
+# MB in fp32).
 CHUNK_ELEMENTS, TILE_ELEMENTS = 1 << 24, 1 << 21
 
 
@@ -41,7 +41,7 @@ class Vocab(NamedTuple):
 
 class VocabSums(NamedTuple):
     """Detached sums over rows:
-    KL times T^2, MLM cross-entropy (nats), rows whose likeliest token is the label.
+    KL times T^2, MLM cross-entropy (nats), and the number of rows whose most likely token is the label.
     """
 
     kl: Tensor
@@ -56,12 +56,13 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     by themselves.
 
     The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none;
-    `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known;
-    to find them a GPU has to be waited for. Gradients reach the student's states, table and bias; the teacher
+    `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known.
+    Finding them would wait for the GPU. Gradients reach the student's states, table and bias; the teacher
     gets none. Under autocast logits and their gradients are stored and multiplied in its dtype; softmaxes,
     sums and results are in fp32.
     """
-    if not torch.is_grad_enabled():  # a Function is told that a parameter needs a gradient also under no_grad
+    # under no_grad a Function is still told that a parameter needs a gradient
+    if not torch.is_grad_enabled():
         student = Vocab(*(t.detach() for t in student))
     if teacher is None:
         kl_weight = 0.0
@@ -75,8 +76,8 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """The definition, with the logits of all rows at once; a test holds `vocab_loss` and its gradients to
-    it.
+    """The definition, with the logits of all rows at once. A test compares `vocab_loss` and its gradients
+    with it.
     """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
@@ -88,7 +89,7 @@ def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = Non
 
 
 class _Terms(NamedTuple):
-    """What `vocab_loss` was given besides the student."""
+    """The arguments of `vocab_loss` except the student."""
 
     teacher: Vocab | None
     labels: Tensor
@@ -115,15 +116,15 @@ class _VocabLoss(torch.autograd.Function):
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
             sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
-            # The weights hold the division by the step's counts, so gradients by logits are tiny: in fp16,
-            # most would become 0 before any loss scaling. They are kept near 1 here, and divided at the end.
+            # The weights contain the division by the step's counts, so gradients of logits are tiny. In fp16
+            # most would become 0 before any loss scaling. Here they are kept near 1 and divided at the end.
             up = 1.0
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
                 up = 2.0 ** -math.ceil(math.log2(largest))
             marked = terms.labelled.to(states.device, non_blocking=True)
             chunk = max(1, min(terms.chunk, len(states)))
-            # allocated once: fresh pages for every chunk cost as much as a pass over them
+            # allocated once: new pages for every chunk cost as much as a pass over them
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
@@ -152,16 +153,16 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        if grad_loss.is_cpu and grad_loss == 1:  # the usual case; on a GPU asking would mean waiting for it
+        # the usual case; on a GPU the comparison would wait for the device
+        if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
 
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, up: float, sums: VocabSums) -> None:
-    """Overwrites a chunk of logits (C, V), without the bias, with `up` times the gradient of the loss by
-    them, and adds to the `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device
-    of z.
+    """Overwrites a chunk of logits (C, V), without the bias, with `up` times their gradient, and adds to the
+    `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device of z.
     """
     # a tile at a time, which a CPU's cache holds
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
@@ -189,7 +190,9 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """T^2 KL of each row (...,) and its gradient (..., V) by z_s, at temperature T; z_t is overwritten."""
+    """T^2 KL of each row (...,) and its gradient (..., V) with respect to z_s, at temperature T. Overwrites
+    z_t.
+    """
     log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
     p_t = log_t.exp()
     kl = torch.linalg.vecdot(p_t, log_t.sub_(log_s)) * temperature**2
@@ -197,8 +200,8 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
 
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the M rows `labelled`: the gradient (M, V) of their cross-entropy by z, the cross-entropies (M, 1),
-    and whether the likeliest token is the label (M, 1).
+    """For the M rows `labelled`: the gradient (M, V) of their cross-entropy, the cross-entropies (M, 1), and
+    whether the most likely token is the label (M, 1).
     """
     target = labels[labelled, None]
     log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
@@ -209,7 +212,7 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
     """Writes the logits h W' (C, V), without the bias, into `out`.
 
-    A CPU is faster by a third on slices of the vocabulary, whose repacked rows stay in its cache.
+    On a CPU slices of the vocabulary are faster by a third, because their repacked rows stay in the cache.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

@@ -1,4 +1,4 @@
-"""config.json both ways: Hugging Face's or our own to a `Config`, and a `Config` to either."""
+"""Reads a config.json, Hugging Face's or our own, into a `Config`, and writes either from a `Config`."""
 
 import json
 import math
@@ -14,16 +14,15 @@ from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
 MOBILE_NORM_EPS = 1e-5  # of two of MobileBERT's LayerNorms in transformers, whatever the config says
-# Beyond every real model.
-# Without, a damaged file could ask for a billion layers before any tensor is compared.
+# Bounds above every real model. Otherwise a damaged file could ask for a billion layers.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """The `Config` of a parsed config.json and the head it names, None where it names none.
+    """The `Config` of a parsed config.json, and the head that it names, or None.
 
-    A head that is not known here comes back as the file's name for it. `UserError` names the file
+    For an unknown head the file's own name is returned. `UserError` names the file
     and the field: a wrong type, a size out of bounds, another model, or a variant of BERT that
     these models do not compute.
     """
@@ -34,7 +33,7 @@ def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
 
 
 def _parse_minibert(raw: dict) -> tuple[Config, str]:
-    if raw.get("architecture") not in list(DEFAULTS):  # a list compares what cannot be hashed, too
+    if raw.get("architecture") not in list(DEFAULTS):  # a list also compares values that cannot be hashed
         raise UserError("no known architecture")
     default = DEFAULTS[raw["architecture"]]
     names = {field.name for field in fields(default)}
@@ -119,7 +118,7 @@ def _labels(raw: dict) -> dict:
         labels = ()
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is no size")
-    if count != len(labels):  # transformers 4 believes the one, 5 the other
+    if count != len(labels):  # transformers 4 reads one of them, 5 the other
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     numbers = raw.get("label2id")
     if isinstance(numbers, dict) and numbers.keys() == set(labels) and (
@@ -148,7 +147,7 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """What a config.json says beyond the model's shape, for other readers: `describe` writes it again."""
+    """The settings of a config.json that are not part of the model's shape. `describe` writes them again."""
     if raw.get("format") == "minibert":
         return raw.get("others", {})
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
@@ -192,7 +191,7 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
     if ACTIVATIONS.get(act) != config.activation:
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
-    # What others read and these models do not: as it was found, else as it is here.
+    # Settings that only other programs read: as in the file, else our own.
     if architecture == "bert":
         raw["position_embedding_type"] = "absolute"
     elif architecture == "distilbert":

@@ -1,10 +1,9 @@
-"""Names that are not ours: one table per architecture, from our modules and config fields to Hugging Face's.
+"""Hugging Face's names: one table per architecture, from our modules and config fields to theirs.
 
 Read from left to right for saving and from right to left for loading; `{}` is the layer's number, a second
-one that of a feed-forward network in it.
-What a file may hold that a model here does not is in `TIED`, stored twice, `DROPPED`, left out on
-purpose, and `HEAD_MODULES`, the heads that were not asked for. Any other difference between a
-file and its model is an error (hub.py).
+one that of a feed-forward network in it. A file may have tensors that a model here does not have: `TIED`
+(stored twice), `DROPPED` (left out on purpose) and `HEAD_MODULES` (heads that were not asked for). Any other
+difference between a file and its model is an error (hub.py).
 """
 
 import re
@@ -98,7 +97,7 @@ TIED = {  # a second name of a tensor, in files that store it twice -> the name 
     },
 }
 
-DROPPED = (  # patterns of their tensors that no model here has
+DROPPED = (  # patterns of tensors that no model here has
     # 0, 1, 2 ... and zeros, of old transformers
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
     r"fit_dense\.(weight|bias)",  # TinyBERT's way from the student's width to the teacher's,
@@ -167,13 +166,14 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-ALIASES = {  # architecture -> a second name of a field in their files, which counts before the first -> the first
+# architecture -> a second name of a field in their files, which counts before the first -> the first
+ALIASES = {
     "bert": {},
     "distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     "mobilebert": {},
 }
-# Keys of their config.json that are not written again as found: they say what the model's own config says, which
-# file it was, or which code of its own it came with.
+# Keys of a config.json that are not copied from the file: they repeat the model's own config, or name the
+# file or code that the model came from.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype", "dtype",
             "transformers_version", "_name_or_path", "auto_map", "format",
             *(name for fields in FIELDS.values() for name in fields.values()),
@@ -190,7 +190,7 @@ ATTENTION_INPUT = {  # MobileBERT's -> their two switches
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# What the names in a bare encoder's file begin with.
+# The prefix of the names in a bare encoder's file.
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}

@@ -1,4 +1,4 @@
-"""Models from and to folders: Hugging Face's layout or our own, or a name on the hub.
+"""Loads models from folders or from the hub, and saves them, in Hugging Face's layout or our own.
 
 Loading is strict: every tensor of the model must be in the file with its shape, and every tensor of the file
 must be in the model or in the table of what is dropped on purpose (names.py). Nothing is unpickled here:
@@ -35,7 +35,7 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 
 @dataclass(frozen=True)
 class Beside:
-    """What a folder holds that its model does not compute with: `save` writes it again, for other readers."""
+    """The parts of a folder that its model does not use. `save` writes them again for other programs."""
 
     settings: dict = field(default_factory=dict)  # of config.json
     tensors: dict[str, Tensor] = field(default_factory=dict)  # of other heads, by our names: pooler, NSP
@@ -46,16 +46,14 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
          **changes) -> nn.Module:
     """A model in eval mode, fp32, on the CPU, from a folder or a name on the Hugging Face hub.
 
-    `head`: "encoder", "mlm", "pretraining", "classification", "span"; None: the one the checkpoint has.
-    A classification or span head that the checkpoint lacks is started anew with a warning that names
-    its tensors; any other is a `UserError`, as is every tensor that is missing, unexpected or misshapen,
-    all in one message.
-    `changes` replace fields of the `Config`, like `dropout=0.0`; with `labels` among them the
-    classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging Face
-    config.json says.
-    `legacy_bin`: also read pytorch_model.bin; for the converter.
-    The model also carries what `embed` and `save` read: `sentences`, how a sentence encoder pools, and
-    `beside`, what else the folder holds. With a new head, or another than the checkpoint has, both are empty.
+    `head`: "encoder", "mlm", "pretraining", "classification", "span"; None: the checkpoint's own head. A
+    classification or span head that is not in the checkpoint gets new weights, with a warning that names its
+    tensors. A missing head of another kind is a `UserError`. So are all tensors that are missing, unexpected
+    or of another shape, in one message. `changes` replace fields of the `Config`, like `dropout=0.0`; with
+    `labels` among them the classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging
+    Face config.json says. `legacy_bin`: also read pytorch_model.bin; for the converter. The model also has
+    two attributes that `embed` and `save` read: `sentences` (how a sentence encoder pools) and `beside` (the
+    other contents of the folder). They are empty if the head is not the checkpoint's own.
     """
     if head is not None and head not in MODELS:
         raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
@@ -79,14 +77,14 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, ours)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, ours) if relabelled or wanted != own else []
-    # before a new tensor takes memory, since its size is only what config.json says
+    # before a new tensor takes memory, because config.json alone gives its size
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, ours, names)
     if new:
         warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and start anew: "
                       f"{', '.join(new)}", stacklevel=2)
         ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
-    # copied, so that the model does not change or fall when the file that is mapped into memory does
+    # copied, because the file in the memory map may change later
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
     _check_finite(folder, {names.get(prefix + name, name): tensor for name, tensor in state.items()})
     model.load_state_dict(state, assign=True)
@@ -112,7 +110,7 @@ def stated_head(folder_or_hub_name: str | Path) -> str | None:
 
 
 def _described(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """What config.json says: the `Config`, and the head where it states one."""
+    """The content of config.json: the `Config`, and the head if it states one."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
@@ -131,10 +129,12 @@ def _empty(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, s
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """The tensors of a file under our names, without those that no model has; the names they had in the file;
-    and the difference where a tensor that is stored twice has one, else "".
+    """The tensors of a file under our names, their names in the file, and a message if a tensor that is
+    stored twice differs.
 
-    What the table does not know is kept, for `_check_tensors` to report.
+    Tensors that no model has are left out.
+
+    Unknown tensors are kept, so that `_check_tensors` reports them.
     """
     if native:
         prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
@@ -162,8 +162,8 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
 
 
 def _wrapping(names: Iterable[str], architecture: str) -> int:
-    """How many leading parts of all names are of modules around the model, like `module.` and `model.`: as many
-    as all names share, if most are known without them.
+    """How many leading parts of all names are of modules around the model, like `module.` and `model.`: as
+    many as all names share, if most are known without them.
     """
     first = os.path.commonprefix([name.split(".")[:-1] for name in names])
     return max(range(len(first) + 1), key=lambda n: sum(
@@ -171,7 +171,8 @@ def _wrapping(names: Iterable[str], architecture: str) -> int:
 
 
 def _unwrapped(name: str, parts: int, architecture: str) -> str:
-    """The full name without its first parts, nor what torch.compile puts before those of a compiled module."""
+    """The full name without its first parts, nor what torch.compile puts before those of a compiled module.
+    """
     return full_hf_name(".".join(part for part in name.split(".")[parts:] if part != "_orig_mod"), architecture)
 
 
@@ -188,7 +189,7 @@ def _head_of_tensors(ours: Iterable[str]) -> str:
 
 
 def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list[str]:
-    """The tensors of the classification and span modules of which the checkpoint has nothing."""
+    """New tensors for the classification and span modules that are not in the checkpoint."""
     new = []
     for name in shapes:
         module = name.rpartition(".")[0]
@@ -207,7 +208,9 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:
-    """`UserError` where the head is none of ours, or a language model's and the file has none that fits."""
+    """Raises `UserError` if the head is unknown, or if it is a language model's and the file has none that
+    fits.
+    """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
                         "head=\"encoder\" loads its encoder, "
@@ -249,8 +252,8 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 
 
 def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """`UserError` that names the tensors which hold values that are no finite numbers."""
-    # One such value makes the sum another, which takes no memory; a sum may also be too large by itself.
+    """Raises `UserError` that names the tensors with values that are not finite."""
+    # A sum is not finite if a value is not. It takes no memory. A sum may also be too large by itself.
     bad = [name for name, tensor in tensors.items()
            if not tensor.sum().isfinite() and not tensor.isfinite().all()]
     if bad:
@@ -260,15 +263,14 @@ def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
          dtype: torch.dtype | None = None, card: str | None = None) -> str:
-    """Writes config.json, model.safetensors, README.md and the tokenizer's files; of a loaded model also what
-    its folder held for others: settings, a pooler, the files of sentence-transformers.
+    """Writes config.json, model.safetensors, README.md and the tokenizer's files; for a loaded model also the
+    parts of its folder that other programs read: settings, a pooler, the files of sentence-transformers.
 
     `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours;
-    "auto" is "hf" where `transformers` can run the shape. Returns the format that was taken.
-    `dtype` stores in fewer bits, like `torch.float16`. `card` is markdown for the model card. A folder that
-    exists is overwritten, other files in it stay; an interrupted save leaves the old model, or a folder
-    without a config.json, which does not load. `UserError` where the shape has no counterpart in
-    `transformers`, or a value is not finite.
+    "auto" is "hf" if `transformers` can run the shape. Returns the chosen format. `dtype` stores in fewer
+    bits, like `torch.float16`. `card` is markdown for the model card. An existing folder is overwritten, and
+    other files in it stay. An interrupted save leaves the old model, or a folder without a config.json, which
+    does not load. `UserError` where the shape has no counterpart in `transformers`, or a value is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
@@ -294,8 +296,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
                  for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
-    # Everything is complete on the disk before the first file of an older model is replaced; and config.json,
-    # without which nothing loads, goes first and comes last.
+    # All new files are complete on the disk before an old file is replaced. config.json is removed first and
+    # written last, because nothing loads without it.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")
@@ -306,7 +308,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         (made / "README.md").write_text(model_card(model, head, format, parameters, stored,
                                                    folder.resolve().name, card), encoding="utf-8")
         (made / "config.json").write_text(dump(description), encoding="utf-8")
-        # safetensors lets nobody but the owner read its files
+        # safetensors makes its files readable for the owner only
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:

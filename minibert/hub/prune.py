@@ -1,8 +1,8 @@
 """A smaller model cut out of a larger one without training, with its head whatever that is:
 fewer layers, a narrower feed-forward, another vocabulary.
 
-What comes out needs training (`train.py --method mlm --student FOLDER`, or `finetune.py`), but far less than
-random weights do: attention that was learned is kept. The bundled teacher in weights/ started like this.
+The result needs training (`train.py --method mlm --student FOLDER`, or `finetune.py`), but much less than
+random weights, because it keeps the learned attention. The bundled teacher in weights/ started like this.
 """
 
 import re
@@ -42,9 +42,9 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
     """The model with only `units` of each layer's F feed-forward units:
     those with the largest |w_in| |w_out|.
 
-    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all
-    units (it comes out of a LayerNorm), so the product of the two norms says how much a unit can
-    do; no text is needed to choose.
+    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all units, because
+    it comes from a LayerNorm. So the product of the two norms measures the effect of a unit, without any
+    text.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -65,9 +65,9 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
 def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Module:
     """The model with the vocabulary of another tokenizer.
 
-    The row of a piece that both have is copied, in MobileBERT with the columns of an MLM head's own. Any
-    other piece starts as the mean of the rows of the pieces that the old tokenizer cuts its text into; its
-    bias in an MLM head, the log of a frequency, as the smallest of theirs.
+    The row of a piece that both vocabularies have is copied, in MobileBERT with an MLM head's own columns.
+    Any other piece starts as the mean of the rows of its pieces in the old tokenizer. Its bias in an MLM
+    head, the log of a frequency, starts as the smallest of theirs.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)
@@ -91,7 +91,7 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
 
 @torch.no_grad()
 def keep_positions(model: nn.Module, positions: int) -> nn.Module:
-    """The model with only the first `positions` of its positions."""
+    """The model with only its first `positions` positions."""
     if not 1 <= positions <= model.config.max_positions:
         raise UserError(f"{positions} positions cannot be kept of {model.config.max_positions}")
     name = f"{_prefix(model)}position.weight"

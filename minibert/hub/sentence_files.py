@@ -1,4 +1,4 @@
-"""The files of sentence-transformers beside a model: how `embed` pools, and what `save` writes again.
+"""The files of sentence-transformers in a model's folder. `embed` follows them, and `save` writes them again.
 
     modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
     1_Pooling/config.json               one folder a module, with its settings and weights
@@ -24,18 +24,18 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-IGNORED = {  # settings of sentence_bert_config.json that change no vector
+IGNORED = {  # settings of sentence_bert_config.json that do not change a vector
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name", "model_args",
     "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
 
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """How the model in `folder` makes a vector of a text, None where nothing says so; and the files that belong
-    to it, by their paths.
+    """How the model in `folder` makes a vector from a text, or None if no file describes it; and these files
+    by their paths.
 
-    modules.json lies in `folder`, or one above it as in the old layout with 0_Transformer/. What is not
-    understood makes a `SentencePooling` that is `refused`, so that the model still loads for other uses.
+    modules.json lies in `folder`, or one above it as in the old layout with 0_Transformer/. Unknown settings
+    give a `SentencePooling` that is `refused`, so the model still loads for other uses.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -94,7 +94,7 @@ def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
 
 def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, bytes], hidden_size: int
              ) -> SentencePooling:
-    """`UserError` where a module or a setting is not followed here."""
+    """Raises `UserError` if a module or a setting is not supported."""
     def settings(name: str) -> dict:
         return json.loads(files.get(name, b"{}"))
 

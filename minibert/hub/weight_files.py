@@ -48,8 +48,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
 
 
 def weights_hash(name: str | Path) -> str:
-    """A hash of a model's weight files, in a folder or from the hub;
-    other weights have, in practice, another one.
+    """A hash of a model's weight files, in a folder or from the hub.
     """
     folder, digest = local_folder(name), hashlib.sha256()
     for pattern in (*SAFETENSORS_FILES, *BIN_FILES):
@@ -59,7 +58,7 @@ def weights_hash(name: str | Path) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file and flushes it to the disk; what the disk does wrong is a `UserError`."""
+    """Writes a safetensors file and flushes it to the disk. An error of the disk is a `UserError`."""
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
@@ -71,7 +70,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file; `UserError` where it is damaged."""
+    """All tensors of one file. Raises `UserError` if it is damaged."""
     start = _first_bytes(path)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         raise UserError(f"{path} is a pickle under the name of a safetensors file; rename it to "
@@ -80,12 +79,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three: types of numbers that only one of the libraries knows
+            AttributeError) as error:  # the last three: number types that only one of the libraries knows
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
 def _first_bytes(path: Path) -> bytes:
-    """The first bytes of a weight file; `UserError` where it is a git-LFS pointer or a web page."""
+    """The first bytes of a weight file; Raises `UserError` if it is a git-LFS pointer or a web page."""
     with disk_errors(path, "read"), open(path, "rb") as file:
         start = file.read(100)
     check_is_the_file(path, start)
@@ -93,12 +92,12 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """All tensors of one pickled file; `UserError` where it is damaged or holds anything else."""
+    """All tensors of one pickled file. Raises `UserError` if it is damaged or has anything else in it."""
     _first_bytes(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        # nothing of torch's own words, which advise to run the code in the file
+        # without torch's own message, which recommends to run the code in the file
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(f"{path} holds more than tensors: to read it would run {code[1]}, and code in a "
                             "file is not run here; have it written anew where it was made, with "
@@ -111,7 +110,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
-        # else 4 bytes, said to be a million rows that are all the same, would be copied out
+        # otherwise 4 bytes could claim to be a million equal rows and fill the memory
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
@@ -119,9 +118,9 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """The path, where it is a file;
-    else a `UserError` that the folder holds no `what` (default: its name).
+    """Returns the path if it is a file. Otherwise raises `UserError`: the folder has no `what` (default: its
+    name).
     """
-    if not os.path.isfile(path):  # Path's own raises where a name is too long
+    if not os.path.isfile(path):  # Path's own method fails on names that are too long
         raise UserError(f"{path.parent} holds no {what or path.name}{what_else(path.parent)}")
     return path

@@ -2,6 +2,7 @@
 sorted by length, packed to a token budget, results in the order asked for.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -10,9 +11,9 @@ from torch import nn
 
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
-from minibert.data.examples import Examples, check_examples, check_pieces, encode
+from minibert.data.examples import Examples, check_examples, check_pieces, encode, make_examples
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import groups, rows_of
+from minibert.model.batch import groups, pack, rows_of
 from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
 from minibert.model.sentences import SentencePooling
@@ -21,15 +22,15 @@ MICRO_TOKENS = 4096
 
 
 def where_it_is(model: nn.Module) -> Runtime:
-    """One rank in fp32 on the model's own device: what the functions here run on unless told otherwise."""
+    """The default runtime of the functions here: one rank in fp32 on the model's own device."""
     return Runtime(next(model.parameters()).device, "fp32")
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
-    """What the model returns for every example, fp32, in order:
-    (n, K), or for a span head (N, 2), one row for each token.
+    """The model's outputs for every example, fp32, in order: (n, K), or for a span head (N, 2), one row for
+    each token.
 
     `progress` is told the tokens of every forward pass.
     """
@@ -84,9 +85,9 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
     """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
 
     Pairs are (text, pair) in `texts`, or `pairs` holds the second ones. `model.config.labels` names the
-    classes. Where `model.config.problem_type` is multi_label_classification, the sigmoid of each logit is that
-    label's probability. Texts longer than `max_length` (default: the model's positions) are cut. `UserError`
-    where the model is no classifier, or where something is no text.
+    classes. Where `model.config.problem_type` is multi_label_classification, the sigmoid of each logit is
+    that label's probability. Texts longer than `max_length` (default: the model's positions) are cut.
+    `UserError` where the model is no classifier, or where something is no text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -95,6 +96,30 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
     length = max_length or model.config.max_positions
     examples = encode_checked(tokenizer, texts, pairs, length, model.config)
     return outputs(model.to(runtime.device), examples, runtime)
+
+
+@torch.no_grad()
+def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
+               runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
+    """For each [MASK] of a text, or of a pair of texts, its `best` likeliest pieces and their probabilities.
+
+    `UserError` where there is no [MASK], or the text is longer than the model can read.
+    """
+    runtime, training = runtime or where_it_is(model), model.training
+    ids, segments = tokenizer.encode([text], None if pair is None else [pair], max_length=sys.maxsize)
+    at = [row for row, i in enumerate(ids[0]) if i == tokenizer.mask_id]
+    if not at:
+        raise UserError("there is no [MASK] in this text: write one where a word is to be filled in")
+    if len(ids[0]) > model.config.max_positions:
+        raise UserError(f"the text has {len(ids[0])} tokens, and the model reads {model.config.max_positions}")
+    check_examples(make_examples(ids, segments, np.array([-1])), model.config, "the model")
+    model.eval()
+    with runtime.autocast():
+        logits = model(pack(ids, segments).to(runtime.device))[at, :tokenizer.vocab_size]  # (masks, V)
+    model.train(training)
+    p, found = logits.float().softmax(-1).topk(min(best, tokenizer.vocab_size))
+    return [[(tokenizer.id_to_piece(i), share) for i, share in zip(row, shares)]
+            for row, shares in zip(found.tolist(), p.tolist())]
 
 
 @torch.no_grad()

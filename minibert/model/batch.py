@@ -1,16 +1,16 @@
 """Packed batches: many sequences in one flat stream of tokens, no padding.
 
-A padded batch of three sequences of 3, 2 and 4 tokens is a (3, 4) table with three dead cells
-and a mask to tell them:
+A padded batch of three sequences of 3, 2 and 4 tokens is a (3, 4) table. Three cells are empty, and a mask
+marks them:
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-Packed, it is the stream on the right, N = 9 tokens, and the S + 1 = 4 offsets where sequences begin and
-end. Everything in BERT but attention works token by token and never notices; attention (attention.py)
-looks at the offsets. Where a padded implementation has hidden states of shape (S, T, D), ours are
-(N, D), and a mean over tokens needs no mask.
+Packed, it is the stream on the right, N = 9 tokens, and the S + 1 = 4 offsets where sequences begin and end.
+Everything in BERT except attention works token by token, so it does not need the borders. Attention
+(attention.py) reads the offsets. A padded implementation has hidden states of shape (S, T, D). Ours are (N,
+D), and a mean over tokens needs no mask.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ IGNORE = -100  # the label of a token that is not to be predicted
 class Batch(NamedTuple):
     """S sequences of N tokens in all.
 
-    `lengths` stays on the CPU, where attention asks for it; the rest on the device.
+    `lengths` stays on the CPU, where attention reads it. The rest is on the device.
     """
 
     ids: Tensor  # (N,) int64, token ids
@@ -75,8 +75,8 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where some sequences of a stream lie:
-    their rows (N,), the position of each inside its sequence (N,), offsets (S + 1,).
+    """The places of some sequences in a stream: their rows (N,), the position of each row inside its sequence
+    (N,), and the offsets (S + 1,).
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -84,13 +84,13 @@ def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 class MicroBatch(NamedTuple):
-    """What goes through the model at once:
-    a packed batch of masked text, and the original ids where it is masked.
+    """The input of one forward pass: a packed batch of masked text, and the original ids of the masked
+    tokens.
     """
 
     batch: Batch
     labels: Tensor  # (N,) int64, IGNORE where nothing is to be predicted
-    masked: Tensor  # (M,) int64, on the CPU: the rows that have a label, so that no GPU is asked for them
+    masked: Tensor  # (M,) int64, on the CPU: the rows that have a label
     seed: int  # for the dropout of this micro-batch
 
     def to(self, device) -> "MicroBatch":
@@ -112,8 +112,8 @@ class Step(NamedTuple):
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Which sequences go through the model together:
-    indices, in groups of at most `micro_tokens` tokens, or of one.
+    """The sequences of each micro-batch of this rank, as indices. A group has at most `micro_tokens` tokens,
+    or one sequence.
 
     Sorted by length, longest first, so that ranks get equal work
     and neighbours of equal length share one attention call.

@@ -1,4 +1,4 @@
-"""What shape a model has: one frozen dataclass, what MobileBERT has beyond it, the papers' shapes by name.
+"""The shape of a model: a frozen dataclass, its extension for MobileBERT, and the papers' shapes by name.
 
 The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D
 hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 
 from minibert.common.errors import UserError
 
-# How transformers and its pipelines read a sequence classifier's outputs: scores as they are, a softmax, a
-# sigmoid for each label. Where none is stated, one label means a sigmoid there, several a softmax.
+# How transformers and its pipelines read a sequence classifier's outputs: unchanged scores, a softmax, or a
+# sigmoid for each label. If none is stated, one label means a sigmoid there, and several mean a softmax.
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shape and numerics of a BERT or DistilBERT; every choice that changes a number is a field.
+    """The shape and numerics of a BERT or DistilBERT. Every choice that changes a number is a field.
 
-    `architecture` names the family that the Hugging Face export uses. It also decides two details that the
-    families do differently: DistilBERT has no dropout after the attention's output projection, and its
-    sequence classifier reads the first token through its own ReLU layer where BERT has a pooler.
+    `architecture` names the family that the Hugging Face export uses. It also decides two differences:
+    DistilBERT has no dropout after the output projection of attention, and its sequence classifier has a ReLU
+    layer instead of BERT's pooler.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -103,7 +103,8 @@ class Config:
 class MobileConfig(Config):
     """A MobileBERT, or its teacher IB-BERT: D wide between its blocks, `bottleneck_size` wide inside them.
 
-    The defaults are those of the model that was released, but for the pooler, which it has not.
+    The defaults are those of the released model, except for the pooler, which the released model does not
+    have.
     """
 
     architecture: str = "mobilebert"
@@ -112,16 +113,17 @@ class MobileConfig(Config):
     heads: int = 4
     intermediate_size: int = 512  # F
     activation: str = "relu"
-    dropout: float = 0.0  # of embeddings and of what leaves a block
+    dropout: float = 0.0  # of embeddings and block outputs
     classifier_dropout: float = 0.0
     embedding_size: int = 128  # of the word table; three neighbours' vectors make a token's embedding
     bottleneck_size: int = 128  # B, and the width of all attention heads together
     feed_forwards: int = 4  # feed-forward networks in a block
-    # What queries and keys are computed from: "shared", a B-wide layer of their own; "hidden", the block's
-    # input; "bottleneck", its B-wide state. Values: the block's input, but for "bottleneck" that state, too.
+    # The input of queries and keys: "shared", a B-wide layer of their own; "hidden", the block's input;
+    # "bottleneck", the block's B-wide state. The input of values: the block's input, or for "bottleneck" that
+    # state.
     attention_input: str = "shared"
     norm: str = "no_norm"  # "no_norm": a factor and a bias for each unit, or "layer_norm"
-    tanh_pooler: bool = True  # BERT's pooler; else what is pooled is the state of [CLS] as it is
+    tanh_pooler: bool = True  # BERT's pooler; otherwise the pooled vector is the state of [CLS]
 
     _architectures = ("mobilebert",)
     _attention_field = "bottleneck_size"
@@ -141,9 +143,9 @@ class MobileConfig(Config):
 
 
 BERT_BASE = Config()
-DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)  # what is other than in BERT
-# Sun et al. 2020. The released model shares the input of queries and keys; the paper's 25.3M parameters are
-# those of one that does not.
+DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)  # the differences from BERT
+# Sun et al. 2020. The released model shares the input of queries and keys. The model with the paper's 25.3M
+    # parameters does not.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,

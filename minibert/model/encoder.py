@@ -18,7 +18,7 @@ from minibert.model.dropout import dropout
 
 
 class Trace(NamedTuple):
-    """What distillation may look at.
+    """The states inside an encoder that distillation compares.
 
     `hiddens` has L + 1 entries, the embedding output (after LayerNorm) first.
     """
@@ -68,7 +68,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Embeddings and L layers: batch -> the last hidden states (N, D).
 
-    `pool` gives BERT's [CLS] vector where it has one.
+    `pool` returns BERT's [CLS] vector if the encoder has a pooler.
     """
 
     def __init__(self, config: Config, pooler: bool = False):
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """The embedding output (N, D): word + token type + position, LayerNorm, dropout.
 
-        `UserError` where a sequence is longer than the model has positions.
+        Raises `UserError` if a sequence is longer than the number of positions.
         """
         # lengths are on the CPU, so asking for them does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
         return dropout(x, self.config.dropout, self.training)
 
     def words(self, batch: Batch) -> Tensor:
-        """What the ids alone give, (N, D): their rows of the word table."""
+        """The rows of the word table for the ids, (N, D)."""
         return self.word(batch.ids)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:
         """The hidden states and the q, k, v of every layer, or of the first `layers`,
-        for methods that imitate what happens inside.
+        for methods that compare them.
         """
         hiddens, qkv = [self.embed(batch)], []
         for layer in self.layers[:layers]:

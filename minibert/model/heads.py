@@ -22,8 +22,10 @@ def build_encoder(config: Config, pooler: bool = False) -> Encoder:
 
 
 class MLMHead(nn.Module):
-    """Hidden states -> the states that are compared with a vector of each token of the vocabulary;
-    the table of these is the encoder's word table (tied), in MobileBERT with columns of the head's own.
+    """Hidden states -> states, whose products with the vectors of all tokens are the logits.
+
+    The table of these vectors is the encoder's word table (tied). In MobileBERT the head adds its own
+    columns.
     """
 
     def __init__(self, config: Config):
@@ -34,7 +36,7 @@ class MLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
         missing = config.hidden_size - config.embedding_size
-        # (missing, V): the way round that MobileBERT was published
+        # (missing, V), as in the published MobileBERT
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ class MLMHead(nn.Module):
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """The table (V, D) from the encoder's word table: that itself, or MobileBERT's [word, extra]."""
+        """The table (V, D): the encoder's word table, or MobileBERT's [word, extra]."""
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class MLMHead(nn.Module):
 
 
 class MaskedLM(nn.Module):
-    """Encoder and MLM head: batch -> logits (N, V). Training never asks for these, see vocab_loss.py."""
+    """Encoder and MLM head: batch -> logits (N, V). Training does not use these logits, see vocab_loss.py."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -65,9 +67,9 @@ class MaskedLM(nn.Module):
 
 
 class PreTraining(nn.Module):
-    """BERT as it was pre-trained: MLM and next-sentence heads (class 0: is next).
+    """BERT with its two heads of pre-training: MLM and next sentence (class 0: is next).
 
-    For loading; nothing here trains NSP.
+    It is only for loading. Nothing here trains the next-sentence head.
     """
 
     def __init__(self, config: Config):
@@ -87,8 +89,8 @@ class PreTraining(nn.Module):
 class Classifier(nn.Module):
     """Sequence classification, or regression with K = 1: batch -> logits or scores (S, K).
 
-    BERT and MobileBERT read what the encoder pools;
-    DistilBERT has ReLU(W h_[CLS] + b) of its own instead, trained with the classifier.
+    BERT and MobileBERT read the encoder's pooled vector. DistilBERT has its own ReLU(W h_[CLS] + b) instead,
+    which is trained with the classifier.
     """
 
     def __init__(self, config: Config):

@@ -1,4 +1,4 @@
-"""How the weights of a new model are drawn, and how a model is built without drawing any."""
+"""The random weights of a new model, and building a model without random weights."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from minibert.model.encoder import Encoder
 
 
 def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-    """Fills a weight with draws from N(0, std) truncated at two sigma, as BERT does."""
+    """Fills a weight with random values from N(0, std), truncated at two sigma, as BERT does."""
     nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
@@ -51,8 +51,8 @@ class _Undrawn(TorchFunctionMode):
 def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
     """`build(*arguments, **more)` with shapes and without memory for its tensors.
 
-    What modules draw at first is left out: there is nothing to draw into, and for a normal distribution torch
-    would import its compiler, for more than a second.
+    The first random weights of modules are skipped, since their tensors have no memory. Otherwise torch would
+    import its compiler for a normal distribution, which takes more than a second.
     """
     with torch.device("meta"), _Undrawn():
         return build(*arguments, **more)

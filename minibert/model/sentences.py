@@ -1,4 +1,4 @@
-"""One vector for a text, from the vectors of its tokens: what sentence encoders add to BERT.
+"""Makes one vector for a text from the vectors of its tokens, as sentence encoders do.
 
 Reimers and Gurevych 2019, "Sentence-BERT"; the names are those of sentence-transformers.
 """
@@ -22,15 +22,15 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """How one vector is made of a text. The default is the mean of its tokens, with length 1."""
+    """How one vector is made from a text. The default is the mean of its tokens, with length 1."""
 
     modes: tuple[str, ...] = ("mean",)  # of POOLING, concatenated
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))  # what comes after
     max_length: int | None = None  # tokens of a text that are read; None: as many as the model has positions
     lowercase: bool = False  # before the tokenizer, which may be cased
-    prompt: str = ""  # what is put before each text
-    width: int | None = None  # how many of the vector's numbers are kept; None: all
-    refused: str | None = None  # why no vector can be made, for the error
+    prompt: str = ""  # the text before each text
+    width: int | None = None  # number of the vector's elements that are kept; None: all
+    refused: str | None = None  # the error message if no vector can be made
 
     def __call__(self, last: Tensor, batch: Batch) -> Tensor:
         """Last hidden states (N, D) -> vectors of the sequences (S, D'), fp32."""
@@ -49,7 +49,7 @@ def final(last: Tensor, batch: Batch) -> Tensor:
 
 
 def maximum(last: Tensor, batch: Batch) -> Tensor:
-    """(N, D) -> (S, D), of each unit the largest of its values."""
+    """(N, D) -> (S, D), the largest value of each unit."""
     return torch.segment_reduce(last, "max", lengths=batch.lengths.to(last.device))
 
 

@@ -2,16 +2,15 @@
 words are replaced.
 
 A word that is one piece of the vocabulary has as candidates the K words that a masked language model finds
-likeliest in its place, any other word the K nearest by word vectors. In each of N_a copies, each word gives
-way with probability p to one of its candidates.
+most likely in its place. The candidates of any other word are the K nearest by word vectors. In each of N_a
+copies, each word is replaced with probability p by one of its candidates.
 
-As in the original code, what can be replaced are words of letters that are no stop words; the model reads the
-text with words masked and then, as the second text, the text as it is, which keeps candidates near the
-meaning; and candidates are found once for each text.
-note: algorithm 1 asks anew in each of the N_a rounds, with the words replaced so far in place: N_a times the
-work, for candidates of a text that drifts. The original code masks one word at a time; here up to 15 % of a
-text are masked at once, as in pre-training (of the 15 candidates 14 are the same). Candidates, too, are words
-of letters that are no stop words; the word itself is none of them.
+As in the original code, only words of letters that are not stop words are replaced. The model reads the text
+with masked words, and then the unchanged text as the second text. This keeps candidates near the meaning.
+Candidates are found once for each text. note: algorithm 1 finds new candidates in each of the N_a rounds,
+from the text with the words replaced so far. This is N_a times the work, and the text changes its meaning.
+The original code masks one word at a time. Here up to 15 % of a text are masked at once, as in pre-training;
+14 of the 15 candidates are the same. A candidate is never a stop word or the word itself.
 """
 
 import re
@@ -35,39 +34,40 @@ from minibert.inference.predict import MICRO_TOKENS
 from minibert.tasks.specs import Example
 from minibert.tasks.word_vectors import STOP_WORDS, Vectors, is_word, nearest
 
-BLOCK = 128  # rows whose candidates are looked for at once
+BLOCK = 128  # rows whose candidates are computed together
 MASK_SHARE = 0.15  # of a text's pieces, at most, that are masked in one pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # no part of b2b or snake_case
 
 
 class Text(NamedTuple):
-    """A text, the w words of it that can be replaced, and what by."""
+    """A text, its w words that can be replaced, and their candidates."""
 
     text: str
-    spans: np.ndarray  # (w, 2) where in the text they are
+    spans: np.ndarray  # (w, 2) the positions of the words in the text
     candidates: np.ndarray  # (w, K) int32, numbers of `candidate_words`; -1 beyond the last
 
 
 class Query(NamedTuple):
-    """A stretch of a text that the model reads in one pass."""
+    """A part of a text that the model reads in one pass."""
 
     ids: list[int]
-    masked: list[int]  # which of them
+    masked: list[int]  # the masked ones
     words: list[int]  # the numbers of the words that these are
 
 
 def candidate_words(tokenizer: Tokenizer, vectors: Vectors) -> list[str]:
-    """What the numbers in `Text.candidates` mean: pieces of the vocabulary, then words with a vector."""
+    """The words for the numbers in `Text.candidates`: pieces of the vocabulary, then words with a vector."""
     return [*tokenizer.vocabulary, *vectors.words]
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, vectors: Vectors,
                     runtime: Runtime, k: int = 15, micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """The texts with the words that can be replaced, and K candidates for each; words without any stay out.
+    """The texts, the words that can be replaced, and K candidates for each word. Words without candidates are
+    left out.
 
-    `model` has an MLM head and is frozen on the runtime's device. A text of more pieces than the model reads
-    twice is asked about in stretches.
+    `model` has an MLM head and is frozen on the runtime's device. A text that is too long to be read twice is
+    divided into parts.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, rare, words = [], [], [], 0
@@ -95,10 +95,10 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """Where the words of letters are that are no stop words.
+    """The positions of the words of letters that are not stop words.
 
-    note: to `re`, a combining mark is no part of a word, so `WORD` alone would cut those of Hindi, or with
-    decomposed accents, to pieces; they are left alone.
+    note: for `re` a combining mark is not part of a word. So `WORD` alone would split words of Hindi, or
+    words with decomposed accents. These words are not replaced.
     """
     found = []
     for match in WORD.finditer(text):
@@ -111,10 +111,11 @@ def replaceable(text: str) -> list[tuple[int, int]]:
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
-    """The passes that ask about the words `single`, pairs of a piece's place and the number of the word.
+    """The passes for the words `single`, which are pairs: the position of the piece and the number of the
+    word.
 
-    A text of more than `room` pieces is cut into stretches of equal length; in each, the words take turns, so
-    that the masks of one pass lie far apart.
+    A text of more than `room` pieces is divided into parts of equal length. The words of a part are dealt to
+    the passes in turn, so the masks of one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -129,7 +130,7 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: Tokenizer,
                     runtime: Runtime, micro_tokens: int) -> None:
-    """Writes the model's K likeliest words for each masked one into the rows of `table` (words, K)."""
+    """Writes the model's K most likely words for each masked word into the rows of `table` (words, K)."""
     if not queries:
         return
     cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
@@ -164,8 +165,8 @@ def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, t
 def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[str]:
     """`n` copies of a text, each of its words replaced with probability p by one of its candidates.
 
-    The draws are a function of `key` alone. What stands between the words stays as it is, and a replacement
-    has the case of the word before it.
+    The random numbers depend on `key` alone. The text between the words does not change. A replacement gets
+    the case of the replaced word.
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, w)
@@ -184,7 +185,7 @@ def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[st
 
 
 def in_case_of(old: str, new: str) -> str:
-    """The new word with a capital, or in capitals, where the old one is."""
+    """The new word in the case of the old one: lower case, with a capital, or in capitals."""
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
@@ -194,9 +195,9 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], names:
             seed: int, report: Callable[[str], None] | None = print) -> Iterator[Example]:
     """Each row, then up to `n` different variants of it, with its id and label.
 
-    `find` is `with_candidates` but for its first argument, `names` what its numbers mean. The two texts of a
-    pair vary independently. `report` gets a line after every block.
-    note: the original code pairs every variant of the second text with the last variant of the first.
+    `find` is `with_candidates` without its first argument. `names` has the words for its numbers. The two
+    texts of a pair vary independently. `report` gets a line after every block. note: the original code pairs
+    every variant of the second text with the last variant of the first.
     """
     begun = time.perf_counter()
     for start in range(0, len(rows), BLOCK):
@@ -216,5 +217,5 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], names:
 
 
 def columns_of(row: Example) -> tuple[str, ...]:
-    """Its one or two texts."""
+    """The text columns of a row: one or two texts."""
     return (row.text,) if row.pair is None else (row.text, row.pair)

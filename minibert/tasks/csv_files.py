@@ -1,4 +1,4 @@
-"""A user's csv files: read into a task and its examples, and written so that they read back the same."""
+"""A user's csv files: reading a task and its examples, and writing them so that they read back the same."""
 
 import csv
 import io
@@ -15,15 +15,16 @@ from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
 DEV_SHARE = 0.1  # of a csv file without a dev file
-MANY = 20  # classes; more than these, all of them numbers, or most rows with one of their own, are questioned
+MANY = 20  # with more classes than this, labels that are numbers or mostly unique cause a question
 
-# the columns of a user's csv that are read as (text, pair): the first of these that are all there
+# the columns of a user's csv that are read as (text, pair): the first entry whose columns all exist
 TEXT_COLUMNS = (("text", "pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
                 ("question1", "question2"), ("question", "sentence"), ("text", None), ("sentence", None))
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
-    """A csv file (with tabs: .tsv) and the task it poses; with `task` its labels are read as that task's.
+    """Reads a csv file (.tsv: with tabs). Returns its task and examples. With `task`, labels are read as that
+    task's.
 
     The header names `text`, optionally `pair` (or others of `TEXT_COLUMNS`), and `label`, any words, numbered
     in sorted order, or `score`, any numbers; an `id` is kept, other columns are ignored. Numbers with a point
@@ -61,10 +62,11 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
-    """Writes examples with labels so that `read_csv` of `task` reads the same: one column or a pair of texts.
+    """Writes examples with labels, with one text column or two, so that `read_csv` with `task` reads the
+    same.
 
-    Tabs, quotes and line ends in a text are quoted as csv has it. The file is whole or not there. Returns the
-    number of examples.
+    Tabs, quotes and line ends in a text are quoted as csv has it. The file is complete or does not exist.
+    Returns the number of examples.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -95,7 +97,8 @@ def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """Task, train and dev examples of a csv file; without a `dev` file a tenth of the rows is dev.
 
-    A hash of the text alone decides, so equal texts stay on one side, and rows added later move none.
+    A hash of the text decides. So equal texts are in the same split, and rows that are added later change
+    nothing.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -156,8 +159,8 @@ def _delimiter(path: Path) -> str:
 
 
 def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
-    """The task of a csv file with the column `answer`: "score", or "label", whose words, sorted, are the
-    classes. Settings are those for GLUE.
+    """The task of a csv file with the column `answer`, "score" or "label". The classes are the sorted words
+    of "label". Settings are those for GLUE.
     """
     if answer == "label":
         for number, row in rows:

@@ -1,9 +1,9 @@
 """Fetches the official files of the data sets, checks each against its sha256, and unpacks the archives.
 
-A file grows under the name NAME.partial and gets its own only when its sha256 is right, and an archive is
-unpacked into a hidden folder that is renamed at the end: what has its final name is complete. Since every sum
-is known, it does not matter which address a file came from, or that one of them is plain http; and an archive
-is one that its authors packed, so Python's own unpacking is enough.
+A file is written as NAME.partial and gets its final name only if its sha256 is right. An archive is unpacked
+into a hidden folder that is renamed at the end. So everything with its final name is complete. Every sum is
+known, so the address of a file does not matter, and one address may be plain http. Each archive is the one
+that its authors packed, so Python's own unpacking is enough.
 """
 
 import http.client
@@ -32,10 +32,11 @@ USER_AGENT = "Mozilla/5.0 (compatible; minibert)"  # wikitext.smerity.com refuse
 
 
 def download(names: Iterable[str], out: str | Path, base_url: str | None = None) -> None:
-    """Lays the data sets of these names, or `glue` for all of GLUE, below `out` as the official downloads do.
+    """Downloads the data sets of these names (`glue` is all of GLUE) into `out`, with the folders of the
+    official downloads.
 
-    What is there is left alone: a folder that is not empty, and a file whose sha256 is right. `base_url`
-    takes the place of scheme and host in every address. One line a file on stdout, progress on stderr.
+    Folders that are not empty and files with the right sha256 are kept. `base_url` replaces scheme and host
+    in every address. One line a file on stdout, progress on stderr.
     """
     names = list(names)
     unknown = [name for name in names if name not in DATA_SETS and name != "glue"]
@@ -49,14 +50,14 @@ def download(names: Iterable[str], out: str | Path, base_url: str | None = None)
 
 
 def obtain(file: File, out: Path, base_url: str | None = None) -> tuple[Path, bool]:
-    """Sees to it that a file, or an archive's folder, is below `out`: its path, and whether it is new."""
+    """Makes sure that a file, or an archive's folder, is in `out`. Returns its path and whether it is new."""
     archive = out / file.path
     if not file.folder:
         return archive, fetch(file, archive, base_url)
     folder = archive.parent / file.folder
     if folder.is_dir() and any(folder.iterdir()):
         return folder, False
-    place_for(folder)  # what cannot be unpacked is said before it is downloaded
+    place_for(folder)  # an error comes before the download
     fetch(file, archive, base_url)
     unpack(archive, file.folder)
     return folder, True

@@ -26,17 +26,18 @@ MULTI_LABEL = "multi_label_classification"
 
 
 class Teaching(NamedTuple):
-    """What is learned from the teacher."""
+    """What the student learns from the teacher."""
 
     targets: dict[str, np.ndarray]  # its outputs on the training examples, see `teacher_outputs`
     layers: list[int]  # the student's layers, from 1, whose [CLS] states are compared; none without PKD
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
-    """The model `name` with the task's head: where `keeps_head` its own, else a new one from `seed`."""
+    """Loads the model `name` with the task's head: its own head if `keeps_head`, else a new one from `seed`.
+    """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a head is new is what fine-tuning is about
+        warnings.simplefilter("ignore")  # a new head is expected here
         if task.kind == "span":
             return minibert.load(name, "span")
         stated = "regression" if task.kind == "score" else None
@@ -53,13 +54,15 @@ def keeps_head(name: str, task: Task) -> bool:
         return False
     if task.kind == "classes" and label_order(config.labels, task) is None:
         return False
-    if head is None:  # only its tensors tell
+    if head is None:  # only its tensors show the head
         return isinstance(minibert.load(name), Span if task.kind == "span" else Classifier)
     return head == ("span" if task.kind == "span" else "classification")
 
 
 def load_tuned(name: str, task: Task) -> nn.Module:
-    """A model that was fine-tuned for the task, its classes in the task's order; else a `UserError`."""
+    """Loads a model that was fine-tuned for the task, with its classes in the task's order. Otherwise raises
+    `UserError`.
+    """
     model = minibert.load(name)
     if not isinstance(model, Span if task.kind == "span" else Classifier):
         raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
@@ -96,8 +99,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """For each class of the task the number that a model with these `labels` has for it, by its name; None
-    where they are not the same classes. `class_of` says which other spelling is the same name.
+    """For each class of the task, the number of the class with this name in a model with these `labels`.
+
+    Returns None if the classes differ. `class_of` decides which spellings are the same name.
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -109,8 +113,9 @@ def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
-    """The teacher's outputs on every example, in their order: `logits` (n, K), of spans (N, 2), and where
-    there are `layers`, from 1, their [CLS] states, `cls` (n, layers, D).
+    """The teacher's outputs on every example, in their order: `logits` (n, K), or (N, 2) for spans.
+
+    With `layers`, from 1, also their [CLS] states, `cls` (n, layers, D).
 
     `progress` is called with the number of tokens of every forward pass.
     """
@@ -134,7 +139,7 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
 
 
 def check_widths(student: Config, teacher: Config) -> None:
-    """`UserError` where PKD cannot compare the states of the two."""
+    """Raises `UserError` if PKD cannot compare the states of the two."""
     if student.hidden_size != teacher.hidden_size:
         raise UserError("--method pkd compares states of equal width: "
                         f"{student.hidden_size} against {teacher.hidden_size}; --method kd does not")

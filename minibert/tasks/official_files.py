@@ -22,8 +22,8 @@ Row = tuple[int, dict[str, str]]  # the line it starts in; columns by name
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
     """The rows of one of `task.splits`, in the order of the file; `folder` is the task's or its parent.
 
-    Ids are the file's own index, else the row's number from 0. What is missing or malformed is a `UserError`;
-    only QQP's first download has broken rows, which are left out of train and dev with one warning.
+    Ids are the file's own index, else the row's number from 0. Missing or malformed rows raise `UserError`.
+    Only the first download of QQP has broken rows; they are left out of train and dev with one warning.
     """
     if split not in task.splits:
         raise UserError(f"{task.name} has no split {split!r}; it has: {', '.join(task.splits) or 'none'}")
@@ -41,7 +41,7 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         if path.exists():
             if task.kind == "span":
                 return read_squad(path)
-            # not of test: a submission needs a prediction for each of its rows
+            # not in test: a submission needs a prediction for each row
             skip_malformed = task.name == "qqp" and split != "test"
             return _examples(path, task, table, _table_rows(path, table, skip_malformed))
     raise UserError(f"{places[0]} does not exist: run python data/download.py {task.name} --out data, "
@@ -75,7 +75,7 @@ def _table_rows(path: Path, table: Table, skip_malformed: bool = False) -> Itera
 
 
 def _examples(path: Path, task: Task, table: Table, rows: Iterable[Row]) -> list[Example]:
-    """Rows as examples; a bad label and no rows at all are errors."""
+    """Rows as examples. A bad label or an empty file is an error."""
     examples = []
     for number, row in rows:
         label = None
@@ -90,15 +90,15 @@ def _examples(path: Path, task: Task, table: Table, rows: Iterable[Row]) -> list
 
 
 def label_key(name: str) -> str:
-    """How labels are compared that are spelt differently: without case, with `_` for spaces and hyphens, and
-    LABEL_3, the name that most models on the hub have for class 3, as 3.
+    """The form in which labels with different spellings are compared: lower case, `_` for spaces and hyphens,
+    and 3 for LABEL_3, the name of class 3 in most models on the hub.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
 
 def class_of(name: str, task: Task) -> int | None:
-    """The class that a file or a model calls `name`: of exactly this name, else the only one that differs in
-    spelling alone (`label_key`); None where there is none, or more than one.
+    """The class that a file or a model calls `name`: the class with exactly this name, else the only one with
+    the same `label_key`. Returns None if there is none, or more than one.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -109,7 +109,7 @@ def class_of(name: str, task: Task) -> int | None:
 
 
 def label_of(text: str, task: Task, where: str, hint: str = "") -> int | float:
-    """The class number of what a file says, or its score."""
+    """The class number, or the score, of a label in a file."""
     if task.kind == "classes":
         number = class_of(text, task)
         if number is None:
@@ -177,10 +177,10 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
 # ---- submissions and the baseline --------------------------------------------------------------------------
 
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
-    """Writes `folder`/CoLA.tsv or the like, as the GLUE leaderboard wants it, and returns its path.
+    """Writes `folder`/CoLA.tsv or the like, in the format of the GLUE leaderboard, and returns its path.
 
     `predictions`: a class number or score for each row, in the order of the test file. Scores are clipped to
-    the task's range. The file is whole or not there.
+    the task's range. The file is complete or does not exist.
     """
     table = task.splits.get(split)
     if table is None or table.submission is None:
@@ -203,7 +203,7 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
 
 
 def majority(examples: list[Example], task: Task) -> int | float:
-    """The best answer that ignores the text: the commonest class (of equals the lowest) or the mean score.
+    """The best constant answer: the most frequent class (the lowest of equal ones) or the mean score.
 
     A fine-tuned model has to beat this constant on the dev split.
     """

@@ -1,4 +1,4 @@
-"""The options of finetune.py, and what each method makes of those that are not given."""
+"""The options of finetune.py, and the defaults of each method."""
 
 import dataclasses
 import math
@@ -20,89 +20,97 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 class Options:
     """Every option of finetune.py; None means the task's published setting."""
 
-    model: str | None = option(None, "folder or hub name to start from, or with --evaluate to judge "
-                               "(default: some layers of the --teacher, its head included)",
+    model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
+                               "--evaluate (default: layers of the --teacher, with its head)",
                                metavar="FOLDER", group="model")
-    teacher: str | None = option(None, "a fine-tuned teacher of the same task", metavar="FOLDER")
-    layers: int | None = option(None, "without --model: how many of the teacher's layers the student starts "
-                                "with, evenly spread", metavar="LAYERS")
-    layer_map: str | None = option(None, "without --model: which of them, from 0, as 0,2,5",
+    teacher: str | None = option(
+        None, "folder or hub name of a teacher that was fine-tuned on the same task", metavar="FOLDER")
+    layers: int | None = option(None, "without --model: the number of teacher layers that the student is a "
+                                "copy of, evenly spread", metavar="LAYERS")
+    layer_map: str | None = option(None, "without --model: these teacher layers (from 0), like 0,2,5",
                                    metavar="NUMBERS")
 
     task: str | None = option(None, f"{', '.join(TASKS)}, or a FILE.csv with columns text[,pair],label|score",
                               metavar="TASK", group="data")
-    data: str | None = option(None, "folder of the task's official files, or the one above it",
+    data: str | None = option(None, "folder of the task's official files, or its parent",
                               metavar="FOLDER")
-    dev: str | None = option(None, "held-out csv (default: a tenth of the task's csv, by a hash of the text; "
-                             "with --evaluate all of it)", metavar="FILE.csv")
+    dev: str | None = option(None, "csv file to evaluate on (default: a tenth of the task's csv, chosen by a "
+                             "hash of the text; with --evaluate all of it)", metavar="FILE.csv")
     augmented: str | None = option(
-        None, "train on this file of data/augment.py instead of the training set (tinybert on scores: in the "
-        "intermediate stage only, as published)", metavar="FILE.csv")
+        None, "train on this file of data/augment.py instead of the training set; tinybert on scores uses "
+        "it in the intermediate stage only, as published", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "unlabelled text files, one text a line, a tab between the two of a pair; "
-        "the teacher's outputs on them are learned, and no labels", metavar="FILE.txt")
-    train_examples: int | None = option(None, "train on so many examples only, the same for every seed",
-                                        metavar="EXAMPLES")
+        (), "learn only the teacher's outputs on these unlabelled texts: one text a line, or two with a "
+        "tab between them", metavar="FILE.txt")
+    train_examples: int | None = option(
+        None, "train on this number of examples only, the same ones for every seed", metavar="EXAMPLES")
     max_length: int | None = option(
-        None, "tokens of an example; longer ones are cut, SQuAD's contexts read in windows", metavar="TOKENS")
-    stride: int = option(128, "how far the start of SQuAD's windows advances (not their overlap)",
+        None, "longest example; longer ones are cut, and SQuAD's contexts are read in windows",
+        metavar="TOKENS")
+    stride: int = option(128, "distance between the starts of SQuAD's windows (not their overlap)",
                          metavar="TOKENS")
 
-    method: str = option("kd", "what is learned from the teacher: "
-                         + "; ".join(f"{name} {method.learns}" for name, method in TASK_METHODS.items()),
+    method: str = option("kd", "what the student learns from the teacher. "
+                         + "; ".join(f"{name}: {method.learns}" for name, method in TASK_METHODS.items()),
                          choices=tuple(TASK_METHODS), group="loss")
-    alpha: float | None = option(None, "share of the teacher's outputs in the loss; the labels have the rest "
-                                 "(with --transfer 1)")
+    alpha: float | None = option(
+        None, "weight of the teacher's outputs in the loss; the labels have 1 - alpha (with --transfer it "
+        "is 1)")
     temperature: float | None = option(None, "temperature of the teacher's outputs")
     beta: float | None = option(None, "weight of the [CLS] states", only_with=PKD)
-    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states are learned: every second, "
+    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states are learned: evenly spread, "
                                         "or the last ones", choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
-        None, "passes of the intermediate stage, 0: none (default: the task's, 20, 10 or 50)",
+        None, "passes of the intermediate stage; 0 leaves it out (default: 20, 10 or 50, by task)",
         metavar="EPOCHS", only_with=TINYBERT)
     intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
-    weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms other than 1, as "
-                                      "embedding=0 attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
-    imitate: str | None = option(None, "teacher layers, from 1, that the student's imitate, as 3,6,9,12 "
-                                 "(default: evenly spread)", metavar="LAYERS", only_with=TINYBERT)
+    weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms, like embedding=0 "
+                                      "attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
+    imitate: str | None = option(
+        None, "for each student layer, the teacher layer (from 1) that it imitates, like 3,6,9,12 (default: "
+        "evenly spread)", metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
-        None, "compare the student's states after a learned projection (default: only where the widths differ, "
-        "or the student is given by --model, as published)", only_with=TINYBERT)
+        None, "compare the student's states after a learned projection (default: yes, as published, but not "
+        "where the student starts as layers of its teacher)", only_with=TINYBERT)
     replace_rate: float | None = option(
-        None, "probability, in the first step, that a layer of the student replaces its group of the "
-        "teacher's layers", metavar="RATE", only_with=THESEUS)
+        None, "probability that a layer of the student replaces its group of the teacher's layers in the "
+        "first step", metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
-        None, "share of the steps in which it rises to 1; after them the student is trained alone",
-        metavar="SHARE", only_with=THESEUS)
+        None, "share of the steps in which this probability rises to 1; after them the student is trained "
+        "alone", metavar="SHARE", only_with=THESEUS)
 
     epochs: float | None = option(None, "passes over the training set (default: the task's)",
                                   metavar="EPOCHS", group="optimisation")
     batch: int | None = option(None, "examples of one optimiser step (default: the task's)",
                                metavar="EXAMPLES")
     lr: float | None = option(None, "peak learning rate (default: the task's)", metavar="RATE")
-    warmup: float = option(0.1, "share of steps that warm up", metavar="SHARE")
-    weight_decay: float = option(0.01, "AdamW's, not for biases and norms")
-    clip: float = option(1.0, "largest global gradient norm", metavar="NORM")
-    dropout: float | None = option(None, "of embeddings and block outputs (default: the model's)")
-    attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower")
-    seed: int = option(1, "of the new head, order and dropout; the first of --seeds", metavar="NUMBER")
+    warmup: float = option(0.1, "share of the steps with a rising rate", metavar="SHARE")
+    weight_decay: float = option(0.01, "weight decay of all weights except biases and norms")
+    clip: float = option(
+        1.0, "largest norm of the whole gradient; larger ones are scaled down to it", metavar="NORM")
+    dropout: float | None = option(None, "dropout of embeddings and block outputs (default: the model's)")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities; 0.1 in the papers, but slow")
+    seed: int = option(
+        1, "random seed of the new head, order and dropout; the first of --seeds", metavar="NUMBER")
     seeds: int = option(
-        1, "runs with consecutive seeds; the best one's model is kept, median and spread are reported; "
-           "--resume with more adds the others", metavar="RUNS")
+        1, "number of runs with consecutive seeds; the best model is kept, and median and range are "
+           "reported; --resume with more seeds adds the missing runs", metavar="RUNS")
 
-    micro_tokens: int = option(4096, "most tokens in one forward pass of one rank", metavar="TOKENS",
-                               group="machine")
-    precision: str = option("auto", "of matrix products; auto is 16 bits where native",
-                            choices=("auto", *PRECISIONS))
-    device: str = option("auto", "cpu, cuda, cuda:1 ...", metavar="DEVICE")
-    threads: int | None = option(None, "CPU threads (default: torch's choice)", metavar="NUMBER")
+    micro_tokens: int = option(
+        4096, "most tokens in one forward pass of a rank; a smaller number needs less memory",
+        metavar="TOKENS", group="machine")
+    precision: str = option(
+        "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
+        choices=("auto", *PRECISIONS))
+    device: str = option("auto", "device, like cpu, cuda, cuda:1", metavar="DEVICE")
+    threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="NUMBER")
 
     out: str = option("runs/finetune", "folder of the run", metavar="FOLDER", group="output")
-    resume: bool = option(False, "continue the run in --out")
+    resume: bool = option(False, "continue the stopped run in --out")
     checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS")
-    evaluate: bool = option(False, "no training: judge --model on the dev set, or on all rows of --dev or of "
-                           "the task's csv, whether it was trained on them or not")
+    evaluate: bool = option(False, "do not train: evaluate --model on the dev set, or on all rows of --dev "
+                           "or of the task's csv, even if it was trained on them")
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
 
     def __post_init__(self):
@@ -161,10 +169,10 @@ class Options:
         inner_weights(self)
 
 
-# What the methods set by default; without a teacher, none of it is read.
+# The defaults of the methods that learn from a teacher. Without a teacher they are not read.
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
-TEACHING = ("alpha", "temperature")  # options that only a teacher gives a meaning
-# What --evaluate reads; the others are of training.
+TEACHING = ("alpha", "temperature")  # options that are only read with a teacher
+# The options that --evaluate reads. The others are for training.
 JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "micro_tokens", "precision",
            "device", "threads", "predict", "out"}
 # Options that may differ when a run is resumed.
@@ -173,10 +181,11 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def check_read(options: Options) -> None:
-    """`UserError` for options that another leaves unread; asked before defaults are filled in."""
+    """Raises `UserError` for options that another option makes useless. Called before defaults are filled in.
+    """
     unread = {}
     if options.intermediate_epochs == 0:
-        unread = dict.fromkeys(("imitate", "weights", "intermediate_lr"),
+        unread = dict.fromkeys(("imitate", "weights", "intermediate_lr", "project"),
                                "--intermediate-epochs 0 leaves out the intermediate stage")
     alpha = METHOD_DEFAULTS[options.method]["alpha"] if options.alpha is None else options.alpha
     if options.teacher and not options.transfer and alpha == 0:
@@ -187,11 +196,13 @@ def check_read(options: Options) -> None:
 
 
 def resolve(options: Options) -> Options:
-    """The same with the method's defaults filled in."""
+    """The options with the method's defaults filled in."""
     check_read(options)
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
+    if options.method == "tinybert" and not options.model:
+        defaults = defaults | {"project": False}  # the student's states are of the teacher's kind already
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

@@ -1,7 +1,7 @@
-"""What finetune.py trains on: GLUE, IMDb and SQuAD as data: files, labels, metrics and published figures.
+"""The tasks of finetune.py as data: files, labels, metrics and published figures of GLUE, IMDb and SQuAD.
 
-Names and columns are those of the official downloads; official_files.py reads them. MNLI comes with AX, the
-GLUE diagnostic set, which has no labels here and is answered by an MNLI model.
+Names and columns are those of the official downloads; official_files.py reads them. MNLI has a second test
+set, AX, the GLUE diagnostic set. It has no labels, and an MNLI model predicts it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Example(NamedTuple):
-    """One row: `label` is the class number in `Task.labels`, a score, or None where the file has none."""
+    """One row. `label` is the class number in `Task.labels`, a score, or None if the file has no label."""
     id: str
     text: str
     pair: str | None
@@ -17,9 +17,9 @@ class Example(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One split's file: its official header, tab-separated, and which of these columns hold what.
+    """The file of one split: its official header, separated by tabs, and the meaning of its columns.
 
-    Without `has_header` the names count the columns of a file that has none. IMDb's `file` is a folder.
+    Without `has_header` the header is not in the file and only names its columns. IMDb's `file` is a folder.
     """
     file: str
     header: str = ""
@@ -27,11 +27,12 @@ class Table(NamedTuple):
     pair: str | None = None
     label: str | None = None
     has_header: bool = True
-    submission: str | None = None  # what the GLUE leaderboard calls the predictions
+    submission: str | None = None  # the name of the predictions on the GLUE leaderboard
 
 
 class Published(NamedTuple):
-    """A figure of others, in percent; where the source does not say, `metric` is "" and `split` "dev"."""
+    """A published figure in percent. If the source does not name them, `metric` is "" and `split` is "dev".
+    """
     model: str
     metric: str
     value: float
@@ -41,7 +42,7 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned, and the settings for it.
+    """A task and the settings for it.
 
     `kind` is "classes", K `labels` in class order; "score", one number a text; or "span", an answer inside a
     text. The files, and the leaderboard, say `words[k]` for `labels[k]`. The first of `metrics` (metrics.py)
@@ -54,8 +55,8 @@ class Task:
     words: tuple[str, ...]
     metrics: tuple[str, ...]
     folder: str = ""  # in the official download
-    download: str = ""  # where that is
-    splits: dict[str, Table] = field(default_factory=dict)  # none: a file of the user
+    download: str = ""  # the address of the download
+    splits: dict[str, Table] = field(default_factory=dict)  # empty for a user's file
     kind: str = "classes"
     score_range: tuple[float, float] | None = None  # None: any
     batch: int = 32
@@ -167,7 +168,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9) + _examples(accuracy=71.43)),
-    # 56.3 is what always answering "not_entailment" scores: 40 of 71
+    # 56.3 is the score of the constant answer "not_entailment": 40 of 71
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3) + _examples(accuracy=43.66)),
@@ -178,7 +179,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
          published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
-    # Its rows are questions, read and judged by squad.py and squad_windows.py; settings of BERT's README.
+    # Its rows are questions; squad.py and squad_windows.py read and score them. The settings are those of
+    # BERT's README.
     Task("squad", (), (), ("f1", "exact_match"), "squad",
          "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
          {"train": Table("train-v1.1.json"), "dev": Table("dev-v1.1.json")}, kind="span",

@@ -1,4 +1,4 @@
-"""A task's splits as a model reads them, and the model's answers, scores and errors on them."""
+"""The tokenised splits of a task, and a model's answers, scores and errors on them."""
 
 import dataclasses
 import math
@@ -26,9 +26,9 @@ from minibert.tasks.specs import TASKS, Example, Task
 
 
 class Split(NamedTuple):
-    """One split: its rows as read, and as the model reads them.
+    """One split: its rows, and the same rows tokenised.
 
-    SQuAD's rows are questions, seen in windows.
+    SQuAD's rows are questions. Their tokenised form is windows.
     """
 
     rows: list
@@ -37,14 +37,14 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits that a model is judged on; the first decides."""
+    """The splits on which a model is evaluated. The first one decides."""
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tuple[Task, dict[str, list]]:
     """The task and the rows of its splits: train, the dev splits, and with `predict` the test ones.
 
-    `task` is a name, with the folder `data`, or a csv file, with one of held-out rows, `dev`, or without.
+    `task` is a name with the folder `data`, or a csv file. `dev` is a csv file of held-out rows, or None.
     """
     if task in TASKS:
         known = TASKS[task]
@@ -55,8 +55,10 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tu
 
 def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bool, model: str
                        ) -> tuple[Task, dict[str, list]]:
-    """The same to judge a fine-tuned `model` on: no training rows; all rows of a csv, as "all rows", since
-    nothing is held out, with the labels of the model, as the file may lack some.
+    """The same for the evaluation of a fine-tuned `model`, without training rows.
+
+    All rows of a csv are one split, "all rows", because nothing is held out. Its labels are those of the
+    model, because the file may not have all of them.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits, predict)
@@ -81,7 +83,7 @@ def read_splits(task: Task, data: str, names: Iterable[str], predict: bool) -> d
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # a download of its own
+            if name != "ax":  # it is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -89,7 +91,9 @@ def read_splits(task: Task, data: str, names: Iterable[str], predict: bool) -> d
 
 def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
                     config: Config, model: str) -> dict[str, Split]:
-    """The splits as the model of this config, named `model`, reads them; `UserError` where it cannot."""
+    """Tokenises the splits for the model of this config, named `model`. Raises `UserError` if the model
+    cannot read them.
+    """
     check_pieces(tokenizer, config, model)
     if task.max_length > config.max_positions:
         raise UserError(f"--max-length {task.max_length} is more than the model's {config.max_positions} "
@@ -101,9 +105,9 @@ def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, str
 
 
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
-    """What data/augment.py made of a training set, of pairs of texts or not.
+    """Reads the file of data/augment.py, with pairs of texts or single texts.
 
-    `UserError` where it was made of rows that are `held_out`, by their ids.
+    Raises `UserError` if it was made from rows that are `held_out`, by their ids.
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
@@ -115,7 +119,7 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
 
 
 def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
-    """Rows as the model reads them."""
+    """Tokenises the rows of a split."""
     if task.kind == "span":
         windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
         spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
@@ -128,7 +132,9 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) -> Split:
-    """Unlabelled texts, one a line, or with `pairs` two, a tab between them; else a `UserError`."""
+    """Reads unlabelled texts, one a line, or with `pairs` two texts with a tab between them. Otherwise raises
+    `UserError`.
+    """
     lines = []
     for name in files:
         for number, line in enumerate(read_text(Path(name)).split("\n"), 1):
@@ -146,14 +152,16 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) ->
 
 
 def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
-    """A hash of what the model reads of each split that it learns from or is judged on."""
+    """A hash of the tokens and labels of each split that is used for training or evaluation."""
     return {name: split.examples.fingerprint for name, split in splits.items()
             if name not in task.test_splits}
 
 
 def check_data(out: Path, now: dict[str, str], files: dict[str, str]) -> None:
-    """`UserError` where the run in `out` was started with other examples than those of `fingerprints` now:
-    resumed, it would be neither run. `files`: by split, the option and the files that it was read from.
+    """Raises `UserError` if the run in `out` was started with other examples than those of the `fingerprints`
+    in `now`.
+
+    `files` has, by split, the option and the files that it was read from.
     """
     if not (out / "config.json").exists():
         return
@@ -170,7 +178,7 @@ def some_numbers(total: int, n: int) -> np.ndarray:
 
 
 def some_of(split: Split, n: int) -> Split:
-    """`n` examples, the same ones always."""
+    """`n` examples of a split, always the same ones."""
     chosen = some_numbers(len(split.examples.lengths), n)
     if split.windows is None:
         return Split([split.rows[i] for i in chosen], split.examples.part(chosen))
@@ -179,13 +187,14 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """The model's outputs on a split, as `predict.outputs` has them; `what` names the work as it goes."""
+    """The model's outputs on a split, in the form of `predict.outputs`. `what` is shown in the progress line.
+    """
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """What a model's outputs answer: classes (n,), scores (n,), or SQuAD's candidates by question id."""
+    """The answers of a model's outputs: classes (n,), scores (n,), or SQuAD's candidates by question id."""
     if task.kind == "span":
         return candidates_of(split, logits)
     return logits[:, 0] if task.kind == "score" else logits.argmax(-1)
@@ -201,7 +210,7 @@ def score(task: Task, split: Split, answers) -> dict[str, float]:
 
 def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
           micro_tokens: int = MICRO_TOKENS) -> tuple[dict[str, float], np.ndarray]:
-    """Scores of a model on a split, in percent, and the outputs that they were read from."""
+    """The scores of a model on a split, in percent, and its outputs."""
     logits = model_outputs(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
     return score(task, split, answers_of(task, split, logits)), logits
 
@@ -219,7 +228,9 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """Writes the model's errors as a table: its answer, the expected one, the text; the worst first."""
+    """Writes the model's errors as a table: its answer, the expected answer and the text, the worst errors
+    first.
+    """
     clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
     if task.kind == "span":
         wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)),
@@ -239,7 +250,7 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 
 def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] | None:
-    """The scores of always giving the commonest answer of the training set."""
+    """The scores of a constant answer: the most frequent answer of the training set."""
     if task.kind == "span" or train is None:
         return None
     return score(task, split, np.full(len(split.rows), majority(train.rows, task)))

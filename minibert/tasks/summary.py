@@ -1,5 +1,5 @@
-"""How a fine-tuning ends: the best seed's model, its errors and predictions, and the closing table of
-a constant, the teacher, the model and published figures.
+"""The end of a fine-tuning: the best seed's model, its errors and predictions, and the table of a constant
+answer, the teacher, the model and published figures.
 """
 
 import math
@@ -17,11 +17,12 @@ from minibert.tasks.official_files import write_submission
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, answers_of, baseline, model_outputs, write_errors
 
-OUTPUTS = "dev-outputs.safetensors"  # the kept model's outputs on the dev split that decides
+OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the first dev split
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """What the best epoch and the best seed are chosen by: the metric, and NaN below every number."""
+    """The key by which the best epoch and the best seed are chosen: the metric, with NaN below every number.
+    """
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
@@ -35,7 +36,7 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], seeds: int,
                  constant: dict[str, float] | None, teacher: dict[str, float] | None) -> list[dict[str, str]]:
-    """The rows of one dev split; scores in percent, None where there is no such row."""
+    """The rows of one dev split in the closing table. Scores are in percent; None leaves a row out."""
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
     def row(name: str, scores: dict[str, float]) -> dict[str, str]:
@@ -70,8 +71,10 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model of the best seed, by its score on `split`, to `out` and removes the others'; returns
-    the seed. Where it was moved before, it stays.
+    """Moves the model of the best seed, by its score on `split`, to `out` and removes the others. Returns the
+    seed.
+
+    If it was moved before, nothing changes.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -87,14 +90,16 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 
 def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes errors.tsv of the answers of `answers_of`, and of spans predictions.json and nbest.json."""
+    """Writes errors.tsv for the answers of `answers_of`. For spans it also writes predictions.json and
+    nbest.json.
+    """
     write_errors(out / "errors.tsv", task, split, answers)
     if task.kind == "span":
         squad.write_predictions(out, answers)
 
 
 def warn_if_constant(task: Task, answers) -> None:
-    """Says so where every answer is the same class."""
+    """Prints a warning if every answer is the same class."""
     if task.kind == "classes" and (constant := metrics.constant_class(answers)) is not None:
         say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
             "of a constant. More --epochs, another --lr (higher for a small model) or --seed may help")
@@ -102,8 +107,8 @@ def warn_if_constant(task: Task, answers) -> None:
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """By dev split: the scores over the seeds, of a constant, and of the teacher, if it was judged; and the
-    rows of the closing table.
+    """For each dev split: the scores over the seeds, of a constant answer and of the teacher (if evaluated),
+    and the rows of the closing table.
     """
     found, rows = {}, []
     for name, split in dev.items():
@@ -116,7 +121,7 @@ def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dic
 
 def write_predictions(folder: Path, task: Task, splits: dict[str, Split], model: nn.Module, runtime: Runtime,
                       micro_tokens: int) -> None:
-    """The leaderboard's file of every test split that is there."""
+    """Writes the leaderboard's file of every test split that exists."""
     for name in task.test_splits:
         if name in splits:
             logits = model_outputs(model, splits[name], runtime, micro_tokens, f"predicting {name}")

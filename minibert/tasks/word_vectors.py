@@ -1,4 +1,4 @@
-"""Vectors of words and the nearest of them: GloVe's text files, or a model's own embeddings."""
+"""Word vectors and nearest words: from GloVe's text files, or from a model's own embeddings."""
 
 import itertools
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer
 
-CHUNK = 256  # words whose similarities to all others are held at once
-# function words, and what an apostrophe leaves of "don't" or "it's"
+CHUNK = 256  # number of words whose similarities to all others are in memory at once
+# function words, and the parts of "don't" or "it's" around the apostrophe
 STOP_WORDS = frozenset("""
 a about above after again against ain all am an and any are aren as at be because been before being below
 between both but by can could couldn d did didn do does doesn doing don down during each few for from further
@@ -27,24 +27,24 @@ yourself yourselves
 
 
 class Vectors(NamedTuple):
-    """Words that can be found, and how any word is looked up."""
+    """Words that can be found as neighbours, and a function that looks up any word."""
 
     words: list[str]
     table: Tensor  # (n, D), rows of length 1
-    of: Callable[[str], Tensor | None]  # the direction of a word (D,), or None where there is none
+    of: Callable[[str], Tensor | None]  # the direction of a word (D,), or None if it has none
 
 
 def is_word(text: str) -> bool:
-    """Letters only, more than one, and no stop word."""
+    """Whether a text is a word: two letters or more, nothing else, and not a stop word."""
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
-    """The first `limit` lines of a GloVe text file, `word x1 x2 ... xD`, as far as they are words of letters
-    and no stop words.
+    """The first `limit` lines of a GloVe text file, `word x1 x2 ... xD`, without stop words and without words
+    that contain other characters than letters.
 
-    The most frequent words come first there; the original code takes as many. A first line of two numbers
-    (word2vec's) is skipped. `UserError` names the line that is none of these.
+    GloVe's files begin with the most frequent words. The original code takes the same number. A first line of
+    two numbers (word2vec's) is skipped. `UserError` names a line of any other form.
     """
     path = Path(path)
     words, rows, width = [], [], None
@@ -55,7 +55,7 @@ def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
                 if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
                     continue
                 width = width or len(fields) - 1
-                # a few "words" of the largest files hold spaces themselves
+                # a few "words" of the largest files contain spaces
                 word, values = " ".join(fields[:-width]), fields[-width:]
                 try:
                     row = np.array(values, np.float32)
@@ -80,9 +80,9 @@ def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
 
 
 def own_vectors(model: nn.Module, tokenizer: Tokenizer) -> Vectors:
-    """A model's word embeddings around their mean; a word of several pieces is the mean of its pieces."""
+    """A model's word embeddings minus their mean. A word of several pieces is the mean of its pieces."""
     weight = model.encoder.word.weight.detach().float().cpu()
-    weight = weight - weight.mean(0)  # what all pieces share says nothing of their meaning
+    weight = weight - weight.mean(0)  # the common part of all pieces has no meaning
     found = [i for i, piece in enumerate(tokenizer.vocabulary) if is_word(piece)]
 
     def of(word: str) -> Tensor | None:

@@ -24,8 +24,8 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """So many `sequences` of a corpus, at every call the same ones, masked the same way: Bernoulli, whatever
-    the run trains with.
+    """`sequences` sequences of a corpus. They and their masks are the same at every call. The masks are
+    always Bernoulli.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -49,7 +49,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
-            else:  # only masked tokens matter
+            else:  # only masked tokens are needed
                 rows = labelled.to(last.device)
                 last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
             _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
@@ -87,10 +87,12 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 @torch.no_grad()
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
-    """How far the student's attention is from the teacher's: KL(teacher || student) in nats, the mean over
-    rows, heads, sequences and the student's layers, each against the one of the teacher's `layers`, from 1.
+    """The KL(teacher || student) of attention in nats: the mean over rows, heads, sequences and the student's
+    layers.
 
-    None where the numbers of heads differ. Both models are to be in eval mode.
+    `layers` has the teacher layer, from 1, for each student layer.
+
+    Returns None if the numbers of heads differ. Both models must be in eval mode.
     """
     ours, theirs, total = encoder_of(student), encoder_of(teacher), 0.0
     if ours.config.heads != theirs.config.heads:

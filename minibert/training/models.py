@@ -18,7 +18,7 @@ from minibert.model.heads import MaskedLM, PreTraining, encoder_of
 
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
-    """A student that is a folder, with this head; `UserError` where its vocabulary is not the teacher's
+    """Loads a student from a folder, with this head. Raises `UserError` if its vocabulary is not that of
     `tokenizer`.
     """
     if load_tokenizer(name).sha256 != tokenizer.sha256:
@@ -28,7 +28,7 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """The model of a folder, to be trained without a teacher, and its tokenizer; it gets an MLM head if it
+    """Loads a model and its tokenizer from a folder, to train it without a teacher. Adds an MLM head if it
     has none.
     """
     model, tokenizer = load(name), load_tokenizer(name)
@@ -65,7 +65,7 @@ def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
 
 
 def with_dropout(model: nn.Module, dropout: float | None = None, attention_dropout: float = 0.0) -> nn.Module:
-    """Sets dropout in place, that of hidden states where it is given; returns the model."""
+    """Sets dropout in place and returns the model. Dropout of hidden states is set only if it is given."""
     changed = {"attention_dropout": attention_dropout} | ({} if dropout is None else {"dropout": dropout})
     for module in model.modules():
         if hasattr(module, "config"):
@@ -74,7 +74,7 @@ def with_dropout(model: nn.Module, dropout: float | None = None, attention_dropo
 
 
 def check_positions(max_length: int, **models: nn.Module | None) -> None:
-    """Raises `UserError` where one of these models has fewer positions than a sequence may have tokens."""
+    """Raises `UserError` if one of these models has fewer than `max_length` positions."""
     for who, model in models.items():
         if model is not None and max_length > model.config.max_positions:
             raise UserError(f"--max-length {max_length} is more than the {who}'s "
@@ -82,12 +82,11 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """Puts a model that is not trained on the device, in eval mode; its matrices in 16 bits where products
+    """Moves a model that is not trained to the device, in eval mode. Its matrices are in 16 bits if products
     are.
 
-    Autocast would cast them anew for every micro-batch, since it keeps only the casts of weights that are
-    trained. Biases, LayerNorms, positions and token types stay fp32, and with them the sums that hidden
-    states are.
+    Otherwise autocast would cast them for every micro-batch, because it keeps only the casts of trained
+    weights. Biases, LayerNorms, positions and token types stay fp32, and so do the residual sums.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":

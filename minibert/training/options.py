@@ -32,89 +32,93 @@ class Options:
     """Every option of train.py; None means the default of the method."""
 
     method: str = option(
-        "distilbert", "what is minimised; with --help, the options and defaults of the method are shown",
+        "distilbert", "method of training; with --help, the options and defaults of this method are shown",
         choices=tuple(METHODS))
 
     teacher: str | None = option(
-        None, "folder or hub name of the teacher (default: the bundled one); with mlm, the student only "
-        "starts from it (default: none)", metavar="FOLDER", group="model")
+        None, "folder or hub name of the teacher (default: the bundled one); mlm only copies layers from "
+        "it (default: none)", metavar="FOLDER", group="model")
     student: str | None = option(
         None, "preset (`bench.py size` lists them), or folder to start from (default: a DistilBERT of the "
         "teacher; tinybert, minilm, minilmv2: tinybert-4 in its vocabulary; mobilebert: a MobileBERT of its "
         "width)", metavar="PRESET")
-    layers: int | None = option(None, "layers of the student (default: the preset's; without one half the "
-                                "teacher's)", metavar="LAYERS")
-    init: str | None = option(None, "how the student starts: as a copy of the teacher, with its embeddings "
-                              "and head alone, or at random", choices=STARTS)
+    layers: int | None = option(None, "number of the student's layers (default: the preset's, or half of "
+                                "the teacher's)", metavar="LAYERS")
+    init: str | None = option(None, "start of the student: a copy of the teacher, of its embeddings and "
+                              "head alone, or random weights", choices=STARTS)
     layer_map: str | None = option(
-        None, "the teacher layer, from 0, that each of the student's starts as, like 0,2,5 (default: evenly "
-        "spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
+        None, "for each student layer, the teacher layer (from 0) that it is copied from, like 0,2,5 "
+        "(default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
     token_types: str = option(
-        "fold", "the teacher's token type 0, for a student without token types: added to the positions, or "
-        "left out as published", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
+        "fold", "for a student without token types: add the teacher's token type 0 to the positions, or drop "
+        "it as published", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
-        None, "of the student's embeddings and block outputs (default: the model's)", metavar="RATE")
-    attention_dropout: float = option(0.0, "of attention probabilities; 0.1 in the papers, but slower",
+        None, "dropout of the student's embeddings and block outputs (default: the model's)", metavar="RATE")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities; 0.1 in the papers, but slow",
                                       metavar="RATE")
 
     corpus: tuple[str, ...] = option(
-        ("python-docs",), "prepared folder, text files or folders, or python-docs", metavar="FILE",
-        group="data")
+        ("python-docs",), "text to train on: a prepared folder, text files or folders, or python-docs",
+        metavar="FILE", group="data")
     eval_corpus: tuple[str, ...] = option(
-        (), "likewise, held-out text (default: the held-out part of --corpus)", metavar="FILE")
-    wikitext: str = option("auto", "text files are tokenised WikiText", choices=("auto", "yes", "no"))
-    one_line: bool = option(False, "one line is one sequence, instead of lines joined up to --max-length")
-    max_length: int = option(128, "length of a sequence, [CLS] and [SEP] included", metavar="TOKENS")
-    masking: str | None = option(None, "which tokens are masked", choices=tuple(SELECTIONS))
+        (), "text to evaluate on, in the same forms (default: the held-out part of --corpus)", metavar="FILE")
+    wikitext: str = option("auto", "read text files as tokenised WikiText", choices=("auto", "yes", "no"))
+    one_line: bool = option(False, "make each line one sequence, instead of joining lines up to --max-length")
+    max_length: int = option(128, "longest sequence, with [CLS] and [SEP]", metavar="TOKENS")
+    masking: str | None = option(None, "how the masked tokens are chosen", choices=tuple(SELECTIONS))
     mask_share: float | None = option(None, "share of tokens that are masked", metavar="SHARE")
 
-    weights: tuple[str, ...] = option((), "weights of loss terms other than the published", group="loss",
+    weights: tuple[str, ...] = option((), "weights of loss terms, like mlm=1", group="loss",
                                       metavar="TERM=WEIGHT")
-    temperature: float | None = option(None, "of the KL between the outputs of teacher and student",
+    temperature: float | None = option(None, "temperature of the KL between teacher and student",
                                        metavar="T", only_with=only("distilbert", "mobilebert"))
-    kl_masked_only: bool = option(False, "KL at masked tokens only, instead of all tokens",
+    kl_masked_only: bool = option(False, "compute the KL at masked tokens only",
                                   only_with=only("distilbert"))
     imitate: str | None = option(
-        None, "the teacher layer, from 1, that each of the student's imitates, like 2,4,6 (default: evenly "
-        "spread)", metavar="NUMBERS", only_with=only("tinybert"))
+        None, "for each student layer, the teacher layer (from 1) that it imitates, like 2,4,6 (default: "
+        "evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
     teacher_layer: int | None = option(
-        None, "the teacher layer, from 1, that the student's last imitates (default: the last)",
+        None, "the teacher layer (from 1) that the student's last layer imitates (default: the last)",
         metavar="NUMBER", only_with=only("minilm", "minilmv2"))
     relation_heads: int | None = option(
-        None, "heads that queries, keys and values are cut into (default: 48, or the most below that divide "
-        "both widths)", metavar="HEADS", only_with=only("minilmv2"))
+        None, "number of relation heads (default: 48, or the largest smaller number that divides both "
+        "widths)", metavar="HEADS", only_with=only("minilmv2"))
     schedule: str | None = option(
-        None, "akt: all at once; jkt: the transfer of all layers, then distillation; pkt: layer by layer, "
-        "then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
-    transfer_share: float | None = option(None, "share of the steps before the distillation, of jkt and pkt",
+        None, "akt: transfer and distillation together; jkt: transfer of all layers, then distillation; "
+        "pkt: transfer layer by layer, then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
+    transfer_share: float | None = option(None, "share of the steps for the transfer in jkt and pkt",
                                           metavar="SHARE", only_with=only("mobilebert"))
 
-    steps: int | None = option(None, "optimiser steps (default: from --epochs)", metavar="STEPS",
+    steps: int | None = option(None, "number of optimiser steps (default: from --epochs)", metavar="STEPS",
                                group="optimisation")
     epochs: float = option(3.0, "passes over the corpus", metavar="PASSES")
-    batch: int = option(128, "size of one optimiser step, over all ranks and micro-batches (published: 4000)",
+    batch: int = option(128, "sequences of one optimiser step, on all ranks together (published: 4000)",
                         metavar="SEQUENCES")
-    optimizer: str | None = option(None, "AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
+    optimizer: str | None = option(
+        None, "optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
     lr: float | None = option(None, "peak learning rate", metavar="RATE")
-    warmup: float | None = option(None, "share of the steps in which the rate rises", metavar="SHARE")
+    warmup: float | None = option(None, "share of the steps with a rising rate", metavar="SHARE")
     beta2: float | None = option(None, "the optimiser's second decay rate; the first is 0.9", metavar="RATE")
-    weight_decay: float | None = option(None, "not for biases and norms", metavar="DECAY")
-    clip: float | None = option(None, "largest norm of the gradient of all weights", metavar="NORM")
-    seed: int = option(56, "of weights, order, masks and dropout", metavar="NUMBER")
+    weight_decay: float | None = option(
+        None, "weight decay of all weights except biases and norms", metavar="DECAY")
+    clip: float | None = option(
+        None, "largest norm of the whole gradient; larger ones are scaled down to it", metavar="NORM")
+    seed: int = option(56, "random seed of weights, order, masks and dropout", metavar="NUMBER")
 
     micro_tokens: int = option(
-        4096, "most tokens in one forward pass of one rank; changes the memory and, but for the draws of "
-        "dropout, no result", metavar="TOKENS", group="machine")
-    precision: str = option("auto", "of matrix products; auto is 16 bits where the hardware has them",
-                            choices=("auto", *PRECISIONS))
-    device: str = option("auto", "cpu, cuda, cuda:1 ...", metavar="DEVICE")
-    threads: int | None = option(None, "CPU threads (default: torch's choice)", metavar="THREADS")
+        4096, "most tokens in one forward pass of a rank; a smaller number needs less memory and gives the "
+        "same result, except for the random numbers of dropout", metavar="TOKENS", group="machine")
+    precision: str = option(
+        "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
+        choices=("auto", *PRECISIONS))
+    device: str = option("auto", "device, like cpu, cuda, cuda:1", metavar="DEVICE")
+    threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
 
     out: str = option("runs/train", "folder of the run", metavar="FOLDER", group="output")
-    resume: bool = option(False, "continue the run in --out")
+    resume: bool = option(False, "continue the stopped run in --out")
     eval_every: int | None = option(None, "steps between held-out evaluations (default: at the end only)",
                                     metavar="STEPS")
-    eval_sequences: int = option(1000, "held-out sequences to evaluate on", metavar="SEQUENCES")
+    eval_sequences: int = option(1000, "number of held-out sequences to evaluate on", metavar="SEQUENCES")
     checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS")
 
     def __post_init__(self):

@@ -1,5 +1,5 @@
-"""The folder of a run: opened once, or again to resume;
-metrics.jsonl cut back to the step that is resumed from.
+"""The folder of a run: creating it, opening it again to resume, and cutting metrics.jsonl back to the resumed
+step.
 """
 
 import contextlib
@@ -24,12 +24,13 @@ STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """SIGTERM, SIGINT and SIGHUP fill a list instead of ending the process, so that a loop can end its step
-    first.
+    """In this block SIGTERM, SIGINT and SIGHUP are added to a list instead of ending the process.
 
-    What comes after the loop is ended by them as usual, also by one that came too late for the loop to see.
-    One that was ignored stays so: a shell script has what it starts with `&` ignore the Ctrl-C meant for
-    itself.
+    So a loop can finish its step first.
+
+    After the block the signals end the process as usual. This includes a signal that came too late for the
+    loop. A signal that was ignored before stays ignored: a shell starts commands with `&` so that they ignore
+    its own Ctrl-C.
     """
     stop: list[int] = []
     terminals = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream and stream.isatty()]
@@ -37,7 +38,7 @@ def stop_requests() -> Iterator[list[int]]:
     def heard(number: int, frame) -> None:
         stop.append(number)
         if number not in (signal.SIGTERM, signal.SIGINT):
-            for terminal in terminals:  # it is gone: what is still said goes nowhere instead of failing
+            for terminal in terminals:  # the terminal is lost: further output is dropped instead of failing
                 os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
 
     before = {sign: signal.signal(sign, heard) for sign in STOPS if signal.getsignal(sign) != signal.SIG_IGN}
@@ -57,8 +58,8 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
 
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
-    """Makes the folder of a run with these options. An existing run needs "resume" among them and, but
-    for `may_change`, the options it was started with.
+    """Creates the run folder. An existing run needs `resume` among the options, and its first
+    options, except those in `may_change`.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -78,7 +79,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """How an option was given, or that it was not, as words behind "was started"."""
+    """The words behind "was started" in an error: the option as it is typed, or that it was not given."""
     option = f"--{name.replace('_', '-')}"
     if value in (None, [], False):
         return f"without {option}"
@@ -87,7 +88,7 @@ def as_given(name: str, value) -> str:
 
 
 def check_corpus(out: Path, corpus: Corpus) -> None:
-    """`UserError` where the run in `out` was started with another text: resumed, it would be neither run."""
+    """Raises `UserError` if the run in `out` was started with another text."""
     before = read_json(out / "config.json").get("corpus") if (out / "config.json").exists() else None
     if before not in (None, corpus.fingerprint):
         raise UserError(f"the corpus is not the one that the run in {out} was started with; give the same "
@@ -95,8 +96,8 @@ def check_corpus(out: Path, corpus: Corpus) -> None:
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Hashes of the models' weights, by the option that names them; `UserError` where the run in `out` was
-    started with other weights under the same name: resumed, it would be neither run.
+    """Returns hashes of the models' weights, by the option that names them. Raises `UserError` if the run in
+    `out` was started with other weights under the same name.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     before = read_json(out / "config.json").get("weights") if (out / "config.json").exists() else None
@@ -108,12 +109,12 @@ def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, 
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Keeps the rows of metrics.jsonl up to `step`, so that what a resumed run repeats is not there twice."""
+    """Keeps the rows of metrics.jsonl up to `step`, because a resumed run writes the later rows again."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows_up_to(path, step)))
 
 
 def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
-    """The rows of metrics.jsonl up to `step`; half a line, the last one of a killed run, ends them."""
+    """The rows of metrics.jsonl up to `step`. An incomplete line, the last one of a killed run, ends them."""
     kept = []
     for line in read_text(path).split("\n") if path.exists() else ():
         try:
@@ -126,7 +127,7 @@ def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
     return kept
 
 
-# What a row of metrics.jsonl may hold beside the terms of the loss.
+# The fields of a row of metrics.jsonl that are not terms of the loss.
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out",
            "dev")
 
@@ -144,7 +145,7 @@ def in_words(row: dict) -> str:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one object to metrics.jsonl; opened anew each time, so that a folder that is gone is noticed."""
+    """Adds one object to metrics.jsonl. The file is opened each time, so a missing folder is noticed."""
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 

@@ -1,5 +1,5 @@
-"""What train.py shows at its end: a table that compares teacher and student, and sentences whose masks they
-fill.
+"""The output of train.py at its end: a table that compares teacher and student, and sentences with filled
+masks.
 """
 
 import statistics
@@ -11,7 +11,8 @@ from torch import nn
 
 from minibert.common.runtime import Runtime
 from minibert.data.tokenizer import Tokenizer
-from minibert.model.batch import Step, pack
+from minibert.inference.predict import fill_masks
+from minibert.model.batch import Step
 from minibert.model.heads import encoder_of
 
 SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not [MASK], an error is raised.",
@@ -38,7 +39,7 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
 
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
-    """The held-out figures that tables show, with the heading and the format of each; `scores` are figures by
+    """The held-out figures that tables show, with heading and format. `scores` has dictionaries of figures by
     name.
     """
     names = dict.fromkeys(name for score in scores for name in score)  # in order
@@ -64,21 +65,11 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
     return rows
 
 
-@torch.no_grad()
-def fill_masks(model: nn.Module, tokenizer: Tokenizer, sentence: str, runtime: Runtime,
-               best: int = 5) -> list[str]:
-    """The likeliest pieces at the first [MASK] of a sentence, best first."""
-    ids, segments = tokenizer.encode([sentence])
-    model.eval()
-    with runtime.autocast():
-        logits = model(pack(ids, segments).to(runtime.device))  # (N, V)
-    at = ids[0].index(tokenizer.mask_id)
-    return [tokenizer.id_to_piece(i) for i in logits[at, :tokenizer.vocab_size].topk(best).indices.tolist()]
-
-
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
-    """Lines that show what each model puts at the mask of some sentences, if all have the positions."""
+    """Lines with the answers of each model at the masks of some sentences, if all models have enough
+    positions.
+    """
     lines, models = [], {name: model for name, model in models.items() if model is not None}
     positions = min(model.config.max_positions for model in models.values())
     for sentence in (s.replace("[MASK]", tokenizer.names[4]) for s in SENTENCES):
@@ -86,7 +77,8 @@ def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, 
             continue
         lines += ["", sentence]
         for name, model in models.items():
-            lines.append(f"  {name:18} {', '.join(fill_masks(model, tokenizer, sentence, runtime))}")
+            pieces = fill_masks(model, tokenizer, sentence, runtime=runtime)[0]
+            lines.append(f"  {name:18} {', '.join(piece for piece, _ in pieces)}")
     return lines
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minibert.bench.shares import FORMULAS, share_kept
+from minibert.bench.shares import FORMULAS, mean_score, share_kept
 
 
 def test_the_formulas_by_hand():
@@ -38,3 +38,9 @@ def test_the_interval_of_normal_scores_is_that_of_their_median():
 def test_there_is_no_share_of_nothing():
     for formula in FORMULAS:
         assert share_kept(formula, [[10.0]], [[0.0, 5.0]]) is None
+
+
+def test_a_mean_score_and_its_interval():
+    assert mean_score([[10.0], [90.0]]) == pytest.approx((50.0,) * 3)
+    mean, low, high = mean_score([[10.0, 20.0, 60.0], [90.0]])
+    assert mean == 55.0 and (low, high) == (50.0, 75.0)  # the medians of three draws are 10 or 60 often enough

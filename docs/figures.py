@@ -1,0 +1,284 @@
+"""Draws the figures of the methods, docs/figures/*.svg: what is compared with what.
+
+    python docs/figures.py
+
+Which layers stand beside which comes from the functions that the training asks: `copied_layers`,
+`imitated_layers`, `patience_layers`, `stages` and `rates`. The names of the terms are those in metrics.jsonl.
+The files are plain SVG: the text in them is text, and the colours follow the reader's light or dark mode.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from xml.sax.saxutils import escape
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+
+from minibert.common.disk import write_text  # noqa: E402
+from minibert.distill.students import copied_layers, imitated_layers  # noqa: E402
+from minibert.distill.task_kd import patience_layers  # noqa: E402
+from minibert.training import mobilebert_stages as mobile  # noqa: E402
+
+FOLDER = Path(__file__).resolve().parent / "figures"
+WIDTH, ROW, BOX = 860, 34, 170  # of the figure, of a layer, of a box, in pixels
+STUDENT, TEACHER, MIDDLE = 40, WIDTH - 40 - BOX, WIDTH // 2  # left edges of the two columns
+HEAD = 1000  # the height of a head among the layers: above all of them
+
+# Every figure has its own background: a page may be light where the reader's system is dark.
+STYLE = """
+text { font: 14px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
+.card { fill: #ffffff; stroke: #d0d7de } .box { fill: #f3f5f8; stroke: #8c959f }
+.title { font-weight: 600; font-size: 16px } .name { font-weight: 600 } .note { fill: #59636e }
+.line { stroke-width: 2; fill: none } .line.tip { stroke-dasharray: none }
+.copy { stroke: #8c959f; stroke-width: 1.5; fill: none }
+.t0 { stroke: #0969da } .t1 { stroke: #bc4c00; stroke-dasharray: 7 4 }
+.t2 { stroke: #1a7f37; stroke-dasharray: 2 4 } .t3 { stroke: #8250df; stroke-dasharray: 10 3 2 3 }
+.moves { fill: #0969da } .slow { fill: #9cc4f5 } .distil { fill: #1a7f37 } .still { fill: #eaeef2 }
+.on { fill: #ffffff; font-weight: 600 }
+@media (prefers-color-scheme: dark) {
+text { fill: #e6edf3 } .card { fill: #0d1117; stroke: #3d444d } .box { fill: #1c232c; stroke: #7d8590 }
+.note { fill: #9198a1 } .copy { stroke: #7d8590 }
+.t0 { stroke: #58a6ff } .t1 { stroke: #f0883e } .t2 { stroke: #3fb950 } .t3 { stroke: #bc8cff }
+.moves { fill: #1f6feb } .slow { fill: #17406f } .distil { fill: #238636 } .still { fill: #21262d }
+.on { fill: #ffffff }
+}
+"""
+
+
+class Term(NamedTuple):
+    """One term of a loss."""
+
+    name: str  # as in metrics.jsonl
+    text: str  # what it is, one line
+    # (student, teacher): 0 the embeddings, 1 to L a layer, or HEAD; None instead of a teacher: the data
+    pairs: list[tuple[int, int | None]]
+
+
+class Figure(NamedTuple):
+    """What a method compares."""
+
+    title: str
+    student: int  # layers
+    teacher: int
+    at: list[int]  # beside which teacher layer each of the student's is drawn, embeddings first
+    terms: list[Term]
+    copied: list[tuple[int, int]] = []  # (student, teacher): whose weights are copied before training
+    head: str = ""  # what stands on top of both, if a term reads it
+    source: str = ""  # what the data give
+    notes: list[str] = []
+
+
+def spread(student: int, teacher: int) -> list[int]:
+    """Beside which teacher layer each student layer is drawn where nothing else says so."""
+    return list(imitated_layers(student, teacher))
+
+
+def distilbert() -> Figure:
+    """The student starts as half of the teacher's layers; logits and last states are compared."""
+    beside = [0, *(layer + 1 for layer in copied_layers(6, 12))]
+    return Figure("DistilBERT: 6 layers learn from 12", 6, 12, beside, [
+        Term("kl", "KL over the vocabulary at temperature T, all tokens; logits (N, V)", [(HEAD, HEAD)]),
+        Term("mlm", "cross-entropy of the words behind the masks; logits (N, V)", [(HEAD, None)]),
+        Term("cosine", "1 - cos of the last states, all tokens; states (N, D)", [(6, 12)])],
+        [*enumerate(beside), (HEAD, HEAD)], "MLM head", "words behind masks")
+
+
+def tinybert() -> Figure:
+    """Embeddings, and states and scores of layer m against those of the teacher's layer g(m)."""
+    g = imitated_layers(4, 12)
+    layers = [(m, g[m]) for m in range(1, 5)]
+    return Figure("TinyBERT, general distillation: 4 thin layers learn from 12", 4, 12, list(g), [
+        Term("embedding", "mean square of W h_s - h_t; embeddings (N, D)", [(0, 0)]),
+        Term("hidden", "mean square of W h_s - h_t; what the layer gives, states (N, D)", layers),
+        Term("attention", "mean square of the difference of scores q k' / sqrt(E); (H, T, T)", layers)],
+        notes=["W: a learned matrix for each pair, from the student's width to the teacher's"])
+
+
+def minilm() -> Figure:
+    """Relations of the last layers."""
+    title = "MiniLM: the last layer learns how tokens relate in the teacher's last"
+    return Figure(title, 4, 12, spread(4, 12), [
+        Term("attention_relation", "KL of softmax(q k' / sqrt(E)), row by row; (H, T, T)", [(4, 12)]),
+        Term("value_relation", "KL of softmax(v v' / sqrt(E)), row by row; (H, T, T)", [(4, 12)])],
+        notes=["q, k, v: of the layer's own attention; both models have H heads. The layers below are free."])
+
+
+def minilmv2() -> Figure:
+    """Relations of the last layers, in heads that are cut anew."""
+    said = "KL of softmax({0} {0}' / sqrt(D / R)), row by row; (R, T, T)"
+    return Figure("MiniLMv2: three relations, in R heads that are cut anew", 4, 12, spread(4, 12), [
+        Term(f"{x}_relation", said.format(x), [(4, 12)]) for x in "qkv"],
+        notes=["The heads of each side stand side by side, D wide, and are cut into R parts: "
+               "any number of heads fits."])
+
+
+def mobilebert() -> Figure:
+    """All layers, one by one; then the words behind masks."""
+    every = [(layer, layer) for layer in range(1, 7)]
+    return Figure("MobileBERT: 6 thin blocks learn from 6 of an IB-BERT (published: 24 from 24)", 6, 6,
+                  list(range(7)), [
+        Term("feature_map", "mean square of h_s - h_t, both normalised; what the block gives, (N, D)", every),
+        Term("attention", "KL of softmax(q k' / sqrt(E)), row by row; (H, T, T)", every),
+        Term("kd", "KL over the vocabulary, masked tokens; logits (M, V)", [(HEAD, HEAD)]),
+        Term("mlm", "cross-entropy of the words behind the masks; logits (M, V)", [(HEAD, None)])],
+        [(0, 0), (HEAD, HEAD)], "MLM head", "words behind masks",
+        ["With feature_map go mean and variance: those of the same states, over D.",
+         "Which of these is minimised when: the picture of the three schedules."])
+
+
+def kd() -> Figure:
+    """Outputs of a fine-tuned teacher, and the labels of the task."""
+    return Figure("kd: the outputs of a teacher that was fine-tuned on the task", 6, 12, spread(6, 12), [
+        Term("soft", "classes, spans: KL at temperature T; a score: squared error", [(HEAD, HEAD)]),
+        Term("hard", "classes, spans: cross-entropy with the label; a score: squared error", [(HEAD, None)])],
+        head="task head", source="labels of the task",
+        notes=["alpha soft + (1 - alpha) hard; layers are not compared, so the student may have any shape"])
+
+
+def pkd() -> Figure:
+    """[CLS] states of the layers below the last."""
+    pairs = {which: patience_layers(6, 12, which) for which in ("skip", "last")}
+    return Figure("PKD: kd, and the [CLS] states of the layers below the last", 6, 12, spread(6, 12), [
+        Term("soft", "as in kd", [(HEAD, HEAD)]), Term("hard", "as in kd", [(HEAD, None)]),
+        Term("patience", "skip: mean square of the normalised [CLS] states; (S, D)", pairs["skip"]),
+        Term("patience", "last: the same of the teacher's last layers below the top", pairs["last"])],
+        head="task head", source="labels of the task",
+        notes=["skip or last: --patience of finetune.py"])
+
+
+FIGURES = {draw.__name__: draw for draw in (distilbert, tinybert, minilm, minilmv2, mobilebert, kd, pkd)}
+
+
+# ---------------------------------------------------------------- drawing
+
+def text(x: float, y: float, said: str, kind: str = "", anchor: str = "start") -> str:
+    """One line of text; y is its base line."""
+    return (f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"' + (f' class="{kind}"' if kind else "")
+            + f">{escape(said)}</text>")
+
+
+def box(x: float, y: float, said: str) -> str:
+    """A box with a word in it."""
+    return (f'<rect x="{x:g}" y="{y:g}" width="{BOX}" height="{ROW - 8}" rx="5" class="box"/>'
+            + text(x + BOX / 2, y + ROW / 2 + 1, said, anchor="middle"))
+
+
+def page(height: float, title: str, parts: list[str]) -> str:
+    """The whole file."""
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" '
+            f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">\n'
+            f'<style>{STYLE}</style>\n'
+            f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1:g}" rx="8" class="card"/>\n'
+            + text(20, 32, title, "title") + "\n" + "\n".join(parts) + "\n</svg>\n")
+
+
+def drawn(figure: Figure) -> str:
+    """Student on the left, teacher on the right, a line for each pair that a term compares."""
+    top = 96 + (ROW if figure.head else 0)  # of the teacher's last layer
+
+    def height(layer: int) -> float:  # of a teacher's layer, in its middle
+        return 96 + (ROW - 8) / 2 if layer == HEAD else top + (figure.teacher - layer) * ROW + (ROW - 8) / 2
+
+    rows = {m: height(layer) for m, layer in enumerate(figure.at)} | {HEAD: height(HEAD)}
+    parts = [text(STUDENT + BOX / 2, 76, f"student, {figure.student} layers", "title", "middle"),
+             text(TEACHER + BOX / 2, 76, f"teacher, {figure.teacher} layers", "title", "middle")]
+    for x, last, place in ((STUDENT, figure.student, rows.get), (TEACHER, figure.teacher, height)):
+        for layer in range(last + 1):
+            parts.append(box(x, place(layer) - (ROW - 8) / 2, f"layer {layer}" if layer else "embeddings"))
+        if figure.head:
+            parts.append(box(x, place(HEAD) - (ROW - 8) / 2, figure.head))
+    if figure.source:
+        parts.append(box(MIDDLE - 85, 52, figure.source))
+    # lines that end at the same box, from the top: the text, the terms, the copy; none hides another
+    ending: dict[int, list[tuple[str, int | None]]] = {}
+    for kind, term in sorted(enumerate(figure.terms), key=lambda item: item[1].pairs[0][1] is not None):
+        for ours, theirs in term.pairs:
+            ending.setdefault(ours, []).append((f"line t{kind}", theirs))
+    for ours, theirs in figure.copied:
+        ending.setdefault(ours, []).append(("copy", theirs))
+    tip = STUDENT + BOX + 3
+    for ours, lines in ending.items():
+        for number, (kind, theirs) in enumerate(lines):
+            shift = (number - (len(lines) - 1) / 2) * 8
+            y = rows[ours] + shift
+            begin = f"{TEACHER - 4} {height(theirs) + shift:g}" if theirs is not None else (
+                f"{MIDDLE} {44 + ROW} V{y:g}")
+            parts.append(f'<path d="M{begin} L{tip + 3} {y:g}" class="{kind}"/>')
+            if kind != "copy":
+                parts.append(f'<path d="M{tip + 8} {y - 4:g} L{tip} {y:g} l8 4" class="{kind} tip"/>')
+    y = height(0) + ROW + 12
+    legend = [(f"line t{kind}", term.name, term.text) for kind, term in enumerate(figure.terms)]
+    if figure.copied:
+        legend.append(("copy", "start", "before training, the student's weights are copied from here"))
+    for kind, name, said in legend:
+        parts += [f'<path d="M{STUDENT} {y - 5:g} h44" class="{kind}"/>', text(STUDENT + 54, y, name, "name"),
+                  text(STUDENT + 206, y, said)]
+        y += 24
+    for note in figure.notes:
+        parts.append(text(STUDENT, y, note, "note"))
+        y += 22
+    return page(y, figure.title, parts)
+
+
+def schedules(layers: int = 6, steps: int = 740) -> str:
+    """MobileBERT's three schedules: for each part of the student, when it imitates and when it only moves."""
+    left, right, row = 150, WIDTH - 30, 22
+    meanings = {"akt": "auxiliary: the transfer of all layers together with distillation",
+                "jkt": "joint: first the transfer of all layers, then distillation",
+                "pkt": "progressive: the transfer of layer after layer, then distillation"}
+    # from the top; the number is that of the part in `rates`, where the head is one with the embeddings
+    bands = [("head", 0), *((f"layer {n}", n) for n in range(layers, 0, -1)), ("embeddings", 0)]
+    parts, y = [], 62.0
+
+    def x_of(step: float) -> float:
+        return left + (right - left) * step / steps
+
+    def bar(stage: mobile.Stage, kind: str, above: float, height: int) -> str:
+        return (f'<rect x="{x_of(stage.first) + 1:.5g}" y="{above:g}" class="{kind}" height="{height}" '
+                f'width="{x_of(stage.last) - x_of(stage.first) - 2:.5g}"/>')
+
+    for schedule in mobile.SCHEDULES:
+        parts.append(text(20, y, f"{schedule}, {meanings[schedule]}", "title"))
+        y += 10
+        for name, part in bands:
+            parts.append(text(left - 12, y + row - 6, name, anchor="end"))
+            for stage in mobile.stages(schedule, steps, layers):
+                middle = (stage.first + stage.last) // 2
+                moves = mobile.rates(stage, middle, layers, 0.1)[part] > 0
+                imitates = part in stage.layers
+                parts.append(bar(stage, "moves" if imitates else "distil" if stage.distil else
+                                 "slow" if moves else "still", y + 1, row - 2))
+                if imitates and stage.distil:
+                    parts.append(bar(stage, "distil", y + row - 6, 5))
+                if name == "head" and stage.distil:
+                    parts.append(text(x_of(middle), y + row - 6, "distillation: mlm and kd", "on", "middle"))
+            y += row
+        y += 34
+    parts += [text(left, y - 14, "first step", "note"), text(right, y - 14, "last step", "note", "end")]
+    y += 14
+    for kind, said in (
+            ("moves", f"imitates its teacher's block; before distillation at {mobile.IN_STAGE:g} times --lr"),
+            ("slow", f"imitated before, and still moves at {mobile.AFTER_STAGE:g} times --lr"),
+            ("distil", "learns from the words behind the masks and the teacher's probabilities of them"),
+            ("still", "does not move")):
+        parts += [f'<rect x="20" y="{y - 13:g}" width="34" height="16" class="{kind}"/>', text(66, y, said)]
+        y += 24
+    return page(y + 4, "MobileBERT: three schedules, what each part of the student learns when", parts)
+
+
+def main() -> None:
+    """Writes every figure."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, svg in all_figures().items():
+        write_text(FOLDER / name, svg)
+        print(FOLDER / name)
+
+
+def all_figures() -> dict[str, str]:
+    """The files by name."""
+    return {f"{name}.svg": drawn(figure()) for name, figure in FIGURES.items()} | {
+        "mobilebert-schedules.svg": schedules()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Makes docs/tour.ipynb of docs/tour.py: cuts it into cells, runs them, keeps their outputs.
+
+    make tour
+
+In tour.py, `# %%` begins a cell of code and `# %% [markdown]` one of text, as editors read it, too.
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CELL = re.compile(r"^# %%( \[markdown\])?\n", re.MULTILINE)
+
+
+def cells_of(source: str) -> list[tuple[str, str]]:
+    """The cells of a script in the percent format: "markdown" or "code", and the text."""
+    _, *parts = CELL.split(source)  # before the first mark there is nothing
+    return [("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip("\n")) if mark else
+            ("code", body.strip("\n")) for mark, body in zip(parts[::2], parts[1::2])]
+
+
+def main() -> None:
+    """Writes the notebook with its outputs; one with a cell that fails is not written."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    begun = time.perf_counter()
+    make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
+    cells = [make[kind](text, id=f"cell-{i}")  # counted, so that two versions differ little
+             for i, (kind, text) in enumerate(cells_of((HERE / "tour.py").read_text(encoding="utf-8")))]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    try:
+        NotebookClient(notebook, timeout=900, startup_timeout=300,
+                       resources={"metadata": {"path": str(HERE)}}).execute()
+    except CellExecutionError as error:
+        sys.exit(f"error: a cell fails, the notebook is not written: {error}")
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when it ran
+    nbformat.write(notebook, HERE / "tour.ipynb")
+    size = (HERE / "tour.ipynb").stat().st_size
+    print(f"{HERE / 'tour.ipynb'}: {size / 1e3:,.0f} kB, run in {time.perf_counter() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

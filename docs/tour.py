@@ -1,0 +1,448 @@
+# %% [markdown]
+# # A BERT and its student, cell by cell
+#
+# This tour builds a batch, looks inside a BERT, and makes a smaller BERT out of it. It takes one sitting.
+# It runs on two CPU cores in less than three minutes, on the small teacher in `weights/teacher`, and downloads
+# nothing.
+#
+# Every claim in the text is checked by an `assert` below it. Change a cell and run it again.
+#
+# The alphabet is that of the whole project: S sequences, N tokens of the batch, T tokens of one sequence, D
+# the width of hidden states, H heads, E = D / H the width of a head, V the vocabulary, L layers.
+
+# %%
+import itertools
+import math
+import sys
+from pathlib import Path
+
+ROOT = next(folder for folder in (Path.cwd(), Path.cwd().parent) if (folder / "weights" / "teacher").is_dir())
+sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import minibert
+
+torch.manual_seed(0)
+plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+
+teacher = minibert.load(ROOT / "weights" / "teacher").requires_grad_(False)
+tokenizer = minibert.load_tokenizer(ROOT / "weights" / "teacher")
+c = teacher.config
+print(f"L = {c.layers}, D = {c.hidden_size}, H = {c.heads}, E = {c.head_size}, V = {c.vocab_size}")
+print(f"{sum(p.numel() for p in teacher.parameters()):,} parameters")
+
+# %% [markdown]
+# ## 1. From text to a packed batch
+#
+# A tokenizer cuts text into pieces of a fixed vocabulary. A piece that goes on with a word starts with
+# `##`. `[CLS]` and `[SEP]` stand around each text.
+
+# %%
+texts = ["The function returns a list of strings.",
+         "Raises an exception.",
+         "If the file does not exist, an error is raised and nothing is written."]
+ids, segments = tokenizer.encode(texts)
+for sequence in ids:
+    print(len(sequence), "tokens:", " ".join(tokenizer.id_to_piece(i) for i in sequence))
+assert [tokenizer.decode(sequence) for sequence in ids] == [text.lower() for text in texts]
+
+# %% [markdown]
+# Most implementations put the sequences into a table of S rows, as wide as the longest one. The cells that
+# are left over are padding: they are computed and thrown away. Here the sequences stand one behind the
+# other in one stream of N tokens. `offsets` says where each one begins.
+
+# %%
+batch = minibert.pack(ids, segments)
+print("lengths", batch.lengths.tolist(), "  offsets", batch.offsets.tolist(), "  N =", len(batch.ids))
+
+S, T, N = len(ids), int(batch.lengths.max()), len(batch.ids)
+figure, (padded, packed) = plt.subplots(2, figsize=(11, 4.2), height_ratios=[3, 1])
+colours = ["tab:blue", "tab:orange", "tab:green"]
+
+
+def draw(axis, row, column, colour, piece=""):
+    axis.add_patch(plt.Rectangle((column, -row), 0.94, 0.94, color=colour))
+    axis.text(column + 0.47, 0.47 - row, piece, rotation=90, size=7, color="w", ha="center", va="center")
+
+
+for s, sequence in enumerate(ids):
+    for t in range(T):
+        real = t < len(sequence)
+        draw(padded, s, t, colours[s] if real else "0.85", tokenizer.id_to_piece(sequence[t]) if real else "")
+    for t, i in enumerate(sequence):
+        draw(packed, 0, int(batch.offsets[s]) + t, colours[s], tokenizer.id_to_piece(i))
+titles = f"padded: {S} rows of {T} = {S * T} cells", f"packed: {N} cells"
+for axis, rows, title in zip((padded, packed), (S, 1), titles):
+    axis.set(xlim=(0, N), ylim=(1 - rows, 1))
+    axis.set_title(title, loc="left")
+    axis.axis("off")
+plt.show()
+
+# %% [markdown]
+# Only attention needs to know where a sequence begins. So a packed batch gives every sequence exactly what
+# it would get alone.
+
+# %%
+with torch.no_grad():
+    together = teacher.encoder(batch)  # (N, D)
+    alone = torch.cat([teacher.encoder(minibert.pack([sequence])) for sequence in ids])
+print("states", tuple(together.shape), "  largest difference", f"{(together - alone).abs().max():.1e}")
+assert torch.allclose(together, alone, atol=1e-5)
+
+# %% [markdown]
+# ## 2. Attention
+#
+# A layer makes a query q, a key k and a value v of each token, for each head. The scores q k' / sqrt(E) say
+# how much token i looks at token j. Their softmax is the attention; with it, the values are averaged
+# (Vaswani et al. 2017, equation 1).
+
+# %%
+def attention(q, k):
+    """The probabilities (H, T, T) of one sequence; q and k are (T, H, E)."""
+    scores = torch.einsum("ihe,jhe->hij", q, k) / math.sqrt(q.shape[-1])
+    return scores.softmax(-1)
+
+
+trace = teacher.encoder.trace(batch)  # the hidden states of all layers, and their q, k, v
+q, k, v = trace.queries[2], trace.keys[2], trace.values[2]  # of the third layer, (N, H, E) each
+
+from minibert.model.attention import attend
+
+by_hand = torch.cat([torch.einsum("hij,jhe->ihe", attention(q[a:b], k[a:b]), v[a:b])
+                     for a, b in itertools.pairwise(batch.offsets.tolist())])  # one sequence after the other
+fast = attend(q, k, v, batch)  # what the model runs: neighbours of equal length in one call
+print("largest difference", f"{(by_hand - fast).abs().max():.1e}")
+assert torch.allclose(by_hand, fast, atol=1e-5)
+
+# %% [markdown]
+# Each row of a heat map is one token, and sums to 1. Heads differ: some look at neighbours, some at the token
+# itself, some at `[CLS]`, where nothing is to be found.
+
+# %%
+sentence = "If the file does not exist, an error is raised."
+
+
+def heat(axis, matrix, pieces, title):
+    axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+    axis.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=6)
+    axis.set_yticks(range(len(pieces)), pieces, fontsize=6)
+    axis.set_title(title, fontsize=9)
+
+
+def attention_of(model, sentence, layer):
+    """(H, T, T) of a layer, from 0, and the sentence's pieces."""
+    ids, _ = tokenizer.encode([sentence])
+    with torch.no_grad():
+        trace = model.encoder.trace(minibert.pack(ids))
+    return attention(trace.queries[layer], trace.keys[layer]), [tokenizer.id_to_piece(i) for i in ids[0]]
+
+
+heads, pieces = attention_of(teacher, sentence, layer=1)
+figure, axes = plt.subplots(1, 4, figsize=(11, 3.2))
+for axis, head in zip(axes, (0, 3, 6, 9)):
+    heat(axis, heads[head], pieces, f"layer 2, head {head + 1}")
+figure.tight_layout()
+plt.show()
+assert torch.allclose(heads.sum(-1), torch.ones(c.heads, len(pieces)), atol=1e-5)
+
+# %% [markdown]
+# ## 3. The head fills a mask
+#
+# The MLM head turns the last state of a token into one logit for each piece of the vocabulary: a small
+# layer, then the product with the word table, the same table that the embeddings come from.
+
+# %%
+gap = "The function returns a [MASK] of strings."
+ids_gap, _ = tokenizer.encode([gap])
+at = ids_gap[0].index(tokenizer.mask_id)
+with torch.no_grad():
+    last = teacher.encoder(minibert.pack(ids_gap))  # (N, D)
+    head = teacher.mlm
+    states = head.norm(F.gelu(head.dense(last)))  # (N, D)
+    logits = states @ teacher.encoder.word.weight.T + head.bias  # (N, V)
+    assert torch.allclose(logits, teacher(minibert.pack(ids_gap)), atol=1e-4)
+probabilities, best = logits[at].softmax(-1).topk(8)
+
+figure, axis = plt.subplots(figsize=(6, 2.2))
+axis.barh(range(8), probabilities)
+axis.set_yticks(range(8), [tokenizer.id_to_piece(i) for i in best])
+axis.invert_yaxis()
+axis.set(title=gap, xlabel="probability")
+plt.show()
+assert "list" in [tokenizer.id_to_piece(i) for i in best[:3]]
+
+# %% [markdown]
+# ## 4. Masking: 80, 10, 10
+#
+# To learn, 15 % of the tokens are selected, anew in every step. Of these 80 % become `[MASK]`, 10 % another
+# piece, and 10 % stay as they are (Devlin et al. 2018). The model does not know which, so it has to
+# understand all of them.
+
+# %%
+from minibert.data.masking import Masking, mask_tokens
+from minibert.data.python_docs import is_held_out, python_docs
+
+# docstrings of this Python's standard library; what is held out, the teacher has not seen either
+training_lines, held_out_lines = [], []
+for module, text in itertools.islice(python_docs(), 130):
+    target = held_out_lines if is_held_out(module) else training_lines
+    target += [line for line in text.split("\n") if 60 < len(line) < 220 and " the " in line]
+print(f"{len(training_lines):,} lines and {len(held_out_lines)} held out, for instance: {training_lines[0]}")
+
+corpus_ids, _ = tokenizer.encode(training_lines)
+stream, lengths = np.concatenate(corpus_ids), np.array([len(sequence) for sequence in corpus_ids])
+masked = mask_tokens(stream, lengths, tokenizer, Masking("bernoulli", share=0.15), 0)  # 0: the seed
+chosen, became = stream[masked.selected], masked.inputs[masked.selected]
+shares = {"[MASK]": (became == tokenizer.mask_id).mean(),
+          "another piece": ((became != tokenizer.mask_id) & (became != chosen)).mean(),
+          "as it was": (became == chosen).mean()}
+ordinary = ~tokenizer.special[stream]
+
+figure, axis = plt.subplots(figsize=(6, 1.6))
+left = 0
+for name, share in shares.items():
+    axis.barh(0, share, left=left, label=f"{name}: {share:.1%}")
+    left += share
+axis.set(title=f"{masked.selected.sum():,} of {ordinary.sum():,} tokens selected: "
+               f"{masked.selected.sum() / ordinary.sum():.1%}", yticks=[], xlim=(0, 1))
+axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
+plt.show()
+assert abs(masked.selected.sum() / ordinary.sum() - 0.15) < 0.01
+assert abs(shares["[MASK]"] - 0.8) < 0.03 and abs(shares["another piece"] - 0.1) < 0.03
+assert not tokenizer.special[chosen].any()  # [CLS] and [SEP] are never selected
+
+# %% [markdown]
+# ## 5. A student is cut out of the teacher
+#
+# DistilBERT starts as its teacher with half of the layers taken out (Sanh et al. 2019, section 3). The
+# embeddings and the head are copied. With 12 layers it keeps the first, the last, and four between them.
+
+# %%
+from minibert.distill.students import copied_layers
+
+assert copied_layers(6, 12) == [0, 2, 4, 7, 9, 11]  # counted from 0
+layers = copied_layers(2, c.layers)
+student = minibert.make_student(teacher, layers=2)
+kept = sum(p.numel() for p in student.parameters()) / sum(p.numel() for p in teacher.parameters())
+print(f"layers {[layer + 1 for layer in layers]} of {c.layers}; {kept:.0%} of the parameters")
+assert torch.equal(student.encoder.layers[1].query.weight, teacher.encoder.layers[3].query.weight)
+
+# %% [markdown]
+# What has it lost? We ask both about masked words in lines that neither has seen in training. Perplexity is
+# exp(mean cross-entropy): a model that guesses among k words at random has perplexity k.
+
+# %%
+from minibert.inference.predict import where_it_is
+from minibert.model.batch import Step
+from minibert.training.evaluate import evaluate
+
+unseen = minibert.masked_batch(tokenizer, held_out_lines, selection="bernoulli")
+held_out = Step([unseen], len(unseen.labels), len(unseen.masked), len(held_out_lines))
+runtime = where_it_is(teacher)
+scores = {"teacher": evaluate(teacher, held_out, runtime),
+          "cut": evaluate(student, held_out, runtime, teacher)}
+for name, score in scores.items():
+    print(f"{name:8} perplexity {score['perplexity']:6.1f}   right at masks {score['accuracy']:.1%}")
+assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
+
+# %% [markdown]
+# ## 6. The three losses, by hand
+#
+# The student learns from three things at once:
+#
+# - **KL**: its probabilities of all words, at all tokens, should be the teacher's. T is a temperature: 2.
+#   `L_kl = T² mean over tokens of KL(softmax(z_t / T) || softmax(z_s / T))`
+# - **MLM**: it should find the words behind the masks.
+#   `L_mlm = mean over masked tokens of -log softmax(z_s)[word]`
+# - **cosine**: its last states should point where the teacher's point.
+#   `L_cos = mean over tokens of 1 - cos(h_s, h_t)`
+#
+# The loss is 5 L_kl + 2 L_mlm + 1 L_cos. Written out, it takes ten lines.
+
+# %%
+masked_lines = minibert.masked_batch(tokenizer, training_lines[:16])
+batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): a word, or -100 where none is masked
+
+h_s, h_t = student.encoder(batch), teacher.encoder(batch)  # (N, D); student.eval(): without dropout
+z_s = student.mlm.logits(h_s, student.encoder.word.weight)  # (N, V)
+z_t = teacher.mlm.logits(h_t, teacher.encoder.word.weight)
+z_s.retain_grad()
+temperature = 2.0
+p_t, p_s = (z_t / temperature).softmax(-1), (z_s / temperature).softmax(-1)
+kl = temperature**2 * (p_t * (p_t.log() - p_s.log())).sum(-1).mean()
+at_masks = labels != -100
+mlm = -z_s.log_softmax(-1)[at_masks, labels[at_masks]].mean()
+cosine = (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).mean()
+loss = 5 * kl + 2 * mlm + cosine
+print(f"kl {kl:.4f}   mlm {mlm:.4f}   cosine {cosine:.4f}   loss {loss:.4f}")
+
+# %% [markdown]
+# The library computes the same numbers, but never holds all the logits (N, V): it walks over the rows in
+# chunks.
+
+# %%
+library_loss, terms = minibert.distillation_loss("distilbert", student, teacher, masked_lines)
+for name, ours in {"kl": kl, "mlm": mlm, "cosine": cosine}.items():
+    print(f"{name:8} by hand {ours:.6f}   library {terms[name]:.6f}")
+    assert abs(ours - terms[name]) < 1e-5 * max(1, abs(ours))
+assert abs(loss - library_loss) < 1e-5 * loss
+
+# %% [markdown]
+# Gradients can be written by hand, too. By one row of logits, d KL / d z_s = T (softmax(z_s / T) -
+# softmax(z_t / T)), and d MLM / d z_s = softmax(z_s) - onehot(label). Both are "what the student says less
+# what it should say".
+
+# %%
+parameters = [p for p in student.parameters() if p.requires_grad]
+automatic = torch.autograd.grad(loss, [z_s, *parameters], retain_graph=True)
+with torch.no_grad():
+    onehot = F.one_hot(labels[at_masks], z_s.shape[1])
+    by_hand = 5 * temperature * (p_s - p_t) / len(z_s)  # the mean over tokens
+    by_hand[at_masks] += 2 * (z_s[at_masks].softmax(-1) - onehot) / at_masks.sum()
+print("largest difference by the logits", f"{(by_hand - automatic[0]).abs().max():.1e}")
+assert torch.allclose(by_hand, automatic[0], atol=1e-6)
+
+library = torch.autograd.grad(library_loss, parameters)
+library, automatic = (torch.cat([g.flatten() for g in some]) for some in (library, automatic[1:]))
+print("relative difference by the parameters", f"{(library - automatic).norm() / automatic.norm():.1e}")
+assert (library - automatic).norm() < 1e-5 * automatic.norm()
+
+# %% [markdown]
+# ## 7. Why T squared?
+#
+# A temperature above 1 makes probabilities flatter, so that the teacher's second and third choices count,
+# too. But the gradient then becomes smaller, for large T as 1 / T²: one factor 1 / T from z / T, another
+# because flat distributions are close together (Hinton et al. 2015). T² takes this back: from T = 4 on, the
+# orange line is nearly level. Without T², the KL would nearly vanish beside the other two losses. (Between 2
+# and 4 both lines fall: there the distributions turn from peaked to flat, which no factor takes back.)
+
+# %%
+temperatures = [1, 2, 4, 8, 16]
+sizes = []
+for T_ in temperatures:
+    with torch.no_grad():
+        sizes.append(((z_s / T_).softmax(-1) - (z_t / T_).softmax(-1)).norm() / T_)  # without T squared
+sizes = torch.stack(sizes)
+
+figure, axis = plt.subplots(figsize=(5, 2.6))
+axis.loglog(temperatures, sizes / sizes[0], "o-", label="without")
+axis.loglog(temperatures, sizes * torch.tensor(temperatures)**2 / sizes[0], "o-", label="times T²")
+axis.set(xlabel="T", title="size of the gradient by the logits, T = 1 is 1")
+axis.legend(frameon=False)
+plt.show()
+assert sizes[4] / sizes[3] < 0.3  # from T = 8 to 16 it falls to about a quarter
+assert 0.5 < sizes[4] * 256 / (sizes[3] * 64) < 1.5  # and with T squared it stays about as it is
+
+# %% [markdown]
+# ## 8. Fifty steps
+#
+# A step takes 16 lines with new masks, computes the loss and its gradient, and lets AdamW move the weights.
+# The learning rate rises over 5 steps, then falls to 0.
+
+# %%
+import copy
+
+from minibert.training.optim import learning_rate
+
+cut = copy.deepcopy(student)  # as it was
+student.train()  # with dropout
+optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+steps, rows, rng = 50, [], np.random.default_rng(0)
+for step in range(steps):
+    some = rng.choice(len(training_lines), 16, replace=False)
+    data = minibert.masked_batch(tokenizer, [training_lines[i] for i in some], seed=step, max_length=64)
+    loss, terms = minibert.distillation_loss("distilbert", student, teacher, data)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, steps, peak=5e-4, warmup=5)
+    optimizer.step()
+    rows.append({"loss": loss.item(), **terms})
+student.eval()
+
+figure, axes = plt.subplots(1, 4, figsize=(11, 2.3))
+for axis, term in zip(axes, ("loss", "kl", "mlm", "cosine")):
+    axis.plot([row[term] for row in rows])
+    axis.set(title=term, xlabel="step")
+figure.tight_layout()
+plt.show()
+first, final = (np.mean([row["loss"] for row in part]) for part in (rows[:10], rows[-10:]))
+assert final < first
+
+# %% [markdown]
+# ## 9. Before and after
+#
+# Fifty steps are not many: the published student took 90 hours on eight GPUs. Still it has moved towards its
+# teacher, on lines that it has not seen.
+
+# %%
+scores["trained"] = evaluate(student, held_out, runtime, teacher)
+for name, score in scores.items():
+    closeness = f"   KL to the teacher {score['kl']:.3f}" if "kl" in score else ""
+    print(f"{name:8} perplexity {score['perplexity']:6.1f}   right at masks {score['accuracy']:.1%}"
+          + closeness)
+assert scores["trained"]["kl"] < scores["cut"]["kl"]
+assert scores["trained"]["perplexity"] < scores["cut"]["perplexity"]
+
+from minibert.inference.predict import fill_masks
+
+models = {"teacher": teacher, "cut": cut, "trained": student}
+for question in (gap, "If the file does not [MASK], an error is raised.",
+                 "Return [MASK] if the object is a string."):
+    print(f"\n{question}")
+    for name, model in models.items():
+        answers = fill_masks(model, tokenizer, question)[0]
+        print(f"  {name:8}", "  ".join(f"{piece} {p:.0%}" for piece, p in answers))
+
+# %% [markdown]
+# The last layer's attention, the mean over its heads. The student's layer 2 began as the teacher's layer 4.
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(11, 4))
+for axis, (name, model) in zip(axes, models.items()):
+    heads, pieces = attention_of(model, sentence, layer=-1)
+    heat(axis, heads.mean(0), pieces, f"{name}, last layer")
+figure.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## 10. The same student in `transformers`
+#
+# A student is saved as a Hugging Face folder. Whoever has `transformers` needs nothing of this project to
+# use it.
+
+# %%
+import importlib.util
+import tempfile
+import warnings
+
+with tempfile.TemporaryDirectory() as folder:
+    minibert.save(student, folder, tokenizer)
+    print(sorted(path.name for path in Path(folder).iterdir()))
+    if importlib.util.find_spec("transformers"):
+        warnings.filterwarnings("ignore", "IProgress not found")  # of its progress bars, in a notebook
+        import transformers
+
+        transformers.logging.disable_progress_bar()
+        theirs = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+        with torch.no_grad():
+            there = theirs(input_ids=torch.tensor(ids_gap)).logits[0]  # (T, V)
+            here = student(minibert.pack(ids_gap))
+        print(type(theirs).__name__, "largest difference of logits", f"{(there - here).abs().max():.1e}")
+        assert torch.allclose(there, here, atol=1e-4)
+    else:
+        print("transformers is not installed, so this is not compared.")
+
+# %% [markdown]
+# ## Where to go on
+#
+# - [Twelve functions to write yourself](exercises.md), each with the test that says whether it is right.
+# - A real run: `make demo`, or `python train.py --help`. It is the loop above with checkpoints and files
+#   around it.
+# - The other methods, with a figure each: [TinyBERT](tinybert.md), [MiniLM](minilm.md),
+#   [MobileBERT](mobilebert.md), [fine-tuning](fine-tuning.md).
