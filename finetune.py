@@ -344,7 +344,7 @@ def has_intermediate_stage(options: Options, task: Task) -> bool:
 def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, out: Path) -> float:
     """TinyBERT's first stage (Jiao et al. 2019, section 3.2): the student imitates embeddings, hidden states
     and attention of the fine-tuned teacher; labels are not read. Returns its seconds. The student is in
-    out/model, its task head not trained yet; the projections of its states lie beside it.
+    out/model, its task head not trained here; projections of its states, if there are any, lie beside it.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -366,7 +366,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
             if options.project:
                 write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
             minibert.save(student, out / "model", run.tokenizer, format="auto",
-                          card=card_of(options, task) + " Its task head is not trained yet.")
+                          card=card_of(options, task) + " This stage did not train its task head.")
             write_json(out / "result.json", {"seconds": seconds})
         run.runtime.barrier()
     return read_json(out / "result.json").get("seconds", 0.0)
