@@ -110,8 +110,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """The task with the settings of the options, and its splits as the model `reader` reads them: those of
-    `read_rows`, and "augmented" and "transfer" where they were asked for.
+    """Returns the task with the settings of the options, and its splits, tokenised for the model `reader`.
+
+    The splits are those of `read_rows`, and "augmented" and "transfer" if the options name them.
     """
     where = (options.task, options.data, options.dev, options.predict)
     task, rows = read_rows_to_judge(*where, reader) if options.evaluate else read_rows(*where)

@@ -136,7 +136,8 @@ class Models(NamedTuple):
 
 
 def make_models(options: Options, method: Method, weights) -> Models:
-    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text."""
+    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text.
+    """
     torch.manual_seed(options.seed)  # of a new head, and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
@@ -263,7 +264,8 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # a thread draws the next step while this one is computed; a signal only ends the step that it comes in
+    # a thread prepares the next step during this one; a signal lets the current step finish and then ends the
+    # loop
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
             begun = time.perf_counter()
@@ -289,7 +291,7 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # on every rank, though only one writes: so they stay together
+            # on every rank, though only one writes, so that all ranks wait for it
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:

@@ -9,7 +9,6 @@ folder: `runs/distilled/model` is `distilled`. A model that was fine-tuned with 
 
 import re
 import shlex
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

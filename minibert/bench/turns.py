@@ -85,7 +85,7 @@ def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
 
     try:
         yield process.pid, ask
-        with contextlib.suppress(ConnectionError):  # it has said its last word
+        with contextlib.suppress(ConnectionError):  # the process has ended
             pipe.send(False)
         process.join()
     finally:

@@ -92,12 +92,12 @@ def default_relation_heads(*widths: int) -> int:
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: the sequences of the whole step."""
+    """The divisor of each term's sum: the sequences of the whole step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """What the sum of each term is divided by: the sequences of the whole step."""
+    """The divisor of each term's sum: the sequences of the whole step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 

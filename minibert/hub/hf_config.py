@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from minibert.common.errors import UserError
-from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_DROPOUT, ATTENTION_INPUT, CLASSES,
-                                   FIELDS, NOT_KEPT)
+from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_DROPOUT, ATTENTION_INPUT,
+                                   CLASSES, FIELDS, NOT_KEPT)
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
@@ -123,7 +123,8 @@ def _labels(raw: dict) -> dict:
     numbers = raw.get("label2id")
     if isinstance(numbers, dict) and numbers.keys() == set(labels) and (
             [str(numbers[label]) for label in labels] != [str(i) for i in range(len(labels))]):
-        warnings.warn("label2id numbers the classes otherwise than id2label does; id2label counts", stacklevel=4)
+        warnings.warn("label2id numbers the classes otherwise than id2label does; id2label counts",
+                      stacklevel=4)
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 
 

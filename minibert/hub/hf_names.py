@@ -174,10 +174,9 @@ ALIASES = {
 }
 # Keys of a config.json that are not copied from the file: they repeat the model's own config, or name the
 # file or code that the model came from.
-NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype", "dtype",
-            "transformers_version", "_name_or_path", "auto_map", "format",
-            *(name for fields in FIELDS.values() for name in fields.values()),
-            *(name for aliases in ALIASES.values() for name in aliases)}
+NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
+            "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
+            *(name for fields in FIELDS.values() for name in fields.values())}  # ALIASES are among them
 # These differ in more than the name: attention dropout is written but not read (hub.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",

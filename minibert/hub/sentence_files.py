@@ -19,14 +19,14 @@ from minibert.hub.weight_files import read_bin
 from minibert.model.sentences import POOLING, Normalize, SentencePooling
 
 # Older files have a switch for each kind of pooling. The order is that of the concatenation.
-SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
-            "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
+            "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
 IGNORED = {  # settings of sentence_bert_config.json that do not change a vector
-    "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name", "model_args",
-    "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
+    "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
+    "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
 
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
@@ -55,7 +55,8 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
         for module in modules:
             if module["path"] not in ("", inside):
                 files |= _module_files(root, module["path"], legacy_bin)
-        described = [module | {"path": "" if module["path"] == inside else module["path"]} for module in modules]
+        described = [module | {"path": "" if module["path"] == inside else module["path"]}
+                     for module in modules]
         files["modules.json"] = (json.dumps(described, indent=2) + "\n").encode()
         return _pooling(root, folder, described, files, hidden_size), files
     except UserError as error:
@@ -85,8 +86,8 @@ def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
     pickled = root / name / "pytorch_model.bin"
     if f"{name}/model.safetensors" not in found and pickled.is_file():
         if not legacy_bin:
-            raise UserError(f"{pickled.parent} holds only pickled weights (.bin), which are not loaded; convert "
-                            "the model once: python weights/convert.py FOLDER TARGET")
+            raise UserError(f"{pickled.parent} holds only pickled weights (.bin), which are not loaded; "
+                            "convert the model once: python weights/convert.py FOLDER TARGET")
         found[f"{name}/model.safetensors"] = safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in read_bin(pickled).items()}, {"format": "pt"})
     return found
@@ -143,7 +144,7 @@ def _modes(place: Path, settings: dict) -> tuple[str, ...]:
     modes = settings.get("pooling_mode")
     if modes is None:
         on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
-        modes = [SWITCHES[name] for name in SWITCHES if name in on] + [name for name in on if name not in SWITCHES]
+        modes = [SWITCHES[name] for name in SWITCHES if name in on] + sorted(set(on) - set(SWITCHES))
     modes = (modes,) if isinstance(modes, str) else tuple(modes) or ("mean",)
     unknown = [mode for mode in modes if mode not in POOLING]
     if unknown:
@@ -163,6 +164,7 @@ def _dense(place: Path, settings: dict, weights: bytes) -> list[nn.Module]:
     tensors = safetensors.torch.load(weights)
     wanted = {f"linear.{name}": value.shape for name, value in linear.state_dict().items()}
     if {name: value.shape for name, value in tensors.items()} != wanted:
-        raise UserError(f"the weights in {place} are not those of its config.json: {', '.join(sorted(wanted))}")
+        raise UserError(f"the weights in {place} are not those of its config.json: "
+                        f"{', '.join(sorted(wanted))}")
     linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in tensors.items()})
     return [linear, kind()]

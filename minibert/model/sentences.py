@@ -69,7 +69,8 @@ def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
 def weighted_mean(last: Tensor, batch: Batch) -> Tensor:
     """(N, D) -> (S, D): the first token counts once, the second twice, and so on."""
     weights = (batch.positions + 1).float()  # (N,)
-    return weighted_sum(last, batch, weights) / weighted_sum(weights[:, None], batch, torch.ones_like(weights))
+    total = weighted_sum(weights[:, None], batch, torch.ones_like(weights))  # (S, 1)
+    return weighted_sum(last, batch, weights) / total
 
 
 POOLING = {"cls": first, "max": maximum, "mean": mean,

@@ -1,5 +1,4 @@
-"""The options of train.py, what stands for those that are not given, and the weights of the loss they
-describe.
+"""The options of train.py, the defaults of each method, and the weights of the loss.
 """
 
 import dataclasses

@@ -80,5 +80,3 @@ def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, 
             pieces = fill_masks(model, tokenizer, sentence, runtime=runtime)[0]
             lines.append(f"  {name:18} {', '.join(piece for piece, _ in pieces)}")
     return lines
-
-

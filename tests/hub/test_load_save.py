@@ -528,8 +528,8 @@ OTHERS = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Ident
 @pytest.mark.parametrize("form", ["hf", "minibert"])
 def test_settings_for_other_readers_are_carried_over(form, tmp_path):
     save(random_model(Classifier, BERT), tmp_path / "a")
-    change(tmp_path / "a", **OTHERS, attention_probs_dropout_prob=0.1, hidden_act="gelu_python", _name_or_path="x",
-           transformers_version="4.1", auto_map={"AutoModel": "mine.Model"}, num_labels=2)
+    change(tmp_path / "a", **OTHERS, attention_probs_dropout_prob=0.1, hidden_act="gelu_python",
+           _name_or_path="x", transformers_version="4.1", auto_map={"AutoModel": "mine.Model"}, num_labels=2)
     save(load(tmp_path / "a"), tmp_path / "b", format=form)
     save(load(tmp_path / "b"), tmp_path / "c")
     raw = json.loads((tmp_path / "c" / "config.json").read_text())
@@ -540,6 +540,9 @@ def test_settings_for_other_readers_are_carried_over(form, tmp_path):
         save(load(tmp_path / "a", labels=("x", "y", "z"), attention_dropout=0.2), tmp_path / "d")
     raw = json.loads((tmp_path / "d" / "config.json").read_text())  # they were about another classifier
     assert not OTHERS.keys() & raw.keys() and raw["attention_probs_dropout_prob"] == 0.2
+    save(load(tmp_path / "a", attention_dropout=0.2), tmp_path / "e")
+    raw = json.loads((tmp_path / "e" / "config.json").read_text())
+    assert OTHERS.items() <= raw.items() and raw["attention_probs_dropout_prob"] == 0.2
     save(load(tmp_path / "a", "encoder"), tmp_path / "e")
     assert not OTHERS.keys() & json.loads((tmp_path / "e" / "config.json").read_text()).keys()
 
@@ -594,7 +597,8 @@ def test_a_pooler_is_kept_beside_a_language_model(lacks, form, tmp_path):
     model = random_model(PreTraining, BERT)
     save(model, tmp_path / "a")
     change(tmp_path / "a", architectures=["BertForMaskedLM"])
-    retensor(tmp_path / "a", lambda tensors: {n: t for n, t in tensors.items() if not n.startswith(lacks or "-")})
+    retensor(tmp_path / "a", lambda tensors: {n: t for n, t in tensors.items()
+                                              if not n.startswith(lacks or "-")})
     save(load(tmp_path / "a"), tmp_path / "b", format=form)
     assert type(load(tmp_path / "b")) is MaskedLM
     assert same(load(tmp_path / "b", "encoder"), model.encoder)
@@ -641,7 +645,9 @@ def test_transformers_loads_it_cleanly(config, kind, tmp_path, tokenizer):
     ids, segments = tokenizer.encode(texts)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert words(texts)["input_ids"] == ids
-    theirs.eval()(**words("abc de", return_tensors="pt"))  # as a pipeline does: a DistilBERT takes no token types
+    encoded = words("abc de", return_tensors="pt")
+    assert ("token_type_ids" in encoded) == (config is not DISTILBERT)  # with which transformers 4 would fail
+    theirs.eval()(**encoded)
     ours = our_outputs(model, head, ids, segments)
     padded = config is not MOBILEBERT
     assert max(difference(ours, hf_outputs(theirs.eval(), head, ids, segments, padded)).values()) < 1e-5
@@ -702,8 +708,8 @@ def test_a_pipeline_reads_the_outputs_as_they_are_meant(config, change_to, of_lo
     if isinstance(said[0], list):  # of transformers 4
         said = said[0]
     scores = of_logits(torch.from_numpy(minibert.predict(model, tokenizer, [text])[0]))
-    assert {x["label"]: x["score"] for x in said} == pytest.approx(dict(zip(model.config.labels, scores.tolist())),
-                                                                   abs=1e-5)
+    expected = dict(zip(model.config.labels, scores.tolist()))
+    assert {x["label"]: x["score"] for x in said} == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["linear.Identity", "activation.Tanh", None])
@@ -713,10 +719,12 @@ def test_a_cross_encoder_stays_what_it_is(activation, tmp_path, tokenizer):
     model = random_model(Classifier, Config(**TINY, **CROSS))
     save(model, tmp_path / "a", tokenizer)
     path = f"torch.nn.modules.{activation}"
-    change(tmp_path / "a", sbert_ce_default_activation_function=path if activation == "linear.Identity" else None,
-           sentence_transformers={"activation_fn": path} if activation == "activation.Tanh" else None)
+    if activation == "linear.Identity":
+        change(tmp_path / "a", sbert_ce_default_activation_function=path)
+    elif activation:
+        change(tmp_path / "a", sentence_transformers={"activation_fn": path})
     save(load(tmp_path / "a"), tmp_path / "b", load_tokenizer(tmp_path / "a"))
-    function = {"linear.Identity": lambda x: x, "activation.Tanh": torch.tanh, None: torch.sigmoid}[activation]
+    function = {"linear.Identity": torch.clone, "activation.Tanh": torch.tanh, None: torch.sigmoid}[activation]
     pairs = [("abc", "de"), ("f", "abc de")]
     expected = function(torch.from_numpy(minibert.predict(model, tokenizer, *zip(*pairs))))[:, 0]
     for folder in ("a", "b"):

@@ -57,12 +57,13 @@ def write(path, content):
 
 def sentence_folder(folder, pooling=MEAN, after=("Normalize",), names=None, own=None, shared=None, words=None,
                     model=None):
-    """A folder of sentence-transformers: a model with `pooling`, then the modules `after`, where ("Dense", {...})
-    is one with settings; `own` and `shared` are sentence_bert_config.json and config_sentence_transformers.json.
+    """A folder of sentence-transformers: a model with `pooling`, then the modules `after`; ("Dense", {...}) is
+    one with settings. `own` is sentence_bert_config.json, `shared` config_sentence_transformers.json.
     """
     save(model or encoder(), folder, words or tokenizer())
     modules = []
-    for i, module in enumerate(["Transformer", ("Pooling", {"word_embedding_dimension": 16} | pooling), *after]):
+    pooling = {"word_embedding_dimension": 16} | pooling
+    for i, module in enumerate(["Transformer", ("Pooling", pooling), *after]):
         kind, settings = (module, None) if isinstance(module, str) else module
         path = f"{i}_{kind}" if i else ""
         modules.append({"idx": i, "name": str(i), "path": path, "type": (names or {}).get(kind, OLD + kind)})
@@ -85,7 +86,7 @@ def sentence_folder(folder, pooling=MEAN, after=("Normalize",), names=None, own=
 
 def dense(a, b, activation="torch.nn.modules.activation.Tanh", **more):
     """A Dense module from width a to b."""
-    return "Dense", {"in_features": a, "out_features": b, "bias": True, "activation_function": activation} | more
+    return "Dense", dict(in_features=a, out_features=b, bias=True, activation_function=activation) | more
 
 
 def vectors(folder, texts=TEXTS):
@@ -113,20 +114,22 @@ FORMS = {
     "mean": {},
     "not normalised": dict(after=()),
     "CLS": dict(pooling=MEAN | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}),
-    "max": dict(pooling=MEAN | {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, after=()),
+    "max": dict(pooling={"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, after=()),
     "two at once": dict(pooling=MEAN | {"pooling_mode_cls_token": True}),
     "square root": dict(pooling=MEAN | {"pooling_mode_mean_sqrt_len_tokens": True,
                                         "pooling_mode_mean_tokens": False}, after=()),
     "weighted mean": dict(pooling=MEAN | {"pooling_mode_mean_tokens": False,
                                           "pooling_mode_weightedmean_tokens": True}),
     "last token": dict(pooling=MEAN | {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}),
+    "no kind stated": dict(pooling={"pooling_mode_cls_token": False}),
     "new spelling": dict(pooling={"pooling_mode": "cls", "include_prompt": True}),
     "new spelling of two": dict(pooling={"pooling_mode": ["max", "mean"]}),
     "Dense": dict(after=[dense(16, 5)]),
-    "Dense after Normalize": dict(after=["Normalize", dense(16, 7, "torch.nn.modules.linear.Identity", bias=False)]),
+    "Dense after Normalize": dict(after=["Normalize",
+                                         dense(16, 7, "torch.nn.modules.linear.Identity", bias=False)]),
     "two of Dense": dict(after=[dense(16, 7, "torch.nn.modules.activation.GELU"), dense(7, 3), "Normalize"]),
     "shorter": dict(own={"max_seq_length": 9, "do_lower_case": False}),
-    "lower-cased": dict(own={"max_seq_length": None, "do_lower_case": True}, words=tokenizer(lowercase=False)),
+    "lower-cased": dict(own={"do_lower_case": True}, words=tokenizer(lowercase=False)),
     "cased": dict(own={"do_lower_case": False}, words=tokenizer(lowercase=False)),
     "a prompt": dict(shared={"prompts": {"q": "fed ", "p": "bad"}, "default_prompt_name": "q",
                              "similarity_fn_name": "dot"}),
@@ -147,7 +150,7 @@ def test_vectors_equal_sentence_transformers(form, tmp_path):
     # the same model, but not the same vectors, so that the comparison says something
     assert form == "mean" or np.shape(vectors(folder)) != np.shape(plain(folder)) or (
         np.abs(vectors(folder) - plain(folder)).max() > 1e-3) or form in (
-        "cased", "a prompt that is not the default", "a language model", "a DistilBERT")
+        "cased", "no kind stated", "a prompt that is not the default", "a language model", "a DistilBERT")
     np.testing.assert_allclose(vectors(folder), expected, rtol=0, atol=1e-5)
     save(load(folder), tmp_path / "b", minibert.load_tokenizer(folder))
     np.testing.assert_allclose(vectors(tmp_path / "b"), expected, rtol=0, atol=1e-5)
@@ -201,8 +204,8 @@ def test_convert_keeps_the_files_and_unpickles_once(tmp_path, monkeypatch, capsy
     for form in ("hf", "minibert"):
         assert convert(monkeypatch, folder, tmp_path / form, "--to", form) == 0
         np.testing.assert_array_equal(vectors(tmp_path / form), expected)
-        for name in ("config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json"):
-            assert json.loads((tmp_path / form / name).read_text()) == json.loads((folder / name).read_text())
+        for name in ("config_sentence_transformers", "sentence_bert_config", "1_Pooling/config"):
+            assert (tmp_path / form / f"{name}.json").read_text() == (folder / f"{name}.json").read_text()
 
 
 REFUSED = {
@@ -212,7 +215,7 @@ REFUSED = {
     "a module of others": (dict(after=["Dense"], names={"Dense": "pylate.models.Dense.Dense"}) | dict(
         after=[dense(16, 5)]), "names a module pylate.models.Dense.Dense"),
     "no pooling": (dict(names={"Pooling": OLD + "WordWeights"}), "begin with a Transformer and a Pooling"),
-    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "the activation mine.Act, which is none of torch.nn"),
+    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "activation mine.Act, which is none of torch.nn"),
     "a residual": (dict(after=[dense(16, 5, use_residual=True)]), "a residual connection"),
     "tokens": (dict(after=[dense(16, 5, module_input_name="token_embeddings")]), "works on token_embeddings"),
     "a size": (dict(after=[dense(15, 5)]), "2_Dense reads 15 numbers, where 16 come"),
@@ -250,3 +253,42 @@ def test_a_new_head_is_no_sentence_encoder(tmp_path):
     assert model.sentences is None
     save(model, tmp_path / "b", tokenizer())
     assert not (tmp_path / "b" / "modules.json").exists()
+
+
+def test_the_encoder_of_a_language_model_pools_as_the_folder_says(tmp_path):
+    folder = sentence_folder(tmp_path / "a", pooling={"pooling_mode": "cls"}, model=encoder(kind=MaskedLM))
+    alone = load(folder, "encoder")
+    np.testing.assert_array_equal(minibert.embed(alone, tokenizer(), TEXTS), vectors(folder))
+    save(alone, tmp_path / "b", tokenizer())
+    np.testing.assert_array_equal(vectors(tmp_path / "b"), vectors(folder))
+
+
+def test_where_no_setting_states_a_length_the_tokenizer_does(tmp_path):
+    """As sentence-transformers 6 saves it; never more than the model has positions."""
+    folder = sentence_folder(tmp_path / "a", own={"transformer_task": "feature-extraction"})
+    raw = json.loads((folder / "tokenizer_config.json").read_text())
+    for stated, read in ((9, 9), (10**6, 24)):
+        write(folder / "tokenizer_config.json", raw | {"model_max_length": stated})
+        save(load(folder), tmp_path / "b", minibert.load_tokenizer(folder))
+        for place in (folder, tmp_path / "b"):
+            expected = minibert.embed(load(place), tokenizer(), TEXTS, max_length=read)
+            np.testing.assert_array_equal(vectors(place), expected)
+
+
+def test_a_long_limit_is_the_models(tmp_path):
+    folder = sentence_folder(tmp_path, own={"max_seq_length": 512})
+    expected = minibert.embed(load(folder), tokenizer(), TEXTS, max_length=24)
+    np.testing.assert_array_equal(vectors(folder), expected)
+
+
+def test_other_outputs_of_the_model_are_refused(tmp_path):
+    folder = sentence_folder(tmp_path, own={"module_output_name": "sentence_embedding"})
+    with pytest.raises(minibert.UserError, match="sets module_output_name"):
+        vectors(folder)
+
+
+def test_weights_that_are_not_those_of_the_settings(tmp_path):
+    folder = sentence_folder(tmp_path, after=[dense(16, 5)])
+    save_file({"linear.weight": torch.zeros(5, 16)}, folder / "2_Dense" / "model.safetensors")
+    with pytest.raises(minibert.UserError, match="2_Dense are not those of its config.json: linear.bias"):
+        vectors(folder)
