@@ -26,6 +26,7 @@ from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.runtime import describe, start
+from minibert.inference.fast_encoder import kernels_of
 from minibert.model.config import PRESETS, Config, preset
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
@@ -86,7 +87,7 @@ class Job:
     threads: int
 
 
-def worker(engine: str, job: Job, pipe) -> None:
+def inference_worker(engine: str, job: Job, pipe) -> None:
     """One engine in its process; a turn returns the seconds of every example and of the batch, and logits."""
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](Path(job.folder), runtime.device)
@@ -137,7 +138,7 @@ def material(options: InferenceBench, tokenizer) -> tuple:
     return texts, pairs, *tokenizer.encode(texts, pairs, options.max_length)
 
 
-def shares(some: list[float]) -> dict[str, float]:
+def percentiles(some: list[float]) -> dict[str, float]:
     """Median, 5th, 95th and 99th percentile."""
     return dict(zip(("median", "p5", "p95", "p99"), np.percentile(some, (50, 5, 95, 99)).tolist()))
 
@@ -148,8 +149,8 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
     sentences, spread = rate(batch, together)
-    return {"latency": shares([s for turn in turns for s in turn["alone"]]),
-            "latency_with_tokenizer": shares([s for turn in turns for s in turn["with_tokenizer"]]),
+    return {"latency": percentiles([s for turn in turns for s in turn["alone"]]),
+            "latency_with_tokenizer": percentiles([s for turn in turns for s in turn["with_tokenizer"]]),
             "pass": statistics.median(passes), "pass_spread": [min(passes), max(passes)],
             "pass_with_tokenizer": statistics.median(sum(turn["with_tokenizer"]) for turn in turns),
             "sentences_per_second": sentences, "spread": spread,
@@ -157,9 +158,9 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
             "peak_memory_bytes": memory}
 
 
-def compare(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
+def compare_engines(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
     """Lets the engines take turns, prints a table and returns its figures."""
-    taken, memory = alternate(worker, engines, job, turns)
+    taken, memory = alternate(inference_worker, engines, job, turns)
     peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
     first = "transformers fp32" if "transformers fp32" in engines else engines[0]
@@ -207,6 +208,8 @@ def bench_inference(options: InferenceBench) -> dict:
     for engine, reason in reasons.items():
         if reason:
             print(f"without {engine}: {reason}")
+        elif engine.startswith("minibert "):
+            print(kernels_of(engine.split()[1], runtime.device)[1])
     engines = [engine for engine, reason in reasons.items() if not reason]
     if not engines:
         raise UserError("none of the engines asked for runs here")
@@ -222,14 +225,14 @@ def bench_inference(options: InferenceBench) -> dict:
             model = (init_weights(Classifier(dataclasses.replace(
                 shape, vocab_size=max(shape.vocab_size, tokenizer.vocab_size)))) if shape
                 else minibert.load(name))
-            write_files(model, tokenizer, folder, engines)
+            write_files(model, tokenizer, folder, engines, examples[2:])
             config = model.config
             del model
             for threads in counts:
                 job = Job(str(folder), *examples, options.batch, options.max_length,
                           options.device, threads)
                 results.append({"model": name, "threads": threads, "quality": scores,
-                                "engines": compare(name, config, engines, job, options.turns)})
+                                "engines": compare_engines(name, config, engines, job, options.turns)})
     if options.plot:
         metric = TASKS[options.task].metrics[0]
         plot([result for result in results if result["quality"]], metric, options.plot)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minibert.common.errors import UserError
+from minibert.common.processor import multiplies_bf16
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -140,9 +141,7 @@ def native_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 by itself; emulated, it is several times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-                or capabilities.get("sve_bf16") or capabilities.get("bf16"))
+    return multiplies_bf16()
 
 
 def describe(runtime: Runtime) -> dict:
