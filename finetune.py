@@ -2,8 +2,8 @@
 
 The file reads top to bottom: `main`, with every seed and one table at the end; the teacher; one seed, which
 is one stage or TinyBERT's two; one stage, the loop. Its options are in minibert/tasks/options.py. The losses
-are one import away, in minibert/distill/task_kd.py, tinybert.py and theseus.py. In minibert/tasks/, splits.py has the
-data, models.py the student and the teacher, summary.py the end.
+are one import away, in minibert/distill/task_kd.py, tinybert.py and theseus.py. In minibert/tasks/, splits.py
+has the data, models.py the student and the teacher, summary.py the end.
 """
 
 import dataclasses
@@ -33,7 +33,6 @@ from minibert.distill.students import copied_layers, make_student
 from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
 from minibert.distill.theseus import (layer_groups, replace_rate, replaced_groups, theseus_loss,
                                       train_layers_only)
-from minibert.distill.task_methods import TASK_METHODS
 from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
@@ -96,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then)
         if runtime.is_writer:
             teacher_scores = judge_teacher(run, teacher, splits)
-        if not TASK_METHODS[options.method].keeps_teacher:
+        if not (has_intermediate_stage(options, task) or options.method == "theseus"):
             teacher = None  # its outputs are known: its memory is free for the training
     if runtime.is_writer:
         write_json(Path(options.out) / "config.json", record)

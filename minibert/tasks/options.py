@@ -201,7 +201,7 @@ def resolve(options: Options) -> Options:
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
-    if options.method == "tinybert" and not options.model:
+    if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
         defaults = defaults | {"project": False}  # the student's states are of the teacher's kind already
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
