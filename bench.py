@@ -3,6 +3,7 @@
     bench.py train     the distillation step, and the same step on `transformers`
     bench.py inference latency and throughput of minibert and other engines, and the quality of each mode
     bench.py finetune  the fine-tuning step on a real task, and the same step on `transformers`
+    bench.py sentences sentence encoders beside their teacher: STS-B, retrieval on SQuAD, speed
     bench.py data      preparing a corpus, and `tokenizers` alone; memory as the corpus grows
     bench.py plan      hours and cost of a training, calculated from a rate
     bench.py size      parameters, bytes on disk and FLOPs, with the published figures
@@ -23,6 +24,7 @@ BENCHES = {
     "train": ("minibert.bench.train", "TrainBench", "bench_train"),
     "inference": ("minibert.bench.inference", "InferenceBench", "bench_inference"),
     "finetune": ("minibert.bench.finetune", "FinetuneBench", "bench_finetune"),
+    "sentences": ("minibert.bench.sentences", "SentencesBench", "bench_sentences"),
     "data": ("minibert.bench.data", "DataBench", "bench_data"),
     "plan": ("minibert.bench.plan", "PlanBench", "bench_plan"),
     "size": ("minibert.bench.size", "SizeBench", "bench_size"),
@@ -31,7 +33,7 @@ BENCHES = {
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
 # The option that takes the words without an option name.
-PLAIN = {"data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
+PLAIN = {"sentences": "--models", "data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
@@ -42,6 +44,7 @@ EXAMPLES = """examples:
   python bench.py inference --data data/glue_data --tokenizer weights/bert-base-uncased
   python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data --plot speed.png
   python bench.py inference --grid --threads 2
+  python bench.py sentences TEACHER runs/mine/model --sts data/glue_data --squad data/squad
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
   python bench.py data --growth 10,100,1000

@@ -1,9 +1,9 @@
-"""What `bench.py inference` compares: the modes of this project, and other engines where they are installed.
+"""The engines of `bench.py inference`: the modes of this project, and other engines if they are installed.
 
 An engine is a function that opens the files of a model and returns `run`; run(ids, segments), lists of S
 lists as the tokenizer gives them, returns the logits (S, K) of a classifier, computed on one device. All run
-the same weights. Others than ours pad: each as its users would, sentences sorted by length, `PADDED` of them
-padded to their longest.
+the same weights. The other engines pad, as their users would: sentences are sorted by length, and `PADDED` of
+them are padded to their longest.
 """
 
 import contextlib
@@ -36,7 +36,8 @@ Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Writes what the engines read: model/, and the forms of the others; what is there already is kept.
+    """Writes the files that the engines read: model/, and the formats of the other engines. Existing files
+    are kept.
 
     `calibration` has ids and segments of sentences, from which OpenVINO's int8 takes its scales.
     """
@@ -89,7 +90,7 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """This project: the model as it is loaded, or in a fast mode."""
+    """This project's engine: the loaded model, or a fast mode."""
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)
@@ -117,7 +118,7 @@ def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
 
 
 def _quiet_transformers():
-    """The package, silent about heads that are loaded without, and without bars."""
+    """Returns the package, without its warnings about missing heads and without progress bars."""
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -150,7 +151,7 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """CTranslate2 on the CPU: its encoder, then our head on the first tokens, which it does not have."""
+    """CTranslate2 on the CPU: its encoder, then our head on the first tokens, because it has no head."""
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
                                   inter_threads=1, intra_threads=torch.get_num_threads())
@@ -181,7 +182,7 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
 
 
 def why_not(engine: str, device: torch.device) -> str | None:
-    """Why an engine cannot take part on a device, or None where it can."""
+    """The reason why an engine cannot run on a device, or None if it can."""
     package, _, how = engine.partition(" ")
     if package == "minibert":
         try:

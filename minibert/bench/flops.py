@@ -32,7 +32,8 @@ def linear_elements(config: Config) -> int:
 
 
 def encoder_flops(config: Config, length: int) -> int:
-    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FLOPS_FORMULA`."""
+    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FLOPS_FORMULA`.
+    """
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 
@@ -59,7 +60,9 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 
 
 def matrix_peak(runtime: Runtime) -> float:
-    """The FLOP/s of a large square matrix product here, in the runtime's precision: best of several."""
+    """The FLOP/s of a large square matrix product on this machine, in the runtime's precision: the best of
+    several.
+    """
     on_gpu = runtime.device.type == "cuda"
     size = 8192 if on_gpu else 2048  # a GPU would wait longer for a small one than compute it
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])

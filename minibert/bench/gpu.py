@@ -96,7 +96,7 @@ def run_part(part: Part) -> tuple[str, dict | None, float]:
     """
     words = [sys.executable, *part.words]
     print(f"\n$ python {shlex.join(part.words)}", flush=True)
-    begun, last = time.monotonic(), ""
+    begun = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(words, cwd=ROOT, stdout=output, stdin=subprocess.DEVNULL)
         try:

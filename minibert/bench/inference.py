@@ -1,9 +1,9 @@
 """Times inference as the DistilBERT paper does (Sanh et al. 2019, table 3: the pairs of the STS-B dev set,
-one at a time) and in packed batches, beside other engines that are installed, and what each mode does to
-quality.
+one at a time) and in packed batches, with other installed engines, and measures the quality of each mode.
 
-Every engine lives in a process of its own with its number of threads, and they take turns on the same
-sentences with the same weights. A result is copied to the CPU before the clock stops, so CUDA is waited for.
+Every engine has its own process with its own number of threads. They take turns on the same sentences with
+the same weights. A result is copied to the CPU before the clock stops, so the time includes the work of the
+GPU.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ class InferenceBench:
 
 @dataclass(frozen=True)
 class Job:
-    """What one engine's process needs to know."""
+    """The settings of one engine's process."""
 
     folder: str
     texts: list[str] | None  # None: only tokens
@@ -123,7 +123,7 @@ def grid_shapes() -> dict[str, Config]:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple:
-    """(texts, pairs, ids, segments) of the examples, in an order of chance, so that a batch is a real mix."""
+    """(texts, pairs, ids, segments) of the examples, in random order, so that a batch is a real mixture."""
     rng = np.random.default_rng(0)
     if options.data is None:
         lengths = np.exp(rng.normal(LOG_MEAN, LOG_DEVIATION, options.examples or 100)).round()
@@ -145,7 +145,9 @@ def percentiles(some: list[float]) -> dict[str, float]:
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """What one engine's turns amount to, in seconds: of every example, of a pass over them, of the batch."""
+    """The figures of one engine's turns, from its seconds for every example, for a pass over them, and for
+    the batch.
+    """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
     sentences, spread = rate(batch, together)
@@ -220,7 +222,8 @@ def bench_inference(options: InferenceBench) -> dict:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(options.files or temporary) / name.strip("/").replace("/", "-").replace(" ", "")
             tokenizer = minibert.load_tokenizer(options.tokenizer if shape else name)
-            examples = material(options, tokenizer)  # a wrong --data is said before the files are made
+            # an error in --data is reported before the files are made
+            examples = material(options, tokenizer)
             torch.manual_seed(0)
             model = (init_weights(Classifier(dataclasses.replace(
                 shape, vocab_size=max(shape.vocab_size, tokenizer.vocab_size)))) if shape

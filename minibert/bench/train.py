@@ -97,7 +97,7 @@ def distillation_turn(method: str, options: TrainBench, runtime):
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
     teacher, student = (init_weights(build(config)) for config in shapes(options))
     if timed.module:
-        student = timed.module(student, teacher.config)
+        student = timed.module(student, teacher)
     hold_frozen(teacher, runtime)
     student.to(runtime.device).train()
     optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
@@ -162,7 +162,7 @@ def bench_train(options: TrainBench) -> dict:
         method_of = {"minibert": options.methods[0]}
     peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
     kinds = [*method_of, *peers]
-    teacher, student = shapes(options)  # what is wrong is said before minutes of warm-up
+    teacher, student = shapes(options)  # errors are reported before minutes of warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:

@@ -1,4 +1,4 @@
-"""What the CPU can do: the features that decide which kernel is worth its while."""
+"""The features of the CPU that decide which kernel is fast."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ import torch
 def features() -> frozenset[str]:
     """The names of the CPU's features as torch has them: "avx2", "avx512_vnni", "amx_int8" and the like.
 
-    Empty where torch does not say, as older versions.
+    Empty if torch does not report them, like older versions.
     """
     if not hasattr(torch.cpu, "get_capabilities"):
         return frozenset()
@@ -17,14 +17,14 @@ def features() -> frozenset[str]:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the CPU multiplies bf16 by itself; emulated, it is several times slower than fp32."""
+    """Whether the CPU multiplies bf16 in hardware. Emulated bf16 is several times slower than fp32."""
     return bool(features() & {"avx512_bf16", "amx_bf16", "sve_bf16", "bf16"})
 
 
 def sums_bytes_in_32_bits() -> bool:
     """Whether the CPU has dot products of 8-bit numbers (VNNI, AMX).
 
-    x86 without them adds two products in 16 bits, which overflow at the largest numbers.
+    An x86 CPU without them adds two products in 16 bits, which may overflow.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

@@ -56,7 +56,8 @@ def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
 
-def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch) -> Tensor:
+def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
+                 ) -> Tensor:
     """The outputs of the student, with the teacher's layers in place of each layer that is not `replaced`.
 
     Gradients go through the teacher's layers, which are frozen; all layers are in the modes they are in.
@@ -79,7 +80,8 @@ def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], w
 
 
 def train_layers_only(student: nn.Module) -> nn.Module:
-    """Freezes all but the student's layers, in both stages, as the original code does; returns the student."""
+    """Freezes all but the student's layers, for both stages, as the original code does. Returns the student.
+    """
     student.requires_grad_(False)
     student.encoder.layers.requires_grad_(True)
     return student

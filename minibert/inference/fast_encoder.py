@@ -1,11 +1,11 @@
-"""The inference mode: a copy of a trained model with weights packed once for the processor's kernels.
+"""The inference mode: a copy of a trained model with its weights packed for the processor's kernels.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-The copy has the same `forward(batch)`. What differs is one layer's arithmetic, below; embeddings, attention
-and heads are the model's own, in fp32. On CUDA and on a CPU with AMX attention is in 16 bits where the
-products are. `model.kernels` says what was chosen. docs/inference.md has the measurements.
+The copy has the same `forward(batch)`. Only the arithmetic of a layer differs, below. Embeddings, attention
+and heads are the model's own, in fp32. On CUDA and on a CPU with AMX, attention is in 16 bits if the products
+are. `model.kernels` names the chosen kernels. docs/inference.md has the measurements.
 """
 
 import copy
@@ -27,7 +27,8 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 
 class FastLayer(nn.Module):
-    """`Layer` in eval mode: q, k, v as one product, the activation inside the product where a kernel has it.
+    """`Layer` in eval mode. q, k and v are one product. The activation is inside the product if the kernel
+    supports it.
 
     `product(weight, bias, activation)` makes each product: one of those in packed_linear.py.
     """
@@ -50,7 +51,7 @@ class FastLayer(nn.Module):
         return self.output_norm(x + self.down(self.up(x))), q, k, v
 
     def train(self, mode: bool = True) -> nn.Module:
-        """`UserError` where training is asked for."""
+        """Raises `UserError` for train mode."""
         if mode:
             raise UserError("a fast model is for inference only; train the model that it was made from")
         return super().train(mode)
@@ -64,9 +65,9 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     """A copy of `model` for inference, with the same `forward(batch)`; embeddings and heads are shared.
 
     `mode` is the arithmetic of the encoder's matrix products: "fp32"; "bf16" where the hardware has it;
-    "fp16", on a CPU as weights that fp32 arithmetic reads; "int8", CPUs only, see `packed_linear.Int8`. What
-    runs is in the copy's `kernels`, a line of text. The copy cannot be trained or saved. `UserError` where
-    the mode does not run here, rather than a slow way around.
+    "fp16", on a CPU as weights that fp32 arithmetic reads; "int8", CPUs only, see `packed_linear.Int8`. The
+    copy's `kernels` is a line of text that names the kernels. The copy cannot be trained or saved. Raises
+    `UserError` if the mode does not run here. It is never emulated.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     product, kernels = kernels_of(mode, next(model.parameters()).device)
@@ -84,10 +85,12 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
 
 
 def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module], str]:
-    """What a mode means on a device: the product, a function of (weight, bias, activation), and a line of
-    text that names the kernels. This is the only place that chooses them.
+    """The product of a mode on a device, a function of (weight, bias, activation), and a line of text that
+    names the kernels.
 
-    `UserError` where the mode does not run there.
+    This is the only place that chooses kernels.
+
+    Raises `UserError` if the mode does not run on the device.
     """
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not known: {', '.join(MODES)}")

@@ -1,9 +1,9 @@
 """Matrix products for inference, y = f(x W' + b), with weights packed once.
 
-All that this project uses of torch's private operators stands in this file. Each class is a module made from
-a weight (out, in), a bias (out,) and the name of an activation or None, that maps x (N, in) to y (N, out).
-None of them has a gradient. Every row of y depends on the same row of x alone. `runs` of a class tries its
-operators: it says whether this torch has them for this processor and they compute what they should.
+All uses of torch's private operators are in this file. Each class is a module made from a weight (out, in), a
+bias (out,) and the name of an activation or None, that maps x (N, in) to y (N, out). None of them has a
+gradient. Every row of y depends on the same row of x alone. `runs` of a class tries its operators: whether
+this torch has them for this processor, and whether they compute the right numbers.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ from minibert.common.errors import UserError
 from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# In fp32 with AVX2, oneDNN's packed product is the faster one up to so many tokens, beyond that MKL's plain
-# one is; with AVX-512 oneDNN's is for any number (docs/inference.md): on AMD, MKL makes no use of it.
+# In fp32 with AVX2, oneDNN's packed product is faster up to this number of tokens, and MKL's plain product
+# beyond it. With AVX-512 oneDNN's is faster for any number, because MKL does not use AVX-512 on AMD
+# (docs/inference.md).
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny
 
@@ -28,7 +29,7 @@ TINY = torch.finfo(torch.float32).tiny
 class Plain(nn.Module):
     """The product and the activation as torch has them, in the weight's precision; y has that precision, too.
 
-    The definition of the others, and what runs where they do not.
+    It defines the result of the other classes, and it runs if they do not.
     """
 
     name = "torch's linear"
@@ -46,9 +47,10 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """The weight, fp32 or bf16, in the order in which oneDNN's kernel reads it, the activation inside.
+    """The product of oneDNN with its own order of the weight (fp32 or bf16), and with the activation inside.
 
-    In fp32 without AVX-512 it holds the weight twice, since there the plain product is faster for many tokens.
+    In fp32 without AVX-512 it stores the weight twice, because the plain product is faster for many tokens
+    there.
     """
 
     name = "oneDNN on packed weights"
@@ -84,8 +86,7 @@ class Packed(Plain):
 class HalfWeights(nn.Module):
     """fp32 products with weights stored in fp16: FBGEMM widens them on the way into the registers.
 
-    Half the bytes to fetch, and a kernel that is good at few rows. The only rounding is that of the weights,
-    to 11 bits.
+    It reads half the bytes, and its kernel is fast for few rows. Only the weights are rounded, to 11 bits.
     """
 
     name = "FBGEMM on weights in fp16"
@@ -112,10 +113,10 @@ class HalfWeights(nn.Module):
 class Int8(nn.Module):
     """Products of 8-bit integers, summed in 32 bits; x and y are fp32. A subclass has the operators.
 
-    Weights are quantised once, with one scale for each row of W. Each token of x is quantised when it comes,
-    with a scale of its own: s = max |x| / 127, so that tokens packed together cannot influence each other.
-    The kernels take one scale for all; they are given x / s and the scale 1, and the result is multiplied by
-    s. Sums of integers are exact, so that all subclasses give the same numbers.
+    Weights are quantised once, with one scale for each row of W. Each token of x is quantised with its own
+    scale, s = max |x| / 127, so tokens that are packed together cannot influence each other. The kernels have
+    one scale for all tokens. They get x / s and the scale 1, and the result is multiplied by s. Sums of
+    integers are exact, so all subclasses give the same numbers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
@@ -149,8 +150,9 @@ class Int8(nn.Module):
     def weight_range(cls) -> int:
         """The largest |integer| of a quantised weight: 127, or 63 where the kernel needs room.
 
-        Without the dot-product instructions (VNNI) kernels add two products of 8 bits in 16 bits, which hold
-        2 x 255 x 63 but not 2 x 255 x 127 and then silently give the largest number. Found by trying.
+        Without the dot-product instructions (VNNI) kernels add two products of 8 bits in 16 bits. These can
+        hold 2 x 255 x 63, but not 2 x 255 x 127: then they silently give the largest number. The range is
+        found by a test product.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -174,7 +176,7 @@ class FbgemmInt8(Int8):
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # torch has announced that its quantised tensors will go; FBGEMM is reached through them alone
+            # torch has announced the removal of its quantised tensors, the only access to FBGEMM
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -182,7 +184,7 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """The kernel rounds by itself; it takes unsigned numbers, so 128 stands for 0."""
+        """The kernel rounds the numbers. It needs unsigned numbers, so 128 stands for 0."""
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x.contiguous(), 1.0, 128, packed)
 
@@ -190,7 +192,7 @@ class FbgemmInt8(Int8):
 class OneDnnInt8(Int8):
     """By oneDNN, which uses AMX, too. The numbers are unsigned, and 128 stands for 0.
 
-    warning: with signed numbers it takes a kernel on AVX-512 that is a thousand times slower.
+    warning: with signed numbers it uses a kernel on AVX-512 that is a thousand times slower.
     """
 
     name = "oneDNN in int8"
@@ -205,7 +207,7 @@ class OneDnnInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """The integers of x are made here."""
+        """Rounds x to integers itself."""
         x = x.add_(128).round_().to(torch.uint8)  # in this order, as FBGEMM rounds
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")
@@ -215,8 +217,8 @@ class OneDnnInt8(Int8):
 def best_int8() -> type[Int8] | None:
     """The kernel of int8 for this processor, or None where none runs.
 
-    They give the same numbers, and without AMX they are about as fast (docs/inference.md), so only there is
-    it tried which is faster: some milliseconds, once.
+    Both give the same numbers, and without AMX they are about equally fast (docs/inference.md). With AMX the
+    faster one is found by a measurement of some milliseconds, once.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():
@@ -225,7 +227,7 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """How long one product takes: the best of several."""
+    """The time of one product: the best of several."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
     for _ in range(6):  # the first prepares the kernel
         begun = time.perf_counter()
@@ -240,7 +242,7 @@ def _has_fbgemm() -> bool:
 
 @contextlib.contextmanager
 def _fbgemm():
-    """Inside, torch packs weights for FBGEMM, whatever engine the user has chosen."""
+    """In this block torch packs weights for FBGEMM, for any engine that the user has chosen."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

@@ -2,8 +2,9 @@
 the definition, and the fast ways to compute it.
 
 `softmax(Q K' / sqrt(E)) V` of one sequence (Vaswani et al. 2017, eq. 1) is `attend_one`. Everything else in
-this file computes the same numbers faster, and tests/test_attention.py holds each branch to it, forward and
-backward. This is the only place that looks at sequence borders, and attention never crosses one.
+this file computes the same numbers faster. tests/model/test_attention.py compares each branch with it,
+forward and backward. This is the only file that reads the borders of sequences, and attention never crosses
+one.
 """
 
 import math
@@ -18,7 +19,7 @@ from minibert.model.batch import Batch
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of one sequence written out, the definition; q, k, v and the result are (T, H, E)."""
+    """The definition of attention for one sequence; q, k, v and the result are (T, H, E)."""
     scores = torch.einsum("ihe,jhe->hij", q, k) / math.sqrt(q.shape[-1])  # (H, T, T)
     return torch.einsum("hij,jhe->ihe", scores.softmax(-1), v)  # (T, H, E)
 
@@ -33,8 +34,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     passes without a gradient where `forward_in_half_pays`.
     """
     if torch.compiler.is_compiling():
-        # Sequence lengths are data: out of the compiler's sight, a new batch does not mean a new compilation.
-        # Here and not as a decorator, which imports the compiler, 1.7 s, at every start.
+        # Sequence lengths are data. Hidden from the compiler, they cause no new compilation for a new batch.
+    # This is not a decorator, because a decorator would import the compiler (1.7 s) at every start.
         return torch.compiler.disable(attend)(q, k, v, batch, dropout)
     half = q.dtype in (torch.float16, torch.bfloat16)
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
@@ -60,7 +61,7 @@ def forward_in_half_pays() -> bool:
 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
-    """[5, 5, 3, 5] -> [(2, 5), (1, 3), (1, 5)]: how many neighbours share each length."""
+    """[5, 5, 3, 5] -> [(2, 5), (1, 3), (1, 5)]: the number of neighbours with each length."""
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minibert.common.errors import UserError
 from minibert.model.batch import Batch
+from minibert.model.config import Config
 
 
 class Normalize(nn.Module):
@@ -36,6 +38,22 @@ class SentencePooling:
         """Last hidden states (N, D) -> vectors of the sequences (S, D'), fp32."""
         pooled = torch.cat([POOLING[mode](last.float(), batch) for mode in self.modes], -1)
         return self.layers.to(last.device)(pooled)[:, :self.width]
+
+    def vector_width(self, config: Config) -> int:
+        """How many numbers a vector of a model of this `config` has."""
+        linear = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
+        width = linear[-1] if linear else len(self.modes) * config.hidden_size
+        return min(width, self.width or width)
+
+
+def pooling_of(model: nn.Module) -> SentencePooling:
+    """How a model makes a vector of a text: as the files of sentence-transformers beside it say, else the
+    default. `UserError` where the files ask for what is not known here.
+    """
+    pooling = getattr(model, "sentences", None) or SentencePooling()
+    if pooling.refused:
+        raise UserError(f"no vectors can be made with this model: {pooling.refused}")
+    return pooling
 
 
 def first(last: Tensor, batch: Batch) -> Tensor:

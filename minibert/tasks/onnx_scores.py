@@ -1,4 +1,4 @@
-"""What int8 costs a fine-tuned model in score, as ONNX Runtime runs it."""
+"""The loss in score of a fine-tuned model in int8 on ONNX Runtime."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +22,8 @@ MICRO_TOKENS = 1024  # few, since the rows of a batch are padded to the longest
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """What the file of `model` returns for every example, as `predict.outputs` has it: (n, K), or of a span
-    head (N, 2).
+    """The outputs of the file of `model` for every example, in the form of `predict.outputs`: (n, K), or (N,
+    2) for a span head.
     """
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):
@@ -38,7 +38,7 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float) -> Callable[[Path], None]:
     """A function of a file's path that prints the scores of `model`, which is in the folder `name`, in fp32
-    and those of the file. It raises `UserError` where the task's first metric is lower by more than `most`.
+    and those of the file. It raises `UserError` if the task's first metric is lower by more than `most`.
 
     `task` and `data` are those of finetune.py. The classes of `model` are put into the task's order.
     """

@@ -68,7 +68,8 @@ def test_draws_depend_on_seed_and_step_and_come_as_often_as_the_rate():
     assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.05  # one group says nothing of another
     assert replaced_groups(3, 0.3, 5, 77) == drawn[77].tolist()
     assert (drawn[:50] != [replaced_groups(3, 0.3, 6, t) for t in range(50)]).any()
-    assert all(all(replaced_groups(8, 1.0, s, 0)) and not any(replaced_groups(8, 0.0, s, 0)) for s in range(99))
+    for seed in range(99):
+        assert all(replaced_groups(8, 1.0, seed, 0)) and not any(replaced_groups(8, 0.0, seed, 0))
 
 
 # ---- the mixed model
@@ -156,7 +157,7 @@ def run_of(folder, models, out, *more, **changed):
 
 
 def test_a_run_is_the_loop_written_out(folder, models, tmp_path):
-    """Two of four layers; each step's loss, norm and rate; embeddings, pooler and head stay the teacher's."""
+    """Two of four layers; each step's loss and norm; embeddings, pooler and head stay the teacher's."""
     finetune.main(run_of(folder, models, tmp_path / "run"))
     student, teacher = minibert.load(tmp_path / "run" / "student"), minibert.load(models[1])
     tokenizer, ((texts, labels), _) = minibert.load_tokenizer(models[1]), read_reviews(folder)

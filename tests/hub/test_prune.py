@@ -40,8 +40,8 @@ def test_layers_are_kept_in_order(tiny_config, random_batch):
         keep_layers(model, [2])
 
 
-KINDS = {"bert": (Encoder, MaskedLM, PreTraining, Classifier, Span), "distilbert": (Encoder, Classifier, Span),
-         "mobilebert": (Encoder, Classifier, Span)}
+KINDS = {"bert": (Encoder, MaskedLM, PreTraining, Classifier, Span),
+         "distilbert": (Encoder, Classifier, Span), "mobilebert": (Encoder, Classifier, Span)}
 
 
 @pytest.mark.parametrize("architecture, kind", [(name, kind) for name in KINDS for kind in KINDS[name]])
@@ -72,7 +72,8 @@ def test_a_classifier_loses_units_positions_and_pieces(tiny_config, random_batch
     old, new = (Tokenizer({piece: i for i, piece in enumerate(pieces)}) for pieces in (OLD, NEW))
     model = random_model(replace(tiny_config, vocab_size=len(OLD)), Classifier)
     changed = change_vocabulary(model, old, new)
-    assert torch.equal(changed.encoder.word.weight[NEW.index("the")], model.encoder.word.weight[OLD.index("the")])
+    assert torch.equal(changed.encoder.word.weight[NEW.index("the")],
+                       model.encoder.word.weight[OLD.index("the")])
     assert torch.equal(changed.classifier.weight, model.classifier.weight)
 
 

@@ -17,8 +17,8 @@ from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minibert.hub.load_save import load, save
 from minibert.model.config import DISTILBERT, Config
 from minibert.model.encoder import Encoder
-from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
+from minibert.model.init import init_weights
 from minibert.model.sentences import POOLING, SentencePooling
 from scripts import convert
 
@@ -214,7 +214,7 @@ def test_a_cut_sentence_encoder_pools_as_before(tmp_path, monkeypatch):
     n = load(folder).config.layers
     for name, layers in (("all", range(n)), ("one", [n - 1])):
         assert convert(monkeypatch, folder, tmp_path / name, "--layers", ",".join(map(str, layers))) == 0
-        found, given = (json.loads((where / "modules.json").read_text()) for where in (tmp_path / name, folder))
+        found, given = (json.loads((one / "modules.json").read_text()) for one in (tmp_path / name, folder))
         assert found == given
     np.testing.assert_array_equal(vectors(tmp_path / "all"), vectors(folder))
     assert load(tmp_path / "one").config.layers == 1
