@@ -74,7 +74,8 @@ def maximum(last: Tensor, batch: Batch) -> Tensor:
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
     """(N, D), (N,) -> (S, D)."""
     lengths = batch.lengths.to(last.device)
-    sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(lengths)  # (N,)
+    sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(
+        lengths, output_size=len(last))  # (N,); with output_size, or a GPU would be asked for the sum
     return last.new_zeros(len(lengths), last.shape[1]).index_add_(0, sequence, last * weights[:, None])
 
 
