@@ -97,6 +97,22 @@ def test_sentences_packed_together_are_as_alone(tiny_config, any_mode, mode):
     torch.testing.assert_close(together, alone, rtol=0, atol=tolerance * size)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_of_zeros_are_no_division_by_zero(tiny_config, random_batch, any_mode, mode):
+    """A head that was pruned to zeros, and a feed-forward network whose inside is zero at every token."""
+    model, batch = build(Encoder, tiny_config), random_batch([5, 9])
+    with torch.no_grad():
+        for linear in (model.layers[0].query, model.layers[1].up):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        try:
+            found = fast(model, mode)(batch)
+        except UserError:
+            pytest.skip(f"no {mode} on this processor")
+        expected = model(batch)
+    assert (found - expected).abs().max() <= TOLERANCE[mode] * expected.abs().max()
+
+
 def test_the_model_stays_as_it_was(tiny_config, random_batch):
     model, batch = build(Classifier, tiny_config).train(), random_batch([4, 6])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
