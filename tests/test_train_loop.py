@@ -19,8 +19,12 @@ from minibert.common.runtime import Runtime
 from minibert.data.corpus import open_corpus
 from minibert.data.loader import make_step
 from minibert.data.masking import Masking
+from minibert.distill.distilbert import DistilBERTWeights
+from minibert.distill.minilm import MiniLMv2Weights, MiniLMWeights
+from minibert.distill.tinybert import TinyBERTWeights
 from minibert.model.heads import MaskedLM
 from minibert.model.init import init_weights
+from steps import CPU
 from test_train import folder, handlers, options, rows, weights  # noqa: F401
 
 BATCH, STEPS, LR, DECAY, CLIP, WARMUP, BETA2, SEED, SHARE = 6, 9, 3e-3, 0.3, 0.6, 0.4, 0.9, 5, 0.3
@@ -105,6 +109,43 @@ def test_dropout_is_on_in_training_and_off_on_held_out_text(folder, student, tmp
         assert abs(one["loss"] - other["loss"]) > 1e-5
         assert one.get("held_out") == other.get("held_out")
     assert "held_out" in on[0]
+
+
+def test_options_of_models_and_text_reach_the_run(folder, tmp_path):
+    """Layers of the map, token type 0 left out, each line a sequence, so many held-out sequences."""
+    given = train.Options(teacher=str(folder / "teacher"), corpus=(str(folder / "corpus.txt"),),
+                          eval_corpus=(str(folder / "held-out.txt"),), layer_map="1,3", token_types="drop",
+                          one_line=True, eval_sequences=7, max_length=48, steps=1)
+    run = train.make_run(given.resolved(), CPU, tmp_path)
+    teacher, student = run.teacher.encoder, run.module.encoder
+    assert run.origins == [1, 3] and torch.equal(student.layers[0].up.weight, teacher.layers[1].up.weight)
+    assert torch.equal(student.position.weight, teacher.position.weight)
+    assert run.held_out.sequences == 7
+    joined, lines = (len(open_corpus(tmp_path / "corpus", 48, one_line)) for one_line in (False, True))
+    assert len(run.corpus) == lines > joined
+    first, second = (train.make_run(train.Options(
+        teacher=str(folder / "teacher"), corpus=(str(tmp_path / "corpus"),), init="random", max_length=48,
+        seed=seed).resolved(), CPU, tmp_path).module.encoder.word.weight for seed in (1, 2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("given, expected", [
+    ({"kl_masked_only": True, "temperature": 3.0}, DistilBERTWeights(temperature=3.0, kl_masked_only=True)),
+    ({"method": "tinybert", "imitate": "1,2,3,4"}, TinyBERTWeights(layers=(1, 2, 3, 4))),
+    ({"method": "minilm", "teacher_layer": 3}, MiniLMWeights(teacher_layer=3)),
+    ({"method": "minilmv2", "relation_heads": 6, "weights": ("k_relation=2",)},
+     MiniLMv2Weights(k_relation=2.0, relation_heads=6))])
+def test_options_of_the_loss_reach_it(given, expected):
+    assert train.Options(**given).resolved().loss_weights() == expected
+
+
+def test_the_optimiser_is_the_one_asked_for(folder, student, tmp_path):
+    """LAMB moves each matrix by the rate times its own norm."""
+    train.main(options(folder, tmp_path / "run", "--optimizer", "lamb", student=student, steps=1, warmup=0,
+                       precision="fp32"))
+    before, after = minibert.load(student).state_dict(), weights(tmp_path / "run")
+    for name in ("encoder.word.weight", "encoder.layers.1.up.weight"):
+        assert (after[name] - before[name]).norm().item() == pytest.approx(1e-3 * before[name].norm().item(), rel=1e-3)
 
 
 def test_a_resumed_run_takes_up_the_loss_scale(folder, tmp_path, monkeypatch):
