@@ -3,9 +3,11 @@
     bench.py train     the distillation step, and the same step on `transformers`
     bench.py inference latency and throughput of minibert and other engines, and the quality of each mode
     bench.py finetune  the fine-tuning step on a real task, and the same step on `transformers`
+    bench.py sentences sentence encoders beside their teacher: STS-B, retrieval on SQuAD, speed
     bench.py data      preparing a corpus, and `tokenizers` alone; memory as the corpus grows
     bench.py plan      hours and cost of a training, calculated from a rate
     bench.py size      parameters, bytes on disk and FLOPs, with the published figures
+    bench.py gpu       all that is to be known of one GPU, within ten minutes
     bench.py runs      runs a list of commands: skips finished ones, resumes stopped ones
     bench.py report    writes tables and plots of runs into a markdown file
 """
@@ -17,10 +19,21 @@ import sys
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
 
-# Each name is a module of minibert/bench/ with a class of options (TrainBench) and a function (bench_train).
-MODULES = ("train", "inference", "finetune", "data", "plan", "size", "runs", "report")
+# word: the module, its class of options, its function
+BENCHES = {
+    "train": ("minibert.bench.train", "TrainBench", "bench_train"),
+    "inference": ("minibert.bench.inference", "InferenceBench", "bench_inference"),
+    "finetune": ("minibert.bench.finetune", "FinetuneBench", "bench_finetune"),
+    "sentences": ("minibert.bench.sentences", "SentencesBench", "bench_sentences"),
+    "data": ("minibert.bench.data", "DataBench", "bench_data"),
+    "plan": ("minibert.bench.plan", "PlanBench", "bench_plan"),
+    "size": ("minibert.bench.size", "SizeBench", "bench_size"),
+    "gpu": ("minibert.bench.gpu", "GpuBench", "bench_gpu"),
+    "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
+    "report": ("minibert.bench.report", "ReportBench", "bench_report"),
+}
 # The option that takes the words without an option name.
-PLAIN = {"data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
+PLAIN = {"sentences": "--models", "data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
@@ -31,6 +44,7 @@ EXAMPLES = """examples:
   python bench.py inference --data data/glue_data --tokenizer weights/bert-base-uncased
   python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data --plot speed.png
   python bench.py inference --grid --threads 2
+  python bench.py sentences TEACHER runs/mine/model --sts data/glue_data --squad data/squad
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
   python bench.py data --growth 10,100,1000
@@ -38,7 +52,9 @@ EXAMPLES = """examples:
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
   python bench.py size                       every preset
   python bench.py size bert-base distilbert weights/teacher --length 128
-  TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do, and how long it takes
+  python bench.py gpu                        tests, step, inference and five minutes of distillation
+  python bench.py gpu --dry-run --minutes 0.2
+  TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do
   python bench.py report runs/ --teacher teacher --over alone --out report.md
 """
 
@@ -55,15 +71,15 @@ def main() -> None:
     if what in ("-h", "--help"):
         print(f"{__doc__}\n{EXAMPLES}\nbench.py WHAT --help lists its options")
         sys.exit()
-    if what not in MODULES:
-        raise UserError(f"bench.py measures: {', '.join(MODULES)}; not {what!r}")
+    if what not in BENCHES:
+        raise UserError(f"bench.py measures: {', '.join(BENCHES)}; not {what!r}")
     if what in PLAIN and words and not words[0].startswith("-"):
         words = [PLAIN[what], *words]
     # only now, as `data` measures the memory of processes that import this file, and torch would count
-    module = importlib.import_module(f"minibert.bench.{what}")
-    options = parse(getattr(module, f"{what.capitalize()}Bench"), words,
-                    module.__doc__, examples_of(what), f"bench.py {what}")
-    print(json.dumps(getattr(module, f"bench_{what}")(options)))
+    place, options_class, function = BENCHES[what]
+    module = importlib.import_module(place)
+    options = parse(getattr(module, options_class), words, module.__doc__, examples_of(what), f"bench.py {what}")
+    print(json.dumps(getattr(module, function)(options)))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,11 @@ from minibert.data.prepare import prepare
 from minibert.data.python_docs import prepare_python_docs
 from minibert.data.text import find_sources
 from minibert.data.tokenizer import Tokenizer
+from minibert.distill.embedding import SentenceStudent
 from minibert.distill.methods import METHODS, Method
 from minibert.distill.students import copied_layers, imitated_layers, make_student, preset_of
+from minibert.hub.load_save import Beside
+from minibert.hub.sentence_files import SHARED, sentence_files
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import PRESETS
 from minibert.model.heads import encoder_of
@@ -41,8 +44,9 @@ from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.evaluate import attention_kl, evaluate_mlm, evaluate_terms, held_out_step
 from minibert.training.mobilebert_stages import (TRANSFER_SHARE, Stage, begin_stage, part_of, rates, stage_at,
                                                  stage_weights, stages)
-from minibert.training.models import (check_positions, equal_token_types, hold_frozen, keep_token_types_equal,
-                                      load_alone, load_student, start_alone, with_dropout)
+from minibert.training.models import (check_positions, check_sentence_teacher, equal_token_types, hold_frozen,
+                                      keep_token_types_equal, load_alone, load_student, start_alone,
+                                      with_dropout)
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
 from minibert.training.plots import plot_attention, plot_curves
@@ -116,7 +120,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
         share = 0.15 if method.head == "mlm" else options.mask_share  # all MLMs are evaluated alike
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
-    module = method.module(student, teacher.config) if method.module else student
+    module = method.module(student, teacher) if method.module else student
     module.to(runtime.device).train()
     if teacher is not None:
         hold_frozen(teacher, runtime)
@@ -162,6 +166,8 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
     """A teacher with the head that the method reads, and its student: made from it, or a folder's model."""
     name = options.teacher or str(BUNDLED_TEACHER)
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
+    if options.method == "embedding":
+        check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
     if options.student in PRESETS:
         config = preset_of(options.student, teacher.config, options.layers, copied=options.init == "teacher")
@@ -216,7 +222,8 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
     None.
     """
     def opened(folder: Path, *parts: str) -> Corpus:
-        return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer)
+        return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
+                           options.min_length)
 
     for sources in (options.corpus, options.eval_corpus):  # mistakes are reported before hours of preparing
         if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
@@ -371,6 +378,11 @@ def finish(run: Run, initial: nn.Module | None) -> None:
             "the options are in the run's `config.json`.")
     shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier end of this run
     student = module if run.method.head == "mlm" else encoder_of(module)
+    if isinstance(module, SentenceStudent):
+        source = student if getattr(student, "sentences", None) else run.teacher  # whose pooling it has
+        settings = source.beside.files.get(SHARED)
+        student.sentences = module.sentences
+        student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
         say("transformers has no model of this shape: model/ is in minibert's own format")
     figures = {"tokens": last_tokens(out / "metrics.jsonl")}

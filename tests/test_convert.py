@@ -143,10 +143,10 @@ def test_code_in_a_pickle_does_not_run(zipped, tmp_path, model, monkeypatch, cap
     save(model, tmp_path / "source")
     as_bin(tmp_path / "source", content={"bert.embeddings.LayerNorm.weight": Code(tmp_path / "ran")})
     if not zipped:
-        (tmp_path / "source/pytorch_model.bin").write_bytes(pickle.dumps({"a": Code(tmp_path / "ran")}))
+        (tmp_path / "source/pytorch_model.bin").write_bytes(pickle.dumps({"a": Code(tmp_path / "ran")}, 2))
     assert convert(monkeypatch, tmp_path / "source", tmp_path / "target") == 2
     said = capsys.readouterr().err
-    assert "holds more than tensors: to read it would run" in said if zipped else "no file of torch.save" in said
+    assert "holds more than tensors: to read it would run" in said
     assert "pytorch_model.bin" in said and "weights_only" not in said
     assert not (tmp_path / "ran").exists() and not (tmp_path / "target").exists()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("distilbert", "tinybert", "minilm", "mobilebert", "fine-tuning")
+PAGES = ("distilbert", "tinybert", "minilm", "mobilebert", "fine-tuning", "sentence-encoders")
 
 # `minibert/distill/losses.py`, an empty line or none, and the lines themselves
 QUOTE = re.compile(r"^`([\w/.]+\.py)`\n+```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -4,6 +4,7 @@
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
     python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
+    python weights/convert.py runs/mrpc/model runs/mrpc/int8 --to onnx --int8 --task mrpc --data data
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with
@@ -11,7 +12,9 @@ SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin
 settings of its config.json, a pooler that its class does not use, the files of sentence-transformers.
 
 `--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
-before it gets its name (minibert/hub/onnx_export.py). It needs the `onnx` extra.
+before it gets its name (minibert/hub/onnx_export.py). It needs the `onnx` extra. With `--int8` it is
+TARGET/model_quantized.onnx. Given the data of its task, that file is judged on the dev set, and refused where
+it loses too much.
 
 The last form cuts a smaller masked language model out of a large one, with a vocabulary of your own if you
 like: a start for `train.py --method mlm` that needs far less training than random weights
@@ -30,6 +33,7 @@ import torch  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.common.hub_download import local_folder  # noqa: E402
 from minibert.common.options import numbers  # noqa: E402
+from minibert.common.processor import sums_bytes_in_32_bits  # noqa: E402
 from minibert.data.tokenizer import load_tokenizer  # noqa: E402
 from minibert.hub.load_save import MODELS, Beside, head_of, load, save  # noqa: E402
 from minibert.hub.prune import change_vocabulary, keep_layers, keep_positions, keep_units  # noqa: E402
@@ -49,6 +53,16 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32",
                         help="stored precision (default: %(default)s)")
     parser.add_argument("--head", choices=MODELS, help="the head to keep (default: the one that SOURCE has)")
+    int8 = parser.add_argument_group("with --to onnx")
+    int8.add_argument("--int8", action="store_true",
+                      help="products in int8: weights with a scale for each output, activations dynamic")
+    int8.add_argument("--reduce-range", action="store_true",
+                      help="weights of 7 bits, for processors without VNNI (default: where this one has none)")
+    int8.add_argument("--task", metavar="TASK", help="say what int8 costs on the dev set of this task, as "
+                                                     "finetune.py names it")
+    int8.add_argument("--data", metavar="FOLDER", help="the task's official files")
+    int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
+                      help="refuse more than this on the task's first metric (default: %(default)s)")
     carving = parser.add_argument_group("to cut a smaller masked language model out of SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
@@ -64,6 +78,11 @@ def main() -> None:
         packages()  # missing packages are reported before the model is loaded
         if args.dtype != "fp32":
             raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave --dtype away")
+    if args.int8 and args.to != "onnx":
+        raise UserError("--int8 needs --to onnx")
+    for name in ("reduce_range", "task", "data"):
+        if getattr(args, name) and not args.int8:
+            raise UserError(f"--{name.replace('_', '-')} is read with --int8 only")
 
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     source = local_folder(args.source)
@@ -80,14 +99,28 @@ def main() -> None:
         model.beside = Beside(tensors=pooler)  # it still fits, and it is better than a new one
     file, note = "model.safetensors", ""
     if args.to == "onnx":
-        apart = save_onnx(model, args.target, tokenizer)
-        file, note = "model.onnx", f"; in ONNX Runtime at most {apart:.0e} from the model"
+        int8 = int8_of(model, tokenizer, str(source), args) if args.int8 else None
+        apart = save_onnx(model, args.target, tokenizer, int8)
+        file = "model_quantized.onnx" if int8 else "model.onnx"
+        note = f"; in ONNX Runtime at most {apart:.0e} from the model" + (
+            f", weights of {8 - int8.reduce_range} bits" if int8 else "")
     else:
         save(model, args.target, tokenizer, args.to, DTYPES[args.dtype])
     size = (args.target / file).stat().st_size
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.target}: {model.config.architecture}, {head_of(model)}, {parameters:,} parameters, "
           f"{size:,} bytes{note}{'' if tokenizer else '; there was no tokenizer to copy'}")
+
+
+def int8_of(model, tokenizer, source, args):
+    """How the ONNX file becomes int8, and who judges it."""
+    from minibert.hub.onnx_export import Quantization
+    from minibert.tasks.onnx_scores import judge_of
+
+    if args.task and tokenizer is None:
+        raise UserError(f"{source} has no tokenizer, so --task cannot be judged")
+    judge = args.task and judge_of(model, tokenizer, source, args.task, args.data, args.most_loss)
+    return Quantization(args.reduce_range or not sums_bytes_in_32_bits(), judge)
 
 
 def carve(model, tokenizer, args):

@@ -62,7 +62,7 @@ class DataBench:
         return [self.megabytes] if self.growth is None else numbers("--growth", self.growth, float)
 
 
-def write_text(files: tuple[str, ...], target: Path) -> None:
+def write_plain_text(files: tuple[str, ...], target: Path) -> None:
     """Writes the documents that `prepare` finds in `files` as plain text, with a blank line before each.
 
     Without files it writes those of Python's documentation.
@@ -97,14 +97,14 @@ def repeat(source: Path, target: Path, size: float) -> None:
                         f"{error.strerror}; name another folder in TMPDIR") from None
 
 
-def prepared(text: Path) -> Path:
+def prepared_folder(text: Path) -> Path:
     """The folder in which `prepare` writes the tokens of `text`."""
     return text.with_suffix(".prepared")
 
 
-def our_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
+def prepare_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     """Seconds and tokens of `prepare` as data/prepare.py runs it. The time includes flushing the files."""
-    out = prepared(text)
+    out = prepared_folder(text)
     shutil.rmtree(out, ignore_errors=True)  # from the turn before
     begun = time.perf_counter()
     prepare([text], tokenizer, out, wikitext="no", report=None)
@@ -112,7 +112,7 @@ def our_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     return seconds, sum(part["tokens"] for part in read_description(out)["parts"].values())
 
 
-def peers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
+def tokenizers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     """The same with `tokenizers` alone. Reading the lines is not timed, and the ids are only counted.
 
     note: `encode_batch_fast` computes no offsets, which are not needed here. `encode_batch` is slower.
@@ -132,7 +132,7 @@ def reading_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     sequences of `STEPS` steps from all parts of it.
     """
     begun = time.perf_counter()
-    corpus = open_corpus(prepared(text), tokenizer=tokenizer, parts=("train", "held-out"), min_length=3)
+    corpus = open_corpus(prepared_folder(text), tokenizer=tokenizer, parts=("train", "held-out"), min_length=3)
     tokens = 0
     for step in range(STEPS):
         for i in samples_of_step(step, BATCH, len(corpus), seed=0):
@@ -140,11 +140,11 @@ def reading_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     return time.perf_counter() - begun, tokens
 
 
-COMPARED = {"minibert": our_turn, "tokenizers": peers_turn}
+COMPARED = {"minibert": prepare_turn, "tokenizers": tokenizers_turn}
 TURNS = COMPARED | {"reading": reading_turn}
 
 
-def worker(kind: str, text: Path, tokenizer: str, threads: int, pipe) -> None:
+def data_worker(kind: str, text: Path, tokenizer: str, threads: int, pipe) -> None:
     """Runs one program in its process. A turn returns seconds and tokens."""
     # `tokenizers` reads these when it first runs
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
@@ -170,7 +170,7 @@ def anonymous_memory(pid: int) -> int | None:
     return total
 
 
-def peak_memory(pid: int, turn: Callable) -> tuple[int | None, float, int]:
+def peak_during(pid: int, turn: Callable) -> tuple[int | None, float, int]:
     """The peak of a program's anonymous memory during one turn, and that turn's seconds and tokens.
 
     The memory is read every `SAMPLING` seconds. Shorter peaks are missed.
@@ -197,16 +197,16 @@ def mebibytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**20:.0f} MiB"
 
 
-def compare(text: Path, tokenizer: str, threads: int, rounds: int) -> tuple[list[dict], dict]:
+def compare_speeds(text: Path, tokenizer: str, threads: int, rounds: int) -> tuple[list[dict], dict]:
     """Runs both programs in turn. Returns rows for the table and figures for the JSON line."""
     size = text.stat().st_size
     seconds, memory, counts = {kind: [] for kind in COMPARED}, {}, {}
     with contextlib.ExitStack() as stack:
-        all_of_them = {kind: stack.enter_context(contender(worker, kind, text, tokenizer, threads))
+        all_of_them = {kind: stack.enter_context(contender(data_worker, kind, text, tokenizer, threads))
                        for kind in COMPARED}
         # the warm-up, where reading the memory does not disturb the times
         for kind, (pid, turn) in all_of_them.items():
-            memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_memory(pid, turn))
+            memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_during(pid, turn))
         if len(set(counts.values())) > 1:
             raise UserError(f"the two did not find the same tokens ({counts}), so their speeds say nothing; "
                             "this is a mistake of minibert, please report it with the text")
@@ -235,10 +235,10 @@ def grow(base: Path, sizes: list[float], tokenizer: str, threads: int) -> tuple[
     for megabytes in sizes:
         repeat(base, text, megabytes * 1e6)
         size = text.stat().st_size
-        with contender(worker, "minibert", text, tokenizer, threads) as (pid, turn):
-            peak, seconds, tokens = told(f"{size / 1e6:,.0f} MB", lambda: peak_memory(pid, turn))
-        with contender(worker, "reading", text, tokenizer, threads) as (pid, turn):
-            reading = peak_memory(pid, turn)[0]
+        with contender(data_worker, "minibert", text, tokenizer, threads) as (pid, turn):
+            peak, seconds, tokens = told(f"{size / 1e6:,.0f} MB", lambda: peak_during(pid, turn))
+        with contender(data_worker, "reading", text, tokenizer, threads) as (pid, turn):
+            reading = peak_during(pid, turn)[0]
         figures.append({"text_bytes": size, "tokens": tokens, "seconds": seconds,
                         "peak_anonymous_bytes": peak, "reading_peak_anonymous_bytes": reading})
         rows.append({"text": f"{size / 1e6:,.0f} MB", "tokens": f"{tokens:,}",
@@ -253,10 +253,10 @@ def bench_data(options: DataBench) -> dict:
     vocabulary = load_tokenizer(tokenizer).vocab_size  # a bad folder is an error here, not in a child process
     with tempfile.TemporaryDirectory() as folder:
         base, text = Path(folder) / "base.txt", Path(folder) / "text.txt"
-        write_text(options.files, base)
+        write_plain_text(options.files, base)
         if options.growth is None:
             repeat(base, text, options.megabytes * 1e6)
-            rows, figures = compare(text, tokenizer, threads, options.rounds)
+            rows, figures = compare_speeds(text, tokenizer, threads, options.rounds)
             low, high = figures["speed_ratio_spread"]
             what = "speed of prepare beside bare tokenizers"
             verdict = (f"prepare reaches {100 * figures['speed_ratio']:.0f} % of the bare speed, turn by "

@@ -1,13 +1,16 @@
-"""What `bench.py inference` compares: the modes of this project, and other engines where they are installed.
+"""The engines of `bench.py inference`: the modes of this project, and other engines if they are installed.
 
 An engine is a function that opens the files of a model and returns `run`; run(ids, segments), lists of S
 lists as the tokenizer gives them, returns the logits (S, K) of a classifier, computed on one device. All run
-the same weights. Others than ours pad: each as its users would, sentences sorted by length, `PADDED` of them
-padded to their longest.
+the same weights. The other engines pad, as their users would: sentences are sorted by length, and `PADDED` of
+them are padded to their longest.
 """
 
+import contextlib
 import importlib.util
+import logging
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,11 +21,11 @@ from torch import nn
 
 import minibert
 from minibert.common.errors import UserError
+from minibert.common.processor import sums_bytes_in_32_bits
 from minibert.common.runtime import native_bf16
 from minibert.data.examples import make_examples
-from minibert.hub.onnx_export import pad, write_onnx
-from minibert.inference.fast_encoder import MODES, fast, product_of
-from minibert.inference.packed_linear import weight_range
+from minibert.hub.onnx_export import pad, quantize_file, write_onnx
+from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
 
@@ -31,23 +34,43 @@ PADDED = 8  # sentences in one padded batch
 Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 
-def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str]) -> None:
-    """Writes what the engines read: model/, and the forms of the others; what is there already is kept."""
+def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
+                calibration: tuple[list[list[int]], list[list[int]]]) -> None:
+    """Writes the files that the engines read: model/, and the formats of the other engines. Existing files
+    are kept.
+
+    `calibration` has ids and segments of sentences, from which OpenVINO's int8 takes its scales.
+    """
     if not (folder / "model").exists():
         minibert.save(model, folder / "model", tokenizer, format="auto")
     kinds = {engine.split()[0] for engine in engines}
     if kinds & {"onnxruntime", "openvino"} and not (folder / "model.onnx").exists():
         write_onnx(model, folder / "model.onnx")
     if "onnxruntime int8" in engines and not (folder / "int8.onnx").exists():
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        # reduce_range: 7-bit weights, where the processor's sums of 8-bit products would overflow
-        quantize_dynamic(folder / "model.onnx", folder / "int8.onnx", per_channel=True,
-                         reduce_range=weight_range() < 127, weight_type=QuantType.QInt8)
+        quantize_file(folder / "model.onnx", folder / "int8.onnx", not sums_bytes_in_32_bits())
+    if "openvino int8" in engines and not (folder / "int8.xml").exists():
+        write_openvino_int8(folder, *calibration)
     if "ctranslate2" in kinds and not (folder / "ctranslate2").exists():
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
         TransformersConverter(str(folder / "model")).convert(str(folder / "ctranslate2"))
+
+
+def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
+    """Writes int8.xml: OpenVINO's static int8, made by NNCF from model.onnx as its documentation has it for
+    transformers; the scales of activations are those of the sentences, one at a time.
+    """
+    import nncf
+    import openvino
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    model = openvino.Core().read_model(folder / "model.onnx")
+    names = [one.any_name for one in model.inputs]
+    sentences = [dict(zip(names, (x.numpy() for x in padded([one], [types]))))
+                 for one, types in zip(ids, segments)]
+    with contextlib.redirect_stdout(sys.stderr):  # its bars
+        quantised = nncf.quantize(model, nncf.Dataset(sentences), model_type=nncf.ModelType.TRANSFORMER,
+                                  subset_size=len(sentences))
+    openvino.save_model(quantised, folder / "int8.xml")
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
@@ -67,7 +90,7 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """This project: the model as it is loaded, or in a fast mode."""
+    """This project's engine: the loaded model, or a fast mode."""
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)
@@ -76,13 +99,15 @@ def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """transformers with SDPA attention, in eval and inference mode; `how` is fp32, bf16 or compiled."""
+    """transformers with SDPA attention, in eval and inference mode; `how` has words of fp32, bf16,
+    compiled.
+    """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder / "model", attn_implementation="sdpa",
-        dtype=torch.bfloat16 if how == "bf16" else torch.float32).to(device).eval()
+        dtype=torch.bfloat16 if "bf16" in how else torch.float32).to(device).eval()
     names = ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.model_type == "bert" else 2]
-    if how == "compiled":
+    if "compiled" in how:
         model.compile(dynamic=True)
 
     @torch.inference_mode()
@@ -93,7 +118,7 @@ def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
 
 
 def _quiet_transformers():
-    """The package, silent about heads that are loaded without, and without bars."""
+    """Returns the package, without its warnings about missing heads and without progress bars."""
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -114,10 +139,10 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
     return partial(in_padded_batches, batch)
 
 
-def openvino_engine(folder: Path, device: torch.device) -> Run:
-    """OpenVINO on the CPU in fp32, tuned for latency."""
+def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
+    """OpenVINO on the CPU, tuned for latency; what is not int8 in the file is computed in fp32."""
     import openvino
-    compiled = openvino.Core().compile_model(str(folder / "model.onnx"), "CPU", {
+    compiled = openvino.Core().compile_model(str(folder / file), "CPU", {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32"})
     inputs = len(compiled.inputs)
@@ -126,7 +151,7 @@ def openvino_engine(folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """CTranslate2 on the CPU: its encoder, then our head on the first tokens, which it does not have."""
+    """CTranslate2 on the CPU: its encoder, then our head on the first tokens, because it has no head."""
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
                                   inter_threads=1, intra_threads=torch.get_num_threads())
@@ -146,24 +171,28 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
     "transformers fp32": partial(transformers_engine, "fp32"),
     "transformers bf16": partial(transformers_engine, "bf16"),
     "transformers compiled": partial(transformers_engine, "compiled"),
+    "transformers bf16 compiled": partial(transformers_engine, "bf16 compiled"),
     "onnxruntime fp32": partial(onnxruntime_engine, "model.onnx"),
     "onnxruntime int8": partial(onnxruntime_engine, "int8.onnx"),
-    "openvino fp32": openvino_engine,
+    "openvino fp32": partial(openvino_engine, "model.onnx"),
+    "openvino int8": partial(openvino_engine, "int8.xml"),
     "ctranslate2 fp32": partial(ctranslate2_engine, "float32"),
     "ctranslate2 int8": partial(ctranslate2_engine, "int8"),
 }
 
 
 def why_not(engine: str, device: torch.device) -> str | None:
-    """Why an engine cannot take part on a device, or None where it can."""
+    """The reason why an engine cannot run on a device, or None if it can."""
     package, _, how = engine.partition(" ")
     if package == "minibert":
         try:
-            return how and product_of(how, device) and None
+            return how and kernels_of(how, device) and None
         except UserError as error:
             return str(error)
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed"
+    if engine == "openvino int8" and not importlib.util.find_spec("nncf"):
+        return "nncf, which makes its file, is not installed"
     if package != "transformers":
         missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
         if device.type != "cpu":
@@ -172,8 +201,8 @@ def why_not(engine: str, device: torch.device) -> str | None:
             return "transformers, which converts for it, is not installed"
         return f"{missing[0]}, which writes its files, is not installed" if (
             missing and package != "ctranslate2") else None
-    if how == "bf16" and not native_bf16(device):
+    if "bf16" in how and not native_bf16(device):
         return "bf16 is not native here"
-    if how == "compiled" and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+    if "compiled" in how and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return "torch.compile needs a C++ compiler on a CPU"
     return None

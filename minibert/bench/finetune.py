@@ -74,7 +74,7 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
     return tokenised(task, rows, tokenizer, 128).examples, shape
 
 
-def our_turn(options: FinetuneBench, runtime):
+def finetune_turn(options: FinetuneBench, runtime):
     """A function that runs one turn of steps with minibert, exactly like finetune.py."""
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()
@@ -90,7 +90,7 @@ def our_turn(options: FinetuneBench, runtime):
     return turn
 
 
-def peers_turn(options: FinetuneBench, runtime, by_length: bool):
+def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
     """The same with transformers: its batches are those of `draw`, or grouped by length."""
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
@@ -113,12 +113,12 @@ def peers_turn(options: FinetuneBench, runtime, by_length: bool):
     return turn
 
 
-def worker(kind: str, options: FinetuneBench, pipe) -> None:
+def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
     """Runs one program in its process."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
-    turn = (our_turn(options, runtime) if kind == "minibert"
-            else peers_turn(options, runtime, by_length=kind == BY_LENGTH))
+    turn = (finetune_turn(options, runtime) if kind == "minibert"
+            else transformers_turn(options, runtime, by_length=kind == BY_LENGTH))
     serve(turn, pipe, runtime.device)
 
 
@@ -129,7 +129,7 @@ def bench_finetune(options: FinetuneBench) -> dict:
     n = len(examples.lengths) // options.batch * options.batch
     if n == 0:
         raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")
-    seconds, memory = alternate(worker, ["minibert", RANDOM, BY_LENGTH], options, options.turns)
+    seconds, memory = alternate(finetune_worker, ["minibert", RANDOM, BY_LENGTH], options, options.turns)
     rows, figures = [], {}
     for kind, some in seconds.items():
         middle, spread = rate(n, some)

@@ -13,7 +13,7 @@ from minibert.model.config import Config
 from minibert.model.init import on_meta
 from minibert.model.heads import build_encoder
 
-FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
+FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
   T tokens, L layers, D hidden size, F feed-forward size: linear layers and attention of the encoder; for a
   MobileBERT, 2 T x the elements of its linear layers + 4 T^2 B L, B its bottleneck size. Left out: pooler
   and heads, and what is no matrix product (biases, LayerNorm, GELU, softmax, look-ups).
@@ -32,7 +32,8 @@ def linear_elements(config: Config) -> int:
 
 
 def encoder_flops(config: Config, length: int) -> int:
-    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FORMULA`."""
+    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FLOPS_FORMULA`.
+    """
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 
@@ -62,13 +63,17 @@ def matrix_peak(runtime: Runtime) -> float:
     """The FLOP/s of a large square matrix product on this machine, in the runtime's precision: the best of
     several.
     """
-    a, b = (torch.randn(2048, 2048, device=runtime.device, dtype=PRECISIONS[runtime.precision])
+    on_gpu = runtime.device.type == "cuda"
+    size = 8192 if on_gpu else 2048  # a GPU would wait longer for a small one than compute it
+    a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")
     for _ in range(10):
+        if on_gpu:
+            torch.cuda.synchronize()
         begun = time.perf_counter()
         a @ b
-        if runtime.device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begun)
-    return 2 * 2048**3 / best
+    return 2 * size**3 / best

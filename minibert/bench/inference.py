@@ -1,9 +1,9 @@
 """Times inference as the DistilBERT paper does (Sanh et al. 2019, table 3: the pairs of the STS-B dev set,
-one at a time) and in packed batches, beside other engines that are installed, and what each mode does to
-quality.
+one at a time) and in packed batches, with other installed engines, and measures the quality of each mode.
 
-Every engine lives in a process of its own with its number of threads, and they take turns on the same
-sentences with the same weights. A result is copied to the CPU before the clock stops, so CUDA is waited for.
+Every engine has its own process with its own number of threads. They take turns on the same sentences with
+the same weights. A result is copied to the CPU before the clock stops, so the time includes the work of the
+GPU.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.runtime import describe, start
+from minibert.inference.fast_encoder import kernels_of
 from minibert.model.config import PRESETS, Config, preset
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier
@@ -73,7 +74,7 @@ class InferenceBench:
 
 @dataclass(frozen=True)
 class Job:
-    """What one engine's process needs to know."""
+    """The settings of one engine's process."""
 
     folder: str
     texts: list[str] | None  # None: only tokens
@@ -86,7 +87,7 @@ class Job:
     threads: int
 
 
-def worker(engine: str, job: Job, pipe) -> None:
+def inference_worker(engine: str, job: Job, pipe) -> None:
     """One engine in its process; a turn returns the seconds of every example and of the batch, and logits."""
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](Path(job.folder), runtime.device)
@@ -122,7 +123,7 @@ def grid_shapes() -> dict[str, Config]:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple:
-    """(texts, pairs, ids, segments) of the examples, in an order of chance, so that a batch is a real mix."""
+    """(texts, pairs, ids, segments) of the examples, in random order, so that a batch is a real mixture."""
     rng = np.random.default_rng(0)
     if options.data is None:
         lengths = np.exp(rng.normal(LOG_MEAN, LOG_DEVIATION, options.examples or 100)).round()
@@ -137,19 +138,21 @@ def material(options: InferenceBench, tokenizer) -> tuple:
     return texts, pairs, *tokenizer.encode(texts, pairs, options.max_length)
 
 
-def shares(some: list[float]) -> dict[str, float]:
+def percentiles(some: list[float]) -> dict[str, float]:
     """Median, 5th, 95th and 99th percentile."""
     return dict(zip(("median", "p5", "p95", "p99"), np.percentile(some, (50, 5, 95, 99)).tolist()))
 
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """What one engine's turns amount to, in seconds: of every example, of a pass over them, of the batch."""
+    """The figures of one engine's turns, from its seconds for every example, for a pass over them, and for
+    the batch.
+    """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
     sentences, spread = rate(batch, together)
-    return {"latency": shares([s for turn in turns for s in turn["alone"]]),
-            "latency_with_tokenizer": shares([s for turn in turns for s in turn["with_tokenizer"]]),
+    return {"latency": percentiles([s for turn in turns for s in turn["alone"]]),
+            "latency_with_tokenizer": percentiles([s for turn in turns for s in turn["with_tokenizer"]]),
             "pass": statistics.median(passes), "pass_spread": [min(passes), max(passes)],
             "pass_with_tokenizer": statistics.median(sum(turn["with_tokenizer"]) for turn in turns),
             "sentences_per_second": sentences, "spread": spread,
@@ -157,9 +160,9 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
             "peak_memory_bytes": memory}
 
 
-def compare(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
+def compare_engines(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
     """Lets the engines take turns, prints a table and returns its figures."""
-    taken, memory = alternate(worker, engines, job, turns)
+    taken, memory = alternate(inference_worker, engines, job, turns)
     peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
     first = "transformers fp32" if "transformers fp32" in engines else engines[0]
@@ -207,6 +210,8 @@ def bench_inference(options: InferenceBench) -> dict:
     for engine, reason in reasons.items():
         if reason:
             print(f"without {engine}: {reason}")
+        elif engine.startswith("minibert "):
+            print(kernels_of(engine.split()[1], runtime.device)[1])
     engines = [engine for engine, reason in reasons.items() if not reason]
     if not engines:
         raise UserError("none of the engines asked for runs here")
@@ -217,19 +222,20 @@ def bench_inference(options: InferenceBench) -> dict:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(options.files or temporary) / name.strip("/").replace("/", "-").replace(" ", "")
             tokenizer = minibert.load_tokenizer(options.tokenizer if shape else name)
-            examples = material(options, tokenizer)  # a wrong --data is said before the files are made
+            # an error in --data is reported before the files are made
+            examples = material(options, tokenizer)
             torch.manual_seed(0)
             model = (init_weights(Classifier(dataclasses.replace(
                 shape, vocab_size=max(shape.vocab_size, tokenizer.vocab_size)))) if shape
                 else minibert.load(name))
-            write_files(model, tokenizer, folder, engines)
+            write_files(model, tokenizer, folder, engines, examples[2:])
             config = model.config
             del model
             for threads in counts:
                 job = Job(str(folder), *examples, options.batch, options.max_length,
                           options.device, threads)
                 results.append({"model": name, "threads": threads, "quality": scores,
-                                "engines": compare(name, config, engines, job, options.turns)})
+                                "engines": compare_engines(name, config, engines, job, options.turns)})
     if options.plot:
         metric = TASKS[options.task].metrics[0]
         plot([result for result in results if result["quality"]], metric, options.plot)

@@ -22,7 +22,7 @@ from minibert.model.config import Config, preset
 from minibert.model.init import on_meta
 from minibert.model.heads import MaskedLM
 
-FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
+STEP_FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
   B tokens a step, K devices, R tokens a second of one device, G bytes of the gradient, W bytes a second of a
   device's link. Assumed: the tokens are dealt evenly; one ring all-reduce of the gradient follows the last
   micro-batch and is not hidden behind it; latency, evaluation and checkpoints cost nothing."""
@@ -201,7 +201,7 @@ def plan(options: PlanBench) -> dict:
             "basis": basis, "devices": rows}
 
 
-def show(title: str, result: dict) -> None:
+def show_plan(title: str, result: dict) -> None:
     """Prints a plan: the table, then the source of each number."""
     rows = [{"devices": row["devices"], "compute a step": f"{row['compute_seconds']:.3g} s",
              "all-reduce": f"{1000 * row['all_reduce_seconds']:.3g} ms", "speed-up": f"{row['speed_up']:.1f}",
@@ -214,7 +214,7 @@ def show(title: str, result: dict) -> None:
     print()
 
 
-def command(ready: dict) -> str:
+def plan_command(ready: dict) -> str:
     """The command line that gives a ready-made plan."""
     words = (f"--{name.replace('_', '-')} " + (value if isinstance(value, str) else f"{value:g}")
              for name, value in ready.items())
@@ -228,9 +228,9 @@ def bench_plan(options: PlanBench) -> dict:
         print("Two ready-made plans. Nothing is measured here: the rates are assumed, no price was given.\n")
         for title, ready in READY.items():
             plans.append(plan(dataclasses.replace(options, **ready)))
-            show(f"{title}\n{command(ready)}", plans[-1])
+            show_plan(f"{title}\n{plan_command(ready)}", plans[-1])
     else:
         plans.append(plan(options))
-        show("{teacher} to {student}".format(**plans[0]), plans[0])
-    print(FORMULA)
-    return {"bench": "plan", "formula": FORMULA.split("\n")[0], "plans": plans}
+        show_plan("{teacher} to {student}".format(**plans[0]), plans[0])
+    print(STEP_FORMULA)
+    return {"bench": "plan", "formula": STEP_FORMULA.split("\n")[0], "plans": plans}

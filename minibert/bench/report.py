@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.bench.records import SMOKE_TOKENS, TrainRun, TuneRun, read_runs
-from minibert.bench.run_commands import command, differing, words
-from minibert.bench.shares import mean_score
-from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, prose, score_table,
-                                   share_rows, share_table, tasks_of, tuning_table)
+from minibert.bench.records import (SMOKE_TOKENS, TrainRun, TuneRun, differing, read_runs, run_command,
+                                    words)
+from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, mean_score, prose,
+                                   score_table, share_rows, share_table, tasks_of, tuning_table)
 from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
@@ -304,8 +303,8 @@ def bench_report(options: ReportBench) -> dict:
             picture("curves", plot_held_out, curves) if any(run.curve for run in train)
             else f"Held-out curves: {NOT_RUN}, no run was evaluated on its way (`--eval-every`).")
         parts["Quality against size and speed"] = size_part(sizes(train, options), scores, picture)
-    commands = [command("train", run, options.renamed) for run in train]
-    commands += [command("finetune", run, options.renamed) for run in tune]
+    commands = [run_command("train", run, options.renamed) for run in train]
+    commands += [run_command("finetune", run, options.renamed) for run in tune]
     parts["Commands"] = ("<details><summary>One a run, every option that is not a default</summary>\n\n"
                          "```bash\n" + "\n".join(commands) + "\n```\n\n</details>")
     body = "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts.items())

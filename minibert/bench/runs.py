@@ -37,7 +37,7 @@ class RunsBench:
     """Every option of bench.py runs."""
 
     file: str | None = option(None, "file with the commands; the word right after `runs` is this, too")
-    show: bool = option(False, "only say what is done, begun and to do, and how long it took or may take")
+    show: bool = option(False, "only say what is done, begun and to do, and how long it took")
 
     def __post_init__(self):
         if self.file is None:
@@ -60,12 +60,6 @@ class Line(NamedTuple):
         """Whether there is a run to resume. A killed training may only have prepared its corpus."""
         return not self.done and any((self.out / name).exists() for name in (
             "config.json", "corpus/corpus.json", "eval-corpus/corpus.json"))
-
-    @property
-    def kind(self) -> tuple[str, ...]:
-        """A key for runs that take about as long: the same task, or the same method with as many steps."""
-        same = ("--task", "--method", "--steps", "--epochs")
-        return self.script, *(after(self.words, name) for name in same)
 
     @property
     def log(self) -> Path:
@@ -123,19 +117,12 @@ def seconds_of(line: Line) -> float | None:
     return read_run(line.out).seconds if line.done and line.script in ("train.py", "finetune.py") else None
 
 
-def estimate(line: Line, took: dict[Path, float], lines: list[Line]) -> float | None:
-    """An estimate of the time: that of the longest finished run of the same kind; None if there is none."""
-    return max((took[other.out] for other in lines if other.kind == line.kind and other.out in took),
-               default=None)
-
-
-def shown_state(line: Line, took: dict[Path, float], lines: list[Line]) -> str:
-    """Done, begun or to do, and a time."""
+def shown_state(line: Line) -> str:
+    """Done, begun or to do, and how long it took."""
     if line.done:
-        return "done" + (f", took {clock(took[line.out])}" if line.out in took else "")
-    guess = estimate(line, took, lines)
-    about = "" if guess is None else f", about {clock(guess)} by another of its kind"
-    return ("begun, to be resumed" if line.begun else "to do") + about
+        seconds = seconds_of(line)
+        return "done" + ("" if seconds is None else f", took {clock(seconds)}")
+    return "begun, to be resumed" if line.begun else "to do"
 
 
 def last_line(log: Path) -> str:
@@ -175,12 +162,11 @@ def work(line: Line, stop: list[int]) -> int:
 def bench_runs(options: RunsBench) -> dict:
     """Runs the list. Returns the content of the JSON line. Raises `UserError` at the end if a run failed."""
     lines = read_list(Path(options.file))
-    took = {line.out: seconds for line in lines if (seconds := seconds_of(line)) is not None}
     states, failed = [], []
     with stop_requests() as stop:
         for number, line in enumerate(lines, 1):
             name = f"{number}/{len(lines)} {line.script} {line.out}"
-            state = shown_state(line, took, lines)
+            state = shown_state(line)
             print(f"{name}: {state}", flush=True)
             if not line.done and not options.show:
                 begun = time.monotonic()
@@ -188,19 +174,14 @@ def bench_runs(options: RunsBench) -> dict:
                 if stop:
                     print(f"stopped; the same command goes on where {line.out} was left", flush=True)
                     sys.exit(128 + stop[0])
-                if code == 0 and (seconds := seconds_of(line)) is not None:
-                    took[line.out] = seconds
                 if code != 0:
                     failed.append(str(line.log))
                 state = "done" if code == 0 else f"failed, exit code {code}: {last_line(line.log)}"
                 print(f"{name}: {state}, after {clock(time.monotonic() - begun)}", flush=True)
             states.append({"script": line.script, "out": str(line.out), "state": state,
-                           "seconds": took.get(line.out)})
+                           "seconds": seconds_of(line)})
     if options.show:
-        guesses = [estimate(line, took, lines) for line in lines if not line.done]
-        known = [guess for guess in guesses if guess is not None]
-        about = f"; {len(known)} of them take about {clock(sum(known))}" if known else ""
-        print(f"{len(guesses)} to do{about}")
+        print(f"{sum(not line.done for line in lines)} to do")
     if failed:
         raise UserError(f"{len(failed)} of {len(lines)} failed, as these say: {', '.join(failed)}")
     return {"bench": "runs", "file": options.file, "runs": states}

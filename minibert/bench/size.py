@@ -13,7 +13,7 @@ from typing import NamedTuple
 import safetensors
 from torch import nn
 
-from minibert.bench.flops import FORMULA, encoder_flops, extra_layer_flops
+from minibert.bench.flops import FLOPS_FORMULA, encoder_flops, extra_layer_flops
 from minibert.common.console import table
 from minibert.common.disk import read_json
 from minibert.common.errors import UserError
@@ -52,7 +52,7 @@ class Figure(NamedTuple):
 
 
 BERT, DISTILBERT = "Devlin et al. 2018", "Sanh et al. 2019, table 3"
-TINYBERT = "Jiao et al. 2020 (TinyBERT)"  # it lists BERT-base, too, with 109M
+TINYBERT_PAPER = "Jiao et al. 2020 (TinyBERT)"  # it lists BERT-base, too, with 109M
 PKD, MOBILEBERT = "Sun et al. 2019 (PKD), second-hand", "Sun et al. 2020 (MobileBERT), second-hand"
 
 # note: figures of the miniatures bert-L*-H* (Turc et al. 2019) are missing; the paper was not available
@@ -60,28 +60,28 @@ PARAMETERS = {
     "bert-base": Figure("110M", BERT),
     "bert-large": Figure("340M", BERT),
     "distilbert": Figure("66M", DISTILBERT),
-    "distilbert-4": Figure("52.2M", TINYBERT),
+    "distilbert-4": Figure("52.2M", TINYBERT_PAPER),
     "bert-pkd-3": Figure("45.7M", PKD),
-    "bert-pkd-4": Figure("52.2M", TINYBERT),
-    "bert-pkd-6": Figure("67.0M", TINYBERT),
-    "tinybert-4": Figure("14.5M", TINYBERT),
-    "tinybert-6": Figure("67.0M", TINYBERT),
-    "bert-small": Figure("29.2M", TINYBERT),
+    "bert-pkd-4": Figure("52.2M", TINYBERT_PAPER),
+    "bert-pkd-6": Figure("67.0M", TINYBERT_PAPER),
+    "tinybert-4": Figure("14.5M", TINYBERT_PAPER),
+    "tinybert-6": Figure("67.0M", TINYBERT_PAPER),
+    "bert-small": Figure("29.2M", TINYBERT_PAPER),
     "mobilebert-paper": Figure("25.3M", MOBILEBERT),
     "mobilebert-tiny": Figure("15.1M", MOBILEBERT),
     "mobilebert-without-opt": Figure("25.3M", MOBILEBERT),
     "ib-bert-large": Figure("293M", MOBILEBERT),
 }
 FLOPS = {
-    "bert-base": Figure("22.5B", TINYBERT),
-    "distilbert": Figure("11.3B", TINYBERT),
-    "distilbert-4": Figure("7.6B", TINYBERT),
+    "bert-base": Figure("22.5B", TINYBERT_PAPER),
+    "distilbert": Figure("11.3B", TINYBERT_PAPER),
+    "distilbert-4": Figure("7.6B", TINYBERT_PAPER),
     "bert-pkd-3": Figure("5.7B", MOBILEBERT),
-    "bert-pkd-4": Figure("7.6B", TINYBERT),
-    "bert-pkd-6": Figure("11.3B", TINYBERT),
-    "tinybert-4": Figure("1.2B", TINYBERT),
-    "tinybert-6": Figure("11.3B", TINYBERT),
-    "bert-small": Figure("3.4B", TINYBERT),
+    "bert-pkd-4": Figure("7.6B", TINYBERT_PAPER),
+    "bert-pkd-6": Figure("11.3B", TINYBERT_PAPER),
+    "tinybert-4": Figure("1.2B", TINYBERT_PAPER),
+    "tinybert-6": Figure("11.3B", TINYBERT_PAPER),
+    "bert-small": Figure("3.4B", TINYBERT_PAPER),
     "mobilebert-paper": Figure("5.7B", MOBILEBERT),
     "mobilebert-tiny": Figure("3.1B", MOBILEBERT),
     "mobilebert-without-opt": Figure("5.7B", MOBILEBERT),
@@ -200,11 +200,11 @@ def shown(row: dict) -> dict:
             "with D x D": billions(row["flops_with_d_x_d"])}
 
 
-def show(rows: list[dict], length: int) -> None:
+def show_sizes(rows: list[dict], length: int) -> None:
     """Prints the table, how it was counted, and which count gives which published figure."""
     title = f"Sizes of models, and the forward pass of one sequence of {length} tokens"
     print(table([shown(row) for row in rows], title))
-    print(f"\n{FORMULA}\n{SIZES}\n")
+    print(f"\n{FLOPS_FORMULA}\n{SIZES}\n")
     papers = [{"model": row["model"], "what": what, "published": figure["printed"],
                "rounds to it": ", ".join(figure["rounds_to_it"]) or "no count here",
                "source": figure["source"]}
@@ -217,5 +217,5 @@ def show(rows: list[dict], length: int) -> None:
 def bench_size(options: SizeBench) -> dict:
     """Counts and prints. Returns the content of the JSON line."""
     rows = [size_of(name, options.length) for name in options.models or PRESETS]
-    show(rows, options.length)
-    return {"bench": "size", "length": options.length, "formula": FORMULA.split("\n")[0], "models": rows}
+    show_sizes(rows, options.length)
+    return {"bench": "size", "length": options.length, "formula": FLOPS_FORMULA.split("\n")[0], "models": rows}

@@ -32,7 +32,8 @@ from minibert.training.optim import adamw, set_learning_rate
 from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
-# the defaults of BERT
+PEER, COMPILED = "transformers", "transformers compiled"
+# the methods of BERT models
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -56,6 +57,7 @@ class TrainBench:
     device: str = option("auto", "cpu, cuda ...")
     threads: int | None = option(None, "CPU threads")
     peer: bool = option(True, "measure transformers beside (distilbert)")
+    compiled_peer: bool = option(False, "and transformers with torch.compile")
 
     def __post_init__(self):
         at_least_one(self, "batch", "steps", "turns", "threads")
@@ -66,7 +68,7 @@ class TrainBench:
             raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
 
 
-def sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ids, lengths, selected) of each step of a turn:
     random tokens, 15 % of them masked, the same for all programs.
     """
@@ -89,19 +91,19 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
                  for name in (options.teacher, options.student))
 
 
-def our_turn(method: str, options: TrainBench, runtime):
+def distillation_turn(method: str, options: TrainBench, runtime):
     """A function that runs one turn of steps with minibert, exactly like train.py."""
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
     teacher, student = (init_weights(build(config)) for config in shapes(options))
     if timed.module:
-        student = timed.module(student, teacher.config)
+        student = timed.module(student, teacher)
     hold_frozen(teacher, runtime)
     student.to(runtime.device).train()
     optimizer, scaler = adamw(student, (0.9, 0.98), 1e-6, 0.0), runtime.scaler()
     set_learning_rate(optimizer, LR)
     data = []
-    for number, (ids, lengths, selected) in enumerate(sequences(options, teacher.config.vocab_size)):
+    for number, (ids, lengths, selected) in enumerate(random_sequences(options, teacher.config.vocab_size)):
         micro = cut(ids, lengths, np.where(selected, 4, ids), selected, options.micro_tokens, (number,))
         data.append(Step(micro, len(ids), int(selected.sum()), len(lengths)))
 
@@ -114,17 +116,20 @@ def our_turn(method: str, options: TrainBench, runtime):
     return turn
 
 
-def peers_turn(options: TrainBench, runtime):
-    """The same with transformers.
+def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
+    """The same with transformers, or with transformers `compiled` for any length.
 
     Its batches are grouped by length: the sequences of a turn are sorted and then divided.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
     student.train()
+    if compiled:
+        teacher.compile(dynamic=True)
+        student.compile(dynamic=True)
     optimizer = at_rate(adamw(student, (0.9, 0.98), 1e-6, 0.0), LR)
     pool = []
-    for ids, lengths, selected in sequences(options, teacher.config.vocab_size):
+    for ids, lengths, selected in random_sequences(options, teacher.config.vocab_size):
         borders = np.cumsum(lengths)[:-1]
         inputs, labels = np.where(selected, 4, ids), np.where(selected, ids, IGNORE)
         pool += [(torch.from_numpy(i), torch.from_numpy(k)) for i, k in
@@ -139,11 +144,12 @@ def peers_turn(options: TrainBench, runtime):
     return turn
 
 
-def worker(kind: str, options: TrainBench, pipe) -> None:
+def train_worker(kind: str, options: TrainBench, pipe) -> None:
     """Runs one program in its process."""
     torch.manual_seed(0)
-    runtime = start(options.device, options.precision, options.threads, training=kind != "transformers")
-    turn = peers_turn(options, runtime) if kind == "transformers" else our_turn(
+    peer = kind in (PEER, COMPILED)
+    runtime = start(options.device, options.precision, options.threads, training=not peer)
+    turn = transformers_distillation_turn(options, runtime, kind == COMPILED) if peer else distillation_turn(
         options.methods[0] if kind == "minibert" else kind, options, runtime)
     serve(turn, pipe, runtime.device)
 
@@ -154,7 +160,8 @@ def bench_train(options: TrainBench) -> dict:
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:
         method_of = {"minibert": options.methods[0]}
-    kinds = [*method_of, *(["transformers"] if peer else [])]
+    peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
+    kinds = [*method_of, *peers]
     teacher, student = shapes(options)  # errors are reported before minutes of warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
@@ -162,8 +169,8 @@ def bench_train(options: TrainBench) -> dict:
         check_installed()
     runtime = start(options.device, options.precision, options.threads, training=False)
     peak = matrix_peak(runtime)
-    seconds, memory = alternate(worker, kinds, options, options.turns)
-    steps = sequences(options, student.vocab_size)
+    seconds, memory = alternate(train_worker, kinds, options, options.turns)
+    steps = random_sequences(options, student.vocab_size)
     tokens = sum(len(ids) for ids, _, _ in steps)
     figures, rows = {}, []
     for kind in kinds:
@@ -184,6 +191,8 @@ def bench_train(options: TrainBench) -> dict:
     print(table(rows, title))
     result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
               "length": round(tokens / (options.steps * options.batch), 2), "matrix_peak": peak, **figures}
-    if peer:
+    if peers:
         result |= compared(seconds, memory)
+    if COMPILED in peers:
+        result["compiled"] = compared(seconds, memory, COMPILED)
     return result

@@ -35,7 +35,7 @@ def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     return getattr(transformers, kind).from_config(theirs, attn_implementation="sdpa")
 
 
-def pad(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
+def pad_sequences(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
     """The sequences as one tensor (S, T), padded with `value` to the longest."""
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
@@ -46,7 +46,7 @@ def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimize
     return optimizer
 
 
-def update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
+def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
     """The second half of a step: backward, clip, update. Returns the loss."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -57,7 +57,8 @@ def update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
 def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
                       weights: DistilBERTWeights, optimizer, runtime: Runtime, clip: float) -> float:
     """One distillation step on a padded batch; inputs and labels one tensor a sequence. Returns the loss."""
-    ids, labels = pad(inputs, 0).to(runtime.device), pad(labels, IGNORE).to(runtime.device)  # (S, T)
+    ids, labels = (pad_sequences(rows, value).to(runtime.device)  # (S, T) each
+                   for rows, value in ((inputs, 0), (labels, IGNORE)))
     lengths = torch.tensor([len(sequence) for sequence in inputs])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(runtime.device)
     optimizer.zero_grad()
@@ -73,19 +74,19 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
         h_s, h_t = ours.hidden_states[-1][mask], theirs.hidden_states[-1][mask]
         cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s), device=h_s.device))
         loss = weights.kl * temperature**2 * kl + weights.mlm * mlm + weights.cosine * cosine
-    return update(student, loss, optimizer, clip)
+    return clip_and_update(student, loss, optimizer, clip)
 
 
 def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
                                  labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
     """One fine-tuning step of a sequence classifier on a padded batch. Returns the loss."""
     lengths = torch.tensor([len(sequence) for sequence in ids])
-    inputs = {"input_ids": pad(ids, 0),
+    inputs = {"input_ids": pad_sequences(ids, 0),
               "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
     if model.config.model_type != "distilbert":
-        inputs["token_type_ids"] = pad(segments, 0)
+        inputs["token_type_ids"] = pad_sequences(segments, 0)
     optimizer.zero_grad()
     with runtime.autocast():
         loss = model(**{name: x.to(runtime.device) for name, x in inputs.items()},
                      labels=labels.to(runtime.device)).loss
-    return update(model, loss, optimizer, clip)
+    return clip_and_update(model, loss, optimizer, clip)

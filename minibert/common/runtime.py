@@ -1,6 +1,6 @@
-"""What a run runs on: device, precision, ranks, threads. Model code never asks.
+"""The runtime of a run: device, precision, ranks, threads. Model code does not read it.
 
-Started by torchrun, every rank is one process; started plainly, there is one rank.
+With torchrun every rank is one process. Without it there is one rank.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minibert.common.errors import UserError
+from minibert.common.processor import multiplies_bf16
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,17 +86,16 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     """Chooses device, precision and CPU threads, and joins the other ranks where torchrun started several.
 
     "auto" is CUDA where there is one; bf16 where the hardware has it natively,
-    fp16 on GPUs that have not, else fp32. `training`: the process is a script's own, whose memory may be
-    arranged for hours of steps; without, it stays as one that only loads a model.
+    fp16 on GPUs that have not, else fp32. `training` sets up the memory of the process for hours of steps.
     """
     if training:
-        # By itself oneDNN keeps 1,024 compiled kernels, one for every shape that it meets, and packed batches
-        # are ever new shapes. They lie between the tensors and cut the heap to pieces: memory grew by half in
-        # an hour of training. Sixteen are more than one pass over a layer uses.
+        # By default oneDNN keeps 1,024 compiled kernels, one for each shape, and packed batches always have
+        # new shapes. The kernels fragment the heap: memory grew by half in an hour of training. Sixteen
+        # kernels are more than one pass over a layer uses.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # Also where it changes nothing: after this call MKL no longer takes fewer threads when the machine is
-    # busy, which would change the order of its sums, and a resumed run could differ in the last bit.
+    # Called even with torch's own number: after this call MKL does not reduce its threads on a busy machine.
+    # Fewer threads would change the order of its sums, and a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -119,30 +119,28 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        # The writer evaluates and saves while the others wait; a rank that is gone is noticed without it.
+        # The first rank evaluates and saves while the others wait. A lost rank is noticed without this limit.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed; other systems' allocators are left as they are.
+    """Makes glibc keep freed memory. Other allocators are not changed.
 
-    It gives large blocks back to the system, and each comes anew, page by page, zeroed: 268 MiB in one step
-    of DistilBERT, a fifth of the step's time in bf16. The process then stays as large as it ever was.
+    By default glibc returns large blocks to the system and gets them again, page by page: 268 MiB in one step
+    of DistilBERT, a fifth of the step's time in bf16. With this setting the process never becomes smaller.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(M_MMAP_MAX, 0)  # blocks from the heap, none from mmap, which are unmapped when freed
-        mallopt(M_TRIM_THRESHOLD, -1)  # and the heap's free end is kept
+        mallopt(M_TRIM_THRESHOLD, -1)  # the free end of the heap is kept
 
 
 def native_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 by itself; emulated, it is several times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-                or capabilities.get("sve_bf16") or capabilities.get("bf16"))
+    return multiplies_bf16()
 
 
 def describe(runtime: Runtime) -> dict:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from minibert.common.errors import UserError
 from minibert.distill.distilbert import (DistilBERTWeights, MLMWeights, distilbert, distilbert_counts,
                                          fit_distilbert, fit_mlm, mlm, mlm_counts)
+from minibert.distill.embedding import (EmbeddingWeights, SentenceStudent, embedding, embedding_counts,
+                                        fit_embedding)
 from minibert.distill.minilm import (MiniLMv2Weights, MiniLMWeights, fit_minilm, fit_minilmv2, minilm,
                                      minilm_counts, minilmv2, minilmv2_counts)
 from minibert.distill.mobilebert import MobileBERTWeights, fit_mobilebert, mobilebert, mobilebert_counts
-from minibert.distill.students import distilbert_of, mobilebert_of, tinybert_of
+from minibert.distill.students import distilbert_of, halved, mobilebert_of, tinybert_of
 from minibert.distill.tinybert import (TinyBERTStudent, TinyBERTWeights, fit_tinybert, tinybert,
                                        tinybert_counts)
 from minibert.model.batch import MicroBatch, Step
@@ -30,12 +32,12 @@ class Method(NamedTuple):
     shape: Callable  # (teacher's config, layers) -> the student's config, if none is given
     head: str  # the parts it reads: the outputs of the models ("mlm"), or only their inside ("encoder")
     defaults: dict  # defaults of options of train.py
-    module: type | None = None  # (student, teacher's config) -> what is trained instead of the student
+    module: Callable | None = None  # (student, teacher) -> what is trained instead of the student
 
 
 # BERT's own pre-training, which TinyBERT and MiniLM follow (TinyBERT's code has lr 5e-5 and 10 % warm-up).
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
-            beta2=0.999, weight_decay=0.01, clip=1.0)
+            beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 
 METHODS = {
     "distilbert": Method(  # the command with which it was released
@@ -44,7 +46,8 @@ METHODS = {
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
-        BERT | dict(init="random", mask_share=0.0), TinyBERTStudent),
+        BERT | dict(init="random", mask_share=0.0),
+        lambda student, teacher: TinyBERTStudent(student, teacher.config)),
     "minilm": Method(
         minilm, MiniLMWeights, minilm_counts, fit_minilm, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0, lr=5e-4)),
@@ -54,6 +57,10 @@ METHODS = {
     "mobilebert": Method(
         mobilebert, MobileBERTWeights, mobilebert_counts, fit_mobilebert, mobilebert_of, "mlm",
         BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),  # lr for batches of 2,048
+    "embedding": Method(
+        embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
+        # a teacher without masks and dropout is imitated on texts of any length without them
+        BERT | dict(mask_share=0.0, dropout=0.0, lr=5e-4, warmup=0.05, min_length=3), SentenceStudent),
 }
 
 

@@ -16,6 +16,11 @@ from minibert.model.init import init_weights
 
 # ---------------------------------------------------------------- shapes
 
+def halved(teacher: Config, layers: int | None = None) -> Config:
+    """The teacher's own shape with half its layers, or `layers`."""
+    return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
+
+
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """The DistilBERT of a teacher: half its layers (or `layers`), no token types, no pooler, everything else
     the same.
@@ -133,7 +138,7 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
     if isinstance(shape, str):
         return preset_of(shape, teacher, layers, copied)
     if shape is None:
-        return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
+        return halved(teacher, layers)
     return shape if layers is None else replace(shape, layers=layers)
 
 

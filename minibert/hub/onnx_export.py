@@ -11,7 +11,9 @@ import math
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +33,12 @@ OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classificatio
 OPSET = 18  # what torch writes without converting; LayerNormalization is one operator since 17
 CHECKED = ((1, 1), (1, 20), (2, 7), (3, 2), (3, 20))  # (S, T) that a file is tried with
 TOLERANCE = 1e-5  # fp32, as everywhere; of the largest output where that is above 1
+
+
+class Quantization(NamedTuple):
+    """How a file becomes int8, for `quantize_file`, and who judges it before it gets its name."""
+    reduce_range: bool
+    judge: Callable[[Path], None] | None = None
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -193,21 +201,49 @@ def tidy(proto) -> None:
                 node.input[i] = transposed[name].input[0]
 
 
-def deviation(model: nn.Module, path: Path) -> float:
-    """The largest difference between the file in ONNX Runtime and the packed model, over `samples`.
+def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
+    """Writes an fp32 file's products in int8: weights with a scale for each output, activations dynamic.
 
-    If the largest output is above 1, the difference is divided by it. Outputs at padding are not compared.
+    `reduce_range`: weights of 7 bits, for processors that add two products in 16 bits, which otherwise
+    overflow without a word (`processor.sums_bytes_in_32_bits`). Activations have one scale for a whole batch,
+    so that there, unlike in `minibert.fast`, sentences of a batch change each other's last digits.
     """
+    packages()
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it asks for a graph optimisation that changes nothing here
+    try:
+        quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
+                         weight_type=QuantType.QInt8)
+    finally:
+        root.setLevel(level)
+
+
+def open_file(path: Path):
+    """The file in ONNX Runtime on the CPU: a session for `run_file`."""
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    worst = 0.0
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tensor, ...]:
+    """What the file of `model` gives for a batch padded to `length`, as `packed_outputs` has it."""
+    inputs = pad(batch, model.config.pad_id, length)
+    feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
+    return on_tokens(model, session.run(OUTPUTS[head_of(model)], feed), inputs[1])
+
+
+def deviation(model: nn.Module, path: Path) -> float:
+    """The largest difference between the file in ONNX Runtime and the packed model, over `samples`.
+
+    As a share of the largest output where that is above 1; padding is left out, as its outputs mean nothing.
+    """
+    session, worst = open_file(path), 0.0
     for batch, length in samples(model):
-        inputs = pad(batch, model.config.pad_id, length)
-        feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
-        found = on_tokens(model, session.run(OUTPUTS[head_of(model)], feed), inputs[1])
-        for ours, theirs in zip(packed_outputs(model, batch), found):
+        for ours, theirs in zip(packed_outputs(model, batch), run_file(session, model, batch, length)):
             if ours.shape != theirs.shape:
                 return math.inf
             apart = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
@@ -215,12 +251,15 @@ def deviation(model: nn.Module, path: Path) -> float:
     return worst
 
 
-def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None) -> float:
-    """Writes model.onnx, Hugging Face's config.json and the tokenizer's files; returns the `deviation` found.
+def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
+              int8: Quantization | None = None) -> float:
+    """Writes model.onnx, or with `int8` model_quantized.onnx, Hugging Face's config.json and the tokenizer's
+    files; returns the `deviation` found, in int8 that of random tokens.
 
-    The file is checked in ONNX Runtime before it gets its name, so a model.onnx in `folder` is complete and
-    computes what the model does. `UserError` where the extra is missing, the head is not in `OUTPUTS`, the
-    shape has no counterpart in `transformers`, or the check fails.
+    The fp32 file is checked in ONNX Runtime before anything gets its name, so a model.onnx in `folder` is
+    complete and computes what the model does. `UserError` where the extra is missing, the head is not in
+    `OUTPUTS`, the shape has no counterpart in `transformers`, a check fails, or `int8.judge` raises one; then
+    nothing is written.
     """
     model = getattr(model, "_orig_mod", model).eval()  # what torch.compile wraps
     config, head, folder = model.config, head_of(model), Path(folder)
@@ -232,14 +271,22 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     packages()
     text = dump(describe(config, head, "hf", "float32"))
     with disk_errors(folder), folder_within(folder) as made:
-        write_onnx(model, made / "model.onnx")
-        apart = deviation(model, made / "model.onnx")
+        file = made / "model.onnx"
+        write_onnx(model, file)
+        apart = deviation(model, file)
         if not apart <= TOLERANCE:
             raise UserError(f"model.onnx differs from the model by {apart:.1e} in ONNX Runtime, more than "
                             f"{TOLERANCE}; nothing was saved")
+        if int8 is not None:
+            fp32, file = file, made / "model_quantized.onnx"
+            quantize_file(fp32, file, int8.reduce_range)
+            fp32.unlink()
+            apart = deviation(model, file)
+            if int8.judge:
+                int8.judge(file)
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions)
         (made / "config.json").write_text(text, encoding="utf-8")
-        for path in sorted(made.iterdir(), key=lambda path: path.name == "model.onnx"):
+        for path in sorted(made.iterdir(), key=lambda path: path == file):
             os.replace(path, folder / path.name)
     return apart

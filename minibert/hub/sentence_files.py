@@ -57,13 +57,49 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                 files |= _module_files(root, module["path"], legacy_bin)
         described = [module | {"path": "" if module["path"] == inside else module["path"]}
                      for module in modules]
-        files["modules.json"] = (json.dumps(described, indent=2) + "\n").encode()
+        files["modules.json"] = _json(described)
         return _pooling(root, folder, described, files, hidden_size), files
     except UserError as error:
         return SentencePooling(refused=str(error)), files
     except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         return SentencePooling(refused=f"{root / 'modules.json'} or a file that it names is damaged "
                                        f"({error!r})"), files
+
+
+def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
+                   ) -> dict[str, bytes]:
+    """The files that describe `pooling`, by their paths, for the `Beside` of a model `hidden_size` wide.
+
+    `shared` is the content of config_sentence_transformers.json, which holds prompts and `pooling.width`.
+    """
+    files = {SHARED: shared} if shared else {}
+    kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
+    modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
+    if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
+        modes = {"pooling_mode": pooling.modes}  # switches have an order of their own
+    files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
+    while layers:
+        layer = layers.pop(0)
+        if isinstance(layer, Normalize):
+            kinds.append("Normalize")
+            continue
+        activation, place = type(layers.pop(0)), f"{len(kinds)}_Dense"
+        kinds.append("Dense")
+        files[f"{place}/config.json"] = _json({
+            "in_features": layer.in_features, "out_features": layer.out_features,
+            "bias": layer.bias is not None,
+            "activation_function": f"{activation.__module__}.{activation.__name__}"})
+        tensors = {f"linear.{name}": tensor.detach().cpu() for name, tensor in layer.state_dict().items()}
+        files[f"{place}/model.safetensors"] = safetensors.torch.save(tensors, {"format": "pt"})
+    files[OWN[0]] = _json({"max_seq_length": pooling.max_length, "do_lower_case": pooling.lowercase})
+    files["modules.json"] = _json([
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "",
+         "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)])
+    return files
+
+
+def _json(content) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _modules(root: Path) -> list[dict]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import warnings
 from pathlib import Path
 
 import safetensors
@@ -84,7 +85,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _first_bytes(path: Path) -> bytes:
-    """The first bytes of a weight file; Raises `UserError` if it is a git-LFS pointer or a web page."""
+    """The first bytes of a weight file. Raises `UserError` if it is a git-LFS pointer or a web page."""
     with disk_errors(path, "read"), open(path, "rb") as file:
         start = file.read(100)
     check_is_the_file(path, start)
@@ -95,7 +96,9 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     """All tensors of one pickled file. Raises `UserError` if it is damaged or has anything else in it."""
     _first_bytes(path)
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on the pickle say nothing about the tensors
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         # without torch's own message, which recommends to run the code in the file
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):

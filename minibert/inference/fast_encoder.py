@@ -1,14 +1,15 @@
-"""The inference mode: a copy of a trained model with weights packed once for the processor's kernels.
+"""The inference mode: a copy of a trained model with its weights packed for the processor's kernels.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-The copy has the same `forward(batch)`. What differs is one layer's arithmetic, below; embeddings, attention
-and heads are the model's own, in fp32 (on CUDA in 16 bits, attention too). docs/inference.md has the
-measurements.
+The copy has the same `forward(batch)`. Only the arithmetic of a layer differs, below. Embeddings, attention
+and heads are the model's own, in fp32. On CUDA and on a CPU with AMX, attention is in 16 bits if the products
+are. `model.kernels` names the chosen kernels. docs/inference.md has the measurements.
 """
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from minibert.common.errors import UserError
 from minibert.common.runtime import PRECISIONS, native_bf16
-from minibert.inference.packed_linear import HalfWeights, Int8, Packed, Plain
-from minibert.model.attention import attend
+from minibert.inference.packed_linear import HalfWeights, Packed, Plain, best_int8
+from minibert.model.attention import attend, forward_in_half_pays
 from minibert.model.batch import Batch
 from minibert.model.encoder import Layer
 from minibert.model.heads import encoder_of
@@ -26,9 +27,10 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 
 class FastLayer(nn.Module):
-    """`Layer` in eval mode: q, k, v as one product, the activation inside the product where a kernel has it.
+    """`Layer` in eval mode. q, k and v are one product. The activation is inside the product if the kernel
+    supports it.
 
-    `product(weight, bias, activation)` makes each product: one of those in products.py.
+    `product(weight, bias, activation)` makes each product: one of those in packed_linear.py.
     """
 
     def __init__(self, layer: Layer, product):
@@ -49,7 +51,7 @@ class FastLayer(nn.Module):
         return self.output_norm(x + self.down(self.up(x))), q, k, v
 
     def train(self, mode: bool = True) -> nn.Module:
-        """`UserError` where training is asked for."""
+        """Raises `UserError` for train mode."""
         if mode:
             raise UserError("a fast model is for inference only; train the model that it was made from")
         return super().train(mode)
@@ -63,12 +65,12 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     """A copy of `model` for inference, with the same `forward(batch)`; embeddings and heads are shared.
 
     `mode` is the arithmetic of the encoder's matrix products: "fp32"; "bf16" where the hardware has it;
-    "fp16", on a CPU as weights that fp32 arithmetic reads; "int8", CPUs only, see `products.Int8`. The copy
-    cannot be trained or saved. `UserError` where the mode does not run here, rather than a slow way around.
+    "fp16", on a CPU as weights that fp32 arithmetic reads; "int8", CPUs only, see `packed_linear.Int8`. The
+    copy's `kernels` is a line of text that names the kernels. The copy cannot be trained or saved. Raises
+    `UserError` if the mode does not run here. It is never emulated.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    device = next(model.parameters()).device
-    product = product_of(mode, device)
+    product, kernels = kernels_of(mode, next(model.parameters()).device)
     foreign = next((layer for layer in encoder_of(model).layers if not isinstance(layer, Layer)), None)
     if foreign is not None:
         raise UserError("the fast mode knows the layers of BERT and DistilBERT, "
@@ -78,28 +80,39 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     made = copy.deepcopy(model, shared).eval()
     encoder = encoder_of(made)
     encoder.layers = nn.ModuleList(FastLayer(layer, product) for layer in encoder.layers)
+    made.kernels = kernels
     return made
 
 
-def product_of(mode: str, device: torch.device):
-    """The product that a mode means on a device: a function of (weight, bias, activation)."""
+def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module], str]:
+    """The product of a mode on a device, a function of (weight, bias, activation), and a line of text that
+    names the kernels.
+
+    This is the only place that chooses kernels.
+
+    Raises `UserError` if the mode does not run on the device.
+    """
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not known: {', '.join(MODES)}")
-    on_cpu = device.type == "cpu"
-    if mode == "fp32":
-        return Packed if on_cpu and Packed.runs() else Plain
+    on_cpu, attention = device.type == "cpu", "fp32"
     if mode == "bf16" and not native_bf16(device):
         raise UserError("bf16 is not native here: this processor would emulate it, slower than fp32; take "
                         "fp32, fp16 or int8")
-    if mode == "bf16" or (mode == "fp16" and device.type == "cuda"):
-        return partial(rounded, PRECISIONS[mode])
-    kernel = {"fp16": HalfWeights, "int8": Int8}[mode]
-    if not on_cpu or not kernel.runs():
+    if mode in ("fp32", "bf16") or not on_cpu and mode == "fp16":
+        dtype = PRECISIONS[mode]
+        kernel = Packed if on_cpu and Packed.runs(dtype) else Plain
+        product = kernel if mode == "fp32" else partial(rounded, kernel, dtype)
+        attention = mode if not on_cpu or (mode == "bf16" and forward_in_half_pays()) else "fp32"
+    else:
+        kernel = product = None if not on_cpu else best_int8() if mode == "int8" else (
+            HalfWeights if HalfWeights.runs() else None)
+    if kernel is None:
         raise UserError(f"mode {mode} does not run on {'this processor' if on_cpu else device.type}: "
-                        "torch has its kernels (FBGEMM) for x86 processors only; take fp32 or bf16")
-    return kernel
+                        "torch has its kernels for x86 processors only; take fp32 or bf16")
+    return product, f"{mode}: {kernel.name}; attention in {attention}"
 
 
-def rounded(dtype: torch.dtype, weight: Tensor, bias: Tensor, activation: str | None = None) -> Plain:
+def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
+            activation: str | None = None) -> Plain:
     """A product in 16 bits, as autocast computes it, with the cast of the weights done once."""
-    return Plain(weight.to(dtype), bias.to(dtype), activation)
+    return kernel(weight.to(dtype), bias.to(dtype), activation)

@@ -1,11 +1,13 @@
 """Matrix products for inference, y = f(x W' + b), with weights packed once.
 
-All that this project uses of torch's private operators stands in this file. Each class is a module made from
-a weight (out, in), a bias (out,) and the name of an activation or None, that maps x (N, in) to y (N, out).
-None of them has a gradient. Every row of y depends on the same row of x alone.
+All uses of torch's private operators are in this file. Each class is a module made from a weight (out, in), a
+bias (out,) and the name of an activation or None, that maps x (N, in) to y (N, out). None of them has a
+gradient. Every row of y depends on the same row of x alone. `runs` of a class tries its operators: whether
+this torch has them for this processor, and whether they compute the right numbers.
 """
 
 import contextlib
+import time
 import warnings
 from functools import cache
 
@@ -14,18 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.common.errors import UserError
+from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# With AVX2, oneDNN's packed product is the faster one up to so many tokens, beyond that MKL's plain one
-# is; with AVX-512 oneDNN's is for any number (docs/inference.md): on AMD, MKL makes no use of it.
+# In fp32 with AVX2, oneDNN's packed product is faster up to this number of tokens, and MKL's plain product
+# beyond it. With AVX-512 oneDNN's is faster for any number, because MKL does not use AVX-512 on AMD
+# (docs/inference.md).
 FEW_TOKENS = 128
+TINY = torch.finfo(torch.float32).tiny
 
 
 class Plain(nn.Module):
     """The product and the activation as torch has them, in the weight's precision; y has that precision, too.
 
-    The definition of the others, and what runs where they do not.
+    It defines the result of the other classes, and it runs if they do not.
     """
+
+    name = "torch's linear"
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
         super().__init__()
@@ -40,24 +47,28 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """fp32: the weight in the order in which oneDNN's kernel reads it, the activation inside.
+    """The product of oneDNN with its own order of the weight (fp32 or bf16), and with the activation inside.
 
-    Without AVX-512 it holds the weight twice, since there the plain product is faster for many tokens.
+    In fp32 without AVX-512 it stores the weight twice, because the plain product is faster for many tokens
+    there.
     """
 
+    name = "oneDNN on packed weights"
     POST = {None: ("none", [], ""), "relu": ("relu", [], ""), "gelu": ("gelu", [], "none"),
             "gelu_tanh": ("gelu", [], "tanh")}
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
         super().__init__(weight, bias, activation)
+        self.dtype = weight.dtype
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_TOKENS)
-        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        if self.dtype == torch.bfloat16 or torch.backends.cpu.get_cpu_capability() == "AVX512":
             self.weight = None
 
     @staticmethod
-    def runs() -> bool:
-        """Whether this torch has the operators and they compute what `Plain` does."""
-        x, weight, bias = torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)
+    def runs(dtype: torch.dtype = torch.float32) -> bool:
+        """Whether it runs with weights of this precision and computes what `Plain` does."""
+        x, weight, bias = (t.to(dtype) for t in
+                           (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
             y = Packed(weight, bias, "gelu")(x)
         except (AttributeError, RuntimeError):
@@ -68,15 +79,17 @@ class Packed(Plain):
         """(N, in) -> (N, out)."""
         if self.weight is not None and len(x) > FEW_TOKENS:
             return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *self.POST[self.activation])
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias,
+                                                  *self.POST[self.activation])
 
 
 class HalfWeights(nn.Module):
     """fp32 products with weights stored in fp16: FBGEMM widens them on the way into the registers.
 
-    Half the bytes to fetch, and a kernel that is good at few rows. The only rounding is that of the weights,
-    to 11 bits.
+    It reads half the bytes, and its kernel is fast for few rows. Only the weights are rounded, to 11 bits.
     """
+
+    name = "FBGEMM on weights in fp16"
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
         super().__init__()
@@ -98,60 +111,129 @@ class HalfWeights(nn.Module):
 
 
 class Int8(nn.Module):
-    """Products of 8-bit integers, summed in 32 bits, by FBGEMM; x and y are fp32.
+    """Products of 8-bit integers, summed in 32 bits; x and y are fp32. A subclass has the operators.
 
-    Weights are quantised once, with one scale for each row of W. Each token of x is quantised when it comes,
-    with a scale of its own: s = max |x| / 127, so that tokens packed together cannot influence each other.
-    The kernel takes one scale for all; it is given x / s and the scale 1, and its result is multiplied by s.
+    Weights are quantised once, with one scale for each row of W. Each token of x is quantised with its own
+    scale, s = max |x| / 127, so tokens that are packed together cannot influence each other. The kernels have
+    one scale for all tokens. They get x / s and the scale 1, and the result is multiplied by s. Sums of
+    integers are exact, so all subclasses give the same numbers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
         super().__init__()
-        scales = (weight.abs().amax(1) / weight_range()).clamp(min=torch.finfo(torch.float32).tiny)
-        self.packed = _pack_int8(weight, scales)
+        scales = (weight.abs().amax(1) / self.weight_range()).clamp(min=TINY)  # (out,)
+        self.packed = self.pack(weight, scales)
         self.register_buffer("bias", bias, persistent=False)
         self.activation = activation
 
     @staticmethod
-    def runs() -> bool:
+    def pack(weight: Tensor, scales: Tensor):
+        """round(W / scale), as the operators want it; one scale for each row of W."""
+        raise NotImplementedError
+
+    @staticmethod
+    def product(x: Tensor, packed) -> Tensor:
+        """round(x) W' for |x| <= 127, (N, in) -> (N, out) in fp32; it may overwrite x."""
+        raise NotImplementedError
+
+    @classmethod
+    @cache
+    def runs(cls) -> bool:
         """Whether this torch has the operators for this processor."""
         try:
-            return _has_fbgemm() and weight_range() > 0
+            return cls.weight_range() > 0
         except (AttributeError, RuntimeError):
             return False
 
+    @classmethod
+    @cache
+    def weight_range(cls) -> int:
+        """The largest |integer| of a quantised weight: 127, or 63 where the kernel needs room.
+
+        Without the dot-product instructions (VNNI) kernels add two products of 8 bits in 16 bits. These can
+        hold 2 x 255 x 63, but not 2 x 255 x 127: then they silently give the largest number. The range is
+        found by a test product.
+        """
+        x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
+        expected = x @ weight.T
+        return 127 if torch.equal(cls.product(x, cls.pack(weight, torch.ones(8))), expected) else 63
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""
-        s = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * 127) / 127  # (N, 1)
-        y = torch.addcmul(self.bias, _int8_product(x / s, self.packed), s)
+        s = x.abs().amax(-1, keepdim=True).clamp(min=TINY * 127) / 127  # (N, 1)
+        y = torch.addcmul(self.bias, self.product(x / s, self.packed), s)
         return activation(self.activation, y) if self.activation else y
 
 
-def _pack_int8(weight: Tensor, scales: Tensor):
-    """round(W / scale), packed; one scale for each row of W."""
-    with _fbgemm(), warnings.catch_warnings():
-        # torch has announced that its quantised tensors will go; FBGEMM is reached through them alone
-        warnings.filterwarnings("ignore", message=".*quantize_per_channel")
-        zeros = torch.zeros(len(scales), dtype=torch.int64)
-        quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
-        return torch.ops.quantized.linear_prepack(quantised, None)
+class FbgemmInt8(Int8):
+    """By FBGEMM, which uses AVX2, AVX-512 and VNNI, but not AMX."""
+
+    name = "FBGEMM in int8"
+
+    @staticmethod
+    def pack(weight: Tensor, scales: Tensor):
+        """Packed for FBGEMM."""
+        if not _has_fbgemm():
+            raise RuntimeError("this torch has no FBGEMM")
+        with _fbgemm(), warnings.catch_warnings():
+            # torch has announced the removal of its quantised tensors, the only access to FBGEMM
+            warnings.filterwarnings("ignore", message=".*quantize_per_channel")
+            zeros = torch.zeros(len(scales), dtype=torch.int64)
+            quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+            return torch.ops.quantized.linear_prepack(quantised, None)
+
+    @staticmethod
+    def product(x: Tensor, packed) -> Tensor:
+        """The kernel rounds the numbers. It needs unsigned numbers, so 128 stands for 0."""
+        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            x.contiguous(), 1.0, 128, packed)
 
 
-def _int8_product(x: Tensor, packed) -> Tensor:
-    """round(x) W' for |x| <= 127, in fp32; the kernel takes unsigned numbers, so 128 stands for 0."""
-    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x.contiguous(), 1.0, 128, packed)
+class OneDnnInt8(Int8):
+    """By oneDNN, which uses AMX, too. The numbers are unsigned, and 128 stands for 0.
+
+    warning: with signed numbers it uses a kernel on AVX-512 that is a thousand times slower.
+    """
+
+    name = "oneDNN in int8"
+
+    @staticmethod
+    def pack(weight: Tensor, scales: Tensor):
+        """(the packed integers, the scales, their zero points)."""
+        # as torch.quantize_per_channel, which FBGEMM needs, divides: by multiplying with 1 / scale
+        integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
+        return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
+                torch.zeros(len(scales), dtype=torch.int64))
+
+    @staticmethod
+    def product(x: Tensor, packed) -> Tensor:
+        """Rounds x to integers itself."""
+        x = x.add_(128).round_().to(torch.uint8)  # in this order, as FBGEMM rounds
+        return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
+                                                  "none", [], "")
 
 
 @cache
-def weight_range() -> int:
-    """The largest |integer| of a quantised weight: 127, or 63 where the kernel needs room.
+def best_int8() -> type[Int8] | None:
+    """The kernel of int8 for this processor, or None where none runs.
 
-    Without the dot-product instructions (VNNI) it adds two products of 8 bits in 16 bits, which holds
-    2 x 255 x 63 but not 2 x 255 x 127 and then silently gives the largest number. Found by trying.
+    Both give the same numbers, and without AMX they are about equally fast (docs/inference.md). With AMX the
+    faster one is found by a measurement of some milliseconds, once.
     """
-    x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
-    found = _int8_product(x, _pack_int8(weight, torch.ones(8)))
-    return 127 if torch.equal(found, x @ weight.T) else 63
+    kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
+    if len(kernels) == 2 and "amx_int8" in features():
+        return min(kernels, key=_seconds)
+    return kernels[0] if kernels else None
+
+
+def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
+    """The time of one product: the best of several."""
+    product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
+    for _ in range(6):  # the first prepares the kernel
+        begun = time.perf_counter()
+        product(x)
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
 
 
 def _has_fbgemm() -> bool:
@@ -160,7 +242,7 @@ def _has_fbgemm() -> bool:
 
 @contextlib.contextmanager
 def _fbgemm():
-    """Inside, torch packs weights for FBGEMM, whatever engine the user has chosen."""
+    """In this block torch packs weights for FBGEMM, for any engine that the user has chosen."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

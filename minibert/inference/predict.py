@@ -16,7 +16,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.model.batch import groups, pack, rows_of
 from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
-from minibert.model.sentences import SentencePooling
+from minibert.model.sentences import pooling_of
 
 MICRO_TOKENS = 4096
 
@@ -132,9 +132,7 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     most the model's positions) are cut. `UserError` where the files ask for what is not known here.
     """
     runtime = runtime or where_it_is(model)
-    pooling = getattr(model, "sentences", None) or SentencePooling()
-    if pooling.refused:
-        raise UserError(f"embed cannot make the vectors of this model: {pooling.refused}")
+    pooling = pooling_of(model)
     encoder, training = encoder_of(model).to(runtime.device), model.training
     model.eval()
     positions = encoder.config.max_positions

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minibert.common.errors import UserError
 from minibert.model.batch import Batch
+from minibert.model.config import Config
 
 
 class Normalize(nn.Module):
@@ -37,6 +39,22 @@ class SentencePooling:
         pooled = torch.cat([POOLING[mode](last.float(), batch) for mode in self.modes], -1)
         return self.layers.to(last.device)(pooled)[:, :self.width]
 
+    def vector_width(self, config: Config) -> int:
+        """How many numbers a vector of a model of this `config` has."""
+        linear = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
+        width = linear[-1] if linear else len(self.modes) * config.hidden_size
+        return min(width, self.width or width)
+
+
+def pooling_of(model: nn.Module) -> SentencePooling:
+    """How a model makes a vector of a text: as the files of sentence-transformers beside it say, else the
+    default. `UserError` where the files ask for what is not known here.
+    """
+    pooling = getattr(model, "sentences", None) or SentencePooling()
+    if pooling.refused:
+        raise UserError(f"no vectors can be made with this model: {pooling.refused}")
+    return pooling
+
 
 def first(last: Tensor, batch: Batch) -> Tensor:
     """(N, D) -> (S, D), the state of [CLS]."""
@@ -56,7 +74,8 @@ def maximum(last: Tensor, batch: Batch) -> Tensor:
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
     """(N, D), (N,) -> (S, D)."""
     lengths = batch.lengths.to(last.device)
-    sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(lengths)  # (N,)
+    sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(
+        lengths, output_size=len(last))  # (N,); with output_size, or a GPU would be asked for the sum
     return last.new_zeros(len(lengths), last.shape[1]).index_add_(0, sequence, last * weights[:, None])
 
 

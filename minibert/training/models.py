@@ -15,6 +15,7 @@ from minibert.hub.load_save import load
 from minibert.model.config import PRESETS
 from minibert.model.encoder import Encoder
 from minibert.model.heads import MaskedLM, PreTraining, encoder_of
+from minibert.model.sentences import pooling_of
 
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
@@ -25,6 +26,21 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
         raise UserError(f"--student {name} has another tokenizer than its teacher: the same ids would be "
                         "other words; start from a preset, or from a student of this teacher")
     return load(name, head=head)
+
+
+def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
+    """Says how a teacher pools if its folder does not. `UserError` if it changes texts before its tokenizer
+    reads them: train.py reads the lines of a corpus as they are.
+    """
+    if teacher.sentences is None:
+        say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
+    pooling = pooling_of(teacher)
+    if pooling.prompt:
+        raise UserError(f"the teacher puts the prompt {pooling.prompt!r} before each text. Begin the lines of the "
+                        "corpus with it, and set default_prompt_name in a copy of its folder to null")
+    if pooling.lowercase and tokenizer.encode(["A"])[0] != tokenizer.lowercased().encode(["A"])[0]:
+        raise UserError("the teacher lower-cases each text before its cased tokenizer reads it. Lower-case the "
+                        "corpus, and set do_lower_case in a copy of its folder to false")
 
 
 def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:

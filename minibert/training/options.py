@@ -64,6 +64,8 @@ class Options:
     wikitext: str = option("auto", "read text files as tokenised WikiText", choices=("auto", "yes", "no"))
     one_line: bool = option(False, "make each line one sequence, instead of joining lines up to --max-length")
     max_length: int = option(128, "longest sequence, with [CLS] and [SEP]", metavar="TOKENS")
+    min_length: int | None = option(None, "leave out shorter sequences, counted with [CLS] and [SEP]",
+                                    metavar="TOKENS")
     masking: str | None = option(None, "how the masked tokens are chosen", choices=tuple(SELECTIONS))
     mask_share: float | None = option(None, "share of tokens that are masked", metavar="SHARE")
 
@@ -122,7 +124,7 @@ class Options:
 
     def __post_init__(self):
         at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_every", "eval_sequences",
-                     "steps", "layers", "threads")
+                     "steps", "layers", "threads", "min_length")
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 
 from minibert.bench import data as bench_data
-from minibert.bench.data import (anonymous_memory, our_turn, peak_memory, peers_turn, reading_turn, repeat,
-                                 write_text)
+from minibert.bench.data import (anonymous_memory, prepare_turn, peak_during, tokenizers_turn, reading_turn, repeat,
+                                 write_plain_text)
 from minibert.common.errors import UserError
 from minibert.data.prepare import training_lines
 from minibert.data.tokenizer import Tokenizer
@@ -55,14 +55,14 @@ def test_turns_find_the_tokens_of_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_data, "STEPS", 30)  # of 32 sequences: 320 times the three documents
     tokenizer = Tokenizer({piece: i for i, piece in enumerate(PIECES)})
     (tmp_path / "text.txt").write_text(TEXT)
-    for turn in (our_turn, peers_turn):
+    for turn in (prepare_turn, tokenizers_turn):
         assert turn(tmp_path / "text.txt", tokenizer)[1] == 4 + 5 + 3 + 4  # "cats" is two pieces
     assert reading_turn(tmp_path / "text.txt", tokenizer)[1] == 320 * 16
 
 
 def test_different_tokens_are_not_compared(monkeypatch, tmp_path):
     class Contender:
-        def __init__(self, worker, kind, *_):
+        def __init__(self, data_worker, kind, *_):
             self.tokens = len(kind)
 
         def __enter__(self):
@@ -74,7 +74,7 @@ def test_different_tokens_are_not_compared(monkeypatch, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     monkeypatch.setattr(bench_data, "contender", Contender)
     with pytest.raises(UserError, match="same tokens"):
-        bench_data.compare(tmp_path / "text.txt", "", 1, 1)
+        bench_data.compare_speeds(tmp_path / "text.txt", "", 1, 1)
 
 
 def test_plain_text_has_the_lines_and_documents_of_the_files(tmp_path):
@@ -83,7 +83,7 @@ def test_plain_text_has_the_lines_and_documents_of_the_files(tmp_path):
     files = (str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
     target = tmp_path / "plain" / "text.txt"
     target.parent.mkdir()
-    write_text(files, target)
+    write_plain_text(files, target)
     assert list(training_lines([target], "no", 0.0)) == list(training_lines(files, "auto", 0.0))
     assert [len(d.split("\n")) for d in target.read_text().strip().split("\n\n")] == [2, 1, 1, 2, 1]
 
@@ -108,7 +108,7 @@ def test_peak_memory_sees_what_a_turn_takes_for_a_while():
         held.close()
         return 1.0, 2
     before = anonymous_memory(os.getpid())
-    peak, seconds, tokens = peak_memory(os.getpid(), turn)
+    peak, seconds, tokens = peak_during(os.getpid(), turn)
     assert (seconds, tokens) == (1.0, 2)
     assert 95 << 20 < peak - before < 150 << 20 and anonymous_memory(os.getpid()) < peak - (50 << 20)
 

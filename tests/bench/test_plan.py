@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minibert.bench.flops import useful_flops
-from minibert.bench.plan import (READY, PlanBench, all_reduce_seconds, command, flops_per_token,
+from minibert.bench.plan import (READY, PlanBench, all_reduce_seconds, plan_command, flops_per_token,
                                  gradient_bytes, plan)
 from minibert.common.errors import UserError
 from minibert.model.config import preset
@@ -71,8 +71,8 @@ def test_ready_made_plans_are_those_of_their_commands(monkeypatch, capsys):
     assert [[row["devices"] for row in one["devices"]] for one in plans] == [[1, 8, 64], [1]]
     assert [one["epochs"] for one in plans] == [3, 10]
     for one, ready in zip(plans, READY.values()):
-        assert command(ready) in out
-        code, alone, _ = run(monkeypatch, capsys, *command(ready).split()[3:])
+        assert plan_command(ready) in out
+        code, alone, _ = run(monkeypatch, capsys, *plan_command(ready).split()[3:])
         assert code == 0 and json.loads(alone.splitlines()[-1])["plans"] == [one]
 
 

@@ -17,8 +17,8 @@ from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minibert.hub.load_save import load, save
 from minibert.model.config import DISTILBERT, Config
 from minibert.model.encoder import Encoder
-from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
+from minibert.model.init import init_weights
 from minibert.model.sentences import POOLING, SentencePooling
 from scripts import convert
 

@@ -13,9 +13,10 @@ import minibert
 from minibert.common.errors import UserError
 from minibert.common.runtime import native_bf16
 from minibert.inference import fast_encoder
-from minibert.inference.fast_encoder import MODES, fast, rounded
-from minibert.inference.packed_linear import Int8, Packed, Plain
+from minibert.inference.fast_encoder import MODES, fast, kernels_of, rounded
+from minibert.inference.packed_linear import HalfWeights, Packed, Plain, best_int8
 from minibert.inference.predict import embed, predict
+from minibert.model import attention
 from minibert.model.attention import attend_one
 from minibert.model.batch import pack
 from minibert.model.encoder import Encoder
@@ -32,8 +33,11 @@ HEADS = (partial(Encoder, pooler=True), MaskedLM, PreTraining, Classifier, Span)
 def any_mode(monkeypatch):
     """bf16 is tried where the processor emulates it, too: slowly, but with the same numbers."""
     monkeypatch.setattr(fast_encoder, "native_bf16", lambda device: True)
-    if not Int8.runs():
-        monkeypatch.setattr(fast_encoder, "MODES", ("fp32", "bf16"))
+
+
+def skip_without_kernel(mode):
+    if {"fp16": not HalfWeights.runs(), "int8": best_int8() is None}.get(mode):
+        pytest.skip(f"no kernel for {mode} here")
 
 
 def build(head, config):
@@ -53,8 +57,7 @@ def first(out):
 @pytest.mark.parametrize("architecture", ["bert", "distilbert"])
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_does_what_the_model_does(tiny_config, random_batch, any_mode, head, architecture, mode):
-    if mode in ("fp16", "int8") and not Int8.runs():
-        pytest.skip("no FBGEMM here")
+    skip_without_kernel(mode)
     config = replace(tiny_config, architecture=architecture, segments=2 if architecture == "bert" else 0)
     model, batch = build(head, config), random_batch([5, 9, 9, 1])
     with torch.no_grad():
@@ -80,8 +83,7 @@ def test_a_fast_layer_written_out(tiny_config, random_batch, activation):
 @pytest.mark.parametrize("mode", MODES)
 def test_sentences_packed_together_are_as_alone(tiny_config, any_mode, mode):
     """One has activations a hundred times as large: with one scale for all, int8 would lose the others."""
-    if mode in ("fp16", "int8") and not Int8.runs():
-        pytest.skip("no FBGEMM here")
+    skip_without_kernel(mode)
     model = build(Classifier, tiny_config)
     with torch.no_grad():
         model.encoder.norm.weight.fill_(1)
@@ -171,20 +173,54 @@ def test_modes_that_do_not_run_are_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(fast_encoder, "native_bf16", lambda device: False)
     with pytest.raises(UserError, match="not native here"):
         fast(model, "bf16")
-    monkeypatch.setattr(Int8, "runs", lambda: False)
+    monkeypatch.setattr(fast_encoder, "best_int8", lambda: None)
     with pytest.raises(UserError, match="int8 does not run on this processor"):
         fast(model, "int8")
     with pytest.raises(UserError, match="does not run on cuda"):
-        fast_encoder.product_of("int8", torch.device("cuda"))
+        kernels_of("int8", torch.device("cuda"))
     model.encoder.layers[1] = nn.Identity()
     with pytest.raises(UserError, match="not Identity"):
         fast(model)
 
 
 def test_without_onednn_the_plain_product(monkeypatch):
-    assert fast_encoder.product_of("fp32", CPU) is (Packed if Packed.runs() else Plain)
-    monkeypatch.setattr(Packed, "runs", lambda: False)
-    assert fast_encoder.product_of("fp32", CPU) is Plain
+    assert kernels_of("fp32", CPU)[0] is (Packed if Packed.runs() else Plain)
+    monkeypatch.setattr(Packed, "runs", lambda dtype: False)
+    assert kernels_of("fp32", CPU) == (Plain, "fp32: torch's linear; attention in fp32")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_says_what_was_chosen(tiny_config, any_mode, mode):
+    skip_without_kernel(mode)
+    made = fast(build(Classifier, tiny_config), mode)
+    kernel = type(made.encoder.layers[0].qkv)
+    assert made.kernels == f"{mode}: {kernel.name}; attention in fp32"
+    assert kernel.__name__ in repr(made)
+
+
+def test_attention_in_bf16_where_the_processor_gains_by_it(tiny_config, random_batch, any_mode, monkeypatch):
+    """As with AMX, here with the kernels that there are: other roundings, and sentences that never meet."""
+    model, batch = build(Encoder, tiny_config), random_batch([5, 9, 9, 1])
+    with torch.no_grad():
+        expected = fast(model, "bf16")(batch)
+        monkeypatch.setattr(attention, "features", lambda: {"amx_bf16"})
+        made = fast(model, "bf16")
+        found = made(batch)
+        assert made.kernels.endswith("attention in bf16") and not torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE["bf16"])
+        wild = batch._replace(ids=torch.cat([batch.ids[:5].flip(0), batch.ids[5:]]))
+        assert torch.equal(made(wild)[5:], found[5:])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_another_sentence_changes_no_bit(tiny_config, any_mode, mode):
+    """In batches of one shape, a sentence's numbers do not depend on what the others say."""
+    skip_without_kernel(mode)
+    made = fast(build(Classifier, tiny_config), mode)
+    sentence, others = [4, 7, 9, 3], ([50] * 6, [8, 8, 2, 9, 30, 11])
+    with torch.no_grad():
+        first, second = (made(pack([other, sentence])) for other in others)
+    assert torch.equal(first[1], second[1]) and not torch.equal(first[0], second[0])
 
 
 def test_bf16_is_what_autocast_computes(tiny_config, random_batch, monkeypatch):
@@ -195,7 +231,7 @@ def test_bf16_is_what_autocast_computes(tiny_config, random_batch, monkeypatch):
         with torch.autocast("cpu", torch.bfloat16):
             expected = model(batch)
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=2e-2)
-    assert rounded(torch.bfloat16, torch.ones(2, 2), torch.ones(2)).weight.dtype == torch.bfloat16
+    assert rounded(Plain, torch.bfloat16, torch.ones(2, 2), torch.ones(2)).weight.dtype == torch.bfloat16
     if not native_bf16(CPU):
         monkeypatch.undo()
         with pytest.raises(UserError, match="not native"):

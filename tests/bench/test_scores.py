@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minibert.bench.shares import FORMULAS, mean_score, share_kept
+from minibert.bench.scores import FORMULAS, mean_score, share_kept
 
 
 def test_the_formulas_by_hand():

@@ -1,0 +1,177 @@
+"""Judges sentence encoders beside their teacher, without training: by how alike pairs of sentences are (STS-B),
+and by finding the paragraph that answers a question (SQuAD's dev set). The first model is the teacher.
+"""
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import minibert
+from minibert.common.console import Progress, table
+from minibert.common.errors import UserError
+from minibert.common.options import at_least_one, option
+from minibert.common.runtime import PRECISIONS, Runtime, describe, start
+from minibert.common.disk import read_text
+from minibert.inference.predict import embed
+from minibert.model.heads import encoder_of
+from minibert.tasks.metrics import spearman
+from minibert.tasks.official_files import label_of, read_examples
+from minibert.tasks.specs import TASKS
+from minibert.tasks.squad import read_squad
+
+RANKS = (1, 10)
+
+
+@dataclass(frozen=True)
+class SentencesBench:
+    """Every option of bench.py sentences."""
+
+    models: tuple[str, ...] = option((), "folders of sentence encoders, the teacher first; the words right "
+                                         "after `sentences` are these, too", metavar="FOLDER")
+    sts: str | None = option(None, "folder with sts-dev.csv and sts-test.csv of the STS benchmark, or GLUE's "
+                                   "STS-B, whose test part has no scores", metavar="FOLDER")
+    squad: str | None = option(None, "folder with dev-v1.1.json", metavar="FOLDER")
+    questions: int | None = option(None, "only so many questions of SQuAD, evenly spread; all paragraphs "
+                                         "(default: all questions)", metavar="NUMBER")
+    turns: int = option(5, "turns of each model when speed is measured; 0: it is not", metavar="NUMBER")
+    precision: str = option("fp32", "of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "cpu, cuda ...", metavar="DEVICE")
+    threads: int | None = option(None, "CPU threads", metavar="NUMBER")
+
+    def __post_init__(self):
+        at_least_one(self, "questions", "threads")
+        if not self.models:
+            raise UserError("give the folders of sentence encoders: bench.py sentences TEACHER STUDENT")
+        if self.sts is None and self.squad is None:
+            raise UserError("give --sts, --squad or both: what the models are to be judged on")
+
+
+# ---------------------------------------------------------------- metrics
+
+def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of each pair of vectors, (n, D), (n, D) -> (n,); 0 where a vector is 0."""
+    return (unit(a) * unit(b)).sum(-1)
+
+
+def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
+    """The share of queries (n, D) whose right document, `right[i]` of `documents` (m, D), is among the k with
+    the largest cosines. Of equal cosines the right one counts as the last.
+    """
+    cosines = unit(queries) @ unit(documents).T  # (n, m)
+    own = cosines[np.arange(len(right)), right]
+    return float(((cosines >= own[:, None]).sum(1) <= k).mean())
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(n, D) -> the same with length 1; a vector of 0 stays so."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
+
+
+# ---------------------------------------------------------------- data
+
+def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]:
+    """Texts, their pairs and scores from 0 to 5, by part: dev and test of the STS benchmark's own files, dev
+    of GLUE's.
+    """
+    task, parts = TASKS["stsb"], {}
+    for part in ("dev", "test"):
+        path = Path(folder) / f"sts-{part}.csv"
+        if path.exists():
+            rows = []
+            for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
+                columns = line.split("\t")  # genre, file, year, number, score, two sentences; some have a source
+                if len(columns) < 7:
+                    raise UserError(f"{path}, line {number} has {len(columns)} columns; the official file has "
+                                    "at least 7")
+                rows.append((columns[5], columns[6], label_of(columns[4], task, f"{path}, line {number}", "")))
+            parts[part] = tuple(map(list, zip(*rows)))
+    if not parts:
+        examples = read_examples(task, folder, "dev")
+        parts["dev"] = tuple(map(list, zip(*((e.text, e.pair, e.label) for e in examples))))
+    return parts
+
+
+def read_retrieval(folder: str, some: int | None) -> tuple[list[str], list[str], np.ndarray]:
+    """Questions, the distinct paragraphs, and for each question the number of its paragraph."""
+    questions = read_squad(Path(folder) / "dev-v1.1.json")
+    paragraphs = list(dict.fromkeys(question.context for question in questions))
+    if some and some < len(questions):
+        questions = [questions[i * len(questions) // some] for i in range(some)]
+    number = {paragraph: i for i, paragraph in enumerate(paragraphs)}
+    return ([question.question for question in questions], paragraphs,
+            np.array([number[question.context] for question in questions]))
+
+
+# ---------------------------------------------------------------- judging
+
+def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str, float]:
+    """The scores of one model, in percent."""
+    scores = {}
+    for part, (texts, pairs, labels) in sts.items():
+        a, b = (embed(model, tokenizer, side, runtime=runtime) for side in (texts, pairs))
+        scores[f"STS-B {part}"] = 100 * spearman(similarity(a, b), labels)
+    if retrieval:
+        questions, paragraphs, right = retrieval
+        vectors = [embed(model, tokenizer, side, runtime=runtime) for side in (questions, paragraphs)]
+        for k in RANKS:
+            scores[f"recall@{k}"] = 100 * recall_at(k, *vectors, right)
+    return scores
+
+
+def sentences_per_second(models: dict, texts: list[str], turns: int, runtime: Runtime) -> dict[str, float]:
+    """Texts per second from text to vector, the median over turns that the models take one after the other."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(turns + 1):
+        for name, (model, tokenizer) in models.items():
+            begun = time.perf_counter()
+            embed(model, tokenizer, texts, runtime=runtime)  # the result is on the CPU: CUDA was waited for
+            if turn:  # the first one warms up
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
+
+
+def bench_sentences(options: SentencesBench) -> dict:
+    """Measures and prints; returns what the JSON line holds."""
+    runtime = start(options.device, options.precision, options.threads, training=False)
+    sts = read_sts(options.sts) if options.sts else {}
+    retrieval = read_retrieval(options.squad, options.questions) if options.squad else None
+    models = {name: (minibert.load(name, head="encoder"), minibert.load_tokenizer(name))
+              for name in options.models}
+    results = {}
+    with Progress("judging", len(models), "models") as progress:
+        for name, (model, tokenizer) in models.items():
+            encoder = encoder_of(model)
+            results[name] = {"layers": encoder.config.layers, "hidden": encoder.config.hidden_size,
+                             "parameters": sum(p.numel() for p in encoder.parameters()),
+                             "scores": judged(model, tokenizer, sts, retrieval, runtime)}
+            progress(1)
+    if options.turns:
+        texts = next(iter(sts.values()))[0] if sts else retrieval[0][:1500]
+        speeds = sentences_per_second(models, texts, options.turns, runtime)
+        for name, speed in speeds.items():
+            results[name]["sentences_per_second"] = speed
+    teacher = results[options.models[0]]
+    for result in results.values():
+        result["kept"] = {what: score / teacher["scores"][what] if teacher["scores"][what] else None
+                          for what, score in result["scores"].items()}
+    print(table([row(name, result, teacher) for name, result in results.items()],
+                "Spearman of cosines (STS-B) and recall, in percent, with the share of the first model's"))
+    return {"bench": "sentences", "options": dataclasses.asdict(options), "machine": describe(runtime),
+            "models": results}
+
+
+def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
+    """A model's row of the table."""
+    cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
+    for what, score in result["scores"].items():
+        kept = result["kept"][what]
+        cells[what] = f"{score:.2f}" + ("" if kept is None else f" {kept:.1%}")
+    if "sentences_per_second" in result:
+        speed = result["sentences_per_second"]
+        cells |= {"texts/s": f"{speed:,.0f}", "faster": f"{speed / teacher['sentences_per_second']:.2f}x"}
+    return cells

@@ -1,0 +1,30 @@
+"""The features of the CPU that decide which kernel is fast."""
+
+from functools import cache
+
+import torch
+
+
+@cache
+def features() -> frozenset[str]:
+    """The names of the CPU's features as torch has them: "avx2", "avx512_vnni", "amx_int8" and the like.
+
+    Empty if torch does not report them, like older versions.
+    """
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return frozenset()
+    return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has is True)
+
+
+def multiplies_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware. Emulated bf16 is several times slower than fp32."""
+    return bool(features() & {"avx512_bf16", "amx_bf16", "sve_bf16", "bf16"})
+
+
+def sums_bytes_in_32_bits() -> bool:
+    """Whether the CPU has dot products of 8-bit numbers (VNNI, AMX).
+
+    An x86 CPU without them adds two products in 16 bits, which may overflow.
+    """
+    x86 = bool(features() & {"sse2", "avx2"})
+    return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})
