@@ -19,6 +19,7 @@ from minibert.common.runtime import Runtime
 from minibert.data.corpus import open_corpus
 from minibert.data.loader import make_step
 from minibert.data.masking import Masking
+from minibert.data.prepare import prepare
 from minibert.distill.distilbert import DistilBERTWeights
 from minibert.distill.minilm import MiniLMv2Weights, MiniLMWeights
 from minibert.distill.tinybert import TinyBERTWeights
@@ -123,9 +124,17 @@ def test_options_of_models_and_text_reach_the_run(folder, tmp_path):
     assert run.held_out.sequences == 7
     joined, lines = (len(open_corpus(tmp_path / "corpus", 48, one_line)) for one_line in (False, True))
     assert len(run.corpus) == lines > joined
-    first, second = (train.make_run(train.Options(
-        teacher=str(folder / "teacher"), corpus=(str(tmp_path / "corpus"),), init="random", max_length=48,
-        seed=seed).resolved(), CPU, tmp_path).module.encoder.word.weight for seed in (1, 2))
+
+
+def test_a_prepared_corpus_gives_the_held_out_text_and_the_seed_the_weights(folder, tmp_path):
+    prepare([folder / "corpus.txt"], minibert.load_tokenizer(folder / "teacher"), tmp_path, held_out=0.3,
+            report=None)
+    runs = [train.make_run(train.Options(teacher=str(folder / "teacher"), corpus=(str(tmp_path),), init="random",
+                                         max_length=48, seed=seed).resolved(), CPU, tmp_path)
+            for seed in (1, 2)]
+    unseen = open_corpus(tmp_path, 48, parts=("held-out",))
+    assert runs[0].held_out.tokens == unseen.n_tokens < runs[0].corpus.n_tokens
+    first, second = (run.module.encoder.word.weight for run in runs)
     assert not torch.equal(first, second)
 
 

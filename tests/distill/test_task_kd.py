@@ -191,6 +191,12 @@ def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(kind, tiny_confi
         assert loss == pytest.approx(whole_loss, rel=1e-6)  # added up in Python from what is logged
 
 
+@pytest.mark.parametrize("labels, known", [([0, 1, -1, 2, 0, -1, 1, 1], 6), ([[0, 1]] * 8, 8),
+                                           (np.float32([1, math.nan, 2, 0, 1, 5, 3, 2]), 7)])
+def test_the_hard_loss_is_a_mean_over_examples_with_a_label(labels, known):
+    assert draw(examples(labels), {}, 0, 8, 7, 1000).labelled == known
+
+
 def test_the_terms_add_up_with_their_weights(tiny_config):
     model = classifier(tiny_config, labels=("a", "b", "c"))
     data, logits = examples([0, 1, 2, 2, 0, 1, 1, 0]), np.random.default_rng(0).normal(size=(8, 3))
