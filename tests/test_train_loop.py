@@ -157,6 +157,16 @@ def test_the_optimiser_is_the_one_asked_for(folder, student, tmp_path):
         assert (after[name] - before[name]).norm().item() == pytest.approx(1e-3 * before[name].norm().item(), rel=1e-3)
 
 
+def test_what_the_loss_does_not_read_stays_as_it_is(folder, student, tmp_path):
+    """MiniLM reads queries, keys and values of the last layer; its feed-forward network does not even decay."""
+    train.main(options(folder, tmp_path / "run", "--method", "minilm", student=student, steps=1, warmup=0,
+                       precision="fp32", **{"weight-decay": 0.5}))
+    before, after = minibert.load(student).encoder, minibert.load(tmp_path / "run" / "model")
+    assert torch.equal(before.layers[2].down.weight, after.layers[2].down.weight)
+    for name in ("layers.1.down.weight", "layers.2.value.weight"):
+        assert not torch.equal(before.get_parameter(name), after.get_parameter(name))
+
+
 def test_a_resumed_run_takes_up_the_loss_scale(folder, tmp_path, monkeypatch):
     """It has doubled once after 6 steps, and counts the steps since; fp32 shows no other difference."""
     monkeypatch.setattr(Runtime, "scaler", lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=4))
