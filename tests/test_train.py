@@ -494,6 +494,7 @@ def test_a_run_in_use_is_refused(folder, tmp_path):
     refused(options(folder, tmp_path / "run", steps=1), "--resume")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     refused(options(folder, tmp_path / "run", "--resume", steps=1, lr=2e-3), "--lr 0.001")
+    refused(options(folder, tmp_path / "run", "--resume", "--seed", "3", steps=1), "--seed 56")
 
 
 def test_exit_code_two_without_traceback(folder, tmp_path, monkeypatch, capsys):
