@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import finetune
 import minibert
 from minibert.common.randomness import samples_of_step
+from minibert.common.runtime import Runtime
 from minibert.model.heads import Classifier, Span
 from minibert.model.init import init_weights
 from minibert.tasks.specs import TASKS
@@ -267,3 +268,29 @@ def test_layers_of_a_teacher_are_evenly_spread_and_resumed(folder, models, tmp_p
                        ({"model": None, "teacher": models[1], "layers": 5}, "5 layers"),
                        ({"model": None, "teacher": models[1], "layer-map": "0,4"}, "layer map")):
         refused(options(folder, "reviews.csv", tmp_path / "other", **more), says)
+
+
+def test_a_resumed_run_takes_up_the_loss_scale(folder, models, tmp_path, monkeypatch):
+    """The scale doubles every 7 steps here; a run is stopped after its first epoch."""
+    monkeypatch.setattr(Runtime, "scaler", lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=7))
+    save, skips, scales = finetune.save_checkpoint, finetune.consecutive_skips, {}
+
+    def saved_and_stopped(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    def recorded(before, figures, scaler, step):
+        scales.setdefault(step, []).append(scaler.get_scale())
+        return skips(before, figures, scaler, step)
+
+    monkeypatch.setattr(finetune, "consecutive_skips", recorded)
+    given = options(folder, "reviews.csv", tmp_path / "a", model=models[0], epochs=2, batch=16, precision="fp32")
+    finetune.main(given)
+    given[given.index("--out") + 1] = str(tmp_path / "b")
+    monkeypatch.setattr(finetune, "save_checkpoint", saved_and_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.main(given)
+    monkeypatch.setattr(finetune, "save_checkpoint", save)
+    finetune.main([*given, "--resume"])
+    assert len({scale for scale, _ in scales.values()}) > 1  # of both runs, at every step
+    assert all(first == second for first, second in scales.values())
