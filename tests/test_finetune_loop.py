@@ -171,12 +171,15 @@ def test_the_best_epoch_is_kept(folder, models, tmp_path, monkeypatch, scores, b
         assert all(torch.equal(kept[name], then[name]) for name in kept) == (number == best)
 
 
-@pytest.mark.parametrize("scores, best", [((60, 80, 70), 2), ((70, 60, 80), 3), ((math.nan, 60, 50), 2)])
+@pytest.mark.parametrize("scores, best", [((60, 90, 70), 2), ((70, 60, 90), 3), ((math.nan, 60, 50), 2)])
 def test_the_best_seed_is_kept(folder, models, tmp_path, monkeypatch, scores, best):
     weights = judged_as(monkeypatch, by_accuracy(*scores))
     finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=models[0], epochs=1, seeds=3,
                           batch=32))
     assert summary(tmp_path / "run")["best_seed"] == best
+    spread = summary(tmp_path / "run")["dev"]
+    if not math.isnan(sum(scores)):
+        assert [spread[name]["accuracy"] for name in ("lowest", "median", "highest")] == [60, 70, 90]
     kept = minibert.load(tmp_path / "run" / "model").state_dict()
     assert all(torch.equal(kept[name], weights[best - 1][name]) for name in kept)
     assert not all(torch.equal(kept[name], weights[best % 3][name]) for name in kept)
