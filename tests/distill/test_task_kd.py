@@ -274,6 +274,10 @@ def test_predict_and_embed_keep_the_order_of_the_texts(tiny_config):
                                atol=1e-5)
     pairs = predict(model, tokenizer, texts, texts[::-1])
     assert pairs.shape == together.shape and not np.allclose(pairs, together)
+    with torch.no_grad():
+        cut = model(minibert.pack(*tokenizer.encode([texts[2]], max_length=5)))
+    np.testing.assert_allclose(predict(model, tokenizer, [texts[2]], max_length=5), cut, atol=1e-5)
+    assert not np.allclose(cut, together[2:3], atol=1e-4)
     vectors = embed(model, tokenizer, texts)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     batch = minibert.pack(*tokenizer.encode([texts[2]])[:1])
