@@ -18,10 +18,10 @@ from minibert.data.examples import draw, make_examples
 from minibert.data.tokenizer import train_tokenizer
 from minibert.distill.task_kd import TaskWeights, patience_layers, patience_sum, soft_sum, task_loss
 from minibert.hub.hf_names import to_hf
-from minibert.inference.predict import embed, outputs, predict
+from minibert.inference.predict import embed, fill_masks, outputs, predict
 from minibert.model.config import Config
 from minibert.model.init import init_weights
-from minibert.model.heads import Classifier, Span
+from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks.models import teacher_outputs
 
 LENGTHS = [3, 11, 4, 9, 3, 12, 2, 7]
@@ -284,6 +284,17 @@ def test_predict_and_embed_keep_the_order_of_the_texts(tiny_config):
     with torch.no_grad():
         mean = model.encoder(batch).mean(0)
     np.testing.assert_allclose(vectors[2], F.normalize(mean, dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("ask, kind", [(predict, Classifier), (embed, Classifier), (fill_masks, MaskedLM)])
+def test_a_model_in_training_is_asked_without_dropout_and_stays_in_training(tiny_config, ask, kind):
+    tokenizer = train_tokenizer(["a small model reads"] * 3, 40)
+    model = init_weights(kind(replace(tiny_config, vocab_size=tokenizer.vocab_size, dropout=0.5))).train()
+    asked = "a [MASK] model reads" if ask is fill_masks else ["a small model reads"]
+    found = ask(model, tokenizer, asked)
+    assert model.training and model.encoder.training
+    expected = ask(model.eval(), tokenizer, asked)
+    assert found == expected if ask is fill_masks else np.array_equal(found, expected)
 
 
 def test_span_outputs_are_rows_of_tokens_in_order(tiny_config):
