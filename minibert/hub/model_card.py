@@ -12,8 +12,8 @@ WHAT = {
     "classification": ("text-classification", "a classifier of texts or pairs of texts"),
     "regression": ("text-classification", "one score for a text or a pair of texts"),
     "multi_label_classification": (
-        "text-classification", "a classifier of texts or pairs of texts that gives a probability for each label, "
-        "the sigmoid of its logit"),
+        "text-classification", "a classifier of texts or pairs of texts that gives a probability for each "
+        "label, the sigmoid of its logit"),
     "sentences": ("sentence-similarity", "a sentence encoder: one vector for each text"),
     "span": ("question-answering", "an extractive question answerer: start and end logits for each token"),
 }
