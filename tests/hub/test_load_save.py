@@ -547,6 +547,12 @@ def test_settings_for_other_readers_are_carried_over(form, tmp_path):
     assert not OTHERS.keys() & json.loads((tmp_path / "e" / "config.json").read_text()).keys()
 
 
+def test_labels_are_in_the_order_of_their_numbers(tmp_path):
+    """As a text, "10" comes before "2"."""
+    save(random_model(Classifier, Config(**TINY, labels=tuple("abcdefghijkl"))), tmp_path)
+    assert load_config(tmp_path).labels == tuple("abcdefghijkl")
+
+
 def test_labels_as_found(tmp_path):
     save(random_model(Classifier, Config(**TINY, labels=("0", "1"))), tmp_path / "a")
     change(tmp_path / "a", id2label={"1": 1, "0": 0}, label2id={"0": "0", "1": "1"})
