@@ -1,8 +1,9 @@
-"""A smaller model cut out of a larger one without training:
-fewer layers, a narrower feed-forward, another vocabulary.
+"""Cuts a smaller model out of a larger model, without training. The smaller model has fewer layers, a smaller
+feed-forward size, fewer positions or another vocabulary.
 
-The result needs training (`train.py --method mlm --student FOLDER`), but much less than random weights,
-because it keeps the learned attention. The bundled teacher in weights/ started like this.
+The smaller model must then be trained (`train.py --method mlm --student FOLDER`). This takes much less time
+than training from random weights, because the model keeps the attention that the larger model has learned.
+The bundled teacher in weights/ was made in this way.
 """
 
 from dataclasses import replace
@@ -17,7 +18,7 @@ from minibert.model.heads import MaskedLM
 
 @torch.no_grad()
 def keep_layers(model: MaskedLM, layers: list[int]) -> MaskedLM:
-    """The model with only these of its layers (from 0), in this order."""
+    """A copy of the model that has only these layers (numbered from 0), in this order."""
     if not layers or not all(0 <= i < model.config.layers for i in layers):
         raise UserError(f"layers {layers} are not among the {model.config.layers} of the model "
                         f"(0 to {model.config.layers - 1})")
@@ -29,12 +30,12 @@ def keep_layers(model: MaskedLM, layers: list[int]) -> MaskedLM:
 
 @torch.no_grad()
 def keep_units(model: MaskedLM, units: int) -> MaskedLM:
-    """The model with only `units` of each layer's F feed-forward units:
-    those with the largest |w_in| |w_out|.
+    """A copy of the model that keeps only `units` of the F feed-forward units of each layer. The units with
+    the largest |w_in| |w_out| are kept.
 
-    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all units, because
-    it comes from a LayerNorm. So the product of the two norms measures the effect of a unit, without any
-    text.
+    A unit adds activation(w_in x + b) w_out to the state of its token. The input x is the same for all units
+    and comes from a LayerNorm. So the product of the two norms measures the effect of a unit, and no text is
+    needed.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -54,11 +55,12 @@ def keep_units(model: MaskedLM, units: int) -> MaskedLM:
 
 @torch.no_grad()
 def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> MaskedLM:
-    """The model with the vocabulary of another tokenizer.
+    """A copy of the model with the vocabulary of another tokenizer.
 
-    The row of a piece that both vocabularies have is copied, in MobileBERT with the head's own columns. Any
-    other piece starts as the mean of the rows of its pieces in the old tokenizer. Its bias, the log of a
-    frequency, starts as the smallest of theirs.
+    If both vocabularies have a piece, its row in the word table is copied. In MobileBERT, the columns that
+    only the MLM head has are also copied. The old tokenizer divides any other piece into old pieces, and the
+    new row is the mean of their rows. The new MLM bias is the smallest of their biases, because a bias is
+    roughly the log of a frequency.
     """
     table, bias = model.mlm.table(model.encoder.word.weight), model.mlm.bias
     rows = torch.empty(new.vocab_size, table.shape[1])  # (V, D)
@@ -79,7 +81,7 @@ def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> Masked
 
 @torch.no_grad()
 def keep_positions(model: MaskedLM, positions: int) -> MaskedLM:
-    """The model with only its first `positions` positions."""
+    """A copy of the model that has only the first `positions` positions."""
     if not 1 <= positions <= model.config.max_positions:
         raise UserError(f"{positions} positions cannot be kept of {model.config.max_positions}")
     cut = MaskedLM(replace(model.config, max_positions=positions)).train(model.training)
@@ -89,7 +91,7 @@ def keep_positions(model: MaskedLM, positions: int) -> MaskedLM:
 
 
 def _like(model: MaskedLM, **changed) -> MaskedLM:
-    # a model of another shape with all weights but those of the layers, which the caller fills in
+    # a model of another shape with all weights except those of the layers, which the caller must set
     other = MaskedLM(replace(model.config, **changed)).train(model.training)
     other.load_state_dict({name: tensor for name, tensor in model.state_dict().items()
                            if ".layers." not in name}, strict=False)
