@@ -1,4 +1,4 @@
-"""Converts a config.json in Hugging Face's form or our own into a `Config`, and a `Config` into both forms."""
+"""Converts a config.json, in Hugging Face's form or our own, into a `Config`, and back."""
 
 import json
 import math
@@ -13,15 +13,15 @@ from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_D
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
-# two LayerNorms of MobileBERT always have this epsilon in transformers; they do not read it from the config
+# in transformers, two LayerNorms of MobileBERT always have this epsilon and do not read it from the config
 MOBILE_NORM_EPS = 1e-5
-# The largest sizes that a config may have. Real models are smaller, but a damaged file may have any size.
+# The largest sizes that a config may have. Every real model is smaller, but a damaged file may have any size.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """The `Config` of a parsed config.json, and the name of the head. The head is None if the file names none.
+    """The `Config` of a parsed config.json, and the name of its head. The name is None if the file has none.
 
     For an unknown head, the result has the class name from the file. Raises `UserError` with the file and the
     field if a value has a wrong type, a size is out of bounds, the model is no BERT, or minibert does not

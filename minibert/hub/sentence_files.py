@@ -134,8 +134,8 @@ def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
 
 def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, bytes], hidden_size: int
              ) -> SentencePooling:
-    """The `SentencePooling` that these modules and files describe. Raises `UserError` if a module or a setting
-    is not supported.
+    """The `SentencePooling` that these modules and files describe. Raises `UserError` if a module or a
+    setting is not supported.
     """
     def settings(name: str) -> dict:
         return json.loads(files.get(name, b"{}"))

@@ -64,7 +64,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
-        except safetensors.SafetensorError as error:  # its text has the system's error number: "(os error 28)"
+        except safetensors.SafetensorError as error:  # its text has the system's number, like "(os error 28)"
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
                    ) from None
@@ -81,7 +81,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # safetensors raises the last three for number types that torch lacks
+            AttributeError) as error:  # the last three are raised for number types that torch does not have
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
