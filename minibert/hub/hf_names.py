@@ -24,7 +24,7 @@ MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bia
         "encoder.layers.{}.down": "bert.encoder.layer.{}.output.dense",
         "encoder.layers.{}.output_norm": "bert.encoder.layer.{}.output.LayerNorm",
         "encoder.pooler": "bert.pooler.dense",
-        "mlm": "cls.predictions",  # its bias over the vocabulary
+        "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
         "mlm.dense": "cls.predictions.transform.dense",
         "mlm.norm": "cls.predictions.transform.LayerNorm",
         "nsp": "cls.seq_relationship",
@@ -43,7 +43,7 @@ MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bia
         "encoder.layers.{}.up": "distilbert.transformer.layer.{}.ffn.lin1",
         "encoder.layers.{}.down": "distilbert.transformer.layer.{}.ffn.lin2",
         "encoder.layers.{}.output_norm": "distilbert.transformer.layer.{}.output_layer_norm",
-        "mlm": "vocab_projector",  # its bias over the vocabulary
+        "mlm": "vocab_projector",  # the tensor is mlm.bias, the bias over the vocabulary
         "mlm.dense": "vocab_transform",
         "mlm.norm": "vocab_layer_norm",
         "pre_classifier": "pre_classifier",
@@ -74,7 +74,7 @@ MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bia
         "encoder.layers.{}.expand": "mobilebert.encoder.layer.{}.output.bottleneck.dense",
         "encoder.layers.{}.expand_norm": "mobilebert.encoder.layer.{}.output.bottleneck.LayerNorm",
         "encoder.pooler": "mobilebert.pooler.dense",
-        "mlm": "cls.predictions",  # its bias over the vocabulary
+        "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
         "mlm.dense": "cls.predictions.transform.dense",
         "mlm.norm": "cls.predictions.transform.LayerNorm",
         "mlm.extra": "cls.predictions.dense",

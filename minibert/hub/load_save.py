@@ -277,10 +277,11 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     writes what other programs read from its folder: settings, a pooler, the files of sentence-transformers.
 
     With `format` "hf", names and config are those of Hugging Face, for `transformers` and `load`. With
-    "minibert", they are our own. "auto" means "hf" if `transformers` supports the model, else "minibert".
-    Returns the format that was used. `dtype` is the stored precision, for example `torch.float16`. `card` is
-    markdown for the model card. The model in an existing folder is replaced, and other files in the folder
-    stay. An interrupted save leaves the old model, or a folder without config.json, which `load` refuses.
+    `format` "minibert", names and config are our own. With `format` "auto", the format is "hf" if
+    `transformers` supports the model, else "minibert". Returns the format that was used. `dtype` is the
+    precision of the stored weights, for example `torch.float16`. `card` is markdown for the model card. The
+    model in an existing folder is replaced, and other files in the folder stay. An interrupted save leaves
+    the old model, or a folder without config.json, which `load` refuses.
     Raises `UserError` if `format` is "hf" and `transformers` does not support the model, or if a value is not
     finite.
     """

@@ -223,8 +223,8 @@ def tidy(proto) -> None:
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
-    """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. Each output of a
-    product has its own scale for its weights. The scale of the activations is computed for each batch.
+    """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. The weights of each
+    output of a product have their own scale. The scale of the activations is computed for each batch.
 
     With `reduce_range`, the weights have 7 bits. Some processors add two products in 16 bits, which may
     overflow without an error if the weights have 8 bits (`processor.sums_bytes_in_32_bits`). All activations

@@ -134,7 +134,9 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: Tokenizer,
                     runtime: Runtime, micro_tokens: int) -> None:
-    """Writes the model's K most likely words for each masked word into the rows of `table` (words, K)."""
+    """Computes, for each masked word, the K words with the highest probability, and writes them into its row
+    of `table` (words, K).
+    """
     if not queries:
         return
     cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]

@@ -27,12 +27,12 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     """Reads a csv file, or a .tsv file, whose columns are separated by tabs. Returns its task and examples.
     If `task` is given, the labels must be labels of this task.
 
-    The header names the column `text` and optionally `pair`, or other columns of `TEXT_COLUMNS`. It also
-    names `label` or `score`. Labels are any words, and their classes are numbered in sorted order. Scores are
-    any numbers. A column `id` is kept, and other columns are ignored. If the column `label` has numbers with
-    a decimal point, they are read as scores, as in run_glue.py of transformers. Quotes follow the csv
-    standard, also in a .tsv file, so a quoted text may contain line ends. With `task` the label column may be
-    missing, for predictions.
+    The header must name the column `text` and optionally `pair`, or other columns of `TEXT_COLUMNS`. The
+    header must also name a column `label` or `score`. Labels are any words, and their classes are numbered in
+    sorted order. Scores are any numbers. A column `id` is kept, and other columns are ignored. If the column
+    `label` has numbers with a decimal point, they are read as scores, as in run_glue.py of transformers.
+    Quotes follow the csv standard, also in a .tsv file, so a quoted text may contain line ends. If `task` is
+    given, the label column may be missing, for predictions.
     """
     path = Path(path)
     names, rows = _csv_rows(path)

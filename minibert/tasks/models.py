@@ -38,7 +38,7 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a new head is expected here
+        warnings.simplefilter("ignore")  # a new head is normal here, so its warning is not shown
         if task.kind == "span":
             return minibert.load(name, "span")
         stated = "regression" if task.kind == "score" else None

@@ -39,8 +39,8 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], seeds: int,
                  constant: dict[str, float] | None, teacher: dict[str, float] | None) -> list[dict[str, str]]:
-    """The rows of one dev split in the closing table. Scores are in percent. If `constant` or `teacher` is
-    None, its row is left out.
+    """The rows of one dev split in the closing table. Scores are in percent. If the argument `constant` or
+    `teacher` is None, the table has no row for it.
     """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
