@@ -2,8 +2,8 @@
 
 The file reads top to bottom: `main`, with every seed and one table at the end; the teacher; one seed, which
 is one stage or TinyBERT's two; one stage, the loop. Its options are in minibert/tasks/options.py. The losses
-are one import away, in minibert/distill/task_kd.py and tinybert.py. In minibert/tasks/, splits.py has the
-data, models.py the student and the teacher, summary.py the end.
+are one import away, in minibert/distill/task_kd.py, tinybert.py and theseus.py. In minibert/tasks/, splits.py
+has the data, models.py the student and the teacher, summary.py the end.
 """
 
 import dataclasses
@@ -31,6 +31,8 @@ from minibert.data.loader import ahead
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.students import copied_layers, make_student
 from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
+from minibert.distill.theseus import (layer_groups, replace_rate, replaced_groups, theseus_loss,
+                                      train_layers_only)
 from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
@@ -93,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then)
         if runtime.is_writer:
             teacher_scores = judge_teacher(run, teacher, splits)
-        if not has_intermediate_stage(options, task):
+        if not (has_intermediate_stage(options, task) or options.method == "theseus"):
             teacher = None  # its outputs are known: its memory is free for the training
     if runtime.is_writer:
         write_json(Path(options.out) / "config.json", record)
@@ -231,7 +233,15 @@ def load_teacher(run: Run) -> nn.Module:
     """Returns the frozen teacher. Raises `UserError` if it does not fit the task and the student."""
     teacher = hold_frozen(load_tuned(run.options.teacher, run.task), run.runtime)
     if has_intermediate_stage(run.options, run.task):
-        fit_tinybert(load_config(run.student), teacher.config, inner_weights(run.options))
+        student = load_config(run.student)
+        fit_tinybert(student, teacher.config, inner_weights(run.options))
+        if not run.options.project and student.hidden_size != teacher.config.hidden_size:
+            raise UserError(f"--no-project compares states of equal width: {student.hidden_size} against "
+                            f"{teacher.config.hidden_size}")
+    if run.options.method == "theseus":
+        groups = layer_groups(load_config(run.student).layers, teacher.config.layers)
+        say("student layer replaces teacher layers:",
+            ", ".join(f"{m} {group[0] + 1} to {group[-1] + 1}" for m, group in enumerate(groups, 1)))
     return teacher
 
 
@@ -247,6 +257,8 @@ def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
         examples = tokenised(task, train.rows, tokenizer, options.stride).examples
     check_examples(examples, teacher.config, f"--teacher {options.teacher}")
     pairs = []
+    if options.alpha == 0 and options.method != "pkd":  # its outputs are not learned
+        return Teaching({}, pairs)
     if options.method == "pkd":
         student = load_config(run.student)
         pairs = patience_layers(student.layers, teacher.config.layers, options.teacher_layers)
@@ -287,13 +299,10 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
             seconds = intermediate(seed, run, examples[0], teacher, out / "intermediate")
         student = with_dropout(load_for_task(source, task, seed), options.dropout,
                                options.attention_dropout)
-        weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
-                   else TaskWeights())
-
-        def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
-            counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
-            return partial(task_loss, student, weights, teaching.layers, counts), counts
-
+        if options.method == "theseus":
+            train_layers_only(student)
+            with_dropout(teacher, options.dropout, options.attention_dropout).train()  # as published
+        loss = loss_of_task(seed, run, student, teacher, teaching, steps_of(task.epochs, examples[1], task))
         stage = Stage(f"seed {seed}", student, loss, examples[1], teaching.targets, task.epochs, task.lr,
                       options.warmup, dev_of(task, splits))
         result = train(stage, seed, run, out)
@@ -307,6 +316,26 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
     return read_result(out / "result.json")
 
 
+def loss_of_task(seed: int, run: Run, student: nn.Module, teacher: nn.Module | None, teaching: Teaching,
+                 steps: int) -> Callable:
+    """What a method minimises on the task: from a step's data to the loss of a micro-batch and the counts.
+
+    `steps`: of the whole stage.
+    """
+    options = run.options
+    weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
+               else TaskWeights())
+
+    def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
+        counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
+        if options.method == "theseus":
+            rate = replace_rate(data.step, steps, options.replace_rate, options.replace_until)
+            replaced = replaced_groups(student.config.layers, rate, seed, data.step)
+            return partial(theseus_loss, student, teacher, replaced, weights, counts), counts
+        return partial(task_loss, student, weights, teaching.layers, counts), counts
+    return loss
+
+
 def has_intermediate_stage(options: Options, task: Task) -> bool:
     """Whether the student imitates the teacher's hidden states and attention before it learns the outputs."""
     return options.method == "tinybert" and task.intermediate_epochs > 0
@@ -315,13 +344,15 @@ def has_intermediate_stage(options: Options, task: Task) -> bool:
 def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, out: Path) -> float:
     """TinyBERT's first stage (Jiao et al. 2019, section 3.2): the student imitates embeddings, hidden states
     and attention of the fine-tuned teacher; labels are not read. Returns its seconds. The student is in
-    out/model, its task head not trained yet; the projections of its states lie beside it.
+    out/model, its task head not trained here; projections of its states, if there are any, lie beside it.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
         student = with_dropout(load_for_task(run.student, task, seed), options.dropout,
                                options.attention_dropout)
-        imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
+        imitator = student
+        if options.project:
+            imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
         weights = inner_weights(options)
 
         def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
@@ -332,9 +363,10 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, run, out)["seconds"]
         if run.runtime.is_writer:
-            write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
+            if options.project:
+                write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
             minibert.save(student, out / "model", run.tokenizer, format="auto",
-                          card=card_of(options, task) + " Its task head is not trained yet.")
+                          card=card_of(options, task) + " This stage did not train its task head.")
             write_json(out / "result.json", {"seconds": seconds})
         run.runtime.barrier()
     return read_json(out / "result.json").get("seconds", 0.0)
@@ -392,7 +424,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
-    steps = math.ceil(stage.epochs * n / task.batch)
+    steps = steps_of(stage.epochs, stage.examples, task)
     # the last epoch may be incomplete
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
@@ -410,7 +442,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         # the run may have been killed between the checkpoint and the saving of the model
         if epochs.best_is(done):
             keep_model(stage, run, out)
-    one = draw(stage.examples, stage.targets, 0, 1, seed, options.micro_tokens)
+    # a step after the last: theseus then has every layer of the student in use
+    one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
     def drawn(step: int) -> Drawn:
@@ -456,6 +489,11 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     runtime.barrier()
     return {"best": epochs.best, "history": epochs.history,
             "seconds": seconds + time.perf_counter() - begun}
+
+
+def steps_of(epochs: float, examples: Examples, task: Task) -> int:
+    """The optimiser steps of so many epochs; the last may be a part."""
+    return math.ceil(epochs * len(examples.lengths) / task.batch)
 
 
 def judge_all(stage: Stage, run: Run) -> tuple[dict[str, dict[str, float]], np.ndarray]:

@@ -5,6 +5,7 @@
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --to minibert --head encoder
     python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
     python weights/convert.py runs/mrpc/model runs/mrpc/int8 --to onnx --int8 --task mrpc --data data
+    python weights/convert.py runs/mrpc/model runs/mrpc-cut --layers 0,2,5
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin is read with
@@ -17,9 +18,8 @@ Runtime before it gets its name (minibert/hub/onnx_export.py). This needs the `o
 file is TARGET/model_quantized.onnx. With `--task`, the int8 file is evaluated on the task's dev set. If it
 loses too many points, nothing is saved.
 
-The last command above cuts a smaller masked language model out of a large one (minibert/hub/prune.py). The
-smaller model may have another vocabulary. It is a good start for `train.py --method mlm`, because it needs
-much less training than random weights.
+The last two forms cut a smaller model out of a large one, with its head and, if you like, a vocabulary of
+your own: a start that needs far less training than random weights (minibert/hub/prune.py).
 """
 
 import argparse
@@ -68,9 +68,8 @@ def main() -> None:
                       "names are those of finetune.py --task")
     int8.add_argument("--data", metavar="FOLDER", help="folder of the task's official files, or its parent")
     int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
-                      help="save nothing if the int8 file loses more points of the task's first metric "
-                      "(default: %(default)s)")
-    carving = parser.add_argument_group("to cut a smaller masked language model out of SOURCE")
+                      help="refuse more than this on the task's first metric (default: %(default)s)")
+    carving = parser.add_argument_group("to cut a smaller model out of SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
                          help="keep only this number of feed-forward units of each layer")
@@ -98,13 +97,16 @@ def main() -> None:
     tokenizer = load_tokenizer(source) if has_tokenizer else None
     carved = any(value is not None
                  for value in (args.layers, args.feed_forward, args.positions, args.tokenizer))
-    model = load(source, "mlm" if carved else args.head, legacy_bin=True)
+    model = load(source, args.head, legacy_bin=True)
     if model.sentences is not None and model.sentences.refused:
         print(f"note: minibert.embed refuses this model: {model.sentences.refused}", file=sys.stderr)
     if carved:
-        pooler = model.beside.tensors
+        beside = model.beside
         model, tokenizer = carve(model, tokenizer, args)
-        model.beside = Beside(tensors=pooler)  # the width is the same, so the pooler still fits
+        if args.positions is not None or args.tokenizer is not None:
+            # other heads still fit; files and settings may name positions, or ids of pieces
+            beside = Beside(tensors=beside.tensors)
+        model.beside = beside
     file, note = "model.safetensors", ""
     if args.to == "onnx":
         int8 = int8_of(model, tokenizer, str(source), args) if args.int8 else None
@@ -132,10 +134,7 @@ def int8_of(model, tokenizer, source, args):
 
 
 def carve(model, tokenizer, args):
-    """Cuts a smaller model out of `model` as the options say. Returns the smaller model and its tokenizer."""
-    if args.head not in (None, "mlm"):
-        raise UserError(f"--head {args.head}: what is cut out of a model is a masked language model; "
-                        "leave --head away")
+    """Cuts the smaller model that the options describe out of `model`. Returns it with its tokenizer."""
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))
     if args.feed_forward is not None:

@@ -86,5 +86,7 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number for reading: one digit after the point below 100, whole numbers and larger ones without."""
-    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.1f}"
+    """A number for reading: one digit after the point below 100, two from 1 down, none for whole numbers."""
+    if number >= 100 or number == int(number):
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if number >= 1 else f"{number:.2g}"

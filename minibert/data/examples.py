@@ -109,6 +109,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_
 class Drawn(NamedTuple):
     """One rank's micro-batches of an optimiser step. The counts are of all ranks."""
 
+    step: int  # from 0
     micro_batches: list[LabelledBatch]
     tokens: int
     labelled: int  # examples that have a label
@@ -133,4 +134,4 @@ def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: i
                                   seed_of(seed, step, int(group[0]))))
     labels = examples.labels[drawn]
     labelled = np.isfinite(labels) if labels.dtype.kind == "f" else labels.reshape(batch, -1)[:, 0] >= 0
-    return Drawn(made, int(examples.lengths[drawn].sum()), int(labelled.sum()), batch)
+    return Drawn(step, made, int(examples.lengths[drawn].sum()), int(labelled.sum()), batch)

@@ -39,7 +39,7 @@ class SentenceStudent(nn.Module):
     layer is part of the student. A student that is a sentence encoder already keeps its own layers.
     """
 
-    def __init__(self, encoder: Encoder, teacher: nn.Module, generator: torch.Generator | None = None):
+    def __init__(self, encoder: Encoder, teacher: nn.Module):
         super().__init__()
         self.encoder, self.config = encoder, encoder.config
         theirs = pooling_of(teacher)
@@ -50,7 +50,7 @@ class SentenceStudent(nn.Module):
             pooled = [len(theirs.modes) * config.hidden_size for config in (self.config, teacher.config)]
             if pooled[0] != pooled[1]:
                 linear = nn.Linear(*pooled)
-                truncated_normal_(linear.weight, self.config.initializer_range, generator)
+                truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
                 layers = [linear, nn.Identity(), *layers]  # a Dense module has an activation
             self.sentences = replace(theirs, layers=nn.Sequential(*layers))

@@ -83,27 +83,32 @@ def patience_sum(ours: Tensor, theirs: Tensor) -> Tensor:
     return difference.square().mean((1, 2)).sum()
 
 
-def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
-              micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """A micro-batch's share of the step's loss, and its terms as detached sums.
+def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
+                micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hard and soft labels: a micro-batch's share of the step's loss, and its terms as detached sums.
 
-    `layers`: the student's layers, from 1, whose [CLS] states are compared; none without patience.
+    `logits` are outputs on it, of the kind that `model` gives.
     """
-    batch, sums = micro.batch, {}
-    if layers:
-        hiddens = model.encoder.trace(batch).hiddens
-        logits = model.classify(hiddens[-1], batch)
-    else:
-        logits = model(batch)
-    loss = logits.new_zeros((), dtype=torch.float32)
+    batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:
         sums["hard"] = hard_sum(model, logits, micro.labels, batch.offsets)
         loss = loss + (1 - weights.alpha) / counts["hard"] * sums["hard"]
     if weights.alpha > 0:
         sums["soft"] = soft_sum(model, logits, micro.targets["logits"], batch.offsets, weights.temperature)
         loss = loss + weights.alpha / counts["soft"] * sums["soft"]
-    if layers:
-        ours = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
-        sums["patience"] = patience_sum(ours, micro.targets["cls"])
-        loss = loss + weights.beta / counts["patience"] * sums["patience"]
     return loss, {name: value.detach() for name, value in sums.items()}
+
+
+def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
+              micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the step's loss, and its terms as detached sums.
+
+    `layers`: the student's layers, from 1, whose [CLS] states are compared; none without patience.
+    """
+    if not layers:
+        return output_loss(model, model(micro.batch), weights, counts, micro)
+    hiddens = model.encoder.trace(micro.batch).hiddens
+    loss, sums = output_loss(model, model.classify(hiddens[-1], micro.batch), weights, counts, micro)
+    ours = torch.stack([hiddens[i][micro.batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
+    patience = patience_sum(ours, micro.targets["cls"])
+    return loss + weights.beta / counts["patience"] * patience, sums | {"patience": patience.detach()}

@@ -128,7 +128,10 @@ class Span(nn.Module):
         """Start and end logits of every token (N, 2);
         a softmax over one sequence's rows gives the answer's borders.
         """
-        last = self.encoder(batch)
+        return self.classify(self.encoder(batch), batch)
+
+    def classify(self, last: Tensor, batch: Batch) -> Tensor:
+        """The same from the encoder's last hidden states (N, D)."""
         # note: DistilBERT has dropout before this head, the others have none
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)

@@ -9,10 +9,11 @@ from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, numbers, option, term_weights, within
 from minibert.common.runtime import PRECISIONS
 from minibert.distill.methods import terms_of, weights_of
+from minibert.distill.task_methods import TASK_METHODS
 from minibert.distill.tinybert import TinyBERTWeights
 from minibert.tasks.specs import TASKS, Task, with_tinybert_settings
 
-PKD, TINYBERT = {"method": ("pkd",)}, {"method": ("tinybert",)}
+PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "theseus"))
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,9 @@ class Options:
     stride: int = option(128, "distance between the starts of SQuAD's windows (not their overlap)",
                          metavar="TOKENS")
 
-    method: str = option(
-        "kd", "what the student learns from the teacher. kd: its outputs; pkd: also its [CLS] states; "
-        "tinybert: first its embeddings, hidden states and attention, then its outputs",
-        choices=("kd", "pkd", "tinybert"), group="loss")
+    method: str = option("kd", "what the student learns from the teacher. "
+                         + "; ".join(f"{name}: {method.learns}" for name, method in TASK_METHODS.items()),
+                         choices=tuple(TASK_METHODS), group="loss")
     alpha: float | None = option(
         None, "weight of the teacher's outputs in the loss; the labels have 1 - alpha (with --transfer it "
         "is 1)")
@@ -70,6 +70,15 @@ class Options:
     imitate: str | None = option(
         None, "for each student layer, the teacher layer (from 1) that it imitates, like 3,6,9,12 (default: "
         "evenly spread)", metavar="LAYERS", only_with=TINYBERT)
+    project: bool | None = option(
+        None, "compare the student's states after a learned projection (default: yes, as published, but not "
+        "where the student starts as layers of its teacher)", only_with=TINYBERT)
+    replace_rate: float | None = option(
+        None, "probability that a layer of the student replaces its group of the teacher's layers in the "
+        "first step", metavar="RATE", only_with=THESEUS)
+    replace_until: float | None = option(
+        None, "share of the steps in which this probability rises to 1; after them the student is trained "
+        "alone", metavar="SHARE", only_with=THESEUS)
 
     epochs: float | None = option(None, "passes over the training set (default: the task's)",
                                   metavar="EPOCHS", group="optimisation")
@@ -120,10 +129,14 @@ class Options:
             raise UserError(f"--task {self.task} needs --data, the folder of its files")
         if not known and self.data:
             raise UserError(f"--data goes with a task by name; {self.task} is a file by itself")
-        if self.method == "pkd" and (not self.teacher or spans):
-            raise UserError("--method pkd needs a --teacher and a task of classes or scores")
-        if self.method == "tinybert" and not self.teacher:
-            raise UserError("--method tinybert needs a --teacher that was fine-tuned for the task")
+        method = TASK_METHODS[self.method]
+        if method.needs_teacher and not self.teacher:
+            raise UserError(f"--method {self.method} needs a --teacher that was fine-tuned for the task")
+        if spans and not method.spans:
+            raise UserError(f"--method {self.method} needs a task of classes or scores")
+        if method.cut and self.model:
+            raise UserError(f"--method {self.method} trains the student's layers inside its teacher: give "
+                            "--layers or --layer-map in place of --model")
         if self.transfer and (not self.teacher or self.alpha not in (None, 1)):
             raise UserError("--transfer text has no labels, so it needs a --teacher, and --alpha is 1")
         for name in TEACHING:
@@ -141,7 +154,7 @@ class Options:
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
         within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
         within(self, 0, 2**63, "seed", open_high=True)
-        within(self, 0, 1, "alpha", "warmup")
+        within(self, 0, 1, "alpha", "warmup", "replace_rate", "replace_until")
         within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
         if self.stride != Options.stride and not spans:
             raise UserError("--stride goes with --task squad")
@@ -157,9 +170,7 @@ class Options:
 
 
 # The defaults of the methods that learn from a teacher. Without a teacher they are not read.
-METHOD_DEFAULTS = {"kd": dict(alpha=0.5, temperature=2.0),
-                   "pkd": dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip"),
-                   "tinybert": dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)}
+METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 TEACHING = ("alpha", "temperature")  # options that are only read with a teacher
 # The options that --evaluate reads. The others are for training.
 JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "micro_tokens", "precision",
@@ -174,9 +185,10 @@ def check_read(options: Options) -> None:
     """
     unread = {}
     if options.intermediate_epochs == 0:
-        unread = dict.fromkeys(("imitate", "weights", "intermediate_lr"),
+        unread = dict.fromkeys(("imitate", "weights", "intermediate_lr", "project"),
                                "--intermediate-epochs 0 leaves out the intermediate stage")
-    if options.alpha == 0:
+    alpha = METHOD_DEFAULTS[options.method]["alpha"] if options.alpha is None else options.alpha
+    if options.teacher and not options.transfer and alpha == 0:
         unread["temperature"] = "--alpha 0 leaves out the teacher's outputs"
     for name, why in unread.items():
         if getattr(options, name) not in (None, ()):
@@ -189,6 +201,8 @@ def resolve(options: Options) -> Options:
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
+    if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
+        defaults = defaults | {"project": False}  # the student's states are of the teacher's kind already
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

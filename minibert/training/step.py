@@ -38,7 +38,8 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
         torch.manual_seed(micro.seed)  # of dropout: a resumed run draws what the whole one would have drawn
         with runtime.autocast():
             loss, terms = loss_of(micro)
-        scaler.scale(loss).backward()
+        if loss.requires_grad:  # not so where theseus drew no layer of the student: the gradient is zero
+            scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term

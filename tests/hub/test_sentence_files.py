@@ -57,8 +57,8 @@ def write(path, content):
 
 def sentence_folder(folder, pooling=MEAN, after=("Normalize",), names=None, own=None, shared=None, words=None,
                     model=None):
-    """A folder of sentence-transformers: a model with `pooling`, then the modules `after`; ("Dense", {...}) is
-    one with settings. `own` is sentence_bert_config.json, `shared` config_sentence_transformers.json.
+    """A folder of sentence-transformers: a model with `pooling`, then the modules `after`; ("Dense", {...})
+    is one with settings. `own` is sentence_bert_config.json, `shared` config_sentence_transformers.json.
     """
     save(model or encoder(), folder, words or tokenizer())
     modules = []
@@ -208,6 +208,19 @@ def test_convert_keeps_the_files_and_unpickles_once(tmp_path, monkeypatch, capsy
             assert (tmp_path / form / f"{name}.json").read_text() == (folder / f"{name}.json").read_text()
 
 
+def test_a_cut_sentence_encoder_pools_as_before(tmp_path, monkeypatch):
+    """All its layers are the same model; fewer are another, with the same files."""
+    folder = sentence_folder(tmp_path / "a", after=[dense(16, 5), "Normalize"], own={"max_seq_length": 9})
+    n = load(folder).config.layers
+    for name, layers in (("all", range(n)), ("one", [n - 1])):
+        assert convert(monkeypatch, folder, tmp_path / name, "--layers", ",".join(map(str, layers))) == 0
+        found, given = (json.loads((one / "modules.json").read_text()) for one in (tmp_path / name, folder))
+        assert found == given
+    np.testing.assert_array_equal(vectors(tmp_path / "all"), vectors(folder))
+    assert load(tmp_path / "one").config.layers == 1
+    assert vectors(tmp_path / "one").shape == vectors(folder).shape and n > 1
+
+
 REFUSED = {
     "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling pools by median; embed knows cls"),
     "a switch": (dict(pooling=MEAN | {"pooling_mode_median": True}), "pools by pooling_mode_median"),
@@ -215,7 +228,7 @@ REFUSED = {
     "a module of others": (dict(after=["Dense"], names={"Dense": "pylate.models.Dense.Dense"}) | dict(
         after=[dense(16, 5)]), "names a module pylate.models.Dense.Dense"),
     "no pooling": (dict(names={"Pooling": OLD + "WordWeights"}), "begin with a Transformer and a Pooling"),
-    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "activation mine.Act, which is none of torch.nn"),
+    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "activation mine.Act, which is none of"),
     "a residual": (dict(after=[dense(16, 5, use_residual=True)]), "a residual connection"),
     "tokens": (dict(after=[dense(16, 5, module_input_name="token_embeddings")]), "works on token_embeddings"),
     "a size": (dict(after=[dense(15, 5)]), "2_Dense reads 15 numbers, where 16 come"),
