@@ -18,8 +18,9 @@ Runtime before it gets its name (minibert/hub/onnx_export.py). This needs the `o
 file is TARGET/model_quantized.onnx. With `--task`, the int8 file is evaluated on the task's dev set. If it
 loses too many points, nothing is saved.
 
-The last two forms cut a smaller model out of a large one, with its head and, if you like, a vocabulary of
-your own: a start that needs far less training than random weights (minibert/hub/prune.py).
+The last two commands above cut a smaller model with the same head out of a large one (minibert/hub/prune.py).
+The smaller model may have another vocabulary. It is a good start for a training, because it needs much less
+training than random weights.
 """
 
 import argparse
@@ -68,7 +69,8 @@ def main() -> None:
                       "names are those of finetune.py --task")
     int8.add_argument("--data", metavar="FOLDER", help="folder of the task's official files, or its parent")
     int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
-                      help="refuse more than this on the task's first metric (default: %(default)s)")
+                      help="save nothing if the int8 file loses more points of the task's first metric "
+                      "(default: %(default)s)")
     carving = parser.add_argument_group("to cut a smaller model out of SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
@@ -104,7 +106,7 @@ def main() -> None:
         beside = model.beside
         model, tokenizer = carve(model, tokenizer, args)
         if args.positions is not None or args.tokenizer is not None:
-            # other heads still fit; files and settings may name positions, or ids of pieces
+            # files and settings may have position numbers or piece ids; tensors of other heads still fit
             beside = Beside(tensors=beside.tensors)
         model.beside = beside
     file, note = "model.safetensors", ""
@@ -134,7 +136,7 @@ def int8_of(model, tokenizer, source, args):
 
 
 def carve(model, tokenizer, args):
-    """Cuts the smaller model that the options describe out of `model`. Returns it with its tokenizer."""
+    """Cuts a smaller model out of `model` as the options say. Returns the smaller model and its tokenizer."""
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))
     if args.feed_forward is not None:
