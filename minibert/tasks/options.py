@@ -18,7 +18,7 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options:
-    """All options of finetune.py. The default None often means the published setting of the task or method."""
+    """All options of finetune.py. The default None often means the setting of the task or of the method."""
 
     model: str | None = option(None, "folder or hub name of the model to train, or with --evaluate of the "
                                "model to evaluate (default: layers of the --teacher, with the teacher's "
@@ -41,8 +41,8 @@ class Options:
         None, "train on this file of data/augment.py instead of the training set; if the task has scores, "
         "tinybert uses the file in the intermediate stage only, as in the paper", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "learn only the teacher's outputs on these unlabelled texts; each line has one text, or two texts "
-        "with a tab between them", metavar="FILE.txt")
+        (), "learn only the teacher's outputs on these unlabelled texts; each line has one text, or two "
+        "texts with a tab between them", metavar="FILE.txt")
     train_examples: int | None = option(
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
     max_length: int | None = option(
