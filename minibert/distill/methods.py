@@ -48,8 +48,8 @@ METHODS = {
         distilbert, DistilBERTWeights, distilbert_counts, fit_distilbert, distilbert_of, "mlm",
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
-    # note: TinyBERT and MiniLM compare the insides of the models, so the text needs no masks (`mask_share`
-    # 0).
+    # note: TinyBERT and MiniLM compare hidden states and attention, so their text needs no masks
+    # (`mask_share` 0).
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
