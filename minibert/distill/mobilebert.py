@@ -32,8 +32,8 @@ class MobileBERTWeights:
     mean: float = 5000.0
     variance: float = 5.0
     attention: float = 1.0
-    mlm: float = 0.5  # alpha
-    kd: float = 0.5  # 1 - alpha
+    mlm: float = 0.5  # alpha in the paper
+    kd: float = 0.5  # 1 - alpha in the paper
     temperature: float = 1.0  # temperature of the KD term; the paper has none
     layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 
@@ -44,10 +44,10 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     if the weight of `mlm` or `kd` is not 0.
 
     Each of the four transfer terms is summed over these layers and divided by L. The attention term is KL(a_t
-    || a_s), averaged over the heads and rows of each sequence. Distillation is alpha in the paper MLM + (1 -
-    alpha in the paper) KD at masked tokens; there is no next sentence prediction. note: the authors' code
-    averages the attention term over all rows of a batch. This is the same if all sequences have equal
-    lengths. Their code minimises cross-entropies instead of KLs. The gradients are the same.
+    || a_s), averaged over the heads and rows of each sequence. The distillation is alpha MLM + (1 - alpha) KD
+    at masked tokens. There is no next-sentence prediction. note: the authors' code averages the attention
+    term over all rows of a batch. This is the same if all sequences have equal lengths. Their code minimises
+    cross-entropies instead of KLs. The gradients are the same.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers

@@ -149,7 +149,7 @@ class MobileConfig(Config):
 
 
 BERT_BASE = Config()
-# DistilBERT's differences from BERT
+# the settings of DistilBERT that differ from BERT's
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
 # Sun et al. 2020. The released model shares the input of queries and keys. The model with the paper's 25.3M
     # parameters does not.

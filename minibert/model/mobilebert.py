@@ -54,9 +54,7 @@ class FeedForward(nn.Module):
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT. Its only dropout is before the last network of the block sum with the hidden
-    states.
-    """
+    """A block of MobileBERT. Its only dropout is before the last sum with the hidden states."""
 
     def __init__(self, config: MobileConfig):
         super().__init__()
@@ -69,7 +67,7 @@ class MobileLayer(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, B) for width in (qk_width, qk_width, v_width))
         self.out, self.attention_norm = nn.Linear(B, B), norm(config, B)
         self.stacked = nn.ModuleList(FeedForward(config) for _ in range(config.feed_forwards - 1))
-        self.feed_forward = FeedForward(config)  # the last
+        self.feed_forward = FeedForward(config)  # the last network of the block
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
