@@ -49,7 +49,7 @@ class FinetuneBench:
     max_length: int = option(128, "longest example in tokens; longer ones are cut")
     micro_tokens: int = option(
         4096, "largest number of tokens in one forward pass of minibert; transformers runs a batch at once")
-    steps: int = option(4, "number of steps of one turn")
+    steps: int = option(4, "number of training steps in one turn")
     turns: int = option(3, "number of measured turns of each program, after one warm-up turn")
     dropout: float = option(0.1, "dropout of embeddings, block outputs and "
                             "the classifier's input, in minibert and in transformers")

@@ -67,7 +67,7 @@ def matrix_peak(runtime: Runtime) -> float:
     precision of the runtime.
     """
     on_gpu = runtime.device.type == "cuda"
-    size = 8192 if on_gpu else 2048  # a GPU starts a small product slower than it computes it
+    size = 8192 if on_gpu else 2048  # on a GPU, a small product takes less time than its start
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")

@@ -128,7 +128,7 @@ def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
 
 # ---------------------------------------------------------------- trainings
 
-# options that the column 'special' leaves out
+# the column 'special' of the table of trainings does not show these options
 NOT_SPECIAL = {"teacher", "corpus", "eval_corpus", "steps", "lr", "seed", "out", "threads",
                "checkpoint_every", "eval_every", "eval_sequences", "micro_tokens"}
 

@@ -160,7 +160,7 @@ def share_kept(formula: str, student: list[list[float]],
     `student` and `teacher` have one list for each task, with one score for each seed. The quantiles come from
     a bootstrap, which draws the seeds of each task and model with replacement. A task with one seed does not
     make the interval wider. The interval does not cover the spread between several trainings of the student.
-    Returns None if a score of the teacher is not above 0.
+    The result is None if a score of the teacher is not above 0.
     """
     rng = np.random.default_rng(0)
     if min(map(min, teacher)) <= 0:
@@ -271,8 +271,8 @@ def margin_table(scores: Scores, over: str) -> str:
     return markdown(rows) + "\n\n" + prose(
         f"A cell has the median of the model minus the median of the model `{over}`. 'Inside the "
         "spread' means that the ranges over the seeds overlap, so the difference is not a finding. 'One "
-        "seed' means that the spread is not known, so the difference is not a finding either. 'Other data' means "
-        "that the two models learned from different parts of the training set.")
+        "seed' means that the spread is not known, so the difference is not a finding either. 'Other data' "
+        "means that the two models learned from different parts of the training set.")
 
 
 # ---------------------------------------------------------------- runs

@@ -148,7 +148,7 @@ def size_of(name: str, length: int) -> dict:
         path = existing(Path(name) / "config.json")
         config, head = parse(read_json(path), path)
         precision, file_bytes, tensors = stored(Path(name))
-        head = head if head in MODELS else "encoder"  # an unknown head is not counted
+        head = head if head in MODELS else "encoder"  # the parameters of an unknown head are not counted
         if head == "encoder":
             model = on_meta(build_encoder, config, pooler=any("pooler." in tensor for tensor in tensors))
         else:

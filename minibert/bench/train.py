@@ -44,14 +44,14 @@ class TrainBench:
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student (random weights)")
     methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; each of them is timed")
-    batch: int = option(8, "number of sequences of one step")
+    batch: int = option(8, "number of sequences in one training step")
     corpus: str | None = option(
         None, "folder of a prepared corpus: sequences have the lengths of its sequences, up to --max-length")
     max_length: int = option(128, "longest sequence in tokens")
     min_length: int = option(16, "shortest sequence in tokens; without --corpus, lengths are uniform from "
                                   "--min-length to --max-length")
     micro_tokens: int = option(4096, "largest number of tokens in one forward pass of minibert")
-    steps: int = option(4, "number of steps of one turn")
+    steps: int = option(4, "number of training steps in one turn")
     turns: int = option(5, "number of measured turns of each program, after one warm-up turn")
     dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
     precision: str = option("auto", "precision of matrix products", choices=("auto", *PRECISIONS))
