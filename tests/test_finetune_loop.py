@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import finetune
 import minibert
 from minibert.common.randomness import samples_of_step
+from minibert.common.runtime import Runtime
 from minibert.model.heads import Classifier, Span
 from minibert.model.init import init_weights
 from minibert.tasks.specs import TASKS
@@ -170,12 +171,15 @@ def test_the_best_epoch_is_kept(folder, models, tmp_path, monkeypatch, scores, b
         assert all(torch.equal(kept[name], then[name]) for name in kept) == (number == best)
 
 
-@pytest.mark.parametrize("scores, best", [((60, 80, 70), 2), ((70, 60, 80), 3), ((math.nan, 60, 50), 2)])
+@pytest.mark.parametrize("scores, best", [((60, 90, 70), 2), ((70, 60, 90), 3), ((math.nan, 60, 50), 2)])
 def test_the_best_seed_is_kept(folder, models, tmp_path, monkeypatch, scores, best):
     weights = judged_as(monkeypatch, by_accuracy(*scores))
     finetune.main(options(folder, "reviews.csv", tmp_path / "run", model=models[0], epochs=1, seeds=3,
                           batch=32))
     assert summary(tmp_path / "run")["best_seed"] == best
+    spread = summary(tmp_path / "run")["dev"]
+    if not math.isnan(sum(scores)):
+        assert [spread[name]["accuracy"] for name in ("lowest", "median", "highest")] == [60, 70, 90]
     kept = minibert.load(tmp_path / "run" / "model").state_dict()
     assert all(torch.equal(kept[name], weights[best - 1][name]) for name in kept)
     assert not all(torch.equal(kept[name], weights[best % 3][name]) for name in kept)
@@ -268,3 +272,31 @@ def test_layers_of_a_teacher_are_evenly_spread_and_resumed(folder, models, tmp_p
                        ({"model": None, "teacher": models[1], "layers": 5}, "5 layers"),
                        ({"model": None, "teacher": models[1], "layer-map": "0,4"}, "layer map")):
         refused(options(folder, "reviews.csv", tmp_path / "other", **more), says)
+
+
+def test_a_resumed_run_takes_up_the_loss_scale(folder, models, tmp_path, monkeypatch):
+    """The scale doubles every 7 steps here; a run is stopped after its first epoch."""
+    monkeypatch.setattr(Runtime, "scaler",
+                        lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=7))
+    save, skips, scales = finetune.save_checkpoint, finetune.consecutive_skips, {}
+
+    def saved_and_stopped(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    def recorded(before, figures, scaler, step):
+        scales.setdefault(step, []).append(scaler.get_scale())
+        return skips(before, figures, scaler, step)
+
+    monkeypatch.setattr(finetune, "consecutive_skips", recorded)
+    given = options(folder, "reviews.csv", tmp_path / "a", model=models[0], epochs=2, batch=16,
+                    precision="fp32")
+    finetune.main(given)
+    given[given.index("--out") + 1] = str(tmp_path / "b")
+    monkeypatch.setattr(finetune, "save_checkpoint", saved_and_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.main(given)
+    monkeypatch.setattr(finetune, "save_checkpoint", save)
+    finetune.main([*given, "--resume"])
+    assert len({scale for scale, _ in scales.values()}) > 1  # of both runs, at every step
+    assert all(first == second for first, second in scales.values())

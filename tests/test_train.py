@@ -185,12 +185,19 @@ def ib_bert(folder):
 
 @pytest.mark.parametrize("schedule", [pytest.param("akt", marks=pytest.mark.slow),
                                       pytest.param("jkt", marks=pytest.mark.slow), "pkt"])
-def test_mobilebert_learns_from_an_ib_bert_and_resumes_inside_a_stage(folder, ib_bert, tmp_path, schedule):
+def test_mobilebert_learns_from_an_ib_bert_and_resumes_inside_a_stage(folder, ib_bert, tmp_path, monkeypatch,
+                                                                      schedule):
     share = () if schedule == "akt" else ("--transfer-share", "0.8")
     # pkt: layer 1 in steps 1 to 4, layer 2 in 5 to 8, then distillation
     more = ("--method", "mobilebert", "--schedule", schedule, "--checkpoint-every", "5", *share)
     changed = {"teacher": ib_bert, "steps": 10, "lr": 2e-3}
+    given, update = [], train.update
+    monkeypatch.setattr(train, "update", lambda model, optimizer, *rest: (
+        given.append({group["part"]: group["lr"] for group in optimizer.param_groups}),
+        update(model, optimizer, *rest))[1])
     train.main(options(folder, tmp_path / "a", *more, **changed))
+    if schedule == "pkt":  # layer 2 in its second step of four; layer 1 below it at a tenth of its rate
+        assert given[5][0] == 0 and 2e-3 < given[5][2] == pytest.approx(10 * given[5][1])
     metrics = rows(tmp_path / "a")
     assert ("kd" in metrics[0]) == (schedule == "akt") and "kd" in metrics[-1] and "mlm" in metrics[-1]
     assert ("attention" in metrics[-1]) == (schedule == "akt")
@@ -487,6 +494,7 @@ def test_a_run_in_use_is_refused(folder, tmp_path):
     refused(options(folder, tmp_path / "run", steps=1), "--resume")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     refused(options(folder, tmp_path / "run", "--resume", steps=1, lr=2e-3), "--lr 0.001")
+    refused(options(folder, tmp_path / "run", "--resume", "--seed", "3", steps=1), "--seed 56")
 
 
 def test_exit_code_two_without_traceback(folder, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The README.md that is saved with a model."""
+"""Writes the model card, the README.md that is saved with a model."""
 
 from torch import nn
 
@@ -12,8 +12,8 @@ WHAT = {
     "classification": ("text-classification", "a classifier of texts or pairs of texts"),
     "regression": ("text-classification", "one score for a text or a pair of texts"),
     "multi_label_classification": (
-        "text-classification", "a classifier of texts or pairs of texts that gives a probability for each label, "
-        "the sigmoid of its logit"),
+        "text-classification", "a classifier of texts or pairs of texts that gives a probability for each "
+        "label, the sigmoid of its logit"),
     "sentences": ("sentence-similarity", "a sentence encoder: one vector for each text"),
     "span": ("question-answering", "an extractive question answerer: start and end logits for each token"),
 }
@@ -21,8 +21,8 @@ WHAT = {
 
 def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
-    """A model card:
-    YAML front matter, what the model is, the caller's markdown in `extra`, and how to load it.
+    """The text of a model card. It has YAML front matter, a description of the model, the markdown text
+    `extra`, and code that loads the model.
     """
     c = model.config
     sentences = getattr(model, "sentences", None)

@@ -87,8 +87,8 @@ def test_a_resumed_training_shows_its_first_step_and_its_last(clock, capsys, mon
         show(1, in_words(row(kl=1.0, mlm=2.5)))
     rest = "  loss 3.500 (kl 1.000 mlm 2.500)  lr 1.0e-04  |g| 2.00  1,500 tok/s"
     assert capsys.readouterr().err.splitlines() == [
-        "training  7 of 10 steps  0.2 steps/s  0:00:12 left" + rest,
-        "training  10 of 10 steps  0.2 steps/s  0:00:00 left" + rest]
+        "training  7 of 10 steps  0.25 steps/s  0:00:12 left" + rest,
+        "training  10 of 10 steps  0.25 steps/s  0:00:00 left" + rest]
 
 
 def test_the_last_step_stays_on_a_terminal(clock, capsys, monkeypatch):

@@ -18,10 +18,10 @@ from minibert.data.examples import draw, make_examples
 from minibert.data.tokenizer import train_tokenizer
 from minibert.distill.task_kd import TaskWeights, patience_layers, patience_sum, soft_sum, task_loss
 from minibert.hub.hf_names import to_hf
-from minibert.inference.predict import embed, outputs, predict
+from minibert.inference.predict import embed, fill_masks, outputs, predict
 from minibert.model.config import Config
 from minibert.model.init import init_weights
-from minibert.model.heads import Classifier, Span
+from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks.models import teacher_outputs
 
 LENGTHS = [3, 11, 4, 9, 3, 12, 2, 7]
@@ -160,6 +160,7 @@ def test_patience_is_the_distance_of_directions():
 def test_patience_layers_are_the_papers():
     assert patience_layers(6, 12, "skip") == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
     assert patience_layers(6, 12, "last") == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
+    assert patience_layers(3, 4, "skip") == [(1, 1), (2, 3)]  # 4/3 and 8/3 rounded
     for student, teacher in ((1, 12), (6, 4)):
         with pytest.raises(UserError, match="PKD compares"):
             patience_layers(student, teacher, "last")
@@ -188,6 +189,18 @@ def test_micro_batches_and_ranks_give_the_gradient_of_the_whole(kind, tiny_confi
         loss, parts = step_gradient(model, examples(labels), targets, weights, layers, micro_tokens, ranks)
         assert (parts - whole).norm() <= 1e-10 * whole.norm()
         assert loss == pytest.approx(whole_loss, rel=1e-6)  # added up in Python from what is logged
+
+
+@pytest.mark.parametrize("labels, known", [([0, 1, -1, 2, 0, -1, 1, 1], 6), ([[0, 1]] * 8, 8),
+                                           (np.float32([1, math.nan, 2, 0, 1, 5, 3, 2]), 7)])
+def test_the_hard_loss_is_a_mean_over_examples_with_a_label(labels, known):
+    assert draw(examples(labels), {}, 0, 8, 7, 1000).labelled == known
+
+
+def test_dropout_seeds_differ_between_micro_batches_and_steps():
+    seeds = [[micro.seed for micro in draw(examples([0] * 8), {}, step, 8, 7, 15).micro_batches]
+             for step in (0, 1, 1)]
+    assert len({*seeds[0], *seeds[1]}) == len(seeds[0] + seeds[1]) > 4 and seeds[1] == seeds[2]
 
 
 def test_the_terms_add_up_with_their_weights(tiny_config):
@@ -267,12 +280,27 @@ def test_predict_and_embed_keep_the_order_of_the_texts(tiny_config):
                                atol=1e-5)
     pairs = predict(model, tokenizer, texts, texts[::-1])
     assert pairs.shape == together.shape and not np.allclose(pairs, together)
+    with torch.no_grad():
+        cut = model(minibert.pack(*tokenizer.encode([texts[2]], max_length=5)))
+    np.testing.assert_allclose(predict(model, tokenizer, [texts[2]], max_length=5), cut, atol=1e-5)
+    assert not np.allclose(cut, together[2:3], atol=1e-4)
     vectors = embed(model, tokenizer, texts)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     batch = minibert.pack(*tokenizer.encode([texts[2]])[:1])
     with torch.no_grad():
         mean = model.encoder(batch).mean(0)
     np.testing.assert_allclose(vectors[2], F.normalize(mean, dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("ask, kind", [(predict, Classifier), (embed, Classifier), (fill_masks, MaskedLM)])
+def test_a_model_in_training_is_asked_without_dropout_and_stays_in_training(tiny_config, ask, kind):
+    tokenizer = train_tokenizer(["a small model reads"] * 3, 40)
+    model = init_weights(kind(replace(tiny_config, vocab_size=tokenizer.vocab_size, dropout=0.5))).train()
+    asked = "a [MASK] model reads" if ask is fill_masks else ["a small model reads"]
+    found = ask(model, tokenizer, asked)
+    assert model.training and model.encoder.training
+    expected = ask(model.eval(), tokenizer, asked)
+    assert found == expected if ask is fill_masks else np.array_equal(found, expected)
 
 
 def test_span_outputs_are_rows_of_tokens_in_order(tiny_config):

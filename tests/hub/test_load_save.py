@@ -547,6 +547,12 @@ def test_settings_for_other_readers_are_carried_over(form, tmp_path):
     assert not OTHERS.keys() & json.loads((tmp_path / "e" / "config.json").read_text()).keys()
 
 
+def test_labels_are_in_the_order_of_their_numbers(tmp_path):
+    """As a text, "10" comes before "2"."""
+    save(random_model(Classifier, Config(**TINY, labels=tuple("abcdefghijkl"))), tmp_path)
+    assert load_config(tmp_path).labels == tuple("abcdefghijkl")
+
+
 def test_labels_as_found(tmp_path):
     save(random_model(Classifier, Config(**TINY, labels=("0", "1"))), tmp_path / "a")
     change(tmp_path / "a", id2label={"1": 1, "0": 0}, label2id={"0": "0", "1": "1"})
@@ -724,9 +730,10 @@ def test_a_cross_encoder_stays_what_it_is(activation, tmp_path, tokenizer):
     elif activation:
         change(tmp_path / "a", sentence_transformers={"activation_fn": path})
     save(load(tmp_path / "a"), tmp_path / "b", load_tokenizer(tmp_path / "a"))
-    function = {"linear.Identity": torch.clone, "activation.Tanh": torch.tanh, None: torch.sigmoid}[activation]
+    functions = {"linear.Identity": torch.clone, "activation.Tanh": torch.tanh, None: torch.sigmoid}
     pairs = [("abc", "de"), ("f", "abc de")]
-    expected = function(torch.from_numpy(minibert.predict(model, tokenizer, *zip(*pairs))))[:, 0]
+    scores = torch.from_numpy(minibert.predict(model, tokenizer, pairs))
+    expected = functions[activation](scores)[:, 0]
     for folder in ("a", "b"):
         found = CrossEncoder(str(tmp_path / folder), device="cpu").predict(pairs)
         assert found == pytest.approx(expected.numpy(), abs=1e-5)

@@ -57,8 +57,8 @@ def write(path, content):
 
 def sentence_folder(folder, pooling=MEAN, after=("Normalize",), names=None, own=None, shared=None, words=None,
                     model=None):
-    """A folder of sentence-transformers: a model with `pooling`, then the modules `after`; ("Dense", {...}) is
-    one with settings. `own` is sentence_bert_config.json, `shared` config_sentence_transformers.json.
+    """A folder of sentence-transformers: a model with `pooling`, then the modules `after`; ("Dense", {...})
+    is one with settings. `own` is sentence_bert_config.json, `shared` config_sentence_transformers.json.
     """
     save(model or encoder(), folder, words or tokenizer())
     modules = []
@@ -228,7 +228,7 @@ REFUSED = {
     "a module of others": (dict(after=["Dense"], names={"Dense": "pylate.models.Dense.Dense"}) | dict(
         after=[dense(16, 5)]), "names a module pylate.models.Dense.Dense"),
     "no pooling": (dict(names={"Pooling": OLD + "WordWeights"}), "begin with a Transformer and a Pooling"),
-    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "activation mine.Act, which is none of torch.nn"),
+    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "activation mine.Act, which is none of"),
     "a residual": (dict(after=[dense(16, 5, use_residual=True)]), "a residual connection"),
     "tokens": (dict(after=[dense(16, 5, module_input_name="token_embeddings")]), "works on token_embeddings"),
     "a size": (dict(after=[dense(15, 5)]), "2_Dense reads 15 numbers, where 16 come"),

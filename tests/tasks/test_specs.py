@@ -96,6 +96,8 @@ def test_the_table_of_tasks_is_consistent():
         assert {p.split for p in task.published} <= {"dev", *task.dev_splits}
         assert "train" in task.splits and task.dev_splits
     assert TASKS["mnli"].dev_splits == ("dev_matched", "dev_mismatched")
+    for name in ("dev_matched", "dev_mismatched", "test_matched", "test_mismatched"):
+        assert TASKS["mnli"].splits[name].file == f"{name}.tsv"
     assert TASKS["mnli"].test_splits == ("test_matched", "test_mismatched", "ax")
     assert [name for name, task in TASKS.items() if task.epochs == 5] == ["mrpc", "wnli"]
 
