@@ -238,7 +238,8 @@ def tuned_as(folder, tmp_path):
     ("bert", Classifier, "reviews.csv", {"labels": ("yes", "no")}),
     ("bert", Classifier, "scores.csv", {"labels": ("score",), "problem_type": "regression"}),
     ("bert", Span, "squad", {}), ("distilbert", Classifier, "reviews.csv", {"labels": ("no", "yes")}),
-    ("distilbert", Span, "squad", {}), ("mobilebert", Classifier, "reviews.csv", {"labels": ("no", "yes")})])
+    ("distilbert", Span, "squad", {}), ("mobilebert", Classifier, "reviews.csv", {"labels": ("no", "yes")}),
+    ("mobilebert", Span, "squad", {})])
 def test_a_student_starts_as_layers_of_its_teacher(folder, tuned_as, tmp_path, architecture, kind, task,
                                                    changed):
     """Embeddings, pooler and head, too; the first step of the student is that of the cut model."""
