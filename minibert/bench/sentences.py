@@ -12,10 +12,10 @@ import numpy as np
 
 import minibert
 from minibert.common.console import Progress, table
+from minibert.common.disk import read_text
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.runtime import PRECISIONS, Runtime, describe, start
-from minibert.common.disk import read_text
 from minibert.inference.predict import embed
 from minibert.model.heads import encoder_of
 from minibert.tasks.metrics import spearman
@@ -44,6 +44,8 @@ class SentencesBench:
 
     def __post_init__(self):
         at_least_one(self, "questions", "threads")
+        if self.turns < 0:
+            raise UserError(f"--turns must be at least 0, not {self.turns}")
         if not self.models:
             raise UserError("give the folders of sentence encoders: bench.py sentences TEACHER STUDENT")
         if self.sts is None and self.squad is None:

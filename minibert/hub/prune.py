@@ -1,96 +1,115 @@
-"""A smaller model cut out of a larger one without training:
-fewer layers, a narrower feed-forward, another vocabulary.
+"""Cuts a smaller model out of a larger model, without training. The smaller model has the same head. It has
+fewer layers, a smaller feed-forward size, fewer positions or another vocabulary.
 
-The result needs training (`train.py --method mlm --student FOLDER`), but much less than random weights,
-because it keeps the learned attention. The bundled teacher in weights/ started like this.
+The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
+takes much less time than training from random weights, because the model keeps the attention that the larger
+model has learned. The training of the bundled teacher in weights/ started from such a model.
 """
 
+import re
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer
 from minibert.model.config import MobileConfig
-from minibert.model.heads import MaskedLM
+from minibert.model.encoder import Encoder
+from minibert.model.heads import build_encoder, encoder_of
 
 
 @torch.no_grad()
-def keep_layers(model: MaskedLM, layers: list[int]) -> MaskedLM:
-    """The model with only these of its layers (from 0), in this order."""
+def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
+    """A copy of the model that has only these layers (numbered from 0), in this order."""
     if not layers or not all(0 <= i < model.config.layers for i in layers):
         raise UserError(f"layers {layers} are not among the {model.config.layers} of the model "
                         f"(0 to {model.config.layers - 1})")
-    cut = _like(model, layers=len(layers))
-    for layer, source in zip(cut.encoder.layers, layers):
-        layer.load_state_dict(model.encoder.layers[source].state_dict())
-    return cut
+    whole = model.state_dict()
+    weights = {name: tensor for name, tensor in whole.items() if not re.match(LAYER, name)}
+    for i, source in enumerate(layers):
+        for name, tensor in whole.items():
+            layer = re.match(LAYER, name)
+            if layer and int(layer[2]) == source:
+                weights[f"{layer[1]}{i}{name[layer.end(2):]}"] = tensor
+    return _like(model, weights, layers=len(layers))
+
+
+LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # the first part of the names of a layer's weights
 
 
 @torch.no_grad()
-def keep_units(model: MaskedLM, units: int) -> MaskedLM:
-    """The model with only `units` of each layer's F feed-forward units:
-    those with the largest |w_in| |w_out|.
+def keep_units(model: nn.Module, units: int) -> nn.Module:
+    """A copy of the model that keeps only `units` of the F feed-forward units of each layer. The units with
+    the largest |w_in| |w_out| are kept.
 
-    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all units, because
-    it comes from a LayerNorm. So the product of the two norms measures the effect of a unit, without any
-    text.
+    A unit adds activation(w_in x + b) w_out to the state of its token. The input x is the same for all units
+    and comes from a LayerNorm. So the product of the two norms measures the effect of a unit, and no text is
+    needed.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
                         "MobileBERT: keep fewer layers instead")
     if not 1 <= units <= model.config.intermediate_size:
         raise UserError(f"{units} feed-forward units cannot be kept of {model.config.intermediate_size}")
-    cut = _like(model, intermediate_size=units)
-    for ours, theirs in zip(cut.encoder.layers, model.encoder.layers):
-        weights = theirs.state_dict()
-        size = weights["up.weight"].norm(dim=1) * weights["down.weight"].norm(dim=0)  # (F,)
+    weights = model.state_dict()
+    for i, layer in enumerate(encoder_of(model).layers):
+        size = layer.up.weight.norm(dim=1) * layer.down.weight.norm(dim=0)  # (F,)
         kept = size.topk(units).indices.sort().values
         for name, rows in (("up.weight", 0), ("up.bias", 0), ("down.weight", 1)):
+            name = f"{_prefix(model)}layers.{i}.{name}"
             weights[name] = weights[name].index_select(rows, kept)
-        ours.load_state_dict(weights)
-    return cut
+    return _like(model, weights, intermediate_size=units)
 
 
 @torch.no_grad()
-def change_vocabulary(model: MaskedLM, old: Tokenizer, new: Tokenizer) -> MaskedLM:
-    """The model with the vocabulary of another tokenizer.
+def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Module:
+    """A copy of the model with the vocabulary of another tokenizer.
 
-    The row of a piece that both vocabularies have is copied, in MobileBERT with the head's own columns. Any
-    other piece starts as the mean of the rows of its pieces in the old tokenizer. Its bias, the log of a
-    frequency, starts as the smallest of theirs.
+    If both vocabularies have a piece, its row in the word table is copied. In MobileBERT, the columns that
+    only the MLM head has are also copied. The old tokenizer divides any other piece into old pieces, and the
+    new row is the mean of their rows. The bias of the new piece in an MLM head is the smallest bias of these
+    old pieces, because a bias is roughly the log of a frequency.
     """
-    table, bias = model.mlm.table(model.encoder.word.weight), model.mlm.bias
+    word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
+    table = word if mlm is None else mlm.table(word)
     rows = torch.empty(new.vocab_size, table.shape[1])  # (V, D)
     biases = torch.empty(new.vocab_size)  # (V,)
     for i, piece in enumerate(new.vocabulary):
         ids = [old.piece_to_id(piece)]
         if ids[0] == old.unk_id and piece != old.names[1]:
             ids = old.pieces([piece.removeprefix("##")])[0] or ids
-        rows[i], biases[i] = table[ids].mean(0), bias[ids].min()
-    changed = MaskedLM(replace(model.config, vocab_size=new.vocab_size, pad_id=new.pad_id))
+        rows[i] = table[ids].mean(0)
+        if mlm is not None:
+            biases[i] = mlm.bias[ids].min()
     width = model.config.embedding_size
-    weights = {**model.state_dict(), "encoder.word.weight": rows[:, :width], "mlm.bias": biases}
-    if changed.mlm.extra is not None:
-        weights["mlm.extra.weight"] = rows[:, width:].t()
-    changed.load_state_dict(weights)
-    return changed.train(model.training)
+    weights = {**model.state_dict(), f"{_prefix(model)}word.weight": rows[:, :width]}
+    if mlm is not None:
+        weights["mlm.bias"] = biases
+        if mlm.extra is not None:
+            weights["mlm.extra.weight"] = rows[:, width:].t()
+    return _like(model, weights, vocab_size=new.vocab_size, pad_id=new.pad_id)
 
 
 @torch.no_grad()
-def keep_positions(model: MaskedLM, positions: int) -> MaskedLM:
-    """The model with only its first `positions` positions."""
+def keep_positions(model: nn.Module, positions: int) -> nn.Module:
+    """A copy of the model that has only the first `positions` positions."""
     if not 1 <= positions <= model.config.max_positions:
         raise UserError(f"{positions} positions cannot be kept of {model.config.max_positions}")
-    cut = MaskedLM(replace(model.config, max_positions=positions)).train(model.training)
-    name = "encoder.position.weight"
-    cut.load_state_dict({**model.state_dict(), name: model.state_dict()[name][:positions]})
-    return cut
+    name = f"{_prefix(model)}position.weight"
+    weights = model.state_dict()
+    return _like(model, {**weights, name: weights[name][:positions]}, max_positions=positions)
 
 
-def _like(model: MaskedLM, **changed) -> MaskedLM:
-    # a model of another shape with all weights but those of the layers, which the caller fills in
-    other = MaskedLM(replace(model.config, **changed)).train(model.training)
-    other.load_state_dict({name: tensor for name, tensor in model.state_dict().items()
-                           if ".layers." not in name}, strict=False)
-    return other
+def _prefix(model: nn.Module) -> str:
+    # the first part of the names of an encoder's weights
+    return "" if isinstance(model, Encoder) else "encoder."
+
+
+def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
+    # a model with the same head, a changed config and these weights
+    config = replace(model.config, **changed)
+    other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
+             else type(model)(config))
+    other.load_state_dict(weights)  # the tensors are copied, not shared
+    return other.train(model.training)

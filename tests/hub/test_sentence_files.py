@@ -208,6 +208,19 @@ def test_convert_keeps_the_files_and_unpickles_once(tmp_path, monkeypatch, capsy
             assert (tmp_path / form / f"{name}.json").read_text() == (folder / f"{name}.json").read_text()
 
 
+def test_a_cut_sentence_encoder_pools_as_before(tmp_path, monkeypatch):
+    """All its layers are the same model; fewer are another, with the same files."""
+    folder = sentence_folder(tmp_path / "a", after=[dense(16, 5), "Normalize"], own={"max_seq_length": 9})
+    n = load(folder).config.layers
+    for name, layers in (("all", range(n)), ("one", [n - 1])):
+        assert convert(monkeypatch, folder, tmp_path / name, "--layers", ",".join(map(str, layers))) == 0
+        found, given = (json.loads((one / "modules.json").read_text()) for one in (tmp_path / name, folder))
+        assert found == given
+    np.testing.assert_array_equal(vectors(tmp_path / "all"), vectors(folder))
+    assert load(tmp_path / "one").config.layers == 1
+    assert vectors(tmp_path / "one").shape == vectors(folder).shape and n > 1
+
+
 REFUSED = {
     "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling pools by median; embed knows cls"),
     "a switch": (dict(pooling=MEAN | {"pooling_mode_median": True}), "pools by pooling_mode_median"),
