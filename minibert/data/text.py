@@ -57,8 +57,8 @@ class Source(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Complete lines of one file. Each ends with b"\\n". `kind` is text, jsonl or wikitext. `read` is the number of
-    bytes of the file that were read so far.
+    """Complete lines of one file. They end with b"\\n". `kind` is text, jsonl or wikitext. `read` is the
+    number of bytes of the file that were read so far.
     """
     data: bytes
     name: str
