@@ -23,7 +23,7 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # this error comes this error comes from the program that reads the output, not from a disk
+        raise  # this error comes from the program that reads the output, not from a disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, {path} cannot be written; make room and run again, which "

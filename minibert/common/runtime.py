@@ -79,7 +79,7 @@ def _another_rank_may_end():
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
-            raise  # this is this is an error of the device, not of the connection
+            raise  # this is an error of the device, not of the connection
         raise UserError("another rank has ended or cannot be reached, so this one ends too "
                         f"({str(error).splitlines()[0]}); its own message says why; continue from the last "
                         "checkpoint with --resume") from None

@@ -130,7 +130,7 @@ def tokenize(chunk: Chunk, tokenizer: Tokenizer, held_out: float) -> Tokens:
     per_document = np.bincount(owner, minlength=len(found))
     keep = per_document > 0
     keep[:1] |= chunk.continues
-    # the last document is kept, because the last document is kept, because the next chunk may continue it
+    # the last document is kept, because the next chunk may continue it
     keep[-1:] = True
     return Tokens(ids, lengths[lengths > 0].astype(np.uint32), per_document[keep], sides[keep])
 

@@ -37,7 +37,7 @@ class Config:
     dropout: float = 0.1  # dropout of embeddings and block outputs
     # Dropout of attention probabilities. The papers use 0.1, but fused kernels have no such dropout.
     attention_dropout: float = 0.0
-    classifier_dropout: float = 0.1  # dropout dropout before the sequence classifier; 0.2 in DistilBERT
+    classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes

@@ -39,7 +39,7 @@ class MLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
         missing = config.hidden_size - config.embedding_size
-        # The weight of `extra` is The weight of `extra` is (missing, V), as in the published MobileBERT..
+        # The weight of `extra` is (missing, V), as in the published MobileBERT.
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:

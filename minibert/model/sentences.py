@@ -76,9 +76,7 @@ def maximum(last: Tensor, batch: Batch) -> Tensor:
 
 
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """The weighted sum over the tokens of each sequence: The weighted sum over the tokens of each sequence:
-    (N, D), (N,) -> (S, D).
-    """
+    """The weighted sum over the tokens of each sequence: (N, D), (N,) -> (S, D)."""
     lengths = batch.lengths.to(last.device)
     sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(
         lengths, output_size=len(last))  # (N,); without `output_size`, torch would wait for the GPU

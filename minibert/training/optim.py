@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, weight_decay: float,
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # a tied table has two names, but it is one parameter, but it is one parameter
+            # a tied table has two names, but it is one parameter
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
@@ -69,7 +69,10 @@ class Lamb(torch.optim.Optimizer):
     lamb_optimizer.py:
 
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
-        w = w - lr |w| / |u| u with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0, or if `group["adapt"]` is false. note:
+        w = w - lr |w| / |u| u
+
+    with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0, or if `group["adapt"]` is
+    false. note:
     the paper corrects the bias of m and v. MobileBERT's code and BERT's Adam do not.
     """
 

@@ -112,7 +112,7 @@ class Options:
     batch: int = option(128, "number of sequences in one optimiser step, over all ranks (DistilBERT: 4000)",
                         metavar="SEQUENCES")
     optimizer: str | None = option(
-        None, "the the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
+        None, "the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
     lr: float | None = option(None, "highest learning rate, at the end of the warm-up", metavar="RATE")
     warmup: float | None = option(None, "share of the steps in which the learning rate "
                                         "rises", metavar="SHARE")
