@@ -86,6 +86,7 @@ class Run(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Trains a model, evaluates it, and writes the run folder."""
+    # `resolved` adds the defaults of the method, which depend on --method.
     options = parse(Options, argv, "Pre-training and pre-training distillation of BERT.", EXAMPLES,
                     defaults={"method": shown_defaults()}).resolved()
     runtime = start(options.device, options.precision, options.threads)
@@ -121,8 +122,10 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     if unseen is not None:
         # every MLM is evaluated with the same share of masks
         share = 0.15 if method.head == "mlm" else options.mask_share
+        # The same sequences and masks are used in every evaluation, so the figures can be compared.
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
+    # Some methods train more than the student, for example the projections of TinyBERT.
     module = method.module(student, teacher) if method.module else student
     module.to(runtime.device).train()
     if teacher is not None:
@@ -149,6 +152,7 @@ def make_models(options: Options, method: Method, weights) -> Models:
     torch.manual_seed(options.seed)  # the seed of a new head and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
+    # The error messages of the next checks contain the name of the model.
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
@@ -174,7 +178,9 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
     teacher, or it is the model of a folder.
     """
     name = options.teacher or str(BUNDLED_TEACHER)
+    # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
+    # This check raises an error if the teacher would read another text than the student.
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -193,6 +199,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         if options.init == "teacher":
             origins = (numbers("--layer-map", options.layer_map) if options.layer_map
                        else copied_layers(config.layers, teacher.config.layers))
+            # The layers are counted from 0 here, as in --layer-map.
             say(f"student layers start from teacher layers {origins}")
         student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
                                fold_segments=options.token_types == "fold")
@@ -243,6 +250,7 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
                       0.0 if options.eval_corpus else 0.01)
     try:
         corpus = opened(folder, "train")
+    # This happens with very short documents or with a small --max-length.
     except NoSequences as error:
         raise UserError(f"{error}: give more text, or a larger --max-length, up to which the lines of a "
                         "document are joined") from None
@@ -267,12 +275,15 @@ def learn(run: Run) -> None:
     # Adam's beta1 is 0.9 and its epsilon 1e-6, as in BERT's own optimiser.
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
+    # The scaler does nothing in fp32 and bf16. In fp16 it multiplies the loss, because small gradients would
+    # become 0.
     scaler, done = runtime.scaler(), 0
     if options.resume:
         state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
     draw = drawing(run)
+    # All ranks compute the same order of the text, and each rank takes its own part.
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
     weights, stage = run.weights, None  # for MobileBERT, `weights` are those of the current stage
@@ -291,10 +302,12 @@ def learn(run: Run) -> None:
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
+                # A new stage of MobileBERT trains other layers and has other loss terms.
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
             loss_of, counts = objective(run, data, weights)
+            # The learning rate depends only on the step, so a resumed run needs no state of a scheduler.
             lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
 
@@ -333,6 +346,7 @@ def drawing(run: Run) -> Callable[..., Step]:
     """
     options, smoothing = run.options, None
     if options.masking == "smoothed":
+        # Rare tokens are masked more often, as in DistilBERT's code.
         smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
     return partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
                    masking=Masking(options.masking, options.mask_share, smoothing))
@@ -381,6 +395,7 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
+    # The divisors are the counts of the held-out text, so the terms are means over this text.
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -401,6 +416,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # the model that the student has its pooling from
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
+        # The files of sentence-transformers are saved with the model, so that other programs pool in the same
+        # way.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
@@ -417,6 +434,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
+    # The figures are drawn only if matplotlib is installed.
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
     layers = compared_layers(run) if run.held_out and run.teacher is not None else None
     if layers:
@@ -438,6 +456,7 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         for name, model in models.items():
             scores[name]["attention_kl"] = (
                 attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
+        # The teacher is the first row of the table.
         models = {"teacher": run.teacher} | models
         scores["teacher"] = {}
         if run.method.head == "mlm":

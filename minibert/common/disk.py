@@ -113,7 +113,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file, with '\\n' line ends; errors name the file.
+    """The text of a small UTF-8 file. All line ends are '\\n'. Errors name the file.
 
     A device or a pipe is an error, because reading it may never end.
     """

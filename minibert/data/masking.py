@@ -37,9 +37,8 @@ class Masked(NamedTuple):
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
-    """max(count, 1)^-0.7 for every id, 0 for special tokens; (V,).
-
-    The "MLM smoothing" of DistilBERT's distiller.
+    """The weight of each id, (V,): max(count, 1)^-0.7, and 0 for special tokens. This is the "MLM smoothing"
+    in DistilBERT's code.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -48,12 +47,10 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
 
 def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
                 *key: int) -> Masked:
-    """Masks the S sequences of a step. `ids` is (N,) and `lengths` (S,). The draws depend on `key`, as (seed,
-    step), alone.
-
-    Special tokens are never selected; a random replacement is drawn from the whole vocabulary, special tokens
-    included, as in the original code.
-    note: BERT's code spares only [CLS] and [SEP]; here, as in the distiller, [UNK] is never predicted either.
+    """Masks the S sequences of a step. `ids` is (N,) and `lengths` (S,). The random numbers depend only on
+    `key`, for example (seed, step). Special tokens are never selected. A random replacement is drawn from the
+    whole vocabulary with its special tokens, as in the original code. note: BERT's code excludes only [CLS]
+    and [SEP] from the selection. Here [UNK] is excluded, too, as in DistilBERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))

@@ -100,7 +100,7 @@ def unknown_text(chunk: Chunk, tokenizer: Tokenizer, lines: int = 1000, most: in
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
     """The lines that `prepare` puts in the part "train", for training a vocabulary on them.
 
-    `UserError` for a pipe, which would be empty when `prepare` reads it again.
+    Raises `UserError` for a pipe, because it would be empty when `prepare` reads it again.
     """
     check(wikitext, held_out)
     for source in find_sources(paths):
@@ -130,7 +130,8 @@ def tokenize(chunk: Chunk, tokenizer: Tokenizer, held_out: float) -> Tokens:
     per_document = np.bincount(owner, minlength=len(found))
     keep = per_document > 0
     keep[:1] |= chunk.continues
-    keep[-1:] = True  # the last document is kept, because the next chunk may continue it
+    # the last document is kept, because the next chunk may continue it
+    keep[-1:] = True
     return Tokens(ids, lengths[lengths > 0].astype(np.uint32), per_document[keep], sides[keep])
 
 
@@ -149,10 +150,9 @@ def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np
 
 
 def split_line(line: str, size: int) -> Iterator[str]:
-    """Parts of a long line, of at most `size` characters, cut at a space or common punctuation.
-
-    BERT begins a new word there anyway, so the pieces are those of the whole line. Only a million characters
-    without such a place are cut elsewhere, which bounds memory.
+    """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation. BERT's
+    tokenizer begins a new word at these places, so the pieces are the same as those of the whole line. If a
+    million characters have no such place, the line is cut at another place, so that the memory is limited.
     """
     start = 0
     while len(line) - start > size:

@@ -94,9 +94,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """True for about a tenth of all module names, by a hash of their last component.
-
-    A module and its twin in C or Python (`_pydecimal` and `decimal`, `_io` and `io`) are on the same side.
+    """Whether a module is held out. A hash of the last part of its name decides, and about a tenth of all
+    modules are held out. Two versions of a module, in C and in Python (`_pydecimal` and `decimal`, `_io` and
+    `io`), are in the same part.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -105,9 +105,8 @@ def is_held_out(module: str) -> bool:
 
 
 def split_docs(docs: Iterator[tuple[str, str]]) -> dict[str, list[list[str]]]:
-    """{"train": documents, "held-out": documents}, a document being its lines.
-
-    Each paragraph is kept once, in training rather than held out: many docstrings are copies of each other.
+    """Returns {"train": documents, "held-out": documents}. A document is a list of lines. Many docstrings are
+    copies of each other, so each paragraph is kept only once. If it is in both parts, it is kept in "train".
     """
     docs = list(docs)
     seen, parts = set(), {}

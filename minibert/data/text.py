@@ -57,8 +57,8 @@ class Source(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Whole lines of one file, ended by b"\\n". `kind` is text, jsonl or wikitext. `read` is the number of
-    bytes of the file that were read so far.
+    """Complete lines of one file. They end with b"\\n". `kind` is text, jsonl or wikitext. `read` is the
+    number of bytes of the file that were read so far.
     """
     data: bytes
     name: str
@@ -140,7 +140,7 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
     """Yields chunks of about `size` bytes. A chunk has at most twice this size, or it has one line.
     `wikitext` is auto, yes or no.
 
-    Line ends may be \\n, \\r\\n or \\r, also mixed. `UserError` for files that are no UTF-8 text.
+    Line ends may be \\n, \\r\\n or \\r, also mixed. Raises `UserError` if a file is not UTF-8 text.
     """
     is_json = text_suffix(source.path) == ".jsonl"
     kind = "jsonl" if is_json else {"yes": "wikitext", "no": "text", "auto": None}[wikitext]

@@ -53,10 +53,8 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """A preset's shape with the teacher's vocabulary, positions and labels, and with `layers` layers if
-    given.
-
-    If layers are `copied`, it also has the teacher's activation.
+    """The config of a preset with the teacher's vocabulary, positions and labels. If `layers` is given, it
+    has this number of layers. If `copied` is true, it also has the teacher's activation.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:

@@ -1,5 +1,5 @@
-"""The loss of fine-tuning, with or without a teacher: the terms are hard labels, soft labels, and patience
-(PKD, Sun et al. 2019).
+"""The loss of fine-tuning, with or without a teacher: the terms are hard labels, soft labels, and
+patience (PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 

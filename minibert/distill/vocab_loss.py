@@ -72,6 +72,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
         labelled = (labels != IGNORE).nonzero().squeeze(1).cpu()
     terms = _Terms(teacher, labels, labelled, mlm_weight, kl_weight, temperature,
                    chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
+    # The student's tensors are separate arguments, because autograd does not look into tuples.
     loss, *sums = _VocabLoss.apply(*student, terms)
     return loss, VocabSums(*sums)
 
@@ -141,6 +142,7 @@ class _VocabLoss(torch.autograd.Function):
                 g = z[:len(h)]
                 _logits_to_gradients(g, z_t, start, bias, terms, marked, up, sums)
                 if need_bias:
+                    # The sum over rows is in fp32, because 16 bits lose small terms of a long sum.
                     grad_bias += g.sum(0, dtype=full)
                 if need_states:
                     grad_states[start:start + chunk] = g @ table

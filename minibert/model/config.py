@@ -106,10 +106,9 @@ class Config:
 
 @dataclass(frozen=True)
 class MobileConfig(Config):
-    """A MobileBERT, or its teacher IB-BERT: D wide between its blocks, `bottleneck_size` wide inside them.
-
-    The defaults are those of the released model, except for the pooler, which the released model does not
-    have.
+    """A MobileBERT, or its teacher IB-BERT: the hidden states have the width D between the blocks and the
+    width `bottleneck_size` inside the blocks. The defaults are those of the published model, but the
+    published model has no pooler.
     """
 
     architecture: str = "mobilebert"

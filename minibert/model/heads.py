@@ -46,6 +46,7 @@ class MLMHead(nn.Module):
         """(N, D) -> LN(act(W h + b)), (N, D); the logits are the product of this result and the table, plus
         `bias`.
         """
+        # The norm comes after the activation here (run_pretraining.py, get_masked_lm_output).
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
@@ -66,6 +67,7 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
+        # The head has no word table of its own: `logits` gets the encoder's table (Press and Wolf 2017).
         self.mlm = MLMHead(config)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -89,6 +91,7 @@ class PreTraining(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The MLM logits (N, V) and the next-sentence logits (S, 2)."""
         last = self.encoder(batch)
+        # The MLM head needs the states of all tokens, the next-sentence head only the pooled [CLS] vector.
         logits = self.mlm.logits(last, self.encoder.word.weight)
         return logits, self.nsp(self.encoder.pool(last, batch))
 
@@ -130,6 +133,8 @@ class Span(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
+        # The two outputs of each token are its start logit and its end logit (Devlin et al. 2018, section
+        # 4.2).
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -151,6 +156,7 @@ def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
     compared with each other. In 16 bits, different values could be rounded to the same value.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
+    # This product is very small, so fp32 costs almost no time.
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 

@@ -49,9 +49,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
-    """Fused AdamW over `parameter_groups`.
-
-    note: Google's BERT has no bias correction in its Adam; torch's has, which only changes the first steps.
+    """The fused AdamW of torch with the groups of `parameter_groups`. note: the Adam of Google's BERT has no
+    bias correction, and torch's Adam has one. This changes only the first steps.
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)
@@ -72,7 +71,8 @@ class Lamb(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    with norms over each tensor. The ratio is 1 if either norm is 0 or if the group does not "adapt". note:
+    with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0, or if `group["adapt"]` is
+    false. note:
     the paper corrects the bias of m and v. MobileBERT's code and BERT's Adam do not.
     """
 

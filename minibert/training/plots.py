@@ -130,10 +130,10 @@ def place_names(axis, places: dict[str, tuple[float, float]], size: int = 8) -> 
 @torch.no_grad()
 def plot_attention(teacher: nn.Module, students: dict[str, nn.Module], layers: Sequence[int],
                    tokenizer: Tokenizer, sentence: str, runtime: Runtime, target: Path) -> bool:
-    """Draws where tokens look in one sentence, the mean over heads: a row for the teacher and for each
-    student, a column for each of at most four student layers; `layers` are the teacher's beside them, from 1.
-
-    False where matplotlib is not installed or the sentence is too long.
+    """Draws the attention probabilities of one sentence, averaged over the heads. The teacher and each
+    student have one row of pictures. Each column is one of at most four student layers. `layers` has, for
+    each student layer, the teacher layer (from 1) in the same column. Returns False if matplotlib is not
+    installed or the sentence is too long.
     """
     plt = pyplot()
     ids, segments = tokenizer.encode([sentence])

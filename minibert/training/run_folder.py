@@ -24,9 +24,8 @@ STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In this block SIGTERM, SIGINT and SIGHUP are added to a list instead of ending the process.
-
-    So a loop can finish its step first.
+    """In this block, the signals SIGTERM, SIGINT and SIGHUP do not end the process. They are added to a list.
+    So a training loop can first finish its step.
 
     After the block the signals end the process again. A signal that the loop has not seen also ends the
     process then. A signal that was ignored before the block stays ignored. For example, a shell starts
