@@ -35,8 +35,9 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
     """Returns a description of how the model in `folder` makes a vector from a text, and the files of
     sentence-transformers by their paths. The description is None if modules.json is missing.
 
-    modules.json is in `folder`. In the old layout with 0_Transformer/, it is in the folder above. If a
-    setting is not known, the result is a `SentencePooling` with the reason in `refused`. Then `embed` refuses
+    modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder above.
+    If a setting is not known, the result is a `SentencePooling` with the reason in `refused`. Then `embed`
+    refuses
     the model, but it still loads for other uses.
     """
     root, inside = folder, ""

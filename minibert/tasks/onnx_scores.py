@@ -23,7 +23,7 @@ MICRO_TOKENS = 1024  # a small number, because every row of a batch is padded to
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
     """The outputs of an ONNX file of `model` for every example of a split, in the form of `predict.outputs`.
-    The result is (n, K) for n examples. For a span head it is (N, 2).
+    The result is (n, K) for n examples. For a span head the result is (N, 2).
     """
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):

@@ -223,7 +223,7 @@ def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """The n-best answers of every question from the logits (N, 2) of all windows."""
+    """The n best answers to every question, computed from the logits (N, 2) of all windows."""
     pieces = np.split(logits, np.cumsum(split.examples.lengths)[:-1])
     by_question: dict[int, list[int]] = {}
     for number, window in enumerate(split.windows):
