@@ -1,13 +1,13 @@
-"""Measures minibert, next to other programs. Prints a table, and one JSON document as the last line.
+"""Measures minibert and other programs. Prints a table. The last line of the output is one JSON document.
 
     bench.py train     the distillation step, and the same step on `transformers`
-    bench.py inference latency and throughput of minibert and other engines, and the quality of each mode
+    bench.py inference latency and throughput of minibert and of other engines; the scores of each mode
     bench.py finetune  the fine-tuning step on a real task, and the same step on `transformers`
-    bench.py sentences sentence encoders beside their teacher: STS-B, retrieval on SQuAD, speed
-    bench.py data      preparing a corpus, and `tokenizers` alone; memory as the corpus grows
-    bench.py plan      hours and cost of a training, calculated from a rate
-    bench.py size      parameters, bytes on disk and FLOPs, with the published figures
-    bench.py gpu       all that is to be known of one GPU, within ten minutes
+    bench.py sentences sentence encoders compared with their teacher: STS-B, retrieval on SQuAD, speed
+    bench.py data      speed of preparing a corpus, compared with `tokenizers` alone; memory by size of text
+    bench.py plan      hours and cost of a training, calculated from the tokens a second
+    bench.py size      parameters, bytes on disk and FLOPs of models, with published figures
+    bench.py gpu       tests, speed and five minutes of distillation on one GPU, in ten minutes
     bench.py runs      runs a list of commands: skips finished ones, resumes stopped ones
     bench.py report    writes tables and plots of runs into a markdown file
 """
@@ -19,7 +19,7 @@ import sys
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
 
-# word: the module, its class of options, its function
+# the command: its module, its class of options and its function
 BENCHES = {
     "train": ("minibert.bench.train", "TrainBench", "bench_train"),
     "inference": ("minibert.bench.inference", "InferenceBench", "bench_inference"),
@@ -32,7 +32,7 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# The option that takes the words without an option name.
+# words right after these commands are the values of this option, which need not be named
 PLAIN = {"sentences": "--models", "data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
@@ -50,23 +50,23 @@ EXAMPLES = """examples:
   python bench.py data --growth 10,100,1000
   python bench.py plan                       two ready-made plans, on assumed rates
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
-  python bench.py size                       every preset
+  python bench.py size                       all presets
   python bench.py size bert-base distilbert weights/teacher --length 128
   python bench.py gpu                        tests, step, inference and five minutes of distillation
   python bench.py gpu --dry-run --minutes 0.2
-  TEACHER=FOLDER python bench.py runs docs/runs.txt --show    what is done and to do
+  TEACHER=FOLDER python bench.py runs docs/runs.txt --show    shows the state of each run
   python bench.py report runs/ --teacher teacher --over alone --out report.md
 """
 
 
 def examples_of(what: str) -> str:
-    """The examples of one command."""
+    """The lines of `EXAMPLES` for one command."""
     title, *lines = EXAMPLES.splitlines()
     return "\n".join([title, *(line for line in lines if f"bench.py {what} " in f"{line} ")])
 
 
 def main() -> None:
-    """`bench.py WHAT [options]`."""
+    """Runs `bench.py WHAT [options]`: parses the options, measures, and prints the JSON line."""
     what, words = (sys.argv + ["--help"])[1], sys.argv[2:]
     if what in ("-h", "--help"):
         print(f"{__doc__}\n{EXAMPLES}\nbench.py WHAT --help lists its options")
@@ -75,10 +75,11 @@ def main() -> None:
         raise UserError(f"bench.py measures: {', '.join(BENCHES)}; not {what!r}")
     if what in PLAIN and words and not words[0].startswith("-"):
         words = [PLAIN[what], *words]
-    # only now, as `data` measures the memory of processes that import this file, and torch would count
+    # imported here and not above: `data` measures processes that import this file, without torch's memory
     place, options_class, function = BENCHES[what]
     module = importlib.import_module(place)
-    options = parse(getattr(module, options_class), words, module.__doc__, examples_of(what), f"bench.py {what}")
+    options = parse(getattr(module, options_class), words, module.__doc__, examples_of(what),
+                    f"bench.py {what}")
     print(json.dumps(getattr(module, function)(options)))
 
 

@@ -1,9 +1,11 @@
-"""Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV, plain or with a teacher.
+"""Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-The file reads top to bottom: `main`, with every seed and one table at the end; the teacher; one seed, which
-is one stage or TinyBERT's two; one stage, the loop. Its options are in minibert/tasks/options.py. The losses
-are one import away, in minibert/distill/task_kd.py, tinybert.py and theseus.py. In minibert/tasks/, splits.py
-has the data, models.py the student and the teacher, summary.py the end.
+Read this file from top to bottom. `main` runs all seeds and prints one table at the end. Then come the
+functions of the teacher, of one seed, and of one stage, which has the training loop. TinyBERT has two stages,
+and all other methods have one stage. The options are in minibert/tasks/options.py. The losses are in
+minibert/distill/task_kd.py, tinybert.py and theseus.py. In minibert/tasks/, splits.py has the data and
+computes the scores (`judge`, with metrics.py), models.py has the student and the teacher, and summary.py has
+the end of a run.
 """
 
 import dataclasses
@@ -61,11 +63,11 @@ EXAMPLES = """examples:
 
 
 class Run(NamedTuple):
-    """What does not change during a run."""
+    """The values that do not change during a run."""
 
     options: Options
-    student: str  # the folder or hub name that every seed starts from
-    task: Task  # with the settings of the options
+    student: str  # the folder or hub name of the model from which every seed starts
+    task: Task  # the task with the training settings of the options
     tokenizer: Tokenizer
     runtime: Runtime
 
@@ -73,10 +75,10 @@ class Run(NamedTuple):
 # ---------------------------------------------------------------- main
 
 def main(argv: list[str] | None = None) -> None:
-    """Fine-tunes once for each seed, or only evaluates; shows a table."""
+    """Fine-tunes once for each seed and prints a table. With --evaluate, it only evaluates a model."""
     options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
     runtime = start(options.device, options.precision, options.threads)
-    reader = options.model or options.teacher  # layers cut out of a teacher read what it reads
+    reader = options.model or options.teacher  # a student that is cut out of its teacher has its tokenizer
     tokenizer = minibert.load_tokenizer(reader)
     task, splits = read_task(options, reader, tokenizer)
     run = Run(options, options.model or str(Path(options.out) / "student"), task, tokenizer, runtime)
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         if runtime.is_writer:
             teacher_scores = judge_teacher(run, teacher, splits)
         if not (has_intermediate_stage(options, task) or options.method == "theseus"):
-            teacher = None  # its outputs are known: its memory is free for the training
+            teacher = None  # the teacher's outputs are stored, so its memory becomes free
     if runtime.is_writer:
         write_json(Path(options.out) / "config.json", record)
     announce(run, first, then)
@@ -111,12 +113,12 @@ def main(argv: list[str] | None = None) -> None:
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
     """Returns the task with the settings of the options, and its splits, tokenised for the model `reader`.
 
-    The splits are those of `read_rows`, and "augmented" and "transfer" if the options name them.
+    The splits are those of `read_rows`, and also "augmented" and "transfer" if these options are given.
     """
     where = (options.task, options.data, options.dev, options.predict)
     task, rows = read_rows_to_judge(*where, reader) if options.evaluate else read_rows(*where)
     if options.augmented:
-        own_file = options.task not in TASKS and not options.dev  # its ids may repeat
+        own_file = options.task not in TASKS and not options.dev  # rows of a csv file may have equal ids
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
         rows["augmented"] = read_augmented(options.augmented, task, pairs, held_out)
@@ -124,19 +126,19 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        pairs = bool(splits["train"].examples.segments.any())  # of SQuAD, too
+        pairs = bool(splits["train"].examples.segments.any())  # this is also true for SQuAD
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
     return task, splits
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """Returns the training data of the intermediate stage, and that of the prediction stage or of any other
-    method.
+    """Returns two splits. TinyBERT uses the first in its intermediate stage and the second in its prediction
+    stage. All other methods use only the second.
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
-        then = splits["train"]  # as in the paper: for scores, only the intermediate stage uses augmented data
+        then = splits["train"]  # as in the paper, for scores only the intermediate stage uses augmented data
     elif options.augmented and then.rows[0].label is None and options.alpha != 1:
         raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn the outputs "
                         "of a --teacher alone, with --alpha 1")
@@ -149,7 +151,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     """Opens the folder of a new or resumed run. Returns the content of config.json."""
     options, out, data = run.options, Path(run.options.out), fingerprints(run.task, splits)
     open_run(out, dataclasses.asdict(options), MAY_CHANGE)
-    # with fewer seeds the best model may no longer exist
+    # With fewer seeds, the best of these seeds may be one whose model was already removed.
     if (out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: "
                         "resume it with as many as it was started with, or more")
@@ -162,7 +164,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
 
 
 def announce(run: Run, first: Split, then: Split) -> None:
-    """Prints what will be trained, and how."""
+    """Prints the task, the number of examples and the training settings."""
     options, task, runtime = run.options, run.task, run.runtime
     if options.method == "tinybert":
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
@@ -173,7 +175,9 @@ def announce(run: Run, first: Split, then: Split) -> None:
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
-    """Keeps the best seed's model, writes errors, predictions and summary, and prints the table."""
+    """Keeps the model of the best seed, writes its errors, its predictions and summary.json, and prints the
+    table.
+    """
     options, task, out = run.options, run.task, Path(run.options.out)
     dev = dev_of(task, splits)
     deciding = next(iter(dev))
@@ -181,7 +185,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     answers = answers_of(task, dev[deciding], read_safetensors(out / OUTPUTS)["outputs"].numpy())
     write_answers(out, task, dev[deciding], answers)
     scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
-    # before anything is printed, because the terminal may be lost
+    # summary.json is written before the table is printed, because printing fails if the terminal is closed
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
                                       "model": str(out / "model"), **scores, "table": rows})
     warn_if_constant(task, answers)
@@ -195,7 +199,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
 
 
 def evaluate(run: Run, splits: dict[str, Split]) -> None:
-    """Evaluates --model on the dev splits, or on all rows of a csv, and prints the scores."""
+    """Evaluates --model on the dev splits, or on all rows of a csv file, and prints the scores."""
     options, task, runtime = run.options, run.task, run.runtime
     model = load_tuned(run.student, task).to(runtime.device)
     scores = {}
@@ -214,7 +218,9 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
 # ---------------------------------------------------------------- the teacher
 
 def cut_student(run: Run) -> None:
-    """Saves some layers of the teacher, with its embeddings, pooler and head: what every seed starts from."""
+    """Saves the student from which every seed starts: some layers of the teacher, with the teacher's
+    embeddings, pooler and head.
+    """
     options, layer_map = run.options, None
     if (Path(run.student) / "config.json").exists():
         return
@@ -246,7 +252,7 @@ def load_teacher(run: Run) -> nn.Module:
 
 
 def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
-    """The teacher's outputs on the training examples, which it reads with its own tokenizer."""
+    """The teacher's outputs on the training examples. The teacher reads them with its own tokenizer."""
     options, task = run.options, run.task
     tokenizer, examples = minibert.load_tokenizer(options.teacher), train.examples
     check_pieces(tokenizer, teacher.config, options.teacher)
@@ -257,7 +263,7 @@ def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
         examples = tokenised(task, train.rows, tokenizer, options.stride).examples
     check_examples(examples, teacher.config, f"--teacher {options.teacher}")
     pairs = []
-    if options.alpha == 0 and options.method != "pkd":  # its outputs are not learned
+    if options.alpha == 0 and options.method != "pkd":  # the student does not learn the teacher's outputs
         return Teaching({}, pairs)
     if options.method == "pkd":
         student = load_config(run.student)
@@ -272,7 +278,7 @@ def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
 
 
 def judge_teacher(run: Run, teacher: nn.Module, splits: dict[str, Split]) -> dict[str, dict[str, float]]:
-    """The teacher's scores on each dev split, which it reads with its own tokenizer."""
+    """The teacher's scores on each dev split. The teacher reads the texts with its own tokenizer."""
     tokenizer, scores = minibert.load_tokenizer(run.options.teacher), {}
     for name, split in dev_of(run.task, splits).items():
         own = tokenised(run.task, split.rows, tokenizer, run.options.stride)
@@ -285,10 +291,11 @@ def judge_teacher(run: Run, teacher: nn.Module, splits: dict[str, Split]) -> dic
 
 def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Examples, Examples],
              teacher: nn.Module | None, teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns its result, or that of an earlier session.
+    """Fine-tunes with one seed and returns its result. If an earlier session has finished this seed, the
+    stored result is returned.
 
-    The model of the best epoch is in out/seed-N/model. `examples` are those of the intermediate stage and
-    those of the prediction stage. Other methods have only the prediction stage.
+    The model of the best epoch is in out/seed-N/model. `examples` has the examples of TinyBERT's intermediate
+    stage and those of the prediction stage. Other methods have only the prediction stage.
     """
     options, task, runtime = run.options, run.task, run.runtime
     out = Path(options.out) / f"seed-{seed}"
@@ -301,7 +308,8 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
                                options.attention_dropout)
         if options.method == "theseus":
             train_layers_only(student)
-            with_dropout(teacher, options.dropout, options.attention_dropout).train()  # as published
+            # as in the original code, the teacher's layers also have dropout
+            with_dropout(teacher, options.dropout, options.attention_dropout).train()
         loss = loss_of_task(seed, run, student, teacher, teaching, steps_of(task.epochs, examples[1], task))
         stage = Stage(f"seed {seed}", student, loss, examples[1], teaching.targets, task.epochs, task.lr,
                       options.warmup, dev_of(task, splits))
@@ -318,9 +326,10 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
 
 def loss_of_task(seed: int, run: Run, student: nn.Module, teacher: nn.Module | None, teaching: Teaching,
                  steps: int) -> Callable:
-    """What a method minimises on the task: from a step's data to the loss of a micro-batch and the counts.
+    """Returns a function that takes the data of a step. It returns the loss function of a micro-batch, and
+    the counts by which the summed losses are divided.
 
-    `steps`: of the whole stage.
+    `steps` is the number of steps of the whole stage.
     """
     options = run.options
     weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
@@ -337,14 +346,19 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teacher: nn.Module | N
 
 
 def has_intermediate_stage(options: Options, task: Task) -> bool:
-    """Whether the student imitates the teacher's hidden states and attention before it learns the outputs."""
+    """Whether the student has an intermediate stage, in which it imitates the teacher's hidden states and
+    attention before it learns the outputs.
+    """
     return options.method == "tinybert" and task.intermediate_epochs > 0
 
 
 def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, out: Path) -> float:
-    """TinyBERT's first stage (Jiao et al. 2019, section 3.2): the student imitates embeddings, hidden states
-    and attention of the fine-tuned teacher; labels are not read. Returns its seconds. The student is in
-    out/model, its task head not trained here; projections of its states, if there are any, lie beside it.
+    """Runs TinyBERT's intermediate stage (Jiao et al. 2019, section 3.2). The student imitates the
+    embeddings, hidden states and attention of the fine-tuned teacher. Labels are not used. Returns the
+    training time in seconds.
+
+    The student is saved in out/model. Its task head is not trained in this stage. If the student's states are
+    projected, the projections are saved in out/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -373,7 +387,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
 
 
 def card_of(options: Options, task: Task) -> str:
-    """The first sentence of the model card."""
+    """The first sentence of the model card, which says how the model was trained."""
     start = f"`{Path(options.model).name}`" if options.model else "some layers of its teacher"
     teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
     return f"Fine-tuned on {task.name} from {start}{teacher} by `finetune.py` of minibert."
@@ -382,29 +396,29 @@ def card_of(options: Options, task: Task) -> str:
 # ---------------------------------------------------------------- one stage
 
 class Stage(NamedTuple):
-    """One training: the module, its data, and its length."""
+    """One training: its module, its loss, its data and its settings."""
 
-    name: str  # for the progress line
-    module: nn.Module  # what is trained and saved in checkpoints
-    loss: Callable  # data of a step -> the loss of a micro-batch, and the divisor of each sum
+    name: str  # the name of the stage in messages
+    module: nn.Module  # the module that is trained and saved in checkpoints
+    loss: Callable  # data of a step -> the loss function of a micro-batch, and the divisor of each loss sum
     examples: Examples
-    targets: dict[str, np.ndarray]  # the teacher's outputs on them
+    targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
     epochs: float
     lr: float
     warmup: float | None  # share of warm-up steps before the linear decay; None: a constant rate
-    dev: dict[str, Split]  # evaluated after each epoch to keep the best model; may be empty
+    dev: dict[str, Split]  # the splits on which each epoch is evaluated to keep the best model; may be empty
 
 
 @dataclasses.dataclass
 class Epochs:
     """The dev scores of the finished epochs, and the best epoch."""
 
-    metric: str  # the metric on the first dev split that decides
-    history: list[dict] = dataclasses.field(default_factory=list)  # by epoch: its scores by split
-    best: dict | None = None  # its epoch, step and scores
+    metric: str  # the metric whose value on the first dev split decides which epoch is the best
+    history: list[dict] = dataclasses.field(default_factory=list)  # for each epoch, its scores by split
+    best: dict | None = None  # the epoch, step and scores of the best epoch
 
     def add(self, epoch: float, step: int, scores: dict[str, dict[str, float]]) -> None:
-        """Adds the scores of an epoch. If two are equal, the earlier one stays the best."""
+        """Adds the scores of an epoch. If two epochs have equal scores, the earlier epoch stays the best."""
         deciding = next(iter(scores))
         self.history.append({"epoch": epoch, **scores})
         if self.best is None or (rank(scores[deciding], self.metric)
@@ -412,26 +426,26 @@ class Epochs:
             self.best = {"epoch": epoch, "step": step, "scores": scores}
 
     def best_is(self, step: int) -> bool:
-        """Whether the model after `step` steps is the best so far."""
+        """Whether the model after `step` steps is the best model until now."""
         return self.best is not None and self.best["step"] == step
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """Trains `stage.module` in the folder `out`. Returns the best epoch, the scores of all epochs, and the
-    seconds of all sessions. Steps that are repeated after a resume count once.
+    seconds of all sessions. If a kill loses steps, only the time of their repetition counts.
 
     The model of the best epoch is kept in out/model, together with its outputs on the first dev split.
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # the last epoch may be incomplete
+    # for each last step of an epoch, the number of epochs until then; the last epoch may be incomplete
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
     optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
-    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # of earlier sessions
+    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # the steps and time of earlier sessions
     epochs = Epochs(task.metrics[0], state.get("history", []), state.get("best"))
     if done:
         say(f"{stage.name}: resuming after step {done}")
@@ -439,10 +453,10 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-        # the run may have been killed between the checkpoint and the saving of the model
+        # The run may have been killed after it saved the checkpoint and before it saved the model.
         if epochs.best_is(done):
             keep_model(stage, run, out)
-    # a step after the last: theseus then has every layer of the student in use
+    # The data are those of a step after the last step, in which theseus uses all layers of the student.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
@@ -492,19 +506,21 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
 
 
 def steps_of(epochs: float, examples: Examples, task: Task) -> int:
-    """The optimiser steps of so many epochs; the last may be a part."""
+    """The number of optimiser steps in this number of epochs. The last epoch may be incomplete."""
     return math.ceil(epochs * len(examples.lengths) / task.batch)
 
 
 def judge_all(stage: Stage, run: Run) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """The model's scores on every dev split, and its outputs on the first."""
+    """The model's scores on every dev split, and the model's outputs on the first dev split."""
     judged = {name: judge(stage.module, run.task, split, run.runtime, run.options.micro_tokens)
               for name, split in stage.dev.items()}
     return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]
 
 
 def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray | None = None) -> None:
-    """Saves the model in out/model, and its outputs on the first dev split: `logits`, else computed here."""
+    """Saves the model in out/model, and also its outputs on the first dev split. `logits` are these outputs.
+    Without `logits` they are computed here.
+    """
     if logits is None:
         logits = model_outputs(stage.module, next(iter(stage.dev.values())), run.runtime,
                                run.options.micro_tokens, "judging again")

@@ -1,8 +1,8 @@
 """Pre-training and pre-training distillation of BERT.
 
-The file reads top to bottom: `main`; what a run is made of, models and text; the loop, `learn`; the result.
-Its options are in minibert/training/options.py. The maths is one import away: minibert/distill/methods.py is
-the table of methods, minibert/distill/distilbert.py the first of them, minibert/model/encoder.py the encoder.
+The order of this file is: `main`, the models, the text, the training loop (`learn`), the result. The options
+of train.py are in minibert/training/options.py. The table of methods is minibert/distill/methods.py. The loss
+of DistilBERT is in minibert/distill/distilbert.py, the encoder in minibert/model/encoder.py.
 """
 
 import copy
@@ -65,27 +65,28 @@ EXAMPLES = """examples:
 
 
 class Run(NamedTuple):
-    """What does not change during a run."""
+    """The objects and settings of a run that stay the same in all its steps."""
 
     options: Options
     runtime: Runtime
     out: Path
     method: Method
-    weights: object  # of the method's loss
-    module: nn.Module  # what is trained: the student, or the method's wrapper around it
+    weights: object  # the weights of the loss terms, and other settings of the loss
+    module: nn.Module  # the trained module: the student, or the method's wrapper around it
     teacher: nn.Module | None
-    origins: list[int] | None  # the teacher layer, from 0, that each of the student's started as
+    origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it was copied from
     tokenizer: Tokenizer
     corpus: Corpus
-    held_out: Step | None  # text that is never trained on
+    held_out: Step | None  # a batch of text for evaluation; this text is not in the training set
     steps: int
-    plan: list[Stage]  # MobileBERT's stages; none with any other method
+    plan: list[Stage]  # the stages of MobileBERT's schedule; an empty list with any other method
 
 
 # ---------------------------------------------------------------- main
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains, evaluates, writes the run folder."""
+    """Trains a model, evaluates it, and writes the run folder."""
+    # `resolved` adds the defaults of the method, which depend on --method.
     options = parse(Options, argv, "Pre-training and pre-training distillation of BERT.", EXAMPLES,
                     defaults={"method": shown_defaults()}).resolved()
     runtime = start(options.device, options.precision, options.threads)
@@ -93,23 +94,25 @@ def main(argv: list[str] | None = None) -> None:
     if runtime.is_writer:
         open_run(out, dataclasses.asdict(options), MAY_CHANGE)
     runtime.barrier()
-    run = make_run(options, runtime, out)  # every rank makes the same, from the same seed
+    run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
+    # The summary compares the trained student with this copy of the untrained student.
     initial = copy.deepcopy(run.module) if run.held_out else None
-    equal_types = equal_token_types(encoder_of(run.module))  # before a checkpoint is loaded
+    equal_types = equal_token_types(encoder_of(run.module))  # found before a checkpoint changes the table
     learn(run)
     if runtime.is_writer:
         keep_token_types_equal(encoder_of(run.module), equal_types)
         finish(run, initial)
-    runtime.barrier()  # the others wait while the first rank evaluates and saves
+    runtime.barrier()  # the other ranks wait here while the first rank evaluates and saves
     runtime.leave()
 
 
 def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
-    """Builds the models and opens the text that the options name."""
+    """Builds the models and opens the corpora that the options name."""
     method, weights = METHODS[options.method], options.loss_weights()
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
     corpus, unseen = corpora(options, models.tokenizer, runtime, out)
+    # The last step of an epoch may read the first sequences of the next epoch.
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan = []
     if options.method == "mobilebert":
@@ -117,9 +120,12 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
                       TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     held_out = None
     if unseen is not None:
-        share = 0.15 if method.head == "mlm" else options.mask_share  # all MLMs are evaluated alike
+        # every MLM is evaluated with the same share of masks
+        share = 0.15 if method.head == "mlm" else options.mask_share
+        # The same sequences and masks are used in every evaluation, so the figures can be compared.
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
+    # Some methods train more than the student, for example the projections of TinyBERT.
     module = method.module(student, teacher) if method.module else student
     module.to(runtime.device).train()
     if teacher is not None:
@@ -131,29 +137,34 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
 # ---------------------------------------------------------------- models
 
 class Models(NamedTuple):
-    """What a run starts with."""
+    """The models and the tokenizer at the start of a run."""
 
     student: nn.Module
     teacher: nn.Module | None
-    origins: list[int] | None  # the teacher layer, from 0, that each of the student's starts as
+    origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it is copied from
     tokenizer: Tokenizer
 
 
 def make_models(options: Options, method: Method, weights) -> Models:
-    """Builds the models that the options name. Raises `UserError` if they do not fit each other or the text.
+    """Builds the models that the options name. Raises `UserError` if student and teacher cannot be compared,
+    or if a model has too few tokens or positions.
     """
-    torch.manual_seed(options.seed)  # of a new head, and of TinyBERT's projections
+    torch.manual_seed(options.seed)  # the seed of a new head and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
+    # The error messages of the next checks contain the name of the model.
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
+    # note: attention has no dropout by default. The papers use 0.1, but fused kernels have none.
     with_dropout(models.student, options.dropout, options.attention_dropout)
     return models
 
 
 def student_alone(options: Options) -> Models:
-    """A student without a teacher, for `mlm`: a preset with random weights, or the model of a folder."""
+    """A student that is trained without a teacher. It is a preset with random weights, or the model of a
+    folder.
+    """
     if options.student in PRESETS:
         corpus = options.corpus[0] if len(options.corpus) == 1 else ""
         student, tokenizer = start_alone(options.student, options.layers, corpus, options.seed)
@@ -163,9 +174,13 @@ def student_alone(options: Options) -> Models:
 
 
 def student_and_teacher(options: Options, method: Method, weights) -> Models:
-    """A teacher with the head that the method reads, and its student: made from it, or a folder's model."""
+    """The teacher with the head that the method needs, and the student. The student is built from the
+    teacher, or it is the model of a folder.
+    """
     name = options.teacher or str(BUNDLED_TEACHER)
+    # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
+    # This check raises an error if the teacher would read another text than the student.
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -176,13 +191,15 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         config = student.config
     else:
         config = method.shape(teacher.config, options.layers)
-    compared = method.fit(config, teacher.config, weights)  # before the student is made, which takes longer
+    # checked first, because building the student takes longer
+    compared = method.fit(config, teacher.config, weights)
     if compared:
         say(compared)
     if student is None:
         if options.init == "teacher":
             origins = (numbers("--layer-map", options.layer_map) if options.layer_map
                        else copied_layers(config.layers, teacher.config.layers))
+            # The layers are counted from 0 here, as in --layer-map.
             say(f"student layers start from teacher layers {origins}")
         student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
                                fold_segments=options.token_types == "fold")
@@ -192,14 +209,14 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
 # ---------------------------------------------------------------- text
 
 def is_prepared(sources: tuple[str, ...]) -> bool:
-    """Whether a corpus option is one prepared folder, to be read as it is."""
+    """Whether the value of a corpus option is a single prepared folder."""
     return len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists()
 
 
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
-    """Returns the prepared folder of a corpus option. If it names text, the first rank prepares it in
-    `target`.
+    """Returns the prepared folder of a corpus option. If the option names text files, the first rank prepares
+    them in `target`.
     """
     if is_prepared(sources):
         return Path(sources[0])
@@ -225,13 +242,15 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
                            options.min_length)
 
-    for sources in (options.corpus, options.eval_corpus):  # mistakes are reported before hours of preparing
+    # wrong paths are reported first, because preparing a corpus can take hours
+    for sources in (options.corpus, options.eval_corpus):
         if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
             find_sources(list(sources))
     folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
                       0.0 if options.eval_corpus else 0.01)
     try:
         corpus = opened(folder, "train")
+    # This happens with very short documents or with a small --max-length.
     except NoSequences as error:
         raise UserError(f"{error}: give more text, or a larger --max-length, up to which the lines of a "
                         "document are joined") from None
@@ -253,17 +272,21 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
 def learn(run: Run) -> None:
     """Runs every step, or the remaining steps of a resumed run."""
     options, runtime, module = run.options, run.runtime, run.module
+    # Adam's beta1 is 0.9 and its epsilon 1e-6, as in BERT's own optimiser.
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
+    # The scaler does nothing in fp32 and bf16. In fp16 it multiplies the loss, because small gradients would
+    # become 0.
     scaler, done = runtime.scaler(), 0
     if options.resume:
         state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
     draw = drawing(run)
+    # All ranks compute the same order of the text, and each rank takes its own part.
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
-    one = draw(0, batch=1)  # any sequence tells which parameters the loss reads
-    weights, stage = run.weights, None  # with MobileBERT, the weights of its current stage
+    one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
+    weights, stage = run.weights, None  # for MobileBERT, `weights` are those of the current stage
     if not run.plan:
         freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
     tokens = 0
@@ -271,38 +294,43 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # a thread prepares the next step during this one; a signal lets the current step finish and then ends the
-    # loop
+    # A thread prepares the batches of the next step during the current step. A signal such as SIGTERM ends
+    # the loop after the current step.
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
             begun = time.perf_counter()
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
+                # A new stage of MobileBERT trains other layers and has other loss terms.
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
             loss_of, counts = objective(run, data, weights)
+            # The learning rate depends only on the step, so a resumed run needs no state of a scheduler.
             lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
 
-            # gradients add up over the micro-batches; then one sum over ranks, clipping, the optimiser
+            # The gradients are summed over the micro-batches. `update` then sums them over the ranks, clips
+            # their norm and updates the weights.
             sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
             figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
             done += 1
 
-            # the device was waited for in `update`: from here on it is all bookkeeping
+            # `update` has waited for the device, so the following lines measure the time of the whole step.
             skipped = consecutive_skips(skipped, figures, scaler, done)
             tokens += data.tokens
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # on every rank, though only one writes, so that all ranks wait for it
+            # Every rank evaluates, although only one rank writes the figures. So no rank runs ahead of the
+            # other ranks.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
-                # the row first: a checkpoint without its row could not be resumed from
+                # The row is written before the checkpoint, because a run cannot be resumed from a checkpoint
+                # without its row.
                 append_row(run.out / "metrics.jsonl", row)
                 progress(1, in_words(row))
                 if stopping or done % options.checkpoint_every == 0 or done == run.steps:
@@ -313,22 +341,26 @@ def learn(run: Run) -> None:
 
 
 def drawing(run: Run) -> Callable[..., Step]:
-    """`make_step` for the text and the options of the run, but for the step, `batch` and `part`."""
+    """The function `make_step` with the text and the options of the run. The arguments `step`, `batch` and
+    `part` remain.
+    """
     options, smoothing = run.options, None
     if options.masking == "smoothed":
+        # Rare tokens are masked more often, as in DistilBERT's code.
         smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
     return partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
                    masking=Masking(options.masking, options.mask_share, smoothing))
 
 
 def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
-    """The loss of a step as a function of a micro-batch, and what the sum of each term is divided by."""
-    counts = run.method.counts(data, weights)  # of the whole step, over all micro-batches and ranks
+    """The loss of a step as a function of a micro-batch, and the divisor of the sum of each term."""
+    counts = run.method.counts(data, weights)  # the counts of the whole step: all micro-batches of all ranks
     return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step, and its factors for the parts of the student (None: no factors).
+    """Returns the learning rate of a step, and one factor of it for each part of the student (None: no
+    factors).
     """
     options = run.options
     if not run.plan:
@@ -337,8 +369,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the same text and weights, cuts metrics.jsonl back to its first step, and
-    writes config.json.
+    """Checks that a resumed run has the same text and weights as before, removes the rows of later steps from
+    metrics.jsonl, and writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus)
@@ -358,11 +390,12 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """Evaluates a model on held-out text, as a language model or by the terms of a method that trains no
-    head.
+    """Evaluates a model on held-out text: by its MLM loss, or by the terms of the loss if the method trains
+    no MLM head.
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
+    # The divisors are the counts of the held-out text, so the terms are means over this text.
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -372,15 +405,19 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
 
 
 def finish(run: Run, initial: nn.Module | None) -> None:
-    """Writes model/ and summary.json, and prints the student before and after training."""
+    """Writes model/ and summary.json, and prints the figures of the student before and after training."""
     options, out, module = run.options, run.out, run.module.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
-    shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier end of this run
+    shutil.rmtree(out / "model", ignore_errors=True)  # this folder exists if a finished run is resumed
+    # A method that reads only the encoder trains no head, so only the encoder is saved.
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):
-        source = student if getattr(student, "sentences", None) else run.teacher  # whose pooling it has
+        # the model that the student has its pooling from
+        source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
+        # The files of sentence-transformers are saved with the model, so that other programs pool in the same
+        # way.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
@@ -389,13 +426,15 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     if run.held_out:
         scores, rows = compare(run, initial.eval())
         figures |= {"held_out": scores, "table": rows}
-    write_json(out / "summary.json", figures)  # before anything is printed: the terminal may be gone
+    # written before the printing, which fails if the terminal was closed
+    write_json(out / "summary.json", figures)
     if run.held_out:
         say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
                          f"{run.held_out.masked:,} of them masked"))
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
+    # The figures are drawn only if matplotlib is installed.
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
     layers = compared_layers(run) if run.held_out and run.teacher is not None else None
     if layers:
@@ -407,8 +446,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
 
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
-    """Returns the held-out figures of teacher and student, before and after training, and the rows of their
-    table.
+    """Returns the held-out figures of the teacher and of the student before and after training, and the rows
+    of the table that compares them.
     """
     models = {"student, initial": initial, "student, trained": run.module}
     scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
@@ -417,20 +456,23 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         for name, model in models.items():
             scores[name]["attention_kl"] = (
                 attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
+        # The teacher is the first row of the table.
         models = {"teacher": run.teacher} | models
         scores["teacher"] = {}
         if run.method.head == "mlm":
             scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
-    if run.method.head == "encoder":  # without the projections
+    if run.method.head == "encoder":  # the encoder alone: TinyBERT's projections are not part of the student
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 
 
 def compared_layers(run: Run) -> tuple[int, ...] | None:
-    """Returns for each student layer the teacher layer, from 1, whose attention it is compared with.
+    """Returns, for each student layer, the number (from 1) of the teacher layer that its attention is
+    compared with.
 
-    This is the layer that it imitates in TinyBERT, else the layer that it was copied from, else that of
-    TinyBERT's uniform map. Returns None if the student has more layers.
+    With the method `tinybert` this is the layer that the student layer imitates. Otherwise it is the layer
+    that the student layer was copied from. If nothing was copied, it is the layer in TinyBERT's uniform map.
+    Returns None if the student has more layers than the teacher and no layer was copied.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

@@ -1,10 +1,11 @@
-"""Augments the training set of a task as TinyBERT did: it replaces words by other words that fit.
+"""Augments the training set of a task as in TinyBERT: writes copies of each text in which some words are
+replaced by similar words.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
     python data/augment.py --task reviews.csv --model bert-base-uncased --vectors glove.txt --out more.csv
     python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  the bundled model (CPU)
 
-finetune.py --augmented reads the file that it writes.
+`finetune.py --augmented FILE` trains on the file that this script writes.
 """
 
 import signal
@@ -31,26 +32,27 @@ from minibert.training.models import hold_frozen  # noqa: E402
 
 @dataclass(frozen=True)
 class Options:
-    """Every option of data/augment.py. The defaults are those of the paper."""
+    """All options of data/augment.py. Their defaults are the settings of the TinyBERT paper."""
 
-    task: str | None = option(None, f"{', '.join(TEXT_TASKS)}, or a FILE.csv like those of finetune.py")
+    task: str | None = option(None, f"name of a task ({', '.join(TEXT_TASKS)}), or a FILE.csv or FILE.tsv "
+                              "as for finetune.py; required")
     data: str | None = option(None, "folder of the task's official files, or its parent")
-    dev: str | None = option(None, "the --dev file of finetune.py, if there is one")
-    model: str | None = option(None, "folder or hub name of a masked language model: the teacher before its "
-                               "fine-tuning")
+    dev: str | None = option(None, "csv file with the dev examples, if finetune.py also gets it as --dev")
+    model: str | None = option(None, "folder or hub name of a masked language model, which should be the "
+                               "teacher before its fine-tuning; required")
     vectors: str | None = option(
-        None, "GloVe text file, for words of several pieces (default: the model's own embeddings, which are "
-        "poor for names)")
-    out: str | None = option(None, "FILE.csv or FILE.tsv to write; must not exist yet")
-    copies: int = option(20, "number of variants of each example, N_a; equal ones are written once")
-    probability: float = option(0.4, "probability that a word is replaced, p")
-    candidates: int = option(15, "number of words that may replace a word, K")
+        None, "text file with GloVe vectors, for words of several pieces (default: the model's own word "
+        "embeddings, which are poor for names)")
+    out: str | None = option(None, "FILE.csv or FILE.tsv to write, which must not exist yet; required")
+    copies: int = option(20, "number of variants of each example (N_a); equal variants are written once")
+    probability: float = option(0.4, "probability that a word is replaced (p)")
+    candidates: int = option(15, "number of candidates that may replace a word (K)")
     train_examples: int | None = option(
-        None, "use this number of examples only, the same as finetune.py --train-examples")
+        None, "augment only this number of examples; finetune.py --train-examples chooses the same examples")
     seed: int = option(1, "random seed of the replacements")
-    micro_tokens: int = option(4096, "most tokens in one forward pass")
+    micro_tokens: int = option(4096, "largest number of tokens in one forward pass")
     precision: str = option("auto", "precision of matrix products", choices=("auto", *PRECISIONS))
-    device: str = option("auto", "device, like cpu or cuda")
+    device: str = option("auto", "device, for example cpu or cuda")
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)")
 
     def __post_init__(self):
@@ -75,8 +77,8 @@ class Options:
 
 
 def training_rows(options: Options) -> tuple[Task, list[Example]]:
-    """Returns the task and its training examples. Examples without a text are left out, because a csv cannot
-    hold them.
+    """Returns the task and its training examples. Examples with an empty text are left out, because a csv
+    file may not have them.
     """
     if options.task in TEXT_TASKS:
         task = TASKS[options.task]
@@ -92,7 +94,7 @@ def training_rows(options: Options) -> tuple[Task, list[Example]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Reads the command line and the task, writes the augmented training set."""
+    """Reads the command line and the training set, and writes the augmented training set."""
     options = parse(Options, argv, __doc__, "")
     runtime = start(options.device, options.precision, options.threads)
     task, rows = training_rows(options)
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     vectors = vectors._replace(table=vectors.table.to(runtime.device))
     find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer, vectors=vectors,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
-    # after SIGTERM nothing is left, as after Ctrl-C
+    # after SIGTERM, the unfinished file is removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     written = write_csv(Path(options.out), task, augment(
         rows, find, candidate_words(tokenizer, vectors), options.copies, options.probability, options.seed))

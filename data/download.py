@@ -1,4 +1,4 @@
-"""Downloads the data sets that finetune.py and data/prepare.py read, from where their authors keep them.
+"""Downloads the data sets that finetune.py and data/prepare.py read, from the addresses of their authors.
 
     python data/download.py --list
     python data/download.py cola mrpc squad --out data
@@ -18,14 +18,15 @@ from minibert.tasks.download import download  # noqa: E402
 
 
 def main() -> None:
-    """Reads the command line, lists or downloads."""
+    """Reads the command line, and lists or downloads data sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME",
-                        help=f"glue (all of GLUE), {', '.join(DATA_SETS)}")
-    parser.add_argument("--out", metavar="DIR", help="the folder to put them in")
+                        help=f"data sets to download: glue (all of GLUE), {', '.join(DATA_SETS)}")
+    parser.add_argument("--out", metavar="DIR", help="folder for the data sets")
     parser.add_argument("--list", action="store_true",
-                        help="print what there is, with sizes, terms as far as known, and sources")
+                        help="print all data sets with their sizes, their sources, and their terms of use if "
+                        "they are known")
     args = parser.parse_args()
 
     if args.list:
@@ -33,7 +34,7 @@ def main() -> None:
         return
     if not args.names or args.out is None:
         raise UserError("give names of data sets, and --out DIR to put them in; --list shows what there is")
-    # a terminated run tidies up like an interrupted one
+    # after SIGTERM, unfinished folders are removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     download(args.names, args.out)
 

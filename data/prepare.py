@@ -1,4 +1,4 @@
-"""Turns text files into a prepared corpus, the folder of tokens that train.py reads.
+"""Turns text files into a prepared corpus, which is the folder of tokens that train.py reads.
 
     python data/prepare.py python-docs --vocab-size 8000 --out data/python-docs
     python data/prepare.py my_text/ --tokenizer weights/bert-base-uncased --out data/my-corpus
@@ -21,27 +21,29 @@ from minibert.data.tokenizer import load_tokenizer, train_tokenizer  # noqa: E40
 
 
 def main() -> None:
-    """Reads the command line, prepares the corpus, prints what it holds."""
+    """Reads the command line, prepares the corpus, and prints its size."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILES",
-                        help="files or folders: .txt (a blank line between documents), .jsonl (field "
-                        "\"text\"), WikiText's .tokens and .raw, each also with .gz or .xz; or the word "
-                        "python-docs")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; new or empty")
+                        help="text files, or folders with text files: .txt (with a blank line between "
+                        "documents), .jsonl (with a field \"text\"), and WikiText's .tokens and .raw; all "
+                        "may be compressed as .gz or .xz. The word python-docs means the documentation of "
+                        "Python's standard library")
+    parser.add_argument("--out", required=True, metavar="DIR",
+                        help="folder of the prepared corpus; it must be new or empty")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument("--tokenizer", metavar="DIR|NAME",
                             help="folder with tokenizer.json or vocab.txt, or name of a model on the hub")
     vocabulary.add_argument("--vocab-size", type=int, metavar="N",
                             help="train a new vocabulary of N pieces on these texts")
     parser.add_argument("--cased", action="store_true",
-                        help="the new vocabulary keeps upper case and accents")
+                        help="keep upper case and accents in the new vocabulary")
     parser.add_argument("--wikitext", choices=("auto", "yes", "no"), default="auto",
-                        help="whether the files are WikiText, whose tokens are turned back into plain text "
-                        "(default: auto, by their content)")
+                        help="whether the files are WikiText, whose tokens are converted back to plain text "
+                        "(default: auto, which decides by the content of the files)")
     parser.add_argument("--held-out", type=float, metavar="SHARE",
-                        help="share of documents kept out of training (default: 0.01; python-docs has "
-                        "its own split)")
+                        help="share of the documents that is not used for training (default: 0.01; "
+                        "python-docs has its own split)")
     args = parser.parse_args()
 
     docs = args.files == ["python-docs"]
@@ -50,10 +52,10 @@ def main() -> None:
     if args.cased and args.vocab_size is None:
         raise UserError("--cased goes with --vocab-size; a tokenizer in a folder knows its own casing")
     held_out = 0.01 if args.held_out is None else args.held_out
-    # On SIGTERM the unfinished folder is removed, as on Ctrl-C.
+    # after SIGTERM, the unfinished folder is removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    place_for(Path(args.out))  # refuse it before a vocabulary is trained
+    place_for(Path(args.out))  # raises the error of a wrong --out before a vocabulary is trained
     if args.vocab_size is None:
         tokenizer = load_tokenizer(args.tokenizer)
     else:

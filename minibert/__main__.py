@@ -39,21 +39,21 @@ EXAMPLES = """examples:
   printf 'Who wrote it?\\tThe book was written by Ada.\\n' | python -m minibert runs/squad/model
 """
 
-Row = tuple[str, str]  # what is said, and its probability, score or cosine
+Row = tuple[str, str]  # an answer, and its probability, score or cosine
 
 
 class Guest(NamedTuple):
-    """A model that is tried."""
+    """One of the models that the user compares."""
 
     name: str
     model: nn.Module
     tokenizer: Tokenizer
-    vectors: dict[str, np.ndarray]  # of an encoder: every sentence so far, (D,) of length 1
-    seconds: list[float]  # what each sentence took
+    vectors: dict[str, np.ndarray]  # only for encoders: the vector (D,) of each sentence so far, of length 1
+    seconds: list[float]  # the time for each sentence
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Loads the models, then answers line by line until there are no more."""
+    """Loads the models, and then prints the answers to each line of the input."""
     parser = argparse.ArgumentParser(prog="python -m minibert", description=__doc__, epilog=EXAMPLES,
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a model, or its name on the hub")
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     lines: Iterator[tuple[int, str]] | list[tuple[int, str]] = typed() if terminal else piped()
     encoders = [guest for guest in guests if isinstance(guest.model, Encoder)]
-    if encoders and not terminal:  # each line is compared with all the others
+    if encoders and not terminal:  # each line is compared with all other lines
         lines = list(lines)
         for guest in encoders:
             guest.vectors.update(vectors_of(guest, [single(guest, line) for _, line in lines], runtime))
@@ -87,9 +87,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """A model and its tokenizer, on the device; `UserError` where the folder does not hold both."""
+    """Loads a model and its tokenizer, and moves the model to the device. Raises `UserError` if the folder
+    does not have both.
+    """
     model = load(folder)
-    if isinstance(model, PreTraining):  # as BERT was published: nobody asks here for the next sentence
+    if isinstance(model, PreTraining):  # the published BERT has two heads; only its MLM head is used here
         model = load(folder, "mlm")
     tokenizer = load_tokenizer(folder)
     check_pieces(tokenizer, model.config, folder)
@@ -97,7 +99,9 @@ def invite(folder: str, runtime: Runtime) -> Guest:
 
 
 def typed() -> Iterator[tuple[int, str]]:
-    """The lines that are typed at the prompt, numbered from 1, until Ctrl-D; none that is blank."""
+    """Yields the lines that are typed at the prompt, with their numbers from 1, until Ctrl-D. Blank lines are
+    left out.
+    """
     try:
         import readline  # noqa: F401 - the arrow keys work in input()
     except ImportError:
@@ -113,8 +117,8 @@ def typed() -> Iterator[tuple[int, str]]:
 
 
 def piped() -> Iterator[tuple[int, str]]:
-    """The lines of stdin, numbered from 1, as they come; none that is blank. `UserError` for other bytes than
-    UTF-8.
+    """Yields the lines of stdin with their numbers from 1. Blank lines are left out. Raises `UserError` if a
+    line is not UTF-8 text.
     """
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:
@@ -126,12 +130,14 @@ def piped() -> Iterator[tuple[int, str]]:
 
 
 def answer(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> None:
-    """Prints what each model says to a line, in columns; `UserError` where one cannot read it."""
+    """Prints the answers of all models to a line, side by side. Raises `UserError` if a model cannot read the
+    line.
+    """
     columns = []
     for guest in guests:
         say = next(say for kind, say in KINDS.items() if isinstance(guest.model, kind))
         if not guest.seconds:
-            say(guest, line, best, runtime)  # the first pass of a model is slow, and is not timed
+            say(guest, line, best, runtime)  # the first pass of a model is slow, so it is not measured
         begun = time.perf_counter()
         rows = say(guest, line, best, runtime)
         guest.seconds.append(time.perf_counter() - begun)
@@ -144,8 +150,9 @@ def answer(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bo
 # ---------------------------------------------------------------- one function for each kind of model
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
-    """What stands behind each [MASK], with probabilities."""
-    text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))  # whatever this vocabulary calls it
+    """The most likely tokens for each [MASK], with their probabilities."""
+    # some vocabularies have another name for [MASK]
+    text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows: list[Row] = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):
         rows += [(f"[MASK] {number}", ""), *((piece, percent(p)) for piece, p in pieces)]
@@ -153,27 +160,28 @@ def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
 
 
 def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
-    """The likeliest labels with probabilities, or the score."""
+    """The most likely labels with their probabilities, or the score of a regression."""
     text, pair = parts(line)
     pairs = None if pair is None else [pair]
     logits = predict(guest.model, guest.tokenizer, [text], pairs, runtime=runtime)[0]  # (K,)
     remark = cut_remark(guest, text, pair)
     if guest.model.config.regression:
         return [("score", f"{logits[0]:.3f}"), *remark]
-    several = guest.model.config.problem_type == "multi_label_classification"  # each label is true or not
+    # each label has its own probability
+    several = guest.model.config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()
     return [*((guest.model.config.labels[k], percent(p[k])) for k in order), *remark]
 
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
-    """The best answers to a question in its text, with their probabilities among the answers."""
+    """The best answers to a question in its text, with their probabilities."""
     text, pair = parts(line)
     if pair is None:
         raise UserError(f"{guest.name} answers questions: type the question, a tab, and the text that holds "
                         "the answer")
     question = Question("", text, pair, ())
-    length = min(384, guest.model.config.max_positions)  # a longer text is read in overlapping windows
+    length = min(384, guest.model.config.max_positions)  # a longer text is divided into overlapping windows
     found = windows([question], guest.tokenizer, length, stride=max(1, length // 3),
                     max_query=min(64, length // 3))
     examples = make_examples([w.ids for w in found], [w.segments for w in found], np.full(len(found), -1))
@@ -184,7 +192,7 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[Row]:
-    """The other sentences whose vectors have the largest cosine with this one's."""
+    """The sentences so far whose vectors have the largest cosine with the vector of this line."""
     text = single(guest, line)
     own = vectors_of(guest, [text], runtime)[text]
     others = {other: float(own @ vector) for other, vector in guest.vectors.items() if other != text}
@@ -199,7 +207,7 @@ KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find,
 
 
 def parts(line: str) -> tuple[str, str | None]:
-    """The text of a line, and what stands behind its tab, if it has one."""
+    """The text of a line before its tab, and the text after its tab (None: the line has no tab)."""
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:
         raise UserError("a line is one text, or two texts with one tab between them")
@@ -207,7 +215,7 @@ def parts(line: str) -> tuple[str, str | None]:
 
 
 def single(guest: Guest, line: str) -> str:
-    """The line, which has no tab; `UserError` where it has one."""
+    """The text of a line without a tab. Raises `UserError` if the line has a tab."""
     text, pair = parts(line)
     if pair is not None:
         raise UserError(f"{guest.name} is an encoder and compares single sentences: this line has a tab")
@@ -215,7 +223,7 @@ def single(guest: Guest, line: str) -> str:
 
 
 def vectors_of(guest: Guest, texts: list[str], runtime: Runtime) -> dict[str, np.ndarray]:
-    """The vector of each text, made of length 1."""
+    """The vector of each text, divided by its length."""
     if not texts:
         return {}
     vectors = torch.from_numpy(embed(guest.model, guest.tokenizer, texts, runtime=runtime))  # (n, D)
@@ -223,7 +231,7 @@ def vectors_of(guest: Guest, texts: list[str], runtime: Runtime) -> dict[str, np
 
 
 def cut_remark(guest: Guest, text: str, pair: str | None) -> list[Row]:
-    """A row that says so where a text is longer than the model can read."""
+    """A row with a remark, if a text is longer than the model can read."""
     pieces = guest.tokenizer.pieces([text] if pair is None else [text, pair])
     tokens, room = sum(map(len, pieces)) + 1 + len(pieces), guest.model.config.max_positions
     if guest.model.sentences and guest.model.sentences.max_length:
@@ -239,18 +247,22 @@ def percent(p: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal."""
+    """The text without control characters, which could change the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
 
 def cells(text: str) -> int:
-    """How many cells of a terminal the text takes: two for a Chinese character, none for a combining mark."""
+    """The width of a text in cells of a terminal. A Chinese character has two cells, and a combining mark
+    none.
+    """
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
                for c in text)
 
 
 def shortened(text: str, room: int, keep_end: bool = False) -> str:
-    """The text, with its end (or its beginning) left out where it takes more than `room` cells."""
+    """Shortens a text that is wider than `room` cells. Its end is left out, or its beginning if `keep_end` is
+    true.
+    """
     text = printable(text)
     if cells(text) <= room:
         return text
@@ -260,8 +272,8 @@ def shortened(text: str, room: int, keep_end: bool = False) -> str:
 
 
 def side_by_side(columns: list[list[Row]]) -> str:
-    """The rows of each model beside those of the others, its name first; long texts are cut so that all fit
-    on the screen.
+    """Puts the rows of all models side by side. The first row has the name of the model. Long texts are
+    shortened, so that all columns fit on the screen.
     """
     room = max(12, shutil.get_terminal_size((100, 24)).columns // len(columns) - 14)
     padded = []

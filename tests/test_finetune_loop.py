@@ -238,7 +238,8 @@ def tuned_as(folder, tmp_path):
     ("bert", Classifier, "reviews.csv", {"labels": ("yes", "no")}),
     ("bert", Classifier, "scores.csv", {"labels": ("score",), "problem_type": "regression"}),
     ("bert", Span, "squad", {}), ("distilbert", Classifier, "reviews.csv", {"labels": ("no", "yes")}),
-    ("distilbert", Span, "squad", {}), ("mobilebert", Classifier, "reviews.csv", {"labels": ("no", "yes")})])
+    ("distilbert", Span, "squad", {}), ("mobilebert", Classifier, "reviews.csv", {"labels": ("no", "yes")}),
+    ("mobilebert", Span, "squad", {})])
 def test_a_student_starts_as_layers_of_its_teacher(folder, tuned_as, tmp_path, architecture, kind, task,
                                                    changed):
     """Embeddings, pooler and head, too; the first step of the student is that of the cut model."""
@@ -275,7 +276,8 @@ def test_layers_of_a_teacher_are_evenly_spread_and_resumed(folder, models, tmp_p
 
 def test_a_resumed_run_takes_up_the_loss_scale(folder, models, tmp_path, monkeypatch):
     """The scale doubles every 7 steps here; a run is stopped after its first epoch."""
-    monkeypatch.setattr(Runtime, "scaler", lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=7))
+    monkeypatch.setattr(Runtime, "scaler",
+                        lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=7))
     save, skips, scales = finetune.save_checkpoint, finetune.consecutive_skips, {}
 
     def saved_and_stopped(*given):
@@ -287,7 +289,8 @@ def test_a_resumed_run_takes_up_the_loss_scale(folder, models, tmp_path, monkeyp
         return skips(before, figures, scaler, step)
 
     monkeypatch.setattr(finetune, "consecutive_skips", recorded)
-    given = options(folder, "reviews.csv", tmp_path / "a", model=models[0], epochs=2, batch=16, precision="fp32")
+    given = options(folder, "reviews.csv", tmp_path / "a", model=models[0], epochs=2, batch=16,
+                    precision="fp32")
     finetune.main(given)
     given[given.index("--out") + 1] = str(tmp_path / "b")
     monkeypatch.setattr(finetune, "save_checkpoint", saved_and_stopped)

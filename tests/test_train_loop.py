@@ -90,7 +90,8 @@ def test_a_run_is_the_loop_written_out(folder, student, tmp_path):
                        masking="bernoulli",
                        **{"weight-decay": DECAY, "mask-share": SHARE, "micro-tokens": 100}))
     model, tokenizer = minibert.load(student), minibert.load_tokenizer(student)
-    expected = written_out(model, minibert.load(folder / "teacher"), open_corpus(out / "corpus", 48), tokenizer)
+    teacher, corpus = minibert.load(folder / "teacher"), open_corpus(out / "corpus", 48)
+    expected = written_out(model, teacher, corpus, tokenizer)
     assert sum(row["grad_norm"] > CLIP for row in expected) > STEPS / 2
     for one, other in zip(rows(out), expected, strict=True):
         for name, value in other.items():
@@ -129,8 +130,8 @@ def test_options_of_models_and_text_reach_the_run(folder, tmp_path):
 def test_a_prepared_corpus_gives_the_held_out_text_and_the_seed_the_weights(folder, tmp_path):
     prepare([folder / "corpus.txt"], minibert.load_tokenizer(folder / "teacher"), tmp_path, held_out=0.3,
             report=None)
-    runs = [train.make_run(train.Options(teacher=str(folder / "teacher"), corpus=(str(tmp_path),), init="random",
-                                         max_length=48, seed=seed).resolved(), CPU, tmp_path)
+    runs = [train.make_run(train.Options(teacher=str(folder / "teacher"), corpus=(str(tmp_path),), seed=seed,
+                                         init="random", max_length=48).resolved(), CPU, tmp_path)
             for seed in (1, 2)]
     unseen = open_corpus(tmp_path, 48, parts=("held-out",))
     assert runs[0].held_out.tokens == unseen.n_tokens < runs[0].corpus.n_tokens
@@ -154,11 +155,12 @@ def test_the_optimiser_is_the_one_asked_for(folder, student, tmp_path):
                        precision="fp32"))
     before, after = minibert.load(student).state_dict(), weights(tmp_path / "run")
     for name in ("encoder.word.weight", "encoder.layers.1.up.weight"):
-        assert (after[name] - before[name]).norm().item() == pytest.approx(1e-3 * before[name].norm().item(), rel=1e-3)
+        moved, size = (after[name] - before[name]).norm().item(), before[name].norm().item()
+        assert moved == pytest.approx(1e-3 * size, rel=1e-3)
 
 
 def test_what_the_loss_does_not_read_stays_as_it_is(folder, student, tmp_path):
-    """MiniLM reads queries, keys and values of the last layer; its feed-forward network does not even decay."""
+    """MiniLM reads queries, keys and values of the last layer. Its feed-forward network does not decay."""
     train.main(options(folder, tmp_path / "run", "--method", "minilm", student=student, steps=1, warmup=0,
                        precision="fp32", **{"weight-decay": 0.5}))
     before, after = minibert.load(student).encoder, minibert.load(tmp_path / "run" / "model")
@@ -169,7 +171,8 @@ def test_what_the_loss_does_not_read_stays_as_it_is(folder, student, tmp_path):
 
 def test_a_resumed_run_takes_up_the_loss_scale(folder, tmp_path, monkeypatch):
     """It has doubled once after 6 steps, and counts the steps since; fp32 shows no other difference."""
-    monkeypatch.setattr(Runtime, "scaler", lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=4))
+    monkeypatch.setattr(Runtime, "scaler",
+                        lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=4))
     given = options(folder, tmp_path / "run", "--checkpoint-every", "3", precision="fp32")
     train.main(given)
     last = tmp_path / "run" / "checkpoint" / "step-6"

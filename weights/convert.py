@@ -1,4 +1,4 @@
-"""Converts a model between Hugging Face's layout and ours, and old pickled weights to safetensors.
+"""Converts a model between Hugging Face's layout and our own, and old pickled weights to safetensors.
 
     python weights/convert.py weights/teacher /tmp/teacher-fp16 --dtype fp16
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
@@ -8,17 +8,19 @@
     python weights/convert.py runs/mrpc/model runs/mrpc-cut --layers 0,2,5
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
-SOURCE is a folder or a name on the Hugging Face hub. A legacy pytorch_model.bin is read with
-`weights_only=True`, so code in the file does not run. Parts of SOURCE that only other programs read are kept:
-settings of its config.json, a pooler that its class does not use, the files of sentence-transformers.
+SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin is read with
+`weights_only=True`, so code in the file does not run. TARGET also gets the parts of SOURCE that only other
+programs read: settings in its config.json, a pooler that the model does not use, and the files of
+sentence-transformers.
 
-`--to onnx` writes TARGET/model.onnx for padded batches of any size, in fp32, checked in ONNX Runtime
-before it gets its name (minibert/hub/onnx_export.py). It needs the `onnx` extra. With `--int8` it is
-TARGET/model_quantized.onnx. Given the data of its task, that file is judged on the dev set, and refused where
-it loses too much.
+`--to onnx` writes TARGET/model.onnx in fp32. The file takes padded batches of any size. It is checked in ONNX
+Runtime before it gets its name (minibert/hub/onnx_export.py). This needs the `onnx` extra. With `--int8`, the
+file is TARGET/model_quantized.onnx. With `--task`, the int8 file is evaluated on the task's dev set. If it
+loses too many points, nothing is saved.
 
-The last two forms cut a smaller model out of a large one, with its head and, if you like, a vocabulary of
-your own: a start that needs far less training than random weights (minibert/hub/prune.py).
+The last two commands above cut a smaller model with the same head out of a large one (minibert/hub/prune.py).
+The smaller model may have another vocabulary. It is a good start for a training, because it needs much less
+training than random weights.
 """
 
 import argparse
@@ -49,27 +51,34 @@ def main() -> None:
     parser.add_argument("target", metavar="TARGET", type=Path,
                         help="a folder that does not exist yet, or is empty")
     parser.add_argument("--to", choices=("hf", "minibert", "onnx"), default="hf",
-                        help="Hugging Face's names and config, ours, or an ONNX file (default: %(default)s)")
+                        help="hf: Hugging Face's names and config; minibert: our names and config; onnx: an "
+                        "ONNX file (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32",
-                        help="stored precision (default: %(default)s)")
-    parser.add_argument("--head", choices=MODELS, help="the head to keep (default: the one that SOURCE has)")
+                        help="precision of the stored weights (default: %(default)s)")
+    parser.add_argument("--head", choices=MODELS,
+                        help="head of the saved model (default: the head of SOURCE)")
     int8 = parser.add_argument_group("with --to onnx")
     int8.add_argument("--int8", action="store_true",
-                      help="products in int8: weights with a scale for each output, activations dynamic")
+                      help="compute matrix products in int8; each output has its own scale for the weights, "
+                      "and each batch has its own scale for the activations")
     int8.add_argument("--reduce-range", action="store_true",
-                      help="weights of 7 bits, for processors without VNNI (default: where this one has none)")
-    int8.add_argument("--task", metavar="TASK", help="say what int8 costs on the dev set of this task, as "
-                                                     "finetune.py names it")
-    int8.add_argument("--data", metavar="FOLDER", help="the task's official files")
+                      help="store the weights in 7 bits, for processors without VNNI (always done if this "
+                      "processor has no VNNI)")
+    int8.add_argument("--task", metavar="TASK",
+                      help="compare the scores of the model and the int8 file on the dev set of this task; "
+                      "names are those of finetune.py --task")
+    int8.add_argument("--data", metavar="FOLDER", help="folder of the task's official files, or its parent")
     int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
-                      help="refuse more than this on the task's first metric (default: %(default)s)")
+                      help="save nothing if the int8 file loses more points of the task's first metric "
+                      "(default: %(default)s)")
     carving = parser.add_argument_group("to cut a smaller model out of SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
-                         help="keep only so many feed-forward units of each layer")
+                         help="keep only this number of feed-forward units of each layer")
     carving.add_argument("--positions", metavar="P", type=int, help="keep only the first P positions")
     carving.add_argument("--tokenizer", metavar="DIR",
-                         help="change to this vocabulary; rows of known pieces are kept")
+                         help="folder of another tokenizer, whose vocabulary the new model gets; the rows of "
+                         "pieces that both vocabularies have are kept")
     args = parser.parse_args()
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
@@ -97,7 +106,7 @@ def main() -> None:
         beside = model.beside
         model, tokenizer = carve(model, tokenizer, args)
         if args.positions is not None or args.tokenizer is not None:
-            # other heads still fit; files and settings may name positions, or ids of pieces
+            # files and settings may have position numbers or piece ids; tensors of other heads still fit
             beside = Beside(tensors=beside.tensors)
         model.beside = beside
     file, note = "model.safetensors", ""
@@ -116,7 +125,7 @@ def main() -> None:
 
 
 def int8_of(model, tokenizer, source, args):
-    """How the ONNX file becomes int8, and who judges it."""
+    """The settings of the int8 file, and with --task the function that evaluates it."""
     from minibert.hub.onnx_export import Quantization
     from minibert.tasks.onnx_scores import judge_of
 
@@ -127,7 +136,7 @@ def int8_of(model, tokenizer, source, args):
 
 
 def carve(model, tokenizer, args):
-    """Cuts the smaller model that the options describe out of `model`. Returns it with its tokenizer."""
+    """Cuts a smaller model out of `model` as the options say. Returns the smaller model and its tokenizer."""
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))
     if args.feed_forward is not None:

@@ -1,4 +1,6 @@
-"""Measuring: speed, memory, sizes, plans, and tables of finished runs. No other folder imports it.
+"""Measurements of speed, memory and sizes, plans, and tables of finished runs. No other folder imports this
+folder.
 
-Read turns.py (how two programs are timed fairly), then the file named like the command of bench.py.
+Read turns.py first: it times two programs in turns. Then read the file of a command: `bench.py train` is in
+train.py, and so on.
 """

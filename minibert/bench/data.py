@@ -1,10 +1,12 @@
-"""Times `prepare`, which data/prepare.py runs, and `tokenizers` alone on the same lines, in one run.
+"""Times `prepare`, the function behind data/prepare.py, and `tokenizers` alone, on the same lines of text.
 
-Both work on one plain text file, made from the texts given, with the same tokenizer and K threads, and take
-turns. `prepare` reads, splits, hashes, tokenises, writes and flushes to the disk. `tokenizers` only
-tokenises, and only this is timed. Each program has its own process, so each has its own peak of memory.
+The two programs take turns. They read the same plain text file, which is made from the given texts, and they
+have the same tokenizer and the same number of threads. `prepare` reads, splits, hashes, tokenises, writes and
+flushes to the disk. `tokenizers` only tokenises, and only this is timed. Each program has its own process, so
+each has its own peak of memory.
 
-note: torch is imported after the measuring, because the processes whose memory is measured import this file.
+note: torch is imported after the measurement, because the measured processes import this file, too, and must
+not hold torch in their memory.
 """
 
 import contextlib
@@ -32,24 +34,25 @@ from minibert.data.text import documents, find_sources, read_chunks
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
-LINES = 1000  # lines in a batch of `tokenizers`, the default of `datasets.map`; other sizes are not faster
+LINES = 1000  # lines of one batch for `tokenizers`, the default of `datasets.map`; other sizes are not faster
 SAMPLING = 0.01  # seconds between two readings of the memory
-STEPS, BATCH = 1000, 32  # of the reading
+STEPS, BATCH = 1000, 32  # number of steps and sequences a step when the corpus is read
 
 
 @dataclass(frozen=True)
 class DataBench:
     """Every option of bench.py data."""
 
-    files: tuple[str, ...] = option((), "text files or folders; without --files where they stand first "
-                                         "(default: Python's documentation)")
-    tokenizer: str | None = option(None, "folder with tokenizer.json or vocab.txt (default: the bundled "
-                                          "teacher's)")
-    threads: int | None = option(None, "threads that tokenise (default: one for each core)")
-    megabytes: float = option(16.0, "text of one turn, in 10^6 bytes: the texts are repeated or cut to it")
-    rounds: int = option(5, "turns of each contender after the warm-up")
-    growth: str | None = option(None, "instead of speeds: peak memory of ours, preparing and reading, at "
-                                       "these sizes of text in MB, as 10,100,1000")
+    files: tuple[str, ...] = option((), "text files or folders; words right after `data` are text files "
+                                         "or folders, too (default: Python's documentation)")
+    tokenizer: str | None = option(None, "folder with tokenizer.json or vocab.txt (default: that of the "
+                                          "bundled teacher)")
+    threads: int | None = option(None, "number of threads that tokenise (default: one for each core)")
+    megabytes: float = option(16.0, "size of the text of one turn, in 10^6 bytes; the texts are repeated "
+                                     "or cut to this size")
+    rounds: int = option(5, "number of measured turns of each program, after one warm-up turn")
+    growth: str | None = option(None, "measure the peak memory of `prepare` and of reading the corpus, "
+                                       "not speeds, for these sizes of text in MB, for example 10,100,1000")
 
     def __post_init__(self):
         at_least_one(self, "rounds", "threads")
@@ -58,14 +61,14 @@ class DataBench:
                 raise UserError(f"a size of text is above 0 MB, not {size}")
 
     def sizes(self) -> list[float]:
-        """The sizes of text in the options, in MB."""
+        """The sizes of the measured texts, in MB."""
         return [self.megabytes] if self.growth is None else numbers("--growth", self.growth, float)
 
 
 def write_plain_text(files: tuple[str, ...], target: Path) -> None:
     """Writes the documents that `prepare` finds in `files` as plain text, with a blank line before each.
 
-    Without files it writes those of Python's documentation.
+    If `files` is empty, it writes the documents of Python's documentation.
     """
     with open(target, "w", encoding="utf-8", newline="\n") as file:
         if not files:
@@ -80,7 +83,7 @@ def write_plain_text(files: tuple[str, ...], target: Path) -> None:
 
 
 def repeat(source: Path, target: Path, size: float) -> None:
-    """Repeats the lines of `source` until `target` has about `size` bytes."""
+    """Writes the lines of `source` to `target`, again and again, until `target` has about `size` bytes."""
     written = 0
     try:
         with open(source, "rb") as texts, open(target, "wb") as file:
@@ -103,9 +106,12 @@ def prepared_folder(text: Path) -> Path:
 
 
 def prepare_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """Seconds and tokens of `prepare` as data/prepare.py runs it. The time includes flushing the files."""
+    """Runs `prepare` as data/prepare.py does. Returns seconds and tokens.
+
+    The time includes flushing the files to the disk.
+    """
     out = prepared_folder(text)
-    shutil.rmtree(out, ignore_errors=True)  # from the turn before
+    shutil.rmtree(out, ignore_errors=True)  # the folder of the last turn
     begun = time.perf_counter()
     prepare([text], tokenizer, out, wikitext="no", report=None)
     seconds = time.perf_counter() - begun
@@ -113,9 +119,10 @@ def prepare_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
 
 
 def tokenizers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """The same with `tokenizers` alone. Reading the lines is not timed, and the ids are only counted.
+    """Tokenises the text with `tokenizers` alone. Returns seconds and tokens. Reading the lines is not timed.
 
-    note: `encode_batch_fast` computes no offsets, which are not needed here. `encode_batch` is slower.
+    note: this function calls `encode_batch_fast`, which computes no offsets of tokens. `encode_batch` is
+    slower, because it computes offsets, which are not needed here.
     """
     seconds, tokens = 0.0, 0
     with open(text, encoding="utf-8", newline="\n") as file:
@@ -128,11 +135,14 @@ def tokenizers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
 
 
 def reading_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """Seconds and tokens of reading the prepared text as a training does: opening the corpus, and reading the
-    sequences of `STEPS` steps from all parts of it.
+    """Reads the prepared text as a training does. Returns seconds and tokens.
+
+    It opens the corpus and reads the sequences of `STEPS` steps, from the training part and the held-out
+    part.
     """
     begun = time.perf_counter()
-    corpus = open_corpus(prepared_folder(text), tokenizer=tokenizer, parts=("train", "held-out"), min_length=3)
+    corpus = open_corpus(prepared_folder(text), tokenizer=tokenizer, parts=("train", "held-out"),
+                         min_length=3)
     tokens = 0
     for step in range(STEPS):
         for i in samples_of_step(step, BATCH, len(corpus), seed=0):
@@ -145,17 +155,17 @@ TURNS = COMPARED | {"reading": reading_turn}
 
 
 def data_worker(kind: str, text: Path, tokenizer: str, threads: int, pipe) -> None:
-    """Runs one program in its process. A turn returns seconds and tokens."""
-    # `tokenizers` reads these when it first runs
+    """Runs the turns of one program in its own process. A turn returns seconds and tokens."""
+    # `tokenizers` reads these variables at its first call
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
     loaded = load_tokenizer(tokenizer)
     serve(lambda: TURNS[kind](text, loaded), pipe)
 
 
 def anonymous_memory(pid: int) -> int | None:
-    """Bytes of anonymous memory of a process and its child processes; None without /proc.
+    """Bytes of anonymous memory of a process and its child processes. Returns None if there is no /proc.
 
-    Pages that a forked process shares with its parent count twice, so the sum may be too large.
+    A page that a forked process shares with its parent is counted twice, so the sum may be too large.
     """
     total, pids = None, [pid]
     for one in pids:
@@ -166,14 +176,14 @@ def anonymous_memory(pid: int) -> int | None:
             for thread in os.listdir(f"/proc/{one}/task"):
                 pids += map(int, Path(f"/proc/{one}/task/{thread}/children").read_text().split())
         except OSError:
-            continue  # the process has ended
+            continue  # the process has ended in the meantime
     return total
 
 
 def peak_during(pid: int, turn: Callable) -> tuple[int | None, float, int]:
-    """The peak of a program's anonymous memory during one turn, and that turn's seconds and tokens.
+    """Runs one turn of a program. Returns the peak of its anonymous memory, the seconds and the tokens.
 
-    The memory is read every `SAMPLING` seconds. Shorter peaks are missed.
+    The memory is read every `SAMPLING` seconds, so a shorter peak may be missed.
     """
     peak, over = anonymous_memory(pid), threading.Event()
 
@@ -193,23 +203,24 @@ def peak_during(pid: int, turn: Callable) -> tuple[int | None, float, int]:
 
 
 def mebibytes(size: int | None) -> str:
-    """Bytes in MiB or GiB; "-" if unknown."""
+    """A number of bytes as text in MiB. An unknown number (None) is "-"."""
     return "-" if size is None else f"{size / 2**20:.0f} MiB"
 
 
 def compare_speeds(text: Path, tokenizer: str, threads: int, rounds: int) -> tuple[list[dict], dict]:
-    """Runs both programs in turn. Returns rows for the table and figures for the JSON line."""
+    """Runs `prepare` and `tokenizers` in turns. Returns rows for the table and figures for the JSON line."""
     size = text.stat().st_size
     seconds, memory, counts = {kind: [] for kind in COMPARED}, {}, {}
     with contextlib.ExitStack() as stack:
         all_of_them = {kind: stack.enter_context(contender(data_worker, kind, text, tokenizer, threads))
                        for kind in COMPARED}
-        # the warm-up, where reading the memory does not disturb the times
+        # memory is read in the warm-up only, so that reading it does not change the measured times
         for kind, (pid, turn) in all_of_them.items():
             memory[kind], _, counts[kind] = told(f"warm-up, {kind}", lambda: peak_during(pid, turn))
         if len(set(counts.values())) > 1:
-            raise UserError(f"the two did not find the same tokens ({counts}), so their speeds say nothing; "
-                            "this is a mistake of minibert, please report it with the text")
+            raise UserError(f"`prepare` and `tokenizers` did not find the same tokens ({counts}), so their "
+                            "speeds cannot be compared; this is a mistake of minibert, please report it "
+                            "with the text")
         for number in range(rounds):
             for kind, (_, turn) in all_of_them.items():
                 seconds[kind].append(told(f"round {number + 1} of {rounds}, {kind}", turn)[0])
@@ -228,8 +239,9 @@ def compare_speeds(text: Path, tokenizer: str, threads: int, rounds: int) -> tup
 
 
 def grow(base: Path, sizes: list[float], tokenizer: str, threads: int) -> tuple[list[dict], dict]:
-    """Measures `prepare` and reading on texts of growing size, each in a new process. Returns rows for the
-    table and figures for JSON.
+    """Measures the memory of `prepare` and of reading the corpus for texts of growing size.
+
+    Each measurement has a new process. Returns rows for the table and figures for the JSON line.
     """
     rows, figures, text = [], [], base.with_name("grown.txt")
     for megabytes in sizes:
@@ -248,9 +260,10 @@ def grow(base: Path, sizes: list[float], tokenizer: str, threads: int) -> tuple[
 
 
 def bench_data(options: DataBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line."""
+    """Measures and prints. Returns the content of the JSON line as a dict."""
     threads, tokenizer = options.threads or os.cpu_count() or 1, options.tokenizer or str(BUNDLED)
-    vocabulary = load_tokenizer(tokenizer).vocab_size  # a bad folder is an error here, not in a child process
+    # an error in the folder is reported here, and not in a child process
+    vocabulary = load_tokenizer(tokenizer).vocab_size
     with tempfile.TemporaryDirectory() as folder:
         base, text = Path(folder) / "base.txt", Path(folder) / "text.txt"
         write_plain_text(options.files, base)
@@ -269,7 +282,7 @@ def bench_data(options: DataBench) -> dict:
                 figures["memory_ratio"] = last["peak_anonymous_bytes"] / first["peak_anonymous_bytes"]
                 verdict = (f"{last['text_bytes'] / first['text_bytes']:.1f} times the text takes "
                            f"{figures['memory_ratio']:.2f} times the memory")
-    from minibert.common.runtime import describe, start  # with torch: see above
+    from minibert.common.runtime import describe, start  # imports torch: see the note at the top
     print(table(rows, f"{what}; {threads} thread{'s' * (threads > 1)}, {vocabulary:,} pieces"))
     if verdict:
         print(verdict)

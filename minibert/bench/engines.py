@@ -1,9 +1,10 @@
 """The engines of `bench.py inference`: the modes of this project, and other engines if they are installed.
 
-An engine is a function that opens the files of a model and returns `run`; run(ids, segments), lists of S
-lists as the tokenizer gives them, returns the logits (S, K) of a classifier, computed on one device. All run
-the same weights. The other engines pad, as their users would: sentences are sorted by length, and `PADDED` of
-them are padded to their longest.
+An engine is a function that opens the files of a model and returns a function `run`. run(ids, segments)
+takes S lists of ids and S lists of segments, as the tokenizer gives them. It returns the logits (S, K) of a
+classifier, computed on one device. All engines use the same weights. The other engines pad, as their users
+would: sentences are sorted by length and divided into batches of `PADDED` sentences, and each batch is padded
+to its longest sentence.
 """
 
 import contextlib
@@ -36,10 +37,10 @@ Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Writes the files that the engines read: model/, and the formats of the other engines. Existing files
-    are kept.
+    """Writes the files that the engines read: the folder model/ and the formats of the other engines.
 
-    `calibration` has ids and segments of sentences, from which OpenVINO's int8 takes its scales.
+    Existing files are kept. `calibration` has the ids and segments of sentences. OpenVINO's int8 chooses its
+    scales by these sentences.
     """
     if not (folder / "model").exists():
         minibert.save(model, folder / "model", tokenizer, format="auto")
@@ -57,8 +58,10 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
-    """Writes int8.xml: OpenVINO's static int8, made by NNCF from model.onnx as its documentation has it for
-    transformers; the scales of activations are those of the sentences, one at a time.
+    """Writes int8.xml, the file of OpenVINO's static int8. NNCF makes it from model.onnx.
+
+    The settings are those of NNCF's documentation for transformers. The scales of the activations are
+    measured on the given sentences, one sentence at a time.
     """
     import nncf
     import openvino
@@ -67,14 +70,14 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
     names = [one.any_name for one in model.inputs]
     sentences = [dict(zip(names, (x.numpy() for x in padded([one], [types]))))
                  for one, types in zip(ids, segments)]
-    with contextlib.redirect_stdout(sys.stderr):  # its bars
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars
         quantised = nncf.quantize(model, nncf.Dataset(sentences), model_type=nncf.ModelType.TRANSFORMER,
                                   subset_size=len(sentences))
     openvino.save_model(quantised, folder / "int8.xml")
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Sorts by length, cuts into batches of `PADDED`, runs each, and puts the results in order."""
+    """Sorts sentences by length, runs batches of `PADDED` sentences, and returns rows in the first order."""
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
     for begin in range(0, len(order), PADDED):
@@ -85,12 +88,12 @@ def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[i
 
 
 def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tensor, ...]:
-    """Ids, mask and token types (S, T) of one padded batch."""
+    """Returns the ids, the attention mask and the token types of one padded batch, (S, T) each."""
     return pad(pack(ids, segments), 0, max(map(len, ids)))
 
 
 def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """This project's engine: the loaded model, or a fast mode."""
+    """The engine of minibert: the loaded model if `mode` is None, otherwise its copy in this fast mode."""
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)
@@ -99,8 +102,9 @@ def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """transformers with SDPA attention, in eval and inference mode; `how` has words of fp32, bf16,
-    compiled.
+    """The engine `transformers`, with SDPA attention, in eval mode and inference mode.
+
+    `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
     """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -118,7 +122,7 @@ def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
 
 
 def _quiet_transformers():
-    """Returns the package, without its warnings about missing heads and without progress bars."""
+    """Imports and returns `transformers`. Turns off its warnings and progress bars."""
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -140,7 +144,7 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """OpenVINO on the CPU, tuned for latency; what is not int8 in the file is computed in fp32."""
+    """The engine OpenVINO on the CPU, tuned for latency. Operations that are not int8 run in fp32."""
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
@@ -151,7 +155,7 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """CTranslate2 on the CPU: its encoder, then our head on the first tokens, because it has no head."""
+    """The encoder of CTranslate2 on the CPU, and minibert's head, because CTranslate2 has no such head."""
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
                                   inter_threads=1, intra_threads=torch.get_num_threads())

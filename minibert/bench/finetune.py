@@ -1,9 +1,9 @@
-"""Times the fine-tuning step of finetune.py against the same step on `transformers`,
-on the examples of a real task.
+"""Times the fine-tuning step of finetune.py and the same step on `transformers`, on examples of a real task.
 
-Both take turns on the same examples with random weights. transformers pads each batch to its longest example.
-It is measured twice. Once its examples are drawn at random, like its trainer's default and like finetune.py.
-Once its batches are grouped by length, which is an option of its trainer and needs less padding.
+The two programs take turns on the same examples, with random weights. transformers pads each batch to its
+longest example. The step on transformers is measured in two ways. In the first way, its batches are drawn at
+random, as in finetune.py and by default in the trainer of transformers. In the second way, its batches are
+grouped by length, which is an option of that trainer and needs less padding.
 """
 
 import dataclasses
@@ -41,20 +41,21 @@ RANDOM, BY_LENGTH = "transformers", "transformers by length"
 class FinetuneBench:
     """Every option of bench.py finetune."""
 
-    task: str = option("mrpc", "task of GLUE or imdb", choices=TEXT_TASKS)
-    data: str | None = option(None, "folder of the task's official files, or the one above it")
-    tokenizer: str | None = option(None, "folder of a tokenizer")
-    model: str = option("bert-base", "preset of the model (random weights)")
-    batch: int = option(32, "examples of one step")
-    max_length: int = option(128, "tokens of the longest example")
+    task: str = option("mrpc", "a task of GLUE, or imdb", choices=TEXT_TASKS)
+    data: str | None = option(None, "folder of the official files of the task, or its parent folder")
+    tokenizer: str | None = option(None, "folder with tokenizer.json or vocab.txt")
+    model: str = option("bert-base", "preset of the model, which gets random weights")
+    batch: int = option(32, "number of examples of one step")
+    max_length: int = option(128, "longest example in tokens; longer ones are cut")
     micro_tokens: int = option(
-        4096, "most tokens in one forward pass of ours; the peer takes a batch at once")
-    steps: int = option(4, "steps of one turn")
-    turns: int = option(3, "turns of each contender after the warm-up")
-    dropout: float = option(0.1, "of embeddings, block outputs and before the classifier, on both sides")
-    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
-    device: str = option("auto", "cpu, cuda ...")
-    threads: int | None = option(None, "CPU threads")
+        4096, "largest number of tokens in one forward pass of minibert; transformers runs a batch at once")
+    steps: int = option(4, "number of training steps in one turn")
+    turns: int = option(3, "number of measured turns of each program, after one warm-up turn")
+    dropout: float = option(0.1, "dropout of embeddings, block outputs and "
+                            "the classifier's input, in minibert and in transformers")
+    precision: str = option("auto", "precision of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "device, for example cpu, cuda or cuda:1")
+    threads: int | None = option(None, "number of CPU threads")
 
     def __post_init__(self):
         if not self.data or not self.tokenizer:
@@ -63,7 +64,7 @@ class FinetuneBench:
 
 
 def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
-    """The training examples of the steps of one turn, and the model's shape."""
+    """Returns the training examples for the steps of one turn, and the shape of the model."""
     task = dataclasses.replace(TASKS[options.task], max_length=options.max_length)
     tokenizer = minibert.load_tokenizer(options.tokenizer)
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
@@ -75,7 +76,7 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
 
 
 def finetune_turn(options: FinetuneBench, runtime):
-    """A function that runs one turn of steps with minibert, exactly like finetune.py."""
+    """Returns a function that runs the steps of one turn with minibert, exactly as finetune.py does."""
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()
     optimizer, scaler = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR), runtime.scaler()
@@ -91,7 +92,11 @@ def finetune_turn(options: FinetuneBench, runtime):
 
 
 def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
-    """The same with transformers: its batches are those of `draw`, or grouped by length."""
+    """Returns a function that runs the steps of one turn with transformers.
+
+    Its batches have the same examples as those of minibert. If `by_length` is true, the examples of the turn
+    are sorted by length before they are divided into batches.
+    """
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
     optimizer = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR)
@@ -114,7 +119,7 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """Runs one program in its process."""
+    """Runs the turns of one program in its own process."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (finetune_turn(options, runtime) if kind == "minibert"
@@ -123,7 +128,7 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 
 def bench_finetune(options: FinetuneBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line."""
+    """Measures and prints. Returns the content of the JSON line as a dict."""
     check_installed()
     examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch

@@ -1,4 +1,4 @@
-"""Counts the multiplications and additions of models and steps, and measures the peak of this machine."""
+"""Counts the multiplications and additions of models and training steps, and measures the machine's peak."""
 
 import functools
 import time
@@ -14,16 +14,17 @@ from minibert.model.init import on_meta
 from minibert.model.heads import build_encoder
 
 FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
-  T tokens, L layers, D hidden size, F feed-forward size: linear layers and attention of the encoder; for a
-  MobileBERT, 2 T x the elements of its linear layers + 4 T^2 B L, B its bottleneck size. Left out: pooler
-  and heads, and what is no matrix product (biases, LayerNorm, GELU, softmax, look-ups).
-with D x D = that and 2 T D^2, one more D x D layer over all tokens. How the papers counted is not known here;
-which of the two rounds to a published figure is said below."""
+  T is the number of tokens, L the number of layers, D the hidden size and F the feed-forward size. The
+  formula counts the linear layers and the attention of the encoder. For a MobileBERT with the bottleneck
+  size B it is 2 T x (weights of its linear layers) + 4 T^2 B L. The formula leaves out the pooler, the heads,
+  and everything that is no matrix product (biases, LayerNorm, GELU, softmax, look-ups in tables).
+with D x D = FLOPs + 2 T D^2, with one more D x D layer over all tokens. It is not known here how the papers
+  counted. The last table shows which of the two counts rounds to a published figure."""
 
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """The number of elements in the encoder's linear layers. A token is multiplied once with each element."""
+    """The number of weights in the encoder's linear layers. Each token is multiplied with each of them."""
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
@@ -32,24 +33,26 @@ def linear_elements(config: Config) -> int:
 
 
 def encoder_flops(config: Config, length: int) -> int:
-    """Multiplications plus additions of the encoder's matrix products over one sequence, by `FLOPS_FORMULA`.
-    """
+    """Multiplications and additions of the encoder's matrix products for one sequence, by `FLOPS_FORMULA`."""
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 
 def extra_layer_flops(config: Config, length: int) -> int:
-    """The FLOPs of a D x D layer over all tokens, the likely difference between the papers' FLOPs and
-    `encoder_flops`.
+    """The FLOPs of one D x D layer over all tokens.
+
+    If they are added to `encoder_flops`, the sum is near to the figures of some papers.
     """
     return 2 * length * config.hidden_size**2
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """The necessary multiplications and additions of a step: teacher forward, student forward and backward.
+    """The necessary multiplications and additions of a training step.
 
-    A linear layer costs 2 x weights a token, attention 4 T D a token and layer; backward is twice forward.
-    The vocabulary counts for every token of both models if a KL needs it, for 15 % of the student's tokens
-    with mlm, and not at all if only encoders are compared. The comparison itself is not counted.
+    These are the teacher's forward pass and the student's forward and backward passes. For each token, a
+    linear layer costs 2 x its number of weights, and attention costs 4 T D in each layer. A backward pass
+    costs twice its forward pass. With `distilbert`, the logits of the vocabulary count for every token of
+    both models. With `mlm` they count for 15 % of the student's tokens. With the other methods they do not
+    count. The losses themselves are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -60,11 +63,11 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 
 
 def matrix_peak(runtime: Runtime) -> float:
-    """The FLOP/s of a large square matrix product on this machine, in the runtime's precision: the best of
-    several.
+    """The FLOP/s of the fastest of ten products of two large square matrices on this machine, in the
+    precision of the runtime.
     """
     on_gpu = runtime.device.type == "cuda"
-    size = 8192 if on_gpu else 2048  # a GPU would wait longer for a small one than compute it
+    size = 8192 if on_gpu else 2048  # on a GPU, a small product takes less time than its start
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")

@@ -1,13 +1,13 @@
-"""Everything that is to be known of one GPU, within ten minutes:
+"""Tests and measures minibert on one GPU, in about ten minutes. It has five parts:
 
-1. the tests that need a GPU, `pytest -m gpu`
-2. the distillation step beside `transformers` with SDPA, and compiled
-3. tokens a second, and the share of the bf16 peak, from 4,096 to 65,536 tokens a micro-batch
-4. inference beside `transformers` with SDPA, and compiled
-5. five minutes of distillation on a corpus that is prepared first: Python's documentation
+1. the tests that need a GPU (`pytest -m gpu`)
+2. the distillation step, and the same step on `transformers` with SDPA attention, also compiled
+3. tokens a second and the share of the bf16 peak, for micro-batches of 4,096 to 65,536 tokens
+4. inference, and the same on `transformers` with SDPA attention, also compiled
+5. five minutes of distillation on Python's documentation, which is prepared first
 
-Each part is a command of its own, which is printed, and is stopped after its time. A part that fails does not
-stop the others. `--dry-run` runs the same commands with tiny models on a CPU, to see that they work.
+Each part is a command, which is printed. A part is stopped at its time limit. If a part fails, the following
+parts still run. `--dry-run` runs the same parts with tiny models on a CPU, to test that the commands work.
 """
 
 import dataclasses
@@ -36,8 +36,9 @@ MICRO_TOKENS = (4096, 8192, 16384, 32768, 65536)
 class GpuBench:
     """Every option of bench.py gpu."""
 
-    minutes: float = option(5.0, "of distillation", metavar="MINUTES")
-    dry_run: bool = option(False, "on the CPU with tiny models: shows that the commands work, measures nothing")
+    minutes: float = option(5.0, "minutes of distillation", metavar="MINUTES")
+    dry_run: bool = option(False, "run with tiny models on the CPU: this tests the commands, and its figures "
+                                  "mean nothing")
 
     def __post_init__(self):
         if not 0 < self.minutes < float("inf"):
@@ -45,7 +46,7 @@ class GpuBench:
 
 
 class Part(NamedTuple):
-    """One command, after how many seconds it is stopped, and whether that is its planned end."""
+    """One command and its time limit in seconds. `stopped` is True if the time limit is its planned end."""
 
     name: str
     words: list[str]
@@ -54,7 +55,7 @@ class Part(NamedTuple):
 
 
 def parts_of(options: GpuBench, folder: Path) -> list[Part]:
-    """The commands, in their order; what they write goes to `folder`."""
+    """The commands in the order in which they run. They write into `folder`."""
     models, sentences, most = ("bert-base", "distilbert"), ("100", "256"), MICRO_TOKENS
     peers, modes = ["--compiled-peer"], ["fp32", "bf16"]
     train = ["--corpus", "python-docs", "--batch", "256", "--micro-tokens", "16384"]
@@ -66,17 +67,19 @@ def parts_of(options: GpuBench, folder: Path) -> list[Part]:
         device, tests = ["--device", "cpu", "--threads", "1"], ["--collect-only"]
 
     def step(*words: str) -> list[str]:
-        return ["bench.py", "train", "--teacher", models[0], "--student", models[1], "--turns", "3", *device, *words]
+        return ["bench.py", "train", "--teacher", models[0], "--student", models[1], "--turns", "3",
+                *device, *words]
 
     long = str(128 if not options.dry_run else 32)
     made = [Part("tests", ["-m", "pytest", "-q", "-m", "gpu", *tests], 90),
             Part("step beside transformers", step("--batch", str(most[0] // int(long)), "--max-length", long,
                                                   "--steps", "2", *peers), 150)]
-    for size in most:  # one step of the largest micro-batch, cut into smaller ones
+    for size in most:  # each step has the tokens of the largest micro-batch
         made.append(Part(f"step, {size:,} tokens", step(
             "--no-peer", "--batch", str(most[-1] // int(long)), "--min-length", long, "--max-length", long,
             "--micro-tokens", str(size), "--steps", "1"), 60))
-    engines = ["minibert", *(f"minibert {mode}" for mode in modes[1:]), *(f"transformers {mode}" for mode in modes)]
+    engines = ["minibert", *(f"minibert {mode}" for mode in modes[1:]),
+               *(f"transformers {mode}" for mode in modes)]
     if not options.dry_run:
         engines.append("transformers bf16 compiled")
     made.append(Part("inference beside transformers", [
@@ -85,14 +88,15 @@ def parts_of(options: GpuBench, folder: Path) -> list[Part]:
     made.append(Part("distillation", ["train.py", *train, "--steps", "1000000", "--warmup", "0.0001",
                                       "--checkpoint-every", "1000000",
                                       "--out", str(folder / "run"), *device],
-                     60 * options.minutes + 60, stopped=True))  # and a minute to prepare the corpus
+                     60 * options.minutes + 60, stopped=True))  # one minute more, to prepare the corpus
     return made
 
 
 def run_part(part: Part) -> tuple[str, dict | None, float]:
-    """Runs a command and shows what it prints; returns how it ended, its JSON line if any, and its seconds.
+    """Runs a command and prints its output.
 
-    A command that is stopped gets SIGINT, on which train.py writes a checkpoint and ends.
+    Returns how the command ended, the content of its JSON line (None without one), and its seconds. To stop a
+    command, this function sends SIGINT. Then train.py writes a checkpoint and ends.
     """
     words = [sys.executable, *part.words]
     print(f"\n$ python {shlex.join(part.words)}", flush=True)
@@ -121,7 +125,7 @@ def run_part(part: Part) -> tuple[str, dict | None, float]:
 
 
 def micro_batch_table(results: dict[str, dict]) -> str:
-    """Tokens a second, share of the peak and memory by the tokens of a micro-batch."""
+    """A table of tokens a second, share of the peak and peak memory for each size of a micro-batch."""
     return table([{"tokens a micro-batch": f"{result['options']['micro_tokens']:,}",
                    "tok/s": f"{result['minibert']['tokens_per_second']:,.0f}",
                    "of the peak": f"{100 * result['minibert']['share_of_peak']:.0f} %",
@@ -131,7 +135,10 @@ def micro_batch_table(results: dict[str, dict]) -> str:
 
 
 def learned(folder: Path) -> dict:
-    """What the distillation came to: its first and its last row in metrics.jsonl."""
+    """The result of the distillation: steps, tokens, first and last loss, median tokens a second.
+
+    The dict is empty if the run wrote no row of metrics.jsonl.
+    """
     path = folder / "run" / "metrics.jsonl"
     rows = [json.loads(line) for line in read_text(path).splitlines()] if path.exists() else []
     if not rows:
@@ -142,10 +149,11 @@ def learned(folder: Path) -> dict:
 
 
 def bench_gpu(options: GpuBench) -> dict:
-    """Runs the parts and prints; returns what the JSON line holds. `UserError` where there is no GPU."""
+    """Runs the parts and prints. Returns the content of the JSON line. Raises `UserError` without a GPU."""
     runtime = start("cpu" if options.dry_run else "auto", training=False)
     if runtime.device.type != "cuda" and not options.dry_run:
-        raise UserError("bench.py gpu needs a CUDA device, and torch finds none; --dry-run tries it on the CPU")
+        raise UserError("bench.py gpu needs a CUDA device, and torch finds none; --dry-run tests the "
+                        "commands on the CPU")
     results, rows = {}, []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -158,8 +166,8 @@ def bench_gpu(options: GpuBench) -> dict:
         results["distillation"] = learned(folder)
     print("\n" + micro_batch_table(results))
     if results["distillation"]:
-        print("\ndistillation: {steps:,} steps, {tokens:,} tokens, {tokens_per_second:,.0f} tokens/s (median), "
-              "loss {first_loss:.3f} to {last_loss:.3f}".format(**results["distillation"]))
+        print("\ndistillation: {steps:,} steps, {tokens:,} tokens, {tokens_per_second:,.0f} tokens/s "
+              "(median), loss {first_loss:.3f} to {last_loss:.3f}".format(**results["distillation"]))
     print("\n" + table(rows, "what was run"))
     return {"bench": "gpu", "options": dataclasses.asdict(options), "machine": describe(runtime),
             "states": {row["part"]: row["state"] for row in rows}, "results": results}

@@ -1,9 +1,9 @@
-"""Times inference as the DistilBERT paper does (Sanh et al. 2019, table 3: the pairs of the STS-B dev set,
-one at a time) and in packed batches, with other installed engines, and measures the quality of each mode.
+"""Times inference with minibert and with other installed engines, and measures the scores of each mode.
 
-Every engine has its own process with its own number of threads. They take turns on the same sentences with
-the same weights. A result is copied to the CPU before the clock stops, so the time includes the work of the
-GPU.
+Examples run one at a time, as in the DistilBERT paper (Sanh et al. 2019, table 3: the pairs of the STS-B dev
+set). Then some examples run together in batches. Every engine has its own process, with a given number of
+threads. The engines take turns on the same sentences, with the same weights. A result is copied to the CPU
+before the clock stops, so the time includes the work of the GPU.
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS, TEXT_TASKS
 
 ROOT = Path(__file__).parents[2]
-# of the STS-B dev pairs in the word pieces of bert-base-uncased: median 29 tokens, log-normal; from 8 tokens
+# The lengths of the STS-B dev pairs in tokens of bert-base-uncased are modelled as log-normal: median 29, at
+# least 8 tokens.
 LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 
@@ -43,26 +44,29 @@ class InferenceBench:
     """Every option of bench.py inference."""
 
     models: tuple[str, ...] = option(
-        ("bert-base", "distilbert"), "presets (random weights), or folders of models fine-tuned on --task, "
-        "whose quality is measured too")
-    grid: bool = option(False, "instead: depth against width, at the parameters of distilbert's layers")
-    task: str = option("stsb", "whose dev pairs are run",
-                       choices=TEXT_TASKS)
-    data: str | None = option(None, "folder of the task's official files, or the one above it; without it, "
-                              "random tokens in lengths like those of STS-B")
-    tokenizer: str = option(str(ROOT / "weights" / "teacher"), "folder of the presets' tokenizer")
-    examples: int | None = option(None, "only so many examples of the dev set (without --data: 100)")
-    batch: int = option(32, "sentences of mixed length that are run together for the throughput")
-    turns: int = option(3, "turns of each engine after the warm-up")
+        ("bert-base", "distilbert"), "presets (random weights), or folders of models that were fine-tuned on "
+        "--task; for a folder, the scores of each mode are measured, too")
+    grid: bool = option(False, "compare depth and width: models of 2 to 24 layers, all with about as "
+                                "many parameters in the layers as distilbert")
+    task: str = option("stsb", "the task whose dev examples are run", choices=TEXT_TASKS)
+    data: str | None = option(None, "folder of the official files of the task, or its parent folder; "
+                              "without --data: random tokens, with lengths like those of STS-B")
+    tokenizer: str = option(str(ROOT / "weights" / "teacher"), "folder of the tokenizer for presets")
+    examples: int | None = option(None, "number of examples of the dev set (default: all; without --data: "
+                                  "100)")
+    batch: int = option(32, "number of examples that run together, to measure the throughput")
+    turns: int = option(3, "number of measured turns of each engine, after one warm-up turn")
     engines: tuple[str, ...] = option(
-        (), "only these, in quotes: 'minibert int8' ... (default: all that run)", choices=tuple(ENGINES))
-    threads: tuple[int, ...] = option((), "CPU threads, several counts are measured one after the other "
-                                      "(default: 1 and all)")
-    max_length: int = option(128, "tokens of the longest example")
-    files: str | None = option(None, "folder for the files that the engines read, used again where they are "
-                               "there (default: a temporary one)")
-    plot: str | None = option(None, "PNG of speed against quality, for fine-tuned models")
-    device: str = option("auto", "cpu, cuda ...")
+        (), "engines to run, each in quotes: 'minibert int8' 'transformers fp32' (default: all engines that "
+        "run here)",
+        choices=tuple(ENGINES))
+    threads: tuple[int, ...] = option((), "number of CPU threads; several numbers are measured one after "
+                                      "the other (default: 1, and the number that torch chooses)")
+    max_length: int = option(128, "longest example in tokens; longer ones are cut")
+    files: str | None = option(None, "folder for the files of the engines; existing files are used again "
+                               "(default: a temporary folder)")
+    plot: str | None = option(None, "name of a PNG file for a plot of speed and score of fine-tuned models")
+    device: str = option("auto", "device, for example cpu, cuda or cuda:1")
 
     def __post_init__(self):
         at_least_one(self, "batch", "turns", "examples")
@@ -74,10 +78,10 @@ class InferenceBench:
 
 @dataclass(frozen=True)
 class Job:
-    """The settings of one engine's process."""
+    """The settings and the examples for the process of one engine."""
 
     folder: str
-    texts: list[str] | None  # None: only tokens
+    texts: list[str] | None  # None if there are only tokens
     pairs: list[str] | None
     ids: list[list[int]]
     segments: list[list[int]]
@@ -88,7 +92,9 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """One engine in its process; a turn returns the seconds of every example and of the batch, and logits."""
+    """Runs one engine in its own process. A turn returns the seconds of every example and of the batch, and
+    the logits of the batch.
+    """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](Path(job.folder), runtime.device)
     tokenizer = minibert.load_tokenizer(Path(job.folder) / "model") if job.texts else None
@@ -112,7 +118,7 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 
 
 def grid_shapes() -> dict[str, Config]:
-    """Shapes with the 42.5M parameters of distilbert's layers: L layers of width D with 12 L D^2 the same."""
+    """Shapes with the 42.5M parameters of distilbert's layers: 12 L D^2 for L layers of width D."""
     base = preset("distilbert")
     made = {}
     for layers in (2, 3, 6, 12, 24):
@@ -123,7 +129,10 @@ def grid_shapes() -> dict[str, Config]:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple:
-    """(texts, pairs, ids, segments) of the examples, in random order, so that a batch is a real mixture."""
+    """Returns texts, pairs, ids and segments of the examples. 
+
+    The order is random, so that a batch has examples of different lengths.
+    """
     rng = np.random.default_rng(0)
     if options.data is None:
         lengths = np.exp(rng.normal(LOG_MEAN, LOG_DEVIATION, options.examples or 100)).round()
@@ -139,14 +148,15 @@ def material(options: InferenceBench, tokenizer) -> tuple:
 
 
 def percentiles(some: list[float]) -> dict[str, float]:
-    """Median, 5th, 95th and 99th percentile."""
+    """The median and the 5th, 95th and 99th percentiles of some values."""
     return dict(zip(("median", "p5", "p95", "p99"), np.percentile(some, (50, 5, 95, 99)).tolist()))
 
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """The figures of one engine's turns, from its seconds for every example, for a pass over them, and for
-    the batch.
+    """The figures of one engine, from the times of its turns.
+
+    A turn has the seconds of each example alone, whose sum is a pass, and the seconds of the batch together.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -161,7 +171,7 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
 
 
 def compare_engines(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
-    """Lets the engines take turns, prints a table and returns its figures."""
+    """Runs the engines in turns, prints a table and returns the figures of each engine."""
     taken, memory = alternate(inference_worker, engines, job, turns)
     peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
@@ -194,7 +204,7 @@ def compare_engines(name: str, config: Config, engines: list[str], job: Job, tur
 
 
 def bench_inference(options: InferenceBench) -> dict:
-    """Measures and prints; returns what the JSON line holds."""
+    """Measures and prints. Returns the content of the JSON line as a dict."""
     runtime = start(options.device, "fp32", training=False)
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     shapes = grid_shapes() if options.grid else {name: PRESETS.get(name) for name in options.models}

@@ -1,8 +1,9 @@
-"""Hours and cost of a training on one or many devices, calculated from the rate of one device.
+"""Calculates hours and cost of a training on one or many devices, from the tokens a second of one device.
 
-Nothing is measured here. The rate is a measured one (--measured, the last line of `bench.py train`), one that
-is given (--tokens-per-second), or estimated from a peak and a share of it (--peak-tflops, --share); the
-output names its source and all assumptions. Without options it prints the ready-made plans below.
+This command measures nothing. The tokens a second of one device (the rate) come from one of three sources: a
+measurement (--measured, the last line of `bench.py train`), a given number (--tokens-per-second), or an
+estimate from the peak of the device and a share of it (--peak-tflops, --share). The output names the source
+and all assumptions. Without options it prints two ready-made plans.
 """
 
 import dataclasses
@@ -23,26 +24,27 @@ from minibert.model.init import on_meta
 from minibert.model.heads import MaskedLM
 
 STEP_FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
-  B tokens a step, K devices, R tokens a second of one device, G bytes of the gradient, W bytes a second of a
-  device's link. Assumed: the tokens are dealt evenly; one ring all-reduce of the gradient follows the last
-  micro-batch and is not hidden behind it; latency, evaluation and checkpoints cost nothing."""
+  B is the number of tokens of a step, K the number of devices, R the tokens a second of one device, G the
+  bytes of the gradient, and W the bytes a second of a device's link. The formula assumes that every device
+  gets the same number of tokens. It assumes that one ring all-reduce of the gradient starts after the end of
+  the last micro-batch. It assumes that latency, evaluation and checkpoints take no time."""
 
-# the basis of an estimate: pieces of a word in BERT's uncased vocabulary, counted on samples of 634,000 words
-# of English Wikipedia and of 181,000 words of public-domain books
+# The mean number of word pieces for one word, in BERT's uncased vocabulary. They were counted in samples of
+# 634,000 words of English Wikipedia and of 181,000 words of public-domain books.
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
-# tokens without [CLS] and [SEP]
+# the number of tokens of each corpus, without [CLS] and [SEP], and its source
 CORPORA = {
     "wikitext-2": (2_153_632, "counted: wiki.train.tokens by data/prepare.py with BERT's uncased vocabulary"),
     "wikitext-103": (round(103_227_021 * 2_153_632 / 2_088_628),
-                     "estimated: 103,227,021 words (Merity et al. 2016), 1.03 pieces a word as in WikiText-2 "
-                     "or more, as less is <unk>"),
+                     "estimated: 103,227,021 words (Merity et al. 2016) with 1.03 pieces a word, as in "
+                     "WikiText-2; the true number may be higher, because fewer words are <unk>"),
     "bookcorpus+wikipedia": (round(800e6 * BOOK_PIECES + 2500e6 * WIKIPEDIA_PIECES),
-                             f"estimated: 800 M and 2,500 M words (Devlin et al. 2019), {BOOK_PIECES} and "
-                             f"{WIKIPEDIA_PIECES} pieces a word as in samples of such text"),
+                             f"estimated: 800 M and 2,500 M words (Devlin et al. 2019) with {BOOK_PIECES} "
+                             f"and {WIKIPEDIA_PIECES} pieces a word, as counted in samples of such texts"),
 }
 
-# common plans; the peaks are from NVIDIA's data sheets, and the shares are assumed
+# two ready-made plans; the peaks are from NVIDIA's data sheets, and the shares are assumed
 READY = {
     "BookCorpus + Wikipedia, 3 epochs, on 1, 8 and 64 GPUs (A100: 312 TFLOP/s dense bf16)":
         dict(corpus_tokens="bookcorpus+wikipedia", epochs=3, machines="1,8,64", peak_tflops=312, share=0.4),
@@ -55,21 +57,23 @@ READY = {
 class PlanBench:
     """Every option of bench.py plan."""
 
-    corpus_tokens: str | None = option(None, f"tokens of the corpus, as 2.5e9, or: {', '.join(CORPORA)}")
-    epochs: float = option(1.0, "times that the corpus is trained on")
-    machines: str = option("1", "numbers of devices, as 1,8,64")
-    tokens_per_second: float | None = option(None, "rate of one device, tokens trained a second")
-    measured: str | None = option(None, "rate, models and length from a result of bench.py train: its JSON "
-                                        "line, or a file that ends with it")
-    peak_tflops: float | None = option(None, "peak of one device in 10^12 FLOP/s, goes with --share")
-    share: float | None = option(None, "share of the peak that is reached, above 0 and at most 1")
-    price: float | None = option(None, "of one device for an hour, in any currency")
-    bandwidth: float = option(25.0, "of each device's link in 10^9 bytes a second; 25: a 200 Gbit/s network")
-    teacher: str | None = option(None, "preset of the teacher (default: the measured one, else bert-base)")
-    student: str | None = option(None, "preset of the student (default: the measured one, else distilbert)")
-    batch: int = option(4000, "sequences of one step, over all devices")
-    length: float | None = option(None, "mean tokens of a sequence, [CLS] and [SEP] included (default: the "
-                                        "measured one, else 128)")
+    corpus_tokens: str | None = option(None, f"number of tokens of the corpus, for example 2.5e9, or a name: "
+                                             f"{', '.join(CORPORA)}")
+    epochs: float = option(1.0, "number of passes over the corpus")
+    machines: str = option("1", "numbers of devices, for example 1,8,64")
+    tokens_per_second: float | None = option(None, "tokens that one device trains on in a second")
+    measured: str | None = option(None, "result of bench.py train, for the tokens a second, the models and "
+                                        "the length: its JSON line, or a file that ends with this line")
+    peak_tflops: float | None = option(None, "peak of one device in 10^12 FLOP/s (needs --share)")
+    share: float | None = option(None, "share of the peak that the training reaches, above 0 and at most 1")
+    price: float | None = option(None, "price of one device for one hour, in any currency")
+    bandwidth: float = option(25.0, "bandwidth of each device's link in 10^9 bytes a second; a 200 Gbit/s "
+                                   "network has 25")
+    teacher: str | None = option(None, "preset of the teacher (default: that of --measured, or bert-base)")
+    student: str | None = option(None, "preset of the student (default: that of --measured, or distilbert)")
+    batch: int = option(4000, "number of sequences of one step, over all devices")
+    length: float | None = option(None, "mean number of tokens of a sequence, with [CLS] and [SEP] "
+                                        "(default: that of --measured, or 128)")
 
     def __post_init__(self):
         for name in ("epochs", "tokens_per_second", "peak_tflops", "share", "bandwidth", "batch"):
@@ -86,7 +90,7 @@ class PlanBench:
 
 
 def devices(options: PlanBench) -> list[int]:
-    """The numbers of devices in the options."""
+    """The numbers of devices in `--machines`."""
     found = numbers("--machines", options.machines)
     if min(found) < 1:
         raise UserError(f"--machines takes numbers of devices from 1, not {min(found)}")
@@ -96,7 +100,7 @@ def devices(options: PlanBench) -> list[int]:
 
 
 def corpus_tokens(text: str | None) -> tuple[int, str]:
-    """The number of tokens of a corpus, given by name or number, and its source."""
+    """Returns the number of tokens of a corpus and its source. `text` is a name or a number."""
     if text is None:
         raise UserError(f"--corpus-tokens is missing: a number, or one of {', '.join(CORPORA)}")
     if text in CORPORA:
@@ -111,7 +115,7 @@ def corpus_tokens(text: str | None) -> tuple[int, str]:
 
 
 def read_measured(text: str) -> dict:
-    """The result of bench.py train from its JSON line, or from a file that ends with it."""
+    """Reads a result of bench.py train. `text` is its JSON line, or the name of a file that ends with it."""
     where = "--measured"
     if not text.lstrip().startswith("{"):
         where = text
@@ -136,17 +140,21 @@ def flops_per_token(teacher: Config, student: Config, length: float) -> float:
 
 
 def gradient_bytes(student: Config) -> int:
-    """Bytes that the ranks add up in each step: the student's gradient in fp32, with the tied table once."""
+    """The size of the gradient that the ranks sum in each step, in bytes: fp32, with the shared word table
+    counted once.
+    """
     return 4 * sum(p.numel() for p in on_meta(MaskedLM, student).parameters())
 
 
 def all_reduce_seconds(number: int, size: float, bandwidth: float) -> float:
-    """A ring all-reduce of `size` bytes over `number` devices, each of which sends 2 (K - 1) / K of it."""
+    """Seconds of a ring all-reduce of `size` bytes over K devices (`number`). Each device sends
+    2 (K - 1) / K x `size` bytes.
+    """
     return 2 * (number - 1) / number * size / bandwidth
 
 
 def rate_of(options: PlanBench, measured: dict, flops: float) -> tuple[float, str]:
-    """Tokens a second of one device, and the source of this number."""
+    """Returns the tokens a second of one device, and the source of this number."""
     if measured:
         return measured["tokens_per_second"], (
             f"measured on {measured['device']}, in steps of {measured['batch']} sequences")
@@ -158,8 +166,9 @@ def rate_of(options: PlanBench, measured: dict, flops: float) -> tuple[float, st
 
 
 def plan(options: PlanBench) -> dict:
-    """Time and cost of a training on each number of devices. `basis` has (name, value, source) of every
-    assumption.
+    """Calculates the time and the cost of a training for each number of devices.
+
+    In the result, `basis` has the name, the value and the source of every assumption.
     """
     by_peak = [options.peak_tflops is not None, options.share is not None]
     if (options.tokens_per_second is not None) + (options.measured is not None) + any(by_peak) != 1 or (
@@ -202,7 +211,7 @@ def plan(options: PlanBench) -> dict:
 
 
 def show_plan(title: str, result: dict) -> None:
-    """Prints a plan: the table, then the source of each number."""
+    """Prints the table of a plan, and then the source of each number."""
     rows = [{"devices": row["devices"], "compute a step": f"{row['compute_seconds']:.3g} s",
              "all-reduce": f"{1000 * row['all_reduce_seconds']:.3g} ms", "speed-up": f"{row['speed_up']:.1f}",
              "hours": f"{row['hours']:,.2f}", "cost": "-" if row["cost"] is None else f"{row['cost']:,.2f}"}
@@ -215,7 +224,7 @@ def show_plan(title: str, result: dict) -> None:
 
 
 def plan_command(ready: dict) -> str:
-    """The command line that gives a ready-made plan."""
+    """The command line that calculates a ready-made plan."""
     words = (f"--{name.replace('_', '-')} " + (value if isinstance(value, str) else f"{value:g}")
              for name, value in ready.items())
     return " ".join(["python bench.py plan", *words])

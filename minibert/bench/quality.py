@@ -1,4 +1,4 @@
-"""The quality of a fine-tuned model in each inference mode, and a plot of quality and speed."""
+"""The scores of a fine-tuned model in each inference mode, and a plot of scores and speed."""
 
 import dataclasses
 from pathlib import Path
@@ -19,9 +19,10 @@ from minibert.training.plots import pyplot, save_figure
 
 def quality(folder: str, task_name: str, data: str, max_length: int, some: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """Scores, in percent, of a fine-tuned model in every mode that runs here, and how its logits change.
+    """The scores of a fine-tuned model in every mode that runs here, in percent, and the changes of its
+    logits.
 
-    On the dev set, or `some` examples of it.
+    This function uses the dev set of the task. If `some` is not None, it uses only `some` of its examples.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
@@ -49,7 +50,7 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
 
 
 def plot(results: list[dict], metric: str, target: str) -> None:
-    """Draws sentences per second against the metric, a line for each fine-tuned model."""
+    """Draws a point for each mode: sentences per second and score. Each model has one colour."""
     plt = pyplot()
     if plt is None:
         raise UserError("--plot needs matplotlib: pip install 'minibert[plots]'")

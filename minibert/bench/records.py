@@ -1,4 +1,4 @@
-"""Run folders read back: what train.py and finetune.py left there, and the command line that makes each."""
+"""Reads the run folders of train.py and finetune.py, and finds the command line of each run."""
 
 import contextlib
 import json
@@ -17,70 +17,73 @@ from minibert.tasks import options as finetune_options
 from minibert.tasks.specs import TASKS
 from minibert.training import options as train_options
 
-SMOKE_TOKENS = 5_000_000  # a training on fewer tokens shows that the code works, not how good the method is
+SMOKE_TOKENS = 5_000_000  # with fewer tokens, a training tests the code but not the quality of a method
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py; `held_out` has scores of "teacher", "student, initial" and "student, trained"."""
+    """A run of train.py. `held_out` has scores of "teacher", "student, initial" and "student, trained"."""
     folder: Path
     options: dict
     machine: dict  # the result of runtime.describe
-    steps: int  # planned
-    done: int
+    steps: int  # the planned number of steps
+    done: int  # the number of finished steps
     tokens: int
-    seconds: float  # spent in steps: without preparing the corpus and evaluating
-    curve: list[tuple[int, dict]]  # (tokens seen, held-out scores) along the way
+    seconds: float  # the time of the steps, without preparing the corpus and evaluating
+    curve: list[tuple[int, dict]]  # (tokens seen, held-out scores) during the training
     held_out: dict[str, dict]
-    table: list[dict]  # what `report.comparison` said of sizes and speed
+    table: list[dict]  # the rows of `summary.comparison`: sizes and speed
     finished: bool
 
     @property
     def trained(self) -> bool:
-        """False for a student that was only cut from its teacher: `--lr 0` changes no weight."""
+        """Whether the student was trained. With `--lr 0` it only has copied layers of its teacher."""
         return self.options["lr"] != 0
 
     @property
     def is_smoke(self) -> bool:
-        """Whether it had too few tokens to show how good the method is."""
+        """Whether this training had too few tokens to show the quality of its method."""
         return self.trained and self.tokens < SMOKE_TOKENS
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py: scores of the finished seeds, each at its best epoch, on the first dev split."""
+    """A run of finetune.py. It has the scores of the finished seeds on the first dev split, each at its best
+    epoch.
+    """
     folder: Path
     options: dict
     machine: dict
     task: str
-    settings: dict  # epochs, batch, lr and max_length, as they were resolved
-    scores: dict[str, list[float]]  # metric -> one value a seed, in percent; the task's own metric first
-    seconds: float  # of all seeds and their sessions
-    baseline: dict[str, float] | None  # a constant prediction
+    settings: dict  # the values of epochs, batch, lr and max_length that the run used
+    scores: dict[str, list[float]]  # metric -> one value for each seed, in percent; the deciding metric first
+    seconds: float  # the time of all seeds, over all sessions of the run
+    baseline: dict[str, float] | None  # the scores of a constant prediction
     finished: bool
 
     @property
     def start(self) -> str:
-        """The model that it began with: a folder or hub name, or a cut of its teacher."""
+        """The model that was fine-tuned: a folder, a hub name, or copied layers of the teacher."""
         layers = self.options.get("layers") or len((self.options.get("layer_map") or "").split(","))
         return self.options["model"] or f"{self.options['teacher']} cut to {layers} layers"
 
     @property
     def values(self) -> list[float]:
-        """The deciding metric, one value for each finished seed."""
+        """The values of the metric that decides, one for each finished seed."""
         return next(iter(self.scores.values()), [])
 
     @property
     def part(self) -> tuple[int | None, int]:
-        """The part of the task that it used: examples of the training set (None: all), and tokens of an
-        example.
+        """Which part of the task the run used: the number of training examples (None: all), and the maximum
+        length of an example in tokens.
         """
         return self.options.get("train_examples"), self.settings["max_length"]
 
 
 def read_runs(folders: Iterable[str],
               without: Iterable[str] = ()) -> tuple[list[TrainRun], list[TuneRun]]:
-    """The runs in these folders and below them, except those in `without`, in the order of their paths.
+    """Reads all runs in these folders and their subfolders, except the runs in the folders of `without`.
 
-    `UserError` for a folder without a run, and for a run whose files are damaged.
+    The runs are in the order of their paths. Raises `UserError` if a folder has no run, or if the files of a
+    run are damaged.
     """
     train, tune = [], []
     left_out = {Path(name).resolve() for name in without}
@@ -93,7 +96,7 @@ def read_runs(folders: Iterable[str],
 
 
 def read_run(folder: Path) -> TrainRun | TuneRun:
-    """The run in `folder`, finished or not."""
+    """Reads the run in `folder`. The run may be unfinished."""
     config, summary = read_json(folder / "config.json"), None
     if (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
@@ -138,7 +141,7 @@ def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
     with _damage(path):
         if summary is not None:
             results = summary["results"]
-            split = next(iter(results[0]["best"]["scores"]))  # the first dev split decides
+            split = next(iter(results[0]["best"]["scores"]))  # the score on the first dev split decides
             baseline = summary[split].get("baseline")
         else:
             baseline = None
@@ -147,19 +150,19 @@ def _read_tune(folder: Path, config: dict, summary: dict | None) -> TuneRun:
         metrics = known.metrics if known else tuple(each[0]) if each else ()
         scores = {metric: [float(some[metric]) for some in each] for metric in metrics}
         seconds = sum(float(result["seconds"]) for result in results)
-    # a csv file by its folder, too: a/train.csv and b/train.csv are two tasks
+    # the name of a csv file includes its folder, because a/train.csv and b/train.csv are two tasks
     task = known.name if known else "/".join(Path(options["task"]).parts[-2:])
     return TuneRun(folder, options, _machine(config), task, settings, scores, seconds, baseline,
                    summary is not None)
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """The run folders at and below `name`. Folders inside a run are not searched."""
+    """The run folders in the folder `name`, which may be a run itself. Folders in a run are not searched."""
     found = False
     for place, below, files in os.walk(name):
         below.sort()
         path = Path(place, "config.json")
-        if "config.json" in files and "options" in read_json(path):  # that of a model has none
+        if "config.json" in files and "options" in read_json(path):  # that of a model has no "options"
             found = True
             below.clear()
             yield Path(place)
@@ -168,7 +171,7 @@ def _run_folders(name: str) -> Iterator[Path]:
 
 
 def _metrics(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl; the last line of a killed run may be half a line."""
+    """The rows of metrics.jsonl. A killed run may have an incomplete last line, which is left out."""
     if not path.exists():
         return []
     lines = read_text(path).splitlines()
@@ -184,7 +187,7 @@ def _metrics(path: Path) -> list[dict]:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """One sentence about a missing or wrong part of a run's file."""
+    """Changes an error from a missing or wrong part of a run's file into a `UserError` of one sentence."""
     try:
         yield
     except KeyError as error:
@@ -201,13 +204,14 @@ def module_of(name: str) -> ModuleType:
 
 
 def options_of(script: str) -> dict:
-    """The options of a script and their defaults."""
+    """The options of a script, with their defaults."""
     return {field.name: field.default for field in fields(module_of(script).Options)}
 
 
 def differing(script: str, options: dict) -> dict:
-    """The options of a run that are not the script's defaults, those of its method among them;
-    what its method does not read is left out.
+    """The options of a run that differ from the defaults of the script, or from those of its method.
+
+    Options that its method does not read are left out.
     """
     method, module = options.get("method"), module_of(script)
     skipped = {"resume", *unread(module.Options, options)}
@@ -219,7 +223,7 @@ def differing(script: str, options: dict) -> dict:
 
 
 def words(name: str, value, renamed: Callable[[str], str]) -> str:
-    """An option as it is typed."""
+    """An option and its value, as a part of a command line."""
     name = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
@@ -228,8 +232,9 @@ def words(name: str, value, renamed: Callable[[str], str]) -> str:
 
 
 def run_command(script: str, run: TrainRun | TuneRun, renamed: Callable[[str], str]) -> str:
-    """The command line that makes the run, from its config.json;
-    options of another version as a comment.
+    """The command line that makes the run, from its config.json.
+
+    Options that only another version of the script knows are in a comment at the end.
     """
     known, given, said = options_of(script), differing(script, run.options), [f"python {script}.py"]
     said += [words(name, value, renamed) for name, value in given.items() if name in known]

@@ -1,10 +1,11 @@
-"""Writes tables and plots of run folders into a part of a markdown file. The rest of the file does not
+"""Writes tables and plots of run folders into one part of a markdown file. The rest of the file does not
 change.
 
     bench.py report runs/ --teacher TEACHER --over alone --out report.md
 
-All figures come from the files of the runs. A missing run is shown as 'not run'. A model is named after its
-folder: `runs/distilled/model` is `distilled`. A model that was fine-tuned with a teacher is `distilled + kd`.
+All figures come from the files of the runs. The report shows a missing run as 'not run'. A model has the name
+of its folder: the model in `runs/distilled/model` is called `distilled`. If it was fine-tuned with a teacher,
+it is called `distilled + kd`.
 """
 
 import re
@@ -29,16 +30,21 @@ from minibert.training.summary import figures_of
 class ReportBench:
     """Every option of bench.py report."""
 
-    runs: tuple[str, ...] = option(("runs",), "folders of runs, or folders above them; the words right after "
-                                              "`report` are these, too")
-    without: tuple[str, ...] = option((), "folders of runs to leave out, as those of a search for a rate")
-    out: str = option("report.md", "markdown file to write into")
-    part: str = option("report", "name of the part of it; others stay, as does what is between them")
-    teacher: str | None = option(None, "the model whose score the others' shares are of")
-    share_tasks: tuple[str, ...] = option((), "tasks that the shares are over, of all models that have them "
-                                              "(default: for each model those that it has)")
-    over: str | None = option(None, "the model that the others' margins are over, as one trained alone")
-    rename: tuple[str, ...] = option((), "OLD=NEW ...: what paths are called in the report")
+    runs: tuple[str, ...] = option(("runs",), "folders of runs, or their parent folders; words right after "
+                                              "`report` are such folders, too")
+    without: tuple[str, ...] = option((), "folders of runs to leave out, for example of a search for "
+                                          "a learning rate")
+    out: str = option("report.md", "markdown file into which the report is written")
+    part: str = option("report", "name of the part of the file that is written; the rest of the file does "
+                                "not change")
+    teacher: str | None = option(None, "the teacher of the table of shares: the scores of the other models "
+                                      "are divided by its scores")
+    share_tasks: tuple[str, ...] = option((), "tasks in the table of shares, which then has only models "
+                                              "with a score on each of them (default: for each model the "
+                                              "tasks on which it has a score)")
+    over: str | None = option(None, "the model that the others are compared with in the table of margins, "
+                                   "for example one that was trained alone")
+    rename: tuple[str, ...] = option((), "OLD=NEW ...: the report shows the path OLD as NEW")
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w-]+", self.part):
@@ -50,28 +56,28 @@ class ReportBench:
             raise UserError("--share-tasks needs --teacher, the model that the shares are of")
 
     def renamed(self, text: str) -> str:
-        """The name of a path in the report."""
+        """The path as the report shows it (`--rename`)."""
         for old, new in (pair.split("=", 1) for pair in self.rename):
             if text == old or text.startswith(old.rstrip("/") + "/"):
                 return new + text[len(old.rstrip("/")):]
         return text
 
     def place_of(self, model: str) -> Path:
-        """The folder whose name a model gets: its own folder, or the run folder if the model is in `model/`
-        of a run.
+        """The folder that gives a model its name: the run folder if the model is in `model/` of a run, or
+        else the folder of the model.
         """
         path = Path(self.renamed(model))
         return path.parent if path.name == "model" and path.parent.name else path
 
     def name_of(self, model: str) -> str:
-        """The name of the model in a folder."""
+        """The name of a model in the report."""
         return self.place_of(model).name
 
 
 # ---------------------------------------------------------------- names
 
 def result_of(run: TrainRun) -> str:
-    """The path of the model that a training makes."""
+    """The path of the model that a training wrote."""
     return f"{run.options['out']}/model"
 
 
@@ -81,7 +87,7 @@ def teacher_of(run: TrainRun) -> str:
 
 
 def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench) -> None:
-    """Raises `UserError` if two folders have the same name in the report, because their runs would be mixed.
+    """Raises `UserError` if two folders have the same name in the report, because the tables would mix them.
     """
     places: dict[str, Path] = {}
     for model in [*map(result_of, train), *map(teacher_of, train), *(run.start for run in tune)]:
@@ -92,7 +98,9 @@ def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench
 
 
 def taught(options: dict) -> str:
-    """The suffix of a model's name for the way it learned from a teacher; "" without a teacher."""
+    """The suffix of a model's name for how it learned from a teacher in fine-tuning: "" without a teacher,
+    and " + kd", for example, with a teacher.
+    """
     if not options.get("teacher"):
         return ""
     if not options.get("transfer"):
@@ -101,7 +109,9 @@ def taught(options: dict) -> str:
 
 
 def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
-    """The runs by model and task, the teacher first. Two runs of the same model and task are an error."""
+    """The runs by model and task, with the teacher first. Raises `UserError` if two runs have the same model
+    and the same task.
+    """
     found: Scores = {}
     for run in runs:
         name = options.name_of(run.start) + taught(run.options)
@@ -118,13 +128,13 @@ def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
 
 # ---------------------------------------------------------------- trainings
 
-# options that have their own columns, or that change only the speed
+# the column 'special' of the table of trainings does not show these options
 NOT_SPECIAL = {"teacher", "corpus", "eval_corpus", "steps", "lr", "seed", "out", "threads",
                "checkpoint_every", "eval_every", "eval_sequences", "micro_tokens"}
 
 
 def training_table(runs: list[TrainRun], options: ReportBench) -> str:
-    """The table of all trainings: special options, tokens, time, held-out figures."""
+    """The table of all trainings, with their special options, tokens, time and held-out figures."""
     some = [{name: value for name, value in differing("train", run.options).items()
              if name not in NOT_SPECIAL} for run in runs]
     alike = {name for name, value in some[0].items()
@@ -157,12 +167,12 @@ def training_table(runs: list[TrainRun], options: ReportBench) -> str:
         "All figures are on held-out text. They are those of the student at the end, unless the column says "
         f"otherwise. The MLM loss is in nats. A run with fewer than {SMOKE_TOKENS // 10**6} million tokens "
         "is a smoke run: it shows that the code works, not how good the method is. Each run has one seed, so "
-        "a small difference is not a finding. The time is the time of the steps. The column 'special' has the "
-        "options that not all of these runs share.")
+        "a small difference is not a finding. The time is the time of the steps. The column 'special' has "
+        "the options in which these runs differ.")
 
 
 def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
-    """(tokens, held-out scores) from the start to the end, as far as they were evaluated."""
+    """All evaluations of a training, from start to end: (tokens, held-out scores)."""
     start, end = (run.held_out.get(name) for name in ("student, initial", "student, trained"))
     return [(tokens, scores) for tokens, scores in [(0, start), *run.curve, (run.tokens, end)] if scores]
 
@@ -197,12 +207,13 @@ def size_part(rows: list[dict], scores: Scores, picture) -> str:
     if common:
         what = f"mean score over {', '.join(common)}"
         quality = {name: mean_score([of[task] for task in common]) for name, of in done.items()}
-        interval = "The intervals are those of a bootstrap over the seeds, 95 %; a model with one seed has none."
+        interval = ("The 95 % intervals are from a bootstrap over the seeds. A model with one seed has no "
+                    "interval.")
     else:
         what = "held-out accuracy at masks, percent"
         quality = {row["model"]: share_and_interval(row["accuracy"], row["masked"])
                    for row in rows if row["accuracy"] is not None}
-        interval = "The intervals are those of a share of so many masked tokens, 95 %."
+        interval = "The 95 % intervals are those of a share of the masked tokens (normal distribution)."
     table = markdown([{"model": row["model"], "layers": row["layers"],
                        "parameters": f"{row['parameters']:.2f} M", "fp32 MB": row["fp32 MB"],
                        "encoder's speed, times the teacher's": f"{row['speed']:.2f}",
@@ -220,14 +231,14 @@ def size_part(rows: list[dict], scores: Scores, picture) -> str:
 
 
 def share_and_interval(share: float, count: int) -> tuple[float, float, float]:
-    """A share of `count` tokens, in percent, and its 95 % interval by the normal distribution."""
+    """Returns a share of `count` tokens and its 95 % interval (normal distribution), in percent."""
     half = 1.96 * (share * (1 - share) / count) ** 0.5
     return 100 * share, 100 * (share - half), 100 * (share + half)
 
 
 def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:
-    """The machines and versions of the runs, each once. A config.json of an older version does not name the
-    cores.
+    """The different machines and versions of the runs. The number of cores is left out if config.json does
+    not have it, as in older versions.
     """
     def text(machine: dict) -> str:
         names = dict.fromkeys(str(machine[key]) for key in ("device", "cpu") if machine.get(key))
@@ -241,8 +252,9 @@ def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:
 # ---------------------------------------------------------------- the file
 
 def put_part(text: str, part: str, body: str, name: str) -> str:
-    """The text of the file `name` with `body` between the marks of the part, or at its end if it has no
-    marks.
+    """Returns `text`, the text of the file `name`, with `body` between the marks of the part.
+
+    If the text has no marks of this part, the part is added at the end.
     """
     begin, end = f"<!-- {part}: begin, written by bench.py report -->", f"<!-- {part}: end -->"
     marked = f"{begin}\n\n{body}\n\n{end}"
@@ -255,7 +267,7 @@ def put_part(text: str, part: str, body: str, name: str) -> str:
 
 
 def made_by(options: ReportBench) -> str:
-    """The command of this report, with the names of the paths in it."""
+    """The command line that writes this report, with the paths as the report shows them."""
     said = ["bench.py", "report", *map(options.renamed, options.runs), "--out", options.renamed(options.out)]
     if options.without:
         said += ["--without", *map(options.renamed, options.without)]
@@ -270,10 +282,10 @@ def made_by(options: ReportBench) -> str:
 
 
 def bench_report(options: ReportBench) -> dict:
-    """Reads the runs and writes the part and its plots. Returns the content of the JSON line."""
+    """Reads the runs, and writes the part of the file and its plots. Returns the content of the JSON line."""
     out = Path(options.out)
     before = read_text(out) if out.exists() else ""
-    put_part(before, options.part, "", options.out)  # wrong marks are an error before plots are drawn
+    put_part(before, options.part, "", options.out)  # wrong marks are reported before plots are drawn
     train, tune = read_runs(options.runs, options.without)
     check_names(train, tune, options)
     scores = scores_of(tune, options)
@@ -285,7 +297,7 @@ def bench_report(options: ReportBench) -> dict:
         return (f"![{name}]({target.name})" if draw(*what, target)
                 else f"Plot: {NOT_RUN}, it needs matplotlib, which the plots extra installs.")
 
-    parts = {"": f"This command made the part: `{made_by(options)}`.\n\n"
+    parts = {"": f"This command wrote this part of the page: `{made_by(options)}`.\n\n"
                  + "\n".join(f"- {machine}" for machine in machines([*train, *tune])),
              "Fine-tuned scores": f"{NOT_RUN}."}
     if scores:

@@ -1,12 +1,12 @@
-"""Runs a list of commands, one after another. Skips finished runs and resumes stopped ones.
+"""Runs a list of commands, one after another. It skips finished runs and resumes stopped runs.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
-A list is a text file with one command a line, without `python`. A # starts a comment, a backslash continues
-the line, and $NAME is read from the environment. train.py and finetune.py are finished if their --out has a
-summary.json, and data/prepare.py if it has a corpus.json. data/download.py is always run, because it skips
-existing files itself. The output of a run goes to OUT.log. A run that fails is reported, and the other runs
-continue.
+The list is a text file. Each line has one command, without the word `python`. A # starts a comment. A line
+that ends with a backslash continues in the next line. $NAME is read from the environment. A run of train.py
+or finetune.py is finished if its --out folder has a summary.json. A run of data/prepare.py is finished if its
+--out folder has a corpus.json. data/download.py is always run, because it skips existing files itself. The
+output of a run is written to OUT.log. If a run fails, the error is reported and the next runs are started.
 """
 
 import os
@@ -27,7 +27,7 @@ from minibert.common.options import option
 from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-# the file that shows that a run is finished; "": --out itself is a file
+# the file in --out that shows that a run is finished; "": --out is this file; None: never finished
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
 
@@ -36,8 +36,8 @@ DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare
 class RunsBench:
     """Every option of bench.py runs."""
 
-    file: str | None = option(None, "file with the commands; the word right after `runs` is this, too")
-    show: bool = option(False, "only say what is done, begun and to do, and how long it took")
+    file: str | None = option(None, "file with the commands; the word right after `runs` is this file, too")
+    show: bool = option(False, "only show for each run if it is done, begun or to do, and how long it took")
 
     def __post_init__(self):
         if self.file is None:
@@ -45,7 +45,7 @@ class RunsBench:
 
 
 class Line(NamedTuple):
-    """One command: its script, all words after it, and the folder that it writes."""
+    """One command of the list: its script, the words after the script, and its --out."""
     script: str
     words: list[str]
     out: Path
@@ -57,23 +57,23 @@ class Line(NamedTuple):
 
     @property
     def begun(self) -> bool:
-        """Whether there is a run to resume. A killed training may only have prepared its corpus."""
+        """Whether an unfinished run can be resumed. A killed training may have only its prepared corpus."""
         return not self.done and any((self.out / name).exists() for name in (
             "config.json", "corpus/corpus.json", "eval-corpus/corpus.json"))
 
     @property
     def log(self) -> Path:
-        """The file of the run's output."""
+        """The file to which the output of the run is written."""
         return self.out.with_name(self.out.name + ("-download.log" if DONE[self.script] is None else ".log"))
 
 
 def after(words: list[str], name: str) -> str:
-    """The word after an option; "" where it is not given."""
+    """The word after the option `name`, or "" if the option is not given."""
     return words[words.index(name) + 1] if name in words[:-1] else ""
 
 
 def read_list(path: Path) -> list[Line]:
-    """The commands of a list, checked before any is run."""
+    """Reads and checks all commands of a list. No command runs before all are checked."""
     lines, start, command = [], 1, ""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not command and line.lstrip().startswith("#"):
@@ -113,12 +113,12 @@ def _read_line(command: str, where: str) -> Line | None:
 
 
 def seconds_of(line: Line) -> float | None:
-    """The time of a finished training or fine-tuning, from its folder; None for other commands."""
+    """The seconds of a finished training or fine-tuning, from its run folder. None for other commands."""
     return read_run(line.out).seconds if line.done and line.script in ("train.py", "finetune.py") else None
 
 
 def shown_state(line: Line) -> str:
-    """Done, begun or to do, and how long it took."""
+    """The state of a run as text: done, begun or to do. A finished run has its time, too."""
     if line.done:
         seconds = seconds_of(line)
         return "done" + ("" if seconds is None else f", took {clock(seconds)}")
@@ -126,7 +126,7 @@ def shown_state(line: Line) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a run's output."""
+    """The last line that a run has written to its log."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 4000))
         text = file.read().decode(errors="replace")
@@ -134,7 +134,7 @@ def last_line(log: Path) -> str:
 
 
 def work(line: Line, stop: list[int]) -> int:
-    """Runs one command to its end and returns its exit code. Passes a stop request on to it."""
+    """Runs one command to its end and returns its exit code. Sends it the first signal in `stop`."""
     words = line.words + (["--resume"] if line.begun and "--resume" not in line.words else [])
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def work(line: Line, stop: list[int]) -> int:
     shown = 0.0
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # its own session: Ctrl-C reaches it once, through this process, and it ends with a checkpoint
+        # In its own session the run gets Ctrl-C only once, from this process. Then it writes a checkpoint.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
         told = False
@@ -160,7 +160,9 @@ def work(line: Line, stop: list[int]) -> int:
 
 
 def bench_runs(options: RunsBench) -> dict:
-    """Runs the list. Returns the content of the JSON line. Raises `UserError` at the end if a run failed."""
+    """Runs the commands of the list. Returns the content of the JSON line. If a run failed, it raises
+    `UserError` after the last run.
+    """
     lines = read_list(Path(options.file))
     states, failed = [], []
     with stop_requests() as stop:

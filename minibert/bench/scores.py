@@ -1,4 +1,4 @@
-"""Tables of fine-tuned scores: models and tasks, shares of a teacher's score, margins over another model."""
+"""Tables of fine-tuned scores, of shares of a teacher's score, and of differences to another model."""
 
 import statistics
 import textwrap
@@ -12,18 +12,19 @@ from minibert.common.errors import UserError
 from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, TASKS
 
 NOT_RUN = "not run"
-# published shares, for comparison
+# shares that other authors published, for comparison
 CLAIMS = (
-    "Others published shares on other tasks. The DistilBERT paper has 97 %: the ratio of means, 77.0 / 79.5, "
-    "over nine GLUE tasks, one of them WNLI. Botros et al., a reproduction, have 94.3 %: the mean of ratios "
-    "over CoLA, MRPC and IMDb. TinyDistilBERT, a student project, has 69 %: the ratio of means, its 54.9 "
-    "over nine tasks and the paper's 79.5.")
+    "Other authors also published which share of the teacher's score their students keep. They used other "
+    "tasks. The DistilBERT paper has 97 %. This is the ratio of means, 77.0 / 79.5, over nine GLUE tasks, "
+    "one of them WNLI. Botros et al., a reproduction, have 94.3 %. This is the mean of ratios over CoLA, "
+    "MRPC and IMDb. TinyDistilBERT, a student project, has 69 %. This is the ratio of means: its mean of "
+    "54.9 over nine tasks, and the mean of 79.5 in the DistilBERT paper.")
 
 Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
 
 
 def markdown(rows: list[dict]) -> str:
-    """Rows of equal keys as a markdown table."""
+    """A markdown table of rows that have the same keys."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |"
               for row in rows]
@@ -31,22 +32,22 @@ def markdown(rows: list[dict]) -> str:
 
 
 def prose(text: str) -> str:
-    """A paragraph in lines of at most 110 columns."""
+    """The text as a paragraph with lines of at most 110 columns."""
     return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """GLUE, IMDb and SQuAD, whether run or not, and the csv files of these runs."""
+    """The tasks of the tables: all of GLUE, IMDb and SQuAD, and the csv files of these runs."""
     return [*TASKS, *dict.fromkeys(task for of in scores.values() for task in of if task not in TASKS)]
 
 
 def finished(of: dict[str, TuneRun]) -> dict[str, list[float]]:
-    """The deciding metric of each task that is finished, one value a seed."""
+    """For each finished task: the values of the metric that decides, one for each seed."""
     return {task: run.values for task, run in of.items() if run.finished}
 
 
 def published(model: str) -> dict[str, tuple[float, str]]:
-    """The DistilBERT paper's figure of each task, with a mark if it has another source."""
+    """The figure of the DistilBERT paper for each task. A figure from the README of its code has a mark."""
     return {name: (known.value, "†" if known.source == PAPER_README else "")
             for name, task in TASKS.items() for known in task.published
             if known.model == model and known.metric in ("", task.metrics[0])
@@ -56,13 +57,13 @@ def published(model: str) -> dict[str, tuple[float, str]]:
 # ---------------------------------------------------------------- scores
 
 def score_table(scores: Scores, trained: dict[str, TrainRun]) -> str:
-    """The table of models and tasks, with a constant prediction first and published figures last, then
-    unusual settings.
+    """The table of scores by model and task, and below it a list of unusual settings.
 
-    `trained` has the training of each model, by the model's name.
+    The first row is a constant prediction, and the last rows are published figures. `trained` has the
+    training of each model, by the name of the model.
     """
     tasks = tasks_of(scores)
-    constants = {task: "-" for of in scores.values() for task in of}  # what spans have
+    constants = {task: "-" for of in scores.values() for task in of}  # SQuAD has no constant prediction
     constants |= {task: f"{next(iter(run.baseline.values())):.1f}"
                   for of in scores.values() for task, run in of.items() if run.baseline}
     rows = [{"model": "a constant prediction", **{task: constants.get(task, NOT_RUN) for task in tasks}}]
@@ -102,15 +103,15 @@ def _cell(run: TuneRun | None) -> str:
 
 
 def _remark(run: TrainRun | None) -> str:
-    """A remark on the training of a model."""
+    """A remark about the training of a model, to be written behind its name."""
     if run is None:
         return ""
     return " (smoke run)" if run.is_smoke else "" if run.trained else " (just cut, not trained)"
 
 
 def _settings(scores: Scores) -> list[str]:
-    """One line for each task with other settings than its own, or with different settings for different
-    models.
+    """One line for each task whose runs did not use the default settings, or used different settings for
+    different models.
     """
     lines = []
     for task in tasks_of(scores):
@@ -131,8 +132,8 @@ def _settings(scores: Scores) -> list[str]:
 
 # ---------------------------------------------------------------- shares and margins
 
-# How much of a teacher a student keeps, by two formulas that papers mix. With s_i and t_i the scores of
-# student and teacher on task i, each the median over seeds:
+# The share of the teacher's score that a student keeps. Papers use one of two formulas and often do not say
+# which. s_i and t_i are the scores of student and teacher on task i. Each is the median over seeds.
 #
 #     ratio of means:  mean_i s_i / mean_i t_i        DistilBERT's 97 %; tasks with large scores weigh more
 #     mean of ratios:  mean_i (s_i / t_i)             all tasks weigh the same
@@ -140,12 +141,12 @@ DRAWS = 10_000
 
 
 def ratio_of_means(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """Both (tasks, ...) -> (...)."""
+    """The ratio of means. student and teacher are (tasks, ...); the result is (...)."""
     return student.mean(0) / teacher.mean(0)
 
 
 def mean_of_ratios(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """Both (tasks, ...) -> (...)."""
+    """The mean of ratios. student and teacher are (tasks, ...); the result is (...)."""
     return (student / teacher).mean(0)
 
 
@@ -154,12 +155,12 @@ FORMULAS = {"ratio of means": ratio_of_means, "mean of ratios": mean_of_ratios}
 
 def share_kept(formula: str, student: list[list[float]],
                teacher: list[list[float]]) -> tuple[float, float, float] | None:
-    """The share by one of `FORMULAS`, and its 2.5 and 97.5 % quantiles over seeds.
+    """The share by one of `FORMULAS`, and its 2.5 % and 97.5 % quantiles over seeds.
 
-    Each argument holds one list a task, with one score a seed. The interval is a bootstrap: it draws the
-    seeds of each task and model with replacement. A task with one seed adds nothing to the interval. The
-    spread between trainings of the student is not in it. Returns None if a score of the teacher is not above
-    0.
+    `student` and `teacher` have one list for each task, with one score for each seed. The quantiles come from
+    a bootstrap, which draws the seeds of each task and model with replacement. A task with one seed does not
+    make the interval wider. The interval does not cover the spread between several trainings of the student.
+    The result is None if a score of the teacher is not above 0.
     """
     rng = np.random.default_rng(0)
     if min(map(min, teacher)) <= 0:
@@ -171,21 +172,24 @@ def share_kept(formula: str, student: list[list[float]],
 
 
 def mean_score(tasks: list[list[float]]) -> tuple[float, float, float]:
-    """The mean over tasks of the median over seeds, and its 2.5 and 97.5 % quantiles by such a bootstrap."""
+    """The mean over tasks of the medians over seeds, and its 2.5 % and 97.5 % quantiles by the same bootstrap
+    as in `share_kept`.
+    """
     low, high = np.quantile(drawn(tasks, np.random.default_rng(0)).mean(0), (0.025, 0.975))
     return float(np.mean([np.median(seeds) for seeds in tasks])), float(low), float(high)
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """(tasks, DRAWS): the median of each task's seeds, which are drawn anew with replacement."""
+    """(tasks, DRAWS): medians over the seeds of each task, for `DRAWS` samples of seeds with replacement."""
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])
 
 
 def share_rows(scores: Scores, teacher: str, over: Sequence[str] = ()) -> list[dict]:
-    """One row for each model and set of tasks, with and without WNLI. The tasks are those that the model and
-    the teacher have both finished on the same part of the data.
+    """The rows of the table of shares: for each model one row with WNLI and one row without it.
 
-    `over` names the tasks instead. Models without one of them have no row, so the rows can be compared.
+    By default the tasks of a row are those that both the model and the teacher have finished on the same part
+    of the data. If `over` names tasks, every row has these tasks, so the rows can be compared. A model
+    without a score on one of them has no row.
     """
     rows, theirs = [], finished(scores[teacher])
     for task in over:
@@ -214,7 +218,7 @@ def share_rows(scores: Scores, teacher: str, over: Sequence[str] = ()) -> list[d
 
 
 def share_table(scores: Scores, teacher: str, over: Sequence[str] = ()) -> str:
-    """The table of shares with their intervals, and its explanation."""
+    """The table of shares with their intervals, and a text that explains the table."""
     def cell(share: tuple[float, float, float] | None) -> str:
         if share is None:
             return "not defined"
@@ -233,19 +237,20 @@ def share_table(scores: Scores, teacher: str, over: Sequence[str] = ()) -> str:
              "over different tasks cannot be compared.")
     if over:
         which = ("the same tasks for all models, each finished on the same part of the data, with and "
-                 "without WNLI." + (f" These models have not finished all of them: {', '.join(lacking)}."
+                 "without WNLI." + (" These models have no score on at least one of these tasks: "
+                            f"{', '.join(lacking)}."
                             if lacking else ""))
     return "\n\n".join([
         markdown(rows),
         prose(f"The shares are of the score of {teacher}. They are over {which} The brackets have the 95 % "
-              "interval of a bootstrap over the seeds of fine-tuning. A task with one seed adds nothing to "
-              "the interval. The interval does not cover the spread between trainings of a model. 'Not "
+              "interval of a bootstrap over the seeds of fine-tuning. A task with one seed does not make "
+              "the interval wider. The interval does not cover the spread between trainings of a model. 'Not "
               "defined' means that a score of the teacher is not above 0."),
         prose(CLAIMS)])
 
 
 def margin_table(scores: Scores, over: str) -> str:
-    """The table of differences of medians, with a mark on those that are not findings."""
+    """The table of differences of medians. A difference that is not a finding has a mark."""
     def cell(run: TuneRun | None, base: TuneRun | None) -> str:
         if run is None or base is None:
             return NOT_RUN
@@ -264,16 +269,16 @@ def margin_table(scores: Scores, over: str) -> str:
     if not rows:
         return f"{NOT_RUN}: there is no other model."
     return markdown(rows) + "\n\n" + prose(
-        f"A cell has the model's median minus the median of {over}. 'Inside the spread' means that the "
-        "ranges over the seeds overlap, so the difference is not a finding. 'One seed' means that the spread "
-        "is not known, so the difference is not a finding either. 'Other data' means that the two models "
-        "learned from different parts of the training set.")
+        f"A cell has the median of the model minus the median of the model `{over}`. 'Inside the "
+        "spread' means that the ranges over the seeds overlap, so the difference is not a finding. 'One "
+        "seed' means that the spread is not known, so the difference is not a finding either. 'Other data' "
+        "means that the two models learned from different parts of the training set.")
 
 
 # ---------------------------------------------------------------- runs
 
 def tuning_table(scores: Scores) -> str:
-    """The table of all fine-tunings, with all metrics and the time."""
+    """The table of all fine-tuning runs, with all metrics and the time."""
     rows = []
     for name, of in scores.items():
         for task, run in of.items():

@@ -1,8 +1,8 @@
-"""Parameters, bytes on disk and FLOPs of models, with the published figures. Everything is counted, nothing
-is measured.
+"""Counts parameters, bytes on disk and FLOPs of models, and compares them with published figures.
 
-For a preset the encoder is counted (BERT's with pooler), on torch's meta device, which has shapes and no
-memory. For a folder the model with its own head is counted; only the headers of its files are read.
+This command measures nothing. For a preset it counts the encoder, and for a BERT also the pooler. It uses
+torch's meta device, which has shapes and needs no memory. For a folder it counts the model with its own head.
+It reads only the headers of the weight files.
 """
 
 import math
@@ -25,37 +25,38 @@ from minibert.model.config import PRESETS, Config
 from minibert.model.init import on_meta
 from minibert.model.heads import MaskedLM, PreTraining, build_encoder, encoder_of
 
-SIZES = """fp32 MB, fp16 MB: 4 and 2 bytes a parameter, without the file's header of some kilobytes
-int8 MB: an estimate, one byte for each element of a matrix or table and four for the rest
-=: the precision that a folder stores, and there its weight files as they are"""
+SIZES = """fp32 MB, fp16 MB: 4 and 2 bytes for each parameter, without the header of a file (some kilobytes)
+int8 MB: an estimate with one byte for each element of a matrix or table, and four bytes for other elements
+=: the folder stores this precision, and the number is the size of its weight files"""
 
-PUBLISHED_LENGTH = 128  # tokens of the sequence that the papers count FLOPs of
-STORED = {"F32": "fp32", "F16": "fp16", "BF16": "fp16", "I8": "int8", "U8": "int8"}  # bf16 has fp16's bytes
+PUBLISHED_LENGTH = 128  # papers give the FLOPs of one sequence with this number of tokens
+STORED = {"F32": "fp32", "F16": "fp16", "BF16": "fp16", "I8": "int8", "U8": "int8"}  # 2 bytes: fp16, bf16
 
 
 class Figure(NamedTuple):
-    """A published number as it is printed, like "22.5B", and its source."""
+    """A published number as the paper prints it, for example "22.5B", and its source."""
 
     text: str
     source: str
 
     @property
     def value(self) -> float:
-        """The number."""
+        """The published number as a float."""
         return float(self.text[:-1]) * {"M": 1e6, "B": 1e9}[self.text[-1]]
 
     def fits(self, number: float) -> bool:
-        """Whether `number` rounds to the printed one. 110M and 340M count as rounded to ten million."""
+        """Whether `number` rounds to the published number. 110M and 340M count as rounded to ten million."""
         digits, _, decimals = self.text[:-1].partition(".")
         step = 10.0 ** -len(decimals) if decimals else 10.0 if digits.endswith("0") else 1.0
         return abs(number - self.value) <= step / 2 * self.value / float(self.text[:-1])
 
 
 BERT, DISTILBERT = "Devlin et al. 2018", "Sanh et al. 2019, table 3"
-TINYBERT_PAPER = "Jiao et al. 2020 (TinyBERT)"  # it lists BERT-base, too, with 109M
-PKD, MOBILEBERT = "Sun et al. 2019 (PKD), second-hand", "Sun et al. 2020 (MobileBERT), second-hand"
+TINYBERT_PAPER = "Jiao et al. 2020 (TinyBERT)"  # this paper also lists BERT-base, with 109M
+PKD = "Sun et al. 2019 (PKD), as other sources give it"
+MOBILEBERT = "Sun et al. 2020 (MobileBERT), as other sources give it"
 
-# note: figures of the miniatures bert-L*-H* (Turc et al. 2019) are missing; the paper was not available
+# The figures of the small models bert-L*-H* (Turc et al. 2019) are missing: the paper was not available.
 PARAMETERS = {
     "bert-base": Figure("110M", BERT),
     "bert-large": Figure("340M", BERT),
@@ -92,21 +93,21 @@ FLOPS = {
 class SizeBench:
     """Every option of bench.py size."""
 
-    models: tuple[str, ...] = option((), "presets or folders of models (default: every preset); the words "
-                                         "right after `size` are these, too")
-    length: int = option(PUBLISHED_LENGTH, "tokens of the sequence whose FLOPs are counted")
+    models: tuple[str, ...] = option((), "presets, or folders of models (default: all presets); words right "
+                                         "after `size` are such models, too")
+    length: int = option(PUBLISHED_LENGTH, "length in tokens of the sequence whose FLOPs are counted")
 
     def __post_init__(self):
         at_least_one(self, "length")
 
 
 def count(module: nn.Module | None) -> int:
-    """Parameters of a module, with a tied table once; 0 for None."""
+    """The number of parameters of a module. A shared table is counted once. 0 for None."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def counts(config: Config) -> dict[str, int]:
-    """Parameters of a shape, counted in several ways. A paper may print any of these."""
+    """The parameters of a shape, counted in several ways. It is not known which way a paper used."""
     if config.architecture == "distilbert":
         return {"encoder": count(on_meta(build_encoder, config)),
                 "MLM head too": count(on_meta(MaskedLM, config))}
@@ -116,14 +117,16 @@ def counts(config: Config) -> dict[str, int]:
 
 
 def disk_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of the tensors by precision; int8 is an estimate, as `SIZES` says."""
+    """The bytes of the tensors in each precision. Those of int8 are an estimate (`SIZES`)."""
     total = count(model)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     return {"fp32": 4 * total, "fp16": 2 * total, "int8": matrices + 4 * (total - matrices)}
 
 
 def stored(folder: Path) -> tuple[str | None, int, list[str]]:
-    """Precision of a folder's weight files, by the largest tensor; their bytes; the tensors' names."""
+    """Returns the precision of a folder's weight files (that of the largest tensor), their size in bytes, and
+    the names of the tensors.
+    """
     files = sorted(folder.glob("model*.safetensors")) or [existing(folder / "model.safetensors")]
     kinds, names = {}, []
     for path in files:
@@ -140,12 +143,12 @@ def stored(folder: Path) -> tuple[str | None, int, list[str]]:
 
 
 def size_of(name: str, length: int) -> dict:
-    """The figures of a preset, or of the model in a folder; `UserError` where `name` is neither."""
+    """The figures of a preset, or of the model in a folder. Raises `UserError` for another `name`."""
     if name not in PRESETS and Path(name).is_dir():
         path = existing(Path(name) / "config.json")
         config, head = parse(read_json(path), path)
         precision, file_bytes, tensors = stored(Path(name))
-        head = head if head in MODELS else "encoder"  # an unknown head is left out
+        head = head if head in MODELS else "encoder"  # the parameters of an unknown head are not counted
         if head == "encoder":
             model = on_meta(build_encoder, config, pooler=any("pooler." in tensor for tensor in tensors))
         else:
@@ -182,7 +185,7 @@ def size_of(name: str, length: int) -> dict:
 
 
 def shown(row: dict) -> dict:
-    """A row of the printed table."""
+    """The texts of one row of the printed table."""
     def beside(what: str) -> tuple[str, str]:
         figure = row["published"].get(what)
         return (figure["printed"], f"{100 * figure['deviation']:+.1f} %") if figure else ("-", "-")
@@ -201,7 +204,7 @@ def shown(row: dict) -> dict:
 
 
 def show_sizes(rows: list[dict], length: int) -> None:
-    """Prints the table, how it was counted, and which count gives which published figure."""
+    """Prints the table, the formulas, and a second table: which way of counting gives a published figure."""
     title = f"Sizes of models, and the forward pass of one sequence of {length} tokens"
     print(table([shown(row) for row in rows], title))
     print(f"\n{FLOPS_FORMULA}\n{SIZES}\n")
@@ -211,11 +214,12 @@ def show_sizes(rows: list[dict], length: int) -> None:
               for what in ("parameters", "flops") for row in rows
               for figure in [row["published"].get(what)] if figure]
     if papers:
-        print(table(papers, "What was published, and which of the counts rounds to it"))
+        print(table(papers, "Published figures, and the ways of counting that round to them"))
 
 
 def bench_size(options: SizeBench) -> dict:
     """Counts and prints. Returns the content of the JSON line."""
     rows = [size_of(name, options.length) for name in options.models or PRESETS]
     show_sizes(rows, options.length)
-    return {"bench": "size", "length": options.length, "formula": FLOPS_FORMULA.split("\n")[0], "models": rows}
+    return {"bench": "size", "length": options.length, "formula": FLOPS_FORMULA.split("\n")[0],
+            "models": rows}

@@ -1,8 +1,8 @@
-"""Times the distillation step of train.py against the same step on `transformers`, or against that of other
-methods, alternating in one run.
+"""Times the distillation step of train.py and the same step on `transformers`, or the steps of several
+methods.
 
-Each program has its own process, so each has its own peak of memory. They take turns on the same sequences.
-Tokens are real tokens, never padding.
+The programs take turns on the same sequences. Each program has its own process, so each has its own peak of
+memory. Tokens are real tokens; padding is not counted.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"
-# the methods of BERT models
+# the methods whose teacher and student are BERT or DistilBERT models
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -42,22 +42,23 @@ class TrainBench:
     """Every option of bench.py train."""
 
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
-    student: str = option("distilbert", "preset of the student")
-    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; of several each is timed")
-    batch: int = option(8, "sequences of one step")
+    student: str = option("distilbert", "preset of the student (random weights)")
+    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; each of them is timed")
+    batch: int = option(8, "number of sequences in one training step")
     corpus: str | None = option(
-        None, "prepared folder: lengths as its sequences have them, up to --max-length")
-    max_length: int = option(128, "tokens of the longest sequence")
-    min_length: int = option(16, "of the shortest; without a corpus, lengths are uniform in between")
-    micro_tokens: int = option(4096, "most tokens in one forward pass")
-    steps: int = option(4, "steps of one turn")
-    turns: int = option(5, "turns of each contender after the warm-up")
-    dropout: float = option(0.1, "of embeddings and block outputs, on both sides")
-    precision: str = option("auto", "of matrix products", choices=("auto", *PRECISIONS))
-    device: str = option("auto", "cpu, cuda ...")
-    threads: int | None = option(None, "CPU threads")
-    peer: bool = option(True, "measure transformers beside (distilbert)")
-    compiled_peer: bool = option(False, "and transformers with torch.compile")
+        None, "folder of a prepared corpus: sequences have the lengths of its sequences, up to --max-length")
+    max_length: int = option(128, "longest sequence in tokens")
+    min_length: int = option(16, "shortest sequence in tokens; without --corpus, lengths are uniform from "
+                                  "--min-length to --max-length")
+    micro_tokens: int = option(4096, "largest number of tokens in one forward pass of minibert")
+    steps: int = option(4, "number of training steps in one turn")
+    turns: int = option(5, "number of measured turns of each program, after one warm-up turn")
+    dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
+    precision: str = option("auto", "precision of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "device, for example cpu, cuda or cuda:1")
+    threads: int | None = option(None, "number of CPU threads")
+    peer: bool = option(True, "also measure the step on transformers (with distilbert only)")
+    compiled_peer: bool = option(False, "also measure the step on transformers with torch.compile")
 
     def __post_init__(self):
         at_least_one(self, "batch", "steps", "turns", "threads")
@@ -69,8 +70,9 @@ class TrainBench:
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(ids, lengths, selected) of each step of a turn:
-    random tokens, 15 % of them masked, the same for all programs.
+    """The random sequences of each step of a turn, the same for all programs: (ids, lengths, selected).
+
+    15 % of the tokens are selected to be masked.
     """
     rng = np.random.default_rng(0)
     corpus = options.corpus and open_corpus(options.corpus, options.max_length)
@@ -92,7 +94,7 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
 
 
 def distillation_turn(method: str, options: TrainBench, runtime):
-    """A function that runs one turn of steps with minibert, exactly like train.py."""
+    """Returns a function that runs the steps of one turn with minibert, exactly as train.py does."""
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
     teacher, student = (init_weights(build(config)) for config in shapes(options))
@@ -117,9 +119,10 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 
 
 def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
-    """The same with transformers, or with transformers `compiled` for any length.
+    """Returns a function that runs the steps of one turn with transformers.
 
-    Its batches are grouped by length: the sequences of a turn are sorted and then divided.
+    The sequences of a turn are sorted by length and then divided into batches. If `compiled` is true, the
+    models are compiled once, for sequences of any length.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -145,7 +148,7 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """Runs one program in its process."""
+    """Runs the turns of one program in its own process."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)
@@ -155,7 +158,7 @@ def train_worker(kind: str, options: TrainBench, pipe) -> None:
 
 
 def bench_train(options: TrainBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line."""
+    """Measures and prints. Returns the content of the JSON line as a dict."""
     peer = options.peer and options.methods == ("distilbert",)
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:

@@ -1,7 +1,8 @@
-"""The same steps on `transformers`, as its own users would set them up. bench.py compares with them.
+"""Training steps on `transformers`, set up as its users would. bench.py compares minibert's steps with them.
 
-They have SDPA attention, batches padded to their longest sequence, and the same precision, dropout and
-optimiser. The losses are those of the original DistilBERT code, on the logits of all real tokens.
+The steps have SDPA attention, and batches padded to their longest sequence. Precision, dropout and optimiser
+are the same as in minibert's steps. The distillation losses are those of the original DistilBERT code, on the
+logits of all real tokens.
 """
 
 import importlib.util
@@ -27,27 +28,28 @@ def check_installed() -> None:
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """A model of `transformers` with the shape of `config`, random weights and SDPA attention.
 
-    By default it is a masked language model. Raises `UserError` if `transformers` has no such shape.
+    `kind` is a class of transformers, by default a masked language model. Raises `UserError` if
+    `transformers` does not support the shape.
     """
     import transformers
-    raw = describe(config, "mlm", "hf", "float32")  # the config.json that such a model is saved with
+    raw = describe(config, "mlm", "hf", "float32")  # the content of config.json for such a model
     theirs = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     return getattr(transformers, kind).from_config(theirs, attn_implementation="sdpa")
 
 
 def pad_sequences(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
-    """The sequences as one tensor (S, T), padded with `value` to the longest."""
+    """The sequences as one tensor (S, T). Shorter sequences are padded with `value` to the longest length."""
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
 def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimizer:
-    """The optimiser with a constant learning rate."""
+    """Sets a constant learning rate and returns the optimiser."""
     set_learning_rate(optimizer, lr)
     return optimizer
 
 
 def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
-    """The second half of a step: backward, clip, update. Returns the loss."""
+    """The backward pass, the clipping of the gradient and the update of the weights. Returns the loss."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
@@ -56,7 +58,10 @@ def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
 
 def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
                       weights: DistilBERTWeights, optimizer, runtime: Runtime, clip: float) -> float:
-    """One distillation step on a padded batch; inputs and labels one tensor a sequence. Returns the loss."""
+    """One distillation step on a padded batch. `inputs` and `labels` have one tensor for each sequence.
+
+    Returns the loss.
+    """
     ids, labels = (pad_sequences(rows, value).to(runtime.device)  # (S, T) each
                    for rows, value in ((inputs, 0), (labels, IGNORE)))
     lengths = torch.tensor([len(sequence) for sequence in inputs])
@@ -79,7 +84,10 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
 
 def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
                                  labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
-    """One fine-tuning step of a sequence classifier on a padded batch. Returns the loss."""
+    """One fine-tuning step of a sequence classifier on a padded batch. 
+
+    `ids` and `segments` have one tensor for each sequence. Returns the loss.
+    """
     lengths = torch.tensor([len(sequence) for sequence in ids])
     inputs = {"input_ids": pad_sequences(ids, 0),
               "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long()}

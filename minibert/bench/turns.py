@@ -1,6 +1,7 @@
-"""Times programs in turns. Each program has its own process, so each has its own peak of memory.
+"""Runs several programs in turns and times them. Each program has its own process and peak of memory.
 
-note: torch is imported inside functions, because `bench.py data` measures the memory of processes without it.
+note: torch is imported inside functions, because `bench.py data` measures the memory of processes without
+torch.
 """
 
 import contextlib
@@ -18,17 +19,16 @@ from minibert.common.errors import UserError
 
 
 def serve(turn: Callable, pipe, device=None) -> None:
-    """Runs in the process of a program: runs one turn whenever the parent asks, and sends its time in
-    seconds.
+    """The loop in the process of a program. It runs one turn for each request of the parent process.
 
-    At the end it sends the peak of memory in bytes. A turn that returns a value sends this value instead of
-    its time. `device` is torch's device if the turns use one.
+    After a turn it sends the value that `turn` returned, or the seconds of the turn if `turn` returned None.
+    At the end it sends the peak memory in bytes. `device` is the device of torch, if the turns use torch.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         import torch
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent process has ended
         while pipe.recv():
             begun = time.perf_counter()
             measured = turn()
@@ -40,7 +40,7 @@ def serve(turn: Callable, pipe, device=None) -> None:
 
 def peak_memory() -> int:
     """The peak memory of this process in bytes."""
-    try:  # Linux starts a new process' ru_maxrss at its parent's, but not this count
+    try:  # on Linux a new process inherits the ru_maxrss of its parent, but not VmHWM
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
     except (OSError, TypeError):
@@ -48,14 +48,13 @@ def peak_memory() -> int:
 
 
 def run(worker: Callable, *given) -> None:
-    """Runs `worker(*given)` in its process. Sends a `UserError` to the parent, which raises it.
-
-    The last value of `given` is the pipe.
+    """Runs `worker(*given)` in its own process. If the worker raises a `UserError`, this function sends the
+    error to the parent process, which raises it again. The last value of `given` is the pipe.
     """
     try:
         worker(*given)
     except UserError as error:
-        with contextlib.suppress(BrokenPipeError):  # the parent is gone
+        with contextlib.suppress(BrokenPipeError):  # the parent process has ended
             given[-1].send(error)
 
 
@@ -63,18 +62,20 @@ def run(worker: Callable, *given) -> None:
 def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
     """Starts `worker(*given, pipe)`, which calls `serve`, in its own process.
 
-    Yields its process id and a function `ask(turn)`: `ask()` runs one turn and returns its time in seconds,
-    `ask(False)` stops the worker and returns its peak memory. A `UserError` of the worker is raised here.
+    Yields the process id of the worker and a function `ask`. `ask()` runs one turn and returns its result,
+    usually its seconds. `ask(False)` stops the worker and returns its peak memory in bytes. A `UserError` of
+    the worker is raised in this process.
     """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=run, args=(worker, *given, theirs))  # no daemon: it may have children
+    # the process is no daemon, because a daemon may not start processes
+    process = context.Process(target=run, args=(worker, *given, theirs))
     process.start()
     theirs.close()
 
     def ask(turn: bool = True):
         try:
-            with contextlib.suppress(ConnectionError):  # it has ended; what it sent is still there
+            with contextlib.suppress(ConnectionError):  # the worker has ended; its last message is read below
                 pipe.send(turn)
             answer = pipe.recv()
         except (EOFError, ConnectionError):
@@ -85,7 +86,7 @@ def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
 
     try:
         yield process.pid, ask
-        with contextlib.suppress(ConnectionError):  # the process has ended
+        with contextlib.suppress(ConnectionError):  # the worker has ended
             pipe.send(False)
         process.join()
     finally:
@@ -95,7 +96,7 @@ def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
 
 
 def told(what: str, turn: Callable):
-    """Returns the result of `turn()`. Prints its time on stderr, so that a long benchmark shows progress."""
+    """Runs `turn()` and returns its result. Prints its time on stderr, to show progress."""
     begun = time.perf_counter()
     found = turn()
     print(f"{what}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
@@ -104,10 +105,11 @@ def told(what: str, turn: Callable):
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts `worker(kind, options, pipe)` for each kind and runs their turns alternately, after one warm-up
-    each.
+    """Starts `worker(kind, options, pipe)` for each kind of program, and runs the turns of all kinds
+    alternately, after one warm-up turn of each kind.
 
-    Returns the seconds (or the measured values) of each kind's turns, and its peak of memory in bytes.
+    Returns the seconds of each kind's turns (or the values that its turns return), and its peak memory in
+    bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options))[1] for kind in kinds}
@@ -121,12 +123,12 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """`count` divided by the seconds of each turn: the median, and the lowest and highest."""
+    """`count` divided by the seconds of a turn. Returns the median, and [lowest, highest], over the turns."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
 def ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    """`theirs` divided by `ours`, turn by turn, sorted. For times this is how many times as fast ours is."""
+    """`theirs` divided by `ours`, turn by turn, sorted. 2.0 means that ours took half the time of theirs."""
     return sorted(a / b for a, b in zip(theirs, ours))
 
 
@@ -134,7 +136,7 @@ def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
     """Prints and returns how many times as fast as the peer minibert is, and its share of the peer's memory.
 
-    The speed is the median of the ratios of the turns.
+    The speed is the median of the ratios of all turns.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]

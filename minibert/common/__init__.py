@@ -1,4 +1,3 @@
-"""Used by all other folders: errors, files, options, the console, device and ranks, random numbers.
-
-Read errors.py and disk.py, then runtime.py and randomness.py.
+"""Modules that all other folders use: errors, files, options, the console, device and ranks, random numbers.
+A good order to read them is errors.py, disk.py, runtime.py, randomness.py.
 """

@@ -1,4 +1,6 @@
-"""What scripts print: lines, tables, times and progress. It needs no torch, which takes seconds to import."""
+"""Functions that print lines, tables, times and progress. This module does not import torch, which takes
+seconds.
+"""
 
 import os
 import sys
@@ -6,24 +8,26 @@ import time
 
 
 def say(*words, sep: str = " ") -> None:
-    """Prints to stdout, on the first rank only."""
+    """Prints to stdout. Only the first rank prints."""
     if first_rank():
         print(*words, sep=sep, flush=True)
 
 
 def first_rank() -> bool:
-    """Whether this process is the first of a run of several, or the only one."""
+    """Whether this process is the first rank, or the only process of a run."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """A number of seconds as text in the form h:mm:ss."""
     seconds = int(seconds + 0.5)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """A table of rows with the same keys, which are its heading; all columns but the first right-aligned."""
+    """A table as text. All rows have the same keys, which are the heading. All columns except the first are
+    right-aligned.
+    """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
@@ -35,24 +39,26 @@ def table(rows: list[dict], title: str = "") -> str:
 
 
 class Progress:
-    """A progress line on stderr: amount done, rate, time left.
+    """A progress line on stderr with the amount of work done, the rate and the remaining time.
 
-    On a terminal the line is replaced twice a second. Elsewhere a new line is printed every ten seconds. Only
-    the first rank shows it. Shorter work shows nothing. At the end the line is removed. With `stays=True` the
-    first and the last state are always shown, and the last one stays.
+    On a terminal the line is replaced twice a second. In a file a new line is printed every ten seconds. Only
+    the first rank prints progress. Work that ends earlier prints nothing. At the end the line is removed.
+    With `stays=True` the first and the last line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`total` and `done` count `unit`s; what was `done` before is left out of the rate."""
+        """`total` and `done` are numbers of `unit`s. The rate does not include the units in `done`, which
+        were finished before.
+        """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
-        self.shown = float("-inf") if stays else self.begun  # when the line was last shown
-        self.in_place = False  # whether the cursor is at the end of the line
+        self.shown = float("-inf") if stays else self.begun  # the time at which the line was last shown
+        self.in_place = False  # whether the cursor is at the end of the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. Shows the new state, followed by `detail`, if enough time has
-        passed.
+        """Adds `amount` to the work done. Shows the new line, with `detail` at its end, if enough time has
+        passed since the last one.
         """
         self.done += amount
         finished = self.done >= self.total
@@ -66,14 +72,14 @@ class Progress:
             self.close()
 
     def text(self, now: float) -> str:
-        """The text of the line."""
+        """The text of the progress line."""
         rate = (self.done - self.before) / max(now - self.begun, 1e-3)
         left = clock(max(self.total - self.done, 0) / rate) if rate > 0 else "?"
         return (f"{self.what}  {short(self.done)} of {short(self.total)} {self.unit}  "
                 f"{short(rate)} {self.unit}/s  {left} left")
 
     def close(self) -> None:
-        """Ends the line, so that the next output begins on a new line."""
+        """Ends the progress line, so that the next output begins on a new line."""
         if self.in_place:
             print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
         self.in_place = False
@@ -86,7 +92,9 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number for reading: one digit after the point below 100, two from 1 down, none for whole numbers."""
+    """A number as text: a whole number or one from 100 up without a fraction, one from 1 up with one digit
+    after the point, a smaller one with two significant digits.
+    """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"
     return f"{number:.1f}" if number >= 1 else f"{number:.2g}"

@@ -1,4 +1,5 @@
-"""Reads small files, writes files completely or not at all, and reports errors of the disk in one sentence.
+"""Functions that read small files, write files completely or not at all, and report errors of the disk in one
+sentence.
 """
 
 import contextlib
@@ -18,11 +19,11 @@ WINDOWS = os.name == "nt"
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Turns errors of the disk in the block into a `UserError`; errors of the network stay as they are."""
+    """Turns an error of the disk in the block into a `UserError`. An error of the network is not changed."""
     try:
         yield
     except BrokenPipeError:
-        raise  # from the program that reads the output, not from a disk
+        raise  # this error comes from the program that reads the output, not from a disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, {path} cannot be written; make room and run again, which "
@@ -32,7 +33,9 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], None]]:
-    """Opens a file and yields a function that writes to it. An error of the disk is a `UserError`."""
+    """Opens a file and yields a function that writes to this file. An error of the disk becomes a
+    `UserError`.
+    """
     with disk_errors(name):
         file = open(path, mode)
 
@@ -43,12 +46,12 @@ def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], Non
         yield write
     finally:
         with disk_errors(name):
-            file.close()  # flushes the buffer, so it can fail, too
+            file.close()  # closing writes the rest of the buffer, so it can fail, too
 
 
 def fsync(path: Path) -> None:
-    """Flushes a file, or a folder's list of names, to the disk."""
-    # Windows flushes only files that are open for writing, and opens no folders.
+    """Flushes a file, or the list of names in a folder, to the disk."""
+    # Windows can flush only files that are open for writing, and it cannot open folders.
     if path.is_dir():
         if WINDOWS:
             return
@@ -63,7 +66,9 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes to a temporary name, flushes and renames: after a crash the file is complete or as before."""
+    """Writes a file under a temporary name, flushes it and renames it. So after a crash the file is either
+    complete or unchanged.
+    """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
         partial.write_text(text, encoding="utf-8", newline="\n")
@@ -73,14 +78,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """`write_text` of an indented JSON document."""
+    """Writes an object as indented JSON with `write_text`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def place_for(folder: Path) -> Path:
-    """The path, links resolved, that a finished folder is renamed to; `UserError` unless it is new or empty.
+    """Returns the path that a finished folder will be renamed to, with all links resolved. Raises `UserError`
+    if this folder exists and is not empty.
 
-    A mount point is refused, because it cannot be replaced at the end of the work.
+    A mount point also raises `UserError`, because a folder cannot be renamed to it at the end of the work.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -93,9 +99,11 @@ def place_for(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
-    """Makes `folder` and a temporary folder inside it, which is removed at the end of the block."""
+    """Makes `folder` and a temporary folder inside it. The temporary folder is removed at the end of the
+    block.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".saving-*"):  # from a process that was killed
+    for left_over in folder.glob(".saving-*"):  # a process that was killed left these folders
         shutil.rmtree(left_over)
     made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
@@ -105,9 +113,9 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file, with '\\n' line ends; errors name the file.
+    """The text of a small UTF-8 file. All line ends are '\\n'. Errors name the file.
 
-    A device or pipe is an error, since reading it may never end.
+    A device or a pipe is an error, because reading it may never end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -132,14 +140,15 @@ def check_is_the_file(path: Path, start: bytes) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The json object in a file; errors name the file and line."""
+    """The JSON object in a file. Errors name the file and the line."""
     text = read_text(path)
     check_is_the_file(path, text[:100].encode())
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+    # RecursionError comes from thousands of brackets, ValueError also from numbers with thousands of digits
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: json that cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a json object")

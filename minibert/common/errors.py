@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 def sentence(error: UserError | str) -> str:
-    """The message on one line, of at most 2,000 characters.
+    """The message of an error on one line, with at most 2,000 characters.
 
     Control characters are escaped, because a message may quote the content of a file.
     """
@@ -24,20 +24,21 @@ def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
     code 2, without a traceback.
 
-    Characters that the terminal's encoding lacks become \\xe9 or \\u4e2d in the output instead of an error.
+    A character that the terminal's encoding does not have is printed as a code like \\xe9 or \\u4e2d.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where a caller replaced it
+        if hasattr(stream, "reconfigure"):  # a stream that a caller replaced may have no such method
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the program that reads the output, like `head`, has ended
+    except BrokenPipeError:  # the program that reads the output, for example `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # no permission to read a folder, a name that is too long, a full disk
+    # for example a folder without permission, a name that is too long, or a full disk
+    except OSError as error:
         where = f"{error.filename} cannot be used: " if error.filename else ""
         print(f"error: {sentence(where + (error.strerror or str(error)))}", file=sys.stderr)
         sys.exit(2)

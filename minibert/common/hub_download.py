@@ -1,4 +1,4 @@
-"""Finds the folder of a model. A model from the hub is downloaded once.
+"""Finds the folder of a model. A model of the hub is downloaded once and then read from the cache.
 
 note: this module does not import torch, because a process that only tokenises does not need it.
 """
@@ -11,21 +11,22 @@ from minibert.common.errors import UserError
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json",
                 "special_tokens_map.json", "modules.json", "sentence_*_config.json",
                 "config_sentence_transformers.json", "[0-9]_*/config.json",
-                # the last two may be there instead of a config.json; the error names them
+                # The last two files are of other formats. If they are there without a config.json, the error
+                # names them.
                 "adapter_config.json", "bert_config.json")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
-# a dense layer of a sentence encoder
+# the weights of a dense layer of a sentence encoder
 DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
-    """The folder itself, or the one in the Hugging Face cache
-    into which the hub model of that name was downloaded.
+    """Returns `folder` itself if it is a folder. Otherwise it is the name of a hub model, which is
+    downloaded, and its folder in the Hugging Face cache is returned.
 
-    `weights=False` fetches config.json and the tokenizer only. The environment variables of huggingface_hub
-    count (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no such folder or model,
-    or if the folder is that of a run, whose model is in model/.
+    `weights=False` downloads only config.json and the tokenizer. The environment variables of huggingface_hub
+    are used (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no folder or model
+    with this name, or if it is the folder of a run, which has the model in model/.
     """
     if Path(name).is_dir():
         if (Path(name) / "snapshots").is_dir():
@@ -51,15 +52,15 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"there is no folder {name} here, and no model of that name on the hub that you can "
                         "read") from None
-    except Exception as error:  # whatever the HTTP client and the disk may raise
+    except Exception as error:  # the HTTP client and the disk raise errors of many classes
         why = str(error).strip().splitlines()
         raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "
                         f"({why[0] if why else type(error).__name__})") from None
 
 
 def what_else(folder: Path) -> str:
-    """The reason why a folder has no config.json, tokenizer or weights that load, as the end of a sentence,
-    or "".
+    """The reason why a model in a folder cannot be loaded, as the end of a sentence. It is "" if no reason is
+    known.
     """
     def holds(*names: str) -> str | None:
         return next((path.name for name in names for path in sorted(folder.glob(name))), None)

@@ -1,7 +1,8 @@
-"""Command-line options from a frozen dataclass: one field, one option, one help line.
+"""Makes command-line options from a frozen dataclass. Each field is one option with its help text.
 
-The fields stand in the order of `--help`. An option that only some values of another one read is shown with
-these values, and refused with the others: `train.py --method tinybert --help` shows the options of TinyBERT.
+`--help` shows the options in the order of the fields. Some options are used only with certain values of
+another option. They are shown only with these values, and with other values they are an error. For example,
+`train.py --method tinybert --help` shows the options of TinyBERT.
 """
 
 import argparse
@@ -16,11 +17,12 @@ from minibert.common.errors import UserError
 
 def option(default, help: str, choices=None, metavar: str | None = None, group: str | None = None,
            only_with: dict[str, tuple] | None = None):
-    """A dataclass field that is a command-line option.
+    """Makes a dataclass field that is a command-line option.
 
-    `metavar` says in the help what is wanted (FOLDER, TOKENS). `group` begins a group of the help, which ends
-    where a later field begins another. `only_with`: the options, and the values of each, with which this one
-    is read, as {"method": ("tinybert",)}.
+    `metavar` is the name of the value in the help (FOLDER, TOKENS). `group` starts a new group in the help.
+    The fields after it belong to this group until another field starts one. `only_with` has other options and
+    their values. This option is used only if each of them has one of these values, for example {"method":
+    ("tinybert",)}.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -28,12 +30,13 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
 
 def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str | None = None,
           defaults: dict[str, dict[str, dict]] | None = None):
-    """An instance of the dataclass `cls` from the command line.
+    """Reads the command line and returns an instance of the dataclass `cls`.
 
     `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may
-    be left out. `prog` is what the usage line begins with. `defaults` are shown in the help for what is left
-    out: {"method": {"tinybert": {"lr": 1e-4}}}. Unknown options and wrong types end the program with exit
-    code 2; `UserError` for an option that is not read with the others.
+    be left out. `prog` is the name of the program in the usage line. `defaults` are the defaults that the
+    help shows with a value of another option: {"method": {"tinybert": {"lr": 1e-4}}}. An unknown option or a
+    wrong type ends the program with exit code 2. Raises `UserError` for an option that has no effect with the
+    other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -58,8 +61,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """The options of `cls` that are not read where the options `given` have these values; for each, why
-    not.
+    """The options of `cls` that have no effect if the options have the values in `given`, each with the
+    reason.
     """
     reasons = {}
     for field in dataclasses.fields(cls):
@@ -71,7 +74,7 @@ def unread(cls, given: dict) -> dict[str, str]:
 
 
 def flag(name: str) -> str:
-    """A field's name as it is typed: layer_map is --layer-map."""
+    """The name of a field's option: the field layer_map has the option --layer-map."""
     return "--" + name.replace("_", "-")
 
 
@@ -87,7 +90,7 @@ class _Refused(argparse.Action):
 
 
 def _add(parser, cls, field, default) -> None:
-    """Adds the option of a field; `default` is the one that the help shows."""
+    """Adds the option of a field to the parser. `default` is the value that the help shows."""
     kind, how = typing.get_type_hints(cls)[field.name], {}
     if isinstance(kind, types.UnionType):
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
@@ -107,8 +110,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """The values of `names`, and of all options that decide which others are read, before these are
-    parsed.
+    """The values of the options `names`, and of all options that decide if other options are used. They are
+    parsed before the other options.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -117,12 +120,12 @@ def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
         _add(parser, cls, field, None)
     try:
         return vars(parser.parse_known_args(argv)[0])
-    except argparse.ArgumentError:  # the whole parser reports it
+    except argparse.ArgumentError:  # the parser of all options reports this error later
         return {field.name: field.default for field in fields}
 
 
 def at_least_one(options, *names: str) -> None:
-    """`UserError` where one of these options is given and below 1."""
+    """Raises `UserError` if one of the options `names` is given and is less than 1."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -131,9 +134,10 @@ def at_least_one(options, *names: str) -> None:
 
 def within(options, low: float, high: float, *names: str, open_low: bool = False,
            open_high: bool = False) -> None:
-    """`UserError` where one of these options is given and is no number from `low` to `high`.
+    """Raises `UserError` if one of the options `names` is given and is not a number from `low` to `high`.
 
-    `open_low`, `open_high`: nor that end itself, as is always so of infinity.
+    With `open_low` the value `low` is not allowed, and with `open_high` the value `high` is not allowed.
+    Infinity is never allowed.
     """
     open_high = open_high or high == math.inf
     upper = "finite" if high == math.inf else f"{'below' if open_high else 'at most'} {high:g}"
@@ -146,7 +150,7 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
 
 
 def numbers(option: str, text: str, kind: Callable = int) -> list:
-    """The numbers of an option like 0,2,5."""
+    """The numbers in the value of an option, for example 0,2,5."""
     try:
         return [kind(word) for word in text.split(",")]
     except ValueError:
@@ -154,7 +158,7 @@ def numbers(option: str, text: str, kind: Callable = int) -> list:
 
 
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:
-    """The weights that --weights TERM=WEIGHT ... gives to some of a method's terms."""
+    """Reads the option --weights TERM=WEIGHT ... and returns the weight of each term in it."""
     weights = {}
     for text in given:
         name, _, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""The features of the CPU that decide which kernel is fast."""
+"""Functions that report which features the CPU has. The fastest kernel depends on them."""
 
 from functools import cache
 
@@ -7,9 +7,9 @@ import torch
 
 @cache
 def features() -> frozenset[str]:
-    """The names of the CPU's features as torch has them: "avx2", "avx512_vnni", "amx_int8" and the like.
+    """The names that torch gives to the features of this CPU, for example "avx2", "avx512_vnni", "amx_int8".
 
-    Empty if torch does not report them, like older versions.
+    The set is empty if the version of torch does not report them.
     """
     if not hasattr(torch.cpu, "get_capabilities"):
         return frozenset()
@@ -24,7 +24,7 @@ def multiplies_bf16() -> bool:
 def sums_bytes_in_32_bits() -> bool:
     """Whether the CPU has dot products of 8-bit numbers (VNNI, AMX).
 
-    An x86 CPU without them adds two products in 16 bits, which may overflow.
+    An x86 CPU without these instructions adds two products in 16 bits, and the sum may overflow.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

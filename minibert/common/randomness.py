@@ -1,8 +1,9 @@
-"""Random numbers as pure functions of (seed, step, sample, position ...), so that a run can be resumed at any
+"""Random numbers that are functions of (seed, step, sample, position ...). So a run can be resumed at any
 step and divided among any number of ranks.
 
-Nothing here has a state: a number is a hash of its arguments, and the order of the data is a permutation that
-is computed, not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+There is no generator with a state. Each random number is a hash of its arguments. The order of the data is a
+permutation that is computed and not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood
+2014).
 """
 
 import numpy as np
@@ -11,8 +12,11 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(*words) -> np.ndarray:
-    """Hashes integers or integer arrays (broadcast together) to uint64; the order of the words matters."""
-    # An array: numpy warns when a scalar overflows, and here it should.
+    """Hashes integers or integer arrays (broadcast together) to uint64. Another order of the words gives
+    another hash.
+    """
+    # The state is an array, because numpy gives a warning if a scalar overflows. The overflow here is
+    # intended.
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         z = state + _GAMMA + np.asarray(word).astype(np.uint64)
@@ -23,21 +27,25 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Hashes like `mix`, to floats in (0, 1), without 0 and 1: log(u) is finite, and u * n is below n."""
-    # 52 bits: with 53, adding 0.5 would be rounded, at the upper end to 1.
+    """Uniform random floats in (0, 1) from the hash of `mix`. They are never 0 or 1, so log(u) is finite and
+    u * n is below n.
+    """
+    # 52 bits are used. With 53 bits, the sum with 0.5 would be rounded, and the largest value would become 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def seed_of(*words) -> int:
-    """Hashes like `mix`, to one non-negative int63 for a generator of torch."""
+    """A seed for a random generator of torch, from the hash of `mix`: an integer from 0 to 2^63 - 1."""
     return int(mix(*words)[0] >> np.uint64(1))
 
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
-    """The images of `i` under a pseudo-random permutation of 0 ... n-1 that `key` chooses; int64.
+    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
+    result is int64.
 
-    A balanced Feistel network over the next even number of bits. It is applied again to results of n or more
-    ("cycle walking", Black and Rogaway 2002), fewer than four times on average.
+    The permutation is a balanced Feistel network over the next even number of bits. A result of n or more
+    goes through the network again ("cycle walking", Black and Rogaway 2002). On average, fewer than four
+    passes are needed.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -53,9 +61,9 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 
 
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """The numbers of the `batch` sequences, out of n, that optimiser step `step` (from 0) reads; int64.
+    """The numbers of the `batch` sequences, out of n, in optimiser step `step` (from 0). The result is int64.
 
-    Each epoch is another permutation of all n.
+    Each epoch has another permutation of all n sequences.
     """
     drawn = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epochs = drawn // n

@@ -1,6 +1,7 @@
-"""The runtime of a run: device, precision, ranks, threads. Model code does not read it.
+"""The device, the precision, the ranks and the CPU threads of a run. The code of the models does not use this
+module.
 
-With torchrun every rank is one process. Without it there is one rank.
+With torchrun every rank is one process. Without torchrun there is one rank.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, number of this rank and of all ranks, and the precision of matrix products."""
+    """The device, the number of this rank, the number of ranks, and the precision of matrix products."""
 
     device: torch.device
     precision: str  # "fp32", "bf16" or "fp16"
@@ -36,13 +37,15 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self):
-        """The context that forward passes run in: matrix products in 16 bits, norms and losses in fp32."""
+        """The context of a forward pass. In 16-bit precision, matrix products are in 16 bits, and norms and
+        losses are in fp32.
+        """
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling for fp16; does nothing otherwise."""
+        """The gradient scaler for fp16. In other precisions it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def barrier(self) -> None:
@@ -57,10 +60,11 @@ class Runtime:
             dist.destroy_process_group()
 
     def sum_over_ranks(self, tensors: list[Tensor]) -> None:
-        """Adds the tensors of all ranks in place, in one flat call per dtype."""
+        """Sums the tensors over all ranks, in place. All tensors of one dtype are summed in one call."""
         if self.ranks == 1:
             return
-        for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order on all ranks
+        # the order of the dtypes is the same on all ranks
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
             of_one_type = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in of_one_type])
             with _another_rank_may_end():
@@ -75,7 +79,7 @@ def _another_rank_may_end():
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
-            raise  # an error of the device, not of the connection
+            raise  # this is an error of the device, not of the connection
         raise UserError("another rank has ended or cannot be reached, so this one ends too "
                         f"({str(error).splitlines()[0]}); its own message says why; continue from the last "
                         "checkpoint with --resume") from None
@@ -83,19 +87,21 @@ def _another_rank_may_end():
 
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
-    """Chooses device, precision and CPU threads, and joins the other ranks where torchrun started several.
+    """Chooses the device, the precision and the number of CPU threads. If torchrun started several ranks, it
+    connects them.
 
-    "auto" is CUDA where there is one; bf16 where the hardware has it natively,
-    fp16 on GPUs that have not, else fp32. `training` sets up the memory of the process for hours of steps.
+    The device "auto" is a GPU if there is one. The precision "auto" is bf16 if the hardware multiplies bf16,
+    fp16 on other GPUs, and fp32 on other CPUs. `training` changes settings of the process's memory, so that
+    many hours of training need no more memory.
     """
     if training:
-        # By default oneDNN keeps 1,024 compiled kernels, one for each shape, and packed batches always have
-        # new shapes. The kernels fragment the heap: memory grew by half in an hour of training. Sixteen
-        # kernels are more than one pass over a layer uses.
+        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Packed batches always have
+        # new shapes. The kernels fragment the heap, so memory grew by half in an hour of training. One pass
+        # through a layer uses fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # Called even with torch's own number: after this call MKL does not reduce its threads on a busy machine.
-    # Fewer threads would change the order of its sums, and a resumed run could differ in the last bit.
+    # This call is needed even without --threads. After it, MKL does not use fewer threads on a busy machine.
+    # Fewer threads would change the order of sums, and a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -108,7 +114,7 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    if chosen.type == "meta":  # a device without numbers, to plan with
+    if chosen.type == "meta":  # a "meta" tensor has a shape but no numbers
         raise UserError("--device meta cannot be used: nothing is computed on it")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -119,7 +125,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        # The first rank evaluates and saves while the others wait. A lost rank is noticed without this limit.
+        # The other ranks wait while the first rank evaluates and saves, so the time limit is long. A rank
+        # that ends is noticed without this limit.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
@@ -127,24 +134,27 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory. Other allocators are not changed.
 
-    By default glibc returns large blocks to the system and gets them again, page by page: 268 MiB in one step
-    of DistilBERT, a fifth of the step's time in bf16. With this setting the process never becomes smaller.
+    By default glibc returns large blocks of memory to the system, and later requests them again page by page.
+    In one step of DistilBERT these were 268 MiB, and they took a fifth of the step's time in bf16. With this
+    setting, the process keeps all memory until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(M_MMAP_MAX, 0)  # blocks from the heap, none from mmap, which are unmapped when freed
-        mallopt(M_TRIM_THRESHOLD, -1)  # the free end of the heap is kept
+        mallopt(M_MMAP_MAX, 0)  # all blocks come from the heap, because glibc unmaps freed blocks from mmap
+        mallopt(M_TRIM_THRESHOLD, -1)  # glibc keeps the free memory at the end of the heap
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 by itself; emulated, it is several times slower than fp32."""
+    """Whether the hardware has instructions that multiply bf16. Emulated bf16 is several times slower than
+    fp32.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return multiplies_bf16()
 
 
 def describe(runtime: Runtime) -> dict:
-    """The machine and the software, for config.json."""
+    """A description of the machine and the software for config.json."""
     import platform
 
     import numpy

@@ -1,4 +1,5 @@
-"""From text to batches: tokenising, prepared corpora, masking, the batches of a step.
+"""Makes batches from text: tokenising, prepared corpora, masking, and the batches of a step.
 
-Read tokenizer.py and text.py, then prepare.py, shards.py and corpus.py, then masking.py and loader.py.
+A good order to read the files is tokenizer.py, text.py, prepare.py, shards.py, corpus.py, masking.py,
+loader.py.
 """

@@ -1,8 +1,9 @@
 """Reads prepared corpora. Cuts documents into sequences and reads their tokens from memory maps.
 
-A *sequence* is a run of consecutive tokens of one document: at most `max_length`, counting [CLS] and [SEP],
-which loader.py adds. The starts of all sequences are computed when the corpus is opened, a window of lines at
-a time, and kept in a temporary file without a name. So memory does not grow with the corpus.
+A *sequence* has consecutive tokens of one document. Its length is at most `max_length`, with [CLS] and [SEP],
+which loader.py adds. The starts of all sequences are computed when the corpus is opened, for some lines at a
+time. They are written to a temporary file without a name. So the memory does not depend on the size of the
+corpus.
 """
 
 import hashlib
@@ -23,15 +24,15 @@ WINDOW_TOKENS = 1 << 24
 
 
 class NoSequences(UserError):
-    """The parts that were asked for hold no text that is long enough."""
+    """The error that a corpus has no sequence that is long enough."""
 
 
 class Corpus:
-    """The sequences of a prepared folder; see `open_corpus`.
+    """The sequences of a prepared folder. `open_corpus` makes them.
 
-    `counts`: uint64 (V,), how often each id occurs in the parts opened. `checksum`: the CRC-32 of all ids in
-    their order. `n_tokens`: tokens of all sequences, [CLS] and [SEP] included. `left_out`: a sentence about
-    the sequences that are left out, or "".
+    `counts` uint64 (V,) has the number of times that each id occurs. `checksum` is the CRC-32 of all ids in
+    order. `n_tokens` is the number of tokens of all sequences, with [CLS] and [SEP]. `left_out` is a sentence
+    about the sequences that are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, shards: list[np.ndarray], first: np.ndarray, starts: np.ndarray,
@@ -44,17 +45,21 @@ class Corpus:
         return len(self.starts)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Tokens of the sequences `indices`, int64 of the same shape, [CLS] and [SEP] not counted."""
+        """The numbers of tokens of the sequences `indices`, without [CLS] and [SEP]. The result is int64 with
+        the shape of `indices`.
+        """
         return self.sequence_lengths[indices].astype(np.int64)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the counts, ids and sequences, to recognise the same text in the same order."""
+        """A hash of the counts, ids and sequences. Two corpora with the same text in the same order have the
+        same hash.
+        """
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
 
     def tokens(self, i: int) -> np.ndarray:
-        """Ids of sequence `i` without special tokens: a read-only view, uint16 or uint32."""
+        """The ids of sequence `i` without special tokens, as a read-only view (uint16 or uint32)."""
         if not 0 <= i < len(self):
             raise IndexError(f"sequence {i} of {len(self)}")
         shard = self.shards[np.searchsorted(self.first, i, side="right") - 1]
@@ -67,11 +72,11 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                 min_length: int = MIN_LENGTH) -> Corpus:
     """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
 
-    Consecutive lines of a document are joined up to that length; with `one_line` each line is a sequence.
-    Longer lines are cut. As in DistilBERT's code, sequences shorter than `min_length` ([CLS] and [SEP]
-    included) and those that are at least half [UNK] are left out. `UserError` if a file is missing or
-    damaged, or if the corpus was made with another tokenizer than `tokenizer`; `NoSequences` if all are too
-    short.
+    Consecutive lines of a document are joined up to this length. With `one_line` each line is one sequence. A
+    longer line is cut. As in DistilBERT's code, two kinds of sequences are left out: those shorter than
+    `min_length` (with [CLS] and [SEP]), and those in which at least half of the tokens are [UNK]. Raises
+    `UserError` if a file is missing or damaged, or if the corpus was prepared with another tokenizer than
+    `tokenizer`. Raises `NoSequences` if all sequences are too short.
     """
     folder = Path(folder)
     if max_length <= SPECIALS:
@@ -80,8 +85,8 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     if tokenizer is not None and tokenizer.sha256 != description["tokenizer"]:
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     counts, shards, first, written = np.zeros(1, dtype=np.uint64), [], [], 0
-    found = short = unknown = 0  # sequences: all, too short, the others of which half is [UNK]
-    checksum = 0  # computed here, where every id is read anyway
+    found = short = unknown = 0  # numbers of sequences: all, too short, and at least half [UNK]
+    checksum = 0  # computed here, because this loop reads every id
     temporary = Path(tempfile.gettempdir())
     with disk_errors(temporary):
         starts_file, lengths_file = tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -128,7 +133,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
 
 
 def read_description(folder: Path) -> dict:
-    """The contents of corpus.json, of a format this version reads."""
+    """The content of corpus.json. Raises `UserError` if its format is not the one that this version reads."""
     path = folder / "corpus.json"
     if not path.exists():
         raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
@@ -139,7 +144,8 @@ def read_description(folder: Path) -> dict:
 
 
 def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
-    """A read-only memory map of a file that must hold exactly `count` values."""
+    """A read-only memory map of a file. Raises `UserError` if the file does not have exactly `count` values.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing; prepare the corpus again")
     size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
@@ -151,26 +157,30 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 
 
 def check_totals(shard: Path, lines: np.ndarray, documents: np.ndarray, entry: dict) -> None:
-    """`UserError` unless the lines add up to the shard's tokens and the documents to its lines."""
+    """Raises `UserError` if the sum of the line lengths is not the shard's number of tokens, or if the sum of
+    the document lengths is not its number of lines.
+    """
     if lines.sum(dtype=np.int64) != entry["tokens"] or lines.size and not lines.min():
         raise UserError(f"{shard}.lines is damaged: its lines are not those of {shard.name}.tokens")
     if documents.sum(dtype=np.int64) != entry["lines"] or documents.size and not (
-            documents.min() and documents.max() <= entry["lines"]):  # or the sum went round 2^64
+            # the sum may overflow 2^64, so the largest value is checked, too
+            documents.min() and documents.max() <= entry["lines"]):
         raise UserError(f"{shard}.documents is damaged: its documents are not those of {shard.name}.lines")
 
 
 def map_unnamed(file, dtype, count: int) -> np.ndarray:
-    """A read-only memory map of a temporary file, which exists as long as the map."""
+    """A read-only memory map of a temporary file. The file exists as long as the map."""
     file.flush()
     return np.memmap(file, dtype=dtype, mode="r", shape=(count,)).view(np.ndarray)
 
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token offsets and lengths (int64) of the sequences of a shard, a window at a time; no token is left
-    out.
+    """Yields the token offsets and lengths (int64) of a shard's sequences, for one window of lines at a time.
+    Every token is in a sequence.
 
-    `lines`: tokens per line, `documents`: lines per document, `room`: most tokens of a sequence.
+    `lines` has the number of tokens of each line, and `documents` the number of lines of each document.
+    `room` is the largest number of tokens in a sequence.
     """
     start = 0
     pieces, last = np.zeros(0, np.int64), np.zeros(0, np.bool_)
@@ -182,12 +192,14 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
         borders = np.arange(len(pieces) + 1) if one_line else join(pieces, last, room)
         offsets = start + np.concatenate([[0], np.cumsum(pieces)])[borders]
         yield offsets[:-1], np.diff(offsets)
-        # The pieces of the last sequence, which may be longer, go into the next window.
+        # The last sequence may continue in the next window, so its pieces are moved to the next window.
         start, pieces, last = int(offsets[-1]), pieces[borders[-1]:], last[borders[-1]:]
 
 
 def windows(lines: np.ndarray, documents: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Line lengths (int64) in windows of bounded size, each with bools, True where a document ends."""
+    """Yields the line lengths (int64) in windows of limited size. With each window come bools, which are True
+    for the last line of a document.
+    """
     line = document = document_start = 0
     while line < len(lines):
         window = lines[line:line + WINDOW_LINES].astype(np.int64)
@@ -203,7 +215,9 @@ def windows(lines: np.ndarray, documents: np.ndarray) -> Iterator[tuple[np.ndarr
 
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of the pieces of lines cut to `room` tokens, and the index of the last piece of each line."""
+    """Cuts lines into pieces of at most `room` tokens. Returns the lengths of the pieces, and the index of
+    the last piece of each line.
+    """
     line_ends = np.cumsum(-(-lengths // room)) - 1
     pieces = np.full(line_ends[-1] + 1, room)
     pieces[line_ends] = (lengths - 1) % room + 1
@@ -211,9 +225,11 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(pieces: np.ndarray, last: np.ndarray, room: int) -> np.ndarray:
-    """Borders of the sequences that greedy joining makes: sequence k is pieces[borders[k]:borders[k + 1]].
+    """Joins as many pieces as fit into each sequence. Returns the borders: sequence k is
+    pieces[borders[k]:borders[k + 1]].
 
-    `last` is True where a document ends. A final sequence that the next window may continue is left out.
+    `last` is True for the last piece of a document. The last sequence is left out if the next window may
+    continue it.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

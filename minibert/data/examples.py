@@ -1,4 +1,4 @@
-"""Tokenised examples for fine-tuning and inference, and the batches drawn from them.
+"""Tokenised examples for fine-tuning and inference, and the batches of a step.
 
 Masked text for pre-training is in loader.py.
 """
@@ -21,50 +21,55 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """n sequences of N tokens in all, one after the other, and their labels."""
+    """n tokenised sequences and their labels. All sequences are in one array, and they have N tokens
+    together.
+    """
 
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # (n,) int64 classes or float32 scores, -1 or NaN without a label; spans: (n, 2) int64
+    # (n,) int64 classes or float32 scores. Without a label, a class is -1 and a score is NaN. For spans: (n,
+    # 2) int64.
     labels: np.ndarray
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """(n,) the first token of each sequence; computed once, so that a step does not cost O(n)."""
+        """The index of the first token of each sequence, (n,). It is computed once, because computing it
+        takes O(n) time.
+        """
         return np.cumsum(self.lengths) - self.lengths
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all arrays, to recognise the same texts and labels in the same order."""
+        """A hash of all arrays. The same texts and labels in the same order have the same hash."""
         digest = hashlib.sha256()
         for array in (self.ids, self.segments, self.lengths, self.labels):
             digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """The sequences `indices`, packed, in this order."""
+        """A packed batch of the sequences `indices`, in this order."""
         rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
                      torch.from_numpy(self.lengths[indices]))
 
     def part(self, indices: np.ndarray) -> "Examples":
-        """Only these examples, in this order."""
+        """New `Examples` with only the examples `indices`, in this order."""
         rows, _, _ = rows_of(self.starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """`UserError` where the tokenizer of `name` has pieces that the model has no vectors of."""
+    """Raises `UserError` if the tokenizer of `name` has more tokens than the model's word table."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
                         f"the model only {config.vocab_size}")
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
-    """`UserError` where the model `name` has too few positions for the longest example, or one token type for
-    pairs of texts. A model without token types reads pairs.
+    """Raises `UserError` if the model `name` has too few positions for the longest example, or if it has only
+    one token type and the examples are pairs of texts. A model without token types can read pairs.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -78,19 +83,20 @@ class LabelledBatch(NamedTuple):
     """A micro-batch of fine-tuning."""
 
     batch: Batch
-    labels: Tensor  # (S,) classes or scores, or (S, 2) first and last row of the answer, inside the sequence
-    targets: dict[str, Tensor]  # the teacher's outputs for these examples, see distill/task_kd.py
-    seed: int  # for the dropout of this micro-batch
+    # (S,) classes or scores, or (S, 2) first and last token of the answer, counted in its sequence
+    labels: Tensor
+    targets: dict[str, Tensor]  # the teacher's outputs for these examples (distill/task_kd.py)
+    seed: int  # the random seed of dropout in this micro-batch
 
     def to(self, device) -> "LabelledBatch":
-        """The same on `device`."""
+        """The same micro-batch with its tensors on `device`."""
         return LabelledBatch(self.batch.to(device), self.labels.to(device, non_blocking=True),
                              {name: t.to(device, non_blocking=True) for name, t in self.targets.items()},
                              self.seed)
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Examples from lists of ids and segments, one list for each sequence."""
+    """Makes `Examples` from lists of ids and segments. Each sequence has one list."""
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -101,27 +107,27 @@ def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.nd
 
 def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int,
            labels: np.ndarray | None = None) -> Examples:
-    """Tokenised texts, or pairs of texts; labels are -1 where none are given."""
+    """Tokenises texts, or pairs of texts. Without `labels`, every label is -1."""
     ids, segments = tokenizer.encode(texts, pairs, max_length)
     return make_examples(ids, segments, np.full(len(ids), -1) if labels is None else labels)
 
 
 class Drawn(NamedTuple):
-    """One rank's micro-batches of an optimiser step. The counts are of all ranks."""
+    """The micro-batches of one rank in an optimiser step. The counts include all ranks."""
 
     step: int  # from 0
     micro_batches: list[LabelledBatch]
     tokens: int
-    labelled: int  # examples that have a label
-    sequences: int  # examples
+    labelled: int  # number of examples with a label
+    sequences: int  # number of examples
 
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
-    """One rank's part of the `batch` examples of optimiser step `step` (from 0), in micro-batches of at most
-    `micro_tokens` tokens.
+    """Draws the examples of optimiser step `step` (from 0) and returns one rank's part of them. All ranks
+    together have `batch` examples. A micro-batch has at most `micro_tokens` tokens.
 
-    `targets` have one row for each example, or for each of its tokens (the logits of a span head).
+    `targets` has one row for each example. The logits of a span head have one row for each token.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

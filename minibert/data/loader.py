@@ -1,8 +1,9 @@
-"""From a corpus to the micro-batches of a step: drawn, masked, dealt to ranks, packed.
+"""Makes the micro-batches of a step from a corpus. The sequences are drawn, masked, divided among the ranks,
+and packed.
 
-`--batch` is the sequences of one optimiser step over all ranks; `--micro-tokens` only says how much
-of them goes through the model at once. The counts that the losses are divided by are those of the
-whole step, known before any forward pass.
+`--batch` is the number of sequences in one optimiser step over all ranks. `--micro-tokens` is the largest
+number of tokens in one forward pass. The losses are divided by the counts of the whole step, which are known
+before the first forward pass.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The sequences `indices` as one stream of ids (N,)
-    with [CLS] and [SEP] around each, and their lengths (S,).
+    """Returns the ids (N,) of the sequences `indices` in one array, with [CLS] and [SEP] around each
+    sequence, and the lengths of the sequences (S,).
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -38,9 +39,10 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
               masking: Masking, part: tuple[int, int] = (0, 1)) -> Step:
-    """The micro-batches of optimiser step `step` (from 0) for one rank; may be none where sequences are few.
+    """Makes the data of optimiser step `step` (from 0) for one rank. If there are fewer sequences than ranks,
+    a rank may have no micro-batch.
 
-    `part`: the rank, and how many ranks there are.
+    `part` is (number of this rank, number of ranks).
     """
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
     masked = mask_tokens(ids, lengths, tokenizer, masking, seed, step)
@@ -50,14 +52,16 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
 
 def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 512, selection: str = "bert",
                  share: float = 0.15, seed: int = 0) -> MicroBatch:
-    """A masked batch of texts, the longest first: what `minibert.distillation_loss` takes.
+    """Makes a masked batch of texts for `minibert.distillation_loss`. The longest text is first.
 
-    Longer texts are cut to `max_length` tokens. `selection` is "bert", "bernoulli" or "whole-word", see
-    `masking.SELECTIONS`; another `seed` masks other tokens. Raises `UserError` where there is no text.
+    A text with more than `max_length` tokens is cut. `selection` is "bert", "bernoulli" or "whole-word"
+    (`masking.SELECTIONS`). With another `seed`, other tokens are masked. Raises `UserError` if there is no
+    text.
     """
-    if selection not in SELECTIONS or selection == "smoothed":  # which needs the counts of a corpus
+    # "smoothed" needs the token counts of a corpus
+    if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
-    if isinstance(texts, str) or not texts:  # a string would be read as a list of letters
+    if isinstance(texts, str) or not texts:  # a string would be used as a list of letters
         raise UserError("masked_batch takes a list of texts, at least one")
     sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
     ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
@@ -67,8 +71,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
-    """Inside, an iterator over make(step), make(step + 1) ..., each made in a thread while the one before is
-    in use.
+    """A context with an iterator over make(step), make(step + 1) and so on. A thread makes the next result
+    while the current result is in use.
     """
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(make, step)
@@ -86,8 +90,8 @@ def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
         key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
-    """Cuts masked sequences into packed micro-batches
-    of at most `micro_tokens` tokens (or one sequence that is longer).
+    """Divides masked sequences into packed micro-batches of at most `micro_tokens` tokens. A longer sequence
+    is a micro-batch of its own.
     """
     starts = np.cumsum(lengths) - lengths
     return [_pack(ids, lengths, inputs, selected, starts, group, key)
@@ -95,8 +99,7 @@ def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.n
 
 
 def _pack(ids, lengths, inputs, selected, starts, group, key) -> MicroBatch:
-    # batch.pack does this from lists; here the tokens lie in arrays already,
-    # and steps have up to a million of them
+    # `batch.pack` would need lists, but the tokens are in arrays, and a step can have a million tokens
     rows, positions, offsets = rows_of(starts[group], lengths[group])
     labels = np.where(selected[rows], ids[rows], IGNORE)
     packed = Batch(torch.from_numpy(inputs[rows]), torch.from_numpy(positions),

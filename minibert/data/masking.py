@@ -1,9 +1,9 @@
-"""Dynamic masking: which tokens of a step are predicted, and what replaces them.
+"""Dynamic masking: functions that choose the tokens to predict in a step, and replace them.
 
-A pure function of (seed, step, sample, position): how a step is divided into micro-batches or among ranks
-does not change its masks. The arrays below hold a whole optimiser step over all ranks, N tokens; the
-selection is one of `SELECTIONS`, the replacement always BERT's 80/10/10 (Devlin et al. 2018, section 3.1,
-Task 1).
+The masks depend only on (seed, step, sample, position). They do not depend on the micro-batches and the
+number of ranks. The arrays in this file have the N tokens of a whole optimiser step over all ranks.
+`SELECTIONS` has several ways to choose the tokens. The replacement is always BERT's 80/10/10 (Devlin et al.
+2018, section 3.1, Task 1).
 """
 
 from typing import NamedTuple
@@ -22,24 +22,23 @@ SELECTIONS = {
 
 
 class Masking(NamedTuple):
-    """How tokens are chosen."""
+    """The settings that choose the masked tokens."""
 
-    selection: str = "bert"  # one of `SELECTIONS`
-    share: float = 0.15  # of 0, no token is masked
-    weights: np.ndarray | None = None  # (V,), of "smoothed": see `smoothed_weights`
+    selection: str = "bert"  # a name in `SELECTIONS`
+    share: float = 0.15  # share of masked tokens; 0 masks no token
+    weights: np.ndarray | None = None  # (V,) for "smoothed" only: see `smoothed_weights`
 
 
 class Masked(NamedTuple):
-    """The tokens of a step, some of them masked; both (N,)."""
+    """The tokens of a step after masking. Both arrays are (N,)."""
 
-    inputs: np.ndarray  # ids with masks in place
-    selected: np.ndarray  # bool: the original token is to be predicted
+    inputs: np.ndarray  # the ids after masking
+    selected: np.ndarray  # bool: True if the original token is predicted
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
-    """max(count, 1)^-0.7 for every id, 0 for special tokens; (V,).
-
-    The "MLM smoothing" of DistilBERT's distiller.
+    """The weight of each id, (V,): max(count, 1)^-0.7, and 0 for special tokens. This is the "MLM smoothing"
+    in DistilBERT's code.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -48,12 +47,10 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
 
 def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
                 *key: int) -> Masked:
-    """Masks the S sequences of a step; ids (N,), lengths (S,). The draws depend on `key`, as (seed, step),
-    alone.
-
-    Special tokens are never selected; a random replacement is drawn from the whole vocabulary, special tokens
-    included, as in the original code.
-    note: BERT's code spares only [CLS] and [SEP]; here, as in the distiller, [UNK] is never predicted either.
+    """Masks the S sequences of a step. `ids` is (N,) and `lengths` (S,). The random numbers depend only on
+    `key`, for example (seed, step). Special tokens are never selected. A random replacement is drawn from the
+    whole vocabulary with its special tokens, as in the original code. note: BERT's code excludes only [CLS]
+    and [SEP] from the selection. Here [UNK] is excluded, too, as in DistilBERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -70,39 +67,41 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# Each chooses tokens (N,) by a uniform draw for each, (N,).
+# Each of these functions has a uniform random number for each token, (N,), and returns the selected tokens as
+# bools (N,).
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Every token by itself, with probability `share`."""
+    """Selects each token independently with probability `share`."""
     return ~tokenizer.special[ids] & (draw < masking.share)
 
 
 def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Every word with probability `share`: its pieces share the draw of its first."""
-    # a word starts at each piece without ##, special tokens among them, so none spans two sequences
+    """Selects each word with probability `share`. All tokens of a word are selected, or none."""
+    # A word starts at each piece without ##. Special tokens have no ##, so no word is in two sequences.
     starts = ~tokenizer.continuation[ids]  # (N,)
-    word = np.cumsum(starts) - 1  # (N,) the word that each piece is in
+    word = np.cumsum(starts) - 1  # (N,) the number of each piece's word
     return ~tokenizer.special[ids] & (draw[starts][word] < masking.share)
 
 
 def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """round(share * T) tokens of every sequence, but at least one, as in BERT's code."""
+    """Selects floor(share * T + 0.5) tokens of every sequence, but at least one, as in BERT's code."""
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    # sorted inside each sequence; the sequences stay where they are
+    # the tokens are sorted inside each sequence; the order of the sequences does not change
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
-    # the rank of a token is the position that it was sorted to
+    # the rank of a token is its position after the sort
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # (S,)
     return allowed & (rank < np.repeat(budget, lengths))
 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """`share` of the whole step, without replacement, with probability proportional to the weights.
+    """Selects the share `share` of all tokens in the step, without replacement, with probabilities
+    proportional to the weights.
 
-    That is taking the largest log(u) / w (Efraimidis and Spirakis 2006), so one top-k replaces the
-    distiller's multinomial.
+    The selected tokens are those with the largest log(u) / w (Efraimidis and Spirakis 2006). So one top-k
+    replaces the multinomial draw in DistilBERT's code.
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

@@ -1,6 +1,7 @@
-"""Prepares a corpus: text files to token shards, in memory that does not grow with the corpus.
+"""Prepares a corpus: tokenises text files and writes token shards. The memory does not depend on the size of
+the corpus.
 
-`tokenizers` encodes the lines of a batch on all cores by itself.
+The library `tokenizers` encodes the lines of a batch on all cores.
 """
 
 import itertools
@@ -19,16 +20,17 @@ from minibert.data.shards import MIN_LENGTH, CorpusWriter, new_folder, token_dty
 from minibert.data.text import Chunk, documents, find_sources, hash_share, read_chunks
 from minibert.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 18  # text tokenised in one call; bounds memory
-LONGEST_RUN = 1 << 20  # characters without a break; tokenising takes about 70 bytes for each
-BREAKS = " ,.;:!?。，、；：！？"  # where a very long line is cut
-UNKNOWN_SHARE = 0.03  # of [UNK] among the tokens, from which on `prepare` warns
+BATCH_CHARACTERS = 1 << 18  # characters tokenised in one call; a limit for the memory
+LONGEST_RUN = 1 << 20  # most characters without a break; tokenising needs about 70 bytes for each character
+BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
+UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is at least this
 
 
 class Tokens(NamedTuple):
-    """A tokenised chunk: ids (N,), tokens per line, lines per document, whether each document is held out.
+    """A tokenised chunk: the ids (N,), the tokens of each line, the lines of each document, and whether each
+    document is held out.
 
-    Where the chunk `continues` a document, the first document is the rest of the previous chunk's last.
+    If `continues` is true, the first document is the rest of the last document of the previous chunk.
     """
     ids: np.ndarray
     lines: np.ndarray
@@ -38,20 +40,20 @@ class Tokens(NamedTuple):
 
 def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wikitext: str = "auto",
             held_out: float = 0.01, report: Callable | None = print) -> None:
-    """Writes the texts of files or folders as a prepared corpus into the new folder `out`.
+    """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    The sha256 of a document's text (of its first 65,536 characters) is read as a number in [0, 1). If it is
-    below `held_out`, the document belongs to the part "held-out", else to "train": duplicates are always in
-    the same part. `report(line)` gets the summary and the warnings; with None nothing is shown, not even the
-    progress.
+    The sha256 of a document's text (of its first 65,536 characters) is read as a number in [0, 1). If this
+    number is less than `held_out`, the document belongs to the part "held-out", otherwise to "train". So
+    duplicates are always in the same part. `report(line)` prints a line of the summary or a warning. If
+    `report` is None, nothing is printed, and no progress is shown.
     """
     check(wikitext, held_out)
     sources = find_sources(paths, report or (lambda line: None))
     size, read_before, text_bytes, begun = sum(source.size for source in sources), 0, 0, time.monotonic()
-    unknown = ""  # a clause with examples of text that became [UNK]
+    unknown = ""  # part of a sentence, with examples of text that became [UNK]
     with new_folder(out) as folder, Progress("preparing", size / 1e6, "MB") as progress:
         writer = CorpusWriter(folder, tokenizer)
-        in_held_out = False  # the part of the last document, for a chunk that continues it
+        in_held_out = False  # the part of the last document; the next chunk may continue this document
         for source in sources:
             for chunk in read_chunks(source, wikitext):
                 tokens = tokenize(chunk, tokenizer, held_out)
@@ -78,7 +80,7 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
 
 
 def check(wikitext: str, held_out: float) -> None:
-    """`UserError` for values that `prepare` does not take."""
+    """Raises `UserError` if `prepare` cannot use these values."""
     if wikitext not in ("auto", "yes", "no"):
         raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
     if not 0 <= held_out < 1:
@@ -86,7 +88,7 @@ def check(wikitext: str, held_out: float) -> None:
 
 
 def unknown_text(chunk: Chunk, tokenizer: Tokenizer, lines: int = 1000, most: int = 5) -> str:
-    """The most frequent texts that become [UNK] in the first lines of a chunk, as the end of a sentence."""
+    """The texts that most often become [UNK] in the first lines of a chunk, as the end of a sentence."""
     texts = [line[:1000] for document in documents(chunk) for line in document][:lines]
     found = Counter()
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -98,7 +100,7 @@ def unknown_text(chunk: Chunk, tokenizer: Tokenizer, lines: int = 1000, most: in
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
     """The lines that `prepare` puts in the part "train", for training a vocabulary on them.
 
-    `UserError` for a pipe, which would be empty when `prepare` reads it again.
+    Raises `UserError` for a pipe, because it would be empty when `prepare` reads it again.
     """
     check(wikitext, held_out)
     for source in find_sources(paths):
@@ -115,12 +117,12 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 
 
 def is_held_out(document: list[str], held_out: float) -> bool:
-    """Whether a document, given as its lines, belongs to the part "held-out"."""
+    """Whether a document (a list of lines) belongs to the part "held-out"."""
     return hash_share("\n".join(document)) < held_out
 
 
 def tokenize(chunk: Chunk, tokenizer: Tokenizer, held_out: float) -> Tokens:
-    """Splits a chunk into documents and tokenises them. Lines and documents without tokens are left out."""
+    """Divides a chunk into documents and tokenises them. Lines and documents without tokens are left out."""
     found = documents(chunk)
     sides = np.array([is_held_out(document, held_out) for document in found], dtype=np.bool_)
     ids, lengths = encode_lines(tokenizer, [line for document in found for line in document])
@@ -128,12 +130,15 @@ def tokenize(chunk: Chunk, tokenizer: Tokenizer, held_out: float) -> Tokens:
     per_document = np.bincount(owner, minlength=len(found))
     keep = per_document > 0
     keep[:1] |= chunk.continues
-    keep[-1:] = True  # the next chunk may continue it
+    # the last document is kept, because the next chunk may continue it
+    keep[-1:] = True
     return Tokens(ids, lengths[lengths > 0].astype(np.uint32), per_document[keep], sides[keep])
 
 
 def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of all lines in one array, and the number of tokens of each line (int64)."""
+    """Tokenises lines. Returns the ids of all lines in one array, and the number of tokens of each line
+    (int64).
+    """
     parts = [(i, part) for i, line in enumerate(lines) for part in split_line(line, BATCH_CHARACTERS)]
     arrays, lengths = [], np.zeros(len(lines), dtype=np.int64)
     for batch in batches(parts, BATCH_CHARACTERS):
@@ -145,10 +150,9 @@ def encode_lines(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np
 
 
 def split_line(line: str, size: int) -> Iterator[str]:
-    """Parts of a long line, of at most `size` characters, cut at a space or common punctuation.
-
-    BERT begins a new word there anyway, so the pieces are those of the whole line. Only a million characters
-    without such a place are cut elsewhere, which bounds memory.
+    """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation. BERT's
+    tokenizer begins a new word at these places, so the pieces are the same as those of the whole line. If a
+    million characters have no such place, the line is cut at another place, so that the memory is limited.
     """
     start = 0
     while len(line) - start > size:
@@ -164,7 +168,7 @@ def split_line(line: str, size: int) -> Iterator[str]:
 
 
 def batches(parts: list[tuple[int, str]], size: int) -> Iterator[list[tuple[int, str]]]:
-    """Consecutive parts in batches of about `size` characters."""
+    """Collects consecutive parts in batches of about `size` characters."""
     batch, characters = [], 0
     for part in parts:
         batch.append(part)
@@ -177,7 +181,7 @@ def batches(parts: list[tuple[int, str]], size: int) -> Iterator[list[tuple[int,
 
 
 def add(writer: CorpusWriter, tokens: Tokens, continues: bool, in_held_out: bool) -> bool:
-    """Appends a tokenised chunk to its parts; returns whether its last document is held out."""
+    """Appends a tokenised chunk to the parts of the corpus. Returns whether its last document is held out."""
     sides = tokens.held_out.copy()
     if continues:
         sides[0] = in_held_out
@@ -194,7 +198,9 @@ def add(writer: CorpusWriter, tokens: Tokens, continues: bool, in_held_out: bool
 
 
 def summarise(description: dict, report: Callable, seconds: float | None = None) -> None:
-    """Reports what a prepared corpus holds, and how fast it was made."""
+    """Reports the number of documents, lines and tokens in a prepared corpus, and the speed of the
+    preparation.
+    """
     for name, part in description["parts"].items():
         report(f"{name}: {part['documents']:,} documents, {part['lines']:,} lines, "
                f"{part['tokens']:,} tokens, {part['unk'] / max(part['tokens'], 1):.2%} [UNK]")

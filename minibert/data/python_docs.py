@@ -1,8 +1,8 @@
-"""A corpus that every machine has: the documentation inside its Python installation.
+"""A corpus that every machine has: the documentation in its Python installation.
 
 These are the docstrings of the standard library and the help topics of `pydoc`. They are read from the source
-files; no module is imported. One module is one document, one paragraph is one line. A hash of a module's name
-decides whether it is held out, so the choice is the same for every Python version.
+files, and no module is imported. Each module is one document, and each paragraph is one line. A hash of a
+module's name decides whether it is held out, so the choice is the same for every Python version.
 """
 
 import ast
@@ -23,14 +23,16 @@ from minibert.data.text import hash_share
 from minibert.data.tokenizer import Tokenizer
 
 HELD_OUT = 0.1
-TOPICS = "pydoc_data"  # the package of the help topics: a fifth of the text, so always for training
+TOPICS = "pydoc_data"  # the package of the help topics; it is a fifth of the text, so it is never held out
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"}
 
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
-    """(module name, text) of the standard library's modules in sorted order, one line of text per paragraph.
+    """Yields (module name, text) for the modules of the standard library in sorted order. Each paragraph is
+    one line of the text.
 
-    `library`: the folder to read, by default this interpreter's. `UserError` if it holds no source files.
+    `library` is the folder of the standard library (default: that of this interpreter). Raises `UserError` if
+    it has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -52,9 +54,11 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def parse(path: Path) -> ast.Module | None:
-    """The syntax tree of a source file; None if it is not valid Python, as some files of the library."""
+    """The syntax tree of a source file. It is None if the file is not valid Python, like some files of the
+    library.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escape sequences
+        warnings.simplefilter("ignore")  # some source files have invalid escape sequences
         try:
             return ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
@@ -62,7 +66,7 @@ def parse(path: Path) -> ast.Module | None:
 
 
 def docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings of a module and all its classes and functions, in the order of the source."""
+    """The docstrings of a module and of all its classes and functions, in the order of the source."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         if text := ast.get_docstring(node):
             yield text
@@ -81,7 +85,8 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a docstring, each as one line, without interpreter sessions and lines of dashes."""
+    """The paragraphs of a docstring, each as one line. Interpreter sessions and lines of dashes are left out.
+    """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
         if lines and not any(line.startswith(">>>") for line in lines):
@@ -89,9 +94,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """True for about a tenth of all module names, by a hash of their last component.
-
-    A module and its twin in C or Python (`_pydecimal` and `decimal`, `_io` and `io`) are on the same side.
+    """Whether a module is held out. A hash of the last part of its name decides, and about a tenth of all
+    modules are held out. Two versions of a module, in C and in Python (`_pydecimal` and `decimal`, `_io` and
+    `io`), are in the same part.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -100,9 +105,8 @@ def is_held_out(module: str) -> bool:
 
 
 def split_docs(docs: Iterator[tuple[str, str]]) -> dict[str, list[list[str]]]:
-    """{"train": documents, "held-out": documents}, a document being its lines.
-
-    Each paragraph is kept once, in training rather than held out: many docstrings are copies of each other.
+    """Returns {"train": documents, "held-out": documents}. A document is a list of lines. Many docstrings are
+    copies of each other, so each paragraph is kept only once. If it is in both parts, it is kept in "train".
     """
     docs = list(docs)
     seen, parts = set(), {}
@@ -136,8 +140,10 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report=print) -> 
         summarise(description, report)
 
 
-# python -m minibert.data.python_docs: the training part as text, a blank line between documents
+# python -m minibert.data.python_docs: this command prints the training part as text, with a blank line
+# between documents
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's encoding: the text is data
+    # the output is data, so it does not depend on the terminal's encoding
+    sys.stdout.reconfigure(encoding="utf-8")
     for document in split_docs(python_docs())["train"]:
         print("\n".join(document), end="\n\n")

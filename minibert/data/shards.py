@@ -1,4 +1,4 @@
-"""Writes a prepared corpus: a folder of token shards that gets its name only when it is complete.
+"""Writes a prepared corpus: a folder of token shards. The folder gets its name only when it is complete.
 
     corpus.json             format, tokenizer sha256, vocab_size, dtype, unk_id, sources, parts, shards
     tokenizer/              the tokenizer's own files
@@ -26,19 +26,23 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 1
 SHARD_TOKENS = 1 << 28
-MIN_LENGTH = 12  # tokens of the shortest sequence that training reads, [CLS] and [SEP] included
-SPECIALS = 2  # [CLS] and [SEP]
-DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}  # by suffix; that of tokens is in corpus.json
+MIN_LENGTH = 12  # shorter sequences are not trained on; the number includes [CLS] and [SEP]
+SPECIALS = 2  # the number of special tokens in a sequence: [CLS] and [SEP]
+# dtypes by suffix; corpus.json has the dtype of the tokens
+DTYPES = {"tokens": None, "lines": "<u4", "documents": "<u8"}
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that is renamed to `out` at the end, or removed by an exception.
+    """Makes a temporary folder beside `out`. At the end of the block it is renamed to `out`. After an
+    exception it is removed.
 
-    `UserError` if `out` is not new or empty, if it cannot be replaced, or if the block cannot write.
+    Raises `UserError` if `out` exists and is not empty, if it cannot be replaced, or if the block cannot
+    write.
     """
     out = place_for(Path(out))
-    # The name comes first: Ctrl-C may come between the making and the next line.
+    # The name is chosen before the folder is made. So the folder is removed even if Ctrl-C comes directly
+    # after it was made.
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(out):
@@ -58,26 +62,30 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def current_umask() -> int:
-    """The process's umask, which the finished folder gets; the temporary one is private."""
+    """The umask of this process. The finished folder gets permissions by it, but only the user can read the
+    temporary folder.
+    """
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 class PartWriter:
-    """Appends documents to the shards of one part; `close()` returns what corpus.json says of it."""
+    """Appends documents to the shards of one part of the corpus. `close()` returns the entry of this part in
+    corpus.json.
+    """
 
     def __init__(self, folder: Path, part: str, vocab_size: int, dtype: np.dtype):
         self.folder, self.part, self.dtype = folder, part, dtype
         self.counts = np.zeros(vocab_size, dtype=np.uint64)
         self.shards, self.files = [], {}
-        self.open_document = 0  # lines so far of the last document, which the next chunk may continue
-        self.short = 0  # documents too short for training
+        self.open_document = 0  # number of lines of the last document so far; the next chunk may continue it
+        self.short = 0  # number of documents that are too short for training
 
     def add(self, ids: np.ndarray, lines: np.ndarray, documents: np.ndarray, continues: bool = False) -> None:
-        """Appends `ids` (N,), tokens per line and lines per document.
+        """Appends `ids` (N,), the tokens of each line and the lines of each document.
 
-        `continues`: the first of these documents is the rest of the last one before.
+        If `continues` is true, the first document is the rest of the document before it.
         """
         if len(documents) == 0:
             return
@@ -85,7 +93,7 @@ class PartWriter:
             self.next_shard()
         documents = documents.astype(np.int64)
         tokens = np.bincount(np.repeat(np.arange(len(documents)), documents), lines, len(documents))
-        # A document that is continued is longer than a chunk, so neither of its parts counts as short.
+        # A document that is continued is longer than a chunk, so no part of it counts as short.
         self.short += int(((tokens > 0) & (tokens + SPECIALS < MIN_LENGTH))[int(continues):].sum())
         if continues:
             documents[0] += self.open_document
@@ -93,18 +101,19 @@ class PartWriter:
             documents = np.concatenate([[self.open_document], documents])
         self.open_document = int(documents[-1])
         documents = documents[:-1]
-        self.write("documents", documents[documents > 0])  # an open document may have no lines so far
+        # a document that will be continued may have no lines so far
+        self.write("documents", documents[documents > 0])
         self.write("lines", lines)
         self.write("tokens", ids)
         self.counts += np.bincount(ids, minlength=len(self.counts)).astype(np.uint64)
 
     def write(self, suffix: str, values: np.ndarray) -> None:
-        """Appends to one file of the current shard."""
+        """Appends values to one file of the current shard."""
         self.files[suffix].write(values.astype(DTYPES[suffix] or self.dtype).tobytes())
         self.shards[-1][suffix] += len(values)
 
     def next_shard(self) -> None:
-        """Completes the current shard and opens the next."""
+        """Completes the current shard and opens the next shard."""
         self.finish_shard()
         name = f"{self.part}-{len(self.shards):05d}"
         self.files = {suffix: open(self.folder / f"{name}.{suffix}", "wb") for suffix in DTYPES}
@@ -120,7 +129,9 @@ class PartWriter:
         self.files = {}
 
     def close(self) -> dict:
-        """Finishes the part: {"shards": [...], "tokens": .., "lines": .., "documents": .., "short": ..}."""
+        """Finishes the part and returns {"shards": [...], "tokens": .., "lines": .., "documents": ..,
+        "short": ..}.
+        """
         self.finish_shard()
         self.counts.astype("<u8").tofile(self.folder / f"counts-{self.part}.u64")
         totals = {suffix: sum(shard[suffix] for shard in self.shards) for suffix in DTYPES}
@@ -128,7 +139,7 @@ class PartWriter:
 
 
 class CorpusWriter:
-    """Writes the parts of a prepared corpus into a folder; `close` completes it."""
+    """Writes the parts of a prepared corpus into a folder. `close` completes the corpus."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, parts: tuple[str, ...] = ("train", "held-out")):
         self.folder, self.tokenizer = folder, tokenizer
@@ -137,7 +148,9 @@ class CorpusWriter:
         tokenizer.save(folder / "tokenizer")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json with `notes` in it, returns its content; `UserError` if training has no text."""
+        """Writes corpus.json with the entries of `notes` and returns its content. Raises `UserError` if there
+        is no text for training.
+        """
         parts = {part: writer.close() for part, writer in self.parts.items()}
         for part, writer in self.parts.items():
             parts[part]["unk"] = int(writer.counts[self.tokenizer.unk_id])
@@ -154,5 +167,5 @@ class CorpusWriter:
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """uint16 where the vocabulary fits in it, else uint32."""
+    """The dtype of token ids: uint16 if all ids fit into it, otherwise uint32."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")

@@ -1,7 +1,8 @@
 """Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, as chunks of whole lines.
 
-A chunk ends at the end of a document. Only a document longer than a chunk is split: its first part begins a
-chunk, and the chunks with its other parts have `continues` set. Memory is bounded by the longest line.
+A chunk ends at the end of a document. Only a document that is longer than a chunk is divided. Its first part
+begins a chunk, and the chunks with its other parts have `continues` set. The memory depends only on the
+length of the longest line.
 """
 
 import gzip
@@ -20,12 +21,12 @@ from minibert.common.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
-UNPACK = (".zst", ".bz2", ".zip", ".7z", ".lz4", ".tar", ".tgz")  # compressed, and not read here
+UNPACK = (".zst", ".bz2", ".zip", ".7z", ".lz4", ".tar", ".tgz")  # compressed files that cannot be read here
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 28
-HEAD_CHARACTERS = 1 << 16  # the hash of this much of a document decides whether it is held out
-NOT_TEXT = {  # the first bytes of files that are no text in UTF-8, whatever their names say
+HEAD_CHARACTERS = 1 << 16  # the hash of this many characters decides whether a document is held out
+NOT_TEXT = {  # the first bytes of files that are not UTF-8 text, whatever their names are
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
     b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
     b"\x00\x05\x16\x07": "is a companion file of macOS without text; leave it out",
@@ -38,9 +39,9 @@ NOT_TEXT = {  # the first bytes of files that are no text in UTF-8, whatever the
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
 
-# The characters that str.strip removes, in UTF-8. A line of nothing else is blank, in bytes as in text.
+# The characters that str.strip removes, in UTF-8. A line that has only these characters is blank.
 SPACE = b"|".join(re.escape(chr(c).encode()) for c in range(0x3001) if chr(c).isspace() and chr(c) != "\n")
-# Where documents end, in bytes: after a blank line; before a top-level WikiText heading.
+# Patterns for the end of a document, in bytes: after a blank line, or before a top-level WikiText heading.
 BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?(?:%b)*+\n" % SPACE)
 HEADING_LINE = re.compile(rb"(?s).*\n(?=[ \t]*= (?!= )[^\n]* =[ \t\r]*\n)")
 HEADING = re.compile(r"= (?!= ).* =")
@@ -49,15 +50,15 @@ MARKER = re.compile(rb" @[-,.]@ |<unk>")
 
 
 class Source(NamedTuple):
-    """A text file: its path, the name to report, its size on disk in bytes."""
+    """A text file: its path, its name in messages, and its size on disk in bytes."""
     path: Path
     name: str
     size: int
 
 
 class Chunk(NamedTuple):
-    """Whole lines of one file, ended by b"\\n". `kind` is text, jsonl or wikitext; `read` counts the bytes of
-    the file that were read so far.
+    """Complete lines of one file. They end with b"\\n". `kind` is text, jsonl or wikitext. `read` is the
+    number of bytes of the file that were read so far.
     """
     data: bytes
     name: str
@@ -68,16 +69,18 @@ class Chunk(NamedTuple):
 
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
-    """The text files of `paths`, folders in sorted order, without hidden files and prepared corpora.
+    """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora
+    are left out.
 
-    `report(line)` gets a line about the files of a folder that are left out because of their names.
+    `report(line)` prints a line about files in a folder that are left out because of their names.
     """
     sources = []
     for path in map(Path, paths):
         if (path / "corpus.json").exists():
             raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
         if path.is_dir():
-            above = map(str, Path(os.path.realpath(path)).parents)  # a link to one would lead to everything
+            # a link to a folder above would lead to all other files
+            above = map(str, Path(os.path.realpath(path)).parents)
             files = list(walk(path, set(above)))
             found = [file for file in files if text_suffix(file) in SUFFIXES]
             if not found:
@@ -100,7 +103,8 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
 
 
 def source(path: Path, name: str) -> Source:
-    """A file and the name to report; `UserError` for a link to nowhere or to a device."""
+    """Makes the `Source` of a file. Raises `UserError` if the file is a device or a link to a missing file.
+    """
     with disk_errors(path, "read"):
         if path.is_char_device() or path.is_block_device():
             raise UserError(f"{path} is a device, whose text may never end")
@@ -108,10 +112,11 @@ def source(path: Path, name: str) -> Source:
 
 
 def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
-    """Files below `folder` in sorted order, without prepared corpora and without names that start with a dot
-    (.DS_Store, or ._a.txt, which macOS puts beside a.txt).
+    """Yields the files below `folder` in sorted order. Prepared corpora and names that start with a dot are
+    left out (.DS_Store, or ._a.txt, which macOS writes beside a.txt).
 
-    Links to folders are followed. `entered` holds the real paths of folders that are not to be read (again).
+    Links to folders are followed. `entered` has the real paths of folders that are not read, or not read
+    again.
     """
     entered.add(os.path.realpath(folder))
     with disk_errors(folder, "read"):
@@ -124,7 +129,7 @@ def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
 
 
 def text_suffix(path: Path) -> str:
-    """The suffix before a .gz or .xz, in lower case."""
+    """The suffix of a file name in lower case, without a .gz or .xz after it."""
     name = path.name.lower()
     for compressed in COMPRESSED:
         name = name.removesuffix(compressed)
@@ -132,9 +137,10 @@ def text_suffix(path: Path) -> str:
 
 
 def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Chunks of about `size` bytes (at most twice that, or one line); `wikitext` is auto, yes or no.
+    """Yields chunks of about `size` bytes. A chunk has at most twice this size, or it has one line.
+    `wikitext` is auto, yes or no.
 
-    Line ends may be \\n, \\r\\n or \\r, also mixed. `UserError` for files that are no UTF-8 text.
+    Line ends may be \\n, \\r\\n or \\r, also mixed. Raises `UserError` if a file is not UTF-8 text.
     """
     is_json = text_suffix(source.path) == ".jsonl"
     kind = "jsonl" if is_json else {"yes": "wikitext", "no": "text", "auto": None}[wikitext]
@@ -149,7 +155,8 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
                         block += more
                     check_is_text(block, source.path)
                     block = block.removeprefix(b"\xef\xbb\xbf")
-                is_rest = last == b"\r" and block.startswith(b"\n")  # of a \r\n across two blocks
+                # this \n belongs to the \r at the end of the last block
+                is_rest = last == b"\r" and block.startswith(b"\n")
                 last = block[-1:]
                 block = block[is_rest:].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
                 if kind is None:
@@ -167,7 +174,7 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
                     end = border.end() if border else end
                 data = bytes(buffer[:end])
                 yield Chunk(data, str(source.path), kind, line, continues,
-                            raw.tell() if raw.seekable() else source.size)  # a pipe has no place
+                            raw.tell() if raw.seekable() else source.size)  # a pipe has no position
                 line += data.count(b"\n")
                 continues = kind != "jsonl" and border is None
                 del buffer[:end]
@@ -180,7 +187,7 @@ def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES)
 
 
 def check_is_text(block: bytes, path: Path) -> None:
-    """`UserError` where the first bytes of a file show that it is no text in UTF-8."""
+    """Raises `UserError` if the first bytes of a file show that it is not UTF-8 text."""
     for first, what in NOT_TEXT.items():
         if block.startswith(first):
             raise UserError(f"{path} {what}")
@@ -189,16 +196,16 @@ def check_is_text(block: bytes, path: Path) -> None:
 
 
 def looks_like_wikitext(block: bytes, suffix: str) -> bool:
-    """True for WikiText's tokenised files, which have headings ` = Title = ` and ` @-@ ` or `<unk>`."""
+    """Whether a file is tokenised WikiText. Such a file has headings ` = Title = ` and ` @-@ ` or `<unk>`."""
     signs = [HEADING_LINE.match(b"\n" + block) is not None, MARKER.search(block) is not None]
     return any(signs) if suffix in (".tokens", ".raw") else all(signs)
 
 
 def documents(chunk: Chunk) -> list[list[str]]:
-    """The documents of a chunk as lists of lines, none empty.
+    """The documents of a chunk. Each document is a list of lines, and no line is empty.
 
-    Where the chunk `continues` a document, the first list is the rest of that document and may be empty.
-    U+2028 and similar characters end a line, too, but only "\\n" makes a blank line, which ends a document.
+    If `chunk.continues` is true, the first list is the rest of a document and may be empty. U+2028 and
+    similar characters end a line, too, but only "\\n" makes a blank line, which ends a document.
     """
     try:
         text = chunk.data.decode()
@@ -223,29 +230,33 @@ def documents(chunk: Chunk) -> list[list[str]]:
 
 
 def stripped(lines: Iterable[str]) -> list[str]:
-    """The lines without spaces around them; blank ones are left out."""
+    """The lines without spaces at their start and end. Blank lines are left out."""
     return [line for line in map(str.strip, lines) if line]
 
 
 def record_text(line: str, name: str, number: int) -> str:
-    """The field "text" of one line of json; "" for a blank line."""
+    """The value of the field "text" in one line of JSON. The result for a blank line is ""."""
     if not line.strip():
         return ""
     try:
         text = json.loads(line)["text"]
     except json.JSONDecodeError as error:
         raise UserError(f"{name}, line {number}: not valid json ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+    # RecursionError comes from thousands of brackets, ValueError also from numbers with thousands of digits
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}, line {number}: json that cannot be read ({error})") from None
     except (KeyError, TypeError):
         text = None
     if not isinstance(text, str):
         raise UserError(f'{name}, line {number}: each line must be a json object with a string "text"')
-    return text.encode(errors="ignore").decode()  # drops half surrogate pairs, which no UTF-8 text can hold
+    # removes halves of surrogate pairs, which are not allowed in UTF-8
+    return text.encode(errors="ignore").decode()
 
 
 def plain_wikitext(line: str) -> str:
-    """A WikiText line as plain text: [UNK] for <unk>, joiners resolved, headings without equals signs."""
+    """A WikiText line as plain text. <unk> becomes [UNK], ` @-@ ` becomes "-", and the equals signs of
+    headings are removed.
+    """
     if line.startswith("= ") and line.endswith(" ="):
         line = line.strip("= ")
     return JOINER.sub(r"\1", line.replace("<unk>", "[UNK]"))
@@ -254,7 +265,7 @@ def plain_wikitext(line: str) -> str:
 def hash_share(text: str) -> float:
     """A number in [0, 1) from the sha256 of the first 65,536 characters of a text.
 
-    The rest does not count, so that a very long document is placed before all of it is read.
+    The later characters do not count. So the part of a very long document is known before all of it is read.
     """
     digest = hashlib.sha256(text[:HEAD_CHARACTERS].encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,8 +1,8 @@
 """BERT's WordPiece tokenizer: reads, trains and writes the files that `transformers` reads and writes.
 
-The splitting itself is done by the `tokenizers` library. The tokenizer is always built from (vocabulary,
-normaliser options, added tokens). So a vocab.txt and the equivalent tokenizer.json give the same tokenizer,
-with the same `sha256`. Truncation or padding in a tokenizer.json have no effect.
+The library `tokenizers` divides texts into tokens. A tokenizer is always built from its vocabulary, the
+options of its normaliser and its added tokens. So a vocab.txt and the equivalent tokenizer.json give the same
+tokenizer with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no effect.
 """
 
 import copy
@@ -25,17 +25,17 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-ENCODED_AT_ONCE = 1024  # texts; the backend's results take much more memory than the ids that are kept
-NO_LIMIT = 10**29  # a model_max_length from this value on means that there is no limit
-MAX_ALPHABET = 1000  # characters in a vocabulary of our own; rarer ones become [UNK]
+ENCODED_AT_ONCE = 1024  # number of texts; the results of the library need much more memory than the ids
+NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
+MAX_ALPHABET = 1000  # most characters in a trained vocabulary; rarer characters become [UNK]
 
 
 class Tokenizer:
-    """WordPiece over BERT's normaliser.
+    """A WordPiece tokenizer with BERT's normaliser.
 
-    `added`: tokens that are found in a text before it is normalised or split. `names`: the names of the five
-    special tokens, in the order of `SPECIAL_TOKENS`. `states`: other settings of a tokenizer_config.json,
-    which are saved again.
+    `added` are tokens that are found in a text before it is normalised. `names` are the names of the five
+    special tokens, in the order of `SPECIAL_TOKENS`. `states` are other settings of a tokenizer_config.json,
+    and `save` writes them again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id`, `unk_id`: int. `vocab_size` V: largest id + 1. `lowercase`: bool.
     `special` and `continuation`: bool (V,), True for the five special tokens and for pieces that start with
@@ -71,12 +71,14 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        if self.vocab_size > 2 * len(ids) + (1 << 16):  # a list of 4 billion names is not a vocabulary
+        # a very large id would need a list of billions of names
+        if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
         if len(set(ids.values())) < len(ids):
             raise UserError("an added token has the id of a piece, as the ids of the vocabulary have gaps")
-        # ids that no piece has get a name that no text can produce, so that vocab.txt keeps its line numbers
+        # An id without a piece gets a name that cannot occur in a text. So the line numbers of vocab.txt stay
+        # the ids.
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
             self.vocabulary[i] = piece
@@ -93,9 +95,11 @@ class Tokenizer:
 
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
-        """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], the longer text cut until `max_length` fits.
+        """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. If there are more than
+        `max_length` tokens, the longer text is cut.
 
-        Returns ids and segments (0 for the first text and its specials, 1 for the second): lists of S lists.
+        Returns ids and segments, both as lists of S lists. The segment is 0 in the first text and 1 in the
+        second text.
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -114,14 +118,14 @@ class Tokenizer:
         return ids, segments
 
     def pieces(self, lines: list[str]) -> list[list[int]]:
-        """Ids of each line, without special tokens around it and without truncation."""
+        """The ids of each line without special tokens. Lines are not cut."""
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """The backend's encoding of each line, without special tokens and truncation, and with `offsets` if
-        wanted.
+        """The encoding of each line by the library `tokenizers`, without special tokens. Lines are not cut.
+        If `offsets` is true, the encodings have character offsets.
         """
-        if isinstance(lines, str):  # it would be read as a list of its characters
+        if isinstance(lines, str):  # a string would be used as a list of characters
             raise UserError("texts are a list, also where there is one: [text]")
         lines = list(lines)
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
@@ -129,20 +133,20 @@ class Tokenizer:
             yield from encode(lines[i:i + ENCODED_AT_ONCE], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of the ids: pieces joined, '##' resolved, spaces before punctuation removed."""
+        """The text of some ids. Pieces with '##' are joined, and spaces before punctuation are removed."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def id_to_piece(self, i: int) -> str:
-        """The piece of an id; `IndexError` beyond the vocabulary."""
+        """The piece of an id. Raises `IndexError` if the vocabulary has no such id."""
         return self.vocabulary[i]
 
     def piece_to_id(self, piece: str) -> int:
-        """The id of a piece of the vocabulary, or `unk_id` if it is not in the vocabulary."""
+        """The id of a piece. It is `unk_id` if the piece is not in the vocabulary."""
         i = self.backend.token_to_id(piece)
         return self.unk_id if i is None else i
 
     def lowercased(self) -> "Tokenizer":
-        """The same tokenizer with all text lower-cased first. It keeps accents if this one does."""
+        """A copy of this tokenizer that lower-cases all texts first. Its treatment of accents is the same."""
         made = copy.copy(self)
         made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
@@ -151,13 +155,14 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
-        `max_length` is the longest sequence of the model, which `transformers` needs. A shorter length in the
-        files is kept, and so is the statement that there is no limit. `segments` says whether the model has
-        token types; in `transformers` a DistilBERT fails on them.
+        `max_length` is the longest sequence of the model, which `transformers` needs. If the loaded files had
+        a shorter length, or stated that there is no limit, this setting is written again. `segments` is
+        whether the model has token types. In `transformers` a DistilBERT raises an error if it gets token
+        types.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # written by Python, whose errors name the problem of the disk
+        # Python writes the files, because its errors name the problem of the disk
         text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
@@ -167,7 +172,7 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        if self.max_word != 100 or not self.options["clean_text"]:  # which those classes do not read
+        if self.max_word != 100 or not self.options["clean_text"]:  # those classes do not use these settings
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
             config["model_input_names"] = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
@@ -175,7 +180,9 @@ class Tokenizer:
 
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
-    """Tokens kept of two texts of `n_a` and `n_b` in `room`: the longer is cut first, then both evenly."""
+    """The numbers of tokens to keep of two texts with `n_a` and `n_b` tokens, so that they fit in `room`. The
+    longer text is cut first, until both have the same length. Then both are cut.
+    """
     if n_a + n_b <= room:
         return n_a, n_b
     short = min(n_a, n_b, room // 2)
@@ -183,11 +190,11 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """The tokenizer of a folder or of a model on the hub, with the ids that `transformers` 5 gives.
+    """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
 
-    Reads every form in which BERT's tokenizer circulates (docs/formats.md). If nothing states the casing of a
-    vocab.txt, it is guessed from its pieces, with a warning. Nothing is written. `UserError` names the file
-    and line of missing or damaged parts, or a tokenizer that is not BERT's.
+    It reads all published forms of BERT's tokenizer files (docs/formats.md). If no file states whether a
+    vocab.txt is cased, its pieces decide, and a warning is printed. No file is written. Raises `UserError` if
+    a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -209,12 +216,12 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if a tokenizer.json that decides alone puts other special tokens around a text than
+    """Raises `UserError` if a tokenizer.json of a generic class adds other special tokens to a text than
     BERT.
     """
     try:
         theirs = tokenizers.Tokenizer.from_str(json.dumps(description | {"truncation": None, "padding": None}))
-    except Exception as error:  # the library raises no class of its own
+    except Exception as error:  # the library raises errors of the class Exception
         raise UserError(f"tokenizer.json is damaged ({error})") from None
     pair = theirs.encode("", "")
     sep = tokenizer.sep_id
@@ -228,11 +235,12 @@ def check_generic(tokenizer: Tokenizer, description: dict) -> None:
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
-    """A WordPiece vocabulary of at most `vocab_size` pieces, learned from texts.
+    """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
 
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines give the same vocabulary. The trainer of
-    `tokenizers` numbers inner characters ('##a') in random order, so they are numbered here first. The texts
-    are kept in a temporary file until then. `UserError` if `vocab_size` has no room for the alphabet.
+    `tokenizers` gives ids to inner characters ('##a') in random order, so this function gives them ids first.
+    Until then the texts are kept in a temporary file. Raises `UserError` if `vocab_size` is too small for the
+    alphabet.
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
@@ -263,7 +271,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 
 def continues_words(character: str) -> bool:
-    """False for characters that BERT's pre-tokeniser makes single words: punctuation and Chinese characters.
+    """Whether a character can be inside a word. BERT's pre-tokeniser makes punctuation and Chinese characters
+    words of their own.
     """
     if character.isascii():
         return character.isalnum()

@@ -1,6 +1,6 @@
-"""Reads the files of a tokenizer folder, in every form that circulates (docs/formats.md).
+"""Reads the files of a tokenizer folder in all published forms (docs/formats.md).
 
-The rules are those of `transformers` 5: which class reads the folder, and which file decides which setting.
+The class that reads the folder, and the file that decides each setting, are chosen as in `transformers` 5.
 """
 
 import warnings
@@ -14,34 +14,37 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import what_else
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# the options of BERT's normaliser; strip_accents None means: as lowercase
+# the options of BERT's normaliser; if strip_accents is None, it has the value of lowercase
 DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
 # the names of the same options in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# Classes of transformers, each of which may end in Fast: those that do what BertTokenizer does; those that do
-# so for a vocab.txt, but do what a tokenizer.json says; and those that need one.
+# Three groups of tokenizer classes in transformers. Each name may also end in Fast. The classes of the first
+# group work like BertTokenizer. Those of the second group do so for a vocab.txt, but follow a tokenizer.json
+# if there is one. Those of the third group need a tokenizer.json.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# Models whose tokenizer is BERT's if no class is stated. Old files of BERT name no model.
+# The models that have BERT's tokenizer if their files name no tokenizer class. Old files of BERT name no
+# model.
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token" and so on
-# The order in which transformers adds these to a vocabulary that lacks them.
+# transformers adds missing special tokens to a vocabulary in this order.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-# Measured on the vocabularies of the hub, pieces with capitals are at most 0.12 % of an uncased one and at
-# least 1.18 % of a cased one; this is between the two.
+# In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
+# at least 1.18 % if it is cased. This number is between the two.
 CASED_SHARE = 0.004
 # The characters that the `tokenizers` library removes at the end of a line. Python's rstrip removes more.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
-# Settings of tokenizer_config.json that are written for every model, or have no meaning in another folder.
+# These settings of tokenizer_config.json are not copied: they are written for every model, or they have no
+# meaning in another folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
             "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only", "tokenizer_file",
             "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
@@ -49,12 +52,13 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a folder says.
+    """The content of a tokenizer folder.
 
-    `source`: the file of the vocabulary. `names`: of the five special tokens, in the order of
-    `SPECIAL_TOKENS`. `added`: tokens with the id that they have in the files, None for the next that is free.
-    `max_word`: characters of the longest word that is not [UNK]. `states`: what else tokenizer_config.json
-    says. `generic`: the tokenizer.json, where the class is a generic one and it decides alone.
+    `source` is the file of the vocabulary. `names` are the names of the five special tokens, in the order of
+    `SPECIAL_TOKENS`. `added` are tokens with the ids in the files; None is the next free id. `max_word` is
+    the number of characters of the longest word that does not become [UNK]. `states` are the other settings
+    of tokenizer_config.json. `generic` is the tokenizer.json if the tokenizer class is generic, because then
+    this file decides all settings.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -71,8 +75,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
     The vocabulary is that of tokenizer.json, else that of vocab.txt. The options are those of
     tokenizer_config.json, even if tokenizer.json has others. For a generic class they are those of
-    tokenizer.json. If nothing states the casing of a vocab.txt, it is guessed, with a warning. `UserError`
-    names what is missing, damaged or not BERT's.
+    tokenizer.json. If no file states whether a vocab.txt is cased, its pieces decide, and a warning is
+    printed. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -100,10 +104,11 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 max_word = model.get("max_input_chars_per_word", 100)
             else:
                 _say_differences(source, options, normalizer)
-        # A special token that no file has would get a new id, which no model knows.
+        # A special token that is in no file would get a new id, and no model has a vector for this id.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # transformers counts blank lines at the end as one piece, so added tokens come after it
+        # transformers counts blank lines at the end as one piece, so the ids of added tokens begin after this
+        # piece
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -120,8 +125,9 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Whether the class that the folder states does what tokenizer.json says, if that is `described`; False
-    for one of BERT's or none, `UserError` for any other.
+    """Whether the tokenizer class of the folder is generic, which means that it follows tokenizer.json.
+    `described` is whether there is a tokenizer.json. The result is False for a class of BERT or without a
+    class. Raises `UserError` for any other class.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -144,13 +150,14 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """The model and the normaliser of a tokenizer.json. Raises `UserError` if they are not BERT's.
 
-    BERT's classes take only the vocabulary from it, so another normaliser is returned as None.
+    BERT's classes use only the vocabulary of tokenizer.json, so for them the normaliser may be of another
+    kind, and None is returned.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
     kind = model.get("type")
     if kind is None and "continuing_subword_prefix" in model and "merges" not in model:
-        kind = "WordPiece"  # files of 2019 do not name it
+        kind = "WordPiece"  # tokenizer.json files from 2019 do not name the type of the model
     if normalizer.get("type") == "Sequence" and len(normalizer["normalizers"]) == 1:
         normalizer = normalizer["normalizers"][0]
     kinds = [kind, normalizer.get("type"), splitter.get("type")]
@@ -166,7 +173,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Warns if tokenizer.json has another normaliser than the one that BERT's classes build for the folder.
+    """Prints a warning if tokenizer.json has another normaliser than the one that BERT's classes make for the
+    folder.
     """
     ours, theirs = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -185,8 +193,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     """The names of the five special tokens, all added tokens with their ids, and the additional special
     tokens as tokenizer_config.json has them.
 
-    `inside`: the "added_tokens" of tokenizer.json. They give way to the "added_tokens_decoder" of
-    tokenizer_config.json, without which special_tokens_map.json and added_tokens.json are read, too.
+    `inside` are the "added_tokens" of tokenizer.json. If tokenizer_config.json has an "added_tokens_decoder",
+    its tokens are used instead. If not, special_tokens_map.json and added_tokens.json are also read.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -208,12 +216,13 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # Those that are special by name are not looked for in lower-cased text, as transformers has it; there,
-    # additional ones of special_tokens_map.json are none, nor BERT's own names where they are not stated.
+    # Special tokens are not searched in lower-cased text, as in transformers. In transformers, two kinds of
+    # tokens are not special: additional tokens in special_tokens_map.json, and BERT's own special tokens if
+    # no file names them.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    if not generic:  # BERT's class has names for them, where none are stated
+    if not generic:  # BERT's class has default names for special tokens that no file names
         named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value for value in [*named.values(), *(() if isinstance(extra, dict) else extra)]
                if value}
@@ -229,8 +238,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
-    """Content to token and id, in the order in which transformers adds them, which decides new ids: those
-    with an id by it, then the special ones that are not among them.
+    """Maps the content of each added token to the token and its id. The order is that in which transformers
+    adds the tokens, because the order decides new ids. Tokens with an id come first, sorted by id. The other
+    special tokens follow.
     """
     tokens = {}
     for i, entry in sorted(added.items()):
@@ -239,7 +249,7 @@ def _in_order(added: dict[int, dict], special: dict[str, str | dict]
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
         token, i = tokens.get(content) or (AddedToken(content, **flags), None)
-        token.special = True  # so that decoding leaves it out
+        token.special = True  # decoding leaves out special tokens
         tokens[content] = token, i
     return tokens
 
@@ -249,10 +259,10 @@ def _content(token: str | dict) -> str:
 
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
-    """Whether a vocabulary that nothing is stated about is a cased one, with a warning that says so.
+    """Whether a vocabulary is cased. It is used if no file states this, and it prints a warning.
 
-    The share of pieces with a capital letter decides, without pieces like [UNK] and <URL>. Many uncased
-    vocabularies have a few pieces with capitals.
+    The share of pieces with a capital letter decides, because many uncased vocabularies have a few such
+    pieces. Pieces like [UNK] and <URL> are not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
@@ -264,10 +274,11 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Pieces of a vocab.txt to ids: the id is the line number from 0.
+    """Reads a vocab.txt and returns a dictionary from pieces to ids. The id is the line number, counted from
+    0.
 
-    As in `transformers`, white space at the end of a line counts for nothing, blank lines at the end are one
-    piece "", and of two lines that are the same the last counts, about which there is a warning.
+    As in `transformers`, white space at the end of a line is ignored, and blank lines at the end of the file
+    are one piece "". If two lines are equal, the piece gets the id of the last one, and a warning is printed.
     """
     vocabulary, doubled, text = {}, [], read_text(path)
     check_is_the_file(path, text[:100].encode())

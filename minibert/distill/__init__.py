@@ -1,5 +1,6 @@
-"""The losses: one file a method, and the terms that the methods share.
+"""The losses of all methods. Each method has its own file, and other files have terms that several methods
+use.
 
-Read methods.py (the table of all methods), distilbert.py (the triple loss), losses.py, vocab_loss.py; then
-the method that you want. students.py makes a student from its teacher.
+A good order to read the files is methods.py (the table of all methods), distilbert.py (the triple loss),
+losses.py, vocab_loss.py, and then the method that you want. students.py builds a student from its teacher.
 """

@@ -1,20 +1,21 @@
-"""Losses that compare attention inside student and teacher, as sums over packed batches.
+"""Losses that compare the attention of student and teacher. They are sums over packed batches.
 
-A step divides the sums by the count of the whole step (all micro-batches, all ranks).
+The training step divides each sum by the count of the whole step (all micro-batches, all ranks).
 
-With z = a b' / sqrt(E) the (T, T) scores of one head of one sequence, a and b its queries and keys, or one of
-queries, keys and values with itself:
+z = a b' / sqrt(E) are the (T, T) scores of one head of one sequence. a and b are its queries and keys. In the
+relations a and b may also both be its queries, both its keys or both its values. The loss of row i is:
 
     squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relations
 
-Both are averaged over rows and heads of each sequence and summed over sequences. All scores of a layer are S
-x H x T^2 numbers, 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads, for each model. They are
-computed in chunks of some sequences, or of some heads of one sequence. The gradients of each chunk are
-computed at once: with respect to z_s, G = 2 (z_s - z_t) / T or softmax(z_s) - softmax(z_t); with respect to a
-and b, G b / sqrt(E) and G' a / sqrt(E). Only the sum and the gradients of a and b are kept.
-torch.utils.checkpoint would keep even less, but it would compute the forward products twice and hold the
-scores of a whole call at once in backward.
+Both losses are averaged over the rows and heads of each sequence and summed over the sequences. All scores of
+one layer are S x H x T^2 numbers for each model: 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads.
+So they are computed in chunks of some sequences, or of some heads of one sequence. The gradients of a chunk
+are computed together with its loss. The gradient with respect to z_s is G = 2 (z_s - z_t) / T for the
+squares, and G = softmax(z_s) - softmax(z_t) for the KL. The gradients with respect to a and b are G b /
+sqrt(E) and G' a / sqrt(E). Only the sum and the gradients of a and b stay in memory. torch.utils.checkpoint
+would keep less, but it would compute the forward products twice, and its backward pass would need all scores
+at the same time.
 """
 
 import math
@@ -28,39 +29,41 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# The number of scores of one model in memory at once, at least one (T, T): 8 MB in fp32. On a CPU a thirtieth
-# of it and twice as much took the same time. A GPU, where each kernel launch costs time, was not measured.
+# The number of scores of one model in a chunk (8 MB in fp32). A chunk has at least one matrix (T, T). On a
+# CPU, values from 1/30 of this number to twice this number took the same time. The time on a GPU was not
+# measured.
 CHUNK_ELEMENTS = 1 << 21
 
 
 def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
                   chunk: int | None = None) -> Tensor:
-    """Sum over sequences of the mean over heads and T^2 cells of the squared difference of q k' / sqrt(E),
-    the scores before the softmax: L_attn of TinyBERT (Jiao et al. 2019, section 3.1).
+    """The attention loss L_attn of TinyBERT (Jiao et al. 2019, section 3.1): the squared difference of the
+    scores q k' / sqrt(E) before the softmax. It is the mean over heads and T^2 cells, summed over sequences.
 
-    q, k (N, H, E_s) are the student's, t_q, t_k (N, H, E_t) the teacher's; `chunk` scores at a time. note:
-    the original code averages over the padded (T, T) matrix of the longest sequence. There the rows of
-    padding count, its columns are 0, and a short sequence has less weight than a long one. Here all sequences
-    have the same weight, as in the formula.
+    q, k (N, H, E_s) are of the student, and t_q, t_k (N, H, E_t) are of the teacher. `chunk` is the number of
+    scores in a chunk. note: the original code averages over the padded (T, T) matrix of the longest sequence.
+    So the rows of padding are included, the columns of padding are 0, and a short sequence has less weight
+    than a long sequence. Here all sequences have the same weight, as in the formula.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
 
 def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
                  chunk: int | None = None) -> Tensor:
-    """Sum over sequences of the mean over heads and rows of
-    KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))).
+    """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))). It is the
+    mean over heads and rows, summed over sequences.
 
-    a, b (N, H, E_s) are the student's, t_a, t_b (N, H, E_t) the teacher's; `chunk` scores at a time. Of
-    queries and keys it is MiniLM's L_AT, of values and values its L_VR (Wang et al. 2020, sections 3.1 and
-    3.2); of queries, keys or values with themselves, after `split_heads`, the relations of MiniLMv2 (Wang et
-    al. 2021, section 3.1).
+    a, b (N, H, E_s) are of the student, and t_a, t_b (N, H, E_t) are of the teacher. `chunk` is the number of
+    scores in a chunk. With queries and keys, this is L_AT of MiniLM. If a and b are the values, it is L_VR
+    (Wang et al. 2020, sections 3.1 and 3.2). If a and b are the same states after `split_heads` (queries,
+    keys or values), it is a relation of MiniLMv2 (Wang et al. 2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """(N, H, E) -> (N, R, D / R): concatenates the heads and divides them into R relation heads (MiniLMv2).
+    """(N, H, E) -> (N, R, D / R): concatenates all heads and divides the result into R relation heads
+    (MiniLMv2).
     """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:
@@ -75,7 +78,8 @@ def _sequence_sum(row_loss: Callable, a, b, t_a, t_b, batch: Batch, chunk: int |
     return _RowLoss.apply(a, b, t_a, t_b, row_loss, batch.lengths.tolist(), chunk or CHUNK_ELEMENTS)
 
 
-# Both take scores (..., T, T) and return the sum over their rows and its gradient with respect to z_s.
+# `_squares` and `_divergences` take scores (..., T, T). They return the sum of the loss over all rows, and
+# its gradient with respect to z_s.
 
 def _squares(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
     difference = z_s.sub_(z_t)
@@ -95,13 +99,13 @@ class _RowLoss(torch.autograd.Function):
         kind = a.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
         full = torch.float64 if a.dtype == torch.float64 else torch.float32
-        # neighbours of equal length are one dense block, as in attention
+        # neighbouring sequences of equal length are one dense tensor, as in attention.py
         runs = runs_of_equal_length(lengths)
         sizes = [count * length for count, length in runs]
         H, scale, t_scale = a.shape[1], 1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(t_a.shape[-1])
         total = torch.zeros((), dtype=full, device=a.device)
         with torch.autocast(kind, enabled=False):
-            # gradients are as large as a and b; the scores of a chunk are gone after it
+            # The gradients have the shapes of a and b. The scores of a chunk are freed after the chunk.
             grad_a = torch.empty_like(a, dtype=full) if need_a else None
             grad_b = torch.empty_like(b, dtype=full) if need_b else None
             pieces = [[None] * len(runs) if x is None else x.split(sizes)
@@ -110,7 +114,7 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                some = max(1, chunk // (H * T**2))  # sequences at a time; 1 if the heads of one do not fit
+                some = max(1, chunk // (H * T**2))  # sequences in a chunk; 1 if not all heads fit
                 for i in range(0, count, some):
                     for h in range(0, H, heads):
                         x, y, t_x, t_y, g_x, g_y = (  # (some, heads, T, E)
@@ -119,13 +123,14 @@ class _RowLoss(torch.autograd.Function):
                         rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (some, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
-                        # the mean and the scale after the product: before it, fp16 would lose them
+                        # The division comes after the product. Before the product, its small numbers would
+                        # become 0 in fp16.
                         grad = grad.to(low)
                         if need_a:
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)
                         if need_b:
                             torch.mul((grad.mT @ x).to(full), scale / (H * T), out=g_y)
-        ctx.save_for_backward(grad_a, grad_b)  # the gradient of the sum; backward only scales it
+        ctx.save_for_backward(grad_a, grad_b)  # the gradients of the sum; backward only multiplies them
         return total
 
     @staticmethod

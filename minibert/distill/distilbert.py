@@ -1,10 +1,11 @@
-"""The loss of DistilBERT, and that of BERT's own pre-training: masked language modelling alone.
+"""The losses of DistilBERT and of BERT's own pre-training, which is masked language modelling (MLM) alone.
 
-A loss is a function from (student, teacher, micro-batch, weights, counts) to two results: the micro-batch's
-share of the loss of the whole step, and the sums of its terms by name, detached. Every sum is divided by the
-count of the *whole* step, over all micro-batches and ranks, so the gradients of micro-batches add up to the
-gradient of one batch. The counts of a step are computed once, by the function beside the loss. All other
-methods have the same form.
+Each loss is a function of (student, teacher, micro-batch, weights, counts). It has two results. The first is
+the micro-batch's share of the loss of the whole step. The second is a dictionary of detached sums, one for
+each term. Every sum is divided by the count of the *whole* step, over all micro-batches and ranks, so the
+gradients of micro-batches add up to the gradient of one batch. Another function computes the counts of a step
+once, before the loss: `distilbert_counts` or `mlm_counts`. The functions of all other methods have the same
+arguments and results.
 """
 
 from dataclasses import dataclass
@@ -21,41 +22,46 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True)
 class DistilBERTWeights:
-    """The triple loss of DistilBERT as released: 5 KL + 2 MLM + 1 cosine at T = 2."""
+    """The weights of DistilBERT's triple loss as published: 5 KL + 2 MLM + 1 cosine. The temperature is T =
+    2.
+    """
 
     kl: float = 5.0
     mlm: float = 2.0
     cosine: float = 1.0
     temperature: float = 2.0
-    kl_masked_only: bool = False  # the distiller's --restrict_ce_to_mask
+    kl_masked_only: bool = False  # the option --restrict_ce_to_mask of DistilBERT's code
 
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """One term, so that its weight only scales the loss."""
+    """The weight of the only term. It only scales the loss."""
 
     mlm: float = 1.0
 
 
 def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The triple loss (Sanh et al. 2019, section 3): KL to the teacher at all tokens, MLM at masked ones, and
-    the cosine distance of the last hidden states at all tokens.
+    """The triple loss of DistilBERT (Sanh et al. 2019, section 3). The KL to the teacher is computed at all
+    tokens, the MLM loss at the masked tokens, and the cosine distance of the last hidden states at all
+    tokens.
     """
-    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
+    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
-    last = student.encoder(micro.batch)  # (N, D), both models read the masked text
+    last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # The heads read masked tokens only, because the other logits would not be used.
+        # Here the heads compute only the masked tokens, because the loss does not use the logits of other
+        # tokens.
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
-    # KL and MLM are computed together, because both need the student's logits.
+    # KL and MLM are computed together, because both terms need the student's logits.
     loss, sums = vocab_loss(
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
         mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kl / counts["kl"])
+    # The authors take the cosine at all tokens, not only at masked tokens (L_cos).
     cosine = cosine_sum(last, teacher_last)
     loss = loss + weights.cosine / counts["cosine"] * cosine
     return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
@@ -67,7 +73,8 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
     section 3.1, task 1). The teacher is not used.
     """
     last = student.encoder(micro.batch)  # (N, D)
-    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the head reads masked tokens only
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the MLM head computes only these tokens
+    # Every row has a label, so the indices of the labelled rows are 0 to M - 1.
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
                             labelled=torch.arange(len(rows)), mlm_weight=weights.mlm / counts["mlm"])
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
@@ -75,7 +82,7 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
     """The divisor of each term's sum: the tokens of the whole step, or its masked tokens."""
-    masked = max(1, step.masked)  # a step may have no masked token, and then its sum is 0
+    masked = max(1, step.masked)  # a step may have no masked token; this avoids a division by zero
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
@@ -86,13 +93,15 @@ def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """The part of a model that `vocab_loss` needs, for the rows `last` (N, D) of its last hidden states."""
+    """The tensors of one model that `vocab_loss` needs. `last` (N, D) are rows of the model's last hidden
+    states.
+    """
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
-    """Raises `UserError` if vocabulary, width or positions differ, because the outputs cannot be compared
-    then.
+    """Raises `UserError` if the two models differ in vocabulary, width or number of positions. Their outputs
+    could not be compared.
     """
     for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
                           ("max_positions", "positions")):
@@ -104,8 +113,8 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
 
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
-    """Raises `UserError` if the vocabulary differs, because the KL to the teacher is reported on held-out
-    text.
+    """Raises `UserError` if the two vocabularies differ. The evaluation on held-out text computes the KL to
+    the teacher.
     """
     if student.vocab_size != teacher.vocab_size:
         raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "

@@ -1,8 +1,8 @@
-"""What a sentence encoder minimises: how far its vector of a text is from its teacher's (Reimers and Gurevych
-2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation", section 2, with one
-language).
+"""The loss of sentence encoders: the distance between the student's vector and the teacher's vector of a text
+(Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
+Distillation", section 2, with one language).
 
-The form of the loss is that of distilbert.py. No labels and no masks are read.
+distilbert.py describes the arguments and results of a loss. This loss uses no labels and no masks.
 """
 
 import copy
@@ -24,19 +24,21 @@ from minibert.model.sentences import pooling_of
 
 @dataclass(frozen=True)
 class EmbeddingWeights:
-    """The weight of each term. note: Reimers and Gurevych minimise the mean square, `mse`."""
+    """The weights of the loss terms of a sentence encoder. note: Reimers and Gurevych minimise the mean
+    squared error, `mse`.
+    """
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # of equal widths only; a term of the tokens, not of the text
+    hidden: float = 0.0  # compares the tokens, not the texts; both widths must be equal
 
 
 class SentenceStudent(nn.Module):
-    """What is trained: the student's encoder, and the layers between its pooling and its vector.
+    """The trained module: the student's encoder, and the layers between its pooling and its vector.
 
-    These layers are the teacher's, copied. Where the pooled vectors differ in width, a new linear layer comes
-    before them, from the student's width to the teacher's. So both models' vectors can be compared, and the
-    layer is part of the student. A student that is a sentence encoder already keeps its own layers.
+    These layers are copies of the teacher's layers. If the pooled vectors of the two models have different
+    widths, a new linear layer comes before these layers. It maps the student's width to the teacher's width,
+    and it is part of the student. If the student is already a sentence encoder, it keeps its own layers.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -52,9 +54,11 @@ class SentenceStudent(nn.Module):
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
-                layers = [linear, nn.Identity(), *layers]  # a Dense module has an activation
+                # a Dense module of sentence-transformers always has an activation
+                layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(theirs, layers=nn.Sequential(*layers))
-        self.layers = self.sentences.layers  # registers its parameters: they are trained and in checkpoints
+        # makes their parameters part of this module, so they are trained and saved
+        self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), theirs.vector_width(teacher.config))
         if widths[0] != widths[1]:
             raise UserError(f"the student's vectors have {widths[0]} numbers and the teacher's {widths[1]}: "
@@ -63,16 +67,17 @@ class SentenceStudent(nn.Module):
 
 def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: EmbeddingWeights,
               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The cosine distance, or the mean square, between the two models' vectors u_s and u_t (D) of each text:
+    """The loss between the student's vector u_s (D) and the teacher's vector u_t (D) of each text. Its terms
+    are:
 
         cosine  1 - cos(u_s, u_t)
         mse     mean over D of (u_s - u_t)^2
         hidden  mean over D of (h_s - h_t)^2 at each token, h the last hidden states
 
-    Where vectors have length 1, mse is 2 / D times cosine. A student that is no `SentenceStudent` pools as
-    its teacher does.
+    If the vectors have length 1, the `mse` term is 2 / D times the `cosine` term. If the student is not a
+    `SentenceStudent`, it has the pooling of its teacher.
     """
-    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
+    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_last = encoder_of(teacher)(micro.batch)  # (N, D)
         theirs = pooling_of(teacher)(teacher_last, micro.batch)  # (S, D)
     last = encoder_of(student)(micro.batch)
@@ -85,12 +90,14 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """What the sum of each term is divided by: the sequences of the whole step, or its tokens."""
+    """The divisor of each term's sum: the sequences of the whole step, or its tokens."""
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """What is put between different widths, in words; `UserError` where the vocabulary differs."""
+    """Returns a sentence about the new linear layer, if the widths differ. Raises `UserError` if the
+    vocabularies differ.
+    """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:
         return ""

@@ -1,8 +1,8 @@
-"""Losses over hidden states and over spans, as sums.
+"""Losses that compare hidden states, and losses of answer spans. All of them are sums.
 
-A step divides them by the count of the whole step, over all micro-batches and ranks.
+The training step divides each sum by the count of the whole step (all micro-batches, all ranks).
 
-Losses over the vocabulary are in vocab_loss.py, those over attention in attention_loss.py.
+The losses over the vocabulary are in vocab_loss.py. The losses over attention are in attention_loss.py.
 """
 
 import torch
@@ -13,31 +13,34 @@ from minibert.common.errors import UserError
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Casts 16-bit tensors to fp32 and returns others unchanged. Losses are never summed in 16 bits."""
+    """Converts a 16-bit tensor to fp32. An fp32 or fp64 tensor is returned unchanged. No loss is summed in 16
+    bits.
+    """
     return x if x.dtype == torch.float64 else x.float()
 
 
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum over terms of weight / count * sum, and the sums detached."""
+    """Returns the loss, which is the sum of weight / count * sum over all terms, and the detached sums."""
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
 
 
 def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over tokens of 1 - cos(h_s, h_t), both (N, D).
+    """The sum over tokens of 1 - cos(h_s, h_t). `student` h_s and `teacher` h_t are (N, D).
 
     This is L_cos of DistilBERT (Sanh et al. 2019, section 3).
     """
+    # The cosine is computed in fp32, because 16 bits are too few for values near 1.
     return (1 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(teacher), dim=-1)).sum()
 
 
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """Sum over tokens of the mean over D_t of (W h_s - h_t)^2.
+    """The sum over tokens of the mean over D_t of (W h_s - h_t)^2.
 
-    This is L_hidn and L_embd of TinyBERT (Jiao et al. 2019, section 3.1).
-    student (N, D_s), teacher (N, D_t); `projection` is W (D_t, D_s), None the identity.
-    note: the original code also counts padding.
+    This is L_hidn and L_embd of TinyBERT (Jiao et al. 2019, section 3.1). `student` h_s is (N, D_s), and
+    `teacher` h_t is (N, D_t). `projection` is W (D_t, D_s); None is the identity. note: the original code
+    also includes padding tokens in the mean.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -47,22 +50,24 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
     return (at_least_fp32(student) - at_least_fp32(teacher.detach())).square().mean(-1).sum()
 
 
-# A start, or an end, of a span is one choice among the rows of its own sequence. The logits of a packed batch
-# are one stream of N rows, so the softmax is taken inside each sequence.
+# The start of an answer is one token of its own sequence, and the end is another. The logits of a packed
+# batch are one list of N rows. So each softmax runs over the rows of one sequence only.
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
-    """log_softmax of each column of `x` (N, K) over the rows of each sequence, (N, K), in fp32 or better.
+    """The log-softmax of each column of `x` (N, K) over the rows of each sequence. The result is (N, K), in
+    fp32 or fp64.
 
-    `offsets` (S + 1,) are those of `Batch`. The number of operations does not depend on the number of
-    sequences, and nothing here waits for the device.
+    `offsets` (S + 1,) are the offsets of the `Batch`. There is no loop over sequences, and no operation waits
+    for the GPU.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
     sequences = len(offsets) - 1
     lengths = torch.diff(offsets).long()
-    # (N,) the sequence of each row; output_size avoids a wait for the GPU
+    # (N,) the number of each row's sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
-    # the maximum only keeps exp in range and cancels from the result, so no gradient goes through it
+    # Subtracting the maximum prevents an overflow of exp. It does not change the result, so it needs no
+    # gradient.
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(
         0, sequence[:, None].expand(rows, columns), x.detach(), "amax")
     shifted = x - largest[sequence]
@@ -71,11 +76,12 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Sum over sequences of the mean cross-entropy of start and end (Devlin et al. 2018, section 4.2).
+    """The sum over sequences of the mean of two cross-entropies: of the start and of the end of the answer
+    (Devlin et al. 2018, section 4.2).
 
-    `logits` (N, 2); `starts` and `ends` (S,) int64 count from the first row of their sequence, where [CLS]
-    stands for no answer. They are not checked against the lengths, because that would wait for the device.
-    note: run_squad.py of BERT pads, and its softmax runs over the padding, too.
+    `logits` is (N, 2). `starts` and `ends` (S,), int64, are counted from the first row of their sequence.
+    This row is [CLS], which means "no answer". The values are not checked against the lengths, because this
+    would wait for the GPU. note: in BERT's run_squad.py the softmax also runs over the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -83,10 +89,12 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """Sum over sequences of the mean KL(teacher || student) of start and end, times the squared temperature.
+    """The sum over sequences of the mean KL(teacher || student) of start and end, times the squared
+    temperature.
 
-    Both logits are (N, 2); the teacher gets no gradient. It is the second distillation of DistilBERT (D)
-    (Sanh et al. 2019, section 4.1; run_squad_w_distillation.py, which divides by the number of sequences).
+    `student` and `teacher` are logits (N, 2). The teacher gets no gradient. This is the second distillation
+    step of "DistilBERT (D)" (Sanh et al. 2019, section 4.1). The authors' run_squad_w_distillation.py divides
+    the sum by the number of sequences.
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

@@ -22,28 +22,34 @@ from minibert.model.batch import MicroBatch, Step
 
 
 class Method(NamedTuple):
-    """Everything that train.py needs to know about a method. distilbert.py has the form of the functions."""
+    """The functions and settings of one method. distilbert.py describes the arguments and the results of
+    these functions.
+    """
 
     loss: Callable  # (student, teacher, micro-batch, weights, counts) -> the loss and the sums of its terms
-    weights: type  # the published weights of the terms, and other settings of the loss
-    counts: Callable  # (step, weights) -> the divisor of each sum
-    # (student's config, teacher's, weights) -> a sentence on what is compared, or a `UserError`
+    weights: type  # a class: the weights of the terms and other settings of the loss, as published
+    counts: Callable  # (step, weights) -> for each term, the number that its sum is divided by
+    # (student's config, teacher's config, weights) -> a sentence that says what is compared. Raises
+    # `UserError` if the two models cannot be compared.
     fit: Callable
-    shape: Callable  # (teacher's config, layers) -> the student's config, if none is given
-    head: str  # the parts it reads: the outputs of the models ("mlm"), or only their inside ("encoder")
-    defaults: dict  # defaults of options of train.py
-    module: Callable | None = None  # (student, teacher) -> what is trained instead of the student
+    shape: Callable  # (teacher's config, layers) -> the student's default config
+    head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
+    defaults: dict  # the default values of options of train.py
+    module: Callable | None = None  # (student, teacher) -> the module that is trained; None: the student
 
 
-# BERT's own pre-training, which TinyBERT and MiniLM follow (TinyBERT's code has lr 5e-5 and 10 % warm-up).
+# These are the settings of BERT's own pre-training. TinyBERT and MiniLM use the same settings, but TinyBERT's
+# code has a learning rate of 5e-5 and 10 % warm-up.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 
 METHODS = {
-    "distilbert": Method(  # the command with which it was released
+    "distilbert": Method(  # the settings of the first training command in DistilBERT's README
         distilbert, DistilBERTWeights, distilbert_counts, fit_distilbert, distilbert_of, "mlm",
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
+    # note: TinyBERT and MiniLM compare hidden states and attention, so their text needs no masks
+    # (`mask_share` 0).
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -56,25 +62,30 @@ METHODS = {
         BERT | dict(init="random", mask_share=0.0, lr=5e-4)),
     "mobilebert": Method(
         mobilebert, MobileBERTWeights, mobilebert_counts, fit_mobilebert, mobilebert_of, "mlm",
-        BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),  # lr for batches of 2,048
+        # this learning rate is for batches of 2,048 sequences
+        BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),
     "embedding": Method(
         embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
-        # A teacher without masks and dropout is imitated without them, on texts of any length. In batches of
-        # 32, 2e-4 was better than 5e-4, and that better than 1e-3 (docs/sentence-encoders.md).
+        # The teacher's vectors are made without masks and dropout, so the student is trained without masks
+        # and dropout. Short texts are kept. In batches of 32 texts the rate 2e-4 was better than 5e-4 and 1e-3
+        # (docs/sentence-encoders.md).
         BERT | dict(mask_share=0.0, dropout=0.0, lr=2e-4, warmup=0.05, min_length=3), SentenceStudent),
 }
 
 
 def terms_of(method: str) -> tuple[str, ...]:
-    """The names of the terms that have a weight."""
+    """The names of the loss terms of a method. Figures without a weight, such as accuracy, are not among
+    them.
+    """
     weights = METHODS[method].weights()
+    # Only the names are read here, so the counts of this step may have any value.
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 
 
 def weights_of(method: str, **changed) -> object:
-    """The published weights of a method, with the fields in `changed` replaced. Raises `UserError` if all
-    terms are 0.
+    """The published weights of a method, with the fields in `changed` replaced. Raises `UserError` if every
+    weight is 0.
     """
     weights = METHODS[method].weights(**changed)
     if not any(getattr(weights, name) for name in terms_of(method)):
@@ -84,11 +95,11 @@ def weights_of(method: str, **changed) -> object:
 
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a method on one batch, to be differentiated, and the mean of each of its terms by name.
+    """The loss of a method on one batch, with its graph for `backward()`, and the mean of each term by name.
 
-    `changed` are fields of the method's weights other than published: `distillation_loss("distilbert", ...,
-    cosine=0)`. The modes of the models are not changed: set the student to train mode and the teacher to eval
-    mode.
+    `changed` replaces published weights, for example `distillation_loss("distilbert", ..., cosine=0)`. This
+    function does not change the modes of the models. Set the student to train mode and the teacher to eval
+    mode before.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

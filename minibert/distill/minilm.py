@@ -1,8 +1,8 @@
-"""The losses of MiniLM and MiniLMv2. They compare the attention of the student's last layer with one teacher
-layer.
+"""The losses of MiniLM and MiniLMv2. They compare the attention of the student's last layer with the
+attention of one teacher layer.
 
-The form of the loss is that of distilbert.py. There is no term on words. Labels are not read, and the tokens
-may be masked or not. Student and teacher may have any widths.
+distilbert.py describes the arguments and results of a loss. These losses use no labels, and the text may have
+masks or no masks. Student and teacher may have different widths.
 """
 
 import math
@@ -22,33 +22,39 @@ from minibert.model.heads import encoder_of
 
 @dataclass(frozen=True)
 class MiniLMWeights:
-    """The weight of each term, 1 as published. A term of weight 0 is not computed."""
+    """The weights of MiniLM's loss terms. The published weights are 1. A term with weight 0 is not computed.
+    """
 
     attention_relation: float = 1.0
     value_relation: float = 1.0
-    teacher_layer: int | None = None  # from 1; None: the last
+    # the number of the compared teacher layer (from 1); None: the last layer
+    teacher_layer: int | None = None
 
 
 @dataclass(frozen=True)
 class MiniLMv2Weights:
-    """The weight of each term, 1 as published. A term of weight 0 is not computed."""
+    """The weights of MiniLMv2's loss terms. The published weights are 1. A term with weight 0 is not
+    computed.
+    """
 
     q_relation: float = 1.0
     k_relation: float = 1.0
     v_relation: float = 1.0
-    relation_heads: int | None = None  # R; None: see `default_relation_heads`
-    teacher_layer: int | None = None  # from 1; None: the last
+    relation_heads: int | None = None  # the number R of relation heads; None: see `default_relation_heads`
+    # the number of the compared teacher layer (from 1); None: the last layer
+    teacher_layer: int | None = None
 
 
 def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMWeights,
            counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """MiniLM (Wang et al. 2020, section 3): the student's last layer learns the attention distributions and
-    the value relations of the teacher's layer.
+    the value relations of one teacher layer.
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
-    # L_AT: the KL of the attention distributions, row by row. L_VR: the same for softmax(v v' / sqrt(E)),
-    # which fits any head size, too.
+    # L_AT is the KL between the attention distributions of teacher and student. L_VR is the KL between their
+    # value relations softmax(v v' / sqrt(E)). Both models need the same number of heads, but not the same
+    # head size.
     if weights.attention_relation:
         sums["attention_relation"] = relation_sum(q, k, t_q, t_k, micro.batch)
     if weights.value_relation:
@@ -58,10 +64,11 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MiniLMv2 (Wang et al. 2021, section 3): relations among queries, among keys and among values, in R
-    relation heads, however many heads the two models have.
+    """MiniLMv2 (Wang et al. 2021, section 3): the student learns the relations among queries, among keys and
+    among values. They are computed in R relation heads, so the two models may have different numbers of
+    heads.
 
-    note: the scale of the softmax is 1 / sqrt(D / R), as in MiniLM; not checked against the paper.
+    note: the scores are multiplied by 1 / sqrt(D / R), as in MiniLM. This was not checked against the paper.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
@@ -74,19 +81,21 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None
                     ) -> tuple[list[Tensor], list[Tensor]]:
-    """q, k, v (N, H, E) of the student's last layer, and of the teacher's layer `teacher_layer`."""
-    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
+    """Returns q, k, v (N, H, E) of the student's last layer, and q, k, v of the teacher layer
+    `teacher_layer`.
+    """
+    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         theirs = encoder_of(teacher).trace(micro.batch)
     ours = encoder_of(student).trace(micro.batch)
-    # the list of q, k, v begins with layer 1: there are none of the embeddings
+    # entry 0 of `queries` is that of layer 1, because the embeddings have no queries
     layer = -1 if teacher_layer is None else teacher_layer - 1
     return ([ours.queries[-1], ours.keys[-1], ours.values[-1]],
             [theirs.queries[layer], theirs.keys[layer], theirs.values[layer]])
 
 
 def default_relation_heads(*widths: int) -> int:
-    """R of MiniLMv2 for a student and a teacher of these widths: the published 48 or, where that does not
-    divide both, the largest number below that does (24 for 312 and 768).
+    """The default number of relation heads R for a student and a teacher of these widths. It is the published
+    48, or the largest smaller number that divides both widths (24 for 312 and 768).
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
@@ -102,7 +111,7 @@ def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
 
 
 def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
-    """Raises `UserError` where the two cannot be compared."""
+    """Raises `UserError` if MiniLM cannot compare these two models."""
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     if student.heads != teacher.heads:
@@ -112,7 +121,9 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
 
 
 def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> str:
-    """How many relation heads there are, in words; `UserError` where the two cannot be compared."""
+    """Returns a sentence with the number of relation heads. Raises `UserError` if MiniLMv2 cannot compare
+    these two models.
+    """
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     widest, R = math.gcd(student.attention_size, teacher.attention_size), weights.relation_heads
@@ -124,6 +135,6 @@ def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> 
 
 
 def check_teacher_layer(teacher: Config, layer: int | None) -> None:
-    """Raises `UserError` where the teacher has no such layer."""
+    """Raises `UserError` if the teacher has no layer with this number (from 1)."""
     if layer is not None and not 1 <= layer <= teacher.layers:
         raise UserError(f"the teacher has layers 1 to {teacher.layers}, and none {layer}")

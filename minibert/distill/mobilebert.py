@@ -1,8 +1,8 @@
-"""What MobileBERT minimises (Sun et al. 2020, section 3.5): how far it is from its teacher's feature maps and
-attention, layer by layer, and from the teacher's outputs at masked words.
+"""The losses of MobileBERT (Sun et al. 2020, section 3.5). They compare the feature maps and the attention of
+student and teacher in each layer, and the outputs of both models at masked tokens.
 
-The form of the loss is that of distilbert.py. training/mobilebert_stages.py decides which terms are used at
-which step.
+distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
+a step uses.
 """
 
 from dataclasses import dataclass
@@ -23,47 +23,46 @@ from minibert.model.encoder import Encoder, Trace
 
 @dataclass(frozen=True)
 class MobileBERTWeights:
-    """The weight of each term, as in the authors' code, and the layers that are transferred.
+    """The weights of MobileBERT's loss terms as in the authors' code, and the layers that are compared.
 
-    The first four are weights of the mean over all L layers. A layer that is transferred alone has 1 / L of
-    them.
+    The first four weights multiply the mean over all L layers. So a single layer has 1 / L of each weight.
     """
 
     feature_map: float = 100.0
     mean: float = 5000.0
     variance: float = 5.0
     attention: float = 1.0
-    mlm: float = 0.5  # alpha
-    kd: float = 0.5  # 1 - alpha
-    temperature: float = 1.0  # of the KD; not in the paper
-    layers: tuple[int, ...] | None = None  # from 1; None: all of them
+    mlm: float = 0.5  # alpha in the paper
+    kd: float = 0.5  # 1 - alpha in the paper
+    temperature: float = 1.0  # temperature of the KD term; the paper has none
+    layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MobileBERT's knowledge transfer of `weights.layers`, and pre-training distillation if `mlm` or `kd` has
-    a weight.
+    """MobileBERT's knowledge transfer for the layers in `weights.layers`, and its pre-training distillation
+    if the weight of `mlm` or `kd` is not 0.
 
-    The sums of the four transfer terms are over these layers, too, divided by L. Attention is KL(a_t || a_s),
-    averaged over heads and rows of each sequence. Distillation is alpha MLM + (1 - alpha) KD at masked
-    tokens; there is no next sentence prediction. note: the authors' code averages attention over all rows of
-    a batch, which is the same for equal lengths. It minimises cross-entropies instead of KLs, which have the
-    same gradient.
+    Each of the four transfer terms is summed over these layers and divided by L. The attention term is KL(a_t
+    || a_s), averaged over the heads and rows of each sequence. The distillation is alpha MLM + (1 - alpha) KD
+    at masked tokens. There is no next-sentence prediction. note: the authors' code averages the attention
+    term over all rows of a batch. This is the same if all sequences have equal lengths. Their code minimises
+    cross-entropies instead of KLs. The gradients are the same.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    deepest = L if distils else max(layers)  # what lies above is not computed
+    deepest = L if distils else max(layers)  # higher layers are not computed
     with torch.no_grad():
         theirs = trace(teacher.encoder, micro, bool(layers), deepest)
     ours = trace(student.encoder, micro, bool(layers), deepest)
     sums: dict[str, Tensor] = {}
     for layer in layers:
         terms = feature_map_sums(ours.hiddens[layer], theirs.hiddens[layer])
-        if weights.attention:  # hidden states count from the embeddings, queries from the first layer
+        if weights.attention:  # layer m is `queries[m - 1]`: the embeddings have none
             terms["attention"] = relation_sum(ours.queries[layer - 1], ours.keys[layer - 1],
                                               theirs.queries[layer - 1], theirs.keys[layer - 1], micro.batch)
-        # a term without a weight is left out of the log, too
+        # a term with weight 0 is not in the returned sums, so it is not in metrics.jsonl
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
@@ -76,16 +75,19 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
 
 def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    """The feature-map transfer of one layer, h_s and h_t (N, D), in its three parts, as sums over tokens:
+    """The three terms of the feature-map transfer of one layer, as sums over tokens. The hidden states of
+    student and teacher are h_s and h_t (N, D):
 
         feature_map  mean over D of (LN(h_s) - LN(h_t))^2, LN without weights
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    The paper's L_FMT is the mean square of h_s - h_t; the authors' code minimises these three instead.
-    note: that code takes the teacher's mean and variance over the list of all its layers instead of this one.
+    In the paper, L_FMT is the mean square of h_s - h_t. The authors' code minimises these three terms
+    instead. note: their code computes the teacher's mean and variance over the list of all layers. Here they
+    are of this layer only.
     """
-    # section 3.5, "feature map transfer"; the split into mean and variance is that of the code
+    # "Feature map transfer" is in section 3.5 of the paper. Only the authors' code has separate terms for
+    # mean and variance.
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
     var_s, var_t = (h.var(-1, correction=0) for h in (h_s, h_t))
@@ -96,12 +98,14 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
                           micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
                           ) -> tuple[Tensor, dict[str, Tensor]]:
-    """alpha MLM + (1 - alpha) KD at masked tokens; `last`: the last states (N, D) of student and teacher."""
+    """The loss alpha MLM + (1 - alpha) KD at masked tokens. `last` has the last hidden states (N, D) of
+    student and teacher.
+    """
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
-    # at masked tokens, where both terms need the student's logits: one walk over the rows
+    # MLM and KD are computed together, because both terms need the student's logits.
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], teacher_side,
                             labelled=torch.arange(len(rows)), temperature=weights.temperature,
                             mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kd / counts["kd"])
@@ -109,7 +113,9 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """The trace of the layers up to `deepest`, or of the last hidden states alone."""
+    """The trace of the layers up to layer `deepest`. If nothing else is needed, it has only the last hidden
+    states.
+    """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
     return Trace((encoder(micro.batch),), (), (), ())

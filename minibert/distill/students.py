@@ -1,4 +1,5 @@
-"""Students: their shapes, the teacher layers that theirs are copies of or imitate, and how they are made.
+"""Builds student models. Functions here choose the student's shape, the teacher layers that are copied, and
+the teacher layers that are imitated.
 """
 
 import re
@@ -17,13 +18,13 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def halved(teacher: Config, layers: int | None = None) -> Config:
-    """The teacher's own shape with half its layers, or `layers`."""
+    """A config like the teacher's, but with half of its layers, or with `layers` layers."""
     return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The DistilBERT of a teacher: half its layers (or `layers`), no token types, no pooler, everything else
-    the same.
+    """The config of a DistilBERT for this teacher. It has half of the teacher's layers (or `layers`), no
+    token types and no pooler. Everything else is the same.
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
@@ -31,18 +32,20 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The TinyBERT of four layers (or `layers`) in the teacher's vocabulary."""
+    """The config of TinyBERT with four layers (or `layers`) and the teacher's vocabulary."""
     return preset_of("tinybert-4", teacher, layers)
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """The MobileBERT of an IB-BERT: a quarter of its width inside the blocks, everything else as released."""
+    """The config of a MobileBERT for this IB-BERT. The width inside its blocks is a quarter of the teacher's
+    width. Everything else is as in the published model.
+    """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     if layers not in (None, teacher.layers):
         raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
-    inside = teacher.hidden_size // 4  # 128 of 512, as released
+    inside = teacher.hidden_size // 4  # the published model has 128 of 512
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}
@@ -50,10 +53,8 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """A preset's shape with the teacher's vocabulary, positions and labels, and with `layers` layers if
-    given.
-
-    If layers are `copied`, it also has the teacher's activation.
+    """The config of a preset with the teacher's vocabulary, positions and labels. If `layers` is given, it
+    has this number of layers. If `copied` is true, it also has the teacher's activation.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -65,26 +66,28 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 # ---------------------------------------------------------------- layer maps
 
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """The teacher layer (from 0) that each student layer is copied from: round(i (L_t - 1) / (L_s - 1)).
+    """For each student layer i, the teacher layer (from 0) that it is copied from: round(i (L_t - 1) / (L_s -
+    1)).
 
-    12 to 6 gives 0, 2, 4, 7, 9, 11, the choice of the released DistilBERT. The first and the last layer are
-    among them.
+    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. The published DistilBERT has
+    the same layers. The first and the last teacher layer are always copied.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be taken "
                         f"from a teacher of {teacher_layers}")
-    if student_layers == 1:  # the formula would divide by zero
+    if student_layers == 1:  # with one layer the formula divides by zero
         return [0]
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
 
 
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """g(0), g(1) ... g(L_s): the entry of the teacher's `Trace.hiddens` that each of the student's imitates.
+    """The layer map g(0), g(1) ... g(L_s). Entry m of the student's `Trace.hiddens` imitates entry g(m) of
+    the teacher's.
 
-    g(0) = 0 is the embedding output. The others are uniform, g(m) = m L_t / L_s (Jiao et al. 2019), rounded
-    where that is no whole number, or as `given`, g(1) ... g(L_s). Queries, keys and values have no entry for
-    the embeddings: those of layer g are `queries[g - 1]`.
+    Entry 0 is the embedding output, and g(0) = 0. If `given` is None, the map is uniform: g(m) = m L_t / L_s,
+    rounded (Jiao et al. 2019). Otherwise `given` has g(1) ... g(L_s). Queries, keys and values have no entry
+    for the embeddings. So the queries of layer g are `queries[g - 1]`.
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -105,21 +108,24 @@ STARTS = ("teacher", "embeddings", "random")
 def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layers: int | None = None,
                  layer_map: Sequence[int] | None = None, init: str = "teacher", seed: int = 0,
                  fold_segments: bool = True) -> nn.Module:
-    """A student with its teacher's head, on its device and in its mode (train or eval).
+    """Builds a student with the same kind of head as its teacher. It is on the teacher's device and in the
+    teacher's mode (train or eval).
 
-    `shape` is the name of a preset or a `Config`; None is the teacher's own, with half its layers, or
-    `layers`. `init` says what is copied: all of the "teacher", its layers chosen by `layer_map` (from 0;
-    None: see `copied_layers`); the "embeddings" and the head; or nothing: weights are "random", from `seed`,
-    and any width fits. A student without token types whose teacher has them gets row 0 of the teacher's added
-    to every position (`fold_segments`), so that its embedding output equals the teacher's on single texts;
-    otherwise that row is left out, as in DistilBERT's original script.
+    `shape` is the name of a preset or a `Config`. None is the teacher's config with half of its layers.
+    `layers` replaces the number of layers. `init` says which weights are copied. "teacher" copies the
+    embeddings, the head and the layers in `layer_map` (from 0; None: see `copied_layers`). "embeddings"
+    copies the embeddings and the head only. "random" copies nothing: the weights are random numbers from
+    `seed`, and the student may have any width. `fold_segments` is for a student without token types. Row 0 of
+    the teacher's token types is then added to every position vector, so the embedding outputs of both models
+    are equal on single texts. If `fold_segments` is false, this row is left out, as in DistilBERT's original
+    script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
     if layers is None and layer_map is not None and not isinstance(shape, Config):
         layers = len(layer_map)
     config = student_config(teacher.config, shape, layers, copied=init == "teacher")
-    # What is wrong is found from the configs, before a model is built.
+    # The configs are checked before a model is built, so that an error is reported early.
     if init == "teacher":
         origins = layer_map
         if layer_map is None:
@@ -134,7 +140,7 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
 
 
 def student_config(teacher: Config, shape: str | Config | None, layers: int | None, copied: bool) -> Config:
-    """The config of a student of this `shape`, see `make_student`."""
+    """The config of a student. `make_student` describes the arguments."""
     if isinstance(shape, str):
         return preset_of(shape, teacher, layers, copied)
     if shape is None:
@@ -143,7 +149,8 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """A model of this config with the teacher's head and torch's own initial weights.
+    """A model of this config with the same kind of head as the teacher. Its weights are torch's own initial
+    weights.
 
     An encoder has a `pooler` only if its teacher has one.
     """
@@ -154,10 +161,10 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
-    """Initialises a model in place, from the seed alone, and returns it.
+    """Gives a model random weights, in place, and returns it. They depend only on `seed` and the config.
 
-    All token types get the same row. The text of pre-training has type 0 only. An untrained row would add
-    noise to every second text when pairs are fine-tuned.
+    All token types get the same row. The text of pre-training has only type 0. In fine-tuning on pairs, an
+    untrained row would add noise to the second text of every pair.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -169,13 +176,15 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 @torch.no_grad()
 def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
            ) -> nn.Module:
-    """Copies the teacher's weights into a student with the same head, and returns it.
+    """Copies the teacher's weights into a student with the same kind of head, and returns the student.
 
-    `layers` has the teacher layer, from 0, for each student layer; None copies no layers.
+    `layers` has, for each student layer, the teacher layer (from 0) that is copied. If it is None, no layers
+    are copied.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
-    # by name: student layer i takes what the teacher's layer layers[i] has under the same name
+    # The tensors of student layer i are copied from teacher layer `layers[i]`. They have the same names in
+    # both layers.
     theirs, ours = teacher.state_dict(), {}
     for name in student.state_dict():
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
@@ -187,7 +196,8 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
             raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token "
                             "types are of different kinds")
         ours[name] = theirs[origin]
-    student.load_state_dict(ours, strict=False)  # it copies: no tensor is shared
+    # load_state_dict copies the values, so no tensor is shared with the teacher
+    student.load_state_dict(ours, strict=False)
     token_types = encoder_of(teacher).segment
     if token_types is not None and encoder_of(student).segment is None and fold_segments:
         encoder_of(student).position.weight += token_types.weight[0]
@@ -213,7 +223,7 @@ def check_embeddings(student: Config, teacher: Config) -> None:
 
 
 def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
-    """Raises `UserError` if these layers of the teacher, from 0, cannot be copied."""
+    """Raises `UserError` if the teacher layers with these numbers (from 0) cannot be copied."""
     check_embeddings(student, teacher)
     if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
         raise UserError(f"layer map {list(layers)} does not give {student.layers} layers out of 0 to "

@@ -1,10 +1,10 @@
-"""The loss of fine-tuning, with or without a teacher: hard labels, soft labels, and patience (PKD, Sun et al.
-2019).
+"""The loss of fine-tuning, with or without a teacher: the terms are hard labels, soft labels, and
+patience (PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
-Each term is a sum over examples divided by the count of the whole step. The teacher is asked once for each
-example, before training; its outputs come with the batch.
+Each term is a sum over examples divided by the count of the whole step. The teacher computes its outputs for
+all examples once, before training. The batches contain these outputs.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ from minibert.model.heads import Span
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """alpha: share of the soft labels; beta: weight of patience; the temperature of the soft labels."""
+    """`alpha` is the weight of the teacher's outputs (soft labels), `beta` the weight of the [CLS] states
+    (patience), and `temperature` that of the soft labels.
+    """
 
     alpha: float = 0.0
     temperature: float = 2.0
@@ -29,11 +31,12 @@ class TaskWeights:
 
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
-    """Pairs (student layer, teacher layer), from 1,
-    whose [CLS] states PKD compares (Sun et al. 2019, section 3.3).
+    """The pairs (student layer, teacher layer), from 1, whose [CLS] states are compared in PKD (Sun et al.
+    2019, section 3.3).
 
-    The student's last layer is left to the soft labels. "skip" spreads over the teacher: 2, 4, 6, 8, 10 for 6
-    of 12; "last" takes its last ones before the top: 7 to 11.
+    The student's last layer is in no pair, because it learns from the soft labels. With "skip" the teacher
+    layers are evenly spread: 2, 4, 6, 8, 10 for 6 student layers and 12 teacher layers. With "last" they are
+    the last layers below the top layer: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last: "
@@ -45,24 +48,27 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """Sum over labelled examples: cross-entropy of classes or spans, squared error of scores.
+    """The sum over labelled examples of the cross-entropy (classes and spans) or of the squared error
+    (scores).
 
-    `labels`: (S,) classes, -1 for none, or scores, NaN for none; spans (S, 2).
+    `labels` (S,) are classes or scores. Without a label, a class is -1 and a score is NaN. For spans,
+    `labels` is (S, 2).
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # not logits[known]: how many are known would have to be read from a GPU first
+        # `logits[known]` would wait for the GPU, because its size depends on the labels
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 
 
 def soft_sum(model: nn.Module, logits: Tensor, theirs: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """Sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015);
-    squared error of scores.
+    """The sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015). For scores
+    it is the sum of the squared errors.
 
-    note: PKD's code takes the mean over examples and classes, so its KL is smaller by the number of classes.
+    note: PKD's code takes the mean over examples and classes. So the KL in their code is our KL divided by
+    the number of classes.
     """
     logits, theirs = at_least_fp32(logits), at_least_fp32(theirs)
     if isinstance(model, Span):
@@ -74,10 +80,12 @@ def soft_sum(model: nn.Module, logits: Tensor, theirs: Tensor, offsets: Tensor, 
 
 
 def patience_sum(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Sum over examples of the mean squared difference of normalised [CLS] states; both (S, pairs, D).
+    """The sum over examples of the mean squared difference of normalised [CLS] states. The states of both
+    models are (S, pairs, D).
 
-    note: the paper (eq. 7) sums over layers and widths; its code takes the mean, and the published beta of 10
-    to 1000 are for that. This is the code's scale, with the paper's normalisation.
+    note: the paper (eq. 7) sums over layers and elements. The authors' code takes the mean, and the published
+    values of beta (10 to 1000) are for this mean. Here the mean is taken, too, and the states are normalised
+    as in the paper.
     """
     difference = F.normalize(at_least_fp32(ours), dim=-1) - F.normalize(at_least_fp32(theirs), dim=-1)
     return difference.square().mean((1, 2)).sum()
@@ -85,9 +93,10 @@ def patience_sum(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Hard and soft labels: a micro-batch's share of the step's loss, and its terms as detached sums.
+    """Returns a micro-batch's share of the loss of the whole step, for hard and soft labels, and the detached
+    sum of each term.
 
-    `logits` are outputs on it, of the kind that `model` gives.
+    `logits` are the outputs of `model` for this micro-batch.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:

@@ -18,15 +18,15 @@ class TaskMethod(NamedTuple):
 
 
 TASK_METHODS = {
-    "kd": TaskMethod("its outputs", False, True, False, dict(alpha=0.5, temperature=2.0)),
+    "kd": TaskMethod("the teacher's outputs", False, True, False, dict(alpha=0.5, temperature=2.0)),
     "pkd": TaskMethod(
-        "also its [CLS] states", True, False, False,
+        "also the teacher's [CLS] states", True, False, False,
         dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip")),
     "tinybert": TaskMethod(
-        "first its embeddings, hidden states and attention, then its outputs", True, True, False,
+        "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
     # the command of the original code for MRPC: p is 1 after 1,167 of 1,725 steps
     "theseus": TaskMethod(
-        "the labels, inside the teacher, whose layers it replaces at random", True, True, True,
+        "the labels, while student layers replace random layers of the teacher", True, True, True,
         dict(alpha=0.0, temperature=2.0, replace_rate=0.3, replace_until=0.68)),
 }

@@ -1,9 +1,9 @@
-"""The loss of TinyBERT (Jiao et al. 2019, section 3.1). It compares embeddings, hidden states and attention
-scores of student and teacher, layer by layer.
+"""The loss of TinyBERT (Jiao et al. 2019, section 3.1). It compares the embeddings, hidden states and
+attention scores of student and teacher in each student layer.
 
-The form of the loss is that of distilbert.py. There is no term on words. Labels are not read, and the tokens
-may be masked or not. note: TinyBERT's paper pre-trains "as BERT", with masks. Its first code has masks. Its
-second code masks one piece of each sequence.
+distilbert.py describes the arguments and results of a loss. This loss uses no labels, and the text may have
+masks or no masks. note: TinyBERT's paper pre-trains "as BERT", with masks. The first version of the authors'
+code has masks. The second version masks one token of each sequence.
 """
 
 from dataclasses import dataclass
@@ -24,22 +24,25 @@ from minibert.model.init import truncated_normal_
 
 @dataclass(frozen=True)
 class TinyBERTWeights:
-    """The weight of each term, all 1 as published. A term of weight 0 is not computed."""
+    """The weights of TinyBERT's loss terms. The published weights are 1. A term with weight 0 is not
+    computed.
+    """
 
     embedding: float = 1.0
-    hidden: float = 1.0  # of the sum over layers
-    attention: float = 1.0  # of the sum over layers
-    layers: tuple[int, ...] | None = None  # g(1) ... g(L_s), from 1; None: uniform, see `imitated_layers`
+    hidden: float = 1.0  # weight of the sum over the student's layers
+    attention: float = 1.0  # weight of the sum over the student's layers
+    # the layer map g(1) ... g(L_s), from 1; None: see `imitated_layers`
+    layers: tuple[int, ...] | None = None
 
 
 class TinyBERTStudent(nn.Module):
-    """The trained module: the student's encoder, and TinyBERT's learned W_e and W_h, which project its
-    states.
+    """The trained module: the student's encoder, and the projections W_e and W_h of TinyBERT. They map the
+    student's states to the teacher's width.
 
-    The W are matrices from the student's width to the teacher's, the first for the embeddings, then one for
-    each layer. They are saved in checkpoints. They are not part of the student.
-    note: the original code shares one matrix, with a bias, between the embeddings and all layers; the paper
-    writes W_e and W_h, without a bias, and does not say whether W_h is one for all layers.
+    The first projection is for the embeddings. Each layer has another projection. The projections are trained
+    and saved in checkpoints, but they are not part of the student. note: the original code has one matrix
+    with a bias for the embeddings and all layers. The paper writes W_e and W_h without a bias. It does not
+    say if all layers share W_h.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -55,29 +58,29 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """TinyBERT's Transformer distillation. A student that is no `TinyBERTStudent` has the teacher's width,
-    and its states are compared as they are.
+    """TinyBERT's Transformer distillation. If the student is not a `TinyBERTStudent`, it must have the
+    teacher's width, and its states are compared without projections.
 
-    note: the original code never puts the teacher in eval mode, so its dropout is on; here it is off.
+    note: in the original code the teacher is in train mode, so it has dropout. Here it has no dropout.
     """
-    with torch.no_grad():  # the teacher is never trained: no graph of it is kept
+    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         theirs = encoder_of(teacher).trace(micro.batch)
     ours = encoder_of(student).trace(micro.batch)
-    # student layer m learns from teacher layer g[m]; 0 is the embedding output
+    # student layer m learns from teacher layer g[m]; layer 0 is the embedding output
     g = imitated_layers(len(ours.queries), len(theirs.queries), weights.layers)
-    matrices = [None] * len(g)  # equal widths need none
+    matrices = [None] * len(g)  # no projections: the widths are equal
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
-    # L_embd: the squared error of E^S W_e to E^T
+    # L_embd: the squared difference of E^S W_e and E^T
     if weights.embedding:
         sums["embedding"] = hidden_sum(ours.hiddens[0], theirs.hiddens[0], matrices[0])
-    # L_hidn: the squared error of H^S W_h to H^T, summed over the layers
+    # L_hidn: the squared difference of H^S W_h and H^T, summed over the layers
     if weights.hidden:
         sums["hidden"] = sum(hidden_sum(ours.hiddens[m], theirs.hiddens[g[m]], matrices[m])
                              for m in range(1, len(g)))
-    # L_attn: of the scores before the softmax, which the authors found to converge faster.
-    # Hidden states count from the embeddings, queries and keys from the first layer: hence m - 1.
+    # L_attn compares the scores before the softmax. The authors found that this converges faster. Layer m has
+    # index m - 1 in `queries` and `keys`, because the embeddings have no queries and keys.
     if weights.attention:
         sums["attention"] = sum(
             attention_sum(ours.queries[m - 1], ours.keys[m - 1],
@@ -92,7 +95,7 @@ def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
 
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
-    """Returns a sentence about which layer imitates which. Raises `UserError` if the two cannot be compared.
+    """Returns a sentence with the layer map. Raises `UserError` if TinyBERT cannot compare these two models.
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)

@@ -1,17 +1,18 @@
-"""Cross-entropy and distillation KL over the vocabulary. The logits of all rows are never in memory at once.
+"""Cross-entropy and distillation KL over the vocabulary. The logits are computed for some rows at a time, so
+that they need little memory.
 
-`vocab_loss_plain` is the definition, in ten lines. `vocab_loss` computes the same numbers in less memory.
+`vocab_loss_plain` is the definition in ten lines. `vocab_loss` computes the same numbers with less memory.
 
-With z = h W' + b the logits of a row (W the word table, tied; b the bias), a teacher's likewise, and T here
-the temperature:
+The logits of a row are z = h W' + b. W is the word table (tied), and b is the bias. z_s are the student's
+logits, z_t the teacher's. T is the temperature here.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
-The logits of N rows are N x V numbers, 250 MB in fp32 for 2,048 tokens of BERT. So rows are computed in
-chunks of C, and the gradients of each chunk are computed at once: d KL / d z_s = T (softmax(z_s / T) -
-softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). After a chunk only sums and the gradients of
-h, W and b are kept.
+The logits of N rows are N x V numbers: 250 MB in fp32 for 2,048 tokens of BERT. So the rows are divided into
+chunks of C rows. The gradients of a chunk are computed together with its loss: d KL / d z_s = T (softmax(z_s
+/ T) - softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). After each chunk, only the sums and
+the gradients of h, W and b stay in memory.
 """
 
 import math
@@ -23,15 +24,15 @@ from torch import Tensor
 
 from minibert.model.batch import IGNORE
 
-# Matrix products are fast with many rows, and passes over logits are fast in the cache. A chunk is the rows
-# of one product (16 M logits, 549 rows of BERT's vocabulary). A tile is the rows of one pass (2 M logits, 8
-# MB in fp32).
+# A matrix product is fast if it has many rows. Elementwise operations are fast if their numbers fit in the
+# CPU's cache. So a product computes one chunk (16 M logits: 549 rows of BERT's vocabulary), and elementwise
+# operations compute one tile of it at a time (2 M logits, 8 MB in fp32).
 CHUNK_ELEMENTS, TILE_ELEMENTS = 1 << 24, 1 << 21
 
 
 class Vocab(NamedTuple):
-    """One model's side of the comparison:
-    the MLM head's states (N, D), the word table (V, D), the bias (V,).
+    """The tensors that give the logits of one model: the states of its MLM head (N, D), the word table (V, D)
+    and the bias (V,).
     """
 
     states: Tensor
@@ -40,8 +41,8 @@ class Vocab(NamedTuple):
 
 
 class VocabSums(NamedTuple):
-    """Detached sums over rows:
-    KL times T^2, MLM cross-entropy (nats), and the number of rows whose most likely token is the label.
+    """Detached sums over the rows: the KL times T^2, the MLM cross-entropy (nats), and the number of rows
+    whose most likely token is the label.
     """
 
     kl: Tensor
@@ -52,16 +53,17 @@ class VocabSums(NamedTuple):
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, VocabSums]:
-    """`mlm_weight` * MLM sum + `kl_weight` * KL sum as one differentiable scalar, and the `VocabSums`
-    by themselves.
+    """Returns `mlm_weight` * MLM sum + `kl_weight` * KL sum as a differentiable scalar, and the unweighted
+    sums (`VocabSums`).
 
-    The weights carry the division by the counts of the whole step. labels (N,), `IGNORE` where there is none;
-    `chunk` rows at a time. `labelled` (M,), on the CPU: the rows with a label, in order, if they are known.
-    Finding them would wait for the GPU. Gradients reach the student's states, table and bias; the teacher
-    gets none. Under autocast logits and their gradients are stored and multiplied in its dtype; softmaxes,
-    sums and results are in fp32.
+    The caller divides the weights by the counts of the whole step. `labels` (N,) is `IGNORE` for a row
+    without a label. `labelled` (M,), on the CPU, has the numbers of the rows with a label, in order. If it is
+    None, this function finds these rows, which waits for the GPU. `chunk` is the number of rows in one chunk.
+    The student's states, table and bias get gradients; the teacher gets none. Under autocast, logits and
+    their gradients have the dtype of autocast. Softmaxes, sums and results are in fp32.
     """
-    # under no_grad a Function is still told that a parameter needs a gradient
+    # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without this line, gradients would
+    # be computed that nobody needs.
     if not torch.is_grad_enabled():
         student = Vocab(*(t.detach() for t in student))
     if teacher is None:
@@ -70,20 +72,22 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
         labelled = (labels != IGNORE).nonzero().squeeze(1).cpu()
     terms = _Terms(teacher, labels, labelled, mlm_weight, kl_weight, temperature,
                    chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
+    # The student's tensors are separate arguments, because autograd does not look into tuples.
     loss, *sums = _VocabLoss.apply(*student, terms)
     return loss, VocabSums(*sums)
 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """The definition, with the logits of all rows at once. A test compares `vocab_loss` and its gradients
-    with it.
+    """The definition of the loss. It keeps the logits of all rows in memory. A test compares `vocab_loss` and
+    its gradients with this function.
     """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
     if teacher is not None:
         z_t = (teacher.states @ teacher.table.t() + teacher.bias).detach()  # (N, V)
         log_s, log_t = ((z / temperature).log_softmax(-1) for z in (z_s, z_t))
+        # The factor T^2 keeps the size of the gradient when T changes (Hinton et al. 2015, section 2).
         loss = loss + kl_weight * temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
     return loss
 
@@ -108,7 +112,8 @@ class _VocabLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
-            states, table, bias = states.to(low), table.to(low), bias.to(full)  # once, not once a chunk
+            # converted once, and not again for every chunk
+            states, table, bias = states.to(low), table.to(low), bias.to(full)
             if terms.teacher is not None:
                 t_states, t_table, t_bias = terms.teacher
                 terms = terms._replace(teacher=Vocab(t_states.to(low), t_table.to(low), t_bias.to(full)))
@@ -116,15 +121,17 @@ class _VocabLoss(torch.autograd.Function):
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
             sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
-            # The weights contain the division by the step's counts, so gradients of logits are tiny. In fp16
-            # most would become 0 before any loss scaling. Here they are kept near 1 and divided at the end.
+            # The weights are divided by the step's counts, so the gradients of the logits are very small. In
+            # fp16 most of them would become 0 before loss scaling. So they are multiplied by `up`, and the
+            # results are divided by `up` at the end.
             up = 1.0
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
                 up = 2.0 ** -math.ceil(math.log2(largest))
             marked = terms.labelled.to(states.device, non_blocking=True)
             chunk = max(1, min(terms.chunk, len(states)))
-            # allocated once: new pages for every chunk cost as much as a pass over them
+            # The buffers are allocated once, because new memory pages for every chunk take as much time as
+            # one operation on the chunk.
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
@@ -135,6 +142,7 @@ class _VocabLoss(torch.autograd.Function):
                 g = z[:len(h)]
                 _logits_to_gradients(g, z_t, start, bias, terms, marked, up, sums)
                 if need_bias:
+                    # The sum over rows is in fp32, because 16 bits lose small terms of a long sum.
                     grad_bias += g.sum(0, dtype=full)
                 if need_states:
                     grad_states[start:start + chunk] = g @ table
@@ -153,7 +161,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # the usual case; on a GPU the comparison would wait for the device
+        # Without a loss scale the factor is 1 and nothing is multiplied. On a GPU this comparison would wait
+        # for the device.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -161,10 +170,11 @@ class _VocabLoss(torch.autograd.Function):
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, up: float, sums: VocabSums) -> None:
-    """Overwrites a chunk of logits (C, V), without the bias, with `up` times their gradient, and adds to the
-    `sums`. Its rows begin at `start`; `marked` are the rows with a label, on the device of z.
+    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient times `up`. It
+    also adds the losses of the chunk to `sums`. `start` is the number of the chunk's first row. `marked` are
+    the rows with a label, on the device of z.
     """
-    # a tile at a time, which a CPU's cache holds
+    # one tile of logits fits in the cache of a CPU
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), tile):
         inside = slice(first, min(first + tile, len(z)))
@@ -190,18 +200,19 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """T^2 KL of each row (...,) and its gradient (..., V) with respect to z_s, at temperature T. Overwrites
-    z_t.
+    """Returns T^2 KL of each row (...,), and its gradient (..., V) with respect to z_s. T is the temperature.
+    The content of z_t is overwritten.
     """
     log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
     p_t = log_t.exp()
+    # The in-place operations avoid a new tensor of vocabulary size for every operation.
     kl = torch.linalg.vecdot(p_t, log_t.sub_(log_s)) * temperature**2
     return kl, log_s.exp_().sub_(p_t).mul_(temperature)
 
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For the M rows `labelled`: the gradient (M, V) of their cross-entropy, the cross-entropies (M, 1), and
-    whether the most likely token is the label (M, 1).
+    """Returns three tensors for the M rows `labelled`: the gradient of the cross-entropy (M, V), the
+    cross-entropy (M, 1), and whether the most likely token is the label (M, 1).
     """
     target = labels[labelled, None]
     log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
@@ -210,9 +221,10 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes the logits h W' (C, V), without the bias, into `out`.
+    """Writes the products h W' (C, V) into `out`. They are the logits without the bias.
 
-    On a CPU slices of the vocabulary are faster by a third, because their repacked rows stay in the cache.
+    On a CPU the product is computed for 1,024 tokens of the vocabulary at a time. This is faster by a third,
+    because these rows of the table stay in the cache.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

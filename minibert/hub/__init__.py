@@ -1,5 +1,5 @@
-"""Model files in and out: loading, saving, and the names that others use.
+"""Loads and saves model files, and translates between our names and Hugging Face's names.
 
-Read load_save.py, then hf_names.py and hf_config.py (the tables between our names and those of Hugging Face),
-then weight_files.py.
+Read load_save.py first. hf_names.py and hf_config.py translate names and configs, and weight_files.py reads
+and writes tensors.
 """

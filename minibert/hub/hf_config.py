@@ -1,4 +1,4 @@
-"""Reads a config.json, Hugging Face's or our own, into a `Config`, and writes either from a `Config`."""
+"""Converts a config.json, in Hugging Face's form or our own, into a `Config`, and back."""
 
 import json
 import math
@@ -13,18 +13,19 @@ from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_D
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
-MOBILE_NORM_EPS = 1e-5  # of two of MobileBERT's LayerNorms in transformers, whatever the config says
-# Bounds above every real model. Otherwise a damaged file could ask for a billion layers.
+# in transformers, two LayerNorms of MobileBERT always have this epsilon and do not read it from the config
+MOBILE_NORM_EPS = 1e-5
+# The largest sizes that a config may have. Every real model is smaller, but a damaged file may have any size.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """The `Config` of a parsed config.json, and the head that it names, or None.
+    """The `Config` of a parsed config.json, and the name of its head. The name is None if the file has none.
 
-    For an unknown head the file's own name is returned. `UserError` names the file
-    and the field: a wrong type, a size out of bounds, another model, or a variant of BERT that
-    these models do not compute.
+    For an unknown head, the result has the class name from the file. Raises `UserError` with the file and the
+    field if a value has a wrong type, a size is out of bounds, the model is no BERT, or minibert does not
+    support its variant of BERT.
     """
     try:
         return _parse_minibert(raw) if raw.get("format") == "minibert" else _parse_hf(raw)
@@ -33,7 +34,7 @@ def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
 
 
 def _parse_minibert(raw: dict) -> tuple[Config, str]:
-    if raw.get("architecture") not in list(DEFAULTS):  # a list also compares values that cannot be hashed
+    if raw.get("architecture") not in list(DEFAULTS):  # `in` a dict fails for values that cannot be hashed
         raise UserError("no known architecture")
     default = DEFAULTS[raw["architecture"]]
     names = {field.name for field in fields(default)}
@@ -57,7 +58,7 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError("architectures is not a list of class names")
     architecture = raw.get("model_type")
-    if architecture is None:  # TinyBERT's and other old files
+    if architecture is None:  # old files, for example TinyBERT's, have no model_type
         stem = classes[0].lower() if classes else ""
         architecture = ("mobilebert" if stem.startswith("mobilebert") else
                         "distilbert" if stem.startswith("distilbert") or "n_layers" in raw else
@@ -83,7 +84,7 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
-    # Attention dropout stays ours, 0: nearly every file says 0.1, and with it no fused kernel could be used.
+    # Attention dropout is 0, our default. Nearly every file says 0.1, but fused kernels need 0.
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
@@ -91,7 +92,9 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
 
 
 def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
-    """`attention_input` of a MobileBERT; `UserError` for its shapes that these models do not compute."""
+    """Returns `attention_input` of a MobileBERT. Raises `UserError` if its config has a variant that is not
+    supported here.
+    """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
             raise UserError(f"{name} is false, and a MobileBERT without that does not load here")
@@ -107,7 +110,9 @@ def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """`labels`, from id2label in id order or num_labels, and `problem_type`."""
+    """Returns `labels` and `problem_type` of a config. The labels are those of id2label in the order of their
+    ids. Without id2label, num_labels gives their number.
+    """
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
     if named is None:
@@ -118,7 +123,7 @@ def _labels(raw: dict) -> dict:
         labels = ()
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is no size")
-    if count != len(labels):  # transformers 4 reads one of them, 5 the other
+    if count != len(labels):  # transformers 4 reads one of these two fields, and transformers 5 the second
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     numbers = raw.get("label2id")
     if isinstance(numbers, dict) and numbers.keys() == set(labels) and (
@@ -129,8 +134,8 @@ def _labels(raw: dict) -> dict:
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """`raw[key]` where it has the type of `default` and is in bounds;
-    the default where it is absent or null.
+    """Returns `raw[key]`, or `default` if the key is missing or null. Raises `UserError` if the value has
+    another type than `default` or is out of bounds.
     """
     value = raw.get(key)
     if value is None:
@@ -138,7 +143,7 @@ def _value(raw: dict, key: str, field: str, default):
     kind = type(default)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:  # not isinstance: True is an int
+    if type(value) is not kind:  # isinstance would accept True as an int
         raise UserError(f"{key} is {value!r:.60}, where {kind.__name__} is expected")
     if kind is float and not (math.isfinite(value) and value >= 0):
         raise UserError(f"{key} is {value}, and must be a number not below 0")
@@ -148,17 +153,18 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """The settings of a config.json that are not part of the model's shape. `describe` writes them again."""
+    """The settings of a config.json that do not belong to a `Config`. `describe` writes them again."""
     if raw.get("format") == "minibert":
         return raw.get("others", {})
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
 def describe(config: Config, head: str, form: str, dtype: str, others: dict | None = None) -> dict:
-    """The content of config.json for a model; `form` is "hf" or "minibert", `dtype` like "float32".
+    """The content of config.json for a model. `form` is "hf" or "minibert". An example of `dtype` is
+    "float32".
 
-    `others` are the settings of the file that the model came from, see `other_settings`. `UserError` where
-    `form` is "hf" and `transformers` has no counterpart of the shape.
+    `others` are the `other_settings` of the file from which the model was loaded. Raises `UserError` if
+    `form` is "hf" and `transformers` has no model with this config.
     """
     others = others or {}
     if form == "minibert":
@@ -192,13 +198,13 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
     if ACTIVATIONS.get(act) != config.activation:
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
-    # Settings that only other programs read: as in the file, else our own.
+    # Only other programs read these settings. `others` replaces them by the values of the loaded file.
     if architecture == "bert":
         raw["position_embedding_type"] = "absolute"
     elif architecture == "distilbert":
         raw |= {"qa_dropout": config.dropout, "sinusoidal_pos_embds": False, "tie_weights_": True}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # changed on loading, see _parse_hf
+    if config.attention_dropout:  # _parse_hf sets it to 0, so another value was chosen by the user
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act
@@ -210,5 +216,5 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
 
 
 def dump(raw: dict) -> str:
-    """The text of a config.json."""
+    """The text of a config.json file with this content."""
     return json.dumps(raw, indent=2) + "\n"

@@ -1,14 +1,15 @@
-"""Hugging Face's names: one table per architecture, from our modules and config fields to theirs.
+"""Tables with Hugging Face's names of our modules and config fields, for each architecture.
 
-Read from left to right for saving and from right to left for loading; `{}` is the layer's number, a second
-one that of a feed-forward network in it. A file may have tensors that a model here does not have: `TIED`
-(stored twice), `DROPPED` (left out on purpose) and `HEAD_MODULES` (heads that were not asked for). Any other
-difference between a file and its model is an error (hub.py).
+Saving uses the tables from left to right, and loading uses them from right to left. The first `{}` of a name
+is the number of the layer. A second `{}` is the number of a feed-forward network in the layer. A file may
+have tensors that its model here does not have. `TIED` are tensors that are stored twice, `DROPPED` are left
+out on purpose, and `HEAD_MODULES` belong to heads that the caller does not need. Any other difference between
+a file and its model is an error (load_save.py).
 """
 
 import re
 
-MODULES = {  # our module -> theirs, the same for its .weight and .bias
+MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bias have the same names in both
     "bert": {
         "encoder.word": "bert.embeddings.word_embeddings",
         "encoder.position": "bert.embeddings.position_embeddings",
@@ -23,7 +24,7 @@ MODULES = {  # our module -> theirs, the same for its .weight and .bias
         "encoder.layers.{}.down": "bert.encoder.layer.{}.output.dense",
         "encoder.layers.{}.output_norm": "bert.encoder.layer.{}.output.LayerNorm",
         "encoder.pooler": "bert.pooler.dense",
-        "mlm": "cls.predictions",  # its bias over the vocabulary
+        "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
         "mlm.dense": "cls.predictions.transform.dense",
         "mlm.norm": "cls.predictions.transform.LayerNorm",
         "nsp": "cls.seq_relationship",
@@ -42,7 +43,7 @@ MODULES = {  # our module -> theirs, the same for its .weight and .bias
         "encoder.layers.{}.up": "distilbert.transformer.layer.{}.ffn.lin1",
         "encoder.layers.{}.down": "distilbert.transformer.layer.{}.ffn.lin2",
         "encoder.layers.{}.output_norm": "distilbert.transformer.layer.{}.output_layer_norm",
-        "mlm": "vocab_projector",  # its bias over the vocabulary
+        "mlm": "vocab_projector",  # the tensor is mlm.bias, the bias over the vocabulary
         "mlm.dense": "vocab_transform",
         "mlm.norm": "vocab_layer_norm",
         "pre_classifier": "pre_classifier",
@@ -73,7 +74,7 @@ MODULES = {  # our module -> theirs, the same for its .weight and .bias
         "encoder.layers.{}.expand": "mobilebert.encoder.layer.{}.output.bottleneck.dense",
         "encoder.layers.{}.expand_norm": "mobilebert.encoder.layer.{}.output.bottleneck.LayerNorm",
         "encoder.pooler": "mobilebert.pooler.dense",
-        "mlm": "cls.predictions",  # its bias over the vocabulary
+        "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
         "mlm.dense": "cls.predictions.transform.dense",
         "mlm.norm": "cls.predictions.transform.LayerNorm",
         "mlm.extra": "cls.predictions.dense",
@@ -83,7 +84,7 @@ MODULES = {  # our module -> theirs, the same for its .weight and .bias
     },
 }
 
-TIED = {  # a second name of a tensor, in files that store it twice -> the name in the table
+TIED = {  # the second name of a tensor in files that store it twice -> its name in MODULES
     "bert": {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -98,17 +99,18 @@ TIED = {  # a second name of a tensor, in files that store it twice -> the name 
 }
 
 DROPPED = (  # patterns of tensors that no model here has
-    # 0, 1, 2 ... and zeros, of old transformers
+    # Old versions of transformers store the constants 0, 1, 2 ... and zeros.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
-    r"fit_dense\.(weight|bias)",  # TinyBERT's way from the student's width to the teacher's,
-    r"fit_denses\.\d+\.(weight|bias)",  # of use in its distillation only; one per layer in "v2" files
+    # TinyBERT's projections from the student's width to the teacher's. Only its distillation uses them.
+    r"fit_dense\.(weight|bias)",
+    r"fit_denses\.\d+\.(weight|bias)",  # "v2" files of TinyBERT have one projection for each layer
 )
 
-# The modules that only some heads have. A model without one of them drops the one in the file.
+# Modules that only some heads have. If the file has such a module and the model does not, it is left out.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
-CLASSES = {  # architecture -> head -> their class
+CLASSES = {  # architecture -> head -> the class in transformers
     "bert": {
         "encoder": "BertModel",
         "mlm": "BertForMaskedLM",
@@ -131,7 +133,7 @@ CLASSES = {  # architecture -> head -> their class
     },
 }
 
-FIELDS = {  # architecture -> our config field -> theirs, where the value is the same
+FIELDS = {  # architecture -> our config field -> Hugging Face's field with the same value
     "bert": {
         "vocab_size": "vocab_size",
         "hidden_size": "hidden_size",
@@ -166,22 +168,24 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# architecture -> a second name of a field in their files, which counts before the first -> the first
+# architecture -> a second name of a field in Hugging Face's files -> its first name in FIELDS; if a file has
+# both names, the value of the second name counts
 ALIASES = {
     "bert": {},
     "distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     "mobilebert": {},
 }
-# Keys of a config.json that are not copied from the file: they repeat the model's own config, or name the
-# file or code that the model came from.
+# Keys of a config.json that are not copied to a saved model. They repeat the model's own config, or name the
+# file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
-            *(name for fields in FIELDS.values() for name in fields.values())}  # ALIASES are among them
-# These differ in more than the name: attention dropout is written but not read (hub.py says why).
+            *(name for fields in FIELDS.values() for name in fields.values())}  # this includes the ALIASES
+# These fields are translated by hf_config.py, not by FIELDS. Attention dropout is written but not read
+# (`_parse_hf` in hf_config.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}
-ATTENTION_INPUT = {  # MobileBERT's -> their two switches
+ATTENTION_INPUT = {  # `attention_input` of a MobileBERT -> the two fields in Hugging Face's config
     "shared": {"key_query_shared_bottleneck": True, "use_bottleneck_attention": False},
     "hidden": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": False},
     "bottleneck": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": True},
@@ -189,15 +193,15 @@ ATTENTION_INPUT = {  # MobileBERT's -> their two switches
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# The prefix of the names in a bare encoder's file.
+# The first parts of the tensor names in the file of an encoder without a head.
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """The tensor `name` by a table of modules,
-    with its numbers and its "weight" or "bias"; None where it has none.
+    """Translates the name of a tensor by a table of modules. Layer numbers and "weight" or "bias" do not
+    change. Returns None if the table does not have the module.
     """
     module, _, leaf = name.rpartition(".")
     number = r"(?<=\.)\d+(?=\.)"
@@ -208,17 +212,20 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 
 def to_hf(name: str, architecture: str) -> str:
-    """The Hugging Face name of one of our tensors, with the prefix of a model that has a head."""
+    """Hugging Face's name of one of our tensors, with the prefix that it has in a model with a head."""
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """Our name of a tensor with its full Hugging Face name; None where the table has no such name."""
+    """Our name of a tensor that has this full name in Hugging Face's files. Returns None if the table does
+    not have it.
+    """
     return translate(name, {theirs: ours for ours, theirs in MODULES[architecture].items()})
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """A name as models with a head have it today: gamma and beta renamed, a bare encoder's prefix added.
+    """Changes the name of a tensor to its present name in a model with a head. `gamma` becomes `weight`, and
+    `beta` becomes `bias`. The tensors of an encoder without a head get the prefix of the architecture.
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

@@ -1,8 +1,8 @@
 """Loads models from folders or from the hub, and saves them, in Hugging Face's layout or our own.
 
-Loading is strict: every tensor of the model must be in the file with its shape, and every tensor of the file
-must be in the model or in the table of what is dropped on purpose (names.py). Nothing is unpickled here:
-legacy .bin files are read by weights/convert.py, once, with `weights_only=True`.
+Loading is strict. Every tensor of the model must be in the file, with the same shape. Every tensor of the
+file must be in the model, or in a table of tensors that are left out on purpose (`DROPPED` in hf_names.py).
+No pickle is read here. weights/convert.py converts old .bin files, which it reads with `weights_only=True`.
 """
 
 import os
@@ -37,23 +37,25 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 class Beside:
     """The parts of a folder that its model does not use. `save` writes them again for other programs."""
 
-    settings: dict = field(default_factory=dict)  # of config.json
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # of other heads, by our names: pooler, NSP
-    files: dict[str, bytes] = field(default_factory=dict)  # of sentence-transformers, by their paths
+    settings: dict = field(default_factory=dict)  # the settings in config.json that `Config` does not have
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads by our names, like NSP
+    files: dict[str, bytes] = field(default_factory=dict)  # the files of sentence-transformers by their paths
 
 
 def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin: bool = False,
          **changes) -> nn.Module:
-    """A model in eval mode, fp32, on the CPU, from a folder or a name on the Hugging Face hub.
+    """Loads a model from a folder or from the Hugging Face hub. The model is in eval mode, in fp32, on the
+    CPU.
 
-    `head`: "encoder", "mlm", "pretraining", "classification", "span"; None: the checkpoint's own head. A
-    classification or span head that is not in the checkpoint gets new weights, with a warning that names its
-    tensors. A missing head of another kind is a `UserError`. So are all tensors that are missing, unexpected
-    or of another shape, in one message. `changes` replace fields of the `Config`, like `dropout=0.0`; with
-    `labels` among them the classifier is new. Attention dropout is 0 unless changed here, whatever a Hugging
-    Face config.json says. `legacy_bin`: also read pytorch_model.bin; for the converter. The model also has
-    two attributes that `embed` and `save` read: `sentences` (how a sentence encoder pools) and `beside` (the
-    other contents of the folder). They are empty if the head is not the checkpoint's own.
+    `head` is "encoder", "mlm", "pretraining", "classification" or "span". None means the head in the
+    checkpoint. A classification or span head that is not in the checkpoint gets new weights, and a warning
+    names its new tensors. Raises `UserError` if a head of another kind is not in the checkpoint. One
+    `UserError` also names all tensors that are missing, unexpected or of another shape. `changes` replace
+    fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the classifier is new. The
+    attention dropout in a Hugging Face config.json is ignored: it is 0 unless `changes` sets it. With
+    `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin is also read. The model has two
+    attributes that `embed` and `save` read: `sentences` says how a sentence encoder makes vectors, and
+    `beside` has the other contents of the folder. They are empty if `head` is not the head in the checkpoint.
     """
     if head is not None and head not in MODELS:
         raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
@@ -67,7 +69,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, ours, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    if relabelled or own not in MODELS:  # a BertForTokenClassification has another kind of "classifier"
+    # the "classifier" of a head that minibert does not know, for example for tokens, cannot be used
+    if relabelled or own not in MODELS:
         ours = {name: value for name, value in ours.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
         warnings.warn(f"{folder}: TinyBERT's own code puts a ReLU before this classifier; transformers and "
@@ -77,14 +80,14 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, ours)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, ours) if relabelled or wanted != own else []
-    # before a new tensor takes memory, because config.json alone gives its size
+    # The check comes before the new tensors, because a wrong size in config.json could fill the memory.
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, ours, names)
     if new:
         warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and start anew: "
                       f"{', '.join(new)}", stacklevel=2)
         ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
-    # copied, because the file in the memory map may change later
+    # The tensors are copied, because the file in the memory map may change later.
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
     _check_finite(folder, {names.get(prefix + name, name): tensor for name, tensor in state.items()})
     model.load_state_dict(state, assign=True)
@@ -100,28 +103,30 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
 
 
 def load_config(folder_or_hub_name: str | Path) -> Config:
-    """The `Config` of a folder or hub name, from its config.json alone."""
+    """The `Config` of a model in a folder or on the hub. Only its config.json is read."""
     return _described(folder_or_hub_name)[0]
 
 
 def stated_head(folder_or_hub_name: str | Path) -> str | None:
-    """The head that the config.json of a folder or hub name states; None where it states none."""
+    """The head that config.json states for a model in a folder or on the hub, or None if it states none."""
     return _described(folder_or_hub_name)[1]
 
 
 def _described(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """The content of config.json: the `Config`, and the head if it states one."""
+    """The `Config` and the head that config.json states. The head is None if config.json states none."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
 
 def head_of(model: nn.Module) -> str:
-    """The name of the head of a model, as `load` takes it."""
+    """The name of a model's head, as in the argument `head` of `load`."""
     return next(head for head, kind in MODELS.items() if isinstance(model, kind))
 
 
 def _empty(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, str]:
-    """The model without memory for its tensors, and the prefix of its tensor names in the table."""
+    """A model with this head whose tensors have no memory yet, and the prefix of its tensor names in
+    hf_names.py.
+    """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in ours), "encoder."
     return on_meta(MODELS[head], config), ""
@@ -129,12 +134,10 @@ def _empty(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, s
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """The tensors of a file under our names, their names in the file, and a message if a tensor that is
-    stored twice differs.
+    """Returns the tensors of a file by our names, and their names in the file. The third result is a message
+    if the two copies of a tensor that is stored twice differ, else "".
 
-    Tensors that no model has are left out.
-
-    Unknown tensors are kept, so that `_check_tensors` reports them.
+    The tensors in `DROPPED` are left out. Unknown tensors are kept, so that `_check_tensors` reports them.
     """
     if native:
         prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
@@ -162,8 +165,8 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
 
 
 def _wrapping(names: Iterable[str], architecture: str) -> int:
-    """How many leading parts of all names are of modules around the model, like `module.` and `model.`: as
-    many as all names share, if most are known without them.
+    """How many parts at the start of all names belong to modules around the model, such as `module.` and
+    `model.`. It is the number of common parts without which the most names are known.
     """
     first = os.path.commonprefix([name.split(".")[:-1] for name in names])
     return max(range(len(first) + 1), key=lambda n: sum(
@@ -171,25 +174,29 @@ def _wrapping(names: Iterable[str], architecture: str) -> int:
 
 
 def _unwrapped(name: str, parts: int, architecture: str) -> str:
-    """The full name without its first parts, nor what torch.compile puts before those of a compiled module.
+    """The full Hugging Face name without its first `parts` parts. The part `_orig_mod`, which torch.compile
+    adds, is also removed.
     """
-    return full_hf_name(".".join(part for part in name.split(".")[parts:] if part != "_orig_mod"), architecture)
+    return full_hf_name(".".join(part for part in name.split(".")[parts:] if part != "_orig_mod"),
+                        architecture)
 
 
 def _few(names: Iterable[str], n: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """The first `n` names in alphabetical order, and the number of further names, as text."""
     names = sorted(names)
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
 def _head_of_tensors(ours: Iterable[str]) -> str:
-    """The head that the tensors make up, for files whose config.json names none."""
+    """The head to which the tensors belong, for folders whose config.json names no head."""
     modules = {"nsp": "pretraining", "mlm": "mlm", "classifier": "classification", "span": "span"}
     return next((head for module, head in modules.items() if f"{module}.bias" in ours), "encoder")
 
 
 def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list[str]:
-    """New tensors for the classification and span modules that are not in the checkpoint."""
+    """The names of the tensors that need new weights: those of classification and span modules that are not
+    in the checkpoint.
+    """
     new = []
     for name in shapes:
         module = name.rpartition(".")[0]
@@ -200,7 +207,7 @@ def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list
 
 
 def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
-    """A tensor of a new head, as in model.init_weights."""
+    """A tensor of a new head with initial weights, as in `init_weights` of the models."""
     tensor = torch.zeros(shape)
     if name.endswith("weight") and std > 0:
         truncated_normal_(tensor, std)
@@ -208,8 +215,8 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:
-    """Raises `UserError` if the head is unknown, or if it is a language model's and the file has none that
-    fits.
+    """Raises `UserError` if the head is not known for this architecture, or if the head is "mlm" or
+    "pretraining" and the file does not have it.
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -231,7 +238,9 @@ def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str],
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    ours: dict[str, Tensor], names: dict[str, str]) -> None:
-    """One `UserError` with every difference between the model and the file, under the names of the file."""
+    """Raises one `UserError` with all differences between the model and the file. It uses the tensor names of
+    the file.
+    """
     problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
         if name not in ours:
@@ -252,8 +261,9 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 
 
 def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises `UserError` that names the tensors with values that are not finite."""
-    # A sum is not finite if a value is not. It takes no memory. A sum may also be too large by itself.
+    """Raises `UserError` with the names of the tensors that have values that are not finite."""
+    # The sum is tested first, because it needs no memory. If a value is not finite, the sum is not finite.
+    # The sum of large finite values may also overflow, so all values are tested in this case.
     bad = [name for name, tensor in tensors.items()
            if not tensor.sum().isfinite() and not tensor.isfinite().all()]
     if bad:
@@ -263,20 +273,23 @@ def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
          dtype: torch.dtype | None = None, card: str | None = None) -> str:
-    """Writes config.json, model.safetensors, README.md and the tokenizer's files; for a loaded model also the
-    parts of its folder that other programs read: settings, a pooler, the files of sentence-transformers.
+    """Writes config.json, model.safetensors, README.md and the tokenizer's files. For a loaded model, it also
+    writes what other programs read from its folder: settings, a pooler, the files of sentence-transformers.
 
-    `format` "hf" has Hugging Face's names and config, for `transformers` and `load`; "minibert" has ours;
-    "auto" is "hf" if `transformers` can run the shape. Returns the chosen format. `dtype` stores in fewer
-    bits, like `torch.float16`. `card` is markdown for the model card. An existing folder is overwritten, and
-    other files in it stay. An interrupted save leaves the old model, or a folder without a config.json, which
-    does not load. `UserError` where the shape has no counterpart in `transformers`, or a value is not finite.
+    With `format` "hf", names and config are those of Hugging Face, for `transformers` and `load`. With
+    `format` "minibert", names and config are our own. With `format` "auto", the format is "hf" if
+    `transformers` supports the model, else "minibert". Returns the format that was used. `dtype` is the
+    precision of the stored weights, for example `torch.float16`. `card` is markdown for the model card. The
+    model in an existing folder is replaced, and other files in the folder stay. An interrupted save leaves
+    the old model, or a folder without config.json, which `load` refuses.
+    Raises `UserError` if `format` is "hf" and `transformers` does not support the model, or if a value is not
+    finite.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # the original model inside a compiled one
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
     if format not in ("hf", "minibert", "auto"):
         raise UserError(f"format {format!r} is not known: hf, minibert or auto")
-    # like in the files of others, the names of a bare encoder have no prefix
+    # as in files that transformers writes, the tensor names of an encoder without a head have no prefix
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -296,8 +309,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
                  for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
-    # All new files are complete on the disk before an old file is replaced. config.json is removed first and
-    # written last, because nothing loads without it.
+    # All new files are complete on the disk before an old file is replaced. The old config.json is removed
+    # first and the new one is written last, because a folder without config.json does not load.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")
@@ -308,7 +321,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         (made / "README.md").write_text(model_card(model, head, format, parameters, stored,
                                                    folder.resolve().name, card), encoding="utf-8")
         (made / "config.json").write_text(dump(description), encoding="utf-8")
-        # safetensors makes its files readable for the owner only
+        # safetensors writes files that only the owner may read
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:
@@ -323,7 +336,9 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
 
 
 def _stored_name(name: str, bare: bool, architecture: str) -> str:
-    """The Hugging Face name of a tensor in a file: like there, that of a bare encoder has no prefix."""
+    """Hugging Face's name of a tensor in a file. `bare` means an encoder without a head, whose tensor names
+    have no prefix.
+    """
     if not bare:
         return to_hf(name, architecture)
     return to_hf(f"encoder.{name}", architecture).removeprefix(f"{architecture}.")

@@ -1,4 +1,4 @@
-"""The README.md that is saved with a model."""
+"""Writes the model card, the README.md that is saved with a model."""
 
 from torch import nn
 
@@ -21,8 +21,8 @@ WHAT = {
 
 def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
-    """A model card:
-    YAML front matter, what the model is, the caller's markdown in `extra`, and how to load it.
+    """The text of a model card. It has YAML front matter, a description of the model, the markdown text
+    `extra`, and code that loads the model.
     """
     c = model.config
     sentences = getattr(model, "sentences", None)

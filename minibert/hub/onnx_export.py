@@ -1,8 +1,8 @@
-"""ONNX files of models: the packed models' weights over padded batches, as every ONNX runtime feeds them.
+"""Exports models to ONNX files, which take padded batches and are run by ONNX Runtime.
 
-A packed batch has no padding and needs none. Elsewhere an input is a table of token ids (S, T) with a mask,
-so `Padded` is exported: the same modules, with attention over the table. Needs the
-`onnx` extra.
+The models of minibert take packed batches without padding. Programs that run ONNX files give a table of token
+ids (S, T) and a mask. So `Padded` is exported: it has the same modules, but its attention works on padded
+rows. The export needs the `onnx` extra.
 """
 
 import importlib
@@ -30,30 +30,37 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
-OPSET = 18  # what torch writes without converting; LayerNormalization is one operator since 17
-CHECKED = ((1, 1), (1, 20), (2, 7), (3, 2), (3, 20))  # (S, T) that a file is tried with
-TOLERANCE = 1e-5  # fp32, as everywhere; of the largest output where that is above 1
+OPSET = 18  # the version that torch writes without a conversion; LayerNormalization is one operator since 17
+# the shapes (S, T) of the batches with which an exported file is checked
+CHECKED = ((1, 1), (1, 20), (2, 7), (3, 2), (3, 20))
+TOLERANCE = 1e-5  # the tolerance of all fp32 comparisons; relative to the largest output if that is above 1
 
 
 class Quantization(NamedTuple):
-    """How a file becomes int8, for `quantize_file`, and who judges it before it gets its name."""
+    """The settings of an int8 file. `reduce_range` is an argument of `quantize_file`. `judge` takes the path
+    of the file before it gets its final name, and raises `UserError` to refuse it.
+    """
     reduce_range: bool
     judge: Callable[[Path], None] | None = None
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
-    """Attention inside each row of a padded batch; q, k, v and the result (S, H, T, E), `keep` (S, T) bool.
+    """Attention inside each row of a padded batch. `q`, `k`, `v` and the result are (S, H, T, E), and `keep`
+    is (S, T) bool: True for tokens, False for padding.
 
-    No token attends to one that `keep` drops. The rows of dropped tokens have no meaning.
+    No token attends to padding. The results for padding have no meaning.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
-    # the smallest number, not -inf: a row without any token is then a plain mean instead of NaN
+    # the smallest finite number, not -inf: a row that may attend to no token then gives the mean of all
+    # values, and not NaN
     scores = scores.masked_fill(~keep[:, None, None, :], torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v
 
 
 def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
-    """`layer` in eval mode over a padded batch: x and the result are (S, T, D), `keep` (S, T) bool."""
+    """The output of `layer` in eval mode for a padded batch. `x` and the result are (S, T, D), and `keep` is
+    (S, T) bool.
+    """
     c = layer.config
     q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size)).transpose(1, 2)  # (S, H, T, E)
                for project in (layer.query, layer.key, layer.value))
@@ -63,10 +70,12 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 
 class Padded(nn.Module):
-    """A model over padded input: ids, mask and token types (S, T) int64 -> the tensors of `OUTPUTS`.
+    """A model that takes padded batches. Its inputs are the token ids, the mask and the token types, each
+    (S, T) int64. It returns the tensors that `OUTPUTS` names.
 
-    The mask is 1 at tokens and 0 at padding. Per-token outputs are (S, T, ...), a classifier's (S, K). The
-    outputs at padding have no meaning. The weights are the model's own, not copies; for eval mode only.
+    The mask is 1 for tokens and 0 for padding. Outputs for tokens are (S, T, ...), and the output of a
+    classifier is (S, K). The outputs for padding have no meaning. The weights are shared with `model`, not
+    copied. The module works in eval mode only.
     """
 
     def __init__(self, model: nn.Module):
@@ -77,7 +86,7 @@ class Padded(nn.Module):
                 token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """The outputs, in the order of `OUTPUTS`."""
         encoder, keep = encoder_of(self.model), attention_mask != 0
-        # embed works token by token, so a table does as well as a stream
+        # the embeddings treat each token by itself, so they also work on a table (S, T) of tokens
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         lengths = torch.full(input_ids.shape[:1], input_ids.shape[1])
         x = encoder.embed(Batch(input_ids, positions, token_type_ids, None, lengths))  # (S, T, D)
@@ -86,7 +95,7 @@ class Padded(nn.Module):
         if isinstance(self.model, MaskedLM):
             return (self.model.mlm.logits(x, encoder.word.weight),)  # (S, T, V)
         if isinstance(self.model, Classifier):
-            # the first tokens alone are a packed batch of sequences of one token
+            # the first tokens of all rows form a packed batch of sequences with one token each
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)
             return (self.model.classify(x[:, 0], Batch(None, None, None, firsts, None)),)  # (S, K)
         if isinstance(self.model, Span):
@@ -95,7 +104,9 @@ class Padded(nn.Module):
 
 
 def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and token types (S, length) int64 of a packed batch; the tokens first in each row."""
+    """The token ids, the mask and the token types of a packed batch as padded tables (S, length) int64. The
+    padding is at the end of each row.
+    """
     keep = torch.arange(length) < batch.lengths[:, None]  # (S, length)
     ids, segments = torch.full(keep.shape, pad_id), torch.zeros(keep.shape, dtype=torch.int64)
     ids[keep], segments[keep] = batch.ids, batch.segments
@@ -104,40 +115,46 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """The outputs of the packed model under the names of `Padded`: (N, ...) each, or (S, K) of a classifier.
+    """The outputs of the packed model in the order of `OUTPUTS`. Each output is (N, ...), or (S, K) for a
+    classifier.
     """
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Padded outputs without the padding, comparable with `packed_outputs`."""
+    """Removes the padding from padded outputs, so that they have the form of `packed_outputs`."""
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Random batches of the shapes in `CHECKED`, of unequal sequences, and the length to pad each to."""
+    """Random batches with the shapes in `CHECKED`. Their sequences have different lengths. With each batch
+    comes the length to which it is padded.
+    """
     config, rng = model.config, np.random.default_rng(0)
     made = []
     for number, length in CHECKED:
         length = min(length, config.max_positions)
-        lengths = [length, *rng.integers(1, length + 1, number - 1)]  # one fills its row
+        lengths = [length, *rng.integers(1, length + 1, number - 1)]  # the first sequence has no padding
         made.append((pack([rng.integers(config.vocab_size, size=n).tolist() for n in lengths],
                           [rng.integers(max(1, config.segments), size=n).tolist() for n in lengths]), length))
         if length < config.max_positions and number > 1:
-            made.append((made[-1][0], length + 1))  # and one column that is padding everywhere
+            made.append((made[-1][0], length + 1))  # the same batch with padding at the end of all rows
     return made
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """The inputs of the file, (batch, length) int64 each; token types only where the model has some."""
+    """The names of the file's inputs, each (S, T) int64. token_type_ids is only among them if the model has
+    token types.
+    """
     return ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.segments else 2]
 
 
 def packages():
-    """The packages onnx and onnxruntime; `UserError` where one that the export needs is not installed, or
-    torch is older than was tested (2.6 takes the batch of its sample for that of every call).
+    """The packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is missing, or
+    if torch is older than 2.13. Older versions were not tested, and torch 2.6 fixes the batch size of the
+    exported file.
     """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
@@ -150,12 +167,14 @@ def packages():
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Writes the file alone, unchecked: fp32, any batch, any length up to the model's positions."""
+    """Writes the ONNX file in fp32 and does not check it. The file takes any batch size and any length up to
+    the model's number of positions.
+    """
     onnx, _ = packages()
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    # torch's warnings and log lines are about its own workings and torchvision; the file is checked later
+    # torch's warnings and log lines say nothing that helps the user, and the file is checked later
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -173,11 +192,13 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Removes notes about the source code and stores weights in the order of their product; works in place.
+    """Changes an ONNX model in place: removes notes about the source code, and stores the weights of products
+    in transposed form.
 
-    At every operator torch stores the file and line of its source, with the paths of the machine. It stores
-    the weights of `nn.Linear` as (out, in) with a Transpose behind each, but quantisers look for a matrix.
-    The tied word table stays, because its rows are looked up, too.
+    For every operator, torch stores the file and the line of the source code, with paths of this machine. It
+    stores the weights of `nn.Linear` as (out, in), and a Transpose operator follows each of them.
+    Quantisation needs a weight that goes directly into its product. The tied word table is not changed,
+    because the embeddings also use its rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -202,18 +223,20 @@ def tidy(proto) -> None:
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
-    """Writes an fp32 file's products in int8: weights with a scale for each output, activations dynamic.
+    """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. The weights of each
+    output of a product have their own scale. The scale of the activations is computed for each batch.
 
-    `reduce_range`: weights of 7 bits, for processors that add two products in 16 bits, which otherwise
-    overflow without a word (`processor.sums_bytes_in_32_bits`). Activations have one scale for a whole batch,
-    so that there, unlike in `minibert.fast`, sentences of a batch change each other's last digits.
+    With `reduce_range`, the weights have 7 bits. Some processors add two products in 16 bits, which may
+    overflow without an error if the weights have 8 bits (`processor.sums_bytes_in_32_bits`). All activations
+    of a batch have the same scale. So the outputs of a sentence change slightly with the other sentences in
+    its batch. This does not happen with `minibert.fast`.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it asks for a graph optimisation that changes nothing here
+    root.setLevel(logging.ERROR)  # a warning recommends a graph optimisation that changes nothing here
     try:
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
@@ -222,7 +245,7 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
 
 
 def open_file(path: Path):
-    """The file in ONNX Runtime on the CPU: a session for `run_file`."""
+    """Opens an ONNX file in ONNX Runtime on the CPU. Returns the session for `run_file`."""
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -230,16 +253,20 @@ def open_file(path: Path):
 
 
 def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tensor, ...]:
-    """What the file of `model` gives for a batch padded to `length`, as `packed_outputs` has it."""
+    """The outputs of the ONNX file of `model` for a batch that is padded to `length`, in the form of
+    `packed_outputs`.
+    """
     inputs = pad(batch, model.config.pad_id, length)
     feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
     return on_tokens(model, session.run(OUTPUTS[head_of(model)], feed), inputs[1])
 
 
 def deviation(model: nn.Module, path: Path) -> float:
-    """The largest difference between the file in ONNX Runtime and the packed model, over `samples`.
+    """The largest difference between the outputs of the file in ONNX Runtime and those of the packed model,
+    for the batches of `samples`.
 
-    As a share of the largest output where that is above 1; padding is left out, as its outputs mean nothing.
+    If the largest output of a batch is above 1, the difference is divided by it. Padding is left out, because
+    its outputs have no meaning.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):
@@ -247,21 +274,21 @@ def deviation(model: nn.Module, path: Path) -> float:
             if ours.shape != theirs.shape:
                 return math.inf
             apart = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
-            worst = max(worst, apart if math.isfinite(apart) else math.inf)  # a NaN is no small difference
+            worst = max(worst, apart if math.isfinite(apart) else math.inf)  # NaN counts as infinite
     return worst
 
 
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
               int8: Quantization | None = None) -> float:
-    """Writes model.onnx, or with `int8` model_quantized.onnx, Hugging Face's config.json and the tokenizer's
-    files; returns the `deviation` found, in int8 that of random tokens.
+    """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
+    model.onnx, or model_quantized.onnx with `int8`. Returns the `deviation` of the file from the model.
 
-    The fp32 file is checked in ONNX Runtime before anything gets its name, so a model.onnx in `folder` is
-    complete and computes what the model does. `UserError` where the extra is missing, the head is not in
-    `OUTPUTS`, the shape has no counterpart in `transformers`, a check fails, or `int8.judge` raises one; then
-    nothing is written.
+    The fp32 file is checked in ONNX Runtime before any file gets its final name. So a model.onnx in `folder`
+    is complete, and its outputs are those of the model. Raises `UserError` and writes nothing if the `onnx`
+    extra is missing, the head is not in `OUTPUTS`, `transformers` does not support the model, a check fails,
+    or `int8.judge` raises `UserError`.
     """
-    model = getattr(model, "_orig_mod", model).eval()  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model).eval()  # the original model inside a compiled one
     config, head, folder = model.config, head_of(model), Path(folder)
     if config.architecture == "mobilebert":
         raise UserError("a MobileBERT has no ONNX form here; save it in Hugging Face's format, which other "

@@ -1,8 +1,9 @@
-"""A smaller model cut out of a larger one without training, with its head whatever that is:
-fewer layers, a narrower feed-forward, another vocabulary.
+"""Cuts a smaller model out of a larger model, without training. The smaller model has the same head. It has
+fewer layers, a smaller feed-forward size, fewer positions or another vocabulary.
 
-The result needs training (`train.py --method mlm --student FOLDER`, or `finetune.py`), but much less than
-random weights, because it keeps the learned attention. The bundled teacher in weights/ started like this.
+The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
+takes much less time than training from random weights, because the model keeps the attention that the larger
+model has learned. The training of the bundled teacher in weights/ started from such a model.
 """
 
 import re
@@ -20,7 +21,7 @@ from minibert.model.heads import build_encoder, encoder_of
 
 @torch.no_grad()
 def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
-    """The model with only these of its layers (from 0), in this order."""
+    """A copy of the model that has only these layers (numbered from 0), in this order."""
     if not layers or not all(0 <= i < model.config.layers for i in layers):
         raise UserError(f"layers {layers} are not among the {model.config.layers} of the model "
                         f"(0 to {model.config.layers - 1})")
@@ -34,17 +35,17 @@ def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
     return _like(model, weights, layers=len(layers))
 
 
-LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # what the names of a layer's weights begin with
+LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # the first part of the names of a layer's weights
 
 
 @torch.no_grad()
 def keep_units(model: nn.Module, units: int) -> nn.Module:
-    """The model with only `units` of each layer's F feed-forward units:
-    those with the largest |w_in| |w_out|.
+    """A copy of the model that keeps only `units` of the F feed-forward units of each layer. The units with
+    the largest |w_in| |w_out| are kept.
 
-    A unit adds activation(w_in x + b) w_out to its token. Its input has the same scale for all units, because
-    it comes from a LayerNorm. So the product of the two norms measures the effect of a unit, without any
-    text.
+    A unit adds activation(w_in x + b) w_out to the state of its token. The input x is the same for all units
+    and comes from a LayerNorm. So the product of the two norms measures the effect of a unit, and no text is
+    needed.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -63,11 +64,12 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
 
 @torch.no_grad()
 def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Module:
-    """The model with the vocabulary of another tokenizer.
+    """A copy of the model with the vocabulary of another tokenizer.
 
-    The row of a piece that both vocabularies have is copied, in MobileBERT with an MLM head's own columns.
-    Any other piece starts as the mean of the rows of its pieces in the old tokenizer. Its bias in an MLM
-    head, the log of a frequency, starts as the smallest of theirs.
+    If both vocabularies have a piece, its row in the word table is copied. In MobileBERT, the columns that
+    only the MLM head has are also copied. The old tokenizer divides any other piece into old pieces, and the
+    new row is the mean of their rows. The bias of the new piece in an MLM head is the smallest bias of these
+    old pieces, because a bias is roughly the log of a frequency.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)
@@ -91,7 +93,7 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
 
 @torch.no_grad()
 def keep_positions(model: nn.Module, positions: int) -> nn.Module:
-    """The model with only its first `positions` positions."""
+    """A copy of the model that has only the first `positions` positions."""
     if not 1 <= positions <= model.config.max_positions:
         raise UserError(f"{positions} positions cannot be kept of {model.config.max_positions}")
     name = f"{_prefix(model)}position.weight"
@@ -100,14 +102,14 @@ def keep_positions(model: nn.Module, positions: int) -> nn.Module:
 
 
 def _prefix(model: nn.Module) -> str:
-    # what the names of an encoder's weights begin with
+    # the first part of the names of an encoder's weights
     return "" if isinstance(model, Encoder) else "encoder."
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # a model of another shape with the same head, and these weights
+    # a model with the same head, a changed config and these weights
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))
-    other.load_state_dict(weights)  # it copies: no tensor is shared
+    other.load_state_dict(weights)  # the tensors are copied, not shared
     return other.train(model.training)

@@ -1,9 +1,9 @@
-"""The files of sentence-transformers in a model's folder. `embed` follows them, and `save` writes them again.
+"""Reads and writes the files of sentence-transformers in a model's folder. `embed` uses their settings.
 
     modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
-    1_Pooling/config.json               one folder a module, with its settings and weights
-    sentence_bert_config.json           the longest input, lower-casing
-    config_sentence_transformers.json   prompts, the length that vectors are cut to
+    1_Pooling/config.json               settings of a module; each module has a folder, also for its weights
+    sentence_bert_config.json           the length of the longest input, and whether it becomes lower case
+    config_sentence_transformers.json   the prompts, and the length to which vectors are cut
 """
 
 import json
@@ -18,7 +18,8 @@ from minibert.common.errors import UserError
 from minibert.hub.weight_files import read_bin
 from minibert.model.sentences import POOLING, Normalize, SentencePooling
 
-# Older files have a switch for each kind of pooling. The order is that of the concatenation.
+# Older files have one true or false field for each kind of pooling. If several are true, their vectors are
+# concatenated in this order.
 SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
@@ -31,11 +32,13 @@ IGNORED = {  # settings of sentence_bert_config.json that do not change a vector
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """How the model in `folder` makes a vector from a text, or None if no file describes it; and these files
-    by their paths.
+    """Returns a description of how the model in `folder` makes a vector from a text, and the files of
+    sentence-transformers by their paths. The description is None if modules.json is missing.
 
-    modules.json lies in `folder`, or one above it as in the old layout with 0_Transformer/. Unknown settings
-    give a `SentencePooling` that is `refused`, so the model still loads for other uses.
+    modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder above.
+    If a setting is not known, the result is a `SentencePooling` with the reason in `refused`. Then `embed`
+    refuses
+    the model, but it still loads for other uses.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -46,7 +49,7 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
         for name in (SHARED, *OWN):
             if (place / name).is_file():
                 files[name] = (place / name).read_bytes()
-    if not (root / "modules.json").is_file():  # a cross-encoder may have the others
+    if not (root / "modules.json").is_file():  # the folder of a cross-encoder may still have other files
         return None, files
     try:
         modules = _modules(root)
@@ -68,15 +71,15 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """The files that describe `pooling`, by their paths, for the `Beside` of a model `hidden_size` wide.
+    """The files that describe `pooling`, by their paths, for the `Beside` of a model with this `hidden_size`.
 
-    `shared` is the content of config_sentence_transformers.json, which holds prompts and `pooling.width`.
+    `shared` is the content of config_sentence_transformers.json, which has the prompts and `pooling.width`.
     """
     files = {SHARED: shared} if shared else {}
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # switches have an order of their own
+        modes = {"pooling_mode": pooling.modes}  # the fields of SWITCHES cannot store this order
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)
@@ -109,13 +112,14 @@ def _modules(root: Path) -> list[dict]:
     if not isinstance(modules, list):
         raise UserError(f"{file} is not a list of modules")
     for module in modules:
-        if Path(module["path"]).name != module["path"] or module["path"] == "..":  # it could lead anywhere
+        # a path with "/" or ".." could name any file of the machine
+        if Path(module["path"]).name != module["path"] or module["path"] == "..":
             raise UserError(f"{file}: {module['path']!r} is not the name of a folder beside it")
     return modules
 
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
-    """The settings and weights in a module's folder; a pickle becomes a safetensors file."""
+    """The files with the settings and weights of a module. A pickled file is converted to safetensors."""
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
         found[f"{name}/{path.name}"] = path.read_bytes()
@@ -131,7 +135,9 @@ def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
 
 def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, bytes], hidden_size: int
              ) -> SentencePooling:
-    """Raises `UserError` if a module or a setting is not supported."""
+    """The `SentencePooling` that these modules and files describe. Raises `UserError` if a module or a
+    setting is not supported.
+    """
     def settings(name: str) -> dict:
         return json.loads(files.get(name, b"{}"))
 
@@ -176,7 +182,9 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """The kinds of pooling that a Pooling module states, in either spelling."""
+    """The kinds of pooling in the settings of a Pooling module. Both forms of the settings are read:
+    `pooling_mode`, and the fields of `SWITCHES`.
+    """
     modes = settings.get("pooling_mode")
     if modes is None:
         on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
@@ -189,7 +197,7 @@ def _modes(place: Path, settings: dict) -> tuple[str, ...]:
 
 
 def _dense(place: Path, settings: dict, weights: bytes) -> list[nn.Module]:
-    """A linear layer and its activation."""
+    """The linear layer of a Dense module and its activation."""
     if settings.get("use_residual"):
         raise UserError(f"{place} has a residual connection (use_residual), which embed does not know")
     path = settings.get("activation_function", "torch.nn.modules.activation.Tanh")

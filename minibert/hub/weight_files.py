@@ -1,4 +1,6 @@
-"""The weight files of a model folder: safetensors, shards, and pickles for the converter only."""
+"""Reads and writes the weight files of a model folder: safetensors files, shards, and for weights/convert.py
+pickled files.
+"""
 
 import hashlib
 import os
@@ -17,8 +19,8 @@ from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_fol
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
-    """All tensors of a folder by their names in its files:
-    a safetensors file, shards with an index, or .bin.
+    """All tensors of a folder by their names in its files. The weights are in one file, or in shards with an
+    index. With `legacy_bin`, pickled .bin files are also read.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
                                ("pytorch_model", ".bin", read_bin)):
@@ -38,7 +40,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
         raise UserError(f"{index}: weight_map is not an object from tensors to files")
     tensors = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:  # a path could lead anywhere
+        if Path(file).name != file:  # a path with "/" could name any file of the machine
             raise UserError(f"{index}: {file!r} is not the name of a file in the same folder")
         shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
         absent = [name for name, home in weight_map.items() if home == file and name not in shard]
@@ -49,8 +51,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
 
 
 def weights_hash(name: str | Path) -> str:
-    """A hash of a model's weight files, in a folder or from the hub.
-    """
+    """A hash of the weight files of a model in a folder or on the hub."""
     folder, digest = local_folder(name), hashlib.sha256()
     for pattern in (*SAFETENSORS_FILES, *BIN_FILES):
         for file in sorted(folder.glob(pattern)):
@@ -59,11 +60,11 @@ def weights_hash(name: str | Path) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file and flushes it to the disk. An error of the disk is a `UserError`."""
+    """Writes a safetensors file and flushes it to the disk. Raises `UserError` if the disk has an error."""
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
-        except safetensors.SafetensorError as error:  # it wraps the system's, "(os error 28)" and so on
+        except safetensors.SafetensorError as error:  # its text has the system's number, like "(os error 28)"
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
                    ) from None
@@ -80,7 +81,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three: number types that only one of the libraries knows
+            AttributeError) as error:  # the last three are raised for number types that torch does not have
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
@@ -93,27 +94,27 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """All tensors of one pickled file. Raises `UserError` if it is damaged or has anything else in it."""
+    """All tensors of one pickled file. Raises `UserError` if the file is damaged or has other content."""
     _first_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on the pickle say nothing about the tensors
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        # without torch's own message, which recommends to run the code in the file
+        # torch's own message is not shown, because it recommends to run the code in the file
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(f"{path} holds more than tensors: to read it would run {code[1]}, and code in a "
                             "file is not run here; have it written anew where it was made, with "
                             "torch.save(model.state_dict(), FILE)") from None
         raise UserError(f"{path} is damaged, or is no file of torch.save; download it again") from None
     if isinstance(tensors, dict) and (nested := [key for key, t in tensors.items() if isinstance(t, dict)]):
-        raise UserError(f"{path} is a training checkpoint: its tensors lie under {', '.join(map(repr, nested[:5]))}"
-                        f"; write the model's alone: torch.save(torch.load(FILE, weights_only=True)[{nested[0]!r}"
-                        "], NEW)")
+        raise UserError(f"{path} is a training checkpoint: its tensors lie under "
+                        f"{', '.join(map(repr, nested[:5]))}; write the model's alone: "
+                        f"torch.save(torch.load(FILE, weights_only=True)[{nested[0]!r}], NEW)")
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
-        # otherwise 4 bytes could claim to be a million equal rows and fill the memory
+        # a damaged file could store 4 bytes as a tensor of a million equal rows, which would fill the memory
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
@@ -121,9 +122,9 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """Returns the path if it is a file. Otherwise raises `UserError`: the folder has no `what` (default: its
-    name).
+    """Returns the path if it is a file. Otherwise raises `UserError`. The message calls the file `what`
+    (default: its name).
     """
-    if not os.path.isfile(path):  # Path's own method fails on names that are too long
+    if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
         raise UserError(f"{path.parent} holds no {what or path.name}{what_else(path.parent)}")
     return path

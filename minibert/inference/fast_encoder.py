@@ -1,11 +1,12 @@
-"""The inference mode: a copy of a trained model with its weights packed for the processor's kernels.
+"""A fast copy of a trained model for inference. Its weights are packed for the kernels of the processor.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-The copy has the same `forward(batch)`. Only the arithmetic of a layer differs, below. Embeddings, attention
-and heads are the model's own, in fp32. On CUDA and on a CPU with AMX, attention is in 16 bits if the products
-are. `model.kernels` names the chosen kernels. docs/inference.md has the measurements.
+The copy has the same `forward(batch)`. Only the matrix products of the layers differ (`FastLayer`).
+Embeddings, attention and heads are those of the model, in fp32. On CUDA and on a CPU with AMX, attention is
+in 16 bits if the matrix products are in 16 bits. `model.kernels` names the chosen kernels. docs/inference.md
+has the measurements.
 """
 
 import copy
@@ -27,10 +28,10 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 
 class FastLayer(nn.Module):
-    """`Layer` in eval mode. q, k and v are one product. The activation is inside the product if the kernel
-    supports it.
+    """`Layer` in eval mode. One matrix product computes q, k and v. The kernel of a product also computes the
+    activation if it supports this.
 
-    `product(weight, bias, activation)` makes each product: one of those in packed_linear.py.
+    `product(weight, bias, activation)` makes a module for one matrix product: a class of packed_linear.py.
     """
 
     def __init__(self, layer: Layer, product):
@@ -44,7 +45,7 @@ class FastLayer(nn.Module):
         self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, D) -> the block's output (N, D) and its q, k, v (N, H, E each)."""
+        """(N, D) -> the output of the layer (N, D), and its q, k and v (N, H, E each)."""
         c = self.config
         q, k, v = self.qkv(x).unflatten(-1, (3, c.heads, c.head_size)).unbind(1)  # (N, H, E) each
         x = self.attention_norm(x + self.out(attend(q, k, v, batch).flatten(-2)))
@@ -62,20 +63,25 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """A copy of `model` for inference, with the same `forward(batch)`; embeddings and heads are shared.
+    """A copy of `model` for inference, with the same `forward(batch)`. Embeddings and heads are shared.
 
-    `mode` is the arithmetic of the encoder's matrix products: "fp32"; "bf16" where the hardware has it;
-    "fp16", on a CPU as weights that fp32 arithmetic reads; "int8", CPUs only, see `packed_linear.Int8`. The
-    copy's `kernels` is a line of text that names the kernels. The copy cannot be trained or saved. Raises
-    `UserError` if the mode does not run here. It is never emulated.
+    `mode` is the arithmetic of the encoder's matrix products:
+
+    - "fp32"
+    - "bf16", only on hardware with native bf16
+    - "fp16": on a CPU the weights are in fp16 and the arithmetic is in fp32; on CUDA both are in fp16
+    - "int8", only on CPUs (`packed_linear.Int8`)
+
+    The attribute `kernels` of the copy is a text that names the kernels. The copy cannot be trained or saved.
+    Raises `UserError` if the device does not support the mode. A mode is never emulated.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # the model inside the wrapper of torch.compile
     product, kernels = kernels_of(mode, next(model.parameters()).device)
     foreign = next((layer for layer in encoder_of(model).layers if not isinstance(layer, Layer)), None)
     if foreign is not None:
         raise UserError("the fast mode knows the layers of BERT and DistilBERT, "
                         f"not {type(foreign).__name__}")
-    # the copy's tensors are the model's, but frozen
+    # the copy shares the tensors of the model, without gradients
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared).eval()
     encoder = encoder_of(made)
@@ -85,12 +91,10 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
 
 
 def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module], str]:
-    """The product of a mode on a device, a function of (weight, bias, activation), and a line of text that
-    names the kernels.
+    """Chooses the kernels of a mode on a device. No other function chooses kernels.
 
-    This is the only place that chooses kernels.
-
-    Raises `UserError` if the mode does not run on the device.
+    Returns a function `product(weight, bias, activation)`, which makes a module for one matrix product, and a
+    text that names the kernels. Raises `UserError` if the device does not support the mode.
     """
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not known: {', '.join(MODES)}")
@@ -114,5 +118,5 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """A product in 16 bits, as autocast computes it, with the cast of the weights done once."""
+    """A matrix product in 16 bits, as under autocast. The weights are cast only once, here."""
     return kernel(weight.to(dtype), bias.to(dtype), activation)

@@ -1,9 +1,10 @@
-"""Matrix products for inference, y = f(x W' + b), with weights packed once.
+"""Matrix products for inference, y = f(x W' + b). The weights are packed once.
 
-All uses of torch's private operators are in this file. Each class is a module made from a weight (out, in), a
-bias (out,) and the name of an activation or None, that maps x (N, in) to y (N, out). None of them has a
-gradient. Every row of y depends on the same row of x alone. `runs` of a class tries its operators: whether
-this torch has them for this processor, and whether they compute the right numbers.
+The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to
+y (N, out). It is made from a weight (out, in), a bias (out,) and the name of an activation or None. The
+modules have no gradient. A row of y depends only on the same row of x. The method `runs` of a class tests its
+operators: it returns False if this torch does not have them for this processor. For `Packed` it also tests
+that the numbers are right.
 """
 
 import contextlib
@@ -19,17 +20,17 @@ from minibert.common.errors import UserError
 from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# In fp32 with AVX2, oneDNN's packed product is faster up to this number of tokens, and MKL's plain product
-# beyond it. With AVX-512 oneDNN's is faster for any number, because MKL does not use AVX-512 on AMD
-# (docs/inference.md).
+# In fp32 with AVX2, oneDNN's packed product is faster up to this number of tokens. For more tokens MKL's
+# plain product is faster. With AVX-512 oneDNN's packed product is always faster on AMD processors, because
+# MKL does not use AVX-512 there (docs/inference.md).
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny
 
 
 class Plain(nn.Module):
-    """The product and the activation as torch has them, in the weight's precision; y has that precision, too.
+    """torch's usual product and activation, in the precision of the weight. y has the same precision.
 
-    It defines the result of the other classes, and it runs if they do not.
+    This class defines what the other classes must compute. It is used if `Packed` does not run.
     """
 
     name = "torch's linear"
@@ -47,10 +48,10 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """The product of oneDNN with its own order of the weight (fp32 or bf16), and with the activation inside.
+    """oneDNN's product in fp32 or bf16. oneDNN reorders the weight, and its kernel computes the activation.
 
-    In fp32 without AVX-512 it stores the weight twice, because the plain product is faster for many tokens
-    there.
+    In fp32 without AVX-512 the module stores the weight twice, packed and plain, because the plain product is
+    faster for many tokens.
     """
 
     name = "oneDNN on packed weights"
@@ -66,7 +67,7 @@ class Packed(Plain):
 
     @staticmethod
     def runs(dtype: torch.dtype = torch.float32) -> bool:
-        """Whether it runs with weights of this precision and computes what `Plain` does."""
+        """Whether the operators run with weights of this precision and compute what `Plain` does."""
         x, weight, bias = (t.to(dtype) for t in
                            (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
@@ -84,9 +85,10 @@ class Packed(Plain):
 
 
 class HalfWeights(nn.Module):
-    """fp32 products with weights stored in fp16: FBGEMM widens them on the way into the registers.
+    """Products in fp32 with weights stored in fp16. FBGEMM converts the weights to fp32 when it reads them.
 
-    It reads half the bytes, and its kernel is fast for few rows. Only the weights are rounded, to 11 bits.
+    FBGEMM reads half the bytes of fp32 weights, and its kernel is fast for few rows. Only the weights are
+    rounded, to 11 significant bits.
     """
 
     name = "FBGEMM on weights in fp16"
@@ -111,12 +113,12 @@ class HalfWeights(nn.Module):
 
 
 class Int8(nn.Module):
-    """Products of 8-bit integers, summed in 32 bits; x and y are fp32. A subclass has the operators.
+    """Products of 8-bit integers with sums in 32 bits. x and y are fp32. A subclass has the operators.
 
     Weights are quantised once, with one scale for each row of W. Each token of x is quantised with its own
-    scale, s = max |x| / 127, so tokens that are packed together cannot influence each other. The kernels have
-    one scale for all tokens. They get x / s and the scale 1, and the result is multiplied by s. Sums of
-    integers are exact, so all subclasses give the same numbers.
+    scale, s = max |x| / 127, so tokens that are packed together cannot influence each other. The kernels
+    accept only one scale for all tokens. They get x / s and the scale 1, and their result is multiplied by s.
+    Sums of integers are exact, so all subclasses give the same numbers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
@@ -128,12 +130,12 @@ class Int8(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """round(W / scale), as the operators want it; one scale for each row of W."""
+        """round(W / scale), packed for the operators of the subclass, with one scale for each row of W."""
         raise NotImplementedError
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """round(x) W' for |x| <= 127, (N, in) -> (N, out) in fp32; it may overwrite x."""
+        """round(x) W' for |x| <= 127, (N, in) -> (N, out) in fp32. This method may overwrite x."""
         raise NotImplementedError
 
     @classmethod
@@ -148,11 +150,12 @@ class Int8(nn.Module):
     @classmethod
     @cache
     def weight_range(cls) -> int:
-        """The largest |integer| of a quantised weight: 127, or 63 where the kernel needs room.
+        """The largest absolute value of a quantised weight: 127, or 63 if the kernel of this processor would
+        overflow with 127.
 
-        Without the dot-product instructions (VNNI) kernels add two products of 8 bits in 16 bits. These can
-        hold 2 x 255 x 63, but not 2 x 255 x 127: then they silently give the largest number. The range is
-        found by a test product.
+        Without the dot-product instructions (VNNI) a kernel adds two products of 8-bit numbers in 16 bits.
+        16 bits can hold 2 x 255 x 63, but not 2 x 255 x 127. In an overflow the kernel gives the largest
+        16-bit number and no error. A test product finds if the kernel overflows.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -166,17 +169,17 @@ class Int8(nn.Module):
 
 
 class FbgemmInt8(Int8):
-    """By FBGEMM, which uses AVX2, AVX-512 and VNNI, but not AMX."""
+    """Int8 products of FBGEMM, which uses AVX2, AVX-512 and VNNI, but not AMX."""
 
     name = "FBGEMM in int8"
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """Packed for FBGEMM."""
+        """The quantised weight, packed for FBGEMM."""
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # torch has announced the removal of its quantised tensors, the only access to FBGEMM
+            # torch warns that it will remove its quantised tensors; FBGEMM cannot be used without them
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -184,41 +187,42 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """The kernel rounds the numbers. It needs unsigned numbers, so 128 stands for 0."""
+        """The kernel rounds x to integers. It needs unsigned integers, so the integer 128 means 0."""
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x.contiguous(), 1.0, 128, packed)
 
 
 class OneDnnInt8(Int8):
-    """By oneDNN, which uses AMX, too. The numbers are unsigned, and 128 stands for 0.
+    """Int8 products of oneDNN, which also uses AMX. The integers of x are unsigned, and 128 means 0.
 
-    warning: with signed numbers it uses a kernel on AVX-512 that is a thousand times slower.
+    warning: with signed integers and AVX-512, oneDNN uses a kernel that is a thousand times slower.
     """
 
     name = "oneDNN in int8"
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """(the packed integers, the scales, their zero points)."""
-        # as torch.quantize_per_channel, which FBGEMM needs, divides: by multiplying with 1 / scale
+        """Returns the packed integers of the weight, their scales and their zero points."""
+        # torch.quantize_per_channel, which packs for FBGEMM, also multiplies by 1 / scale: same rounding
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Rounds x to integers itself."""
-        x = x.add_(128).round_().to(torch.uint8)  # in this order, as FBGEMM rounds
+        """The method rounds x to integers, because the kernel does not."""
+        x = x.add_(128).round_().to(torch.uint8)  # FBGEMM also adds before it rounds
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")
 
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """The kernel of int8 for this processor, or None where none runs.
+    """The int8 kernel for this processor, or None if no int8 kernel runs.
 
-    Both give the same numbers, and without AMX they are about equally fast (docs/inference.md). With AMX the
-    faster one is found by a measurement of some milliseconds, once.
+    FBGEMM and oneDNN give the same numbers. Without AMX, FBGEMM is used if it runs, because oneDNN is not
+    faster there (docs/inference.md). With AMX both are timed once, in some milliseconds, and the faster one
+    is used.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():
@@ -227,9 +231,9 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """The time of one product: the best of several."""
+    """The seconds of one product with this kernel: the shortest of several products."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
-    for _ in range(6):  # the first prepares the kernel
+    for _ in range(6):  # the first product also prepares the kernel
         begun = time.perf_counter()
         product(x)
         taken.append(time.perf_counter() - begun)
@@ -242,7 +246,7 @@ def _has_fbgemm() -> bool:
 
 @contextlib.contextmanager
 def _fbgemm():
-    """In this block torch packs weights for FBGEMM, for any engine that the user has chosen."""
+    """In this block torch packs weights for FBGEMM, even if the user has chosen another engine."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

@@ -1,5 +1,5 @@
-"""Running a model over many texts:
-sorted by length, packed to a token budget, results in the order asked for.
+"""Inference on many texts. Texts are sorted by length and packed into batches with a limited number of
+tokens. The results are in the order of the texts.
 """
 
 import sys
@@ -22,17 +22,17 @@ MICRO_TOKENS = 4096
 
 
 def where_it_is(model: nn.Module) -> Runtime:
-    """The default runtime of the functions here: one rank in fp32 on the model's own device."""
+    """The default runtime of the functions in this file: one rank, in fp32, on the device of the model."""
     return Runtime(next(model.parameters()).device, "fp32")
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
-    """The model's outputs for every example, fp32, in order: (n, K), or for a span head (N, 2), one row for
-    each token.
+    """The outputs of the model for all examples, in fp32 and in the order of the examples.
 
-    `progress` is told the tokens of every forward pass.
+    The result is (n, K) for n examples. A span head has one row for each token: (N, 2). After every forward
+    pass, `progress` is called with the number of its tokens.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -52,9 +52,10 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 
 
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
-    """`encode` of what a caller gives: a list of texts, or of (text, pair), or two lists.
+    """Checks and encodes texts: a list of texts, a list of (text, pair), or two lists.
 
-    `UserError` names the place of what is no text, and says where the model of `config` cannot read them.
+    Raises `UserError` if an element is not a text, and names its index. Raises `UserError` if a model with
+    this `config` cannot read the texts.
     """
     texts, pairs = as_texts(texts, "texts"), None if pairs is None else as_texts(pairs, "pairs")
     if pairs is None and texts and isinstance(texts[0], (tuple, list)):
@@ -73,7 +74,7 @@ def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: 
 
 
 def as_texts(given, name: str) -> list:
-    """A list of what was given; `UserError` for what is no list of texts, like one text, or a dict."""
+    """`given` as a list. Raises `UserError` if it is no list of texts, for example one text or a dict."""
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
         raise UserError(f"{name} is a {type(given).__name__}, and must be a list of texts")
     return list(given)
@@ -82,12 +83,13 @@ def as_texts(given, name: str) -> list:
 def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tuple[str, str]],
             pairs: list[str] | None = None, *, max_length: int | None = None,
             runtime: Runtime | None = None) -> np.ndarray:
-    """Logits (n, K) of a classifier for texts, or pairs of texts; scores (n, 1) of a regression.
+    """Logits (n, K) of a classifier for n texts or pairs of texts. A regression model gives scores (n, 1).
 
-    Pairs are (text, pair) in `texts`, or `pairs` holds the second ones. `model.config.labels` names the
-    classes. Where `model.config.problem_type` is multi_label_classification, the sigmoid of each logit is
-    that label's probability. Texts longer than `max_length` (default: the model's positions) are cut.
-    `UserError` where the model is no classifier, or where something is no text.
+    A pair is (text, pair) in `texts`, or `pairs` has the second text of each pair. `model.config.labels`
+    names the classes. If `model.config.problem_type` is multi_label_classification, the sigmoid of a logit is
+    the probability of its label. Texts longer than `max_length` tokens are cut; by default, `max_length` is
+    the number of positions of the model. Raises `UserError` if the model is no classifier, or if an element
+    is not a text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -101,9 +103,9 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
 @torch.no_grad()
 def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
                runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
-    """For each [MASK] of a text, or of a pair of texts, its `best` likeliest pieces and their probabilities.
+    """For each [MASK] of a text or a pair of texts: the `best` most likely pieces with their probabilities.
 
-    `UserError` where there is no [MASK], or the text is longer than the model can read.
+    Raises `UserError` if the text has no [MASK], or if it has more tokens than the model has positions.
     """
     runtime, training = runtime or where_it_is(model), model.training
     ids, segments = tokenizer.encode([text], None if pair is None else [pair], max_length=sys.maxsize)
@@ -111,7 +113,8 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | No
     if not at:
         raise UserError("there is no [MASK] in this text: write one where a word is to be filled in")
     if len(ids[0]) > model.config.max_positions:
-        raise UserError(f"the text has {len(ids[0])} tokens, and the model reads {model.config.max_positions}")
+        raise UserError(f"the text has {len(ids[0])} tokens, and the model reads "
+                        f"{model.config.max_positions}")
     check_examples(make_examples(ids, segments, np.array([-1])), model.config, "the model")
     model.eval()
     with runtime.autocast():
@@ -125,11 +128,13 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | No
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """One vector (n, D) for each text, as the files of sentence-transformers beside the loaded model say.
+    """One vector (n, D) for each text. The files of sentence-transformers in the folder of the model say how
+    it is computed.
 
-    Without such files it is the mean of the tokens' last hidden states, [CLS] and [SEP] included (Reimers and
-    Gurevych 2019, section 3), with length 1. Texts longer than `max_length` (default: what the files say, at
-    most the model's positions) are cut. `UserError` where the files ask for what is not known here.
+    If the folder has no such files, a vector is the mean of the last hidden states of all tokens, [CLS] and
+    [SEP] included (Reimers and Gurevych 2019, section 3), scaled to length 1. Texts longer than `max_length`
+    tokens are cut. By default, `max_length` is the limit in the files, and at most the number of positions of
+    the model. Raises `UserError` if the files ask for something that is not supported here.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)

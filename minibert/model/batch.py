@@ -1,16 +1,16 @@
-"""Packed batches: many sequences in one flat stream of tokens, no padding.
+"""Packed batches: all sequences of a batch in one list of tokens, without padding.
 
-A padded batch of three sequences of 3, 2 and 4 tokens is a (3, 4) table. Three cells are empty, and a mask
-marks them:
+A padded batch of three sequences with 3, 2 and 4 tokens is a table (3, 4). Three of its cells are empty, and
+a mask marks these cells. It is on the left:
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-Packed, it is the stream on the right, N = 9 tokens, and the S + 1 = 4 offsets where sequences begin and end.
-Everything in BERT except attention works token by token, so it does not need the borders. Attention
-(attention.py) reads the offsets. A padded implementation has hidden states of shape (S, T, D). Ours are (N,
-D), and a mean over tokens needs no mask.
+The packed batch is on the right. It has N = 9 tokens and S + 1 = 4 offsets, where the sequences begin and
+end. All parts of BERT except attention treat each token by itself, so they do not need the offsets. Only
+attention (attention.py) reads the offsets. Hidden states have the shape (S, T, D) in a padded batch, and (N,
+D) in a packed batch. A mean over the tokens of a packed batch needs no mask.
 """
 
 from typing import NamedTuple
@@ -21,19 +21,19 @@ from torch import Tensor
 
 from minibert.common.errors import UserError
 
-IGNORE = -100  # the label of a token that is not to be predicted
+IGNORE = -100  # the label of a token that is not predicted
 
 
 class Batch(NamedTuple):
-    """S sequences of N tokens in all.
+    """A packed batch: S sequences that have N tokens together.
 
-    `lengths` stays on the CPU, where attention reads it. The rest is on the device.
+    `lengths` stays on the CPU, because attention reads it there. The other tensors are on the device.
     """
 
     ids: Tensor  # (N,) int64, token ids
     positions: Tensor  # (N,) int64, position of each token inside its sequence
     segments: Tensor  # (N,) int64, token types
-    offsets: Tensor  # (S + 1,) int32, where each sequence starts; the last is N
+    offsets: Tensor  # (S + 1,) int32, the first row of each sequence; the last offset is N
     lengths: Tensor  # (S,) int64, on the CPU
 
     def to(self, device) -> "Batch":
@@ -44,15 +44,16 @@ class Batch(NamedTuple):
 
     @property
     def first_tokens(self) -> Tensor:
-        """(S,) the row of each sequence's first token, [CLS]."""
+        """The row of the first token ([CLS]) of each sequence, (S,)."""
         return self.offsets[:-1].long()
 
 
 def pack(ids, segments=None, positions=None) -> Batch:
-    """One packed batch from lists of token ids, one list a sequence.
+    """Builds a packed batch from lists of token ids. Each list is one sequence.
 
-    `segments` (token types) default to 0 and `positions` to 0, 1, 2 ...; both are lists of the same lengths
-    as `ids`. Raises `UserError` where there is no sequence, an empty one, or lengths that differ.
+    `segments` are lists of token types (default: 0). `positions` are lists of positions (default: 0, 1, 2
+    ...). They must have the same lengths as the lists of `ids`. Raises `UserError` if there is no sequence,
+    if a sequence is empty, or if the lengths differ.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -67,6 +68,7 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
     stream = flat(ids, "ids")  # (N,)
     if positions is None:
+        # BERT counts positions from 0 in every sequence.
         positions = torch.arange(len(stream)) - offsets[:-1].long().repeat_interleave(lengths)
     else:
         positions = flat(positions, "positions")
@@ -75,8 +77,8 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The places of some sequences in a stream: their rows (N,), the position of each row inside its sequence
-    (N,), and the offsets (S + 1,).
+    """Finds the tokens of some sequences in an array of tokens. Returns their rows (N,), the position of each
+    row inside its sequence (N,), and the offsets (S + 1,).
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -89,20 +91,20 @@ class MicroBatch(NamedTuple):
     """
 
     batch: Batch
-    labels: Tensor  # (N,) int64, IGNORE where nothing is to be predicted
+    labels: Tensor  # (N,) int64, the original ids; IGNORE at tokens that are not masked
     masked: Tensor  # (M,) int64, on the CPU: the rows that have a label
-    seed: int  # for the dropout of this micro-batch
+    seed: int  # the random seed of dropout in this micro-batch
 
     def to(self, device) -> "MicroBatch":
-        """The same on `device`."""
+        """The same micro-batch with its tensors on `device`."""
         return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.masked,
                           self.seed)
 
 
 class Step(NamedTuple):
-    """One optimiser step of one rank.
+    """The data of one optimiser step on one rank.
 
-    `tokens`, `masked` and `sequences` count the *whole* step: all micro-batches, all ranks.
+    `tokens`, `masked` and `sequences` are the counts of the *whole* step: all micro-batches of all ranks.
     """
 
     micro_batches: list[MicroBatch]
@@ -112,13 +114,14 @@ class Step(NamedTuple):
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """The sequences of each micro-batch of this rank, as indices. A group has at most `micro_tokens` tokens,
-    or one sequence.
+    """Divides this rank's sequences into micro-batches, as arrays of indices. A micro-batch has at most
+    `micro_tokens` tokens, or it has one sequence.
 
-    Sorted by length, longest first, so that ranks get equal work
-    and neighbours of equal length share one attention call.
+    The sequences are sorted by length, and the longest sequence is first. So all ranks get about the same
+    number of tokens, and neighbours of equal length can share one attention call.
     """
     made, group, size = [], [], 0
+    # The sort is stable, so every rank computes the same order.
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
         if group and size + lengths[i] > micro_tokens:
             made.append(np.array(group))

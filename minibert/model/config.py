@@ -1,4 +1,5 @@
-"""The shape of a model: a frozen dataclass, its extension for MobileBERT, and the papers' shapes by name.
+"""The shape of a model: a frozen dataclass for BERT, a subclass for MobileBERT, and presets with the shapes
+of the papers.
 
 The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D
 hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
@@ -8,18 +9,19 @@ from dataclasses import dataclass, replace
 
 from minibert.common.errors import UserError
 
-# How transformers and its pipelines read a sequence classifier's outputs: unchanged scores, a softmax, or a
-# sigmoid for each label. If none is stated, one label means a sigmoid there, and several mean a softmax.
+# The problem type decides how transformers and its pipelines convert the outputs of a sequence classifier: as
+# scores, with a softmax, or with a sigmoid for each label. Without a problem type, a pipeline uses a sigmoid
+# for one label and a softmax for several labels.
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shape and numerics of a BERT or DistilBERT. Every choice that changes a number is a field.
+    """The shape and the numerical settings of a BERT or DistilBERT.
 
-    `architecture` names the family that the Hugging Face export uses. It also decides two differences:
-    DistilBERT has no dropout after the output projection of attention, and its sequence classifier has a ReLU
-    layer instead of BERT's pooler.
+    `architecture` is the model family in the Hugging Face format. It also decides two differences in the
+    model. A DistilBERT has no dropout after the output projection of attention, and its sequence classifier
+    has a layer with ReLU instead of BERT's pooler.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -29,20 +31,21 @@ class Config:
     heads: int = 12  # H
     intermediate_size: int = 3072  # F
     max_positions: int = 512
-    segments: int = 2  # token types; 0: none, as in DistilBERT
+    segments: int = 2  # number of token types; DistilBERT has 0
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
-    norm_eps: float = 1e-12  # not torch's 1e-5
-    dropout: float = 0.1  # of embeddings and block outputs
-    # of attention probabilities; 0.1 in the papers, but fused kernels have none
+    norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
+    dropout: float = 0.1  # dropout of embeddings and block outputs
+    # Dropout of attention probabilities. The papers use 0.1, but fused kernels have no such dropout.
     attention_dropout: float = 0.0
-    classifier_dropout: float = 0.1  # before the sequence classifier; 0.2 in DistilBERT
+    classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
     pad_id: int = 0
-    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # K names, by class number
-    # as config.json states it, None where it does not: one of PROBLEM_TYPES
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes
+    # The problem type in config.json, one of PROBLEM_TYPES. None: config.json has no problem type.
     problem_type: str | None = None
 
-    _architectures = "bert", "distilbert"  # not fields: what this class is for, and what is H * E wide
+    # not fields: the architectures of this class, and the name of the field that must be H * E
+    _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 
     def __post_init__(self):
@@ -80,17 +83,19 @@ class Config:
 
     @property
     def regression(self) -> bool:
-        """Whether the one output is a score: one label, and no other problem_type stated."""
+        """Whether the output is a score. This is so if there is one label and the problem type is
+        "regression" or None.
+        """
         return len(self.labels) == 1 and self.problem_type in (None, "regression")
 
     @property
     def attention_size(self) -> int:
-        """H * E, the width of all attention heads together."""
+        """The width of all attention heads together, H * E."""
         return getattr(self, self._attention_field)
 
     @property
     def head_size(self) -> int:
-        """E, the width of one attention head."""
+        """The width E of one attention head."""
         return self.attention_size // self.heads
 
     @property
@@ -101,10 +106,9 @@ class Config:
 
 @dataclass(frozen=True)
 class MobileConfig(Config):
-    """A MobileBERT, or its teacher IB-BERT: D wide between its blocks, `bottleneck_size` wide inside them.
-
-    The defaults are those of the released model, except for the pooler, which the released model does not
-    have.
+    """A MobileBERT, or its teacher IB-BERT: the hidden states have the width D between the blocks and the
+    width `bottleneck_size` inside the blocks. The defaults are those of the published model, but the
+    published model has no pooler.
     """
 
     architecture: str = "mobilebert"
@@ -113,17 +117,18 @@ class MobileConfig(Config):
     heads: int = 4
     intermediate_size: int = 512  # F
     activation: str = "relu"
-    dropout: float = 0.0  # of embeddings and block outputs
+    dropout: float = 0.0  # dropout of embeddings and block outputs
     classifier_dropout: float = 0.0
-    embedding_size: int = 128  # of the word table; three neighbours' vectors make a token's embedding
-    bottleneck_size: int = 128  # B, and the width of all attention heads together
-    feed_forwards: int = 4  # feed-forward networks in a block
-    # The input of queries and keys: "shared", a B-wide layer of their own; "hidden", the block's input;
-    # "bottleneck", the block's B-wide state. The input of values: the block's input, or for "bottleneck" that
-    # state.
+    # width of the word table; a token's embedding is made from three vectors: its own and its neighbours'
+    embedding_size: int = 128
+    bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
+    feed_forwards: int = 4  # number of feed-forward networks in a block
+    # The input of queries and keys. With "shared" it is the output of an own layer of width B. With "hidden"
+    # it is the block's input. With "bottleneck" it is the block's state of width B. The input of the values
+    # is the block's input. With "bottleneck" it is also the state of width B.
     attention_input: str = "shared"
-    norm: str = "no_norm"  # "no_norm": a factor and a bias for each unit, or "layer_norm"
-    tanh_pooler: bool = True  # BERT's pooler; otherwise the pooled vector is the state of [CLS]
+    norm: str = "no_norm"  # "layer_norm", or "no_norm": only a factor and a bias for each unit
+    tanh_pooler: bool = True  # False: no pooler; the pooled vector is the hidden state of [CLS]
 
     _architectures = ("mobilebert",)
     _attention_field = "bottleneck_size"
@@ -143,7 +148,8 @@ class MobileConfig(Config):
 
 
 BERT_BASE = Config()
-DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)  # the differences from BERT
+# the settings of DistilBERT that differ from BERT's
+DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
 # Sun et al. 2020. The released model shares the input of queries and keys. The model with the paper's 25.3M
     # parameters does not.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
@@ -159,7 +165,7 @@ PRESETS: dict[str, Config] = {
     "bert-pkd-3": replace(BERT_BASE, layers=3),
     "bert-pkd-4": replace(BERT_BASE, layers=4),
     "bert-pkd-6": replace(BERT_BASE, layers=6),
-    # Also the "BERT-TINY" of the TinyBERT and DistilBERT literature, which is not Google's bert-L2-H128.
+    # The papers on TinyBERT call this shape "BERT-TINY". Google's bert-L2-H128 is another model.
     "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
     "tinybert-6": replace(BERT_BASE, layers=6),
     "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),
@@ -167,7 +173,8 @@ PRESETS: dict[str, Config] = {
     **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
-    # The shape of the small teacher in weights/, with a vocabulary of its own; it trains on two CPU cores.
+    # The shape of the small teacher in weights/, which has its own vocabulary. It can be trained on two CPU
+    # cores.
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
     "mobilebert": MOBILEBERT,
@@ -175,7 +182,7 @@ PRESETS: dict[str, Config] = {
     "mobilebert-tiny": replace(MOBILEBERT, attention_input="bottleneck", feed_forwards=2),
     "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
     "ib-bert-large": IB_BERT,
-    # A teacher and a student of the same family that train on two CPU cores.
+    # A small teacher and a small student of MobileBERT that can be trained on two CPU cores.
     "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
                              bottleneck_size=128, intermediate_size=512, max_positions=256),
     "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
@@ -184,7 +191,9 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration of that name in `PRESETS`; an unknown name is an error that lists the known ones."""
+    """The configuration with this name in `PRESETS`. Raises an error with all known names if the name is
+    unknown.
+    """
     if name not in PRESETS:
         raise UserError(f"{name!r} is no preset; there are: {', '.join(PRESETS)}")
     return PRESETS[name]

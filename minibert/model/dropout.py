@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) with cheap random bits on a CPU."""
+"""Dropout (Srivastava et al. 2014). On a CPU it needs fewer random bits than torch's dropout."""
 
 import torch
 import torch.nn.functional as F
@@ -6,19 +6,23 @@ from torch import Tensor
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Zeroes each element with probability `p`, in [0, 1), and scales the others by 1 / (1 - p).
+    """Sets each element to 0 with probability `p`, in [0, 1), and multiplies the remaining elements by 1 / (1
+    - p).
 
-    On other devices this is torch's dropout. On a CPU torch may draw 32 random bits for each element, one by
-    one. Here 16 bits decide, and one draw of 64 bits serves four elements. So `p` is rounded to a multiple of
-    2^-16 (0.1 to 0.100006). The scale uses the rounded `p`, so the expectation of the result is `x`.
+    On a GPU this is torch's dropout. On a CPU torch draws 32 random bits for each element. This function
+    draws 64 random bits for four elements, 16 bits for each. So `p` is rounded to a multiple of 2^-16 (0.1 to
+    0.100006). The scale uses the rounded `p`, so the expectation of the result is `x`.
     """
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler fuses torch's own
+    # the compiler can fuse torch's dropout with other operations
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2^16 values of 16 bits
+    # the number of 16-bit values, out of 2^16, that mean "dropped"
+    dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
-    draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform from -2^15 to 2^15 - 1
-    # straight into x's type, 0 or 1: multiplying by a bool, or converting one, would cost as much as the draw
+    draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1
+    # The comparison writes 0 or 1 in the dtype of x. A mask of bools would have to be converted, which takes
+    # as much time as the random bits.
     keep = torch.ge(draws, dropped - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
     return x * (2**16 / (2**16 - dropped)) * keep

@@ -1,7 +1,8 @@
 """The encoder of BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019), over packed batches.
 
-Post-LN transformer: a block is LN(x + attention(x)), then LN(x + feed-forward(x)). Shapes: N tokens of the
-batch, D hidden, H heads, E head size, F feed-forward (config.py has the alphabet).
+It is a post-LN transformer. A block computes LN(x + attention(x)), and then LN(x + feed-forward(x)). The
+letters of the shapes are: N tokens of the batch, D hidden size, H heads, E head size, F feed-forward size.
+config.py lists all letters.
 """
 
 from typing import NamedTuple
@@ -18,32 +19,34 @@ from minibert.model.dropout import dropout
 
 
 class Trace(NamedTuple):
-    """The states inside an encoder that distillation compares.
+    """The hidden states, queries, keys and values of an encoder, which distillation compares.
 
-    `hiddens` has L + 1 entries, the embedding output (after LayerNorm) first.
+    `hiddens` has L + 1 entries. The first entry is the embedding output (after LayerNorm).
     """
 
     hiddens: tuple[Tensor, ...]  # (N, D) each
-    queries: tuple[Tensor, ...]  # L times (N, H, E), not yet divided by sqrt(E)
-    keys: tuple[Tensor, ...]  # likewise
-    values: tuple[Tensor, ...]  # likewise
+    queries: tuple[Tensor, ...]  # L tensors (N, H, E), not divided by sqrt(E)
+    keys: tuple[Tensor, ...]  # L tensors (N, H, E)
+    values: tuple[Tensor, ...]  # L tensors (N, H, E)
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """GELU by the error function ("gelu", Hugging Face), by tanh ("gelu_tanh", Google's code), or ReLU."""
+    """The activation with this name: GELU with the error function ("gelu", Hugging Face), GELU with tanh
+    ("gelu_tanh", Google's code), or ReLU ("relu").
+    """
     if name == "relu":
         return F.relu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")  # the two differ by up to 5e-4
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")  # both GELUs differ by up to 5e-4
 
 
 class Layer(nn.Module):
-    """One transformer block."""
+    """A block of the transformer: attention, then the feed-forward network."""
 
     def __init__(self, config: Config):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
-        # one matrix for all H heads, which are its rows of E outputs each
+        # Each matrix computes all H heads. Each head has E of the D outputs.
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
@@ -54,19 +57,21 @@ class Layer(nn.Module):
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
                    for project in (self.query, self.key, self.value))
-        # the only place where tokens see each other (Vaswani et al. 2017, section 3.2)
+        # Attention is the only operation that mixes tokens (Vaswani et al. 2017, section 3.2).
         context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
         attended = self.out(context.flatten(-2))  # (N, D)
-        if c.architecture == "bert":  # note: DistilBERT has no dropout here
+        if c.architecture == "bert":  # note: DistilBERT has no dropout after attention
             attended = dropout(attended, c.dropout, self.training)
-        # post-LN: the norm comes after the sum, not before the sublayer as in later models
+        # In a post-LN model, the norm comes after the residual sum. In later models (pre-LN), it comes before
+        # attention.
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
+        # DistilBERT and BERT both have dropout after the feed-forward network.
         return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
 
 
 class Encoder(nn.Module):
-    """Embeddings and L layers: batch -> the last hidden states (N, D).
+    """The embeddings and the L layers of a BERT: batch -> the last hidden states (N, D).
 
     `pool` returns BERT's [CLS] vector if the encoder has a pooler.
     """
@@ -77,41 +82,43 @@ class Encoder(nn.Module):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_positions, D)
-        self.segment = nn.Embedding(config.segments, D) if config.segments else None  # token types
+        # the token types; a DistilBERT has none
+        self.segment = nn.Embedding(config.segments, D) if config.segments else None
         self.norm = nn.LayerNorm(D, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.pooler = nn.Linear(D, D) if pooler else None
 
     def embed(self, batch: Batch) -> Tensor:
-        """The embedding output (N, D): word + token type + position, LayerNorm, dropout.
+        """The embedding output (N, D): the sum of word, token type and position vectors, then LayerNorm and
+        dropout.
 
         Raises `UserError` if a sequence is longer than the number of positions.
         """
-        # lengths are on the CPU, so asking for them does not wait for a GPU
+        # `lengths` is on the CPU, so this check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
-        x = self.words(batch)  # (N, D), from here on without sequence borders
+        x = self.words(batch)  # (N, D), all that follows treats each token by itself
         if self.segment is not None:
             x = x + self.segment(batch.segments)
-        # positions are learned, not sinusoids (Devlin et al. 2018, section 3)
+        # BERT learns its position vectors. The original transformer has fixed sinusoids (Devlin et al. 2018,
+        # section 3).
         x = self.norm(x + self.position(batch.positions))
         return dropout(x, self.config.dropout, self.training)
 
     def words(self, batch: Batch) -> Tensor:
-        """The rows of the word table for the ids, (N, D)."""
+        """The vector of each token id from the word table, (N, D)."""
         return self.word(batch.ids)
 
     def forward(self, batch: Batch) -> Tensor:
         """The last hidden states (N, D)."""
         x = self.embed(batch)
         for layer in self.layers:
-            x = layer(x, batch)[0]  # q, k, v are not kept: only `trace` needs them
+            x = layer(x, batch)[0]  # q, k, v are not needed here, only in `trace`
         return x
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:
-        """The hidden states and the q, k, v of every layer, or of the first `layers`,
-        for methods that compare them.
+        """The hidden states and the queries, keys and values of every layer, or of the first `layers` layers.
         """
         hiddens, qkv = [self.embed(batch)], []
         for layer in self.layers[:layers]:
@@ -121,5 +128,7 @@ class Encoder(nn.Module):
         return Trace(tuple(hiddens), *(tuple(per_layer) for per_layer in zip(*qkv)))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """tanh(W h_[CLS] + b), (S, D): the pooler that BERT trained with next-sentence prediction."""
+        """tanh(W h_[CLS] + b), (S, D): the vector of the pooler, which was trained with next-sentence
+        prediction in BERT.
+        """
         return torch.tanh(self.pooler(last[batch.first_tokens]))

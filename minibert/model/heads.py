@@ -1,8 +1,8 @@
-"""The heads: masked language model, pre-training (MLM and next sentence),
-sequence classification or regression, spans.
+"""The heads: the MLM head, the pre-training heads (MLM and next sentence), the sequence classifier (or
+regression), and the span head for questions.
 
-Each is the encoder plus a few lines, and `forward(batch)` returns logits;
-losses are in vocab_loss.py, finetuning.py and span_loss.py.
+Each model here is an encoder with a head, and its `forward(batch)` returns logits. The losses are in
+vocab_loss.py, losses.py and task_kd.py.
 """
 
 import torch
@@ -17,30 +17,36 @@ from minibert.model.mobilebert import MobileEncoder
 
 
 def build_encoder(config: Config, pooler: bool = False) -> Encoder:
-    """The encoder that `config` describes; with `pooler`, the layer that pools, if its kind has one."""
+    """Builds the encoder that `config` describes. If `pooler` is true, it has a pooler, provided that this
+    kind of encoder has one.
+    """
     return (MobileEncoder if isinstance(config, MobileConfig) else Encoder)(config, pooler)
 
 
 class MLMHead(nn.Module):
-    """Hidden states -> states, whose products with the vectors of all tokens are the logits.
+    """The MLM head: it maps hidden states (N, D) to other states (N, D). The products of these states with
+    the vectors of all tokens are the logits.
 
-    The table of these vectors is the encoder's word table (tied). In MobileBERT the head adds its own
-    columns.
+    The token vectors are the encoder's word table (tied weights). In MobileBERT the word table is narrower
+    than the hidden states. The head has the missing columns (`extra`).
     """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # a layer that adapts the states to the word table (run_pretraining.py of BERT, "transform")
+        # BERT's run_pretraining.py has the same layer, with the name "transform".
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
         missing = config.hidden_size - config.embedding_size
-        # (missing, V), as in the published MobileBERT
+        # The weight of `extra` is (missing, V), as in the published MobileBERT.
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """(N, D) -> LN(act(W h + b)), (N, D); the logits are this times the table, plus `bias`."""
+        """(N, D) -> LN(act(W h + b)), (N, D); the logits are the product of this result and the table, plus
+        `bias`.
+        """
+        # The norm comes after the activation here (run_pretraining.py, get_masked_lm_output).
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
@@ -53,23 +59,26 @@ class MLMHead(nn.Module):
 
 
 class MaskedLM(nn.Module):
-    """Encoder and MLM head: batch -> logits (N, V). Training does not use these logits, see vocab_loss.py."""
+    """An encoder with the MLM head: batch -> logits (N, V). Training does not call `forward`, because
+    vocab_loss.py computes the logits in chunks.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
+        # The head has no word table of its own: `logits` gets the encoder's table (Press and Wolf 2017).
         self.mlm = MLMHead(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """MLM logits (N, V), rows in packed order."""
+        """The MLM logits (N, V) in the order of the packed batch."""
         return self.mlm.logits(self.encoder(batch), self.encoder.word.weight)
 
 
 class PreTraining(nn.Module):
     """BERT with its two heads of pre-training: MLM and next sentence (class 0: is next).
 
-    It is only for loading. Nothing here trains the next-sentence head.
+    This class is only for loading published models. This project does not train the next-sentence head.
     """
 
     def __init__(self, config: Config):
@@ -77,11 +86,12 @@ class PreTraining(nn.Module):
         self.config = config
         self.encoder = build_encoder(config, pooler=True)
         self.mlm = MLMHead(config)
-        self.nsp = nn.Linear(config.hidden_size, 2)  # reads the pooled [CLS]
+        self.nsp = nn.Linear(config.hidden_size, 2)  # its input is the pooled [CLS] vector
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """MLM logits (N, V) and next-sentence logits (S, 2)."""
+        """The MLM logits (N, V) and the next-sentence logits (S, 2)."""
         last = self.encoder(batch)
+        # The MLM head needs the states of all tokens, the next-sentence head only the pooled [CLS] vector.
         logits = self.mlm.logits(last, self.encoder.word.weight)
         return logits, self.nsp(self.encoder.pool(last, batch))
 
@@ -89,25 +99,25 @@ class PreTraining(nn.Module):
 class Classifier(nn.Module):
     """Sequence classification, or regression with K = 1: batch -> logits or scores (S, K).
 
-    BERT and MobileBERT read the encoder's pooled vector. DistilBERT has its own ReLU(W h_[CLS] + b) instead,
-    which is trained with the classifier.
+    In BERT and MobileBERT the input of the classifier is the encoder's pooled vector. In DistilBERT it is
+    ReLU(W h_[CLS] + b), a layer of the head that is trained with the classifier.
     """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # note: DistilBERT has no pooler, but a layer with ReLU in the head
+        # note: DistilBERT has no pooler. Its head has a layer with ReLU instead.
         D, own_layer = config.hidden_size, config.architecture == "distilbert"
         self.encoder = build_encoder(config, pooler=not own_layer)
         self.pre_classifier = nn.Linear(D, D) if own_layer else None
         self.classifier = nn.Linear(D, len(config.labels))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (S, K), or scores (S, 1) for regression."""
+        """The logits (S, K), or the scores (S, 1) for regression."""
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """The same from the encoder's last hidden states (N, D)."""
+        """The logits (S, K) or scores (S, 1), computed from the encoder's last hidden states (N, D)."""
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
@@ -116,33 +126,37 @@ class Classifier(nn.Module):
 
 
 class Span(nn.Module):
-    """Extractive question answering: batch -> start and end logits (N, 2), rows in packed order."""
+    """Extractive question answering: batch -> start and end logits (N, 2) in the order of the packed batch.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
+        # The two outputs of each token are its start logit and its end logit (Devlin et al. 2018, section
+        # 4.2).
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Start and end logits of every token (N, 2);
-        a softmax over one sequence's rows gives the answer's borders.
+        """The start and end logits of every token (N, 2). A softmax over the rows of one sequence gives the
+        probability that the answer starts, or ends, at each token.
         """
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """The same from the encoder's last hidden states (N, D)."""
-        # note: DistilBERT has dropout before this head, the others have none
+        """The same logits, computed from the encoder's last hidden states (N, D)."""
+        # note: DistilBERT has dropout before the span head. BERT and MobileBERT have none.
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
         return in_fp32(self.span, last)
 
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """The product of a task's last layer, not rounded to 16 bits under autocast: scores and the logits of a
-    context's tokens are compared with each other, and rounded ones tie.
+    """The output of the last layer of a task model, in fp32 even under autocast. Scores and span logits are
+    compared with each other. In 16 bits, different values could be rounded to the same value.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
+    # This product is very small, so fp32 costs almost no time.
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 

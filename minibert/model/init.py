@@ -1,4 +1,4 @@
-"""The random weights of a new model, and building a model without random weights."""
+"""Functions that give a new model random weights, or build a model without them."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,8 @@ def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | N
 
 
 def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Initialises in place as BERT did:
-    weights from N(0, initializer_range) truncated at two sigma, biases 0, LayerNorm 1 and 0.
+    """Gives a model random weights in place, as in BERT. Weights are drawn from N(0, initializer_range),
+    truncated at two sigma. Biases are 0. The weights of a LayerNorm are 1 and its biases 0.
 
     The row of [PAD] in the word table is zero, as in the Hugging Face models. Returns the model.
     """
@@ -35,12 +35,12 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
                 module.word.weight[module.config.pad_id].zero_()
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias" and not isinstance(module, (nn.Linear, nn.LayerNorm)):
-                nn.init.zeros_(parameter)  # the MLM head's own bias over the vocabulary
+                nn.init.zeros_(parameter)  # the bias of the MLM head, which has one value for each token
     return model
 
 
 class _Undrawn(TorchFunctionMode):
-    """torch.nn.init leaves tensors as they are."""
+    """While this mode is active, the functions of torch.nn.init do nothing."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -49,10 +49,11 @@ class _Undrawn(TorchFunctionMode):
 
 
 def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
-    """`build(*arguments, **more)` with shapes and without memory for its tensors.
+    """Returns `build(*arguments, **more)` on the meta device: a module whose tensors have shapes but no
+    memory.
 
-    The first random weights of modules are skipped, since their tensors have no memory. Otherwise torch would
-    import its compiler for a normal distribution, which takes more than a second.
+    No random weights are drawn, because the tensors have no memory. For a normal distribution on the meta
+    device, torch would import its compiler, which takes more than a second.
     """
     with torch.device("meta"), _Undrawn():
         return build(*arguments, **more)

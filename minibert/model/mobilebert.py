@@ -1,14 +1,15 @@
 """The encoder of MobileBERT and of its teacher IB-BERT (Sun et al. 2020), over packed batches.
 
-It is a post-LN encoder like BERT's, with thin blocks. Hidden states are D wide between blocks and B wide
-inside a block:
+It is a post-LN encoder like BERT's, but its blocks are narrow. Hidden states have the width D between blocks
+and the width B inside a block:
 
     x = Norm(W_in h)                          D -> B, the bottleneck
     x = Norm(x + attention(h or x))           queries, keys and values from either, see config.py
     x = Norm(x + feed-forward(x))             several times, each with its own weights
     h = Norm(h + W_out x)                     B -> D
 
-IB-BERT ("inverted bottleneck") has B > D: a large BERT whose blocks can be imitated one by one.
+In IB-BERT ("inverted bottleneck") B is larger than D. So the teacher has wide blocks, and its hidden states
+between blocks have the student's width.
 """
 
 import torch
@@ -22,9 +23,9 @@ from minibert.model.encoder import Encoder, activation
 
 
 class NoNorm(nn.LayerNorm):
-    """gamma * x + beta: replaces a LayerNorm and needs no mean and variance (section 3.4).
+    """Computes gamma * x + beta. It replaces a LayerNorm, but computes no mean and no variance (section 3.4).
 
-    Its weights are initialised and stored like those of a LayerNorm, and have no weight decay.
+    Its weights are initialised and saved like those of a LayerNorm. They have no weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,12 +34,12 @@ class NoNorm(nn.LayerNorm):
 
 
 def norm(config: MobileConfig, width: int) -> nn.LayerNorm:
-    """The norm that `config` names, over `width` units."""
+    """A new norm of the kind that `config` names. It has `width` units."""
     return (NoNorm if config.norm == "no_norm" else nn.LayerNorm)(width, config.norm_eps)
 
 
 class FeedForward(nn.Module):
-    """Norm(x + W_2 act(W_1 x)): one of the feed-forward networks of a block."""
+    """One of the feed-forward networks of a block: Norm(x + W_2 act(W_1 x))."""
 
     def __init__(self, config: MobileConfig):
         super().__init__()
@@ -53,7 +54,7 @@ class FeedForward(nn.Module):
 
 
 class MobileLayer(nn.Module):
-    """One block; it has dropout only where it adds to the hidden states."""
+    """A block of MobileBERT. Its only dropout is before the last sum with the hidden states."""
 
     def __init__(self, config: MobileConfig):
         super().__init__()
@@ -66,7 +67,7 @@ class MobileLayer(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, B) for width in (qk_width, qk_width, v_width))
         self.out, self.attention_norm = nn.Linear(B, B), norm(config, B)
         self.stacked = nn.ModuleList(FeedForward(config) for _ in range(config.feed_forwards - 1))
-        self.feed_forward = FeedForward(config)  # the last
+        self.feed_forward = FeedForward(config)  # the last network of the block
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -88,13 +89,14 @@ class MobileLayer(nn.Module):
 
 
 class MobileEncoder(Encoder):
-    """Embeddings and L layers: batch -> the last hidden states (N, D).
+    """The embeddings and the L layers of a MobileBERT: batch -> the last hidden states (N, D).
 
-    `pool` gives BERT's [CLS] vector, or without `tanh_pooler` the last hidden state of [CLS] itself.
+    `pool` returns BERT's pooled vector. If `tanh_pooler` is false, it returns the last hidden state of [CLS].
     """
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
-        nn.Module.__init__(self)  # not Encoder's: all tables and layers have other shapes
+        # Encoder.__init__ is not called, because all tables and layers have other shapes
+        nn.Module.__init__(self)
         D, width = config.hidden_size, config.embedding_size
         self.config = config
         self.word = nn.Embedding(config.vocab_size, width)
@@ -106,11 +108,11 @@ class MobileEncoder(Encoder):
         self.pooler = nn.Linear(D, D) if pooler and config.tanh_pooler else None
 
     def words(self, batch: Batch) -> Tensor:
-        """W [w_next, w_own, w_previous] + b, (N, D): each token with its neighbours (section 3.3). A
-        neighbour outside the sequence is a vector of zeros.
+        """W [w_next, w_own, w_previous] + b, (N, D): the vectors of each token and its two neighbours
+        (section 3.3). The neighbour of the first or last token outside the sequence is a vector of zeros.
 
-        note: `transformers` reads padding as the neighbour of the last token. There a padded batch gives
-        other numbers than single sequences. Ours are those of single sequences.
+        note: in `transformers` the neighbour of the last token may be padding. So in `transformers` the
+        result of a sequence changes if it is padded. The result here is that of the sequence alone.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1
@@ -119,5 +121,5 @@ class MobileEncoder(Encoder):
         return self.trigram(torch.cat([following, own, previous], -1))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """(S, D): tanh(W h_[CLS] + b), or h_[CLS]."""
+        """The pooled vectors (S, D): tanh(W h_[CLS] + b), or h_[CLS] without a pooler."""
         return super().pool(last, batch) if self.config.tanh_pooler else last[batch.first_tokens]

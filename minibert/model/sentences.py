@@ -1,6 +1,6 @@
-"""Makes one vector for a text from the vectors of its tokens, as sentence encoders do.
+"""Computes one vector of a text from the hidden states of its tokens, as sentence encoders do.
 
-Reimers and Gurevych 2019, "Sentence-BERT"; the names are those of sentence-transformers.
+The source is Reimers and Gurevych 2019, "Sentence-BERT". The names are those of sentence-transformers.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from minibert.model.config import Config
 
 
 class Normalize(nn.Module):
-    """(S, D) -> the same vectors with length 1."""
+    """Divides each vector by its length: (S, D) -> vectors of length 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, D) -> (S, D)."""
@@ -24,14 +24,18 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """How one vector is made from a text. The default is the mean of its tokens, with length 1."""
+    """The settings for the vector of a text. The default is the mean of the tokens' hidden states, divided by
+    its length.
+    """
 
-    modes: tuple[str, ...] = ("mean",)  # of POOLING, concatenated
-    layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))  # what comes after
-    max_length: int | None = None  # tokens of a text that are read; None: as many as the model has positions
-    lowercase: bool = False  # before the tokenizer, which may be cased
-    prompt: str = ""  # the text before each text
-    width: int | None = None  # number of the vector's elements that are kept; None: all
+    modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
+    # the modules after the pooling
+    layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
+    # the most tokens that are read of a text; None: the number of the model's positions
+    max_length: int | None = None
+    lowercase: bool = False  # texts are lower-cased before tokenising
+    prompt: str = ""  # this text is put before each text
+    width: int | None = None  # only the first `width` elements of a vector are kept; None: all
     refused: str | None = None  # the error message if no vector can be made
 
     def __call__(self, last: Tensor, batch: Batch) -> Tensor:
@@ -40,15 +44,15 @@ class SentencePooling:
         return self.layers.to(last.device)(pooled)[:, :self.width]
 
     def vector_width(self, config: Config) -> int:
-        """How many numbers a vector of a model of this `config` has."""
+        """The number of elements of the vectors that a model of this `config` makes."""
         linear = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
         width = linear[-1] if linear else len(self.modes) * config.hidden_size
         return min(width, self.width or width)
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """How a model makes a vector of a text: as the files of sentence-transformers beside it say, else the
-    default. `UserError` where the files ask for what is not known here.
+    """The pooling of a model. It comes from the files of sentence-transformers in the model's folder. Without
+    such files it is the default. Raises `UserError` if the files name something that is not supported here.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:
@@ -57,36 +61,40 @@ def pooling_of(model: nn.Module) -> SentencePooling:
 
 
 def first(last: Tensor, batch: Batch) -> Tensor:
-    """(N, D) -> (S, D), the state of [CLS]."""
+    """The hidden state of [CLS] in each sequence: (N, D) -> (S, D)."""
     return last[batch.first_tokens]
 
 
 def final(last: Tensor, batch: Batch) -> Tensor:
-    """(N, D) -> (S, D), the state of the last token."""
+    """The hidden state of the last token of each sequence: (N, D) -> (S, D)."""
     return last[batch.offsets[1:].long() - 1]
 
 
 def maximum(last: Tensor, batch: Batch) -> Tensor:
-    """(N, D) -> (S, D), the largest value of each unit."""
+    """The largest value of each unit over the tokens of a sequence: (N, D) -> (S, D)."""
     return torch.segment_reduce(last, "max", lengths=batch.lengths.to(last.device))
 
 
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """(N, D), (N,) -> (S, D)."""
+    """The weighted sum over the tokens of each sequence: (N, D), (N,) -> (S, D)."""
     lengths = batch.lengths.to(last.device)
     sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(
-        lengths, output_size=len(last))  # (N,); with output_size, or a GPU would be asked for the sum
+        lengths, output_size=len(last))  # (N,); without `output_size`, torch would wait for the GPU
     return last.new_zeros(len(lengths), last.shape[1]).index_add_(0, sequence, last * weights[:, None])
 
 
 def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
-    """(N, D) -> (S, D): the sum over the tokens divided by their number, or by a power of it."""
+    """The sum over the tokens of each sequence, divided by the number of tokens to the power `power`: (N, D)
+    -> (S, D).
+    """
     lengths = batch.lengths.to(last.device)[:, None]  # (S, 1)
     return weighted_sum(last, batch, torch.ones_like(last[:, 0])) / lengths ** power
 
 
 def weighted_mean(last: Tensor, batch: Batch) -> Tensor:
-    """(N, D) -> (S, D): the first token counts once, the second twice, and so on."""
+    """The weighted mean of the tokens of each sequence: (N, D) -> (S, D). The weight of a token is its
+    position, counted from 1.
+    """
     weights = (batch.positions + 1).float()  # (N,)
     total = weighted_sum(weights[:, None], batch, torch.ones_like(weights))  # (S, 1)
     return weighted_sum(last, batch, weights) / total

@@ -1,5 +1,6 @@
-"""Fine-tuning on tasks: GLUE, IMDb, SQuAD and CSV files, their data, their metrics.
+"""Fine-tuning on tasks: the data and the metrics of GLUE, IMDb, SQuAD and CSV files.
 
-Read specs.py (every task as data), official_files.py and csv_files.py (reading them), splits.py, metrics.py;
-for SQuAD squad.py and squad_windows.py.
+Read these files in this order: specs.py describes every task. official_files.py and csv_files.py read the
+files of a task. splits.py tokenises them, and metrics.py has the scores. SQuAD also needs squad.py and
+squad_windows.py.
 """

@@ -1,16 +1,18 @@
 """TinyBERT's data augmentation (Jiao et al. 2019, section 3.2, algorithm 1): copies of a text in which some
 words are replaced.
 
-A word that is one piece of the vocabulary has as candidates the K words that a masked language model finds
-most likely in its place. The candidates of any other word are the K nearest by word vectors. In each of N_a
-copies, each word is replaced with probability p by one of its candidates.
+Some words are one piece of the vocabulary. The candidates of such a word are the K words to which a masked
+language model gives the highest probability at its position. The candidates of any other word are the K words
+with the most similar word vectors. In each of N_a copies, each word is replaced with probability p by one of
+its candidates.
 
-As in the original code, only words of letters that are not stop words are replaced. The model reads the text
-with masked words, and then the unchanged text as the second text. This keeps candidates near the meaning.
-Candidates are found once for each text. note: algorithm 1 finds new candidates in each of the N_a rounds,
-from the text with the words replaced so far. This is N_a times the work, and the text changes its meaning.
-The original code masks one word at a time. Here up to 15 % of a text are masked at once, as in pre-training;
-14 of the 15 candidates are the same. A candidate is never a stop word or the word itself.
+As in the original code, a word is replaced only if it consists of letters and is not a stop word. The model
+reads the text with masked words, and then the unchanged text as the second text. So the candidates have
+meanings that fit the text. The candidates of each text are computed once. note: algorithm 1 computes new
+candidates in each of the N_a rounds, from the text in which words are already replaced. It needs N_a times
+the work, and each round moves the text further from its meaning. The original code masks one word at a time.
+Here up to 15 % of the pieces of a text are masked at once, as in pre-training. About 14 of 15 candidates are
+the same in both ways. A candidate is never a stop word or the word itself.
 """
 
 import re
@@ -34,40 +36,42 @@ from minibert.inference.predict import MICRO_TOKENS
 from minibert.tasks.specs import Example
 from minibert.tasks.word_vectors import STOP_WORDS, Vectors, is_word, nearest
 
-BLOCK = 128  # rows whose candidates are computed together
-MASK_SHARE = 0.15  # of a text's pieces, at most, that are masked in one pass
+BLOCK = 128  # the number of rows whose candidates are computed together
+MASK_SHARE = 0.15  # the largest share of the pieces of a text that are masked in one pass
 
-WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # no part of b2b or snake_case
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # this pattern matches no part of b2b or snake_case
 
 
 class Text(NamedTuple):
-    """A text, its w words that can be replaced, and their candidates."""
+    """A text, its w replaceable words, and the candidates of these words."""
 
     text: str
     spans: np.ndarray  # (w, 2) the positions of the words in the text
-    candidates: np.ndarray  # (w, K) int32, numbers of `candidate_words`; -1 beyond the last
+    candidates: np.ndarray  # (w, K) int32, indices into `candidate_words`; -1: the word has fewer candidates
 
 
 class Query(NamedTuple):
     """A part of a text that the model reads in one pass."""
 
     ids: list[int]
-    masked: list[int]  # the masked ones
-    words: list[int]  # the numbers of the words that these are
+    masked: list[int]  # the positions in `ids` that are masked
+    words: list[int]  # for each masked position, the number of its word
 
 
 def candidate_words(tokenizer: Tokenizer, vectors: Vectors) -> list[str]:
-    """The words for the numbers in `Text.candidates`: pieces of the vocabulary, then words with a vector."""
+    """The words that `Text.candidates` points to: the pieces of the vocabulary, then the words that have a
+    vector.
+    """
     return [*tokenizer.vocabulary, *vectors.words]
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, vectors: Vectors,
                     runtime: Runtime, k: int = 15, micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """The texts, the words that can be replaced, and K candidates for each word. Words without candidates are
+    """The texts with their replaceable words and K candidates for each word. Words without candidates are
     left out.
 
-    `model` has an MLM head and is frozen on the runtime's device. A text that is too long to be read twice is
-    divided into parts.
+    `model` has an MLM head and is frozen on the runtime's device. The model reads each text twice in one
+    sequence. A text that is too long for this is divided into parts.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, rare, words = [], [], [], 0
@@ -95,10 +99,10 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ve
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """The positions of the words of letters that are not stop words.
+    """The positions of the replaceable words: words of letters that are not stop words.
 
-    note: for `re` a combining mark is not part of a word. So `WORD` alone would split words of Hindi, or
-    words with decomposed accents. These words are not replaced.
+    note: `re` does not count a combining mark as part of a word. So `WORD` alone would split words of Hindi,
+    or words with decomposed accents. Words beside a combining mark are not replaced.
     """
     found = []
     for match in WORD.finditer(text):
@@ -111,11 +115,11 @@ def replaceable(text: str) -> list[tuple[int, int]]:
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
-    """The passes for the words `single`, which are pairs: the position of the piece and the number of the
-    word.
+    """The passes of the model for the words in `single`. Each entry of `single` has the position of a piece
+    and the number of its word.
 
-    A text of more than `room` pieces is divided into parts of equal length. The words of a part are dealt to
-    the passes in turn, so the masks of one pass are far apart.
+    A text of more than `room` pieces is divided into parts of equal length. If a part needs p passes, each
+    pass masks every p-th word of the part. So the masks of one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -130,7 +134,9 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: Tokenizer,
                     runtime: Runtime, micro_tokens: int) -> None:
-    """Writes the model's K most likely words for each masked word into the rows of `table` (words, K)."""
+    """Computes, for each masked word, the K words with the highest probability, and writes them into its row
+    of `table` (words, K).
+    """
     if not queries:
         return
     cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
@@ -140,7 +146,8 @@ def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, t
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    spelling = np.full(model.config.vocab_size, -1)  # (V,), one number for "film" and "Film"; -1: no word
+    # (V,); "film" and "Film" have the same number, and a piece that is not a word has -1
+    spelling = np.full(model.config.vocab_size, -1)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
         if is_word(piece):
@@ -154,7 +161,7 @@ def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, t
                              for i in query.masked])
         own = spelling[[query.ids[i] for query in together for i in query.masked]]  # (M,)
         with runtime.autocast():
-            last = model.encoder(batch)[rows.to(runtime.device)]  # the head reads masked tokens only
+            last = model.encoder(batch)[rows.to(runtime.device)]  # the MLM head reads masked tokens only
             logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
         logits = logits.masked_fill_((spelling < 0) | (spelling == own[:, None]), -torch.inf)
         best = logits.topk(table.shape[1])
@@ -163,10 +170,10 @@ def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, t
 
 
 def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[str]:
-    """`n` copies of a text, each of its words replaced with probability p by one of its candidates.
+    """`n` copies of a text. In each copy, each word is replaced with probability p by one of its candidates.
 
-    The random numbers depend on `key` alone. The text between the words does not change. A replacement gets
-    the case of the replaced word.
+    The random numbers depend on `key` alone. The text between the words does not change. The new word gets
+    the upper or lower case of the replaced word.
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, w)
@@ -185,7 +192,8 @@ def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[st
 
 
 def in_case_of(old: str, new: str) -> str:
-    """The new word in the case of the old one: lower case, with a capital, or in capitals."""
+    """The new word in the case of the old word: in lower case, with a capital first letter, or in capitals.
+    """
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
@@ -193,11 +201,11 @@ def in_case_of(old: str, new: str) -> str:
 
 def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], names: list[str], n: int, p: float,
             seed: int, report: Callable[[str], None] | None = print) -> Iterator[Example]:
-    """Each row, then up to `n` different variants of it, with its id and label.
+    """Yields each row, and after it up to `n` different variants of the row with the same id and label.
 
-    `find` is `with_candidates` without its first argument. `names` has the words for its numbers. The two
-    texts of a pair vary independently. `report` gets a line after every block. note: the original code pairs
-    every variant of the second text with the last variant of the first.
+    `find` is `with_candidates` with all arguments set except the texts. `names` are the `candidate_words`.
+    The two texts of a pair are changed independently. `report` gets a line after every block. note: the
+    original code pairs every variant of the second text with the last variant of the first text.
     """
     begun = time.perf_counter()
     for start in range(0, len(rows), BLOCK):

@@ -1,4 +1,5 @@
-"""A user's csv files: reading a task and its examples, and writing them so that they read back the same."""
+"""Reads a task and its examples from a user's csv file, and writes examples so that reading returns the same.
+"""
 
 import csv
 import io
@@ -14,22 +15,24 @@ from minibert.data.text import hash_share
 from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
-DEV_SHARE = 0.1  # of a csv file without a dev file
-MANY = 20  # with more classes than this, labels that are numbers or mostly unique cause a question
+DEV_SHARE = 0.1  # the share of a csv file's rows that is the dev split if there is no dev file
+MANY = 20  # more classes than this are an error if the labels are numbers or mostly different
 
-# the columns of a user's csv that are read as (text, pair): the first entry whose columns all exist
+# the column names of (text, pair) in a csv file; the first entry whose columns all exist is used
 TEXT_COLUMNS = (("text", "pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
                 ("question1", "question2"), ("question", "sentence"), ("text", None), ("sentence", None))
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
-    """Reads a csv file (.tsv: with tabs). Returns its task and examples. With `task`, labels are read as that
-    task's.
+    """Reads a csv file, or a .tsv file, whose columns are separated by tabs. Returns its task and examples.
+    If `task` is given, the labels must be labels of this task.
 
-    The header names `text`, optionally `pair` (or others of `TEXT_COLUMNS`), and `label`, any words, numbered
-    in sorted order, or `score`, any numbers; an `id` is kept, other columns are ignored. Numbers with a point
-    are scores under the name `label`, too, as in run_glue.py of transformers. Quoting is standard csv, with
-    line ends inside quotes, also with tabs. With `task` the label may be missing, for predictions.
+    The header must name the column `text` and optionally `pair`, or other columns of `TEXT_COLUMNS`. The
+    header must also name a column `label` or `score`. Labels are any words, and their classes are numbered in
+    sorted order. Scores are any numbers. A column `id` is kept, and other columns are ignored. If the column
+    `label` has numbers with a decimal point, they are read as scores, as in run_glue.py of transformers.
+    Quotes follow the csv standard, also in a .tsv file, so a quoted text may contain line ends. If `task` is
+    given, the label column may be missing, for predictions.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -62,11 +65,10 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
-    """Writes examples with labels, with one text column or two, so that `read_csv` with `task` reads the
-    same.
+    """Writes labelled examples of one or two texts. `read_csv` with `task` reads the same examples back.
 
-    Tabs, quotes and line ends in a text are quoted as csv has it. The file is complete or does not exist.
-    Returns the number of examples.
+    A text with tabs, quotes or line ends is quoted by the rules of csv. The file is complete or does not
+    exist. Returns the number of examples.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -95,10 +97,11 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
-    """Task, train and dev examples of a csv file; without a `dev` file a tenth of the rows is dev.
+    """The task, the training examples and the dev examples of a csv file. Without a `dev` file, a tenth of
+    the rows is the dev split.
 
-    A hash of the text decides. So equal texts are in the same split, and rows that are added later change
-    nothing.
+    A hash of its text decides in which split a row is. So equal texts are in the same split, and new rows do
+    not move old rows to another split.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -121,11 +124,12 @@ def read_csv_splits(path: str | Path,
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Column names, in lower case, and the rows, with the lines they start in.
+    """The column names in lower case, and the rows. Each row has the number of the line in which it starts.
 
-    Blank lines, lines of commas alone and columns without a name are left out: spreadsheets write them.
+    Spreadsheets write blank lines, lines of commas alone and columns without a name. All of these are left
+    out.
     """
-    csv.field_size_limit(1 << 28)  # 128 KB by default; a text of any length is a field here
+    csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
     names, rows, start = None, [], 1
     try:
@@ -159,8 +163,8 @@ def _delimiter(path: Path) -> str:
 
 
 def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
-    """The task of a csv file with the column `answer`, "score" or "label". The classes are the sorted words
-    of "label". Settings are those for GLUE.
+    """The task of a csv file. `answer` is the name of its label column, "score" or "label". The classes are
+    the words in the column "label", in sorted order. The training settings are those for GLUE.
     """
     if answer == "label":
         for number, row in rows:
@@ -184,7 +188,7 @@ def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
 
 
 def _are_scores(labels: Iterable[str]) -> bool:
-    """Whether these are numbers, some of them with a point."""
+    """Whether all labels are numbers, and at least one has a decimal point."""
     labels = list(labels)
     return all(map(_is_number, labels)) and any("." in label for label in labels)
 

@@ -1,5 +1,4 @@
-"""The public data sets by name: their files, addresses, sizes, sha256 and terms.
-"""
+"""The public data sets by name, with their files, addresses, sizes, sha256 and terms of use."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,9 +7,10 @@ from urllib.parse import urlsplit
 from minibert.tasks.specs import GLUE_URL, TASKS
 
 class File(NamedTuple):
-    """One file: where it lies below the output folder, its size and sha256, and its addresses, best first.
+    """One file: its path in the output folder, its size in bytes, its sha256, and its addresses, the best
+    address first.
 
-    If it is an archive, `folder` is what is unpacked from it, into the folder that the archive lies in.
+    If the file is an archive, `folder` is the folder inside the archive that is unpacked beside it.
     """
     path: str
     size: int
@@ -20,7 +20,7 @@ class File(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """A description, the owner and the terms as far as they are known, and the files."""
+    """One data set: its description, its owner and terms of use if they are known, and its files."""
     what: str
     terms: str
     files: tuple[File, ...]
@@ -28,7 +28,8 @@ class DataSet(NamedTuple):
 
 SENTEVAL_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-SMERITY_URL = "https://wikitext.smerity.com/"  # of WikiText's author; the first home, an S3 bucket, is gone
+# the website of WikiText's author; the first address, an S3 bucket, does not exist any more
+SMERITY_URL = "https://wikitext.smerity.com/"
 HUB_URL = "https://huggingface.co/datasets/"
 
 
@@ -40,13 +41,14 @@ def _plain(path: str, size: int, sha256: str, url: str) -> File:
     return File(path, size, sha256, (url,))
 
 
-# Sizes and sums are those that Hugging Face datasets recorded (dataset_infos.json @040102f1).
+# The sizes and sha256 are those in dataset_infos.json of Hugging Face datasets (@040102f1).
 DATA_SETS = {
     "cola": DataSet("GLUE CoLA, acceptability", "sentences from linguistics books, for research", _glue(
         "cola", "CoLA.zip", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
     "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
         "sst2", "SST-2.zip", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
-    # as Microsoft has it, with the labels of test; readers.py makes train and dev of it by the list of pairs
+    # These are Microsoft's files, whose test set has labels. mrpc_dev_ids.tsv lists the pairs of the dev
+    # split, and official_files.py uses it to divide Microsoft's training file into train and dev.
     "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
         _plain("glue_data/MRPC/msr_paraphrase_train.txt", 1_047_044,
                "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89",
@@ -101,7 +103,9 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "a
 
 
 def listing() -> str:
-    """One line for each name: size of the download, what it is, terms as far as known, source."""
+    """One line for each name: the size of the download, its description, its terms of use if they are known,
+    and its source.
+    """
     def line(name: str, names: Iterable[str], what: str) -> str:
         size = sum(file.size for each in names for file in DATA_SETS[each].files)
         return f"{name:13}{size / 1e6:7.2f} MB  {what}"

@@ -1,9 +1,10 @@
-"""Fetches the official files of the data sets, checks each against its sha256, and unpacks the archives.
+"""Downloads the official files of the data sets, checks the sha256 of each file, and unpacks the archives.
 
 A file is written as NAME.partial and gets its final name only if its sha256 is right. An archive is unpacked
-into a hidden folder that is renamed at the end. So everything with its final name is complete. Every sum is
-known, so the address of a file does not matter, and one address may be plain http. Each archive is the one
-that its authors packed, so Python's own unpacking is enough.
+into a hidden folder that is renamed at the end. So every file or folder with its final name is complete. The
+sha256 of every file is known, so it does not matter from which address a file comes, and one address uses
+http without encryption. The sha256 proves that an archive is the one of its authors, so Python's own
+functions may unpack it without more checks.
 """
 
 import http.client
@@ -25,18 +26,18 @@ from minibert.common.errors import UserError
 from minibert.tasks.datasets import DATA_SETS, GLUE, File
 
 CHUNK = 1 << 16
-TIMEOUT = 30  # seconds without a byte
-ATTEMPTS = 4  # for each address
-PAUSE = 1.0  # seconds before the second attempt, doubled each time
-USER_AGENT = "Mozilla/5.0 (compatible; minibert)"  # wikitext.smerity.com refuses urllib's own
+TIMEOUT = 30  # an attempt ends if no byte arrives for this number of seconds
+ATTEMPTS = 4  # the number of attempts for each address
+PAUSE = 1.0  # the pause before the second attempt in seconds; each later pause is twice as long
+USER_AGENT = "Mozilla/5.0 (compatible; minibert)"  # wikitext.smerity.com refuses the default name of urllib
 
 
 def download(names: Iterable[str], out: str | Path, base_url: str | None = None) -> None:
-    """Downloads the data sets of these names (`glue` is all of GLUE) into `out`, with the folders of the
-    official downloads.
+    """Downloads the data sets `names` into `out`, in the folders of the official downloads. `glue` means all
+    data sets of GLUE.
 
-    Folders that are not empty and files with the right sha256 are kept. `base_url` replaces scheme and host
-    in every address. One line a file on stdout, progress on stderr.
+    Folders that are not empty and files with the right sha256 are kept. `base_url` replaces the scheme and
+    the host of every address. Prints one line for each file to stdout, and the progress to stderr.
     """
     names = list(names)
     unknown = [name for name in names if name not in DATA_SETS and name != "glue"]
@@ -50,25 +51,27 @@ def download(names: Iterable[str], out: str | Path, base_url: str | None = None)
 
 
 def obtain(file: File, out: Path, base_url: str | None = None) -> tuple[Path, bool]:
-    """Makes sure that a file, or an archive's folder, is in `out`. Returns its path and whether it is new."""
+    """Downloads a file to `out` if it is not there. An archive is also unpacked. Returns the path of the file
+    or of the unpacked folder, and whether it is new.
+    """
     archive = out / file.path
     if not file.folder:
         return archive, fetch(file, archive, base_url)
     folder = archive.parent / file.folder
     if folder.is_dir() and any(folder.iterdir()):
         return folder, False
-    place_for(folder)  # an error comes before the download
+    place_for(folder)  # raises the error before the download and not after it
     fetch(file, archive, base_url)
     unpack(archive, file.folder)
     return folder, True
 
 
 def fetch(file: File, target: Path, base_url: str | None = None) -> bool:
-    """Downloads one file to `target`; False if it is there already.
+    """Downloads one file to `target`. Returns False if the file is already there.
 
-    Each address is tried in turn, from where an earlier attempt or run stopped. What is complete but has
-    another sha256 is removed. A wrong file that was at `target` before is an error and stays: it may be the
-    user's own.
+    The addresses are tried one after another. Each attempt continues the partial file of an earlier attempt
+    or run. A complete download with a wrong sha256 is removed. If `target` already exists with a wrong
+    sha256, `UserError` is raised, and the file is kept, because it may belong to the user.
     """
     if target.exists():
         if sha256_of(target) == file.sha256:
@@ -98,7 +101,9 @@ def fetch(file: File, target: Path, base_url: str | None = None) -> bool:
 
 
 def _attempt(url: str, file: File, partial: Path) -> tuple[str, bool]:
-    """One attempt to complete `partial`: why it is not the file, "" if it is; and whether to try again."""
+    """Makes one attempt to complete `partial`. Returns the reason why the attempt failed, or "" if `partial`
+    is now the right file, and whether another attempt is useful.
+    """
     begun = _size(partial)
     try:
         if begun < file.size:
@@ -107,7 +112,7 @@ def _attempt(url: str, file: File, partial: Path) -> tuple[str, bool]:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
             return f"HTTP {error.code} {error.reason}", error.code >= 500 or error.code in (408, 429)
-        reason = getattr(error, "reason", error)  # what urllib wraps
+        reason = getattr(error, "reason", error)  # urllib puts the original error into `reason`
         return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__, True
     if _size(partial) < file.size:
         return f"the connection was cut after {_size(partial):,} of {file.size:,} bytes", True
@@ -116,16 +121,16 @@ def _attempt(url: str, file: File, partial: Path) -> tuple[str, bool]:
         return "", False
     with disk_errors(partial):
         partial.unlink()
-    # What was put together of parts may be of two versions: once more, then, in one piece.
+    # A file that two requests wrote may mix two versions. So it is downloaded again in one request.
     return (f"what came is not the official file, with the sha256 {found} instead of {file.sha256}, and was "
             "removed"), begun > 0
 
 
 def _request(url: str, file: File, partial: Path, begun: int) -> None:
-    """One request for what `partial` lacks after `begun` bytes."""
+    """Requests the bytes that are missing in `partial`, which has `begun` bytes, and appends them."""
     headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={begun}-"} if begun else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        have = begun if response.status == 206 else 0  # 200: the server sends all of it
+        have = begun if response.status == 206 else 0  # with status 200 the server sends the whole file
         with (Progress(partial.name.removesuffix(".partial"), file.size / 1e6, "MB", have / 1e6) as progress,
               writing(partial, "ab" if have else "wb", partial) as write):
             while have <= file.size and (data := response.read(CHUNK)):
@@ -139,16 +144,17 @@ def _size(path: Path) -> int:
 
 
 def unpack(archive: Path, folder: str) -> None:
-    """Unpacks `folder` of a .zip or .tar.gz beside the archive, where it appears complete or not at all.
+    """Unpacks `folder` from a .zip or .tar.gz file and puts it beside the archive. The folder is complete or
+    does not exist.
 
-    Whatever else lies in the archive is left out.
+    Other contents of the archive are left out.
     """
     target = place_for(archive.parent / folder)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", dir=target.parent))
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
-    # Before Python 3.11.4 tarfile had no filters.
+    # tarfile has filters since Python 3.11.4.
     safe = {"filter": "data"} if archive.suffix == ".gz" and hasattr(tarfile, "data_filter") else {}
     try:
         with disk_errors(target):
@@ -156,12 +162,12 @@ def unpack(archive: Path, folder: str) -> None:
                 shutil.unpack_archive(archive, temporary, **safe)
             except Exception as error:  # a damaged archive can raise anything
                 if getattr(error, "errno", None):
-                    raise  # of the disk
+                    raise  # disk_errors reports errors of the disk
                 raise UserError(f"{archive} cannot be unpacked ({error}); delete it and run again") from None
             if not (temporary / folder).is_dir():
                 raise UserError(f"{archive} holds no folder {folder}")
             if target.is_dir():
-                target.rmdir()  # empty, as place_for saw
+                target.rmdir()  # place_for has checked that the folder is empty
             os.rename(temporary / folder, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

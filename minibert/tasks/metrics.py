@@ -1,8 +1,8 @@
-"""The metrics of GLUE, as fractions in float64. They take class numbers or scores of any array type.
+"""The metrics of GLUE, as fractions in float64. The arguments are class numbers or scores, in any array type.
 
-A metric that is not defined is 0.0, for example if a model gives the same answer everywhere. Such a model
-says nothing about its texts. NaN would be wrong here, because the best epoch is chosen by comparing. Only
-scores that are NaN themselves give NaN.
+A metric that is not defined is 0.0, for example the correlation of a model that gives the same answer to all
+texts. Such a model has learned nothing. NaN would be wrong here, because the best epoch is chosen by
+comparing metrics. The result is NaN only if predictions or labels are NaN.
 """
 
 from collections.abc import Iterable
@@ -11,20 +11,22 @@ import numpy as np
 
 
 def accuracy(predictions, labels) -> float:
-    """The share of equal class numbers."""
+    """The share of predictions that are equal to their labels."""
     predictions, labels = _arrays(predictions, labels)
     return float((predictions == labels).mean())
 
 
 def f1(predictions, labels) -> float:
-    """F1 of class 1 against all others; 0.0 if class 1 is neither predicted nor a label."""
+    """F1 of class 1 against all other classes; 0.0 if class 1 is neither predicted nor a label."""
     predictions, labels = _arrays(predictions, labels)
     positives = (predictions == 1).sum() + (labels == 1).sum()
     return float(2 * ((predictions == 1) & (labels == 1)).sum() / positives) if positives else 0.0
 
 
 def matthews(predictions, labels) -> float:
-    """Matthews' correlation, for K classes in Gorodkin's form; 0.0 if either side has one class only."""
+    """The Matthews correlation in Gorodkin's form for K classes; 0.0 if all predictions are equal or all
+    labels are equal.
+    """
     predictions, labels = _arrays(predictions, labels)
     n, classes = float(len(labels)), np.union1d(predictions, labels)
     predicted = np.array([(predictions == k).sum() for k in classes], dtype=np.float64)
@@ -36,18 +38,20 @@ def matthews(predictions, labels) -> float:
 
 
 def pearson(predictions, labels) -> float:
-    """Pearson's correlation; 0.0 if either side is constant."""
+    """Pearson's correlation; 0.0 if all predictions are equal or all labels are equal."""
     x, y = _arrays(predictions, labels)
     if np.isnan(x).any() or np.isnan(y).any():
         return float("nan")
-    if x.max() == x.min() or y.max() == y.min():  # not by variance: rounding may leave some
+    if x.max() == x.min() or y.max() == y.min():  # the variance may not be exactly 0, because of rounding
         return 0.0
     x, y = (_unit(side) for side in (x, y))
     return float(np.clip(x @ y, -1, 1))
 
 
 def spearman(predictions, labels) -> float:
-    """Pearson's correlation of the ranks, where ties have their mean rank; 0.0 if either side is constant."""
+    """Spearman's correlation: Pearson's correlation of the ranks. Equal values get the mean of their ranks.
+    The result is 0.0 if all predictions are equal or all labels are equal.
+    """
     x, y = _arrays(predictions, labels)
     if np.isnan(x).any() or np.isnan(y).any():
         return float("nan")
@@ -58,13 +62,13 @@ METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearso
 
 
 def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
-    """The named metrics, as `Task.metrics` lists them, in that order."""
+    """The metrics with these names, in the order of the names. `Task.metrics` has such names."""
     return {name: METRICS[name](predictions, labels) for name in metrics}
 
 
 def constant_class(predictions) -> int | None:
-    """The class that is predicted everywhere, or None. It needs a warning, since accuracy and F1 may look
-    fine.
+    """The class that is predicted for every example, or None if there are several classes. A constant class
+    needs a warning, because its accuracy and F1 may still be high.
     """
     classes = np.unique(np.asarray(predictions))
     return int(classes[0]) if len(classes) == 1 else None
@@ -78,14 +82,16 @@ def _arrays(predictions, labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    """Centred and of length 1; scaled first, as squares of tiny numbers would be 0."""
+    """`x` minus its mean, divided by its length. Before the squares, `x` is divided by its largest value,
+    because squares of very small numbers would be 0.
+    """
     x = x - x.mean()
     x = x / np.abs(x).max()
     return x / np.sqrt(x @ x)
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values having the mean of theirs."""
+    """The ranks of the values, from 1. Equal values get the mean of their ranks."""
     _, group, sizes = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(sizes)
     return ((last - sizes + 1 + last) / 2)[group]

@@ -1,4 +1,4 @@
-"""The models of a fine-tuning: the student with the task's head, and the teacher and its outputs."""
+"""Loads the student with the task's head and the fine-tuned teacher, and computes the teacher's outputs."""
 
 import warnings
 from collections.abc import Callable
@@ -28,16 +28,17 @@ MULTI_LABEL = "multi_label_classification"
 class Teaching(NamedTuple):
     """What the student learns from the teacher."""
 
-    targets: dict[str, np.ndarray]  # its outputs on the training examples, see `teacher_outputs`
-    layers: list[int]  # the student's layers, from 1, whose [CLS] states are compared; none without PKD
+    targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples, see `teacher_outputs`
+    layers: list[int]  # the student layers, from 1, whose [CLS] states PKD trains; empty for other methods
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
-    """Loads the model `name` with the task's head: its own head if `keeps_head`, else a new one from `seed`.
+    """Loads the model `name` with the task's head. This is the model's own head if `keeps_head` is true, else
+    a new head with random weights from `seed`.
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a new head is expected here
+        warnings.simplefilter("ignore")  # a new head is normal here, so its warning is not shown
         if task.kind == "span":
             return minibert.load(name, "span")
         stated = "regression" if task.kind == "score" else None
@@ -47,21 +48,23 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
 
 
 def keeps_head(name: str, task: Task) -> bool:
-    """Whether the model has a head that fits the task: spans, a score, or the same classes in any order."""
+    """Whether the model already has a head for the task: a span head, a score head, or a classifier with the
+    task's classes in any order.
+    """
     config, head = load_config(name), stated_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
                                 or config.regression != (task.kind == "score")):
         return False
     if task.kind == "classes" and label_order(config.labels, task) is None:
         return False
-    if head is None:  # only its tensors show the head
+    if head is None:  # config.json states no head, but the tensors show it
         return isinstance(minibert.load(name), Span if task.kind == "span" else Classifier)
     return head == ("span" if task.kind == "span" else "classification")
 
 
 def load_tuned(name: str, task: Task) -> nn.Module:
-    """Loads a model that was fine-tuned for the task, with its classes in the task's order. Otherwise raises
-    `UserError`.
+    """Loads a model that was fine-tuned for the task, and puts its classes into the task's order. Raises
+    `UserError` if the model's head does not fit the task.
     """
     model = minibert.load(name)
     if not isinstance(model, Span if task.kind == "span" else Classifier):
@@ -74,7 +77,9 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 
 
 def check_single_label(config: Config, name: str) -> None:
-    """`UserError` for a multi-label classifier, for which a text has any number of the labels."""
+    """Raises `UserError` if the model is a multi-label classifier. Such a model gives a text any number of
+    labels.
+    """
     if config.problem_type == MULTI_LABEL:
         raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
                         "here have one class for each text: it is neither judged nor distilled here")
@@ -82,9 +87,10 @@ def check_single_label(config: Config, name: str) -> None:
 
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
-    """The model `name` with the rows of its head in the order of the task's classes, and under their names.
+    """The model `name` with the rows of its head in the order of the task's classes. Its labels get the
+    task's names.
 
-    `UserError` where its labels are not the task's.
+    Raises `UserError` if the model and the task have different labels.
     """
     if task.kind == "classes":
         order = label_order(model.config.labels, task)
@@ -113,11 +119,11 @@ def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
-    """The teacher's outputs on every example, in their order: `logits` (n, K), or (N, 2) for spans.
+    """The teacher's outputs on every example, in the order of the examples. `logits` is (n, K) for n
+    examples. For a span head it is (N, 2).
 
-    With `layers`, from 1, also their [CLS] states, `cls` (n, layers, D).
-
-    `progress` is called with the number of tokens of every forward pass.
+    If `layers` names teacher layers, from 1, the result also has `cls` (n, layers, D): the [CLS] states after
+    these layers. `progress` is called with the number of tokens of every forward pass.
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
@@ -139,7 +145,9 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
 
 
 def check_widths(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if PKD cannot compare the states of the two."""
+    """Raises `UserError` if student and teacher have different hidden sizes, because PKD compares their
+    hidden states.
+    """
     if student.hidden_size != teacher.hidden_size:
         raise UserError("--method pkd compares states of equal width: "
                         f"{student.hidden_size} against {teacher.hidden_size}; --method kd does not")

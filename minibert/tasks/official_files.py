@@ -14,16 +14,18 @@ from minibert.tasks.specs import Example, Table, Task
 from minibert.tasks.squad import Question, read_squad
 
 MSR_TRAIN, MSR_TEST, MSR_DEV_IDS = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"
-Row = tuple[int, dict[str, str]]  # the line it starts in; columns by name
+Row = tuple[int, dict[str, str]]  # the number of the line in which the row starts, and its columns by name
 
 
 # ---- official files ----------------------------------------------------------------------------------------
 
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
-    """The rows of one of `task.splits`, in the order of the file; `folder` is the task's or its parent.
+    """The rows of one of `task.splits`, in the order of the file. `folder` is the task's folder or the folder
+    above.
 
-    Ids are the file's own index, else the row's number from 0. Missing or malformed rows raise `UserError`.
-    Only the first download of QQP has broken rows; they are left out of train and dev with one warning.
+    The id of a row is its index in the file. If the file has no index, the id is the row's number from 0.
+    Missing or malformed rows raise `UserError`. Only QQP is different: its first download has malformed rows,
+    and these are left out of train and dev with one warning.
     """
     if split not in task.splits:
         raise UserError(f"{task.name} has no split {split!r}; it has: {', '.join(task.splits) or 'none'}")
@@ -35,13 +37,13 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         return _read_imdb(task, root, table.file)
     if task.name == "mrpc" and not (root / table.file).exists() and (root / MSR_TRAIN).exists():
         return _read_msr(task, root, split)
-    parents = (root, root.parent) if split == "ax" else (root,)  # AX lies beside the folder MNLI
+    parents = (root, root.parent) if split == "ax" else (root,)  # the folder of AX is beside the folder MNLI
     places = [parent / name for parent in parents for name in table.file.split("|")]
     for path in places:
         if path.exists():
             if task.kind == "span":
                 return read_squad(path)
-            # not in test: a submission needs a prediction for each row
+            # malformed test rows are an error, because a submission needs a prediction for every row
             skip_malformed = task.name == "qqp" and split != "test"
             return _examples(path, task, table, _table_rows(path, table, skip_malformed))
     raise UserError(f"{places[0]} does not exist: run python data/download.py {task.name} --out data, "
@@ -49,7 +51,7 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
 
 
 def _table_rows(path: Path, table: Table, skip_malformed: bool = False) -> Iterator[Row]:
-    """The rows of a GLUE file: columns end at tabs, and quotes are ordinary characters."""
+    """The rows of a GLUE file. Tabs separate its columns, and quotes are ordinary characters."""
     text = read_text(path).rstrip("\n")
     lines = text.split("\n") if text else []
     expected = table.header.split("\t")
@@ -75,7 +77,7 @@ def _table_rows(path: Path, table: Table, skip_malformed: bool = False) -> Itera
 
 
 def _examples(path: Path, task: Task, table: Table, rows: Iterable[Row]) -> list[Example]:
-    """Rows as examples. A bad label or an empty file is an error."""
+    """Turns rows into examples. Raises `UserError` if a label is not known or the file has no rows."""
     examples = []
     for number, row in rows:
         label = None
@@ -90,15 +92,15 @@ def _examples(path: Path, task: Task, table: Table, rows: Iterable[Row]) -> list
 
 
 def label_key(name: str) -> str:
-    """The form in which labels with different spellings are compared: lower case, `_` for spaces and hyphens,
-    and 3 for LABEL_3, the name of class 3 in most models on the hub.
+    """The form of a label in which different spellings are equal. Letters become lower case, and spaces and
+    hyphens become `_`. LABEL_3 becomes 3, because most models on the hub name their classes in this way.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
 
 def class_of(name: str, task: Task) -> int | None:
-    """The class that a file or a model calls `name`: the class with exactly this name, else the only one with
-    the same `label_key`. Returns None if there is none, or more than one.
+    """The number of the class that a file or a model calls `name`. This is the class with exactly this name,
+    or else the only class with the same `label_key`. Returns None if no class or several classes have it.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -109,11 +111,12 @@ def class_of(name: str, task: Task) -> int | None:
 
 
 def label_of(text: str, task: Task, where: str, hint: str = "") -> int | float:
-    """The class number, or the score, of a label in a file."""
+    """The class number or the score that the text of a label in a file stands for."""
     if task.kind == "classes":
         number = class_of(text, task)
         if number is None:
-            if all(re.fullmatch(r"LABEL_\d+", word) for word in task.words):  # a model's that has no names
+            # the words of the task are the labels of a model, and this model has no names for its classes
+            if all(re.fullmatch(r"LABEL_\d+", word) for word in task.words):
                 hint = "; write their names into id2label in the model's config.json"
             raise UserError(f"{where}: unknown label {text!r}; known: {', '.join(task.words)}{hint}")
         return number
@@ -130,9 +133,11 @@ def label_of(text: str, task: Task, where: str, hint: str = "") -> int | float:
 
 
 def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
-    """MRPC as Microsoft distributes it: the pairs listed in mrpc_dev_ids.tsv are dev, the others train.
+    """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
+    and all other pairs of the training file are the train split.
 
-    Unlike the leaderboard's test.tsv, Microsoft's test file has labels, and so have these examples.
+    The test examples have labels, because Microsoft's test file has labels. test.tsv of the leaderboard has
+    no labels.
     """
     table = task.splits["train"]
     path = root / (MSR_TEST if split == "test" else MSR_TRAIN)
@@ -140,7 +145,7 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
         raise UserError(f"{path} does not exist: MRPC is {task.download}")
     rows = _table_rows(path, table)
     if split != "test":
-        # the usual download script drops the first word of the name
+        # the usual download script saves mrpc_dev_ids.tsv as dev_ids.tsv
         ids_path = next((file for file in (root / MSR_DEV_IDS, root / "dev_ids.tsv") if file.exists()), None)
         if ids_path is None:
             raise UserError(f"{root} holds {MSR_TRAIN} but not {MSR_DEV_IDS}, which says which pairs are "
@@ -156,9 +161,11 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
-    """The reviews of aclImdb/PART/{neg,pos}, in the order of their file names; ids are like pos/0_9.txt.
+    """The reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. An example of
+    an id is pos/0_9.txt.
 
-    `<br />`, the only markup there, becomes a space: WordPiece would make five pieces of each.
+    Each `<br />` becomes a space, because WordPiece would divide it into five pieces. The files have no other
+    markup.
     """
     examples = []
     for label, word in enumerate(task.words):
@@ -166,7 +173,8 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: run python data/download.py {task.name} --out data, "
                             f"or unpack {task.download}, and give its folder {task.folder} or the one above")
-        files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("._"))  # of macOS
+        # macOS writes files whose names start with "._"
+        files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("._"))
         if not files:
             raise UserError(f"{folder} holds no .txt files")
         examples += [Example(f"{word}/{file.name}", read_text(file).replace("<br />", " "), None, label)
@@ -177,10 +185,11 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
 # ---- submissions and the baseline --------------------------------------------------------------------------
 
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
-    """Writes `folder`/CoLA.tsv or the like, in the format of the GLUE leaderboard, and returns its path.
+    """Writes the predictions of a test split in the format of the GLUE leaderboard, for example to
+    `folder`/CoLA.tsv. Returns the path of the file.
 
-    `predictions`: a class number or score for each row, in the order of the test file. Scores are clipped to
-    the task's range. The file is complete or does not exist.
+    `predictions` has a class number or a score for each row, in the order of the test file. Scores are
+    clipped to the task's range. The file is complete or does not exist.
     """
     table = task.splits.get(split)
     if table is None or table.submission is None:
@@ -203,9 +212,10 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
 
 
 def majority(examples: list[Example], task: Task) -> int | float:
-    """The best constant answer: the most frequent class (the lowest of equal ones) or the mean score.
+    """The best constant answer: the mean score, or the most frequent class. If several classes are equally
+    frequent, it is the class with the lowest number.
 
-    A fine-tuned model has to beat this constant on the dev split.
+    A useful fine-tuned model is better than this constant on the dev split.
     """
     labels = [example.label for example in examples]
     if task.kind == "score":

@@ -1,4 +1,4 @@
-"""The loss in score of a fine-tuned model in int8 on ONNX Runtime."""
+"""Compares the dev scores of a fine-tuned model in fp32 with those of its int8 file in ONNX Runtime."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +18,12 @@ from minibert.model.heads import Classifier, Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-MICRO_TOKENS = 1024  # few, since the rows of a batch are padded to the longest
+MICRO_TOKENS = 1024  # a small number, because every row of a batch is padded to the longest row
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """The outputs of the file of `model` for every example, in the form of `predict.outputs`: (n, K), or (N,
-    2) for a span head.
+    """The outputs of an ONNX file of `model` for every example of a split, in the form of `predict.outputs`.
+    The result is (n, K) for n examples. For a span head the result is (N, 2).
     """
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):
@@ -37,10 +37,12 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float) -> Callable[[Path], None]:
-    """A function of a file's path that prints the scores of `model`, which is in the folder `name`, in fp32
-    and those of the file. It raises `UserError` if the task's first metric is lower by more than `most`.
+    """Returns a function that takes the path of an int8 file. It prints the scores of `model` in fp32 and the
+    scores of the file. It raises `UserError` if the file loses more than `most` points of the task's first
+    metric.
 
-    `task` and `data` are those of finetune.py. The classes of `model` are put into the task's order.
+    `name` is the folder of `model`. `task` and `data` have the meaning of these options of finetune.py. The
+    classes of `model` are put into the task's order.
     """
     known, rows = read_rows_to_judge(task, data, None, False, name)
     if not isinstance(model, Span if known.kind == "span" else Classifier):

@@ -18,99 +18,106 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options:
-    """Every option of finetune.py; None means the task's published setting."""
+    """All options of finetune.py. The default None often means the setting of the task or of the method."""
 
-    model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
-                               "--evaluate (default: layers of the --teacher, with its head)",
-                               metavar="FOLDER", group="model")
+    model: str | None = option(None, "folder or hub name of the model to train, or with --evaluate of the "
+                               "model to evaluate (default: layers of the --teacher, with the teacher's "
+                               "head)", metavar="FOLDER", group="model")
     teacher: str | None = option(
         None, "folder or hub name of a teacher that was fine-tuned on the same task", metavar="FOLDER")
-    layers: int | None = option(None, "without --model: the number of teacher layers that the student is a "
-                                "copy of, evenly spread", metavar="LAYERS")
-    layer_map: str | None = option(None, "without --model: these teacher layers (from 0), like 0,2,5",
-                                   metavar="NUMBERS")
+    layers: int | None = option(None, "without --model: the number of the student's layers; they are copies "
+                                "of teacher layers that are evenly spread", metavar="LAYERS")
+    layer_map: str | None = option(None, "without --model: the numbers (from 0) of the teacher layers that "
+                                   "the student is a copy of, for example 0,2,5", metavar="NUMBERS")
 
-    task: str | None = option(None, f"{', '.join(TASKS)}, or a FILE.csv with columns text[,pair],label|score",
-                              metavar="TASK", group="data")
+    task: str | None = option(None, f"required: name of a task ({', '.join(TASKS)}), or a FILE.csv or "
+                              "FILE.tsv with columns text[,pair],label|score", metavar="TASK", group="data")
     data: str | None = option(None, "folder of the task's official files, or its parent",
                               metavar="FOLDER")
-    dev: str | None = option(None, "csv file to evaluate on (default: a tenth of the task's csv, chosen by a "
-                             "hash of the text; with --evaluate all of it)", metavar="FILE.csv")
+    dev: str | None = option(None, "csv file with the examples to evaluate on (default: a tenth of the "
+                             "task's csv file, chosen by a hash of the text; with --evaluate the whole "
+                             "file)", metavar="FILE.csv")
     augmented: str | None = option(
-        None, "train on this file of data/augment.py instead of the training set; tinybert on scores uses "
-        "it in the intermediate stage only, as published", metavar="FILE.csv")
+        None, "train on this file of data/augment.py instead of the training set; if the task has scores, "
+        "tinybert uses the file in the intermediate stage only, as in the paper", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "learn only the teacher's outputs on these unlabelled texts: one text a line, or two with a "
-        "tab between them", metavar="FILE.txt")
+        (), "learn only the teacher's outputs on these unlabelled texts; each line has one text, or two "
+        "texts with a tab between them", metavar="FILE.txt")
     train_examples: int | None = option(
-        None, "train on this number of examples only, the same ones for every seed", metavar="EXAMPLES")
+        None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
     max_length: int | None = option(
-        None, "longest example; longer ones are cut, and SQuAD's contexts are read in windows",
-        metavar="TOKENS")
-    stride: int = option(128, "distance between the starts of SQuAD's windows (not their overlap)",
-                         metavar="TOKENS")
+        None, "maximum length of an example in tokens; longer texts are cut, and SQuAD's contexts are read "
+        "in windows of this length (default: the task's)", metavar="TOKENS")
+    stride: int = option(128, "distance between the starts of two windows of SQuAD, in tokens (this is not "
+                         "their overlap)", metavar="TOKENS")
 
-    method: str = option("kd", "what the student learns from the teacher. "
+    method: str = option("kd", "what the student learns from the teacher; the options of a method are shown "
+                         "with --method METHOD --help. "
                          + "; ".join(f"{name}: {method.learns}" for name, method in TASK_METHODS.items()),
                          choices=tuple(TASK_METHODS), group="loss")
     alpha: float | None = option(
-        None, "weight of the teacher's outputs in the loss; the labels have 1 - alpha (with --transfer it "
-        "is 1)")
-    temperature: float | None = option(None, "temperature of the teacher's outputs")
-    beta: float | None = option(None, "weight of the [CLS] states", only_with=PKD)
-    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states are learned: evenly spread, "
-                                        "or the last ones", choices=("skip", "last"), only_with=PKD)
+        None, "with --teacher: weight of the loss of the teacher's outputs; the loss of the labels has the "
+        "weight 1 - alpha (with --transfer, alpha is 1)")
+    temperature: float | None = option(
+        None, "with --teacher: temperature of the softmax of the teacher's and the student's outputs")
+    beta: float | None = option(None, "weight of the loss of the [CLS] states", only_with=PKD)
+    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states the student learns; skip: "
+                                        "evenly spread; last: the last ones below the top layer",
+                                        choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
-        None, "passes of the intermediate stage; 0 leaves it out (default: 20, 10 or 50, by task)",
-        metavar="EPOCHS", only_with=TINYBERT)
+        None, "number of epochs of the intermediate stage; 0 leaves this stage out (default: 20, 10 or 50, "
+        "by task)", metavar="EPOCHS", only_with=TINYBERT)
     intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
-    weights: tuple[str, ...] = option((), "weights of the intermediate stage's terms, like embedding=0 "
-                                      "attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
+    weights: tuple[str, ...] = option((), "weights of the loss terms in the intermediate stage, for example "
+                                      "embedding=0 attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
-        None, "for each student layer, the teacher layer (from 1) that it imitates, like 3,6,9,12 (default: "
-        "evenly spread)", metavar="LAYERS", only_with=TINYBERT)
+        None, "for each student layer, the teacher layer (from 1) that it imitates, for example 3,6,9,12 "
+        "(default: evenly spread)", metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
-        None, "compare the student's states after a learned projection (default: yes, as published, but not "
-        "where the student starts as layers of its teacher)", only_with=TINYBERT)
+        None, "compare the student's states after a learned projection (default: yes, as in the paper; no if "
+        "the student starts as layers of its teacher)", only_with=TINYBERT)
     replace_rate: float | None = option(
-        None, "probability that a layer of the student replaces its group of the teacher's layers in the "
-        "first step", metavar="RATE", only_with=THESEUS)
+        None, "in the first step, the probability that a student layer replaces its group of teacher layers",
+        metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
-        None, "share of the steps in which this probability rises to 1; after them the student is trained "
-        "alone", metavar="SHARE", only_with=THESEUS)
+        None, "share of the steps in which the probability of --replace-rate rises to 1; in later steps the "
+        "student is trained without teacher layers", metavar="SHARE", only_with=THESEUS)
 
-    epochs: float | None = option(None, "passes over the training set (default: the task's)",
+    epochs: float | None = option(None, "number of passes over the training set (default: the task's)",
                                   metavar="EPOCHS", group="optimisation")
-    batch: int | None = option(None, "examples of one optimiser step (default: the task's)",
+    batch: int | None = option(None, "number of examples in one optimiser step (default: the task's)",
                                metavar="EXAMPLES")
     lr: float | None = option(None, "peak learning rate (default: the task's)", metavar="RATE")
-    warmup: float = option(0.1, "share of the steps with a rising rate", metavar="SHARE")
+    warmup: float = option(0.1, "share of the steps in which the learning rate rises", metavar="SHARE")
     weight_decay: float = option(0.01, "weight decay of all weights except biases and norms")
     clip: float = option(
-        1.0, "largest norm of the whole gradient; larger ones are scaled down to it", metavar="NORM")
+        1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
+        metavar="NORM")
     dropout: float | None = option(None, "dropout of embeddings and block outputs (default: the model's)")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities; 0.1 in the papers, but slow")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers have 0.1, which "
+                                      "makes training slow")
     seed: int = option(
-        1, "random seed of the new head, order and dropout; the first of --seeds", metavar="NUMBER")
+        1, "random seed of the new head, the order of the examples and dropout; with --seeds it is the seed "
+        "of the first run", metavar="NUMBER")
     seeds: int = option(
-        1, "number of runs with consecutive seeds; the best model is kept, and median and range are "
-           "reported; --resume with more seeds adds the missing runs", metavar="RUNS")
+        1, "number of runs with consecutive seeds; the best model is kept, and the median and the range of "
+           "the scores are printed; --resume with more seeds adds the missing runs", metavar="RUNS")
 
     micro_tokens: int = option(
-        4096, "most tokens in one forward pass of a rank; a smaller number needs less memory",
+        4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory",
         metavar="TOKENS", group="machine")
     precision: str = option(
         "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
         choices=("auto", *PRECISIONS))
-    device: str = option("auto", "device, like cpu, cuda, cuda:1", metavar="DEVICE")
+    device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="NUMBER")
 
     out: str = option("runs/finetune", "folder of the run", metavar="FOLDER", group="output")
     resume: bool = option(False, "continue the stopped run in --out")
-    checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS")
-    evaluate: bool = option(False, "do not train: evaluate --model on the dev set, or on all rows of --dev "
-                           "or of the task's csv, even if it was trained on them")
+    checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
+    evaluate: bool = option(False, "only evaluate --model, without training: on the dev set, or on all rows "
+                           "of --dev or of the task's csv file, even if the model was trained on these rows")
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
 
     def __post_init__(self):
@@ -121,7 +128,7 @@ class Options:
                             "then starts as these layers of its teacher")
         if not self.model and not self.teacher:
             raise UserError("--layers and --layer-map take the student out of a --teacher")
-        known = TASKS.get(self.task)  # None: a file
+        known = TASKS.get(self.task)  # None if the task is a csv file
         spans = known is not None and known.kind == "span"
         if not known and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
             raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, and no .csv or .tsv file")
@@ -169,10 +176,10 @@ class Options:
         inner_weights(self)
 
 
-# The defaults of the methods that learn from a teacher. Without a teacher they are not read.
+# The default options of each method. They are used only with a teacher.
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 TEACHING = ("alpha", "temperature")  # options that are only read with a teacher
-# The options that --evaluate reads. The others are for training.
+# The options that --evaluate reads. All other options are for training.
 JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "micro_tokens", "precision",
            "device", "threads", "predict", "out"}
 # Options that may differ when a run is resumed.
@@ -181,7 +188,8 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def check_read(options: Options) -> None:
-    """Raises `UserError` for options that another option makes useless. Called before defaults are filled in.
+    """Raises `UserError` for options that have no effect because of another option. This function must be
+    called before `resolve` sets the defaults.
     """
     unread = {}
     if options.intermediate_epochs == 0:
@@ -196,26 +204,27 @@ def check_read(options: Options) -> None:
 
 
 def resolve(options: Options) -> Options:
-    """The options with the method's defaults filled in."""
+    """The options, in which every option of the method that was not given has its default."""
     check_read(options)
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
-        defaults = defaults | {"project": False}  # the student's states are of the teacher's kind already
+        defaults = defaults | {"project": False}  # copied layers already have states like the teacher's
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 
 
 def inner_weights(options: Options) -> TinyBERTWeights:
-    """The weights of the intermediate stage's terms, and its layer map."""
+    """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers for `--imitate`.
+    """
     layers = options.imitate and tuple(numbers("--imitate", options.imitate))
     weights = term_weights(options.weights, terms_of("tinybert"), "tinybert")
     return weights_of("tinybert", layers=layers, **weights)
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """The task with the settings of the method, and of the options that were given."""
+    """The task with the training settings of the method. Options that were given replace these settings."""
     if options.method == "tinybert":
         task = with_tinybert_settings(task)
     names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")
@@ -224,9 +233,9 @@ def task_settings(options: Options, task: Task) -> Task:
 
 
 def source_of(options: Options, split: str) -> str:
-    """The option and the files that a split was read from, for messages."""
+    """The option and the files from which a split was read, as text for error messages."""
     name = "data" if options.task in TASKS else "task"
-    if getattr(options, split, None):  # dev, augmented and transfer
+    if getattr(options, split, None):  # the splits dev, augmented and transfer have their own options
         name = split
     files = getattr(options, name)
     return f"--{name} {files if isinstance(files, str) else ' '.join(files)}"

@@ -1,7 +1,8 @@
 """The tasks of finetune.py as data: files, labels, metrics and published figures of GLUE, IMDb and SQuAD.
 
-Names and columns are those of the official downloads; official_files.py reads them. MNLI has a second test
-set, AX, the GLUE diagnostic set. It has no labels, and an MNLI model predicts it.
+The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
+diagnostic set of GLUE, is a second test set of MNLI. AX has no labels. A model of MNLI makes the predictions
+for AX.
 """
 
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 
 class Example(NamedTuple):
-    """One row. `label` is the class number in `Task.labels`, a score, or None if the file has no label."""
+    """One row of a file. `label` is an index into `Task.labels`, a score, or None if labels are missing."""
     id: str
     text: str
     pair: str | None
@@ -19,7 +20,8 @@ class Example(NamedTuple):
 class Table(NamedTuple):
     """The file of one split: its official header, separated by tabs, and the meaning of its columns.
 
-    Without `has_header` the header is not in the file and only names its columns. IMDb's `file` is a folder.
+    If `has_header` is false, the file has no header line, and `header` names its columns. For IMDb, `file` is
+    a folder.
     """
     file: str
     header: str = ""
@@ -27,11 +29,12 @@ class Table(NamedTuple):
     pair: str | None = None
     label: str | None = None
     has_header: bool = True
-    submission: str | None = None  # the name of the predictions on the GLUE leaderboard
+    submission: str | None = None  # the file name that the GLUE leaderboard expects for the predictions
 
 
 class Published(NamedTuple):
-    """A published figure in percent. If the source does not name them, `metric` is "" and `split` is "dev".
+    """A published figure in percent. If the source names no metric, `metric` is "". If it names no split,
+    `split` is "dev".
     """
     model: str
     metric: str
@@ -42,38 +45,40 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A task and the settings for it.
+    """A task and its training settings.
 
-    `kind` is "classes", K `labels` in class order; "score", one number a text; or "span", an answer inside a
-    text. The files, and the leaderboard, say `words[k]` for `labels[k]`. The first of `metrics` (metrics.py)
-    decides the best epoch. Batch, rate, epochs and length are those of the transformers examples (run_glue
-    README @05ce25be: 5 epochs for MRPC and WNLI); the DistilBERT paper names none.
+    `kind` is "classes", "score" or "span". For "classes", a model chooses one of the K `labels`. For "score",
+    it gives each text a number. For "span", it finds an answer inside a text. Official files and the
+    leaderboard write `words[k]` for the class `labels[k]`. The first of `metrics` (metrics.py) decides which
+    epoch is the best. Batch size, learning rate, epochs and maximum length are those of the transformers
+    examples (run_glue README @05ce25be: 5 epochs for MRPC and WNLI). The DistilBERT paper does not state
+    these settings.
     """
 
     name: str
     labels: tuple[str, ...]
     words: tuple[str, ...]
     metrics: tuple[str, ...]
-    folder: str = ""  # in the official download
+    folder: str = ""  # the name of the task's folder in the official download
     download: str = ""  # the address of the download
     splits: dict[str, Table] = field(default_factory=dict)  # empty for a user's file
     kind: str = "classes"
-    score_range: tuple[float, float] | None = None  # None: any
+    score_range: tuple[float, float] | None = None  # the lowest and the highest score; None: no limits
     batch: int = 32
     lr: float = 2e-5
     epochs: int = 3
     max_length: int = 128
-    intermediate_epochs: float = 20  # of TinyBERT's task distillation
+    intermediate_epochs: float = 20  # the epochs of the intermediate stage in TinyBERT's task distillation
     published: tuple[Published, ...] = ()
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
-        """The splits with labels to evaluate on: one, or MNLI's matched and mismatched."""
+        """The labelled splits on which models are evaluated. MNLI has two: matched and mismatched."""
         return tuple(name for name in self.splits if name.startswith("dev"))
 
     @property
     def test_splits(self) -> tuple[str, ...]:
-        """The splits to predict for the leaderboard."""
+        """The test splits for which the leaderboard takes predictions."""
         return tuple(name for name, table in self.splits.items() if table.submission)
 
 
@@ -94,7 +99,9 @@ def _paper(metric: str, bert: float, distilbert: float) -> tuple[Published, ...]
 
 
 def _examples(**figures: float) -> tuple[Published, ...]:
-    """bert-base's by metric. note: they differ from the paper's by up to 10 points, for no stated reason."""
+    """The figures of bert-base-uncased in the transformers examples, by metric. note: they differ from the
+    DistilBERT paper's figures by up to 10 points, and neither source says why.
+    """
     return tuple(Published(BERT, metric, value, EXAMPLES) for metric, value in figures.items())
 
 
@@ -123,12 +130,13 @@ def _mnli() -> dict[str, Table]:
             "dev_mismatched": dev._replace(file="dev_mismatched.tsv"),
             "test_matched": test._replace(file="test_matched.tsv", submission="MNLI-m.tsv"),
             "test_mismatched": test._replace(file="test_mismatched.tsv", submission="MNLI-mm.tsv"),
-            # beside the folder MNLI; the download script and the leaderboard's page name it differently
+            # the download script calls the file diagnostic.tsv, and the leaderboard's page calls it AX.tsv
             "ax": Table("diagnostic/diagnostic.tsv|AX.tsv", "index\tsentence1\tsentence2", "sentence1",
                         "sentence2", submission="AX.tsv")}
 
 
-INFERENCE = ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2")  # RTE's and WNLI's headers
+# the headers of the train and test files of RTE and WNLI
+INFERENCE = ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2")
 STS_B = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
 BINARY = ("0", "1")
 
@@ -155,32 +163,34 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5) + _examples(f1=87.66, accuracy=90.79)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # note: the paper prints 86.7 for bert-base, but only the README's 84.7 gives its average, 79.5
+         # note: the paper prints 86.7 for bert-base, but its average of 79.5 is right only with 84.7, the
+         # figure in the README
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER),
                     Published(BERT, "accuracy", 83.70, EXAMPLES, "dev_matched"),
                     Published(BERT, "accuracy", 84.83, EXAMPLES, "dev_mismatched"))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
-         GLUE_URL + "QNLIv2.zip",  # the first QNLI had other splits; no figure here is about it
+         GLUE_URL + "QNLIv2.zip",  # QNLI version 1 has other splits, and no figure here was measured on it
          _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
                  "question", "sentence"),
          published=_paper("accuracy", 91.8, 89.2) + _examples(accuracy=89.31)),
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9) + _examples(accuracy=71.43)),
-    # 56.3 is the score of the constant answer "not_entailment": 40 of 71
+    # the constant answer "not_entailment" also has the accuracy 56.3: it is right in 40 of 71 examples
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3) + _examples(accuracy=43.66)),
-    # IMDb has no dev split: as in the papers, "dev" is its test part, so the best epoch is chosen on it, too.
-    # Length 512 is our choice, as reviews are long (the paper gives none); the rest is as for GLUE.
+    # IMDb has no dev split. As in the papers, "dev" is its test set, so the best epoch is chosen on it. The
+    # maximum length of 512 tokens is our choice, because reviews are long and the paper states no length. All
+    # other settings are those for GLUE.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
          published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
-    # Its rows are questions; squad.py and squad_windows.py read and score them. The settings are those of
-    # BERT's README.
+    # The rows of SQuAD are questions, which squad.py and squad_windows.py read and score. The settings are
+    # those of BERT's README.
     Task("squad", (), (), ("f1", "exact_match"), "squad",
          "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
          {"train": Table("train-v1.1.json"), "dev": Table("dev-v1.1.json")}, kind="span",
@@ -191,12 +201,13 @@ TASKS: dict[str, Task] = {task.name: task for task in (
                     Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD))),
 )}
 
-# the tasks of one class or score for each text or pair
+# the tasks with one class or score for each text or pair of texts
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# TinyBERT's task distillation (Jiao et al. 2019, section 4.2): 3 epochs of the prediction stage, its rate one
-# of three that they tried, 64 tokens for single sentences. The paper has no IMDb; SQuAD keeps BERT's length.
-# note: the original code has other epochs and lengths, under misspelt names that nothing reads.
+# The settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2): the prediction stage has 3
+# epochs, and its learning rate is one of the three that the authors tried. Single sentences have 64 tokens.
+# The paper has no settings for IMDb. SQuAD keeps the length of BERT's README. note: the original code has a
+# table of other epochs and lengths, but their names are misspelt, so the code never reads them.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

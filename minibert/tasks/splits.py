@@ -1,4 +1,4 @@
-"""The tokenised splits of a task, and a model's answers, scores and errors on them."""
+"""Reads and tokenises the splits of a task, and computes a model's answers, scores and errors on a split."""
 
 import dataclasses
 import math
@@ -26,9 +26,9 @@ from minibert.tasks.specs import TASKS, Example, Task
 
 
 class Split(NamedTuple):
-    """One split: its rows, and the same rows tokenised.
+    """One split: its rows, and the same rows as tokens.
 
-    SQuAD's rows are questions. Their tokenised form is windows.
+    The rows of SQuAD are questions, and their tokens are in windows.
     """
 
     rows: list
@@ -37,14 +37,17 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits on which a model is evaluated. The first one decides."""
+    """The splits on which a model is evaluated. Its scores on the first split decide which epoch is the best.
+    """
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its splits: train, the dev splits, and with `predict` the test ones.
+    """The task and the rows of its splits: the train split and the dev splits, and with `predict` also the
+    test splits.
 
-    `task` is a name with the folder `data`, or a csv file. `dev` is a csv file of held-out rows, or None.
+    `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. `dev` is a
+    csv file of held-out rows, or None.
     """
     if task in TASKS:
         known = TASKS[task]
@@ -55,10 +58,11 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tu
 
 def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bool, model: str
                        ) -> tuple[Task, dict[str, list]]:
-    """The same for the evaluation of a fine-tuned `model`, without training rows.
+    """The task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. With `predict`,
+    the rows of the test splits are also read. The other arguments are those of `read_rows`.
 
-    All rows of a csv are one split, "all rows", because nothing is held out. Its labels are those of the
-    model, because the file may not have all of them.
+    All rows of a csv file are in one split with the name "all rows", because nothing is held out. The task of
+    a csv file has the labels of the model, because the file may lack some labels.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits, predict)
@@ -77,13 +81,13 @@ def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bo
 
 
 def read_splits(task: Task, data: str, names: Iterable[str], predict: bool) -> dict[str, list]:
-    """The rows of the official files of some splits, and with `predict` of the test splits."""
+    """The rows of the splits `names` in the official files, and with `predict` also of the test splits."""
     rows = {name: read_examples(task, data, name) for name in names}
     for name in task.test_splits if predict else ():
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # it is a separate download
+            if name != "ax":  # the file of AX is a separate download, so it may be missing
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -91,8 +95,8 @@ def read_splits(task: Task, data: str, names: Iterable[str], predict: bool) -> d
 
 def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
                     config: Config, model: str) -> dict[str, Split]:
-    """Tokenises the splits for the model of this config, named `model`. Raises `UserError` if the model
-    cannot read them.
+    """Tokenises the splits for a model with this config. `model` is its name in error messages. Raises
+    `UserError` if the model cannot read the tokens.
     """
     check_pieces(tokenizer, config, model)
     if task.max_length > config.max_positions:
@@ -105,9 +109,9 @@ def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, str
 
 
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
-    """Reads the file of data/augment.py, with pairs of texts or single texts.
+    """Reads a file that data/augment.py wrote. `pairs` says whether the task has pairs of texts.
 
-    Raises `UserError` if it was made from rows that are `held_out`, by their ids.
+    `held_out` has the ids of the dev rows. Raises `UserError` if the file was made from one of these rows.
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
@@ -132,8 +136,8 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) -> Split:
-    """Reads unlabelled texts, one a line, or with `pairs` two texts with a tab between them. Otherwise raises
-    `UserError`.
+    """Reads unlabelled texts. Each line is one text, or with `pairs` two texts with a tab between them.
+    Raises `UserError` for any other line.
     """
     lines = []
     for name in files:
@@ -158,10 +162,10 @@ def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
 
 
 def check_data(out: Path, now: dict[str, str], files: dict[str, str]) -> None:
-    """Raises `UserError` if the run in `out` was started with other examples than those of the `fingerprints`
-    in `now`.
+    """Raises `UserError` if the run in `out` was started with other examples. `now` has the `fingerprints` of
+    the present examples.
 
-    `files` has, by split, the option and the files that it was read from.
+    For each split, `files` names the option and the files from which the split was read.
     """
     if not (out / "config.json").exists():
         return
@@ -173,12 +177,14 @@ def check_data(out: Path, now: dict[str, str], files: dict[str, str]) -> None:
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
-    """`n` of the numbers below `total`, the first of a fixed shuffle, in ascending order."""
+    """`n` numbers from 0 to `total` - 1, in ascending order. They are the first `n` of a shuffle with a fixed
+    seed.
+    """
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 def some_of(split: Split, n: int) -> Split:
-    """`n` examples of a split, always the same ones."""
+    """`n` examples of a split. Every call chooses the same examples."""
     chosen = some_numbers(len(split.examples.lengths), n)
     if split.windows is None:
         return Split([split.rows[i] for i in chosen], split.examples.part(chosen))
@@ -187,21 +193,22 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """The model's outputs on a split, in the form of `predict.outputs`. `what` is shown in the progress line.
-    """
+    """The model's outputs on a split, in the form of `predict.outputs`. The progress line shows `what`."""
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """The answers of a model's outputs: classes (n,), scores (n,), or SQuAD's candidates by question id."""
+    """The answers that a model's outputs stand for: class numbers (n,) or scores (n,) of n examples. For
+    SQuAD, the result is a dictionary from the question id to the candidates.
+    """
     if task.kind == "span":
         return candidates_of(split, logits)
     return logits[:, 0] if task.kind == "score" else logits.argmax(-1)
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
-    """The task's metrics, in percent, of the answers of `answers_of`."""
+    """The task's metrics in percent. `answers` are those of `answers_of`."""
     if task.kind == "span":
         return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value
@@ -216,7 +223,7 @@ def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """The n-best answers of every question from the logits (N, 2) of all windows."""
+    """The n best answers to every question, computed from the logits (N, 2) of all windows."""
     pieces = np.split(logits, np.cumsum(split.examples.lengths)[:-1])
     by_question: dict[int, list[int]] = {}
     for number, window in enumerate(split.windows):
@@ -228,8 +235,8 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """Writes the model's errors as a table: its answer, the expected answer and the text, the worst errors
-    first.
+    """Writes a table of the examples that the model answered wrong: its answer, the expected answer and the
+    text. For scores, it has the tenth of the examples with the largest errors, the largest error first.
     """
     clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
     if task.kind == "span":
@@ -250,7 +257,9 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 
 def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] | None:
-    """The scores of a constant answer: the most frequent answer of the training set."""
+    """The scores of a constant answer, which is the most frequent class or the mean score of the training
+    set. Returns None for SQuAD, or without training examples.
+    """
     if task.kind == "span" or train is None:
         return None
     return score(task, split, np.full(len(split.rows), majority(train.rows, task)))

@@ -1,7 +1,8 @@
-"""SQuAD 1.1: its json, its official score, and the files of a prediction.
+"""SQuAD 1.1: reads its json files, computes the official scores, and writes predictions.
 
-The score is that of evaluate-v1.1.py (Rajpurkar et al. 2016): exact match and F1 of normalised texts, the
-best over the answers of a question, the mean over all questions in percent.
+The scores are those of evaluate-v1.1.py (Rajpurkar et al. 2016): exact match and F1 of normalised texts. A
+prediction is compared with every gold answer of its question, and the best score counts. The result is the
+mean over all questions in percent.
 """
 
 import json
@@ -19,14 +20,16 @@ KINDS = {str: "a text", int: "a whole number", list: "a list"}
 
 
 class Answer(NamedTuple):
-    """A text and where it starts in its context, in characters."""
+    """The text of a gold answer, and the position of its first character in the context."""
 
     text: str
     start: int
 
 
 class Question(NamedTuple):
-    """A question, the paragraph that answers it, and its answers: one in the training set, several in dev."""
+    """A question, the paragraph that contains the answer (`context`), and its gold answers. A training
+    question has one answer, and a dev question has several.
+    """
 
     id: str
     question: str
@@ -35,7 +38,9 @@ class Question(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A predicted text, its score (a sum of two logits), its softmax probability among the candidates."""
+    """A predicted text, its score, and its probability. The score is the sum of a start logit and an end
+    logit. The probability is the softmax of the scores of all candidates.
+    """
 
     text: str
     score: float
@@ -43,12 +48,12 @@ class Candidate(NamedTuple):
 
 
 def read_squad(path: str | Path) -> list[Question]:
-    """The questions of a train-v1.1.json or dev-v1.1.json, in the order of the file.
+    """The questions in train-v1.1.json or dev-v1.1.json, in the order of the file.
 
-    `UserError` names the file and the place for what is not such a file: line and column where the json is
-    broken or cut off; article, paragraph, question and id where a field is missing or of another kind, an id
-    occurs twice, a question has no answer (SQuAD 2.0), or an answer does not stand in its context at its
-    answer_start.
+    Raises `UserError` if the file is not valid. For damaged or incomplete json, the message names the line
+    and the column. It names the article, the paragraph, the question and the id in four other cases: a field
+    is missing or has another type, an id occurs twice, a question has no answer (as in SQuAD 2.0), or the
+    context does not contain an answer at its answer_start.
     """
     path = Path(path)
     text = read_text(path)
@@ -59,7 +64,7 @@ def read_squad(path: str | Path) -> list[Question]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid json, or cut off "
                         f"({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a number has too many digits, or brackets nest too deep
         raise UserError(f"{path}: json that cannot be read ({error})") from None
     questions, seen = [], set()
     for a, article in enumerate(_field(content, "data", list, str(path)), 1):
@@ -93,25 +98,26 @@ def _question(entry, context: str, place: str) -> Question:
 
 
 def _field(entry, name: str, kind: type, place: str):
-    """`entry[name]`, or a `UserError` where there is none or it is not of `kind`."""
+    """Returns `entry[name]`. Raises `UserError` if this field is missing or its type is not `kind`."""
     if not isinstance(entry, dict) or name not in entry:
         raise UserError(f"{place}: no '{name}'; this is not the json of SQuAD 1.1")
     value = entry[name]
-    if type(value) is not kind:  # isinstance would take true for the number 1
+    if type(value) is not kind:  # isinstance would accept True as an int
         raise UserError(f"{place}: '{name}' is not {KINDS[kind]}")
     if kind is str and not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError:  # "\ud83d" alone, which json can write and UTF-8 cannot
+        except UnicodeEncodeError:  # json can contain a lone surrogate such as "\ud83d", but UTF-8 cannot
             raise UserError(f"{place}: '{name}' holds half a character (a lone surrogate)") from None
     return value
 
 
 def normalise(text: str) -> str:
-    """The text as it is compared: lower case, no punctuation, no articles, single spaces, in this order.
+    """Changes a text for the comparison of answers. These steps are done in this order: lower case, remove
+    punctuation, remove articles, use single spaces.
 
-    The order matters: without its hyphen "a-the" is the word "athe", and no article. Only ASCII punctuation
-    goes.
+    The order matters. Punctuation is removed first, so "a-the" becomes the word "athe", and no article is
+    removed from it. Only ASCII punctuation is removed.
     """
     text = text.lower().translate(PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())
@@ -122,12 +128,14 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 where both texts are the same once normalised, else 0.0."""
+    """1.0 if both texts are equal after `normalise`, else 0.0."""
     return float(normalise(prediction) == normalise(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """F1 of the words of both normalised texts, as multisets; 0.0 where they share none, or have none."""
+    """F1 of the words of the two normalised texts. A word that occurs twice counts twice. The result is 0.0
+    if the texts have no word in common.
+    """
     predicted, expected = normalise(prediction).split(), normalise(answer).split()
     same = (Counter(predicted) & Counter(expected)).total()
     if same == 0:
@@ -137,10 +145,11 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def evaluate(questions: Sequence[Question], predictions: dict[str, str]) -> dict[str, float]:
-    """The official `exact_match` and `f1` in percent of predicted texts by question id.
+    """The official `exact_match` and `f1` in percent. `predictions` is a dictionary from the question id to
+    the predicted text.
 
-    A question without a prediction scores 0 and counts; a prediction for none of the questions is not looked
-    at.
+    A question without a prediction has the score 0 in the mean. A prediction whose id is not among the
+    questions is ignored.
     """
     totals = {"exact_match": 0.0, "f1": 0.0}
     for question in questions:
@@ -152,9 +161,11 @@ def evaluate(questions: Sequence[Question], predictions: dict[str, str]) -> dict
 
 
 def write_predictions(folder: str | Path, candidates: dict[str, list[Candidate]]) -> None:
-    """Writes predictions.json, {id: text} as the official script reads it, and nbest.json, {id: candidates}.
+    """Writes predictions.json, which is {id: text} for the official script, and nbest.json, which is
+    {id: candidates}.
 
-    `candidates` are those of `squad.decode`, best first. Each file is written under another name and renamed.
+    `candidates` are those of `squad_windows.decode`, the best first. Each file is written under another name
+    and then renamed.
     """
     folder = Path(folder)
     with disk_errors(folder):

@@ -1,11 +1,12 @@
-"""SQuAD 1.1 for a span head: questions to windows of tokens, logits of tokens back to answers.
+"""SQuAD 1.1 for a span head: turns questions into windows of tokens, and the logits of tokens into answers.
 
-A context that is longer than the model is read in overlapping windows, [CLS] question [SEP] part of the
-context [SEP]. Settings and rules are those of BERT's run_squad.py (Devlin et al. 2018), with one difference
-that makes it short. There, an answer was put together from pieces and had to be aligned with the text again
-(`get_final_text`), and a gold answer was first found among words and then tightened to pieces
-(`_improve_answer_span`). Here every piece knows which characters of the original context it stands for, so
-gold answers are mapped from characters and predicted ones are cut from the text.
+If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
+[SEP] part of the context [SEP]. Settings and rules are those of BERT's run_squad.py (Devlin et al. 2018).
+One difference makes this code shorter. run_squad.py joins the pieces of a predicted answer and must then
+search the result in the text (`get_final_text`). It first finds the words of a gold answer, and then a
+shorter span of pieces (`_improve_answer_span`). Here the tokenizer gives the characters of the context that
+each piece stands for. So the tokens of a gold answer follow from its characters, and a predicted answer is
+cut out of the context.
 """
 
 import unicodedata
@@ -20,34 +21,35 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """[CLS] question [SEP] part of the context [SEP], T tokens, of which M are of the context.
+    """One window: [CLS] question [SEP] part of the context [SEP]. A window has T tokens, and M of them are
+    from the context.
 
-    `start` and `end` are the rows of the first and last token of the gold answer, both from 0 at [CLS], and
-    both 0 where the answer is not wholly inside the window.
+    `start` and `end` are the positions of the first and the last token of the gold answer in the window.
+    [CLS] has the position 0. `start` and `end` are 0 if the window does not contain the whole answer.
     """
 
-    question: int  # index into the questions that the windows were made of
-    ids: list[int]  # T
-    first: int  # the row of the first context token; those of the context are first to first + M - 1
-    chars: np.ndarray  # (M, 2) int32, where the characters of each context token begin and end in the context
-    max_context: np.ndarray  # (M,) bool, True where no other window shows more of the token's surroundings
+    question: int  # the index of the window's question
+    ids: list[int]  # the T token ids
+    first: int  # the position of the first context token; the last context token is at first + M - 1
+    chars: np.ndarray  # (M, 2) int32, the characters [begin, end) of the context for each context token
+    max_context: np.ndarray  # (M,) bool, True if this window owns the context token (see `_owners`)
     start: int
     end: int
 
     @property
     def segments(self) -> list[int]:
-        """Token types: 0 for [CLS] question [SEP], 1 for the rest."""
+        """The token types of the window: 0 for [CLS] question [SEP], 1 for the context and the last [SEP]."""
         return [0] * self.first + [1] * (len(self.ids) - self.first)
 
 
 def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int = 384, stride: int = 128,
             max_query: int = 64) -> list[Window]:
-    """The windows of all questions, in their order; each question has at least one.
+    """The windows of all questions, in the order of the questions. Each question has at least one window.
 
-    A window has at most `max_length` tokens, of which at most the first `max_query` pieces of the question.
-    `stride` is how far the start of a window advances, as in the original; note: the `stride` of Hugging
-    Face's run_qa.py is the overlap of two windows instead. The gold answer is the first one. `UserError`
-    where `max_length` leaves no room.
+    A window has at most `max_length` tokens and at most the first `max_query` pieces of the question.
+    `stride` is the distance between the starts of two windows, as in run_squad.py. note: `stride` has another
+    meaning in Hugging Face's run_qa.py: the overlap of two windows. The gold answer is the first answer of a
+    question. Raises `UserError` if `max_length` leaves no room for a context.
     """
     if min(stride, max_query) < 1:
         raise UserError(f"stride {stride} and max_query {max_query} must be at least 1")
@@ -72,7 +74,9 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
-    """For each text its ids and, (M, 2), the characters [begin, end) of the text that each stands for."""
+    """For each text, its M token ids, and an array (M, 2) with the characters [begin, end) of the text that
+    each token stands for.
+    """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
         chars = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
@@ -81,10 +85,10 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
-    """`chars` with the combining marks behind a token added to it: stripping accents dropped them.
+    """Adds the combining marks that follow a token to the characters of the token in `chars`. The tokenizer
+    removes accents, so its offsets do not contain these marks.
 
-    Without this an answer that ends in "e" and an accent of its own would be cut from the text without the
-    accent.
+    Without this function, an answer whose last letter has a separate accent character would lose the accent.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -95,30 +99,37 @@ def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
 
 
 def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
-    """First and last of the fewest tokens that cover an answer; None where no token holds a character of it.
+    """The first and the last token of the shortest token span that covers an answer. Returns None if no token
+    contains a character of the answer.
 
-    An answer that starts or ends inside a piece gets the whole piece: more than its text, never less.
+    If an answer starts or ends inside a piece, the span contains the whole piece. So the span may have more
+    characters than the answer, but never fewer.
     """
-    first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))  # ends behind its start
+    # the first token that ends after the start of the answer
+    first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
     last = int(np.searchsorted(chars[:, 0], answer.start + len(answer.text), side="left")) - 1
     return (first, last) if first <= last else None
 
 
 def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """Where the windows of a context of `tokens` tokens begin and end, until one reaches its end."""
+    """The tokens [begin, end) of each window of a context with `tokens` tokens. The last window ends at the
+    end of the context.
+    """
     borders = [(0, min(room, tokens))]
     while borders[-1][1] < tokens:
-        begin = borders[-1][0] + min(room, stride)  # a stride above the room would skip tokens
+        begin = borders[-1][0] + min(room, stride)  # a stride larger than `room` would skip tokens
         borders.append((begin, min(begin + room, tokens)))
     return borders
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """(tokens,) the window that shows most of each token's surroundings (`_check_is_max_context`).
+    """For each context token, the window that owns it, as an array (tokens,). This is the window that shows
+    most of the text around the token (`_check_is_max_context` in run_squad.py).
 
-    A token scores the smaller of its distances to the window's ends, plus a hundredth of the window's length;
-    the first of equal ones wins. Only its owner may start an answer with it, so that no answer is taken from
-    a window's edge.
+    In each window, a token has a score: its distance to the nearer end of the window plus 0.01 times the
+    window's length. The window with the highest score owns the token. If two scores are equal, the first
+    window owns it. An answer may start at a token only in the window that owns the token. So an answer does
+    not start at the edge of a window if another window shows more of the text around it.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -133,13 +144,15 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
 def decode(windows_of_question: Sequence[Window], start_logits: Sequence[np.ndarray],
            end_logits: Sequence[np.ndarray], question: Question, n_best: int = 20,
            max_answer: int = 30) -> list[Candidate]:
-    """The `n_best` answers of a question, best first, never none: the empty text where no span is possible.
+    """The `n_best` best answers of a question, the best first. If no span is possible, the only answer is the
+    empty text.
 
-    The logits are one array (T,) for each window, over all its rows. In each window the `n_best` best starts
-    are paired with the `n_best` best ends, all tokens of the context; a start must be max-context, and an
-    answer is at most `max_answer` tokens long. Of spans with the same text the best one counts. Probabilities
-    are over what is returned. note: the original takes the best of all rows first and then drops what is no
-    answer, so it may have fewer to pair.
+    For each window there are two arrays (T,): the start logits and the end logits of all its tokens, with
+    question and special tokens. In each window, the `n_best` best start tokens are combined with the `n_best`
+    best end tokens. Both tokens must be in the context, and the window must own the start token
+    (`max_context`). An answer has at most `max_answer` tokens. If several spans have the same text, only the
+    best span counts. The probabilities of the returned answers sum to 1. note: run_squad.py first takes the
+    best tokens of the whole window and then removes impossible spans, so it may combine fewer tokens.
     """
     scores, spans = [np.zeros(0)], [np.zeros((0, 2), dtype=np.int32)]
     for window, starts, ends in zip(windows_of_question, start_logits, end_logits, strict=True):
@@ -150,7 +163,7 @@ def decode(windows_of_question: Sequence[Window], start_logits: Sequence[np.ndar
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # not finite: a model that diverged, which is to score 0 and not to crash
+        # the logits of a model that diverged are not finite; its score must be 0, without an exception
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         scores.append(score[a, b])
         spans.append(np.stack([window.chars[first[a], 0], window.chars[last[b], 1]], axis=1))

@@ -1,5 +1,5 @@
-"""The end of a fine-tuning: the best seed's model, its errors and predictions, and the table of a constant
-answer, the teacher, the model and published figures.
+"""The end of a fine-tuning: keeps the model of the best seed, and writes its errors, its predictions and the
+closing table. The table compares a constant answer, the teacher, the model and published figures.
 """
 
 import math
@@ -21,13 +21,16 @@ OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the firs
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """The key by which the best epoch and the best seed are chosen: the metric, with NaN below every number.
+    """The value by which the best epoch and the best seed are chosen. It is the metric itself, but NaN counts
+    as lower than every number.
     """
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """Median, lowest and highest of each metric over the seeds, each seed at its best epoch."""
+    """The median, the lowest and the highest value of each metric over all seeds. Each seed has the scores of
+    its best epoch.
+    """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
     return {name: {metric: take(scores) for metric, scores in values.items()}
@@ -36,7 +39,9 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], seeds: int,
                  constant: dict[str, float] | None, teacher: dict[str, float] | None) -> list[dict[str, str]]:
-    """The rows of one dev split in the closing table. Scores are in percent; None leaves a row out."""
+    """The rows of one dev split in the closing table. Scores are in percent. If the argument `constant` or
+    `teacher` is None, the table has no row for it.
+    """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
     def row(name: str, scores: dict[str, float]) -> dict[str, str]:
@@ -64,17 +69,17 @@ def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], se
 
 
 def on_one_line(scores: dict[str, dict[str, float]]) -> str:
-    """Scores by split and metric as text."""
+    """The scores of all splits and metrics in one line of text."""
     return "; ".join((f"{split} " if len(scores) > 1 else "")
                      + ", ".join(f"{name} {value:.2f}" for name, value in one.items())
                      for split, one in scores.items())
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model of the best seed, by its score on `split`, to `out` and removes the others. Returns the
-    seed.
+    """Moves the model of the best seed to `out`, and removes the models of all other seeds. The best seed has
+    the best `metric` on `split`. Returns this seed.
 
-    If it was moved before, nothing changes.
+    If an earlier call has already moved the model, it stays in place.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -90,7 +95,7 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 
 def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes errors.tsv for the answers of `answers_of`. For spans it also writes predictions.json and
+    """Writes errors.tsv for the answers of `answers_of`. For SQuAD, it also writes predictions.json and
     nbest.json.
     """
     write_errors(out / "errors.tsv", task, split, answers)
@@ -107,8 +112,9 @@ def warn_if_constant(task: Task, answers) -> None:
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """For each dev split: the scores over the seeds, of a constant answer and of the teacher (if evaluated),
-    and the rows of the closing table.
+    """Returns two results. The first has these scores for each dev split: the model's scores over all seeds,
+    the scores of a constant answer, and the teacher's scores if it was evaluated. The second has the rows of
+    the closing table.
     """
     found, rows = {}, []
     for name, split in dev.items():
@@ -121,7 +127,7 @@ def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dic
 
 def write_predictions(folder: Path, task: Task, splits: dict[str, Split], model: nn.Module, runtime: Runtime,
                       micro_tokens: int) -> None:
-    """Writes the leaderboard's file of every test split that exists."""
+    """Writes the model's predictions for every test split in `splits`, in the format of the leaderboard."""
     for name in task.test_splits:
         if name in splits:
             logits = model_outputs(model, splits[name], runtime, micro_tokens, f"predicting {name}")

@@ -1,4 +1,4 @@
-"""Word vectors and nearest words: from GloVe's text files, or from a model's own embeddings."""
+"""Word vectors from GloVe's text files or a model's word embeddings, and the search for the nearest words."""
 
 import itertools
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer
 
-CHUNK = 256  # number of words whose similarities to all others are in memory at once
-# function words, and the parts of "don't" or "it's" around the apostrophe
+CHUNK = 256  # the number of words whose similarities to all words are computed together
+# function words, and the parts of "don't" or "it's" before and after the apostrophe
 STOP_WORDS = frozenset("""
 a about above after again against ain all am an and any are aren as at be because been before being below
 between both but by can could couldn d did didn do does doesn doing don down during each few for from further
@@ -27,24 +27,29 @@ yourself yourselves
 
 
 class Vectors(NamedTuple):
-    """Words that can be found as neighbours, and a function that looks up any word."""
+    """The words among which `nearest` searches, their vectors, and a function that gives the vector of any
+    word.
+    """
 
     words: list[str]
-    table: Tensor  # (n, D), rows of length 1
-    of: Callable[[str], Tensor | None]  # the direction of a word (D,), or None if it has none
+    table: Tensor  # (n, D), the vectors of `words`, each with length 1
+    of: Callable[[str], Tensor | None]  # the vector of a word (D,) with length 1, or None if it has no vector
 
 
 def is_word(text: str) -> bool:
-    """Whether a text is a word: two letters or more, nothing else, and not a stop word."""
+    """Whether a text is a word that may be replaced: it has at least two characters, all of them are letters,
+    and it is not a stop word.
+    """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
-    """The first `limit` lines of a GloVe text file, `word x1 x2 ... xD`, without stop words and without words
-    that contain other characters than letters.
+    """The vectors in the first `limit` lines of a GloVe text file. Its lines have the form `word x1 x2 ...
+    xD`. Only words for which `is_word` is true are kept.
 
-    GloVe's files begin with the most frequent words. The original code takes the same number. A first line of
-    two numbers (word2vec's) is skipped. `UserError` names a line of any other form.
+    GloVe's files begin with the most frequent words. TinyBERT's code has the same limit. If the first line
+    has only two numbers, as in word2vec's files, it is skipped. Raises `UserError` with the line number if a
+    line has any other form.
     """
     path = Path(path)
     words, rows, width = [], [], None
@@ -55,7 +60,7 @@ def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
                 if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
                     continue
                 width = width or len(fields) - 1
-                # a few "words" of the largest files contain spaces
+                # a few words in the largest GloVe files contain spaces
                 word, values = " ".join(fields[:-width]), fields[-width:]
                 try:
                     row = np.array(values, np.float32)
@@ -80,9 +85,11 @@ def read_vectors(path: str | Path, limit: int = 100_000) -> Vectors:
 
 
 def own_vectors(model: nn.Module, tokenizer: Tokenizer) -> Vectors:
-    """A model's word embeddings minus their mean. A word of several pieces is the mean of its pieces."""
+    """A model's word embeddings minus their mean. The vector of a word of several pieces is the mean of the
+    vectors of its pieces.
+    """
     weight = model.encoder.word.weight.detach().float().cpu()
-    weight = weight - weight.mean(0)  # the common part of all pieces has no meaning
+    weight = weight - weight.mean(0)  # the mean of all embeddings says nothing about a single word
     found = [i for i, piece in enumerate(tokenizer.vocabulary) if is_word(piece)]
 
     def of(word: str) -> Tensor | None:
@@ -95,8 +102,9 @@ def own_vectors(model: nn.Module, tokenizer: Tokenizer) -> Vectors:
 
 
 def nearest(vectors: Vectors, words: list[str], k: int) -> np.ndarray:
-    """Numbers (m, k) of the `vectors.words` with the largest cosine to each word but itself, largest first;
-    -1 where a word has no vector, or there are no more.
+    """For each of m words, the indices of the k words in `vectors.words` with the largest cosine to it, as an
+    array (m, k). The largest cosine is first, and the word itself is left out. An index is -1 if the word has
+    no vector, or if fewer than k words are found.
     """
     out = np.full((len(words), k), -1, np.int32)
     known = [(i, v) for i, v in enumerate(map(vectors.of, words)) if v is not None]

@@ -1,5 +1,5 @@
-"""The machinery of a run: one optimiser step, optimisers, checkpoints, the folder of the run.
+"""The parts of a training run: the optimiser step, the optimisers, the checkpoints and the folder of the run.
 
-Read step.py and optim.py, then models.py, run_folder.py and checkpoint.py, then evaluate.py. options.py has
-the options of train.py, summary.py and plots.py what it shows at its end.
+A good order to read the files is step.py, optim.py, models.py, run_folder.py, checkpoint.py, evaluate.py.
+options.py has the options of train.py. summary.py and plots.py have the tables and figures of its result.
 """

@@ -1,8 +1,9 @@
 """Checkpoints: the whole state of a run (weights, optimiser, step) in safetensors and JSON.
 
-A checkpoint is a folder `step-N`. It is written under another name, flushed to the disk and renamed. Only
-then are older ones removed, except one. So a complete checkpoint exists whenever the process is killed.
-`state.json` is written after the tensors. It holds the size and hash of their file, so damage is detected.
+A checkpoint is a folder `step-N`. It is written under another name, flushed to the disk and renamed. After
+that, older checkpoints are removed, but the previous checkpoint is kept. So there is always a complete
+checkpoint, even if the process is killed. `state.json` is written after the tensors. It has the size and the
+hash of the file of the tensors, so a damaged file is found.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ FORMAT = 2
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of a run by name:
-    `model.*`, and for each parameter `optimizer.*.exp_avg`, `.exp_avg_sq`, `.step`.
+    """All tensors of a run by name. The names are `model.*`, and for each parameter `optimizer.*.exp_avg`,
+    `optimizer.*.exp_avg_sq` and `optimizer.*.step`.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -36,7 +37,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
                     extra: dict) -> None:
     """Writes `folder/step-N` after N finished steps and keeps the previous checkpoint.
 
-    `extra` is added to state.json.
+    The entries of `extra` are added to state.json.
     """
     target, partial = folder / f"step-{step}", folder / f"step-{step}.partial"
     tensors = {name: t.detach().cpu().contiguous() for name, t in state_tensors(model, optimizer).items()}
@@ -50,14 +51,18 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
                      **extra}
             write_json(partial / "state.json", state | {"seal": seal(state)})
         except UserError:
-            shutil.rmtree(partial, ignore_errors=True)  # frees space if the disk is full
+            # the disk may be full, so the unfinished folder is removed
+            shutil.rmtree(partial, ignore_errors=True)
             raise
-        if target.exists():  # written by a run that this one resumed before it
+        # an earlier session wrote this step, and the run then resumed from an older checkpoint
+        if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
         fsync(folder)
         for later, damaged in checkpoints(folder):
-            if later > step:  # the run went back before it, and it would count as one of the two kept
+            # This checkpoint was damaged, and the run resumed from an older checkpoint. It must not be one of
+            # the two that are kept.
+            if later > step:
                 shutil.rmtree(damaged)
         for _, old in checkpoints(folder)[2:]:
             shutil.rmtree(old)
@@ -66,7 +71,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """The finished checkpoints in a folder, newest first, as (step, path)."""
+    """The complete checkpoints in a folder, as (step, path). The newest checkpoint is first."""
     found = [(int(path.name[5:]), path) for path in folder.glob("step-*")
              if path.name[5:].isdecimal() and path.is_dir()]
     return sorted(found, reverse=True)
@@ -74,10 +79,11 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
-    """Loads the newest complete checkpoint into model, optimiser and scaler.
+    """Loads the newest checkpoint that is not damaged into the model, the optimiser and the scaler.
 
     Returns its state.json, or None if there is no checkpoint. A damaged checkpoint is reported, and the
-    previous one is used. Raises `UserError` if all are damaged or one is of another model.
+    previous one is used. Raises `UserError` if all checkpoints are damaged, or if a checkpoint belongs to
+    another model.
     """
     found = checkpoints(folder)
     for step, path in found:
@@ -111,7 +117,7 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
              optimizer: torch.optim.Optimizer) -> None:
     ours = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     shapes = {name: tensor.shape for name, tensor in ours.items()}
-    for name, p in model.named_parameters():  # no moments before the first update of a parameter
+    for name, p in model.named_parameters():  # a parameter has no moments before its first update
         moments = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
         shapes |= {key: shape for moment, shape in moments.items()
                    if (key := f"optimizer.{name}.{moment}") in tensors}
@@ -131,5 +137,5 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
 
 
 def seal(state: dict) -> str:
-    """The sha256 of the content of state.json, so that damage to it is detected, too."""
+    """The sha256 of the content of state.json, With it, a damaged state.json is found."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

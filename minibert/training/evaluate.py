@@ -1,5 +1,6 @@
-"""Held-out evaluation: of a masked language model, the loss, perplexity and accuracy at masks and the KL to
-a teacher; of any student, the terms of its method and how far its attention is from the teacher's.
+"""The evaluation on held-out text. A masked language model is evaluated by its loss, perplexity and accuracy
+at masked tokens, and by its KL to a teacher. Any student can be evaluated by the loss terms of its method,
+and by the KL between its attention and the teacher's attention.
 """
 
 import math
@@ -24,8 +25,8 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """`sequences` sequences of a corpus. They and their masks are the same at every call. The masks are
-    always Bernoulli.
+    """Draws `sequences` sequences of a corpus and masks them. The sequences and the masks are the same in
+    every call. Each token is masked with probability `share` ("bernoulli").
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -37,8 +38,8 @@ def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_to
 @torch.no_grad()
 def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None
                  ) -> dict[str, float]:
-    """MLM loss (nats per masked token), perplexity, accuracy,
-    and with a teacher the KL to it (T = 1, per token).
+    """Returns the MLM loss (nats per masked token), the perplexity and the accuracy. With a teacher, it also
+    returns the KL to the teacher (per token, temperature 1).
     """
     training = model.training
     model.eval()
@@ -49,7 +50,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
-            else:  # only masked tokens are needed
+            else:  # without a teacher, the loss needs only masked tokens
                 rows = labelled.to(last.device)
                 last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
             _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
@@ -66,10 +67,11 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
 @torch.no_grad()
 def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
                    runtime: Runtime) -> dict[str, float]:
-    """The terms of a method and their weighted sum, `loss`, on held-out text, without dropout.
+    """Returns the mean of each loss term of a method on held-out text, and their weighted sum, `loss`. There
+    is no dropout.
 
-    `loss_of(student, micro)` gives a micro-batch's share of the loss and the sums that are divided by
-    `counts`.
+    `loss_of(student, micro)` returns a micro-batch's share of the loss, and the sum of each term. `counts`
+    has the divisors of these sums.
     """
     training = student.training
     student.eval()
@@ -87,12 +89,12 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 @torch.no_grad()
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
-    """The KL(teacher || student) of attention in nats: the mean over rows, heads, sequences and the student's
-    layers.
+    """The KL(teacher || student) of the attention distributions in nats. It is the mean over rows, heads,
+    sequences and student layers.
 
-    `layers` has the teacher layer, from 1, for each student layer.
+    `layers` has, for each student layer, the teacher layer (from 1) that it is compared with.
 
-    Returns None if the numbers of heads differ. Both models must be in eval mode.
+    Returns None if the two models have different numbers of heads. Both models must be in eval mode.
     """
     ours, theirs, total = encoder_of(student), encoder_of(teacher), 0.0
     if ours.config.heads != theirs.config.heads:

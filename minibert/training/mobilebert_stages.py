@@ -1,5 +1,6 @@
-"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6), as pure functions of the
-step: its stage, the loss terms of the stage, and the learning rate of each part of the student.
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6), as functions of the
+step. They give the stage of a step, the loss terms of a stage, and the learning rate of each part of the
+student.
 
     akt  auxiliary    one stage: the transfer of all layers together with pre-training distillation
     jkt  joint        the transfer of all layers; then distillation
@@ -21,23 +22,25 @@ from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
 
-# Of the authors' code: of 740,000 steps 240,000 are transfer; a layer in its stage has three times the
-# learning rate, and a tenth of that later.
+# These numbers are those of the authors' code. 240,000 of its 740,000 steps are for the transfer. A layer has
+# three times the learning rate in its own stage, and 0.3 times the learning rate in later stages.
 TRANSFER_SHARE = 24 / 74
 IN_STAGE, AFTER_STAGE = 3.0, 0.3
 
 
 class Stage(NamedTuple):
-    """Steps `first` to `last` - 1."""
+    """One stage of a schedule: the steps `first` to `last` - 1."""
 
     first: int
     last: int
-    layers: tuple[int, ...]  # the layers that are transferred, from 1
-    distil: bool  # whether there is pre-training distillation
+    layers: tuple[int, ...]  # the numbers of the transferred layers, from 1
+    distil: bool  # whether the stage has pre-training distillation
 
 
 def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANSFER_SHARE) -> list[Stage]:
-    """The stages of a run in order; they cover its steps. `UserError` where a stage would have no step."""
+    """The stages of a run in order. Together they have all its steps. Raises `UserError` if a stage would
+    have no step.
+    """
     every = tuple(range(1, layers + 1))
     if schedule == "akt":
         return [Stage(0, steps, every, True)]
@@ -64,16 +67,19 @@ def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights
 
 
 def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
-    """The factors of the peak learning rate at a step, one for each part of the student: L + 1.
+    """The factors of the peak learning rate at a step. There are L + 1 factors, one for each part of the
+    student.
 
-    In a stage with distillation all parts have one rate. It rises linearly over the share `warmup` of the
-    stage and then falls to 0. In a stage of transfer only the layers of the stage are trained, and the layers
-    below them at a lower rate. The rate rises over a tenth of the stage and then falls to 0.9 of its peak.
+    In a stage with distillation, all parts have the same rate. It rises linearly in the first part of the
+    stage (`warmup` is its share) and then falls linearly to 0. In a stage with transfer only, the layers of
+    the stage are trained, and the layers below them with a lower rate. The rate rises in the first tenth of
+    the stage and then falls to 0.9 of its peak.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
         return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
-    # note: the authors' code has `done`, not done + 1, in both places, so its first step changes nothing
+    # note: the authors' code has `done` instead of `done + 1` in both formulas, so its first step has the
+    # rate 0
     progress = (done + 1) / length
     background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
     lowest, highest = stage.layers[0], stage.layers[-1]
@@ -82,17 +88,18 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
 
 
 def part_of(name: str) -> int:
-    """The part of the student that a parameter belongs to, by its name."""
+    """The number of the student's part that the parameter with this name belongs to."""
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)
     return int(layer[1]) + 1 if layer else 0
 
 
 def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Prepares student and optimiser for a stage, at its first step, or at a later one after a resume.
+    """Prepares the student and the optimiser for a stage. It is called at the first step of a stage, and when
+    a run is resumed.
 
     Only the parts that are trained in the stage get a gradient. The other parts are not in the norm that is
-    clipped, and the optimiser keeps no moments of them. The optimiser starts empty at the distillation,
-    because the authors begin another run there.
+    clipped, and the optimiser keeps no moments of them. The optimiser's state is empty at the start of the
+    distillation, because the authors' code starts a new run for it.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

@@ -1,4 +1,6 @@
-"""The models of a run of train.py: a student that is a folder, one without a teacher, a frozen teacher."""
+"""Loads and prepares the models of train.py: a student from a folder, a student without a teacher, and the
+teacher, which is not trained.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from minibert.model.sentences import pooling_of
 
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
-    """Loads a student from a folder, with this head. Raises `UserError` if its vocabulary is not that of
+    """Loads a student from a folder with the head `head`. Raises `UserError` if its vocabulary is not that of
     `tokenizer`.
     """
     if load_tokenizer(name).sha256 != tokenizer.sha256:
@@ -29,8 +31,9 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
-    """Says how a teacher pools if its folder does not. `UserError` if it changes texts before its tokenizer
-    reads them: train.py reads the lines of a corpus as they are.
+    """Checks the teacher of the method `embedding`. Prints its pooling if the files in its folder do not
+    state it. Raises `UserError` if the teacher changes texts before its tokenizer reads them, because
+    train.py does not change the lines of a corpus.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -44,11 +47,11 @@ def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
 
 
 def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Loads a model and its tokenizer from a folder, to train it without a teacher. Adds an MLM head if it
-    has none.
+    """Loads a model and its tokenizer from a folder. The model is then trained without a teacher. If it has
+    no MLM head, it gets a new one.
     """
     model, tokenizer = load(name), load_tokenizer(name)
-    if isinstance(model, PreTraining):  # nothing here trains its next-sentence head
+    if isinstance(model, PreTraining):  # this project does not train the next-sentence head
         model = load(name, head="mlm")
     if not isinstance(model, MaskedLM):
         say(f"{name} has no MLM head: a new one is trained")
@@ -57,8 +60,8 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """A preset's shape with random weights, to be trained without a teacher, and the tokenizer of the
-    prepared `corpus`, whose vocabulary it takes.
+    """Returns a model with the shape of a preset and random weights, and the tokenizer of the prepared
+    `corpus`. The model has the vocabulary of this tokenizer.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} starts without a vocabulary: "
@@ -71,8 +74,8 @@ def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[
 
 
 def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
-    """A masked language model around a given encoder, with a new head: so a sentence encoder becomes a
-    teacher.
+    """A masked language model that has the given encoder and a new head. With it, a sentence encoder can be a
+    teacher of masked words.
     """
     model = random_weights(MaskedLM(encoder.config), seed)
     weights = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
@@ -81,7 +84,9 @@ def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
 
 
 def with_dropout(model: nn.Module, dropout: float | None = None, attention_dropout: float = 0.0) -> nn.Module:
-    """Sets dropout in place and returns the model. Dropout of hidden states is set only if it is given."""
+    """Sets the dropout of a model in place and returns the model. If `dropout` is None, the dropout of hidden
+    states is not changed.
+    """
     changed = {"attention_dropout": attention_dropout} | ({} if dropout is None else {"dropout": dropout})
     for module in model.modules():
         if hasattr(module, "config"):
@@ -98,11 +103,10 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """Moves a model that is not trained to the device, in eval mode. Its matrices are in 16 bits if products
-    are.
-
-    Otherwise autocast would cast them for every micro-batch, because it keeps only the casts of trained
-    weights. Biases, LayerNorms, positions and token types stay fp32, and so do the residual sums.
+    """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, its
+    matrices are converted to 16 bits. Otherwise autocast would convert them again for every micro-batch,
+    because autocast keeps only the converted weights of trained models. Biases, LayerNorms, positions, token
+    types and residual sums stay in fp32.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
@@ -111,12 +115,13 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     return model
 
 
-# Pre-training text has token type 0 only. Where the other rows of the table start equal to row 0, as in a
-# student with random weights, they mean nothing of their own: they are kept equal to it, or fine-tuning on
-# pairs would add the difference to every second text. note: BERT and TinyBERT draw pairs of texts instead.
+# The text of pre-training has only token type 0, so the other rows of the table are not trained. In a student
+# with random weights they are equal to row 0 at the start. They stay equal to row 0. Otherwise, in
+# fine-tuning on pairs, the difference would be added to the second text of every pair. note: BERT and
+# TinyBERT pre-train on pairs of texts instead.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
-    """The rows of the token-type table, from 1, that are equal to row 0."""
+    """The numbers (from 1) of the rows of the token-type table that are equal to row 0."""
     if encoder.segment is None:
         return []
     rows = encoder.segment.weight
@@ -125,6 +130,6 @@ def equal_token_types(encoder: Encoder) -> list[int]:
 
 @torch.no_grad()
 def keep_token_types_equal(encoder: Encoder, rows: list[int]) -> None:
-    """Gives these rows of the token-type table the values of row 0."""
+    """Copies row 0 of the token-type table to the rows with these numbers."""
     for i in rows:
         encoder.segment.weight[i] = encoder.segment.weight[0]

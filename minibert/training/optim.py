@@ -1,4 +1,4 @@
-"""AdamW and LAMB over BERT's parameter groups, and the learning rate as a function of the step."""
+"""The optimisers AdamW and LAMB with BERT's parameter groups, and the learning rate of each step."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,8 @@ from torch import nn
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """The learning rate at a step (from 0): linear warm-up over `warmup` steps, then linear decay to 0.
+    """The learning rate at a step (from 0). It rises linearly for `warmup` steps and then falls linearly to
+    0.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -17,22 +18,26 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update. `factors` has one factor of `lr` for each part."""
+    """Sets the learning rate of the next update. `factors` has one factor of `lr` for each part of the model.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Groups of all trainable parameters, by their part of the model. Each parameter is in one group.
+    """Divides all trainable parameters into groups, by their part of the model. Each parameter is in one
+    group.
 
-    Biases and LayerNorms have their own groups, without weight decay. `part_of` gives the part of a parameter
-    by its name (None: all parameters are one part). `group["part"]` is the part of a group.
+    Biases and LayerNorms have their own groups, without weight decay. `part_of` returns the part of the
+    parameter with a given name. If it is None, all parameters are one part. `group["part"]` is the part of a
+    group.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and parameter not in seen:  # a tied table has two names
+            # a tied table has two names, but it is one parameter
+            if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
                 part = part_of(f"{prefix}.{name}") if part_of else 0
@@ -44,9 +49,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
-    """Fused AdamW over `parameter_groups`.
-
-    note: Google's BERT has no bias correction in its Adam; torch's has, which only changes the first steps.
+    """The fused AdamW of torch with the groups of `parameter_groups`. note: the Adam of Google's BERT has no
+    bias correction, and torch's Adam has one. This changes only the first steps.
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)
@@ -54,18 +58,22 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
          part_of: Callable[[str], int] | None = None) -> "Lamb":
-    """LAMB over `parameter_groups`. Biases and LayerNorms have neither decay nor LAMB's ratio."""
+    """LAMB with the groups of `parameter_groups`. Biases and LayerNorms have neither weight decay nor LAMB's
+    ratio |w| / |u|.
+    """
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB, for large batches (You et al. 2020, algorithm 2), as in MobileBERT's lamb_optimizer.py:
+    """The optimiser LAMB for large batches (You et al. 2020, algorithm 2), as in MobileBERT's
+    lamb_optimizer.py:
 
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    with norms over each tensor. The ratio is 1 if either norm is 0 or if the group does not "adapt".
-    note: the paper corrects the bias of m and v; that code, like BERT's Adam, does not.
+    with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0, or if `group["adapt"]` is
+    false. note:
+    the paper corrects the bias of m and v. MobileBERT's code and BERT's Adam do not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):
@@ -73,7 +81,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             weights = [w for w in group["params"] if w.grad is not None]
             if not weights:
@@ -100,7 +108,7 @@ class Lamb(torch.optim.Optimizer):
 
 
 def warmup_steps(proportion: float, steps: int) -> int:
-    """Steps of warm-up for a share of all steps, rounded up."""
+    """The number of warm-up steps: a share of all steps, rounded up."""
     return math.ceil(proportion * steps)
 
 

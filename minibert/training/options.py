@@ -19,7 +19,7 @@ METHOD_DEFAULTS = {name: method.defaults for name, method in METHODS.items()}
 
 
 def only(*methods: str) -> dict[str, tuple]:
-    """What `option` is told of an option that only these methods read."""
+    """The value of `only_with` for an option that only these methods use."""
     return {"method": methods}
 
 
@@ -28,87 +28,106 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 @dataclass(frozen=True)
 class Options:
-    """Every option of train.py; None means the default of the method."""
+    """The options of train.py. An option whose value is None gets the default of the method."""
 
     method: str = option(
-        "distilbert", "method of training; with --help, the options and defaults of this method are shown",
+        "distilbert", "method of training; `--method NAME --help` shows the options and defaults of this "
+                      "method",
         choices=tuple(METHODS))
 
     teacher: str | None = option(
-        None, "folder or hub name of the teacher (default: the bundled one); mlm only copies layers from "
-        "it (default: none)", metavar="FOLDER", group="model")
+        None, "folder or hub name of the teacher (default: the bundled teacher); with mlm, the teacher is "
+              "only a source of copied layers (default: no teacher)", metavar="FOLDER", group="model")
     student: str | None = option(
-        None, "preset (`bench.py size` lists them), or folder to start from (default: a DistilBERT of the "
-        "teacher; tinybert, minilm, minilmv2: tinybert-4 in its vocabulary; mobilebert: a MobileBERT of its "
-        "width)", metavar="PRESET")
-    layers: int | None = option(None, "number of the student's layers (default: the preset's, or half of "
-                                "the teacher's)", metavar="LAYERS")
-    init: str | None = option(None, "start of the student: a copy of the teacher, of its embeddings and "
-                              "head alone, or random weights", choices=STARTS)
+        None, "shape of the student: a preset (`bench.py size` lists them), or the folder of a model to "
+              "start from. Default: half of the teacher's layers, as in DistilBERT; with tinybert, minilm, "
+              "minilmv2: tinybert-4; with mobilebert: a MobileBERT. mlm needs --student or "
+              "--teacher", metavar="PRESET")
+    layers: int | None = option(None, "number of the student's layers (default: that of the preset, or half "
+                                      "of the teacher's layers; with tinybert, minilm, minilmv2: "
+                                      "4)", metavar="LAYERS")
+    init: str | None = option(None, "first weights of the student: copied from the teacher, only embeddings "
+                                    "and head copied, or random", choices=STARTS)
     layer_map: str | None = option(
-        None, "for each student layer, the teacher layer (from 0) that it is copied from, like 0,2,5 "
-        "(default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
+        None, "with --init teacher: for each student layer, the teacher layer (from 0) that it is copied "
+              "from, like 0,2,5 (default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
     token_types: str = option(
-        "fold", "for a student without token types: add the teacher's token type 0 to the positions, or drop "
-        "it as published", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
+        "fold", "with --init teacher, for a student without token types: add the teacher's token type 0 to "
+                "the positions (fold), or leave it out as in DistilBERT's code "
+                "(drop)", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
-        None, "dropout of the student's embeddings and block outputs (default: the model's)", metavar="RATE")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities; 0.1 in the papers, but slow",
+        None, "dropout of the student's embeddings and block outputs (default: the value in the model's "
+              "config)", metavar="RATE")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, but it "
+                                           "makes training slower",
                                       metavar="RATE")
 
     corpus: tuple[str, ...] = option(
-        ("python-docs",), "text to train on: a prepared folder, text files or folders, or python-docs",
+        ("python-docs",), "training text: a prepared folder, text files or folders, or python-docs",
         metavar="FILE", group="data")
     eval_corpus: tuple[str, ...] = option(
-        (), "text to evaluate on, in the same forms (default: the held-out part of --corpus)", metavar="FILE")
-    wikitext: str = option("auto", "read text files as tokenised WikiText", choices=("auto", "yes", "no"))
-    one_line: bool = option(False, "make each line one sequence, instead of joining lines up to --max-length")
-    max_length: int = option(128, "longest sequence, with [CLS] and [SEP]", metavar="TOKENS")
-    min_length: int | None = option(None, "leave out shorter sequences, counted with [CLS] and [SEP]",
+        (), "text for the evaluation, in the same forms as --corpus (default: the held-out part of "
+            "--corpus)", metavar="FILE")
+    wikitext: str = option("auto", "whether text files are tokenised WikiText; auto: found from the "
+                                   "text", choices=("auto", "yes", "no"))
+    one_line: bool = option(False, "use each line as one sequence; without this option, lines are joined up "
+                                   "to --max-length")
+    max_length: int = option(128, "length of the longest sequence in tokens, with [CLS] and "
+                                  "[SEP]", metavar="TOKENS")
+    min_length: int | None = option(None, "length of the shortest sequence in tokens, with [CLS] and [SEP]; "
+                                          "shorter ones are left out",
                                     metavar="TOKENS")
-    masking: str | None = option(None, "how the masked tokens are chosen", choices=tuple(SELECTIONS))
+    masking: str | None = option(None, "method of choosing the masked tokens; needs a --mask-share above "
+                                       "0", choices=tuple(SELECTIONS))
     mask_share: float | None = option(None, "share of tokens that are masked", metavar="SHARE")
 
-    weights: tuple[str, ...] = option((), "weights of loss terms, like mlm=1", group="loss",
+    weights: tuple[str, ...] = option((), "weights of the loss terms, like mlm=1", group="loss",
                                       metavar="TERM=WEIGHT")
     temperature: float | None = option(None, "temperature of the KL between teacher and student",
                                        metavar="T", only_with=only("distilbert", "mobilebert"))
-    kl_masked_only: bool = option(False, "compute the KL at masked tokens only",
+    kl_masked_only: bool = option(False, "compute the KL to the teacher at masked tokens only",
                                   only_with=only("distilbert"))
     imitate: str | None = option(
-        None, "for each student layer, the teacher layer (from 1) that it imitates, like 2,4,6 (default: "
-        "evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
+        None, "for each student layer, the teacher layer (from 1) that it learns from, like 2,4,6 (default: "
+              "evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
     teacher_layer: int | None = option(
-        None, "the teacher layer (from 1) that the student's last layer imitates (default: the last)",
+        None, "the teacher layer (from 1) that the student's last layer learns from (default: the last "
+              "layer)",
         metavar="NUMBER", only_with=only("minilm", "minilmv2"))
     relation_heads: int | None = option(
         None, "number of relation heads (default: 48, or the largest smaller number that divides both "
         "widths)", metavar="HEADS", only_with=only("minilmv2"))
     schedule: str | None = option(
-        None, "akt: transfer and distillation together; jkt: transfer of all layers, then distillation; "
-        "pkt: transfer layer by layer, then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
-    transfer_share: float | None = option(None, "share of the steps for the transfer in jkt and pkt",
+        None, "schedule of knowledge transfer and distillation. akt: both in every step; jkt: transfer of "
+              "all layers, then distillation; pkt: transfer of one layer after another, then "
+              "distillation", choices=SCHEDULES, only_with=only("mobilebert"))
+    transfer_share: float | None = option(None, "share of the steps that are used for the knowledge "
+                                                "transfer in jkt and pkt",
                                           metavar="SHARE", only_with=only("mobilebert"))
 
-    steps: int | None = option(None, "number of optimiser steps (default: from --epochs)", metavar="STEPS",
+    steps: int | None = option(None, "number of optimiser steps (default: computed from "
+                                     "--epochs)", metavar="STEPS",
                                group="optimisation")
-    epochs: float = option(3.0, "passes over the corpus", metavar="PASSES")
-    batch: int = option(128, "sequences of one optimiser step, on all ranks together (published: 4000)",
+    epochs: float = option(3.0, "number of passes over the corpus", metavar="PASSES")
+    batch: int = option(128, "number of sequences in one optimiser step, over all ranks (DistilBERT: 4000)",
                         metavar="SEQUENCES")
     optimizer: str | None = option(
-        None, "optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
-    lr: float | None = option(None, "peak learning rate", metavar="RATE")
-    warmup: float | None = option(None, "share of the steps with a rising rate", metavar="SHARE")
-    beta2: float | None = option(None, "the optimiser's second decay rate; the first is 0.9", metavar="RATE")
+        None, "the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
+    lr: float | None = option(None, "highest learning rate, at the end of the warm-up", metavar="RATE")
+    warmup: float | None = option(None, "share of the steps in which the learning rate "
+                                        "rises", metavar="SHARE")
+    beta2: float | None = option(None, "beta2 of the optimiser; beta1 is 0.9", metavar="RATE")
     weight_decay: float | None = option(
         None, "weight decay of all weights except biases and norms", metavar="DECAY")
     clip: float | None = option(
-        None, "largest norm of the whole gradient; larger ones are scaled down to it", metavar="NORM")
-    seed: int = option(56, "random seed of weights, order, masks and dropout", metavar="NUMBER")
+        None, "largest norm of the gradient; a larger gradient is scaled down to this norm", metavar="NORM")
+    seed: int = option(56, "random seed of new weights, the order of the text, masks and "
+                           "dropout", metavar="NUMBER")
 
     micro_tokens: int = option(
         4096, "most tokens in one forward pass of a rank; a smaller number needs less memory and gives the "
-        "same result, except for the random numbers of dropout", metavar="TOKENS", group="machine")
+              "same result, except for rounding and the random numbers of "
+              "dropout", metavar="TOKENS", group="machine")
     precision: str = option(
         "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
         choices=("auto", *PRECISIONS))
@@ -116,11 +135,12 @@ class Options:
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
 
     out: str = option("runs/train", "folder of the run", metavar="FOLDER", group="output")
-    resume: bool = option(False, "continue the stopped run in --out")
-    eval_every: int | None = option(None, "steps between held-out evaluations (default: at the end only)",
+    resume: bool = option(False, "continue the run in the folder --out from its last checkpoint")
+    eval_every: int | None = option(None, "number of steps between evaluations on held-out text (default: "
+                                          "only at the end)",
                                     metavar="STEPS")
-    eval_sequences: int = option(1000, "number of held-out sequences to evaluate on", metavar="SEQUENCES")
-    checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS")
+    eval_sequences: int = option(1000, "number of held-out sequences for the evaluation", metavar="SEQUENCES")
+    checkpoint_every: int = option(500, "number of steps between checkpoints", metavar="STEPS")
 
     def __post_init__(self):
         at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_every", "eval_sequences",
@@ -143,8 +163,8 @@ class Options:
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """The same with the method's defaults filled in; `UserError` for what is given and would not be
-        read.
+        """Returns these options with the defaults of the method. Raises `UserError` if an option is given
+        that the run would not use.
         """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()
@@ -156,8 +176,8 @@ class Options:
         return filled
 
     def check_read(self, init: str) -> None:
-        """`UserError` for options on the student that the others leave unread; `init`: the given or the
-        default.
+        """Raises `UserError` for an option of the student that has no effect with the other options. `init`
+        is the value of --init, or its default.
         """
         unread = {}
         if self.student is not None and self.student not in PRESETS:
@@ -180,7 +200,9 @@ class Options:
                 raise UserError(f"{flag(name)} would not be read: {why}")
 
     def loss_weights(self):
-        """The weights of the method's loss: as published but for the options."""
+        """The weights of the method's loss. They are the published weights, except where an option changes
+        them.
+        """
         given = {"temperature": self.temperature, "kl_masked_only": self.kl_masked_only or None,
                  "teacher_layer": self.teacher_layer, "relation_heads": self.relation_heads,
                  "layers": self.imitate and tuple(numbers("--imitate", self.imitate))}
@@ -188,13 +210,13 @@ class Options:
                           **{name: value for name, value in given.items() if value is not None})
 
 
-# Options that may differ when a run is resumed.
+# These options may have other values when a run is resumed.
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "eval_every",
               "eval_sequences", "checkpoint_every"}
 
 
 def shown_defaults() -> dict[str, dict]:
-    """What the help shows for options that are not given, by method."""
+    """For each method, the default values that the help shows."""
     shown = {}
     for name, method in METHODS.items():
         weights = method.weights()

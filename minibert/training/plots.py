@@ -1,4 +1,4 @@
-"""Plots of runs, if matplotlib is installed."""
+"""Draws the figures of a run, if matplotlib is installed."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws each term of metrics.jsonl over the tokens. Returns False if there are no rows or no matplotlib.
+    """Draws the curve of each term in metrics.jsonl. The horizontal axis is the number of tokens. Returns
+    False if there are no rows or if matplotlib is not installed.
     """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
@@ -29,7 +30,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        if held_out and term != "kl":  # the held-out KL is at temperature 1
+        if held_out and term != "kl":  # the held-out KL has another temperature (1)
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")
     axes[0][-1].legend()
@@ -38,8 +39,8 @@ def plot_curves(metrics: Path, target: Path) -> bool:
 
 
 def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bool:
-    """Draws the held-out perplexity and accuracy of several runs, (tokens, scores) each, into one figure;
-    False where matplotlib is not installed.
+    """Draws the held-out perplexity and accuracy of several runs into one figure. A run is a list of (tokens,
+    scores). Returns False if matplotlib is not installed.
     """
     plt = pyplot()
     if plt is None:
@@ -48,7 +49,7 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
     for axis, term in zip(axes, ("perplexity", "accuracy")):
         for name, points in curves.items():
             known = [(tokens / 1e6, scores[term]) for tokens, scores in points if term in scores]
-            if known:  # TinyBERT and MiniLM have no such figures
+            if known:  # TinyBERT and MiniLM have no perplexity and no accuracy
                 axis.plot(*zip(*known), marker="o", markersize=3, linewidth=len(known) > 2, label=name)
         axis.set(title=f"{term}, held out", xlabel="million tokens",
                  yscale="log" if term == "perplexity" else "linear")
@@ -58,18 +59,19 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
 
 
 class Point(NamedTuple):
-    """A model in the plot of quality against speed."""
+    """One model in the plot of quality and speed."""
 
-    speed: float  # times the teacher's
+    speed: float  # the speed divided by the teacher's speed
     quality: float
-    low: float  # the interval of the quality
+    low: float  # lower end of the interval of the quality
     high: float
-    parameters: float  # in millions
+    parameters: float  # number of parameters in millions
 
 
 def plot_quality(points: dict[str, Point], quality: str, target: Path) -> bool:
-    """Draws models by speed and quality, each with its name and interval, and the frontier: the line through
-    the models that no other one beats in both. False where matplotlib is not installed.
+    """Draws the speed and the quality of several models, with their names and intervals. The frontier is a
+    line through the models that are not both slower and worse than another model. Returns False if matplotlib
+    is not installed.
     """
     plt = pyplot()
     if plt is None:
@@ -85,7 +87,7 @@ def plot_quality(points: dict[str, Point], quality: str, target: Path) -> bool:
     axis.set(xlabel="speed of the encoder, times the teacher's", ylabel=quality)
     axis.margins(x=0.08, y=0.1)
     left, right = axis.get_xlim()
-    axis.set_xlim(left, right + 0.35 * (right - left))  # room for the names
+    axis.set_xlim(left, right + 0.35 * (right - left))  # space for the names on the right
     axis.legend(fontsize=8, loc="lower left", frameon=False)
     figure.tight_layout()
     place_names(axis, {f"{name}, {point.parameters:.1f} M": (point.speed, point.quality)
@@ -95,7 +97,9 @@ def plot_quality(points: dict[str, Point], quality: str, target: Path) -> bool:
 
 
 def frontier(points: dict[str, Point]) -> list[str]:
-    """The models that no other one equals in speed and quality and beats in one, from slow to fast."""
+    """The models on the frontier, from slow to fast. No other model is at least as good in speed and in
+    quality and better in one of them.
+    """
     def beats(other: Point, point: Point) -> bool:
         return other.speed >= point.speed and other.quality >= point.quality and other[:2] != point[:2]
 
@@ -104,8 +108,8 @@ def frontier(points: dict[str, Point]) -> list[str]:
 
 
 def place_names(axis, places: dict[str, tuple[float, float]], size: int = 8) -> None:
-    """Writes a name to the right of each point; those that would stand over each other are moved up, with a
-    line to their point. The axis is to have its final size and limits.
+    """Writes a name to the right of each point. If two names would overlap, one name is moved up and gets a
+    line to its point. The axis must have its final size and limits.
     """
     gap = 1.5 * size * axis.figure.dpi / 72  # pixels between two lines of text
     pixels = {name: axis.transData.transform(place) for name, place in places.items()}
@@ -126,10 +130,10 @@ def place_names(axis, places: dict[str, tuple[float, float]], size: int = 8) -> 
 @torch.no_grad()
 def plot_attention(teacher: nn.Module, students: dict[str, nn.Module], layers: Sequence[int],
                    tokenizer: Tokenizer, sentence: str, runtime: Runtime, target: Path) -> bool:
-    """Draws where tokens look in one sentence, the mean over heads: a row for the teacher and for each
-    student, a column for each of at most four student layers; `layers` are the teacher's beside them, from 1.
-
-    False where matplotlib is not installed or the sentence is too long.
+    """Draws the attention probabilities of one sentence, averaged over the heads. The teacher and each
+    student have one row of pictures. Each column is one of at most four student layers. `layers` has, for
+    each student layer, the teacher layer (from 1) in the same column. Returns False if matplotlib is not
+    installed or the sentence is too long.
     """
     plt = pyplot()
     ids, segments = tokenizer.encode([sentence])
@@ -163,7 +167,9 @@ def plot_attention(teacher: nn.Module, students: dict[str, nn.Module], layers: S
 
 
 def pyplot():
-    """matplotlib's drawing functions, without a screen; None if it is not installed."""
+    """The module matplotlib.pyplot, set up to draw without a screen. Returns None if matplotlib is not
+    installed.
+    """
     try:
         import matplotlib
     except ImportError:

@@ -1,5 +1,5 @@
-"""The folder of a run: creating it, opening it again to resume, and cutting metrics.jsonl back to the resumed
-step.
+"""The folder of a run: functions that create it, open it again to resume the run, and remove the rows of
+later steps from metrics.jsonl.
 """
 
 import contextlib
@@ -19,18 +19,17 @@ from minibert.data.corpus import Corpus
 from minibert.hub.weight_files import weights_hash
 
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
-         if hasattr(signal, name)]  # Windows has no SIGHUP
+         if hasattr(signal, name)]  # Windows does not have all of these signals
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In this block SIGTERM, SIGINT and SIGHUP are added to a list instead of ending the process.
+    """In this block, the signals SIGTERM, SIGINT and SIGHUP do not end the process. They are added to a list.
+    So a training loop can first finish its step.
 
-    So a loop can finish its step first.
-
-    After the block the signals end the process as usual. This includes a signal that came too late for the
-    loop. A signal that was ignored before stays ignored: a shell starts commands with `&` so that they ignore
-    its own Ctrl-C.
+    After the block the signals end the process again. A signal that the loop has not seen also ends the
+    process then. A signal that was ignored before the block stays ignored. For example, a shell starts
+    commands with `&` so that they ignore Ctrl-C.
     """
     stop: list[int] = []
     terminals = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream and stream.isatty()]
@@ -38,7 +37,8 @@ def stop_requests() -> Iterator[list[int]]:
     def heard(number: int, frame) -> None:
         stop.append(number)
         if number not in (signal.SIGTERM, signal.SIGINT):
-            for terminal in terminals:  # the terminal is lost: further output is dropped instead of failing
+            # the terminal was closed: further output is written nowhere, so that printing does not fail
+            for terminal in terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
 
     before = {sign: signal.signal(sign, heard) for sign in STOPS if signal.getsignal(sign) != signal.SIG_IGN}
@@ -52,14 +52,16 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:
-    """Ends a loop that was asked to stop, with the exit code of its signal, or of another rank's."""
+    """Ends the process after a signal to stop. The exit code is that of the signal, which another rank may
+    have received.
+    """
     say(f"\nstopped after {after}; continue with --resume")
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
-    """Creates the run folder. An existing run needs `resume` among the options, and its first
-    options, except those in `may_change`.
+    """Creates the run folder. If it has a run already, `resume` must be set, and the options must be those of
+    the first start. Only options in `may_change` may differ.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -79,7 +81,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """The words behind "was started" in an error: the option as it is typed, or that it was not given."""
+    """The words after "was started" in an error message: "with" and the option, or "without" and its name."""
     option = f"--{name.replace('_', '-')}"
     if value in (None, [], False):
         return f"without {option}"
@@ -96,8 +98,8 @@ def check_corpus(out: Path, corpus: Corpus) -> None:
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns hashes of the models' weights, by the option that names them. Raises `UserError` if the run in
-    `out` was started with other weights under the same name.
+    """Returns the hash of each model's weights, by the name of its option. Raises `UserError` if the weights
+    have changed since the start of the run in `out`.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     before = read_json(out / "config.json").get("weights") if (out / "config.json").exists() else None
@@ -114,7 +116,9 @@ def cut_metrics(path: Path, step: int) -> None:
 
 
 def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
-    """The rows of metrics.jsonl up to `step`. An incomplete line, the last one of a killed run, ends them."""
+    """The rows of metrics.jsonl up to `step`. Reading stops at an incomplete line, which a killed run may
+    leave at the end.
+    """
     kept = []
     for line in read_text(path).split("\n") if path.exists() else ():
         try:
@@ -127,31 +131,32 @@ def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
     return kept
 
 
-# The fields of a row of metrics.jsonl that are not terms of the loss.
+# These fields of a row in metrics.jsonl are not terms of the loss.
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out",
            "dev")
 
 
 def terms_of_row(row: dict) -> list[str]:
-    """The names of the terms in a row of metrics.jsonl, accuracy among them."""
+    """The names of the loss terms in a row of metrics.jsonl. Accuracy is one of these names."""
     return [name for name in row if name not in COLUMNS]
 
 
 def in_words(row: dict) -> str:
-    """A row of metrics.jsonl as the line of progress shows it."""
+    """The text of the progress line for one row of metrics.jsonl."""
     terms = " ".join(f"{name} {row[name]:.3f}" for name in terms_of_row(row))
     return (f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  "
             f"{row['tokens_per_second']:,.0f} tok/s")
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one object to metrics.jsonl. The file is opened each time, so a missing folder is noticed."""
+    """Adds one object to metrics.jsonl. The file is opened for each row, so a removed folder causes an error.
+    """
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def last_tokens(metrics: Path) -> int:
-    """Tokens seen according to the last row of metrics.jsonl."""
+    """The number of tokens so far in the last row of metrics.jsonl."""
     rows = rows_up_to(metrics)
     if rows and type(rows[-1].get("tokens")) is not int:
         raise UserError(f"{metrics} is damaged: its last row does not say how many tokens were seen")
@@ -159,7 +164,7 @@ def last_tokens(metrics: Path) -> int:
 
 
 def read_result(path: Path) -> dict:
-    """The result.json of a finished seed of finetune.py."""
+    """Reads the result.json of one finished seed of finetune.py."""
     result = read_json(path)
     best = result.get("best")
     if not (isinstance(best, dict) and isinstance(best.get("scores"), dict)

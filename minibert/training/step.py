@@ -1,8 +1,7 @@
-"""One optimiser step, in two halves: the same for every script, every method, any number of micro-batches and
-ranks.
+"""One optimiser step, in two functions. Both scripts that train and all methods use them.
 
-`accumulate` computes the gradients of this rank's micro-batches. `update` sums them over the ranks, clips,
-and has the optimiser take its step.
+`accumulate` computes the gradients of this rank's micro-batches. `update` sums the gradients over the ranks,
+clips their norm and updates the weights.
 """
 
 import math
@@ -25,17 +24,20 @@ class Sums(NamedTuple):
 
 def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler: torch.amp.GradScaler,
                runtime: Runtime) -> Sums:
-    """Forward and backward over the micro-batches, which may be none; the gradients add up in the model.
+    """Runs the forward and backward pass of each micro-batch. The gradients are summed in the model. The list
+    of micro-batches may be empty.
 
-    `loss_of(micro)` gives a micro-batch's share of the loss of the whole step, and detached sums by name.
+    `loss_of(micro)` returns a micro-batch's share of the loss of the whole step, and the detached sum of each
+    term by name.
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
-    scaler.scale(loss_sum)  # makes the scaler's factor, also on a rank that has no sequence
+    scaler.scale(loss_sum)  # creates the scaler's factor, even on a rank without a sequence
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)
-        torch.manual_seed(micro.seed)  # of dropout: a resumed run draws what the whole one would have drawn
+        # the seed of dropout: a resumed run draws the same numbers as a run without a stop
+        torch.manual_seed(micro.seed)
         with runtime.autocast():
             loss, terms = loss_of(micro)
         if loss.requires_grad:  # not so where theseus drew no layer of the student: the gradient is zero
@@ -51,23 +53,25 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
            ) -> tuple[dict, bool]:
     """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model.
 
-    `counts` is what each term is divided by: the count of the whole step. Returns the figures of the step,
-    which are `loss`, the terms so divided, `grad_norm` (before clipping) and `skipped` (a loss or gradient
-    that is not finite: no rank updates its model), and whether any rank is `stopping`. Waits for the device
-    once.
+    `counts` has the divisor of each term's sum: the count of the whole step. Returns the figures of the step,
+    and whether any rank is `stopping`. The figures are `loss`, the mean of each term, `grad_norm` (before
+    clipping) and `skipped`. A step is skipped if the loss or the gradient is not finite. Then no rank updates
+    its model. This function waits for the device once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
-        if p.grad is None:  # on a rank that had no sequence
+        if p.grad is None:  # a rank without a sequence has no gradients
             p.grad = torch.zeros_like(p)
-    names = sorted(counts)  # the same order on every rank, also on one that has no terms
+    names = sorted(counts)  # the ranks sum the figures, so the order is the same on every rank
     zero = torch.zeros((), device=runtime.device)
     figures = torch.stack([sums.loss, *(sums.terms.get(name, zero).float() for name in names),
                            torch.full_like(zero, stopping)])
     runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # L2, of all gradients together
-    norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()  # the one wait for the device
+    # the L2 norm of all gradients together
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    # `tolist` waits for the device; nothing else in a step does
+    norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         if norm > clip:
@@ -79,12 +83,11 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that the loss of any micro-batch does not read; called once, before the first
-    step.
+    """Freezes the parameters that get no gradient from the loss. It is called before the first step.
 
-    In MiniLM these are all parameters after the queries, keys and values of the last layer. They get no
-    gradient, but weight decay would shrink them, and LAMB would scale even the smallest decay to the whole
-    rate.
+    In MiniLM these are all parameters after the queries, keys and values of the last layer. Without a
+    gradient, weight decay would make these weights smaller. In LAMB even a very small decay would change the
+    weights by the whole learning rate.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -94,9 +97,11 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
-    """The number of consecutive skipped steps: `before` and this one. Raises `UserError` at the fifth.
+    """The number of steps that were skipped one after the other. `before` is this number without the current
+    step. Raises `UserError` after five skipped steps.
 
-    Under fp16 the loss scale is found by skipping: a skip counts once the scale can fall no further.
+    In fp16, steps are skipped until the loss scale is small enough. So a skipped step counts only if the loss
+    scale cannot become smaller.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:

@@ -1,5 +1,5 @@
-"""The output of train.py at its end: a table that compares teacher and student, and sentences with filled
-masks.
+"""The output of train.py at the end of a run: a table that compares teacher and student, and sentences in
+which the models fill in the masks.
 """
 
 import statistics
@@ -22,7 +22,9 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 @torch.no_grad()
 def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Runtime,
                       rounds: int = 5) -> dict[str, float]:
-    """Tokens per second through each encoder: medians over rounds in which the models take turns."""
+    """The speed of each encoder in tokens per second. In each round every model runs once. The result is the
+    median over the rounds.
+    """
     batch = held_out.micro_batches[0].to(runtime.device).batch
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for round_number in range(rounds + 1):
@@ -33,16 +35,16 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
                 encoder_of(model)(batch)
             if runtime.device.type == "cuda":
                 torch.cuda.synchronize(runtime.device)
-            if round_number:  # the first round warms up
+            if round_number:  # the first round is not measured, because first passes are slow
                 seconds[name].append(time.perf_counter() - begun)
     return {name: len(batch.ids) / statistics.median(times) for name, times in seconds.items()}
 
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
-    """The held-out figures that tables show, with heading and format. `scores` has dictionaries of figures by
-    name.
+    """The held-out figures in a table, each with its heading and its format. `scores` are dictionaries from
+    the names of figures to their values.
     """
-    names = dict.fromkeys(name for score in scores for name in score)  # in order
+    names = dict.fromkeys(name for score in scores for name in score)  # each name once, in order
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
     special = {"perplexity": ("perplexity", "{:.1f}"), "accuracy": ("accuracy", "{:.1%}"),
                "kl": ("KL to teacher", "{:.3f}"), "attention_kl": ("KL of attention", "{:.3f}")}
@@ -51,7 +53,9 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
 
 
 def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
-    """One row a model: parameters (tied table once), size in fp32, speed, and its held-out figures."""
+    """The rows of the table. Each row has a model's number of parameters (a tied table is counted once), its
+    size in fp32, its speed, and its held-out figures.
+    """
     rows = []
     for name, model in models.items():
         parameters = sum(p.numel() for p in model.parameters())
@@ -67,8 +71,8 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
 
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
-    """Lines with the answers of each model at the masks of some sentences, if all models have enough
-    positions.
+    """Lines with the tokens that each model predicts at the masks of some sentences. The list is empty if a
+    model has too few positions.
     """
     lines, models = [], {name: model for name, model in models.items() if model is not None}
     positions = min(model.config.max_positions for model in models.values())

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import start
+from minibert.common.runtime import Runtime, start
 from test_train import ROOT, folder, options  # noqa: F401  (folder is a fixture)
 
 
@@ -107,3 +107,8 @@ def test_all_ranks_stop_where_one_is_told_to(two_ranks):
 def test_a_device_without_numbers_is_refused():
     with pytest.raises(UserError, match="--device meta"):
         start("meta")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_loss_is_scaled_in_fp16_alone(precision):
+    assert Runtime(torch.device("cpu"), precision).scaler().is_enabled() == (precision == "fp16")

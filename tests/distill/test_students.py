@@ -173,3 +173,8 @@ def test_token_types_that_start_equal_stay_equal(teacher):
     assert equal_token_types(student.encoder) == [1]
     distilbert = make_student(teacher, distilbert_of(teacher.config))
     assert equal_token_types(distilbert.encoder) == []
+
+
+def test_a_preset_has_the_labels_of_its_teacher():
+    teacher = replace(PRESETS["tinybert-4"], labels=("no", "yes", "maybe"))
+    assert preset_of("tinybert-4", teacher).labels == teacher.labels

@@ -197,6 +197,12 @@ def test_the_hard_loss_is_a_mean_over_examples_with_a_label(labels, known):
     assert draw(examples(labels), {}, 0, 8, 7, 1000).labelled == known
 
 
+def test_dropout_seeds_differ_between_micro_batches_and_steps():
+    seeds = [[micro.seed for micro in draw(examples([0] * 8), {}, step, 8, 7, 15).micro_batches]
+             for step in (0, 1, 1)]
+    assert len({*seeds[0], *seeds[1]}) == len(seeds[0] + seeds[1]) > 4 and seeds[1] == seeds[2]
+
+
 def test_the_terms_add_up_with_their_weights(tiny_config):
     model = classifier(tiny_config, labels=("a", "b", "c"))
     data, logits = examples([0, 1, 2, 2, 0, 1, 1, 0]), np.random.default_rng(0).normal(size=(8, 3))

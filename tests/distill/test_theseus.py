@@ -163,8 +163,8 @@ def test_a_run_is_the_loop_written_out(folder, models, tmp_path):
     tokenizer, ((texts, labels), _) = minibert.load_tokenizer(models[1]), read_reviews(folder)
     trained = {name: p for name, p in student.named_parameters() if ".layers." in name}
     plain = lambda name: name.endswith("bias") or "norm" in name  # noqa: E731
-    optimizer = torch.optim.AdamW([{"params": [p for n, p in trained.items() if not plain(n)]},
-                                   {"params": [p for n, p in trained.items() if plain(n)], "weight_decay": 0}],
+    decaying, others = ([p for n, p in trained.items() if plain(n) == kind] for kind in (False, True))
+    optimizer = torch.optim.AdamW([{"params": decaying}, {"params": others, "weight_decay": 0}],
                                   weight_decay=0.01, eps=1e-6)
     steps, found = math.ceil(EPOCHS * len(texts) / BATCH), rows(tmp_path / "run", SEED)
     warmup, seen = math.ceil(WARMUP * steps), set()

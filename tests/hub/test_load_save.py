@@ -547,6 +547,21 @@ def test_settings_for_other_readers_are_carried_over(form, tmp_path):
     assert not OTHERS.keys() & json.loads((tmp_path / "e" / "config.json").read_text()).keys()
 
 
+@pytest.mark.parametrize("config, key", [(Config(**TINY), "attention_probs_dropout_prob"),
+                                         (Config(**TINY, architecture="distilbert", segments=0),
+                                          "attention_dropout")])
+def test_attention_dropout_of_a_file_is_not_read(tmp_path, config, key):
+    save(random_model(MaskedLM, config), tmp_path)
+    change(tmp_path, **{key: 0.1})
+    assert load_config(tmp_path).attention_dropout == 0 and load(tmp_path).config.attention_dropout == 0
+
+
+def test_labels_are_in_the_order_of_their_numbers(tmp_path):
+    """As a text, "10" comes before "2"."""
+    save(random_model(Classifier, Config(**TINY, labels=tuple("abcdefghijkl"))), tmp_path)
+    assert load_config(tmp_path).labels == tuple("abcdefghijkl")
+
+
 def test_labels_as_found(tmp_path):
     save(random_model(Classifier, Config(**TINY, labels=("0", "1"))), tmp_path / "a")
     change(tmp_path / "a", id2label={"1": 1, "0": 0}, label2id={"0": "0", "1": "1"})

@@ -115,8 +115,8 @@ class OnlyFinite(TorchDispatchMode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_of_zeros_are_divided_by_no_zero(tiny_config, random_batch, any_mode, mode):
-    """A query that is all zeros, as after pruning, and a feed-forward network with zeros inside at every token:
-    what a kernel makes of numbers that are not finite depends on the processor.
+    """A query that is all zeros, as after pruning, and a feed-forward network with zeros inside at every
+    token. What a kernel makes of numbers that are not finite depends on the processor.
     """
     model, batch = build(Encoder, tiny_config), random_batch([5, 9])
     with torch.no_grad():
