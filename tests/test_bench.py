@@ -74,7 +74,7 @@ def test_help_of_a_bench_is_its_own(monkeypatch, capsys):
     assert code == 0 and said.startswith("usage: bench.py runs [options]") and said.count("usage:") == 1
     assert said.split("examples:")[1].split() == (
         "TEACHER=FOLDER python bench.py runs docs/runs.txt --show "
-        "what is done and to do").split()
+        "shows the state of each run").split()
 
 
 

@@ -83,7 +83,7 @@ def test_the_lines_join_the_layers_that_the_loss_reads(name, term, tiny_config, 
     monkeypatch.setattr(Encoder, "trace", noted)
     weights = method.weights(**{other: float(other == term.name) for other in terms_of(name)})
     (step,) = data(1000)
-    module = method.module(student, teacher.config) if method.module else student
+    module = method.module(student, teacher) if method.module else student
     loss, sums = method.loss(module, teacher, step.micro_batches[0], weights, method.counts(step, weights))
     assert term.name in sums
     assert logs == {side: {pair[i] for pair in term.pairs} for i, side in enumerate(("student", "teacher"))}
