@@ -82,16 +82,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
         raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
-    if args.to == "onnx":
-        from minibert.hub.onnx_export import packages, save_onnx
-        packages()  # missing packages are reported before the model is loaded
-        if args.dtype != "fp32":
-            raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave --dtype away")
     if args.int8 and args.to != "onnx":
         raise UserError("--int8 needs --to onnx")
     for name in ("reduce_range", "task", "data"):
         if getattr(args, name) and not args.int8:
             raise UserError(f"--{name.replace('_', '-')} is read with --int8 only")
+    if args.to == "onnx":
+        from minibert.hub.onnx_export import packages, save_onnx
+        packages()  # missing packages are reported before the model is loaded
+        if args.dtype != "fp32":
+            raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave --dtype away")
 
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     source = local_folder(args.source)
