@@ -25,9 +25,9 @@ from torch import Tensor
 from minibert.model.batch import IGNORE
 
 # A matrix product is fast if it has many rows. Elementwise operations are fast if their numbers fit in the
-# CPU's cache. So a product computes one chunk (16 M logits: 549 rows of BERT's vocabulary), and elementwise
-# operations compute one tile of it at a time (2 M logits, 8 MB in fp32).
-CHUNK_ELEMENTS, TILE_ELEMENTS = 1 << 24, 1 << 21
+# CPU's cache. So a product computes one chunk (64 MB of logits: 549 rows of BERT's vocabulary in fp32, 1,099
+# in 16 bits), and elementwise operations compute one tile of it at a time (0.5 M logits, 2 MB in fp32).
+CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
 class Vocab(NamedTuple):
@@ -70,8 +70,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
         kl_weight = 0.0
     if labelled is None:
         labelled = (labels != IGNORE).nonzero().squeeze(1).cpu()
-    terms = _Terms(teacher, labels, labelled, mlm_weight, kl_weight, temperature,
-                   chunk or max(1, CHUNK_ELEMENTS // len(student.table)))
+    terms = _Terms(teacher, labels, labelled, mlm_weight, kl_weight, temperature, chunk)
     # The student's tensors are separate arguments, because autograd does not look into tuples.
     loss, *sums = _VocabLoss.apply(*student, terms)
     return loss, VocabSums(*sums)
@@ -101,7 +100,7 @@ class _Terms(NamedTuple):
     mlm_weight: float
     kl_weight: float
     temperature: float
-    chunk: int
+    chunk: int | None
 
 
 class _VocabLoss(torch.autograd.Function):
@@ -128,8 +127,10 @@ class _VocabLoss(torch.autograd.Function):
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
                 up = 2.0 ** -math.ceil(math.log2(largest))
+            scaled = terms._replace(mlm_weight=up * terms.mlm_weight, kl_weight=up * terms.kl_weight)
             marked = terms.labelled.to(states.device, non_blocking=True)
-            chunk = max(1, min(terms.chunk, len(states)))
+            chunk = terms.chunk or CHUNK_BYTES // (len(table) * table.element_size())
+            chunk = max(1, min(chunk, len(states)))
             # The buffers are allocated once, because new memory pages for every chunk take as much time as
             # one operation on the chunk.
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
@@ -140,10 +141,7 @@ class _VocabLoss(torch.autograd.Function):
                 if z_t is not None:
                     _logits(terms.teacher.states[start:start + chunk], terms.teacher.table, z_t[:len(h)])
                 g = z[:len(h)]
-                _logits_to_gradients(g, z_t, start, bias, terms, marked, up, sums)
-                if need_bias:
-                    # The sum over rows is in fp32, because 16 bits lose small terms of a long sum.
-                    grad_bias += g.sum(0, dtype=full)
+                _logits_to_gradients(g, z_t, start, bias, scaled, marked, sums, grad_bias)
                 if need_states:
                     grad_states[start:start + chunk] = g @ table
                 if need_table and low == full:
@@ -169,45 +167,48 @@ class _VocabLoss(torch.autograd.Function):
 
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
-                         marked: Tensor, up: float, sums: VocabSums) -> None:
-    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient times `up`. It
-    also adds the losses of the chunk to `sums`. `start` is the number of the chunk's first row. `marked` are
-    the rows with a label, on the device of z.
+                         marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
+    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient. It adds the
+    losses of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the
+    chunk's first row. `marked` are the rows with a label, on the device of z.
     """
     # one tile of logits fits in the cache of a CPU
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), tile):
         inside = slice(first, min(first + tile, len(z)))
         rows = slice(start + first, start + inside.stop)
-        logits, grad = z[inside].to(bias.dtype) + bias, None
-        if z_t is not None:
-            teacher_logits = z_t[inside].to(bias.dtype) + terms.teacher.bias
-            row_kl, grad = kl_and_gradient(logits, teacher_logits, terms.temperature)
-            sums.kl.add_(row_kl.sum())
-            grad *= up * terms.kl_weight
+        logits = z[inside].to(bias.dtype).add_(bias)
         a, b = torch.searchsorted(terms.labelled, torch.tensor([rows.start, rows.stop])).tolist()
         here = marked[a:b] - rows.start  # (M,) the labelled rows of this tile
         grad_mlm, nll, hits = _mlm(logits, terms.labels[rows], here)
         sums.mlm.add_(nll.sum())
         sums.correct.add_(hits.sum())
-        if grad is None:
+        if z_t is not None:
+            teacher_logits = z_t[inside].to(bias.dtype).add_(terms.teacher.bias)
+            row_kl, grad = kl_and_gradient(logits, teacher_logits, terms.temperature)
+            sums.kl.add_(row_kl.sum())
+            grad *= terms.kl_weight
+            grad.index_add_(0, here, grad_mlm, alpha=terms.mlm_weight)
+        else:
             grad = (grad_mlm if len(here) == len(logits)
                     else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
-            grad *= up * terms.mlm_weight
-        else:
-            grad.index_add_(0, here, grad_mlm, alpha=up * terms.mlm_weight)
+            grad *= terms.mlm_weight
+        if grad_bias is not None:
+            # This sum is in fp32, because 16 bits lose small terms of a long sum.
+            grad_bias += grad.sum(0)
         z[inside] = grad
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns T^2 KL of each row (...,), and its gradient (..., V) with respect to z_s. T is the temperature.
-    The content of z_t is overwritten.
+    The content of z_s and z_t is overwritten.
     """
-    log_s, log_t = (z_s / temperature).log_softmax(-1), z_t.div_(temperature).log_softmax(-1)
-    p_t = log_t.exp()
     # The in-place operations avoid a new tensor of vocabulary size for every operation.
-    kl = torch.linalg.vecdot(p_t, log_t.sub_(log_s)) * temperature**2
-    return kl, log_s.exp_().sub_(p_t).mul_(temperature)
+    p_s, log_sum_s = _softmax(z_s.div_(temperature))
+    p_t, log_sum_t = _softmax(z_t.div_(temperature))
+    # sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)
+    kl = z_t.sub_(z_s).mul_(p_t).sum(-1) + log_sum_s - log_sum_t
+    return kl * temperature**2, p_s.sub_(p_t).mul_(temperature)
 
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,9 +216,19 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
     cross-entropy (M, 1), and whether the most likely token is the label (M, 1).
     """
     target = labels[labelled, None]
-    log_p = (z if len(labelled) == len(z) else z[labelled]).log_softmax(-1)  # (M, V)
-    nll, hits = -log_p.gather(1, target), log_p.argmax(-1, keepdim=True) == target
-    return log_p.exp_().scatter_add_(1, target, torch.full_like(nll, -1.0)), nll, hits
+    z = z if len(labelled) == len(z) else z[labelled]  # (M, V)
+    p, log_sum = _softmax(z)
+    nll, hits = log_sum[:, None] - z.gather(1, target), z.argmax(-1, keepdim=True) == target
+    return p.scatter_add_(1, target, torch.full_like(nll, -1.0)), nll, hits
+
+
+def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns softmax(z) (..., V) and log sum exp(z) (...,). The exponentials, which take most of the time,
+    are computed once.
+    """
+    p = z.softmax(-1)
+    # log p = z - log sum exp(z), used at the most likely token, whose p is not too small for a logarithm
+    return p, z.amax(-1) - p.amax(-1).log()
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
