@@ -18,7 +18,7 @@ from minibert.common.console import table
 from minibert.common.disk import read_text
 from minibert.common.errors import UserError
 from minibert.common.options import numbers, option
-from minibert.data.corpus import SPECIALS
+from minibert.data.corpus_writer import SPECIALS
 from minibert.model.config import Config, preset
 from minibert.model.init import on_meta
 from minibert.model.heads import MaskedLM
