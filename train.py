@@ -373,7 +373,7 @@ def begin_records(run: Run, done: int) -> None:
     metrics.jsonl, and writes config.json.
     """
     options = run.options
-    check_corpus(run.out, run.corpus)
+    check_corpus(run.out, run.corpus.fingerprint)
     hashes = check_weights(run.out, {
         "teacher": None if run.teacher is None else options.teacher or BUNDLED_TEACHER,
         "student": None if options.student in PRESETS else options.student})
