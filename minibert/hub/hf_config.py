@@ -73,7 +73,8 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     if raw.get("pruned_heads"):
         raise UserError("pruned_heads is set: a model without some of its heads does not load here")
 
-    raw = raw | {name: raw[alias] for alias, name in ALIASES[architecture].items() if alias in raw}
+    raw = raw | {name: raw[alias] for alias, name in ALIASES.get(architecture, {}).items()
+                 if alias in raw}
     default = DEFAULTS[architecture]
     values = {ours: _value(raw, theirs, ours, getattr(default, ours))
               for ours, theirs in FIELDS[architecture].items()}

@@ -5,13 +5,14 @@ ids (S, T) and a mask. So `Padded` is exported: it has the same modules, but its
 rows. The export needs the `onnx` extra.
 """
 
+import contextlib
 import importlib
 import logging
 import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version that torch writes without a conversion; LayerNormalization is one operator since 17
-# the shapes (S, T) of the batches with which an exported file is checked
-CHECKED = ((1, 1), (1, 20), (2, 7), (3, 2), (3, 20))
+# an exported file is checked with random batches: the lengths of their sequences, and the padded length
+CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # the tolerance of all fp32 comparisons; relative to the largest output if that is above 1
 
 
@@ -129,18 +130,14 @@ def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, .
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Random batches with the shapes in `CHECKED`. Their sequences have different lengths. With each batch
-    comes the length to which it is padded.
+    """Random batches with the lengths in `CHECKED`. With each batch comes the length to which it is padded.
     """
-    config, rng = model.config, np.random.default_rng(0)
+    config, rng, most = model.config, np.random.default_rng(0), model.config.max_positions
     made = []
-    for number, length in CHECKED:
-        length = min(length, config.max_positions)
-        lengths = [length, *rng.integers(1, length + 1, number - 1)]  # the first sequence has no padding
-        made.append((pack([rng.integers(config.vocab_size, size=n).tolist() for n in lengths],
-                          [rng.integers(max(1, config.segments), size=n).tolist() for n in lengths]), length))
-        if length < config.max_positions and number > 1:
-            made.append((made[-1][0], length + 1))  # the same batch with padding at the end of all rows
+    for lengths, padded in CHECKED:
+        ids, segments = ([rng.integers(below, size=min(n, most)).tolist() for n in lengths]
+                         for below in (config.vocab_size, max(1, config.segments)))
+        made.append((pack(ids, segments), min(padded, most)))
     return made
 
 
@@ -166,6 +163,20 @@ def packages():
     return onnx, onnxruntime
 
 
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Hides the warnings and log lines of other packages, which say nothing that helps the user."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def write_onnx(model: nn.Module, path: Path) -> None:
     """Writes the ONNX file in fp32 and does not check it. The file takes any batch size and any length up to
     the model's number of positions.
@@ -174,18 +185,10 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    # torch's warnings and log lines say nothing that helps the user, and the file is checked later
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
-                              output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
-                              opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
-    finally:
-        logger.setLevel(level)
+    with quiet("torch.onnx"):  # the file is checked later
+        torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
+                          output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
+                          opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
     proto = onnx.load(path)
     tidy(proto)
     onnx.save(proto, path)
@@ -234,14 +237,9 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # a warning recommends a graph optimisation that changes nothing here
-    try:
+    with quiet(""):  # a warning recommends a graph optimisation that changes nothing here
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
-    finally:
-        root.setLevel(level)
 
 
 def open_file(path: Path):
