@@ -111,8 +111,8 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     """Builds a student with the same kind of head as its teacher. It is on the teacher's device and in the
     teacher's mode (train or eval).
 
-    `shape` is the name of a preset or a `Config`. None is the teacher's config with half of its layers.
-    `layers` replaces the number of layers. `init` says which weights are copied. "teacher" copies the
+    `shape` is the name of a preset or a `Config`. None is the teacher's config with half of its layers. If
+    `layers` is given, the student has this number of layers instead. `init` says which weights are copied. "teacher" copies the
     embeddings, the head and the layers in `layer_map` (from 0; None: see `copied_layers`). "embeddings"
     copies the embeddings and the head only. "random" copies nothing: the weights are random numbers from
     `seed`, and the student may have any width. `fold_segments` is for a student without token types. Row 0 of
