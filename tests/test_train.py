@@ -370,7 +370,7 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     (tmp_path / "two.txt").write_text("a b\nc\n")
     short = options(folder, tmp_path / "short", corpus=tmp_path / "two.txt")
     refused(short, "no sequence of 12", "more text")
-    refused(short, "never began", "--resume")
+    refused(short, "exists already")
     refused(options(folder, tmp_path / "late", "--eval-corpus", str(tmp_path / "none.txt"),
                     corpus=tmp_path / "two.txt"), "none.txt does not exist")
     assert not (tmp_path / "late" / "corpus").exists()  # said before anything was prepared

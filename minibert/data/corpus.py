@@ -110,7 +110,9 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder}: at least half of the tokens of every sequence are [UNK]; the tokenizer "
                         "does not fit the text, prepare it with another one")
     if not len(starts):
-        raise NoSequences(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}")
+        raise NoSequences(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}: "
+                          "give more text, or a larger --max-length, up to which the lines of a document are "
+                          "joined")
     left_out = "" if len(starts) == found else (
         f"{folder}: of {found:,} sequences, {short:,} shorter than {min_length} tokens and {unknown:,} that "
         "are at least half [UNK] are left out")
