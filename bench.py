@@ -9,7 +9,7 @@
     bench.py size      parameters, bytes on disk and FLOPs of models, with published figures
     bench.py gpu       tests, speed and five minutes of distillation on one GPU, in ten minutes
     bench.py runs      runs a list of commands: skips finished ones, resumes stopped ones
-    bench.py report    writes tables and plots of runs into a markdown file
+    bench.py report    writes tables and plots of finished runs into a markdown file
 """
 
 import importlib
@@ -55,7 +55,7 @@ EXAMPLES = """examples:
   python bench.py gpu                        tests, step, inference and five minutes of distillation
   python bench.py gpu --dry-run --minutes 0.2
   TEACHER=FOLDER python bench.py runs docs/runs.txt --show    shows the state of each run
-  python bench.py report runs/ --teacher teacher --over alone --out report.md
+  python bench.py report runs/ --teacher teacher --out report.md
 """
 
 
