@@ -48,7 +48,7 @@ EXAMPLES = """examples:
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
   python bench.py data --growth 10,100,1000
-  python bench.py plan                       two ready-made plans, on assumed rates
+  python bench.py plan --corpus-tokens wikitext-103 --peak-tflops 65 --share 0.3
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
   python bench.py size                       all presets
   python bench.py size bert-base distilbert weights/teacher --length 128
