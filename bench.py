@@ -4,7 +4,7 @@
     bench.py inference latency and throughput of minibert and of other engines; the scores of each mode
     bench.py finetune  the fine-tuning step on a real task, and the same step on `transformers`
     bench.py sentences sentence encoders compared with their teacher: STS-B, retrieval on SQuAD, speed
-    bench.py data      speed of preparing a corpus, compared with `tokenizers` alone; memory by size of text
+    bench.py data      speed and memory of preparing a corpus, compared with `tokenizers` alone
     bench.py plan      hours and cost of a training, calculated from the tokens a second
     bench.py size      parameters, bytes on disk and FLOPs of models, with published figures
     bench.py gpu       tests, speed and five minutes of distillation on one GPU, in ten minutes
@@ -47,7 +47,6 @@ EXAMPLES = """examples:
   python bench.py sentences TEACHER runs/mine/model --sts data/glue_data --squad data/squad
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
-  python bench.py data --growth 10,100,1000
   python bench.py plan --corpus-tokens wikitext-103 --peak-tflops 65 --share 0.3
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
   python bench.py size                       all presets
