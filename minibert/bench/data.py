@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.bench.turns import alternate, rate, ratios, serve
+from minibert.bench.turns import alternate, ratios, serve, speeds
 from minibert.common.console import table
 from minibert.common.disk import disk_errors
 from minibert.common.errors import UserError
@@ -140,16 +140,10 @@ def bench_data(options: DataBench) -> dict:
                         "speeds cannot be compared; this is a mistake of minibert, please report it "
                         "with the text")
     seconds = {kind: [turn[0] for turn in some] for kind, some in turns.items()}
-    figures, rows = {}, []
-    for kind in TURNS:
-        middle, spread = rate(size / 1e6, seconds[kind])
-        figures[kind] = {"megabytes_per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
-        rows.append({"tokenising": kind, "MB/s": f"{middle:.2f}",
-                     "from - to": "{:.2f} - {:.2f}".format(*spread), "tokens": f"{tokens[kind]:,}",
-                     "peak memory": f"{memory[kind] / 2**20:.0f} MiB"})
+    figures, rows = speeds(size / 1e6, "MB", ".2f", seconds, memory)
     times = ratios(seconds["tokenizers"], seconds["minibert"])
-    print(table(rows, f"speed of prepare beside bare tokenizers; {options.threads} threads, "
-                      f"{vocabulary:,} pieces"))
+    print(table([*rows.values()], f"speed of prepare beside bare tokenizers; {options.threads} threads, "
+                                 f"{tokens['minibert']:,} tokens, {vocabulary:,} pieces"))
     print(f"prepare reaches {100 * statistics.median(times):.0f} % of the bare speed, turn by turn "
           f"{100 * times[0]:.0f} to {100 * times[-1]:.0f} %; both found the same number of tokens")
     from minibert.common.runtime import describe, start  # imports torch: see the note at the top
