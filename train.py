@@ -29,6 +29,7 @@ from minibert.data.loader import ahead, make_step
 from minibert.data.masking import Masking, smoothed_weights
 from minibert.data.prepare import prepare
 from minibert.data.python_docs import prepare_python_docs
+from minibert.data.text import find_sources
 from minibert.data.tokenizer import Tokenizer
 from minibert.distill.embedding import SentenceStudent
 from minibert.distill.methods import METHODS, Method
@@ -205,12 +206,17 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
 
 # ---------------------------------------------------------------- text
 
+def is_prepared(sources: tuple[str, ...]) -> bool:
+    """Whether the value of a corpus option is a single prepared folder."""
+    return len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists()
+
+
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
     """Returns the prepared folder of a corpus option. If the option names text files, the first rank prepares
     them in `target`.
     """
-    if len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists():
+    if is_prepared(sources):
         return Path(sources[0])
     if runtime.is_writer and not (options.resume and target.exists()):
         if sources == ("python-docs",):
@@ -230,8 +236,11 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
                            options.min_length)
 
+    # wrong paths are reported first, because preparing a corpus can take hours
+    for sources in (options.corpus, options.eval_corpus):
+        if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
+            find_sources(list(sources))
     unseen = None
-    # It is prepared first: a wrong path is reported before the other text, which can take hours.
     if options.eval_corpus:
         unseen = opened(prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0),
                         "train", "held-out")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from minibert.bench import finetune as bench_finetune, train as bench_train
-from minibert.bench.plan import read_measured
 from minibert.bench.train import TrainBench, random_sequences
 from minibert.data.prepare import prepare
 from minibert.data.tokenizer import load_tokenizer
@@ -77,9 +76,6 @@ def test_help_of_a_bench_is_its_own(monkeypatch, capsys):
         "shows the state of each run").split()
 
 
-
-
-
 @pytest.mark.slow
 def test_finetune_bench_compares_with_transformers(tmp_path):
     pytest.importorskip("transformers")
@@ -110,5 +106,5 @@ def test_lengths_of_a_corpus(tmp_path, monkeypatch):
     assert all(len(ids) == some.sum() == len(chosen) for ids, some, chosen in steps)
     monkeypatch.setattr(bench_train, "matrix_peak", lambda _: 1.0)
     monkeypatch.setattr(bench_train, "alternate", lambda *_: ({"minibert": [1.0]}, {"minibert": 1}))
-    measured = read_measured(json.dumps(bench_train.bench_train(options)))
+    measured = bench_train.bench_train(options)
     assert measured["length"] == pytest.approx(sum(lengths) / 16, abs=0.006)  # rounded to two digits

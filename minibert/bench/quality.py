@@ -1,12 +1,10 @@
-"""The scores of a fine-tuned model in each inference mode, and a plot of scores and speed."""
+"""The scores of a fine-tuned model in each inference mode."""
 
 import dataclasses
-from pathlib import Path
 
 import minibert
 from minibert.bench.engines import why_not
 from minibert.common.console import table
-from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.inference.fast_encoder import MODES, fast
 from minibert.inference.predict import outputs
@@ -14,7 +12,6 @@ from minibert.tasks.models import load_tuned
 from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS
 from minibert.tasks.splits import judge, some_of, tokenised
-from minibert.training.plots import pyplot, save_figure
 
 
 def quality(folder: str, task_name: str, data: str, max_length: int, some: int | None,
@@ -47,21 +44,3 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
     print(table(rows, f"{folder} on the {len(split.examples.lengths)} examples of {task.name}'s dev set; "
                       f"largest logit {abs(exact).max():.2f}"), flush=True)
     return found
-
-
-def plot(results: list[dict], metric: str, target: str) -> None:
-    """Draws a point for each mode: sentences per second and score. Each model has one colour."""
-    plt = pyplot()
-    if plt is None:
-        raise UserError("--plot needs matplotlib: pip install 'minibert[plots]'")
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for result in results:
-        engines = [engine for engine in result["quality"] if engine in result["engines"]]
-        speeds = [result["engines"][engine]["sentences_per_second"] for engine in engines]
-        scores = [result["quality"][engine][metric] for engine in engines]
-        axis.plot(speeds, scores, "o", label=f"{result['model']}, {result['threads']} threads")
-        for engine, x, y in zip(engines, speeds, scores):
-            axis.annotate(engine.removeprefix("minibert").strip() or "as loaded", (x, y), fontsize=7)
-    axis.set(xlabel="sentences per second, together", ylabel=f"{metric}, %", xscale="log")
-    axis.legend()
-    save_figure(figure, Path(target))

@@ -14,7 +14,7 @@ import torch
 
 from minibert.bench.flops import matrix_peak, useful_flops
 from minibert.bench.transformers_peer import at_rate, check_installed, transformers_model, transformers_step
-from minibert.bench.turns import alternate, compared, rate, serve
+from minibert.bench.turns import alternate, compared, rate, serve, speeds
 from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
@@ -175,23 +175,18 @@ def bench_train(options: TrainBench) -> dict:
     seconds, memory = alternate(train_worker, kinds, options, options.turns)
     steps = random_sequences(options, student.vocab_size)
     tokens = sum(len(ids) for ids, _, _ in steps)
-    figures, rows = {}, []
+    figures, rows = speeds(tokens, "tokens", ",.0f", seconds, memory)
     for kind in kinds:
-        method = method_of.get(kind, "distilbert")
-        flops = sum(useful_flops(teacher, student, lengths, method) for _, lengths, _ in steps)
-        middle, spread = rate(tokens, seconds[kind])
+        flops = sum(useful_flops(teacher, student, lengths, method_of.get(kind, "distilbert"))
+                    for _, lengths, _ in steps)
         used, _ = rate(flops, seconds[kind])
-        figures[kind] = {"tokens_per_second": middle, "spread": spread, "flops_per_second": used,
-                         "share_of_peak": used / peak, "peak_memory_bytes": memory[kind]}
-        rows.append({"step": kind, "tok/s": f"{middle:,.0f}",
-                     "from - to": "{:,.0f} - {:,.0f}".format(*spread), "GFLOP/s": f"{used / 1e9:,.0f}",
-                     "of matrix peak": f"{100 * used / peak:.0f} %",
-                     "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
+        figures[kind] |= {"flops_per_second": used, "share_of_peak": used / peak}
+        rows[kind] |= {"GFLOP/s": f"{used / 1e9:,.0f}", "of matrix peak": f"{100 * used / peak:.0f} %"}
     lengths = (f"{options.min_length} to {options.max_length} tokens" if not options.corpus
                else f"{options.corpus}")
     title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {lengths}, "
              f"{tokens / options.steps:,.0f} tokens a step, {runtime.precision}, dropout {options.dropout}")
-    print(table(rows, title))
+    print(table([*rows.values()], title))
     result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
               "length": round(tokens / (options.steps * options.batch), 2), "matrix_peak": peak, **figures}
     if peers:
