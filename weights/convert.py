@@ -108,27 +108,23 @@ def main() -> None:
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"
     if args.to == "onnx":
-        int8 = int8_of(model, tokenizer, str(source), args) if args.int8 else None
-        apart = save_onnx(model, args.target, tokenizer, int8)
+        bits = judge = None
+        if args.int8:
+            bits = 8 if sums_bytes_in_32_bits() and not args.reduce_range else 7
+        if args.task:
+            from minibert.tasks.onnx_scores import judge_of
+            if tokenizer is None:
+                raise UserError(f"{source} has no tokenizer, so --task cannot be judged")
+            judge = judge_of(model, tokenizer, str(source), args.task, args.data, args.most_loss)
+        apart = save_onnx(model, args.target, tokenizer, bits, judge)
         note += f"; in ONNX Runtime at most {apart:.0e} from the model" + (
-            f", weights of {8 - int8.reduce_range} bits" if int8 else "")
+            f", weights of {bits} bits" if bits else "")
     else:
         save(model, args.target, tokenizer, args.to, DTYPES[args.dtype])
     size = next(path.stat().st_size for path in args.target.glob("model*"))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.target}: {model.config.architecture}, {head_of(model)}, {parameters:,} parameters, "
           f"{size:,} bytes{note}")
-
-
-def int8_of(model, tokenizer, source, args):
-    """The settings of the int8 file, and with --task the function that evaluates it."""
-    from minibert.hub.onnx_export import Quantization
-    from minibert.tasks.onnx_scores import judge_of
-
-    if args.task and tokenizer is None:
-        raise UserError(f"{source} has no tokenizer, so --task cannot be judged")
-    judge = args.task and judge_of(model, tokenizer, source, args.task, args.data, args.most_loss)
-    return Quantization(args.reduce_range or not sums_bytes_in_32_bits(), judge)
 
 
 def carve(model, tokenizer, args):

@@ -14,7 +14,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,14 +34,6 @@ OPSET = 18  # the version that torch writes without a conversion; LayerNormaliza
 # an exported file is checked with random batches: the lengths of their sequences, and the padded length
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # the tolerance of all fp32 comparisons; relative to the largest output if that is above 1
-
-
-class Quantization(NamedTuple):
-    """The settings of an int8 file. `reduce_range` is an argument of `quantize_file`. `judge` takes the path
-    of the file before it gets its final name, and raises `UserError` to refuse it.
-    """
-    reduce_range: bool
-    judge: Callable[[Path], None] | None = None
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -277,14 +268,16 @@ def deviation(model: nn.Module, path: Path) -> float:
 
 
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
-              int8: Quantization | None = None) -> float:
+              bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
-    model.onnx, or model_quantized.onnx with `int8`. Returns the `deviation` of the file from the model.
+    model.onnx, or model_quantized.onnx with weights of 8 or 7 `bits` (`quantize_file`). Returns the
+    `deviation` of the file from the model. `judge` takes the path of the quantised file before it gets its
+    final name, and raises `UserError` to refuse it.
 
     The fp32 file is checked in ONNX Runtime before any file gets its final name. So a model.onnx in `folder`
     is complete, and its outputs are those of the model. Raises `UserError` and writes nothing if the `onnx`
     extra is missing, the head is not in `OUTPUTS`, `transformers` does not support the model, a check fails,
-    or `int8.judge` raises `UserError`.
+    or `judge` raises `UserError`.
     """
     model = getattr(model, "_orig_mod", model).eval()  # the original model inside a compiled one
     config, head, folder = model.config, head_of(model), Path(folder)
@@ -302,13 +295,13 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
         if not apart <= TOLERANCE:
             raise UserError(f"model.onnx differs from the model by {apart:.1e} in ONNX Runtime, more than "
                             f"{TOLERANCE}; nothing was saved")
-        if int8 is not None:
+        if bits is not None:
             fp32, file = file, made / "model_quantized.onnx"
-            quantize_file(fp32, file, int8.reduce_range)
+            quantize_file(fp32, file, bits == 7)
             fp32.unlink()
             apart = deviation(model, file)
-            if int8.judge:
-                int8.judge(file)
+            if judge:
+                judge(file)
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions)
         (made / "config.json").write_text(text, encoding="utf-8")
