@@ -102,12 +102,12 @@ def default_relation_heads(*widths: int) -> int:
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the sequences of the whole step."""
+    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the sequences of the whole step."""
+    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 

@@ -35,7 +35,7 @@ def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
     return _like(model, weights, layers=len(layers))
 
 
-LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # the start of the name of a layer's tensor, like encoder.layers.3
+LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a layer's tensor
 
 
 @torch.no_grad()
@@ -103,12 +103,12 @@ def keep_positions(model: nn.Module, positions: int) -> nn.Module:
 
 
 def _prefix(model: nn.Module) -> str:
-    # the start of the names of all tensors of the encoder
+    # the names of all tensors of the encoder start with this text
     return "" if isinstance(model, Encoder) else "encoder."
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # a model with the same head, a changed config and these weights
+    # returns a model with the same kind of head, a changed config and these weights
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))
