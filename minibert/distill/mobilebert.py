@@ -45,10 +45,11 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
     The knowledge transfer has four terms, and the attention term is one of them. Each of these terms is
     summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention term
-    is KL(a_t || a_s), averaged over the heads and rows of each sequence. The distillation is alpha MLM + (1 -
-    alpha) KD at masked tokens. The distillation has no next-sentence prediction. note: the authors' code
-    averages the attention term over all rows of a batch. Both means are equal if all sequences have equal
-    lengths. Their code minimises cross-entropies instead of KLs, which gives the same gradients.
+    is KL(a_t || a_s), averaged over the heads and rows of each sequence. a_t and a_s are the attention
+    distributions of teacher and student. The distillation is alpha MLM + (1 - alpha) KD at masked tokens. The
+    distillation has no next-sentence prediction. note: the authors' code averages the attention term over all
+    rows of a batch. Both means are equal if all sequences have equal lengths. Their code minimises
+    cross-entropies instead of KLs, which gives the same gradients.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers

@@ -42,8 +42,8 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
     is "last", they are the last layers below the top layer: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
-        raise UserError("PKD compares the layers below the last: "
-                        f"a student of {student_layers} layers cannot learn from {teacher_layers} layers")
+        raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
+                        f"and at most those of the teacher, {teacher_layers}: it has {student_layers}")
     below_last = range(1, student_layers)
     if which == "last":
         return [(i, teacher_layers - student_layers + i) for i in below_last]

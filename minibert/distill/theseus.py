@@ -8,7 +8,7 @@ the student's layers are trained. The method has no loss of its own: the loss is
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
 When p is 1, no teacher layer is used, and the training of the student's layers continues. So one run has both
-stages of the paper.
+stages of the paper: the training with the teacher's layers, and the training without them.
 """
 
 import math
