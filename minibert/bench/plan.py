@@ -15,7 +15,7 @@ from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import numbers, option, within
 from minibert.data.corpus_writer import SPECIALS
-from minibert.model.config import Config, preset
+from minibert.model.config import preset
 from minibert.model.heads import MaskedLM
 from minibert.model.init import on_meta
 
@@ -84,25 +84,6 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
     return tokens, "given"
 
 
-def flops_per_token(teacher: Config, student: Config, length: float) -> float:
-    """Useful FLOPs of one token in sequences of `length`, as `bench.py train` counts them."""
-    return useful_flops(teacher, student, np.array([length])) / length
-
-
-def gradient_bytes(student: Config) -> int:
-    """The size of the gradient that the ranks sum in each step, in bytes: fp32, with the shared word table
-    counted once.
-    """
-    return 4 * sum(p.numel() for p in on_meta(MaskedLM, student).parameters())
-
-
-def all_reduce_seconds(number: int, size: float, bandwidth: float) -> float:
-    """Seconds of a ring all-reduce of `size` bytes over K devices (`number`). Each device sends
-    2 (K - 1) / K x `size` bytes.
-    """
-    return 2 * (number - 1) / number * size / bandwidth
-
-
 def plan(options: PlanBench) -> dict:
     """Calculates the time and the cost of a training for each number of devices.
 
@@ -115,16 +96,17 @@ def plan(options: PlanBench) -> dict:
     # each sequence of the corpus has `SPECIALS` tokens more
     trained = tokens * options.epochs * options.length / (options.length - SPECIALS)
     step, student = options.batch * options.length, preset(options.student)
-    flops = flops_per_token(preset(options.teacher), student, options.length)
+    flops = useful_flops(preset(options.teacher), student, np.array([options.length])) / options.length
     rate, origin = options.tokens_per_second, "given"
     if rate is None:
         rate = options.share * options.peak_tflops * 1e12 / flops
         origin = (f"assumed, not measured: {100 * options.share:g} % of {options.peak_tflops:g} TFLOP/s, "
                   f"{flops / 1e6:,.0f} MFLOP a token")
-    gradient, rows = gradient_bytes(student), []
+    gradient = 4 * sum(p.numel() for p in on_meta(MaskedLM, student).parameters())  # bytes, in fp32
+    rows = []
     for number in devices:
         compute = step / (number * rate)
-        reduce = all_reduce_seconds(number, gradient, 1e9 * options.bandwidth)
+        reduce = 2 * (number - 1) / number * gradient / (1e9 * options.bandwidth)
         hours = trained / step * (compute + reduce) / 3600
         rows.append({"devices": number, "compute_seconds": compute, "all_reduce_seconds": reduce,
                      "speed_up": step / rate / (compute + reduce), "hours": hours,

@@ -60,7 +60,7 @@ def place_of(model: str | Path) -> Path:
 
 def student_of(run: TrainRun) -> Path:
     """The folder of the run, which gives its student the name."""
-    return place_of(Path(run.options["out"], "model"))
+    return Path(run.options["out"])
 
 
 def teacher_of(run: TrainRun) -> Path:

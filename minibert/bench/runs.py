@@ -95,16 +95,12 @@ def read_list(path: Path) -> list[Line]:
     return lines
 
 
-def seconds_of(line: Line) -> float | None:
-    """The seconds of a finished training or fine-tuning, from its run folder. None for other commands."""
-    return read_run(line.out).seconds if line.done and line.script in ("train.py", "finetune.py") else None
-
-
 def shown_state(line: Line) -> str:
-    """The state of a run as text: done, begun or to do. A finished run has its time, too."""
+    """The state of a run as text: done, begun or to do. A finished training or fine-tuning has its time, too.
+    """
     if line.done:
-        seconds = seconds_of(line)
-        return "done" + ("" if seconds is None else f", took {clock(seconds)}")
+        timed = line.script in ("train.py", "finetune.py")
+        return "done" + (f", took {clock(read_run(line.out).seconds)}" if timed else "")
     return "begun, to be resumed" if line.begun else "to do"
 
 
@@ -154,8 +150,7 @@ def bench_runs(options: RunsBench) -> dict:
                     failed.append(str(line.log))
                 state = "done" if code == 0 else f"failed, exit code {code}: {last_line(line.log)}"
                 print(f"{name}: {state}, after {clock(time.monotonic() - begun)}", flush=True)
-            states.append({"script": line.script, "out": str(line.out), "state": state,
-                           "seconds": seconds_of(line)})
+            states.append({"script": line.script, "out": str(line.out), "state": state})
     if options.show:
         print(f"{sum(not line.done for line in lines)} to do")
     if failed:

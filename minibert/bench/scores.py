@@ -12,17 +12,9 @@ import numpy as np
 DRAWS = 10_000
 
 
-def ratio_of_means(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """The ratio of means. student and teacher are (tasks, ...); the result is (...)."""
-    return student.mean(0) / teacher.mean(0)
-
-
-def mean_of_ratios(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """The mean of ratios. student and teacher are (tasks, ...); the result is (...)."""
-    return (student / teacher).mean(0)
-
-
-FORMULAS = {"ratio of means": ratio_of_means, "mean of ratios": mean_of_ratios}
+# s and t are (tasks, ...); the result is (...)
+FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
+            "mean of ratios": lambda s, t: (s / t).mean(0)}
 
 
 def share_kept(formula: str, student: list[list[float]],

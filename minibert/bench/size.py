@@ -18,8 +18,7 @@ from minibert.model.config import PRESETS, preset
 from minibert.model.heads import build_encoder, encoder_of
 from minibert.model.init import on_meta
 
-SIZES = """fp32 MB, fp16 MB: 4 and 2 bytes for each parameter, without the header of a file (some kilobytes)
-int8 MB: an estimate with one byte for each element of a matrix or table, and four bytes for other elements
+NOTES = """fp32 MB: 4 bytes for each parameter; fp16 needs half of it
 published: the figures of the papers; minibert/bench/size.py names the paper of each"""
 PUBLISHED_LENGTH = 128  # papers give the FLOPs of one sequence with this number of tokens
 
@@ -56,13 +55,6 @@ def count(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
-def disk_bytes(model: nn.Module) -> dict[str, int]:
-    """The bytes of the tensors in each precision. Those of int8 are an estimate (`SIZES`)."""
-    total = count(model)
-    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    return {"fp32": 4 * total, "fp16": 2 * total, "int8": matrices + 4 * (total - matrices)}
-
-
 def size_of(name: str, length: int) -> dict:
     """The figures of a preset, or of the model in a folder. FLOPs are None if the model has too few
     positions. Raises `UserError` for another `name`.
@@ -79,7 +71,7 @@ def size_of(name: str, length: int) -> dict:
     millions, billions = PUBLISHED.get(name, (None, None))
     return {"model": name, "head": head_of(model), "parameters": parameters,
             "published_parameters": millions and 1e6 * millions, "without_embeddings": parameters - tables,
-            "bytes": disk_bytes(model), "flops": flops if fits else None,
+            "flops": flops if fits else None,
             "flops_with_d_x_d": flops + extra_layer_flops(config, length) if fits else None,
             "published_flops": 1e9 * billions if billions and length == PUBLISHED_LENGTH else None}
 
@@ -94,8 +86,7 @@ def shown(row: dict) -> dict:
             "million parameters": number(parameters, 1e6, ".2f"), "published": number(published, 1e6, "g"),
             "apart": "-" if published is None else f"{100 * (parameters / published - 1):+.1f} %",
             "no embeddings": number(row["without_embeddings"], 1e6, ".2f"),
-            **{f"{name} MB": number(size, 1e6, ".1f") for name, size in row["bytes"].items()},
-            "GFLOP": number(row["flops"], 1e9, ".2f"),
+            "fp32 MB": number(4 * parameters, 1e6, ".1f"), "GFLOP": number(row["flops"], 1e9, ".2f"),
             "with D x D": number(row["flops_with_d_x_d"], 1e9, ".2f"),
             "published ": number(row["published_flops"], 1e9, "g")}
 
@@ -105,5 +96,5 @@ def bench_size(options: SizeBench) -> dict:
     rows = [size_of(name, options.length) for name in options.models or PRESETS]
     print(table([shown(row) for row in rows],
                 f"Sizes of models, and the forward pass of one sequence of {options.length} tokens"))
-    print(f"\n{FLOPS_FORMULA}\n{SIZES}")
+    print(f"\n{FLOPS_FORMULA}\n{NOTES}")
     return {"bench": "size", "length": options.length, "models": rows}

@@ -127,7 +127,7 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
     figures, rows = {}, {}
     for kind, taken in seconds.items():
         middle, spread = rate(amount, taken)
-        figures[kind] = {f"{unit}_per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
+        figures[kind] = {"per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
         rows[kind] = {"program": kind, f"{unit}/s": format(middle, form),
                       "from - to": " - ".join(format(value, form) for value in spread),
                       "peak memory": f"{memory[kind] / 2**30:.2f} GiB"}

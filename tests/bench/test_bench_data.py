@@ -33,7 +33,7 @@ def test_both_programs(monkeypatch, capsys, words):
     assert 20_000 <= result["text_bytes"] < 20_100 and result["tokens"] > 1000
     for kind in ("minibert", "tokenizers"):
         low, high = result[kind]["spread"]
-        assert 0 < low <= result[kind]["MB_per_second"] <= high
+        assert 0 < low <= result[kind]["per_second"] <= high
         if sys.platform == "linux":
             assert 1 << 20 < result[kind]["peak_memory_bytes"] < 150 << 20  # torch alone would be more
     low, high = result["speed_ratio_spread"]

@@ -12,8 +12,7 @@ import torch
 import minibert
 from minibert.bench import inference, engines
 from minibert.bench.engines import ENGINES, in_padded_batches, why_not, write_files
-from minibert.bench.inference import InferenceBench, figures, material
-from minibert.bench.quality import quality
+from minibert.bench.inference import InferenceBench, figures, material, quality
 from minibert.common.errors import UserError
 from minibert.common.runtime import start
 from minibert.model.config import preset

@@ -6,10 +6,9 @@ from functools import partial
 import pytest
 
 from minibert.bench.flops import encoder_flops
-from minibert.bench.size import PUBLISHED, count, disk_bytes, size_of
+from minibert.bench.size import PUBLISHED, count, size_of
 from minibert.hub.load_save import save
 from minibert.model.config import PRESETS, Config, preset
-from minibert.model.encoder import Encoder
 from minibert.model.heads import Classifier, MaskedLM, PreTraining
 from minibert.model.init import init_weights, on_meta
 from scripts import run_bench
@@ -25,14 +24,6 @@ def test_parameters_are_those_of_the_reference():
     assert count(on_meta(PreTraining, preset("bert-base"))) == 110_106_428
     assert count(on_meta(MaskedLM, preset("distilbert"))) == 66_985_530
     assert size_of("tinybert-4", 128)["parameters"] == 14_350_248
-
-
-def test_bytes_by_hand(tiny_config):
-    c = tiny_config  # D 24, F 40, V 60, 32 positions, 2 segments, 2 layers; no pooler
-    matrices = (60 + 32 + 2) * 24 + 2 * (4 * 24 * 24 + 2 * 24 * 40)
-    rest = 2 * 24 + 2 * (4 * 24 + 40 + 24 + 4 * 24)
-    assert disk_bytes(Encoder(c)) == {"fp32": 4 * (matrices + rest), "fp16": 2 * (matrices + rest),
-                                      "int8": matrices + 4 * rest}
 
 
 def test_every_preset_on_the_command_line(monkeypatch, capsys):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,7 +39,7 @@ def place(tmp_path, monkeypatch):
     """A folder with a stand-in for the scripts, to run lists in."""
     (tmp_path / "finetune.py").write_text(SCRIPT)
     monkeypatch.setattr(run_list, "ROOT", tmp_path)
-    monkeypatch.setattr(run_list, "seconds_of", lambda line: None)
+    monkeypatch.setattr(run_list, "read_run", lambda folder: SimpleNamespace(seconds=60.0))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -77,7 +78,7 @@ def test_a_training_killed_before_its_first_line_is_resumed(place):
 
 def test_show_runs_nothing(place):
     result = work(place, "finetune.py --out new", show=True)
-    assert result["runs"] == [{"script": "finetune.py", "out": "new", "state": "to do", "seconds": None}]
+    assert result["runs"] == [{"script": "finetune.py", "out": "new", "state": "to do"}]
     assert not (place / "order").exists()
 
 
