@@ -57,7 +57,7 @@ def write_plain_text(files: tuple[str, ...], target: Path) -> None:
     If `files` is empty, it writes the documents of Python's documentation.
     """
     with open(target, "w", encoding="utf-8", newline="\n") as file:
-        found = (itertools.chain.from_iterable(read_documents(source.path) for source in find_sources(files))
+        found = ((document for source in find_sources(files) for document, _ in read_documents(source.path))
                  if files else (document for _, document in split_docs(python_docs())))
         for document in found:
             file.write("\n" + "\n".join(document) + "\n")

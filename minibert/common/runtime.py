@@ -157,7 +157,8 @@ def describe(runtime: Runtime) -> dict:
     cpu = platform.processor() or platform.machine()
     if sys.platform == "linux":
         with open("/proc/cpuinfo") as lines:
-            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+            names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            cpu = next(names, cpu)
     name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else cpu
     return {"device": name, "cpu": cpu, "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "ranks": runtime.ranks,

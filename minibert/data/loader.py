@@ -98,8 +98,9 @@ def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.n
     for group in groups(lengths, micro_tokens, rank, ranks):
         # `batch.pack` would need lists, but the tokens are in arrays, and a step can have a million tokens
         rows, positions, offsets = rows_of(starts[group], lengths[group])
-        packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, np.zeros(len(rows), np.int64), offsets,
-                                               lengths[group])))
+        segments = np.zeros(len(rows), np.int64)
+        packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, segments, offsets, lengths[group])))
         masked = torch.from_numpy(np.flatnonzero(selected[rows]))
-        made.append(MicroBatch(packed, torch.from_numpy(labels[rows]), masked, seed_of(*key, int(group[0]))))
+        seed = seed_of(*key, int(group[0]))
+        made.append(MicroBatch(packed, torch.from_numpy(labels[rows]), masked, seed))
     return made

@@ -29,34 +29,29 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
     The sha256 of a document's text (of its first 65,536 characters) is read as a number in [0, 1). If this
     number is less than `held_out`, the document belongs to the part "held-out", otherwise to "train". So
     duplicates are always in the same part. `report(line)` prints a line of the summary or a warning. If
-    `report` is None, nothing is printed, and no progress is shown.
+    `report` is None, no summary is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
-    documents = split_documents(sources, wikitext, held_out, show=report is not None)
+    documents = split_documents(sources, wikitext, held_out)
     write_corpus(documents, tokenizer, out, report, held_out=held_out, wikitext=wikitext,
                  sources=[{"name": source.name, "bytes": source.size} for source in sources])
 
 
-def split_documents(sources: list[Source], wikitext: str, held_out: float, show: bool
+def split_documents(sources: list[Source], wikitext: str, held_out: float
                     ) -> Iterator[tuple[str, list[str]]]:
-    """Yields the documents of files, each with its part. `show` is whether to show progress.
-
-    Raises `UserError` if `wikitext` or `held_out` has a wrong value.
+    """Yields the documents of files, each with its part, and shows the progress. Raises `UserError` if
+    `wikitext` or `held_out` has a wrong value.
     """
     if wikitext not in ("auto", "yes", "no"):
         raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
     if not 0 <= held_out < 1:
         raise UserError(f"the held-out share is at least 0 and below 1, not {held_out}")
-    read_before = 0  # bytes of the files before
-    with Progress("preparing", sum(source.size for source in sources) / 1e6, "MB") as progress:
+    with Progress("reading text", sum(source.size for source in sources) / 1e6, "MB") as progress:
         for source in sources:
-            def show_progress(read: int) -> None:
-                if show:
-                    progress((read_before + read) / 1e6 - progress.done)
-
-            for document in read_documents(source.path, wikitext, show_progress):
+            before = progress.done
+            for document, read in read_documents(source.path, wikitext):
+                progress(before + read / 1e6 - progress.done)
                 yield PARTS[hash_share("\n".join(document)) < held_out], document
-            read_before += source.size
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
@@ -69,7 +64,7 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
         if source.path.is_fifo():
             raise UserError(f"{source.path} is a pipe, which can be read only once: a vocabulary and then "
                             "tokens need a file")
-    for part, document in split_documents(sources, wikitext, held_out, show=False):
+    for part, document in split_documents(sources, wikitext, held_out):
         if part == "train":
             yield from document
 

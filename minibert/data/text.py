@@ -102,10 +102,9 @@ def text_suffix(path: Path) -> str:
     return os.path.splitext(name)[1]
 
 
-def read_documents(path: Path, wikitext: str = "auto", progress: Callable = lambda read: None
-                   ) -> Iterator[list[str]]:
-    """Yields the documents of a file. Each document is a list of lines, and no line is empty. `wikitext` is
-    auto, yes or no. `progress(read)` is called for each document with the number of bytes that were read.
+def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
+    """Yields the documents of a file, and for each the number of bytes of the file that were read so far.
+    Each document is a list of lines, and no line is empty. `wikitext` is auto, yes or no.
 
     Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters end a line, too, but do not
     make a blank line. Raises `UserError` if a file is not UTF-8 text.
@@ -125,8 +124,7 @@ def read_documents(path: Path, wikitext: str = "auto", progress: Callable = lamb
                 is_wikitext = looks_like_wikitext(start, suffix) if wikitext == "auto" else wikitext == "yes"
                 found = text_documents(lines, is_wikitext)
             for document in found:
-                progress(raw.tell() if raw.seekable() else 0)  # a pipe has no position
-                yield document
+                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut off compressed file ({error})") from None
     except OSError as error:
@@ -182,7 +180,7 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
             text = json.loads(line)["text"]
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-        # RecursionError comes from thousands of brackets, ValueError also from numbers with thousands of digits
+        # RecursionError comes from thousands of brackets, ValueError from numbers with thousands of digits
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: json that cannot be read ({error})") from None
         except (KeyError, TypeError):

@@ -37,7 +37,7 @@ TOKENIZER = Tokenizer({piece: i for i, piece in enumerate(
 
 def read(path, wikitext="auto"):
     """The documents of a file."""
-    return list(read_documents(path, wikitext))
+    return [document for document, _ in read_documents(path, wikitext)]
 
 
 def write(path, content):
