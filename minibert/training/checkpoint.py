@@ -38,8 +38,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # the disk may be full, so an unfinished file is removed
-            partial.unlink(missing_ok=True)
+        finally:  # the disk may be full, or an earlier process was killed, so unfinished files are removed
+            for unfinished in folder.glob("*.partial"):
+                unfinished.unlink()
         fsync(folder)
         # A later checkpoint was damaged, and the run resumed from an older one.
         found = checkpoints(folder)
