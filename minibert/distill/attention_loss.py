@@ -121,7 +121,7 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                several = max(1, chunk // (H * T**2))  # 1 if a chunk is too small for all heads
+                several = max(1, chunk // (H * T**2))  # the number of sequences in a chunk
                 for i in range(0, count, several):
                     for h in range(0, H, heads):
                         x, y, t_x, t_y, g_x, g_y = (  # (several, heads, T, E)
