@@ -51,8 +51,6 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
     meaning in Hugging Face's run_qa.py: the overlap of two windows. The gold answer is the first answer of a
     question. Raises `UserError` if `max_length` leaves no room for a context.
     """
-    if min(stride, max_query) < 1:
-        raise UserError(f"stride {stride} and max_query {max_query} must be at least 1")
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
                         f"{max_query} pieces and 3 special tokens: it must be at least {max_query + 4}")

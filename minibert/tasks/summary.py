@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import nn
 
 from minibert.common.console import say
+from minibert.common.disk import write_json
 from minibert.common.runtime import Runtime
-from minibert.tasks import metrics, squad
+from minibert.tasks import metrics
 from minibert.tasks.official_files import write_submission
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, answers_of, baseline, model_outputs, write_errors
@@ -95,12 +96,12 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 
 def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes errors.tsv for the answers of `answers_of`. For SQuAD, it also writes predictions.json and
-    nbest.json.
+    """Writes errors.tsv for the answers of `answers_of`. For SQuAD, it also writes predictions.json, which is
+    {id: text} for the official script.
     """
     write_errors(out / "errors.tsv", task, split, answers)
     if task.kind == "span":
-        squad.write_predictions(out, answers)
+        write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
 
 
 def warn_if_constant(task: Task, answers) -> None:

@@ -15,8 +15,7 @@ import pytest
 
 from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer
-from minibert.tasks.squad import (Answer, Candidate, Question, evaluate, exact_match, f1, normalise,
-                                  read_squad, write_predictions)
+from minibert.tasks.squad import (Answer, Candidate, Question, evaluate, exact_match, f1, normalise, read_squad)
 from minibert.tasks.squad_windows import decode, windows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -133,25 +132,20 @@ def test_reading_keeps_order_and_counts_in_characters(tmp_path):
         Question("two", "What?", "😀 An owl an owl", (Answer("owl", 5), Answer("An owl", 2)))]
 
 
-QUESTION_2 = "article 1, paragraph 2, question 1"
-
-
 @pytest.mark.parametrize("content, message", [
-    (" \n", "is empty"),
-    (json.dumps(squad())[:-30], r"line 1, column \d+: not valid json"),
-    ('{"data": [\n{"paragraphs": ]}', "line 2, column 16: not valid json"),
-    ("[" * 100_000, "cannot be read"),
-    ("[]", "no 'data'"), ('{"data": {}}', "'data' is not a list"), ('{"data": []}', "holds no question"),
-    ('{"data": [{"title": "x"}]}', "article 1: no 'paragraphs'"),
-    ('{"data": [{"paragraphs": [{"qas": []}]}]}', "article 1, paragraph 1: no 'context'"),
-    ('{"data": [{"paragraphs": [{"context": "\\ud83d", "qas": []}]}]}', "paragraph 1: 'context' holds half"),
-    (squad(entry=[1]), f"{QUESTION_2}: no 'id'"), (squad(id=5), f"{QUESTION_2}: 'id' is not a text"),
-    (squad(id="one"), f"{QUESTION_2}: the id 'one' is an earlier"),
-    (squad(question=None), rf"{QUESTION_2} \(id 'two'\): 'question' is not"),
-    (squad(answers=[]), r"\(id 'two'\): no answer; .*SQuAD 2.0"),
-    (squad(answers=["owl"]), r"\(id 'two'\): no 'text'"),
-    (squad(answers=[{"text": "owl", "answer_start": True}]), "'answer_start' is not a whole number"),
-    (squad(answers=[{"text": "owl", "answer_start": 4}]), r"\(id 'two'\): the answer 'owl' .* character 4"),
+    (" \n", "not valid json"), (json.dumps(squad())[:-30], r"not valid json, .* line 1 column \d+"),
+    ('{"data": [\n{"paragraphs": ]}', "not valid json, .* line 2 column 16"),
+    ("[" * 100_000, "not valid json"),
+    ("[]", "not the json of SQuAD 1.1"), ('{"data": {}}', "holds no question"),
+    ('{"data": [{"title": "x"}]}', r"not the json of SQuAD 1.1 \(KeyError\('paragraphs'\)\)"),
+    (json.dumps(squad(question="\ud83d")), "not valid json, .*surrogates"),
+    (squad(entry=[1]), "not the json"), (squad(id=5), "article 1, question 5: this is not the json"),
+    (squad(id="one"), "article 1, question 'one': an earlier question has this id"),
+    (squad(question=None), "question 'two': this is not the json"),
+    (squad(answers=[]), r"question 'two': no answer; .*SQuAD 2.0"),
+    (squad(answers=["owl"]), "question 'two': this is not the json"),
+    (squad(answers=[{"text": "owl", "answer_start": "5"}]), "question 'two': this is not the json"),
+    (squad(answers=[{"text": "owl", "answer_start": 4}]), "question 'two': the answer 'owl' .* character 4"),
     (squad(answers=[{"text": "owl", "answer_start": -3}]), "'owl' does not stand"),
     (squad(answers=[{"text": "", "answer_start": 0}]), "the answer '' does not"),
 ])
@@ -305,8 +299,6 @@ def test_an_answer_that_no_token_holds_is_no_span():
 def test_impossible_lengths_are_refused(tokenizer):
     with pytest.raises(UserError, match="max_length 67 leaves no room .* at least 68"):
         windows([ask("a")], tokenizer, 67)
-    with pytest.raises(UserError, match="stride 0"):
-        windows([ask("a")], tokenizer, stride=0)
     assert len(windows([ask("a b c", question="ab" * 40)], tokenizer, 68)) == 3
 
 
@@ -386,17 +378,3 @@ def test_there_is_always_an_answer():
     ends[window.first] = 5  # the only end that is tried stands before the only start that is tried
     starts = np.arange(len(window.ids))
     assert decode([window], [starts], [ends], ask("a b c"), n_best=1) == [Candidate("", 0.0, 1.0)]
-
-
-def test_predictions_are_written_whole(tmp_path):
-    found = {"q1": [Candidate("café", 2.5, 0.75), Candidate("x", 1.0, 0.25)], "q2": [Candidate("", 0.0, 1.0)]}
-    write_predictions(tmp_path / "out", found)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["nbest.json", "predictions.json"]
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == {"q1": "café", "q2": ""}
-    assert json.loads((tmp_path / "out" / "nbest.json").read_text()) == {
-        "q1": [{"text": "café", "score": 2.5, "probability": 0.75},
-               {"text": "x", "score": 1.0, "probability": 0.25}],
-        "q2": [{"text": "", "score": 0.0, "probability": 1.0}]}
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file cannot be written"):
-        write_predictions(tmp_path / "file", found)
