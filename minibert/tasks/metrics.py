@@ -5,6 +5,7 @@ texts. Such a model has learned nothing. NaN would be wrong here, because the be
 comparing metrics. The result is NaN only if predictions or labels are NaN.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -40,12 +41,9 @@ def matthews(predictions, labels) -> float:
 def pearson(predictions, labels) -> float:
     """Pearson's correlation; 0.0 if all predictions are equal or all labels are equal."""
     x, y = _arrays(predictions, labels)
-    if np.isnan(x).any() or np.isnan(y).any():
-        return float("nan")
     if x.max() == x.min() or y.max() == y.min():  # the variance may not be exactly 0, because of rounding
         return 0.0
-    x, y = (_unit(side) for side in (x, y))
-    return float(np.clip(x @ y, -1, 1))
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def spearman(predictions, labels) -> float:
@@ -53,9 +51,7 @@ def spearman(predictions, labels) -> float:
     The result is 0.0 if all predictions are equal or all labels are equal.
     """
     x, y = _arrays(predictions, labels)
-    if np.isnan(x).any() or np.isnan(y).any():
-        return float("nan")
-    return pearson(_ranks(x), _ranks(y))
+    return math.nan if np.isnan(x + y).any() else pearson(_ranks(x), _ranks(y))
 
 
 METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearson, spearman)}
@@ -79,15 +75,6 @@ def _arrays(predictions, labels) -> tuple[np.ndarray, np.ndarray]:
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
         raise ValueError(f"one prediction for each label: {predictions.shape} against {labels.shape}")
     return predictions, labels
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """`x` minus its mean, divided by its length. Before the squares, `x` is divided by its largest value,
-    because squares of very small numbers would be 0.
-    """
-    x = x - x.mean()
-    x = x / np.abs(x).max()
-    return x / np.sqrt(x @ x)
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +22,6 @@ from minibert.tasks.specs import Task
 
 
 MULTI_LABEL = "multi_label_classification"
-
-
-class Teaching(NamedTuple):
-    """What the student learns from the teacher."""
-
-    targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples, see `teacher_outputs`
-    layers: list[int]  # the student layers, from 1, whose [CLS] states PKD trains; empty for other methods
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
@@ -145,9 +137,7 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
 
 
 def check_widths(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if student and teacher have different hidden sizes, because PKD compares their
-    hidden states.
-    """
+    """Raises `UserError` if student and teacher have different hidden sizes."""
     if student.hidden_size != teacher.hidden_size:
-        raise UserError("--method pkd compares states of equal width: "
-                        f"{student.hidden_size} against {teacher.hidden_size}; --method kd does not")
+        raise UserError("--method pkd and --no-project compare states of equal width: "
+                        f"{student.hidden_size} against {teacher.hidden_size}")

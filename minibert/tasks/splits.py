@@ -1,6 +1,5 @@
 """Reads and tokenises the splits of a task, and computes a model's answers, scores and errors on a split."""
 
-import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from minibert.model.config import Config
 from minibert.tasks import metrics, squad_windows, squad
 from minibert.tasks.csv_files import read_csv, read_csv_splits
 from minibert.tasks.models import check_single_label
-from minibert.tasks.official_files import majority, read_examples
+from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS, Example, Task
 
 
@@ -42,7 +41,8 @@ def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
-def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tuple[Task, dict[str, list]]:
+def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
+              ) -> tuple[Task, dict[str, list]]:
     """The task and the rows of its splits: the train split and the dev splits, and with `predict` also the
     test splits.
 
@@ -50,8 +50,7 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tu
     csv file of held-out rows, or None.
     """
     if task in TASKS:
-        known = TASKS[task]
-        return known, read_splits(known, data, ("train", *known.dev_splits), predict)
+        return TASKS[task], read_splits(TASKS[task], data, ("train", *TASKS[task].dev_splits), predict)
     known, train, held_out = read_csv_splits(task, dev)
     return known, {"train": train, "dev": held_out}
 
@@ -66,24 +65,23 @@ def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bo
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits, predict)
-    config, head = load_config(model), stated_head(model)
+    config, head, path = load_config(model), stated_head(model), dev or task
     if head not in ("classification", None):
         raise UserError(f"{model} has no head for {task}: fine-tune it first")
     check_single_label(config, model)
-    labels = () if config.regression else config.labels
-    path = dev or task
-    judged = Task(model, labels, labels, ("pearson", "spearman") if config.regression
-                  else ("accuracy", "matthews"), kind="score" if config.regression else "classes")
+    judged = Task(Path(path).name, config.labels, config.labels, ("accuracy", "matthews"))
+    if config.regression:
+        judged = Task(judged.name, (), (), ("pearson", "spearman"), kind="score")
     rows = read_csv(path, judged)[1]
     if rows[0].label is None:
         raise UserError(f"{path} has no column 'label' or 'score' to judge by")
-    return dataclasses.replace(judged, name=Path(path).name), {"all rows": rows}
+    return judged, {"all rows": rows}
 
 
-def read_splits(task: Task, data: str, names: Iterable[str], predict: bool) -> dict[str, list]:
+def read_splits(task: Task, data: str, names: tuple[str, ...], predict: bool) -> dict[str, list]:
     """The rows of the splits `names` in the official files, and with `predict` also of the test splits."""
-    rows = {name: read_examples(task, data, name) for name in names}
-    for name in task.test_splits if predict else ():
+    rows = {}
+    for name in (*names, *(task.test_splits if predict else ())):
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
@@ -161,19 +159,17 @@ def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
             if name not in task.test_splits}
 
 
-def check_data(out: Path, now: dict[str, str], files: dict[str, str]) -> None:
+def check_data(out: Path, now: dict[str, str]) -> None:
     """Raises `UserError` if the run in `out` was started with other examples. `now` has the `fingerprints` of
     the present examples.
-
-    For each split, `files` names the option and the files from which the split was read.
     """
     if not (out / "config.json").exists():
         return
-    before = read_json(out / "config.json").get("data")
-    for split, fingerprint in now.items():
-        if not isinstance(before, dict) or before.get(split) != fingerprint:
-            raise UserError(f"{files[split]}: the {split} examples are not those that the run in {out} was "
-                            "started with; give the same files, or start a new run with another --out")
+    before = read_json(out / "config.json").get("data") or {}
+    other = [split for split in now if before.get(split) != now[split]]
+    if other:
+        raise UserError(f"the {other[0]} examples are not those that the run in {out} was started with; give "
+                        "the same files, or start a new run with another --out")
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
@@ -256,10 +252,13 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] | None:
+def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
     """The scores of a constant answer, which is the most frequent class or the mean score of the training
-    set. Returns None for SQuAD, or without training examples.
+    set. If several classes are equally frequent, it is the one with the lowest number. Returns None for
+    SQuAD.
     """
-    if task.kind == "span" or train is None:
+    if task.kind == "span":
         return None
-    return score(task, split, np.full(len(split.rows), majority(train.rows, task)))
+    labels = train.examples.labels
+    constant = labels.mean() if task.kind == "score" else np.bincount(labels).argmax()
+    return score(task, split, np.full(len(split.rows), constant))

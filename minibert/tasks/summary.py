@@ -8,15 +8,11 @@ import shutil
 import statistics
 from pathlib import Path
 
-from torch import nn
-
 from minibert.common.console import say
 from minibert.common.disk import write_json
-from minibert.common.runtime import Runtime
 from minibert.tasks import metrics
-from minibert.tasks.official_files import write_submission
 from minibert.tasks.specs import Task
-from minibert.tasks.splits import Split, answers_of, baseline, model_outputs, write_errors
+from minibert.tasks.splits import Split, baseline, write_errors
 
 OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the first dev split
 
@@ -49,13 +45,10 @@ def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], se
         return {"model": name + suffix,
                 **{metric: f"{scores[metric]:.2f}" if metric in scores else "-" for metric in task.metrics}}
 
-    rows = []
-    if constant is not None:
-        rows.append(row("mean score" if task.kind == "score" else "majority class", constant))
-    if teacher is not None:
-        rows.append(row("teacher", teacher))
     over = "one seed" if seeds == 1 else f"median of {seeds} seeds"
-    rows.append(row(f"this model, {over}", spread["median"]))
+    rows = [row(name, scores) for name, scores in (
+        ("mean score" if task.kind == "score" else "majority class", constant), ("teacher", teacher),
+        (f"this model, {over}", spread["median"])) if scores is not None]
     if seeds > 1:
         rows.append({"model": "  lowest to highest" + suffix,
                      **{metric: f"{spread['lowest'][metric]:.2f} to {spread['highest'][metric]:.2f}"
@@ -124,12 +117,3 @@ def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dic
         found[name] = {**spread, "baseline": constant, "teacher": teacher}
         rows += closing_rows(task, name, spread, len(results), constant, teacher)
     return found, rows
-
-
-def write_predictions(folder: Path, task: Task, splits: dict[str, Split], model: nn.Module, runtime: Runtime,
-                      micro_tokens: int) -> None:
-    """Writes the model's predictions for every test split in `splits`, in the format of the leaderboard."""
-    for name in task.test_splits:
-        if name in splits:
-            logits = model_outputs(model, splits[name], runtime, micro_tokens, f"predicting {name}")
-            say("predictions:", write_submission(folder, task, name, answers_of(task, splits[name], logits)))
