@@ -19,7 +19,7 @@ from minibert.common.runtime import Runtime
 from minibert.model.heads import Classifier, Span
 from minibert.model.init import init_weights
 from minibert.tasks.specs import TASKS
-from steps import TINY_MOBILE
+from steps import TINY_MOBILE, plain_adamw, plain_step
 from test_finetune import folder, options, refused, rows, summary  # noqa: F401
 from test_train import handlers  # noqa: F401  (an autouse fixture)
 
@@ -58,11 +58,7 @@ def read_reviews(folder):
 
 def written_out(student, teacher, texts, labels, tokenizer):
     """The losses, norms and rates of a run with PKD; the student is trained."""
-    decaying, others = [], []
-    for name, p in student.named_parameters():
-        (others if name.endswith("bias") or "norm" in name else decaying).append(p)
-    optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": DECAY},
-                                   {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.999), eps=1e-6)
+    optimizer = plain_adamw(student, DECAY, 0.999)
     steps = math.ceil(EPOCHS * len(texts) / BATCH)
     warmup = math.ceil(WARMUP * steps)
     found = []
@@ -83,15 +79,8 @@ def written_out(student, teacher, texts, labels, tokenizer):
                 squared = ((s / s.norm() - t / t.norm()) ** 2).mean()
                 terms["patience"] += squared / 2 / BATCH
         loss = (1 - ALPHA) * terms["hard"] + ALPHA * terms["soft"] + BETA * terms["patience"]
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP)
         rate = LR * min((step + 1) / warmup, (steps - step) / (steps - warmup))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        found.append({"loss": loss.item(), "grad_norm": norm.item(), "lr": rate,
-                      **{name: term.item() for name, term in terms.items()}})
+        found.append(plain_step(student, optimizer, terms, loss, CLIP, rate))
     return found
 
 

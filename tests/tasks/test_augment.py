@@ -41,7 +41,7 @@ HOSTILE = ['he said "fine" and left', 'tab\there, "both"', '"all quoted"', "back
 
 @pytest.fixture(scope="module")
 def asked():
-    """A random model of a small vocabulary, its tokenizer, and vectors of words of one piece and of several."""
+    """A random model of a small vocabulary, its tokenizer, and vectors of short and long words."""
     words = "film book song great dull lovely very the a was is end it".split()
     tokenizer = train_tokenizer([" ".join(words), "and , . ! 1 2 : ' \" ` ü é 😀 w x y z v b q k"] * 9, 99)
     torch.manual_seed(0)

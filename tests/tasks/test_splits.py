@@ -1,4 +1,4 @@
-"""What is written of a model's answers on a split, the constant answer, and which examples `--train-examples` takes."""
+"""What is written of a model's answers, the constant answer, and which examples `--train-examples` takes."""
 
 from types import SimpleNamespace
 

@@ -15,7 +15,8 @@ import pytest
 
 from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer
-from minibert.tasks.squad import (Answer, Candidate, Question, evaluate, exact_match, f1, normalise, read_squad)
+from minibert.tasks.squad import (Answer, Candidate, Question, evaluate, exact_match, f1, normalise,
+                                  read_squad)
 from minibert.tasks.squad_windows import decode, windows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
