@@ -139,7 +139,7 @@ def test_a_file_that_is_there_is_done(tmp_path):
     assert line.done and not line.begun
 
 
-@pytest.mark.parametrize("name", ["runs.txt", "runs-inside.txt", "runs-ablation.txt"])
+@pytest.mark.parametrize("name", ["runs.txt", "runs-inside.txt", "runs-ablation.txt", "runs-compress.txt"])
 def test_the_lists_of_the_project_are_sound(name, monkeypatch):
     """Every line is taken by its script, and what it starts from is made by a line before it."""
     monkeypatch.setenv("TEACHER", "weights/teacher")
