@@ -46,8 +46,7 @@ from minibert.tasks.specs import TASKS, Task
 from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, fingerprints, judge, model_outputs,
                                    read_augmented, read_rows, read_rows_to_judge, read_transfer, some_of,
                                    tokenise_splits)
-from minibert.tasks.summary import (OUTPUTS, keep_best_seed, on_one_line, rank, summarise, warn_if_constant,
-                                    write_answers)
+from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise, write_answers
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
@@ -199,7 +198,6 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     # summary.json is written before the table is printed, because printing fails if the terminal is closed
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
                                       "model": str(out / "model"), **scores, "table": rows})
-    warn_if_constant(task, answers)
     if options.predict:
         predict(run, minibert.load(out / "model").to(run.runtime.device), splits)
     held_out = ", a tenth of the file, held out" if not (task.splits or options.dev) else ""
@@ -214,10 +212,9 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
     model, scores = load_tuned(run.student, task).to(run.runtime.device), {}
     for name, split in splits.items():
         if name not in task.test_splits:
-            scores[name], logits = judge(model, task, split, run.runtime, options.micro_tokens)
+            scores[name], _ = judge(model, task, split, run.runtime, options.micro_tokens)
             say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): "
                 + on_one_line({name: scores[name]}))
-            warn_if_constant(task, answers_of(task, split, logits))
     if options.predict:
         predict(run, model, splits)
     say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
@@ -253,7 +250,7 @@ def cut_student(run: Run) -> None:
 
 
 def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
-    """Returns the frozen teacher. Raises `UserError` if it does not fit the task, the student or the texts."""
+    """Returns the frozen teacher. Raises `UserError` if it does not fit task, student and examples."""
     options, student = run.options, load_config(run.student)
     teacher = hold_frozen(load_tuned(options.teacher, run.task), run.runtime)
     if minibert.load_tokenizer(options.teacher).sha256 != run.tokenizer.sha256:
@@ -361,7 +358,8 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     embeddings, hidden states and attention of the fine-tuned teacher. Labels are not used. Returns the
     training time in seconds.
 
-    The student is saved in out/model. Its task head is not trained in this stage.
+    The student is saved in out/model. Its task head is not trained in this stage. If the student's states are
+    projected, the projections are saved in out/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -378,6 +376,8 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
                       task.intermediate_epochs, options.intermediate_lr, None, {})
         seconds = train(stage, seed, run, out)["seconds"]
         if run.runtime.is_writer:
+            if options.project:
+                write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
             minibert.save(student, out / "model", run.tokenizer, format="auto",
                           card=card_of(options, task) + " This stage did not train its task head.")
             write_json(out / "result.json", {"seconds": seconds})

@@ -2,7 +2,6 @@
 replaced by similar words.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
-    python data/augment.py --task reviews.csv --model bert-base-uncased --vectors glove.txt --out more.csv
     python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  the bundled model (CPU)
 
 `finetune.py --augmented FILE` trains on the file that this script writes.
@@ -26,7 +25,6 @@ from minibert.tasks.csv_files import write_csv  # noqa: E402
 from minibert.tasks.options import check_task  # noqa: E402
 from minibert.tasks.specs import Example, Task  # noqa: E402
 from minibert.tasks.splits import read_rows, some_numbers  # noqa: E402
-from minibert.tasks.word_vectors import read_vectors  # noqa: E402
 from minibert.training.models import hold_frozen  # noqa: E402
 
 
@@ -41,8 +39,6 @@ class Options(MachineOptions):
                              metavar="FILE.csv")
     model: str = option(None, "folder or hub name of a masked language model, which should be the teacher "
                         "before its fine-tuning", metavar="FOLDER")
-    vectors: str | None = option(None, "text file with GloVe vectors, for words of several pieces, which are "
-                                 "not replaced without it", metavar="FILE.txt")
     out: str = option(None, "FILE.csv or FILE.tsv to write, which must not exist yet", metavar="FILE")
     copies: int = option(20, "number of variants of each example (N_a); equal variants are written once",
                          metavar="COPIES")
@@ -90,8 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     check_pieces(tokenizer, model.config, options.model)
     if options.candidates > model.config.vocab_size:
         raise UserError(f"--candidates {options.candidates} are more than the model's vocabulary")
-    vectors = read_vectors(options.vectors) if options.vectors else None
-    find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer, vectors=vectors,
+    find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
     # after SIGTERM, the unfinished file is removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

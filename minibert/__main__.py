@@ -9,6 +9,7 @@ Sentences are typed at a prompt, or come through a pipe, one a line.
 """
 
 import argparse
+import contextlib
 import itertools
 import sys
 import time
@@ -22,6 +23,7 @@ from torch import nn
 
 from minibert.common.console import table
 from minibert.common.errors import UserError, run_script, sentence
+from minibert.common.options import at_least_one
 from minibert.common.runtime import Runtime, start
 from minibert.data.examples import check_pieces
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
@@ -61,9 +63,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="how many answers of each model are shown (default: 5)")
     parser.add_argument("--threads", type=int, metavar="COUNT", help="CPU threads (default: torch's choice)")
     options = parser.parse_args(argv)
-    for name in ("best", "threads"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(options, name)}")
+    at_least_one(options, "best", "threads")
     runtime = start(precision="fp32", threads=options.threads, training=False)
     guests = [invite(folder, runtime) for folder in options.folders]
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -94,10 +94,8 @@ def invite(folder: str, runtime: Runtime) -> Guest:
 def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
     """Yields the lines of stdin with their numbers from 1. Blank lines are left out."""
     if terminal:
-        try:
+        with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - the arrow keys work in input()
-        except ImportError:
-            pass
         print("Type a sentence, and Enter; Ctrl-D ends.")
     else:
         sys.stdin.reconfigure(encoding="utf-8-sig")
@@ -140,7 +138,7 @@ def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):
-        rows += [f"[MASK] {number}", *(row(piece, percent(p)) for piece, p in pieces)]
+        rows += [f"[MASK] {number}", *(row(piece, f"{p:.1%}") for piece, p in pieces)]
     return rows
 
 
@@ -156,7 +154,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     several = config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()
-    return [*(row(config.labels[k], percent(p[k])) for k in order), *remark]
+    return [*(row(config.labels[k], f"{p[k]:.1%}") for k in order), *remark]
 
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
@@ -171,7 +169,7 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     split = tokenised(replace(TASKS["squad"], max_length=length), [Question("", text, pair, ())],
                       guest.tokenizer, length // 3)
     candidates = candidates_of(split, outputs(guest.model, split.examples, runtime))[""]
-    return [row(c.text or "no answer", percent(c.probability)) for c in candidates[:best]]
+    return [row(c.text or "no answer", f"{c.probability:.1%}") for c in candidates[:best]]
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
@@ -211,11 +209,6 @@ def cut_remark(guest: Guest, text: str, pair: str | None) -> list[str]:
     if guest.model.sentences and guest.model.sentences.max_length:
         room = min(room, guest.model.sentences.max_length)
     return [f"read {room} of {tokens} tokens"] if tokens > room else []
-
-
-def percent(p: float) -> str:
-    """A probability in percent."""
-    return f"{100 * float(p):.1f} %"
 
 
 if __name__ == "__main__":

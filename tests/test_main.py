@@ -56,7 +56,7 @@ def test_masks_are_filled_with_probabilities_side_by_side(folder, ask):
     assert lines[:2] == ["", "the [MASK] sat on [MASK] ."] and "/one" in lines[2] and "/two" in lines[2]
     for mask, first in ((2, 5), (5, 9)):  # the row of the token, the line of its best piece
         for value, i, line in zip(*p[mask].topk(3), lines[first:first + 3]):
-            assert line.endswith(f"{tokenizer.id_to_piece(i)}  {100 * value:.1f} %")
+            assert line.endswith(f"{tokenizer.id_to_piece(i)}  {value:.1%}")
     assert len(lines) == 12
 
 
@@ -73,7 +73,7 @@ def test_labels_scores_and_pairs(folder, ask):
     p = torch.from_numpy(logits["c"]).softmax(-1)
     lines = out.splitlines()
     assert lines[1] == "the cat sat  |  on a mat" and "the mat" in lines
-    assert f"{('bad', 'good', 'odd')[int(p.argmax())]}  {100 * p.max():.1f} %" in lines[4]
+    assert f"{('bad', 'good', 'odd')[int(p.argmax())]}  {p.max():.1%}" in lines[4]
     assert lines[4].endswith(f"score  {logits['s'][0]:.3f}")
 
 
@@ -82,7 +82,7 @@ def test_each_of_several_labels_has_its_own_probability(folder, ask):
     out = ask([path], "the cat sat\n")
     p = torch.from_numpy(minibert.predict(minibert.load(path), minibert.load_tokenizer(path), ["the cat sat"]))
     shown = {line.split()[0]: line.split()[1] for line in out.splitlines()[4:]}
-    assert shown == {name: f"{100 * x:.1f}" for name, x in zip(("one", "two", "three"), p[0].sigmoid())}
+    assert shown == {name: f"{x:.1%}" for name, x in zip(("one", "two", "three"), p[0].sigmoid())}
 
 
 def test_a_question_is_answered_from_its_text_however_long(folder, ask):

@@ -1,18 +1,16 @@
 """TinyBERT's data augmentation (Jiao et al. 2019, section 3.2, algorithm 1): copies of a text in which some
 words are replaced.
 
-Some words are one piece of the vocabulary. The candidates of such a word are the K words to which a masked
-language model gives the highest probability at its position. The candidates of any other word are the K words
-with the most similar word vectors, if there are vectors. In each of N_a copies, each word is replaced with
-probability p by one of its candidates.
+A word that is one piece of the vocabulary is replaced by one of the K words to which a masked language model
+gives the highest probability at its position. In each of N_a copies, each word is replaced with probability
+p. note: the paper replaces words of several pieces by their neighbours in GloVe. Here they are not replaced.
 
 As in the original code, a word is replaced only if it consists of letters and is not a stop word. The model
 reads the text with masked words, and then the unchanged text as the second text. So the candidates have
 meanings that fit the text. The candidates of each text are computed once. note: algorithm 1 computes new
-candidates in each of the N_a rounds, from the text in which words are already replaced. It needs N_a times
-the work, and each round moves the text further from its meaning. The original code masks one word at a time.
-Here up to 15 % of the pieces of a text are masked at once, as in pre-training. About 14 of 15 candidates are
-the same in both ways. A candidate is never a stop word or the word itself.
+candidates in each of the N_a rounds, from the text in which words are already replaced. The original code
+masks one word at a time. Here up to 15 % of the pieces of a text are masked at once, as in pre-training;
+about 14 of 15 candidates are the same in both ways. A candidate is never a stop word or the word itself.
 """
 
 import re
@@ -33,12 +31,22 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.inference.predict import MICRO_TOKENS
 from minibert.model.batch import groups
 from minibert.tasks.specs import Example
-from minibert.tasks.word_vectors import STOP_WORDS, Vectors, is_word, nearest
 
 BLOCK = 128  # the number of rows whose candidates are computed together
 MASK_SHARE = 0.15  # the largest share of the pieces of a text that are masked in one pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # this pattern matches no part of b2b or snake_case
+# function words, and the parts of "don't" or "it's" before and after the apostrophe
+STOP_WORDS = frozenset("""
+a about above after again against ain all am an and any are aren as at be because been before being below
+between both but by can could couldn d did didn do does doesn doing don down during each few for from further
+had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it its
+itself just ll m may me might mightn more most must mustn my myself needn no nor not now o of off on once
+only or other our ours ourselves out over own re s same shall shan she should shouldn so some such t than
+that the their theirs them themselves then there these they this those through to too under until up ve very
+was wasn we were weren what when where which while who whom why will with won would wouldn y you your yours
+yourself yourselves
+""".split())
 
 
 class Text(NamedTuple):
@@ -46,7 +54,7 @@ class Text(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]  # the positions of the words in the text
-    candidates: list[list[str]]  # for each word, at least one candidate
+    candidates: list[list[str]]
 
 
 class Query(NamedTuple):
@@ -57,53 +65,45 @@ class Query(NamedTuple):
     words: list[int]  # for each masked position, the number of its word
 
 
-def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, vectors: Vectors | None,
-                    runtime: Runtime, k: int = 15, micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """The texts with their replaceable words and at most K candidates for each word. Words without candidates
-    are left out.
+def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
+                    micro_tokens: int = MICRO_TOKENS) -> list[Text]:
+    """The texts with their replaceable words of one piece, and K candidates for each word.
 
     `model` has an MLM head and is frozen on the runtime's device. The model reads each text twice in one
-    sequence. A text that is too long for this is divided into parts. Without `vectors`, words of several
-    pieces have no candidates.
+    sequence. A text that is too long for this is divided into parts.
     """
     room = (model.config.max_positions - 3) // 2
-    words, queries, rare = [], [], []  # words: (number of the text, span) of each word of all texts
-    for number, encoding in enumerate(tokenizer.backend.encode_batch(texts, add_special_tokens=False)):
+    found, queries, words = [], [], 0
+    for text, encoding in zip(texts, tokenizer.backend.encode_batch(texts, add_special_tokens=False)):
         places = {span: i for i, span in enumerate(encoding.offsets)
                   if encoding.ids[i] != tokenizer.unk_id}
-        spans = replaceable(texts[number])
-        single = [(places[span], len(words) + i) for i, span in enumerate(spans) if span in places]
-        rare += [len(words) + i for i, span in enumerate(spans) if span not in places]
-        queries += queries_of(encoding.ids, single, room)
-        words += [(number, span) for span in spans]
-
+        spans = [span for span in replaceable(text) if span in places]
+        queries += queries_of(encoding.ids, [(places[span], words + i) for i, span in enumerate(spans)], room)
+        found.append((text, spans, range(words, words + len(spans))))
+        words += len(spans)
     candidates = predicted(queries, model, tokenizer, runtime, k, micro_tokens)
-    if vectors is not None:
-        spelt = [texts[words[i][0]][slice(*words[i][1])] for i in rare]
-        near = nearest(vectors, list(dict.fromkeys(spelt)), k)
-        candidates |= {i: near.get(word, []) for i, word in zip(rare, spelt)}
-    found = [Text(text, [], []) for text in texts]
-    for i, (number, span) in enumerate(words):
-        if candidates.get(i):
-            found[number].spans.append(span)
-            found[number].candidates.append(candidates[i])
-    return found
+    return [Text(text, spans, [candidates[i] for i in numbers]) for text, spans, numbers in found]
+
+
+def is_word(text: str) -> bool:
+    """Whether a text is a word that may be replaced: it has at least two characters, all of them are letters,
+    and it is not a stop word.
+    """
+    return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
     """The positions of the replaceable words: words of letters that are not stop words.
 
-    note: `re` does not count a combining mark as part of a word. So `WORD` alone would split words of Hindi,
-    or words with decomposed accents. Words beside a combining mark are not replaced.
+    `re` does not count a combining mark as part of a word, so `WORD` alone would split words of Hindi. Words
+    beside a combining mark are not replaced.
     """
-    found = []
-    for match in WORD.finditer(text):
-        start, end = match.span()
-        beside = text[max(0, start - 1):start] + text[end:end + 1]
-        marked = any(unicodedata.category(c)[0] == "M" for c in beside)
-        if match[0].lower() not in STOP_WORDS and not marked:
-            found.append((start, end))
-    return found
+    def marked(neighbour: str) -> bool:
+        return unicodedata.category(neighbour or " ")[0] == "M"
+    return [match.span() for match in WORD.finditer(text)
+            if match[0].lower() not in STOP_WORDS
+            and not marked(text[max(0, match.start() - 1):match.start()])
+            and not marked(text[match.end():match.end() + 1])]
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
@@ -169,11 +169,12 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, w)
-    chosen = uniform(*key, round_number, words, 1) * [len(found) for found in text.candidates]  # (n, w)
+    counts = np.array([len(found) for found in text.candidates])  # (w,)
+    chosen = uniform(*key, round_number, words, 1) * counts  # (n, w)
     made = []
     for turn in range(n):
         copy, end = "", 0
-        for word in np.flatnonzero(replaced[turn]):
+        for word in np.flatnonzero(replaced[turn] & (counts > 0)):
             start, next_end = text.spans[word]
             new = text.candidates[word][int(chosen[turn, word])]
             copy += text.text[end:start] + in_case_of(text.text[start:next_end], new)
@@ -183,8 +184,7 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
 
 
 def in_case_of(old: str, new: str) -> str:
-    """The new word in the case of the old word: in lower case, with a capital first letter, or in capitals.
-    """
+    """The new word in the case of the old word: as it is, with a capital first letter, or in capitals."""
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new

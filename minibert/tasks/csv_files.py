@@ -17,26 +17,19 @@ from minibert.tasks.specs import Example, Task
 
 DEV_SHARE = 0.1  # the share of a csv file's rows that is the dev split if there is no dev file
 
-# the column names of (text, pair) in a csv file; the first entry whose columns all exist is used
-TEXT_COLUMNS = (("text", "pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
-                ("question1", "question2"), ("question", "sentence"), ("text", None), ("sentence", None))
-
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
     """Reads a csv file, or a .tsv file, whose columns are separated by tabs. Returns its task and examples.
     If `task` is given, the labels must be labels of this task.
 
-    The header must name the column `text` and optionally `pair`, or other columns of `TEXT_COLUMNS`. The
-    header must also name a column `label` or `score`. Labels are any words, and their classes are numbered in
-    sorted order. Scores are any numbers. A column `id` is kept, and other columns are ignored. If the column
-    `label` has numbers with a decimal point, they are read as scores, as in run_glue.py of transformers.
-    Quotes follow the csv standard, also in a .tsv file, so a quoted text may contain line ends. If `task` is
-    given, the label column may be missing, for predictions.
+    The header must name the column `text`, optionally `pair`, and a column `label` or `score`. Labels are any
+    words, scores any numbers. A column `id` is kept, and other columns are ignored. If the column `label` has
+    numbers with a decimal point, they are read as scores, as in run_glue.py of transformers. Quotes follow
+    the csv standard, also in a .tsv file. If `task` is given, the label column may be missing.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
-    columns = next((pair for pair in TEXT_COLUMNS if all(name in names for name in pair if name)), None)
-    if columns is None:
+    if "text" not in names:
         raise UserError(f"{path}, line 1: the header must name a column 'text'; it is: {', '.join(names)}")
     answers = [name for name in ("label", "score") if name in names]
     if task is None:
@@ -48,12 +41,11 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     examples = []
     for number, row in rows:
         where = f"{path}, line {number}"
-        for name in filter(None, (*columns, answer)):
-            if not row[name].strip():
+        for name in ("text", "pair", answer):
+            if not row.get(name, "-").strip():
                 raise UserError(f"{where}: the column {name!r} is empty")
         label = label_of(row[answer].strip(), task, where) if answer else None
-        examples.append(Example(row.get("id") or str(number), row[columns[0]],
-                                row[columns[1]] if columns[1] else None, label))
+        examples.append(Example(row.get("id") or str(number), row["text"], row.get("pair"), label))
     return task, examples
 
 
@@ -86,10 +78,8 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """The task, the training examples and the dev examples of a csv file. Without a `dev` file, a tenth of
-    the rows is the dev split.
-
-    A hash of its text decides in which split a row is. So equal texts are in the same split, and new rows do
-    not move old rows to another split.
+    the rows is the dev split. A hash of its text decides in which split a row is, so equal texts are in the
+    same split.
     """
     task, examples = read_csv(path)
     if dev is not None:

@@ -1,8 +1,7 @@
 """The metrics of GLUE, as fractions in float64. The arguments are class numbers or scores, in any array type.
 
 A metric that is not defined is 0.0, for example the correlation of a model that gives the same answer to all
-texts. Such a model has learned nothing. NaN would be wrong here, because the best epoch is chosen by
-comparing metrics. The result is NaN only if predictions or labels are NaN.
+texts. Such a model has learned nothing. The result is NaN only if predictions or labels are NaN.
 """
 
 import math
@@ -60,14 +59,6 @@ METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearso
 def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
     """The metrics with these names, in the order of the names. `Task.metrics` has such names."""
     return {name: METRICS[name](predictions, labels) for name in metrics}
-
-
-def constant_class(predictions) -> int | None:
-    """The class that is predicted for every example, or None if there are several classes. A constant class
-    needs a warning, because its accuracy and F1 may still be high.
-    """
-    classes = np.unique(np.asarray(predictions))
-    return int(classes[0]) if len(classes) == 1 else None
 
 
 def _arrays(predictions, labels) -> tuple[np.ndarray, np.ndarray]:

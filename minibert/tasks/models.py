@@ -24,6 +24,11 @@ from minibert.tasks.specs import Task
 MULTI_LABEL = "multi_label_classification"
 
 
+def head_kind(task: Task) -> type:
+    """The class of the models for a task."""
+    return Span if task.kind == "span" else Classifier
+
+
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
     """Loads the model `name` with the task's head. This is the model's own head if `keeps_head` is true, else
     a new head with random weights from `seed`.
@@ -45,12 +50,11 @@ def keeps_head(name: str, task: Task) -> bool:
     """
     config, head = load_config(name), stated_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
-                                or config.regression != (task.kind == "score")):
-        return False
-    if task.kind == "classes" and label_order(config.labels, task) is None:
+                                or config.regression != (task.kind == "score")
+                                or task.kind == "classes" and label_order(config.labels, task) is None):
         return False
     if head is None:  # config.json states no head, but the tensors show it
-        return isinstance(minibert.load(name), Span if task.kind == "span" else Classifier)
+        return isinstance(minibert.load(name), head_kind(task))
     return head == ("span" if task.kind == "span" else "classification")
 
 
@@ -58,20 +62,11 @@ def load_tuned(name: str, task: Task) -> nn.Module:
     """Loads a model that was fine-tuned for the task, and puts its classes into the task's order. Raises
     `UserError` if the model's head does not fit the task.
     """
-    model = minibert.load(name)
-    if not isinstance(model, Span if task.kind == "span" else Classifier):
-        raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
-    check_single_label(model.config, name)
-    if task.kind != "span" and model.config.regression != (task.kind == "score"):
-        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
-                        f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
-    return in_order(model, task, name)
+    return in_order(minibert.load(name), task, name)
 
 
 def check_single_label(config: Config, name: str) -> None:
-    """Raises `UserError` if the model is a multi-label classifier. Such a model gives a text any number of
-    labels.
-    """
+    """Raises `UserError` if the model is a multi-label classifier."""
     if config.problem_type == MULTI_LABEL:
         raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
                         "here have one class for each text: it is neither judged nor distilled here")
@@ -82,8 +77,14 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """The model `name` with the rows of its head in the order of the task's classes. Its labels get the
     task's names.
 
-    Raises `UserError` if the model and the task have different labels.
+    Raises `UserError` if the model's head does not fit the task, or if their labels differ.
     """
+    if not isinstance(model, head_kind(task)):
+        raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
+    check_single_label(model.config, name)
+    if task.kind != "span" and model.config.regression != (task.kind == "score"):
+        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
+                        f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
     if task.kind == "classes":
         order = label_order(model.config.labels, task)
         if order is None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,14 +30,13 @@ class Split(NamedTuple):
 
     The rows of SQuAD are questions, and their tokens are in windows.
     """
-
     rows: list
     examples: Examples
     windows: list[squad_windows.Window] | None = None
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits on which a model is evaluated. Its scores on the first split decide which epoch is the best.
+    """The splits on which a model is evaluated. The scores on the first split decide which epoch is the best.
     """
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
@@ -106,6 +106,19 @@ def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, str
     return splits
 
 
+def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
+    """Tokenises the rows of a split."""
+    if task.kind == "span":
+        windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
+        spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
+        return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans),
+                     windows)
+    missing, kind = (math.nan, np.float32) if task.kind == "score" else (-1, np.int64)
+    labels = np.array([missing if row.label is None else row.label for row in rows], dtype=kind)
+    pairs = None if rows[0].pair is None else [row.pair for row in rows]
+    return Split(rows, encode(tokenizer, [row.text for row in rows], pairs, task.max_length, labels))
+
+
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
     """Reads a file that data/augment.py wrote. `pairs` says whether the task has pairs of texts.
 
@@ -120,24 +133,11 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
     return examples
 
 
-def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
-    """Tokenises the rows of a split."""
-    if task.kind == "span":
-        windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
-        spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
-        return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans),
-                     windows)
-    missing, kind = (math.nan, np.float32) if task.kind == "score" else (-1, np.int64)
-    labels = np.array([missing if row.label is None else row.label for row in rows], dtype=kind)
-    pairs = None if rows[0].pair is None else [row.pair for row in rows]
-    return Split(rows, encode(tokenizer, [row.text for row in rows], pairs, task.max_length, labels))
-
-
-def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) -> Split:
+def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
     """Reads unlabelled texts. Each line is one text, or with `pairs` two texts with a tab between them.
     Raises `UserError` for any other line.
     """
-    lines = []
+    found = []
     for name in files:
         for number, line in enumerate(read_text(Path(name)).split("\n"), 1):
             texts = [text for text in line.split("\t") if text.strip()]
@@ -145,12 +145,13 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) ->
                 raise UserError(f"{name}, line {number}: the training set has "
                                 + ("pairs, so a line is two texts with one tab between them" if pairs else
                                    "single texts, so a line is one text: replace its tab by a space"))
-            lines += [texts] if texts else []
-    if not lines:
+            if texts:
+                found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
+    if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    labels = np.full(len(lines), math.nan, np.float32) if task.kind == "score" else np.full(len(lines), -1)
-    second = [texts[1] for texts in lines] if pairs else None
-    return Split(lines, encode(tokenizer, [texts[0] for texts in lines], second, task.max_length, labels))
+    if task.kind == "span":  # these texts have no answers and are not divided into windows
+        task = replace(task, kind="classes")
+    return tokenised(task, found, tokenizer, stride=0)
 
 
 def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
@@ -173,9 +174,7 @@ def check_data(out: Path, now: dict[str, str]) -> None:
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
-    """`n` numbers from 0 to `total` - 1, in ascending order. They are the first `n` of a shuffle with a fixed
-    seed.
-    """
+    """The first `n` numbers of a shuffle of 0 to `total` - 1 with a fixed seed, in ascending order."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
@@ -219,37 +218,31 @@ def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """The n best answers to every question, computed from the logits (N, 2) of all windows."""
-    pieces = np.split(logits, np.cumsum(split.examples.lengths)[:-1])
-    by_question: dict[int, list[int]] = {}
-    for number, window in enumerate(split.windows):
-        by_question.setdefault(window.question, []).append(number)
-    return {split.rows[q].id: squad_windows.decode([split.windows[i] for i in numbers],
-                                                   [pieces[i][:, 0] for i in numbers],
-                                                   [pieces[i][:, 1] for i in numbers], split.rows[q])
-            for q, numbers in by_question.items()}
+    """The best answers to every question, computed from the logits (N, 2) of all windows."""
+    windows: dict[int, list] = {}  # for each question, its windows with their logits
+    for window, piece in zip(split.windows, np.split(logits, np.cumsum(split.examples.lengths)[:-1])):
+        windows.setdefault(window.question, []).append((window, piece))
+    return {split.rows[q].id: squad_windows.decode(found, split.rows[q]) for q, found in windows.items()}
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
     """Writes a table of the examples that the model answered wrong: its answer, the expected answer and the
     text. For scores, it has the tenth of the examples with the largest errors, the largest error first.
     """
-    clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
     if task.kind == "span":
-        wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)),
-                  row.question, "")
-                 for row in split.rows if not max((squad.exact_match(answers[row.id][0].text, a.text)
-                                                   for a in row.answers), default=0)]
+        best = {id: candidates[0].text for id, candidates in answers.items()}
+        wrong = [(row.id, best[row.id], " | ".join(dict.fromkeys(gold.text for gold in row.answers)),
+                  row.question) for row in split.rows
+                 if not any(squad.exact_match(best[row.id], gold.text) for gold in row.answers)]
     elif task.kind == "score":
         order = np.argsort(-np.abs(answers - split.examples.labels), kind="stable")
-        wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", split.rows[i].text,
-                  split.rows[i].pair)
+        wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", *split.rows[i][1:3])
                  for i in order[:max(1, len(order) // 10)]]
     else:
         wrong = [(row.id, task.labels[answer], task.labels[row.label], row.text, row.pair)
                  for row, answer in zip(split.rows, answers) if answer != row.label]
-    lines = ["id\tanswer\texpected\ttext\tpair", *("\t".join(map(clean, row)) for row in wrong)]
-    write_text(path, "\n".join(lines) + "\n")
+    lines = ["\t".join(" ".join(str(cell or "").split()) for cell in row) for row in wrong]
+    write_text(path, "\n".join(["id\tanswer\texpected\ttext\tpair", *lines]) + "\n")
 
 
 def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:

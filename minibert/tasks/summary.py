@@ -8,9 +8,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from minibert.common.console import say
 from minibert.common.disk import write_json
-from minibert.tasks import metrics
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, baseline, write_errors
 
@@ -18,27 +16,21 @@ OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the firs
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """The value by which the best epoch and the best seed are chosen. It is the metric itself, but NaN counts
-    as lower than every number.
-    """
+    """The value by which the best epoch and the best seed are chosen: the metric, but NaN is the lowest."""
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """The median, the lowest and the highest value of each metric over all seeds. Each seed has the scores of
-    its best epoch.
-    """
+    """The median, the lowest and the highest value of each metric over the best epochs of all seeds."""
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
     return {name: {metric: take(scores) for metric, scores in values.items()}
             for name, take in (("median", statistics.median), ("lowest", min), ("highest", max))}
 
 
-def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], seeds: int,
-                 constant: dict[str, float] | None, teacher: dict[str, float] | None) -> list[dict[str, str]]:
-    """The rows of one dev split in the closing table. Scores are in percent. If the argument `constant` or
-    `teacher` is None, the table has no row for it.
-    """
+def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
+                 ) -> list[dict[str, str]]:
+    """The rows of one dev split in the closing table, in percent. `found` has the scores of `summarise`."""
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
     def row(name: str, scores: dict[str, float]) -> dict[str, str]:
@@ -47,11 +39,11 @@ def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], se
 
     over = "one seed" if seeds == 1 else f"median of {seeds} seeds"
     rows = [row(name, scores) for name, scores in (
-        ("mean score" if task.kind == "score" else "majority class", constant), ("teacher", teacher),
-        (f"this model, {over}", spread["median"])) if scores is not None]
+        ("mean score" if task.kind == "score" else "majority class", found["baseline"]),
+        ("teacher", found["teacher"]), (f"this model, {over}", found["median"])) if scores is not None]
     if seeds > 1:
         rows.append({"model": "  lowest to highest" + suffix,
-                     **{metric: f"{spread['lowest'][metric]:.2f} to {spread['highest'][metric]:.2f}"
+                     **{metric: f"{found['lowest'][metric]:.2f} to {found['highest'][metric]:.2f}"
                         for metric in task.metrics}})
     figures: dict[str, dict[str, float]] = {}
     for known in task.published:
@@ -97,23 +89,14 @@ def write_answers(out: Path, task: Task, split: Split, answers) -> None:
         write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
 
 
-def warn_if_constant(task: Task, answers) -> None:
-    """Prints a warning if every answer is the same class."""
-    if task.kind == "classes" and (constant := metrics.constant_class(answers)) is not None:
-        say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
-            "of a constant. More --epochs, another --lr (higher for a small model) or --seed may help")
-
-
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns two results. The first has these scores for each dev split: the model's scores over all seeds,
-    the scores of a constant answer, and the teacher's scores if it was evaluated. The second has the rows of
-    the closing table.
+    """Returns, for each dev split, the model's scores over all seeds, those of a constant answer ("baseline")
+    and the teacher's (None if there is no teacher), and the rows of the closing table.
     """
     found, rows = {}, []
     for name, split in dev.items():
-        constant, teacher = baseline(task, train, split), teacher_scores.get(name)
-        spread = spread_over_seeds(task, name, results)
-        found[name] = {**spread, "baseline": constant, "teacher": teacher}
-        rows += closing_rows(task, name, spread, len(results), constant, teacher)
+        found[name] = {**spread_over_seeds(task, name, results), "baseline": baseline(task, train, split),
+                       "teacher": teacher_scores.get(name)}
+        rows += closing_rows(task, name, found[name], len(results))
     return found, rows

@@ -23,11 +23,10 @@ from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.training.models import hold_frozen
 from minibert.tasks import augment as module
-from minibert.tasks.augment import (Text, augment, copies, in_case_of, queries_of, replaceable,
-                                    with_candidates)
+from minibert.tasks.augment import (STOP_WORDS, Text, augment, copies, in_case_of, is_word, queries_of,
+                                    replaceable, with_candidates)
 from minibert.tasks.csv_files import read_csv, read_csv_splits, write_csv
 from minibert.tasks.specs import TASKS, Example, Task
-from minibert.tasks.word_vectors import STOP_WORDS, Vectors, is_word, nearest
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SCRIPT = Path(__file__).resolve().parents[2] / "data" / "augment.py"
@@ -41,7 +40,7 @@ HOSTILE = ['he said "fine" and left', 'tab\there, "both"', '"all quoted"', "back
 
 @pytest.fixture(scope="module")
 def asked():
-    """A random model of a small vocabulary, its tokenizer, and vectors of short and long words."""
+    """A random model of a small vocabulary, and its tokenizer."""
     words = "film book song great dull lovely very the a was is end it".split()
     tokenizer = train_tokenizer([" ".join(words), "and , . ! 1 2 : ' \" ` ü é 😀 w x y z v b q k"] * 9, 99)
     torch.manual_seed(0)
@@ -50,13 +49,12 @@ def asked():
     for p in model.parameters():
         p.data += 0.2 * torch.randn_like(p)
     hold_frozen(model, CPU)
-    known = ["film", "great", "unbelievably", "Unseen", "qq"]
-    return model, tokenizer, Vectors(known, torch.nn.functional.normalize(torch.randn(5, 8)))
+    return model, tokenizer
 
 
 def one_at_a_time(text, asked, k):
-    """Each word's candidates from a pass of its own over the whole text, or by vectors: [(span, words)]."""
-    model, tokenizer, vectors = asked
+    """Each word's candidates from a pass of its own over the whole text: [(span, words)]."""
+    model, tokenizer = asked
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     found = []
     for match in module.WORD.finditer(text):
@@ -71,9 +69,6 @@ def one_at_a_time(text, asked, k):
             logits = model(minibert.pack([ids], [segments]))[1 + place[0]]
             words = [tokenizer.id_to_piece(i) for i in logits.argsort(descending=True).tolist()]
             words = [w for w in words if is_word(w) and w != match[0].lower()][:k]
-        else:
-            words = nearest(vectors, [match[0]], k).get(match[0])
-        if words:
             found.append((match.span(), words))
     return found
 
@@ -81,9 +76,9 @@ def one_at_a_time(text, asked, k):
 @pytest.mark.parametrize("micro_tokens", [40, 4096])
 def test_candidates_are_those_of_one_word_at_a_time(asked, micro_tokens, monkeypatch):
     monkeypatch.setattr(module, "MASK_SHARE", 0.0)  # one mask a pass
-    model, tokenizer, vectors = asked
+    model, tokenizer = asked
     texts = [text for text in TEXTS if len(tokenizer.pieces([text])[0]) <= 18]
-    found = with_candidates(texts, model, tokenizer, vectors, CPU, 4, micro_tokens)
+    found = with_candidates(texts, model, tokenizer, CPU, 4, micro_tokens)
     assert [text.text for text in found] == texts
     total = 0
     for text in found:
@@ -109,7 +104,7 @@ def test_what_is_replaced_are_words_that_mean_something(asked):
 def test_a_word_in_another_case_is_no_candidate(asked):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "FILM", "Book", "Film", "book"]
     tokenizer = Tokenizer({piece: i for i, piece in enumerate(pieces)}, {"lowercase": False})
-    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, None, CPU, 5)
+    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, CPU, 5)
     assert list(map(sorted, found.candidates)) == [["Book", "book"], ["FILM", "Film", "film"],
                                                    ["Book", "book"]]
 
@@ -152,6 +147,11 @@ def test_copies_replace_each_word_with_its_probability():
     assert copies(text, 3, 1e-9, 1) == [text.text] * 3
 
 
+def test_words_are_letters_and_no_stop_words():
+    assert [is_word(text) for text in ("word", "é" * 2, "x", "b2b", "##ing", "[MASK]", "", "The")] == [
+        True, True, False, False, False, False, False, False]
+
+
 def test_a_replacement_has_the_case_of_the_word():
     assert [in_case_of(old, "film") for old in ("book", "Book", "BOOK", "A", "bOOk")] == [
         "film", "Film", "FILM", "Film", "film"]
@@ -163,8 +163,7 @@ def example_rows(pair=True):
 
 
 def test_pairs_vary_independently_and_originals_come_first(asked):
-    model, tokenizer, vectors = asked
-    find = partial(with_candidates, model=model, tokenizer=tokenizer, vectors=vectors, runtime=CPU, k=3)
+    find = partial(with_candidates, model=asked[0], tokenizer=asked[1], runtime=CPU, k=3)
     rows = example_rows()
     made = list(augment(rows, find, 20, 0.4, 1))
     by_row = {row.id: [m for m in made if m.id == row.id] for row in rows}
@@ -245,12 +244,6 @@ def test_a_csv_and_an_official_task_are_augmented(main, folder, capsys):
     main(["--task", "rte", "--data", str(folder), *argv[2:], "--out", str(folder / "rte.csv")])
     assert "1 examples without a text are left out" in capsys.readouterr().out
     assert read_csv(folder / "rte.csv", TASKS["rte"])[1][0] == Example("0", '"film great', "book", 0)
-    (folder / "glove.txt").write_text("".join(f"{w} {i} 1\n" for i, w in enumerate(("quick", "qqq", "slow"))))
-    (folder / "rare.csv").write_text("text,label\nfilm qqq,a\n" + "".join(f"song {i},b\n" for i in range(40)))
-    main(["--task", str(folder / "rare.csv"), *argv[2:], "--vectors", str(folder / "glove.txt"),
-          "--probability", "1", "--out", str(folder / "more.csv")])
-    rare = [row.text.split()[1] for row in read_csv(folder / "more.csv")[1] if row.id == "2"]
-    assert set(rare) == {"qqq", "quick", "slow"}
 
 
 def test_wrong_options_are_one_sentence(main, folder):
@@ -262,7 +255,7 @@ def test_wrong_options_are_one_sentence(main, folder):
             ({"data": folder}, "--data"), ({"out": folder / "there.csv"}, "exists already"),
             ({"copies": 0}, "--copies"), ({"probability": 1.5}, "--probability"),
             ({"seed": 2**63}, "--seed"),
-            ({"candidates": 10**6}, "--candidates"), ({"vectors": folder / "own.csv"}, "own.csv, line 1"),
+            ({"candidates": 10**6}, "--candidates"),
             ({"task": "rte", "data": folder, "dev": folder / "own.csv"}, "--dev")):
         argv = [str(word) for name, value in (good | changed).items() if value is not None
                 for word in (f"--{name}", value)]

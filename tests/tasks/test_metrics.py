@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from minibert.tasks.metrics import METRICS, accuracy, constant_class, f1, matthews, pearson, score, spearman
+from minibert.tasks.metrics import METRICS, accuracy, f1, matthews, pearson, score, spearman
 
 CLASSES = ("accuracy", "f1", "matthews")
 
@@ -70,13 +70,6 @@ def test_shapes_that_do_not_fit_are_refused(predictions, labels):
     for metric in METRICS.values():
         with pytest.raises(ValueError, match="one prediction for each label"):
             metric(predictions, labels)
-
-
-def test_constant_class():
-    assert constant_class([1, 1, 1]) == 1
-    assert constant_class(np.array([0])) == 0
-    assert constant_class([0, 1]) is None
-    assert constant_class([]) is None
 
 
 @pytest.mark.filterwarnings("ignore")  # scikit-learn's, about the degenerate cases

@@ -218,16 +218,6 @@ def test_csv_with_pairs_and_scores(tmp_path):
     assert examples == [Example("a", "A", "B, b", -0.5), Example("b", "C", "D", 12.0)]
 
 
-@pytest.mark.parametrize("header, text, pair", [
-    ("sentence,label", 0, None), ("sentence,question,label", 1, 0), ("sentence2,sentence1,label", 1, 0),
-    ("premise,hypothesis,label", 0, 1), ("text,sentence,label", 0, None)])
-def test_csv_other_names_of_the_texts(tmp_path, header, text, pair):
-    columns = [f"c{i}" for i in range(header.count(","))]
-    path = put(tmp_path / "a.csv", f"{header}\n{','.join(columns)},x\n{','.join(columns)},y\n")
-    example = read_csv(path)[1][0]
-    assert example[1:] == (columns[text], None if pair is None else columns[pair], 0)
-
-
 def test_csv_read_as_a_known_task(tmp_path):
     task = read_csv(put(tmp_path / "train.csv", "text,label\nA,no\nB,yes\n"))[0]
     same, examples = read_csv(put(tmp_path / "dev.csv", "text,label\nC,yes\n"), task)

@@ -310,6 +310,11 @@ def random_logits(found, generator):
             for _ in range(2)]
 
 
+def both(starts, ends):
+    """For each window, the logits (T, 2)."""
+    return [np.stack(pair, 1) for pair in zip(starts, ends)]
+
+
 def every_pair(found, starts, ends, context, n_best, max_answer):
     """All spans, one by one, best first, each text once."""
     spans = []
@@ -336,7 +341,7 @@ def test_decode_equals_trying_every_pair(tokenizer, n_best, max_answer):
         question = ask(random_context(random.Random(words), words) + "a")
         found = windows([question], tokenizer, 40, 9, 8)
         starts, ends = random_logits(found, generator)
-        ours = decode(found, starts, ends, question, n_best, max_answer)
+        ours = decode(list(zip(found, both(starts, ends))), question, n_best, max_answer)
         expected = every_pair(found, starts, ends, question.context, n_best, max_answer)
         assert [(c.text, pytest.approx(c.score)) for c in ours] == (expected or [("", 0.0)])
         shares = [math.exp(c.score - ours[0].score) for c in ours]
@@ -352,7 +357,7 @@ def test_gold_logits_give_the_gold_text(tokenizer):
         own = [window for window in found if window.question == i]
         logits = [[np.where(np.arange(len(w.ids)) == row, 9.0, 0.0) for w, row in zip(own, rows)]
                   for rows in ([w.start for w in own], [w.end for w in own])]
-        predictions[question.id] = decode(own, *logits, question)[0].text
+        predictions[question.id] = decode(list(zip(own, both(*logits))), question)[0].text
         assert predictions[question.id] == question.answers[0].text
     assert evaluate(questions, predictions)["exact_match"] == 100
 
@@ -364,7 +369,7 @@ def test_a_start_at_the_edge_of_a_window_does_not_count():
     second = found[1]
     starts[1][second.first] = ends[1][second.first] = 9.0  # its first token, better seen from the one before
     starts[0][found[0].first + 1] = ends[0][found[0].first + 1] = 1.0
-    assert not second.max_context[0] and decode(found, starts, ends, question)[0].text == "b"
+    assert not second.max_context[0] and decode(list(zip(found, both(starts, ends))), question)[0].text == "b"
 
 
 def test_there_is_always_an_answer():
@@ -373,9 +378,10 @@ def test_there_is_always_an_answer():
         question = ask(context)
         window, = windows([question], tokenizer)
         for logits in (np.full(len(window.ids), np.nan), np.full(len(window.ids), -np.inf)):
-            assert decode([window], [logits], [logits], question) == [Candidate("", 0.0, 1.0)]
-    assert decode([], [], [], ask("")) == [Candidate("", 0.0, 1.0)]
+            assert decode([(window, np.stack([logits] * 2, 1))], question) == [Candidate("", 0.0, 1.0)]
+    assert decode([], ask("")) == [Candidate("", 0.0, 1.0)]
     ends = np.zeros(len(window.ids))
     ends[window.first] = 5  # the only end that is tried stands before the only start that is tried
     starts = np.arange(len(window.ids))
-    assert decode([window], [starts], [ends], ask("a b c"), n_best=1) == [Candidate("", 0.0, 1.0)]
+    logits = np.stack([starts, ends], 1)
+    assert decode([(window, logits)], ask("a b c"), n_best=1) == [Candidate("", 0.0, 1.0)]
