@@ -43,7 +43,7 @@ from minibert.tasks.official_files import write_submission
 from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve,
                                     task_settings)
 from minibert.tasks.specs import TASKS, Task
-from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, fingerprints, judge, model_outputs,
+from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, judge, model_outputs,
                                    read_augmented, read_rows, read_rows_to_judge, read_transfer, some_of,
                                    tokenise_splits)
 from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise, write_answers
@@ -123,8 +123,10 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
     The splits are those of `read_rows`, and also "augmented" and "transfer" if these options are given.
     """
-    where = options.task, options.data, options.dev, options.predict
-    task, rows = read_rows_to_judge(*where, reader) if options.evaluate else read_rows(*where)
+    if options.evaluate:
+        task, rows = read_rows_to_judge(options.task, options.data, reader)
+    else:
+        task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
         own_file = options.task not in TASKS and not options.dev  # rows of a csv file may have equal ids
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
@@ -157,7 +159,9 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 
 def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     """Opens the folder of a new or resumed run. Returns the content of config.json."""
-    options, data = run.options, fingerprints(run.task, splits)
+    options = run.options
+    data = {name: split.examples.fingerprint for name, split in splits.items()
+            if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
     # With fewer seeds, the best of these seeds may be one whose model was already removed.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
@@ -211,12 +215,9 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
     options, task = run.options, run.task
     model, scores = load_tuned(run.student, task).to(run.runtime.device), {}
     for name, split in splits.items():
-        if name not in task.test_splits:
-            scores[name], _ = judge(model, task, split, run.runtime, options.micro_tokens)
-            say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): "
-                + on_one_line({name: scores[name]}))
-    if options.predict:
-        predict(run, model, splits)
+        scores[name], _ = judge(model, task, split, run.runtime, options.micro_tokens)
+        say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): "
+            + on_one_line({name: scores[name]}))
     say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
 
 

@@ -138,10 +138,9 @@ def test_the_dev_set_is_judged_once_an_epoch_and_errors_are_those_of_the_kept_mo
 
 def test_all_rows_of_a_csv_are_judged_and_it_says_so(folder, tuned, capsys):
     argv = ["--model", str(tuned / "reviews" / "model"), "--evaluate", "--max-length", "80"]
-    for files, words in ((["--task", folder / "reviews.csv"], "model on reviews.csv, all rows (120): "),
-                         (["--task", folder / "reviews.csv", "--dev", folder / "dev.csv"],
-                          "model on dev.csv, all rows (20): ")):
-        finetune.main([*argv, *map(str, files)])
+    for file, words in (("reviews.csv", "model on reviews.csv, all rows (120): "),
+                        ("dev.csv", "model on dev.csv, all rows (20): ")):
+        finetune.main([*argv, "--task", str(folder / file)])
         told, said = capsys.readouterr().out.splitlines()
         assert words in told and json.loads(said)["task"] == words.split()[2].strip(",")
         assert json.loads(said)["scores"]["all rows"]["accuracy"] > 90
@@ -307,14 +306,9 @@ def test_predictions_for_a_leaderboard(folder, tmp_path):
         (data / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     argv = options(folder, "rte", tmp_path / "run", "--predict", data=tmp_path, epochs=1)
     finetune.main(argv)
-    for out in (tmp_path / "run", tmp_path / "again"):
-        if out.name == "again":
-            finetune.main(["--model", str(tmp_path / "run" / "model"), "--task", "rte",
-                           "--data", str(tmp_path), "--evaluate", "--predict", "--max-length", "80",
-                           "--out", str(out)])
-        lines = (out / "predictions" / "RTE.tsv").read_text().splitlines()
-        assert lines[0] == "index\tprediction" and len(lines) == 6
-        assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "not_entailment"}
+    lines = (tmp_path / "run" / "predictions" / "RTE.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 6
+    assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "not_entailment"}
 
 
 def test_resume_is_exact_to_the_bit(folder, tmp_path):
@@ -508,7 +502,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
             ({"data": "data"}, "--data goes with a task by name"),
             ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
             ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
-            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict needs an --out"),
+            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict goes with training"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)

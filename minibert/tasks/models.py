@@ -65,13 +65,6 @@ def load_tuned(name: str, task: Task) -> nn.Module:
     return in_order(minibert.load(name), task, name)
 
 
-def check_single_label(config: Config, name: str) -> None:
-    """Raises `UserError` if the model is a multi-label classifier."""
-    if config.problem_type == MULTI_LABEL:
-        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
-                        "here have one class for each text: it is neither judged nor distilled here")
-
-
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """The model `name` with the rows of its head in the order of the task's classes. Its labels get the
@@ -81,7 +74,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """
     if not isinstance(model, head_kind(task)):
         raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
-    check_single_label(model.config, name)
+    if model.config.problem_type == MULTI_LABEL:
+        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
+                        "here have one class for each text: it is neither judged nor distilled here")
     if task.kind != "span" and model.config.regression != (task.kind == "score"):
         raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
                         f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
@@ -98,9 +93,8 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """For each class of the task, the number of the class with this name in a model with these `labels`.
-
-    Returns None if the classes differ. `class_of` decides which spellings are the same name.
+    """For each class of the task, the number of the class with this name in a model with these `labels`, or
+    None if the classes differ. `class_of` decides which spellings are the same name.
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):

@@ -133,20 +133,14 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """The reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. An example of
-    an id is pos/0_9.txt.
-
-    Each `<br />` becomes a space, because WordPiece would divide it into five pieces. The files have no other
-    markup.
+    an id is pos/0_9.txt. Each `<br />` becomes a space, because WordPiece would divide it into five pieces.
     """
     examples = []
     for label, word in enumerate(task.words):
-        folder = root / part / word
-        if not folder.is_dir():
-            raise _not_there(folder, task)
         # macOS writes files whose names start with "._"
-        files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("._"))
+        files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
-            raise UserError(f"{folder} holds no .txt files")
+            raise _not_there(root / part / word / "*.txt", task)
         examples += [Example(f"{word}/{file.name}", read_text(file).replace("<br />", " "), None, label)
                      for file in files]
     return examples

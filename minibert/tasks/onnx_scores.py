@@ -41,7 +41,7 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
     `name` is the folder of `model`, whose classes are put into the task's order. `task` and `data` have the
     meaning of these options of finetune.py.
     """
-    known, rows = read_rows_to_judge(task, data, None, False, name)
+    known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)
     known = replace(known, max_length=min(known.max_length, model.config.max_positions))
     split = next(iter(tokenise_splits(known, rows, tokenizer, 128, model.config, name).values()))

@@ -34,8 +34,7 @@ class Options(MachineOptions):
     data: str | None = option(None, "folder of the task's official files, or its parent",
                               metavar="FOLDER")
     dev: str | None = option(None, "csv file with the examples to evaluate on (default: a tenth of the "
-                             "task's csv file, chosen by a hash of the text; with --evaluate the whole "
-                             "file)", metavar="FILE.csv")
+                             "task's csv file, chosen by a hash of the text)", metavar="FILE.csv")
     augmented: str | None = option(
         None, "train on this file of data/augment.py instead of the training set; if the task has scores, "
         "tinybert uses the file in the intermediate stage only, as in the paper", metavar="FILE.csv")
@@ -107,7 +106,7 @@ class Options(MachineOptions):
     resume: bool = option(False, "continue the stopped run in --out")
     checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
     evaluate: bool = option(False, "only evaluate --model, without training: on the dev set, or on all rows "
-                           "of --dev or of the task's csv file, even if the model was trained on these rows")
+                           "of the task's csv file, even if the model was trained on these rows")
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
 
     def __post_init__(self):
@@ -143,9 +142,6 @@ class Options(MachineOptions):
         for field in dataclasses.fields(self) if self.evaluate else ():
             if field.name not in JUDGING and getattr(self, field.name) != field.default:
                 raise UserError(f"{flag(field.name)} goes with training, and --evaluate trains nothing")
-        if self.evaluate and self.predict and self.out == Options.out:
-            raise UserError(f"--evaluate --predict needs an --out other than {self.out}, where the "
-                            "predictions of an earlier run may lie")
         inner_weights(self)
 
 
@@ -168,8 +164,8 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 TEACHING = ("alpha", "temperature")  # options that are only read with a teacher
 # The options that --evaluate reads. All other options are for training.
-JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "micro_tokens", "precision",
-           "device", "threads", "predict", "out"}
+JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
+           "threads"}
 # Options that may differ when a run is resumed.
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
               "predict", "seeds"}

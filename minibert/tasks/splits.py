@@ -20,7 +20,6 @@ from minibert.inference.predict import MICRO_TOKENS, outputs
 from minibert.model.config import Config
 from minibert.tasks import metrics, squad_windows, squad
 from minibert.tasks.csv_files import read_csv, read_csv_splits
-from minibert.tasks.models import check_single_label
 from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS, Example, Task
 
@@ -50,42 +49,42 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
     csv file of held-out rows, or None.
     """
     if task in TASKS:
-        return TASKS[task], read_splits(TASKS[task], data, ("train", *TASKS[task].dev_splits), predict)
+        known = TASKS[task]
+        test_splits = known.test_splits if predict else ()
+        return known, read_splits(known, data, ("train", *known.dev_splits, *test_splits))
     known, train, held_out = read_csv_splits(task, dev)
     return known, {"train": train, "dev": held_out}
 
 
-def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bool, model: str
-                       ) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. With `predict`,
-    the rows of the test splits are also read. The other arguments are those of `read_rows`.
+def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
+    """The task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and `data`
+    are those of `read_rows`.
 
     All rows of a csv file are in one split with the name "all rows", because nothing is held out. The task of
     a csv file has the labels of the model, because the file may lack some labels.
     """
     if task in TASKS:
-        return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits, predict)
-    config, head, path = load_config(model), stated_head(model), dev or task
+        return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
+    config, head = load_config(model), stated_head(model)
     if head not in ("classification", None):
         raise UserError(f"{model} has no head for {task}: fine-tune it first")
-    check_single_label(config, model)
-    judged = Task(Path(path).name, config.labels, config.labels, ("accuracy", "matthews"))
+    judged = Task(Path(task).name, config.labels, config.labels, ("accuracy", "matthews"))
     if config.regression:
         judged = Task(judged.name, (), (), ("pearson", "spearman"), kind="score")
-    rows = read_csv(path, judged)[1]
+    rows = read_csv(task, judged)[1]
     if rows[0].label is None:
-        raise UserError(f"{path} has no column 'label' or 'score' to judge by")
+        raise UserError(f"{task} has no column 'label' or 'score' to judge by")
     return judged, {"all rows": rows}
 
 
-def read_splits(task: Task, data: str, names: tuple[str, ...], predict: bool) -> dict[str, list]:
-    """The rows of the splits `names` in the official files, and with `predict` also of the test splits."""
+def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list]:
+    """The rows of the splits `names` in the official files. The file of AX may be missing."""
     rows = {}
-    for name in (*names, *(task.test_splits if predict else ())):
+    for name in names:
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX is a separate download, so it may be missing
+            if name != "ax":  # the file of AX is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -154,15 +153,9 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
     return tokenised(task, found, tokenizer, stride=0)
 
 
-def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
-    """A hash of the tokens and labels of each split that is used for training or evaluation."""
-    return {name: split.examples.fingerprint for name, split in splits.items()
-            if name not in task.test_splits}
-
-
 def check_data(out: Path, now: dict[str, str]) -> None:
-    """Raises `UserError` if the run in `out` was started with other examples. `now` has the `fingerprints` of
-    the present examples.
+    """Raises `UserError` if the run in `out` was started with other examples. `now` has the fingerprints of
+    the present examples of each split.
     """
     if not (out / "config.json").exists():
         return

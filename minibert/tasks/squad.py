@@ -25,9 +25,7 @@ class Answer(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question, the paragraph that contains the answer (`context`), and its gold answers. A training
-    question has one answer, and a dev question has several.
-    """
+    """A question, the paragraph that contains the answer (`context`), and its gold answers."""
 
     id: str
     question: str
@@ -36,8 +34,8 @@ class Question(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A predicted text, its score, and its probability. The score is the sum of a start logit and an end
-    logit. The probability is the softmax of the scores of all candidates.
+    """A predicted text, its score (a start logit plus an end logit), and its probability (the softmax of the
+    scores of all candidates).
     """
 
     text: str
@@ -89,11 +87,8 @@ def check_question(question: Question, place: str) -> None:
 
 
 def normalise(text: str) -> str:
-    """Changes a text for the comparison of answers. These steps are done in this order: lower case, remove
-    punctuation, remove articles, use single spaces.
-
-    The order matters. Punctuation is removed first, so "a-the" becomes the word "athe", and no article is
-    removed from it. Only ASCII punctuation is removed.
+    """Changes a text for the comparison of answers: lower case, no ASCII punctuation, no articles, single
+    spaces, in this order. So "a-the" becomes the word "athe", and no article is removed from it.
     """
     text = text.lower().translate(PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())
@@ -122,10 +117,7 @@ def f1(prediction: str, answer: str) -> float:
 
 def evaluate(questions: Sequence[Question], predictions: dict[str, str]) -> dict[str, float]:
     """The official `exact_match` and `f1` in percent. `predictions` is a dictionary from the question id to
-    the predicted text.
-
-    A question without a prediction has the score 0 in the mean. A prediction whose id is not among the
-    questions is ignored.
+    the predicted text. A question without a prediction has the score 0.
     """
     totals = {"exact_match": 0.0, "f1": 0.0}
     for question in questions:

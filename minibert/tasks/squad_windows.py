@@ -19,11 +19,10 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """One window: [CLS] question [SEP] part of the context [SEP]. A window has T tokens, and M of them are
-    from the context.
+    """One window of T tokens, of which M are from the context.
 
-    `start` and `end` are the positions of the first and the last token of the gold answer in the window.
-    [CLS] has the position 0. `start` and `end` are 0 if the window does not contain the whole answer.
+    `start` and `end` are the positions of the first and the last token of the gold answer in the window, or 0
+    if the window does not contain the whole answer.
     """
 
     question: int  # the index of the window's question
@@ -45,9 +44,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
     """The windows of all questions, in the order of the questions. Each question has at least one window.
 
     A window has at most `max_length` tokens and at most the first `max_query` pieces of the question.
-    `stride` is the distance between the starts of two windows, as in run_squad.py. note: `stride` has another
-    meaning in Hugging Face's run_qa.py: the overlap of two windows. The gold answer is the first answer of a
-    question. Raises `UserError` if `max_length` leaves no room for a context.
+    `stride` is the distance between the starts of two windows, as in run_squad.py. note: in Hugging Face's
+    run_qa.py it is the overlap of two windows. The gold answer is the first answer of a question.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "

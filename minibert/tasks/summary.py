@@ -62,10 +62,8 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model of the best seed to `out`, and removes the models of all other seeds. The best seed has
-    the best `metric` on `split`. Returns this seed.
-
-    If an earlier call has already moved the model, it stays in place.
+    """Moves the model of the best seed (the best `metric` on `split`) to `out`, and removes the models of all
+    other seeds. Returns this seed. If an earlier call has already moved the model, it stays in place.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"

@@ -153,10 +153,10 @@ def test_imdb_in_order_with_its_breaks_as_spaces(tmp_path):
                 Example("pos/0_7.txt", "Fine.  Really.", None, 1), Example("pos/1_9.txt", "Good.", None, 1)]
     for folder in (tmp_path, tmp_path / "aclImdb"):
         assert read_examples(TASKS["imdb"], folder, "dev") == expected
-    with pytest.raises(UserError, match="train.neg does not exist: .*unpack .*aclImdb_v1.tar.gz"):
+    with pytest.raises(UserError, match="train.neg.*txt does not exist: .*unpack .*aclImdb_v1.tar.gz"):
         read_examples(TASKS["imdb"], tmp_path, "train")
     (tmp_path / "aclImdb/test/neg/0_2.txt").unlink()
-    with pytest.raises(UserError, match="neg holds no .txt files"):
+    with pytest.raises(UserError, match=r"neg/\*.txt does not exist"):
         read_examples(TASKS["imdb"], tmp_path, "dev")
 
 
