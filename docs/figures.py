@@ -1,10 +1,12 @@
-"""Draws the figures of the methods, docs/figures/*.svg: what is compared with what.
+"""Draws the figures of the methods, docs/figures/*.svg. They show which parts of student and teacher each
+loss term compares.
 
     python docs/figures.py
 
 The pairs of layers come from the functions that the training uses: `copied_layers`, `imitated_layers`,
 `patience_layers`, `layer_groups`, `stages` and `rates`. The names of the terms are those in metrics.jsonl.
-The files are plain SVG. Their text is text, and their colours follow the light or dark mode of the reader.
+The files are plain SVG, and their text can be searched. Their colours depend on the light or dark mode of the
+reader's system.
 """
 
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert if it is not installed
 
 from minibert.common.disk import write_text  # noqa: E402
 from minibert.distill.students import copied_layers, imitated_layers  # noqa: E402
@@ -21,11 +23,11 @@ from minibert.distill.theseus import layer_groups  # noqa: E402
 from minibert.training import mobilebert_stages as mobile  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent / "figures"
-WIDTH, ROW, BOX = 860, 34, 170  # of the figure, of a layer, of a box, in pixels
+WIDTH, ROW, BOX = 860, 34, 170  # the width of the figure, height of a layer, width of a box, in pixels
 STUDENT, TEACHER, MIDDLE = 40, WIDTH - 40 - BOX, WIDTH // 2  # left edges of the two columns
 HEAD = 1000  # the number of the head among the layers; it is drawn above all of them
 
-# Every figure has its own background, because a light page can be read on a system in dark mode.
+# Every figure has its own background, because a page may be light on a system in dark mode.
 STYLE = """
 text { font: 14px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
 .card { fill: #ffffff; stroke: #d0d7de } .box { fill: #f3f5f8; stroke: #8c959f }
@@ -50,33 +52,34 @@ class Term(NamedTuple):
     """One term of a loss."""
 
     name: str  # as in metrics.jsonl
-    text: str  # one line that says what it is
-    # (student, teacher). 0 is the embeddings, 1 to L are layers, or HEAD. None is the data instead of a teacher
+    text: str  # one line that says what the term computes
+    # (student, teacher): 0 means the embeddings, 1 to L the layers, HEAD the head, and None the data
     pairs: list[tuple[int, int | None]]
 
 
 class Figure(NamedTuple):
-    """What a method compares."""
+    """The content of one figure: the two models, and the terms of one method."""
 
     title: str
-    student: int  # layers
+    student: int  # number of layers
     teacher: int
-    at: list[int]  # for each layer of the student, from the embeddings: the teacher layer beside it
+    at: list[int]  # for the embeddings and each student layer: the teacher layer at the same height
     terms: list[Term]
-    links: list[tuple[int, int]] = []  # (student, teacher): drawn grey, because no term compares them
+    links: list[tuple[int, int]] = []  # (student, teacher): drawn in grey, because no term compares them
     link: tuple[str, str] = ("start", "before training, the student's weights are copied from here")
-    head: str = ""  # the box on top of both models, if a term reads it
-    source: str = ""  # the box of the data
+    head: str = ""  # the name of the head, if a term uses the heads
+    source: str = ""  # the name of the data, if a term uses data
     notes: list[str] = []
 
 
-def spread(student: int, teacher: int) -> list[int]:
-    """The teacher layer beside each student layer: evenly spread."""
+def evenly(student: int, teacher: int) -> list[int]:
+    """For the embeddings and each student layer, the teacher layer at the same height, with equal distances.
+    """
     return list(imitated_layers(student, teacher))
 
 
 def distilbert() -> Figure:
-    """The student starts as half of the teacher's layers; logits and last states are compared."""
+    """DistilBERT: the student starts as half of the teacher's layers. Logits and last states are compared."""
     beside = [0, *(layer + 1 for layer in copied_layers(6, 12))]
     return Figure("DistilBERT: 6 layers learn from 12", 6, 12, beside, [
         Term("kl", "KL over the vocabulary at temperature T, all tokens; logits (N, V)", [(HEAD, HEAD)]),
@@ -86,7 +89,8 @@ def distilbert() -> Figure:
 
 
 def tinybert() -> Figure:
-    """The embeddings, and for each layer m the states and scores of m and of the teacher's layer g(m)."""
+    """TinyBERT: compares the embeddings, and the states and scores of student layer m and teacher layer g(m).
+    """
     g = imitated_layers(4, 12)
     layers = [(m, g[m]) for m in range(1, 5)]
     return Figure("TinyBERT, general distillation: 4 thin layers learn from 12", 4, 12, list(g), [
@@ -97,29 +101,31 @@ def tinybert() -> Figure:
 
 
 def minilm() -> Figure:
-    """Relations of the last layers."""
+    """MiniLM: compares relations of the last layers."""
     title = "MiniLM: two relations of the last layers"
-    return Figure(title, 4, 12, spread(4, 12), [
+    return Figure(title, 4, 12, evenly(4, 12), [
         Term("attention_relation", "KL of softmax(q k' / sqrt(E)), row by row; (H, T, T)", [(4, 12)]),
         Term("value_relation", "KL of softmax(v v' / sqrt(E)), row by row; (H, T, T)", [(4, 12)])],
-        notes=["q, k, v are those of the layer's attention. Both models have H heads. Other layers are not compared."])
+        notes=["q, k, v are those of the layer's attention. Both models have H heads. Other layers are not "
+               "compared."])
 
 
 def minilmv2() -> Figure:
-    """Relations of the last layers, in R relation heads."""
+    """MiniLMv2: compares relations of the last layers in R relation heads."""
     said = "KL of softmax({0} {0}' / sqrt(D / R)), row by row; (R, T, T)"
-    return Figure("MiniLMv2: three relations of the last layers, in R relation heads", 4, 12, spread(4, 12), [
+    return Figure("MiniLMv2: three relations of the last layers, in R relation heads", 4, 12, evenly(4, 12), [
         Term(f"{x}_relation", said.format(x), [(4, 12)]) for x in "qkv"],
         notes=["The heads of a layer are joined to D numbers, and these are split into R relation heads.",
                "So the two models may have different numbers of heads."])
 
 
 def mobilebert() -> Figure:
-    """Each layer with the teacher's layer of the same number, and the logits."""
+    """MobileBERT: compares each student layer with the teacher layer of the same number, and the logits."""
     every = [(layer, layer) for layer in range(1, 7)]
     return Figure("MobileBERT: 6 thin blocks learn from 6 of an IB-BERT (published: 24 from 24)", 6, 6,
                   list(range(7)), [
-        Term("feature_map", "mean square of h_s - h_t, both normalised; states after the block (N, D)", every),
+        Term("feature_map", "mean square of h_s - h_t, both normalised; states after the block (N, D)",
+             every),
         Term("attention", "KL of softmax(q k' / sqrt(E)), row by row; (H, T, T)", every),
         Term("kd", "KL over the vocabulary, masked tokens; logits (M, V)", [(HEAD, HEAD)]),
         Term("mlm", "cross-entropy with the masked words; logits (M, V)", [(HEAD, None)])],
@@ -129,30 +135,33 @@ def mobilebert() -> Figure:
 
 
 def kd() -> Figure:
-    """Outputs of a fine-tuned teacher, and the labels of the task."""
-    return Figure("kd: the outputs of a teacher that was fine-tuned on the task", 6, 12, spread(6, 12), [
+    """kd: the student learns the outputs of a fine-tuned teacher and the labels of the task."""
+    return Figure("kd: the outputs of a teacher that was fine-tuned on the task", 6, 12, evenly(6, 12), [
         Term("soft", "classes, spans: KL at temperature T; a score: squared error", [(HEAD, HEAD)]),
         Term("hard", "classes, spans: cross-entropy with the label; a score: squared error", [(HEAD, None)])],
         head="task head", source="labels of the task",
-        notes=["The loss is alpha soft + (1 - alpha) hard. Layers are not compared, so the student may have any shape."])
+        notes=["The loss is alpha soft + (1 - alpha) hard. Layers are not compared, so the student may have "
+               "any shape."])
 
 
 def pkd() -> Figure:
-    """[CLS] states of the layers below the last."""
+    """PKD: also compares the [CLS] states of the layers below the last layer."""
     pairs = {which: patience_layers(6, 12, which) for which in ("skip", "last")}
-    return Figure("PKD: kd, and the [CLS] states of the layers below the last", 6, 12, spread(6, 12), [
+    return Figure("PKD: kd, and the [CLS] states of the layers below the last", 6, 12, evenly(6, 12), [
         Term("soft", "as in kd", [(HEAD, HEAD)]), Term("hard", "as in kd", [(HEAD, None)]),
         Term("patience", "skip: mean square of the normalised [CLS] states; (S, D)", pairs["skip"]),
-        Term("patience", "last: the same, with the teacher's last layers below the top layer", pairs["last"])],
+        Term("patience", "last: the same, with the teacher's last layers below the top layer",
+             pairs["last"])],
         head="task head", source="labels of the task",
         notes=["skip and last are values of --teacher-layers. One of the two is used."])
 
 
 def theseus() -> Figure:
-    """The student's layers and the groups of teacher layers that they replace."""
+    """Theseus: the student's layers and the groups of teacher layers that they replace."""
     pairs = [(m, layer + 1) for m, group in enumerate(layer_groups(6, 12), 1)
              for layer in reversed(group)]
-    return Figure("Theseus: the student's layers replace groups of the teacher's layers", 6, 12, spread(6, 12), [
+    title = "Theseus: the student's layers replace groups of the teacher's layers"
+    return Figure(title, 6, 12, evenly(6, 12), [
         Term("hard", "classes, spans: cross-entropy with the label; a score: squared error", [(HEAD, None)])],
         pairs, ("replaced", "with probability p, the student's layer runs in place of these teacher layers"),
         head="task head", source="labels of the task",
@@ -178,19 +187,19 @@ FIGURES = {draw.__name__: draw for draw in (
 # ---------------------------------------------------------------- drawing
 
 def text(x: float, y: float, said: str, kind: str = "", anchor: str = "start") -> str:
-    """One line of text; y is its base line."""
+    """Draws one line of text. `y` is its base line."""
     return (f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"' + (f' class="{kind}"' if kind else "")
             + f">{escape(said)}</text>")
 
 
 def box(x: float, y: float, said: str) -> str:
-    """A box with a word in it."""
+    """Draws a box with one line of text."""
     return (f'<rect x="{x:g}" y="{y:g}" width="{BOX}" height="{ROW - 8}" rx="5" class="box"/>'
             + text(x + BOX / 2, y + ROW / 2 + 1, said, anchor="middle"))
 
 
 def page(height: float, title: str, parts: list[str]) -> str:
-    """The whole file."""
+    """Returns the text of the SVG file."""
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" '
             f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">\n'
             f'<style>{STYLE}</style>\n'
@@ -200,9 +209,9 @@ def page(height: float, title: str, parts: list[str]) -> str:
 
 def drawn(figure: Figure) -> str:
     """Draws the student on the left, the teacher on the right, and a line for each pair of a term."""
-    top = 96 + (ROW if figure.head else 0)  # of the teacher's last layer
+    top = 96 + (ROW if figure.head else 0)  # the upper edge of the teacher's last layer
 
-    def height(layer: int) -> float:  # the middle of a teacher's layer
+    def height(layer: int) -> float:  # the y coordinate of the middle of a teacher layer
         return 96 + (ROW - 8) / 2 if layer == HEAD else top + (figure.teacher - layer) * ROW + (ROW - 8) / 2
 
     rows = {m: height(layer) for m, layer in enumerate(figure.at)} | {HEAD: height(HEAD)}
@@ -252,7 +261,7 @@ def schedules(layers: int = 6, steps: int = 740) -> str:
     meanings = {"akt": "auxiliary: knowledge transfer of all layers together with distillation",
                 "jkt": "joint: first knowledge transfer of all layers, then distillation",
                 "pkt": "progressive: knowledge transfer of one layer after the other, then distillation"}
-    # From the top. The number is that of the part in `rates`, where head and embeddings are one part.
+    # The rows from the top. The number is the index of the part in `rates`: head and embeddings have index 0.
     bands = [("head", 0), *((f"layer {n}", n) for n in range(layers, 0, -1)), ("embeddings", 0)]
     parts, y = [], 62.0
 
@@ -283,7 +292,8 @@ def schedules(layers: int = 6, steps: int = 740) -> str:
     parts += [text(left, y - 14, "first step", "note"), text(right, y - 14, "last step", "note", "end")]
     y += 14
     for kind, said in (
-            ("moves", f"imitates the teacher's block; before distillation the rate is {mobile.IN_STAGE:g} times --lr"),
+            ("moves", "imitates the teacher's block; before distillation the rate is "
+                      f"{mobile.IN_STAGE:g} times --lr"),
             ("slow", f"imitated its block before; the rate is now {mobile.AFTER_STAGE:g} times --lr"),
             ("distil", "learns from the masked words and from the teacher's logits"),
             ("still", "is not trained")):
@@ -293,7 +303,7 @@ def schedules(layers: int = 6, steps: int = 740) -> str:
 
 
 def main() -> None:
-    """Writes every figure."""
+    """Writes all figures."""
     FOLDER.mkdir(exist_ok=True)
     for name, svg in all_figures().items():
         write_text(FOLDER / name, svg)
@@ -301,7 +311,7 @@ def main() -> None:
 
 
 def all_figures() -> dict[str, str]:
-    """The files by name."""
+    """Returns a dictionary: file name -> content."""
     return {f"{name}.svg": drawn(figure()) for name, figure in FIGURES.items()} | {
         "mobilebert-schedules.svg": schedules()}
 

@@ -19,7 +19,7 @@ FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications an
   size B it is 2 T x (weights of its linear layers) + 4 T^2 B L. The formula leaves out the pooler, the heads,
   and everything that is no matrix product (biases, LayerNorm, GELU, softmax, look-ups in tables).
 with D x D = FLOPs + 2 T D^2, with one more D x D layer over all tokens. It is not known here how the papers
-  counted. The last table shows which of the two counts rounds to a published figure."""
+  counted. Most of their figures are this count, rounded."""
 
 
 @functools.cache
