@@ -475,7 +475,7 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     refused(options(folder, "reviews.csv", out, "--predict"), "--predict", "no test set")
     write_csv(tmp_path / "bare.csv", [["a film"]], ["text"])
     judged = dict(batch=None, lr=None, epochs=None)
-    refused(options(tmp_path, "bare.csv", out, "--evaluate", model=tuned / "reviews" / "model", **judged),
+    refused(options(tmp_path, "bare.csv", None, "--evaluate", model=tuned / "reviews" / "model", **judged),
             "no column")
     refused(options(folder, "reviews.csv", out, transfer=folder / "unlabelled.txt"), "--teacher")
     refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune it first")
@@ -567,7 +567,7 @@ def test_pairs_need_two_token_types(folder, tmp_path):
     minibert.save(scorer, tmp_path / "scorer", tokenizer)
     for name, path in (("model", tmp_path / "model"), ("teacher", tmp_path / "scorer")):
         refused(options(folder, "scores.csv", tmp_path / "run", **{name: path}), f"{path} has one token type")
-    refused(options(folder, "scores.csv", tmp_path / "run", "--evaluate", model=tmp_path / "scorer",
+    refused(options(folder, "scores.csv", None, "--evaluate", model=tmp_path / "scorer",
                     batch=None, lr=None, epochs=None), "one token type")
     refused(options(folder, "squad", tmp_path / "run", model=tmp_path / "model"), "one token type")
     with pytest.raises(UserError, match="one token type"):

@@ -13,7 +13,6 @@ import typing
 from collections.abc import Callable
 
 from minibert.common.errors import UserError
-from minibert.common.runtime import PRECISIONS
 
 
 def option(default, help: str, choices=None, metavar: str | None = None, group: str | None = None,
@@ -39,7 +38,7 @@ class MachineOptions:
               "dropout", metavar="TOKENS", group="machine")
     precision: str = option(
         "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
-        choices=("auto", *PRECISIONS))
+        choices=("auto", "fp32", "bf16", "fp16"))  # runtime.PRECISIONS, whose import needs torch
     device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
 
