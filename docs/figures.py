@@ -24,7 +24,7 @@ from minibert.training import mobilebert_stages as mobile  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 WIDTH, ROW, BOX = 860, 34, 170  # the width of the figure, height of a layer, width of a box, in pixels
-STUDENT, TEACHER, MIDDLE = 40, WIDTH - 40 - BOX, WIDTH // 2  # left edges of the two columns
+STUDENT, TEACHER, MIDDLE = 40, WIDTH - 40 - BOX, WIDTH // 2  # x coordinates of both columns and of the centre
 HEAD = 1000  # the number of the head among the layers; it is drawn above all of them
 
 # Every figure has its own background, because a page may be light on a system in dark mode.
@@ -170,7 +170,7 @@ def theseus() -> Figure:
 
 
 def embedding() -> Figure:
-    """The pooled vectors of two sentence encoders."""
+    """embedding: compares the pooled vectors of two sentence encoders."""
     beside = [0, *(layer + 1 for layer in copied_layers(3, 6))]
     return Figure("embedding: the sentence vectors of 3 layers learn from those of 6", 3, 6, beside, [
         Term("cosine", "1 - cos of the vectors; (S, D)", [(HEAD, HEAD)]),
@@ -224,7 +224,7 @@ def drawn(figure: Figure) -> str:
             parts.append(box(x, place(HEAD) - (ROW - 8) / 2, figure.head))
     if figure.source:
         parts.append(box(MIDDLE - 85, 52, figure.source))
-    # Lines that end at the same box are drawn side by side. From the top: the data, the terms, the links.
+    # Lines that end at the same box are drawn side by side. The order from the top: data, terms, links.
     ending: dict[int, list[tuple[str, int | None]]] = {}
     for kind, term in sorted(enumerate(figure.terms), key=lambda item: item[1].pairs[0][1] is not None):
         for ours, theirs in term.pairs:

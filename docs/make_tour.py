@@ -30,7 +30,7 @@ def main() -> None:
 
     begun = time.perf_counter()
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
-    cells = [make[kind](text, id=f"cell-{i}")  # numbers are stable in version control
+    cells = [make[kind](text, id=f"cell-{i}")  # not random, so that diffs are small
              for i, (kind, text) in enumerate(cells_of((HERE / "tour.py").read_text(encoding="utf-8")))]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})

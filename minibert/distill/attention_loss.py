@@ -40,11 +40,12 @@ CHUNK_ELEMENTS = 1 << 21
 def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
                   chunk: int | None = None) -> Tensor:
     """The attention loss L_attn of TinyBERT (Jiao et al. 2019, section 3.1): the squared difference of the
-    scores q k' / sqrt(E) before the softmax. It is the mean over heads and T^2 cells, summed over sequences.
+    scores q k' / sqrt(E) before the softmax. The square is averaged over heads and the T^2 cells, and summed
+    over sequences.
 
     q, k (N, H, E_s) are the student's queries and keys, and t_q, t_k (N, H, E_t) are the teacher's. `chunk`
-    is the number of scores in a chunk (None: `CHUNK_ELEMENTS`). note: the original code averages over a
-    padded (T, T) matrix, in which T is the length of the longest sequence of the batch. So the rows of
+    is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). note: the original code averages over
+    a padded (T, T) matrix, in which T is the length of the longest sequence of the batch. So the rows of
     padding tokens are in the mean, the columns of padding tokens are 0, and a short sequence has less weight
     than a long sequence. Here all sequences have the same weight, as in the formula.
     """
@@ -56,9 +57,9 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
     """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))). The KL is
     averaged over heads and rows, and summed over sequences.
 
-    a, b (N, H, E_s) are the student's, and t_a, t_b (N, H, E_t) are the teacher's. `chunk` is the number of
-    scores in a chunk (None: `CHUNK_ELEMENTS`). If a are queries and b are keys, this is the loss L_AT of
-    MiniLM. If a and b are the values, this is the loss L_VR (Wang et al. 2020, sections 3.1 and 3.2).
+    a, b (N, H, E_s) are the student's, and t_a, t_b (N, H, E_t) are the teacher's. `chunk` is the largest
+    number of scores in a chunk (None: `CHUNK_ELEMENTS`). If a are queries and b are keys, this is the loss
+    L_AT of MiniLM. If a and b are the values, this is the loss L_VR (Wang et al. 2020, sections 3.1 and 3.2).
     MiniLMv2 calls this function three times after `split_heads`: a and b are then both the queries, both the
     keys or both the values (Wang et al. 2021, section 3.1).
     """
@@ -120,13 +121,13 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                some = max(1, chunk // (H * T**2))  # sequences in a chunk; 1 if not all heads fit
-                for i in range(0, count, some):
+                several = max(1, chunk // (H * T**2))  # 1 if a chunk is too small for all heads
+                for i in range(0, count, several):
                     for h in range(0, H, heads):
-                        x, y, t_x, t_y, g_x, g_y = (  # (some, heads, T, E)
-                            d if d is None else d[i:i + some, h:h + heads] for d in dense)
+                        x, y, t_x, t_y, g_x, g_y = (  # (several, heads, T, E)
+                            d if d is None else d[i:i + several, h:h + heads] for d in dense)
                         x, y, t_x, t_y = (d.to(low) for d in (x, y, t_x, t_y))
-                        rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (some, heads, T, T)
+                        rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (several, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
                         # The gradient is divided by H T after the product. If it were divided before the

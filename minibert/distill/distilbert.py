@@ -2,10 +2,10 @@
 
 Each loss is a function of (student, teacher, micro-batch, weights, counts). It returns two results. The first
 result is the micro-batch's share of the loss of the whole step. The second result is a dictionary: for each
-term, its sum over the micro-batch, detached. Every sum is divided by the count of the *whole* step, over all
-micro-batches and ranks, so the gradients of micro-batches add up to the gradient of one batch. Another
-function computes the counts of a step once, before the loss: `distilbert_counts` or `mlm_counts`. The
-functions of all other methods have the same arguments and results.
+term, its sum over the micro-batch, detached. Every sum is divided by a count of the *whole* step (all
+micro-batches, all ranks), for example the number of its masked tokens. So the gradients of micro-batches add
+up to the gradient of one batch. `distilbert_counts` and `mlm_counts` compute the counts of a step, before the
+loss is computed. The functions of all other methods have the same arguments and results.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
         mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kl / counts["kl"])
-    # The authors take the cosine at all tokens, not only at masked tokens (L_cos).
+    # The authors compute the cosine term (L_cos) at all tokens, not only at masked tokens.
     cosine = cosine_sum(last, teacher_last)
     loss = loss + weights.cosine / counts["cosine"] * cosine
     return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
@@ -81,8 +81,8 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the tokens, or the masked tokens, of the whole
-    step.
+    """For each term, the number that its sum is divided by. It is the number of tokens, or of masked tokens,
+    of the whole step.
     """
     masked = max(1, step.masked)  # a step may have no masked token; this avoids a division by zero
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
@@ -90,7 +90,7 @@ def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
 
 
 def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the masked tokens of the whole step."""
+    """For each term, the number that its sum is divided by: the number of masked tokens of the whole step."""
     return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
 
 

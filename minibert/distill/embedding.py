@@ -60,7 +60,7 @@ class SentenceStudent(nn.Module):
                 # a Dense module of sentence-transformers always has an activation
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # this attribute makes the parameters of the layers part of this module: they are trained and saved
+        # as an attribute, the layers are part of this module, so they are trained and saved
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -94,7 +94,8 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the sequences, or the tokens, of the whole step.
+    """For each term, the number that its sum is divided by. It is the number of sequences, or of tokens, of
+    the whole step.
     """
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 

@@ -1,5 +1,5 @@
-"""The table of all methods of pre-training. For each method it has the loss, what the loss needs of the
-models, and the default options.
+"""The table of all methods of pre-training. For each method it has the functions of the loss, the weights of
+its terms, and the default options.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class Method(NamedTuple):
     loss: Callable  # (student, teacher, micro-batch, weights, counts) -> the loss and the sums of its terms
     weights: type  # a class: the weights of the terms and other settings of the loss, as published
     counts: Callable  # (step, weights) -> for each term, the number that its sum is divided by
-    # (student's config, teacher's config, weights) -> a sentence that says what is compared. Raises
-    # `UserError` if the two models cannot be compared.
+    # (student's config, teacher's config, weights) -> a sentence about the comparison, or an empty
+    # text. Raises `UserError` if the two models cannot be compared.
     fit: Callable
     shape: Callable  # (teacher's config, layers) -> the student's default config
     head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders

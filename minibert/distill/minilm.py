@@ -102,12 +102,12 @@ def default_relation_heads(*widths: int) -> int:
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the sequences of the whole step."""
+    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the sequences of the whole step."""
+    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 
@@ -130,7 +130,7 @@ def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> 
     widest, R = math.gcd(student.attention_size, teacher.attention_size), weights.relation_heads
     if R is not None and (R < 1 or widest % R):
         raise UserError(f"{R} relation heads do not divide the widths {student.attention_size} and "
-                        f"{teacher.attention_size}; these do: "
+                        f"{teacher.attention_size}; these numbers do: "
                         f"{', '.join(str(r) for r in range(1, widest + 1) if widest % r == 0)}")
     return f"relations in {R or default_relation_heads(student.attention_size, teacher.attention_size)} heads"
 

@@ -34,7 +34,7 @@ class MobileBERTWeights:
     attention: float = 1.0
     mlm: float = 0.5  # alpha in the paper
     kd: float = 0.5  # 1 - alpha in the paper
-    temperature: float = 1.0  # temperature of the KD term; the paper has none
+    temperature: float = 1.0  # temperature of the KD term; the paper has no temperature
     layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 
 
@@ -45,10 +45,11 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
     The knowledge transfer has four terms, and the attention term is one of them. Each of these terms is
     summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention term
-    is KL(a_t || a_s), averaged over the heads and rows of each sequence. The distillation is alpha MLM + (1 -
-    alpha) KD at masked tokens. There is no next-sentence prediction. note: the authors' code averages the
-    attention term over all rows of a batch. Both means are equal if all sequences have equal lengths. Their
-    code minimises cross-entropies instead of KLs, which gives the same gradients.
+    is KL(a_t || a_s), averaged over the heads and rows of each sequence. a_t and a_s are the attention
+    distributions of teacher and student. The distillation is alpha MLM + (1 - alpha) KD at masked tokens. The
+    distillation has no next-sentence prediction. note: the authors' code averages the attention term over all
+    rows of a batch. Both means are equal if all sequences have equal lengths. Their code minimises
+    cross-entropies instead of KLs, which gives the same gradients.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -124,8 +125,8 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the tokens, the sequences or the masked tokens of
-    the whole step.
+    """For each term, the number that its sum is divided by. It is the number of tokens, of sequences or of
+    masked tokens of the whole step.
     """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,

@@ -74,8 +74,8 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher layers (from 0) that the student's layers are copied from. Layer i of the student is a copy
     of teacher layer round(i (L_t - 1) / (L_s - 1)).
 
-    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. The published DistilBERT was
-    copied from these layers. The first and the last teacher layer are always copied.
+    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. The published DistilBERT
+    started as a copy of these layers. The first and the last teacher layer are always copied.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -185,8 +185,8 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
            ) -> nn.Module:
     """Copies the teacher's weights into a student with the same kind of head, and returns the student.
 
-    `layers` has, for each student layer, the teacher layer (from 0) that is copied. If it is None, no layers
-    are copied.
+    `layers` has, for each student layer, the teacher layer (from 0) that is copied. If `layers` is None, no
+    layers are copied.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)

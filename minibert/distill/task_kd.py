@@ -42,8 +42,8 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
     is "last", they are the last layers below the top layer: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
-        raise UserError("PKD compares the layers below the last: "
-                        f"a student of {student_layers} layers cannot learn from {teacher_layers} layers")
+        raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
+                        f"and at most those of the teacher, {teacher_layers}: it has {student_layers}")
     below_last = range(1, student_layers)
     if which == "last":
         return [(i, teacher_layers - student_layers + i) for i in below_last]
@@ -55,14 +55,14 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
     (scores).
 
     `labels` (S,) are classes or scores. An example without a label has the class -1 or the score NaN. For
-    spans, `labels` (S, 2) has the start and the end of each answer. `offsets` are those of the `Batch`; only
-    spans need them.
+    spans, `labels` (S, 2) has the start and the end of each answer. `offsets` are the offsets of the `Batch`;
+    only the loss of spans uses them.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # `logits[known]` would wait for the GPU, because its size depends on the labels
+        # an index with a mask would wait for the GPU, because the size of its result depends on the labels
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 

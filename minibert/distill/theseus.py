@@ -8,7 +8,7 @@ the student's layers are trained. The method has no loss of its own: the loss is
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
 When p is 1, no teacher layer is used, and the training of the student's layers continues. So one run has both
-stages of the paper.
+stages of the paper: the training with the teacher's layers, and the training without them.
 """
 
 import math
@@ -53,7 +53,8 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """For each group, true if it is replaced in this step. `rate` is the probability.
+    """Chooses the groups that are replaced in this step. Returns True or False for each of the `groups`.
+    `rate` is the probability of True.
 
     The result depends only on the arguments. So all micro-batches and ranks of a step replace the same
     groups, and a resumed run draws the same groups as an uninterrupted run. note: the original code draws

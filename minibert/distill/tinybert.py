@@ -61,14 +61,15 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     """TinyBERT's Transformer distillation. If the student is not a `TinyBERTStudent`, it must have the
     teacher's width, and its states are compared without projections.
 
-    note: in the original code the teacher is in train mode, so it has dropout. Here it has no dropout.
+    note: in the original code the teacher is in train mode, so it has dropout. In this project the teacher is
+    in eval mode.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_trace = encoder_of(teacher).trace(micro.batch)
     student_trace = encoder_of(student).trace(micro.batch)
     # student layer m learns from teacher layer g[m]; layer 0 is the embedding output
     g = imitated_layers(len(student_trace.queries), len(teacher_trace.queries), weights.layers)
-    matrices = [None] * len(g)  # no projections: the widths are equal
+    matrices = [None] * len(g)  # None: there is no projection, because the widths are equal
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
@@ -91,7 +92,8 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the tokens, or the sequences, of the whole step.
+    """For each term, the number that its sum is divided by. It is the number of tokens, or of sequences, of
+    the whole step.
     """
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 

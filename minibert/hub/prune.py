@@ -35,7 +35,7 @@ def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
     return _like(model, weights, layers=len(layers))
 
 
-LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # the start of the name of a layer's tensor, like encoder.layers.3
+LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a layer's tensor
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
 
     If both vocabularies have a piece, its row in the word table is copied. The old tokenizer divides any
     other piece into old pieces, and the new row is the mean of their rows. In MobileBERT, the extra columns
-    of the MLM head's table are computed in the same way. The bias of the new piece in an MLM head is the
+    of the MLM head's table are computed in the same way. The bias of such a new piece in an MLM head is the
     smallest bias of these old pieces, because a bias is roughly the log of a frequency.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
@@ -103,12 +103,12 @@ def keep_positions(model: nn.Module, positions: int) -> nn.Module:
 
 
 def _prefix(model: nn.Module) -> str:
-    # the start of the names of all tensors of the encoder
+    # the names of all tensors of the encoder start with this text
     return "" if isinstance(model, Encoder) else "encoder."
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # a model with the same head, a changed config and these weights
+    # returns a model with the same kind of head, a changed config and these weights
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))

@@ -76,9 +76,9 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     - "int8", only on CPUs (`packed_linear.Int8`)
 
     The attribute `kernels` of the copy is a text that names the kernels. The copy cannot be trained or saved.
-    Raises `UserError` if the device does not support the mode. A mode is never emulated.
+    Raises `UserError` if the device does not support the mode. This function never emulates a mode.
     """
-    model = getattr(model, "_orig_mod", model)  # if torch.compile wraps the model: the model inside
+    model = getattr(model, "_orig_mod", model)  # the model inside the wrapper, if torch.compile wraps it
     product, kernels = kernels_of(mode, next(model.parameters()).device)
     foreign = next((layer for layer in encoder_of(model).layers if not isinstance(layer, Layer)), None)
     if foreign is not None:

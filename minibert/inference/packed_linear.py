@@ -3,7 +3,7 @@
 The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to y
 (N, out). It is made from a weight (out, in), a bias (out,) and the name of an activation or None. The modules
 have no gradient. Row i of y depends only on row i of x. The method `runs` of a class tests if its operators
-can be used: it returns False if this torch does not have them for this processor. For `Packed` it also tests
+can be used: it returns False if this torch has no such operators for this processor. For `Packed` it also tests
 if the results are correct.
 """
 
@@ -42,7 +42,7 @@ class Plain(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
         return activation(self.activation, y) if self.activation else y
 
@@ -78,7 +78,7 @@ class Packed(Plain):
         return torch.allclose(y, Plain(weight, bias, "gelu")(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         if self.weight is not None and len(x) > FEW_TOKENS:
             return super().forward(x)
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias,
@@ -108,7 +108,7 @@ class HalfWeights(nn.Module):
         return _has_fbgemm()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         y = torch.ops.quantized.linear_dynamic_fp16(x.contiguous(), self.packed)
         return activation(self.activation, y) if self.activation else y
 
@@ -164,7 +164,7 @@ class Int8(nn.Module):
         return 127 if torch.equal(cls.product(x, cls.pack(weight, torch.ones(8))), expected) else 63
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         s = x.abs().amax(-1, keepdim=True).clamp(min=TINY * 127) / 127  # (N, 1)
         y = torch.addcmul(self.bias, self.product(x / s, self.packed), s)
         return activation(self.activation, y) if self.activation else y
@@ -213,7 +213,7 @@ class OneDnnInt8(Int8):
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
         """Returns round(x) W'. This method rounds x to integers, because the kernel does not round."""
-        x = x.add_(128).round_().to(torch.uint8)  # FBGEMM also adds before it rounds
+        x = x.add_(128).round_().to(torch.uint8)  # FBGEMM also adds 128 before it rounds
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")
 

@@ -18,7 +18,7 @@ from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
 from minibert.model.sentences import pooling_of
 
-MICRO_TOKENS = 4096  # the default number of tokens in a batch, at most
+MICRO_TOKENS = 4096  # the default limit for the number of tokens in a batch
 
 
 def where_it_is(model: nn.Module) -> Runtime:
@@ -75,7 +75,9 @@ def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: 
 
 
 def as_texts(given, name: str) -> list:
-    """`given` as a list. Raises `UserError` if it is no list of texts, for example one text or a dict."""
+    """`given` as a list. Raises `UserError` if `given` is not a list of texts, for example if it is one text
+    or a dict.
+    """
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
         raise UserError(f"{name} is a {type(given).__name__}, and must be a list of texts")
     return list(given)
