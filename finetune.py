@@ -52,7 +52,7 @@ from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
-                                          open_run, read_result, stop_requests)
+                                          open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:
@@ -321,7 +321,7 @@ def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Exam
         return {}
     for finished in (out / "intermediate" / "checkpoint", out / "checkpoint"):
         shutil.rmtree(finished, ignore_errors=True)
-    return read_result(out / "result.json")
+    return read_json(out / "result.json")
 
 
 def loss_of_task(seed: int, run: Run, student: nn.Module, teacher: nn.Module | None, teaching: Teaching,

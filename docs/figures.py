@@ -227,16 +227,16 @@ def drawn(figure: Figure) -> str:
     # Lines that end at the same box are drawn side by side. The order from the top: data, terms, links.
     ending: dict[int, list[tuple[str, int | None]]] = {}
     for kind, term in sorted(enumerate(figure.terms), key=lambda item: item[1].pairs[0][1] is not None):
-        for ours, theirs in term.pairs:
-            ending.setdefault(ours, []).append((f"line t{kind}", theirs))
-    for ours, theirs in figure.links:
-        ending.setdefault(ours, []).append(("copy", theirs))
+        for left, right in term.pairs:
+            ending.setdefault(left, []).append((f"line t{kind}", right))
+    for left, right in figure.links:
+        ending.setdefault(left, []).append(("copy", right))
     tip = STUDENT + BOX + 3
-    for ours, lines in ending.items():
-        for number, (kind, theirs) in enumerate(lines):
+    for left, lines in ending.items():
+        for number, (kind, right) in enumerate(lines):
             shift = (number - (len(lines) - 1) / 2) * 8
-            y = rows[ours] + shift
-            begin = f"{TEACHER - 4} {height(theirs) + shift:g}" if theirs is not None else (
+            y = rows[left] + shift
+            begin = f"{TEACHER - 4} {height(right) + shift:g}" if right is not None else (
                 f"{MIDDLE} {44 + ROW} V{y:g}")
             parts.append(f'<path d="M{begin} L{tip + 3} {y:g}" class="{kind}"/>')
             if kind != "copy":

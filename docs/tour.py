@@ -290,9 +290,9 @@ print(f"kl {kl:.4f}   mlm {mlm:.4f}   cosine {cosine:.4f}   loss {loss:.4f}")
 
 # %%
 library_loss, terms = minibert.distillation_loss("distilbert", student, teacher, masked_lines)
-for name, ours in {"kl": kl, "mlm": mlm, "cosine": cosine}.items():
-    print(f"{name:8} by hand {ours:.6f}   library {terms[name]:.6f}")
-    assert abs(ours - terms[name]) < 1e-5 * max(1, abs(ours))
+for name, value in {"kl": kl, "mlm": mlm, "cosine": cosine}.items():
+    print(f"{name:8} by hand {value:.6f}   library {terms[name]:.6f}")
+    assert abs(value - terms[name]) < 1e-5 * max(1, abs(value))
 assert abs(loss - library_loss) < 1e-5 * loss
 
 # %% [markdown]
@@ -435,11 +435,11 @@ with tempfile.TemporaryDirectory() as folder:
         import transformers
 
         transformers.logging.disable_progress_bar()
-        theirs = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+        loaded = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
         with torch.no_grad():
-            there = theirs(input_ids=torch.tensor(ids_gap)).logits[0]  # (T, V)
+            there = loaded(input_ids=torch.tensor(ids_gap)).logits[0]  # (T, V)
             here = student(minibert.pack(ids_gap))
-        print(type(theirs).__name__, "largest difference of logits", f"{(there - here).abs().max():.1e}")
+        print(type(loaded).__name__, "largest difference of logits", f"{(there - here).abs().max():.1e}")
         assert torch.allclose(there, here, atol=1e-4)
     else:
         print("transformers is not installed, so this is not compared.")

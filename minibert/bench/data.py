@@ -26,7 +26,7 @@ from minibert.common.options import at_least_one, option, within
 from minibert.data.corpus import read_description
 from minibert.data.prepare import prepare
 from minibert.data.python_docs import python_docs, split_docs
-from minibert.data.text import documents, find_sources, read_chunks
+from minibert.data.text import find_sources, read_documents
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
@@ -56,15 +56,10 @@ def write_plain_text(files: tuple[str, ...], target: Path) -> None:
     If `files` is empty, it writes the documents of Python's documentation.
     """
     with open(target, "w", encoding="utf-8", newline="\n") as file:
-        if not files:
-            for document in itertools.chain.from_iterable(split_docs(python_docs()).values()):
-                file.write("\n" + "\n".join(document) + "\n")
-        for source in find_sources(files) if files else ():
-            for chunk in read_chunks(source):
-                for i, document in enumerate(documents(chunk)):
-                    if i or not chunk.continues:
-                        file.write("\n")
-                    file.writelines(line + "\n" for line in document)
+        found = (itertools.chain.from_iterable(read_documents(source.path) for source in find_sources(files))
+                 if files else (document for _, document in split_docs(python_docs())))
+        for document in found:
+            file.write("\n" + "\n".join(document) + "\n")
 
 
 def repeat(source: Path, target: Path, size: float) -> None:

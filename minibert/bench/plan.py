@@ -14,7 +14,7 @@ from minibert.bench.flops import useful_flops
 from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import numbers, option, within
-from minibert.data.corpus import SPECIALS
+from minibert.data.corpus_writer import SPECIALS
 from minibert.model.config import preset
 from minibert.model.heads import MaskedLM
 from minibert.model.init import on_meta

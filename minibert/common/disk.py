@@ -52,13 +52,9 @@ def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], Non
 def fsync(path: Path) -> None:
     """Flushes a file, or the list of names in a folder, to the disk."""
     # Windows can flush only files that are open for writing, and it cannot open folders.
-    if path.is_dir():
-        if WINDOWS:
-            return
-        mode = os.O_RDONLY
-    else:
-        mode = os.O_RDWR
-    descriptor = os.open(path, mode)
+    if path.is_dir() and WINDOWS:
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

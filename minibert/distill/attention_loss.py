@@ -45,9 +45,9 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
 
     q, k (N, H, E_s) are the student's queries and keys, and t_q, t_k (N, H, E_t) are the teacher's. `chunk`
     is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). note: the original code averages over
-    a padded (T, T) matrix, in which T is the length of the longest sequence of the batch. So the rows of
-    padding tokens are in the mean, the columns of padding tokens are 0, and a short sequence has less weight
-    than a long sequence. Here all sequences have the same weight, as in the formula.
+    a padded (T, T) matrix, in which T is the length of the longest sequence of the batch. So the mean
+    includes the rows and columns of padding tokens, and a short sequence has less weight than a long
+    sequence. Here all sequences have the same weight, as in the formula.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
@@ -121,7 +121,7 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                several = max(1, chunk // (H * T**2))  # 1 if a chunk is too small for all heads
+                several = max(1, chunk // (H * T**2))  # the number of sequences in a chunk
                 for i in range(0, count, several):
                     for h in range(0, H, heads):
                         x, y, t_x, t_y, g_x, g_y = (  # (several, heads, T, E)

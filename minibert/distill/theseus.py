@@ -22,7 +22,8 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-DRAW = 0x7E5E05  # for `uniform`: gives other random numbers than those for the order of examples and dropout
+# an argument of `uniform` that only theseus uses: its random numbers are independent of all others
+DRAW = 0x7E5E05
 
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
