@@ -10,7 +10,6 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
 
 from minibert.common.errors import UserError
 
@@ -169,10 +168,10 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
             raise UserError(f"{flag(name)} must be {lower} and {upper}, not {value:g}")
 
 
-def numbers(option: str, text: str, kind: Callable = int) -> list:
+def numbers(option: str, text: str) -> list[int]:
     """The numbers in the value of an option, for example 0,2,5."""
     try:
-        return [kind(word) for word in text.split(",")]
+        return [int(word) for word in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text} is not a list of numbers as 0,2,5") from None
 
