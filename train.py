@@ -20,7 +20,7 @@ from torch import nn
 import minibert
 from minibert.common.console import Progress, say, table
 from minibert.common.disk import write_json
-from minibert.common.errors import UserError, run_script
+from minibert.common.errors import run_script
 from minibert.common.options import numbers, parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.corpus import Corpus, NoSequences, open_corpus

@@ -13,13 +13,12 @@ import dataclasses
 import itertools
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.bench.turns import alternate, ratios, serve, speeds
+from minibert.bench.turns import alternate, compared, serve, speeds
 from minibert.common.console import table
 from minibert.common.disk import disk_errors
 from minibert.common.errors import UserError
@@ -136,14 +135,12 @@ def bench_data(options: DataBench) -> dict:
                         "with the text")
     seconds = {kind: [turn[0] for turn in some] for kind, some in turns.items()}
     figures, rows = speeds(size / 1e6, "MB", ".2f", seconds, memory)
-    times = ratios(seconds["tokenizers"], seconds["minibert"])
     print(table([*rows.values()], f"speed of prepare beside bare tokenizers; {options.threads} threads, "
                                  f"{tokens['minibert']:,} tokens, {vocabulary:,} pieces"))
-    print(f"prepare reaches {100 * statistics.median(times):.0f} % of the bare speed, turn by turn "
-          f"{100 * times[0]:.0f} to {100 * times[-1]:.0f} %; both found the same number of tokens")
+    ratio = compared(seconds, memory, "tokenizers")
     from minibert.common.runtime import describe, start  # imports torch: see the note at the top
     machine = describe(start("cpu", "fp32", training=False))
     machine = {name: machine[name] for name in ("cpu", "cores", "python", "numpy", "tokenizers", "minibert")}
     return {"bench": "data", "options": dataclasses.asdict(options), "machine": machine,
             "vocab_size": vocabulary, "text_bytes": size, **figures, "tokens": tokens["minibert"],
-            "speed_ratio": statistics.median(times), "speed_ratio_spread": [times[0], times[-1]]}
+            **ratio}

@@ -37,14 +37,6 @@ def encoder_flops(config: Config, length: int) -> int:
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 
-def extra_layer_flops(config: Config, length: int) -> int:
-    """The FLOPs of one D x D layer over all tokens.
-
-    If they are added to `encoder_flops`, the sum is near to the figures of some papers.
-    """
-    return 2 * length * config.hidden_size**2
-
-
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
     """The necessary multiplications and additions of a training step.
 

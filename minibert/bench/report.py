@@ -8,7 +8,6 @@ All figures come from the files of the runs. A model has the name of its folder:
 """
 
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,24 @@ from minibert.training.summary import figures_of
 MARK = "<!-- This file was written by bench.py report. -->"
 NOT_RUN = "not run"
 Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
+
+# the texts below the tables
+SCORES_NOTE = """Scores are in percent, on the dev set. MNLI uses the matched dev set, IMDb the test set. Each
+seed is taken at its best epoch. A cell has the median over n seeds of fine-tuning, and in brackets the lowest
+and the highest. If the ranges of two models overlap, or if a model has one seed, their difference is not a
+finding. Published figures are from the DistilBERT paper, tables 1 and 2. † This figure is from the README of
+its code."""
+SHARES_NOTE = """A model without a score on one of these tasks, on the same part of the data, has no row. The
+brackets have the 95 % interval of a bootstrap over the seeds of fine-tuning. A task with one seed does not
+make the interval wider. The interval does not cover the spread between trainings of a model. 'Not defined'
+means that a score of the teacher is not above 0."""
+TRAININGS_NOTE = """All figures are on held-out text. They are those of the student at the end, unless the
+column says otherwise. The MLM loss is in nats. A student with the learning rate 0 is an untrained copy of
+layers. A run with fewer than 5 million tokens shows that the code works, not how good the method is. Each run
+has one seed, so a small difference is not a finding. The time is the time of the steps."""
+SIZES_NOTE = """The speed was measured at the end of each training. Teacher and student took turns on the same
+packed batch. Students of one shape should be equally fast, so their differences are noise. The 95 % intervals
+in the plot are from a bootstrap over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +144,6 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def prose(text: str) -> str:
-    """The text as a paragraph with lines of at most 110 columns."""
-    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
-
-
 def published(model: str) -> dict[str, str]:
     """The figure of the DistilBERT paper for each task. A figure from the README of its code has a mark."""
     return {name: f"{known.value:.1f}" + "†" * (known.source == PAPER_README)
@@ -162,11 +174,7 @@ def score_table(scores: Scores) -> str:
     return "\n\n".join([
         markdown([{"model": name} | {heads[task]: row.get(task, NOT_RUN if name in scores else "-")
                                      for task in tasks_of(scores)} for name, row in rows.items()]),
-        prose("Scores are in percent, on the dev set. MNLI uses the matched dev set, IMDb the test set. Each "
-              "seed is taken at its best epoch. A cell has the median over n seeds of fine-tuning, and in "
-              "brackets the lowest and the highest. If the ranges of two models overlap, or if a model has "
-              "one seed, their difference is not a finding. Published figures are from the DistilBERT paper, "
-              "tables 1 and 2. † This figure is from the README of its code."), *settings_of(scores)])
+        SCORES_NOTE, *settings_of(scores)])
 
 
 def settings_of(scores: Scores) -> list[str]:
@@ -183,8 +191,8 @@ def settings_of(scores: Scores) -> list[str]:
                                  if value != getattr(TASKS.get(task), key, None))
                 ways.setdefault(text or "the defaults", []).append(name)
         if len(ways) > 1:
-            lines.append(prose(f"{task}, **not with the same settings**: " + "; ".join(
-                f"{', '.join(names)}: {text}" for text, names in ways.items()) + "."))
+            lines.append(f"{task}, **not with the same settings**: " + "; ".join(
+                f"{', '.join(names)}: {text}" for text, names in ways.items()) + ".")
         elif [*ways] != ["the defaults"]:
             lines.append(f"{task}: {next(iter(ways))}.")
     return lines
@@ -213,15 +221,10 @@ def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
         return "not defined" if share is None else "{:.1f} %<br>({:.1f} to {:.1f})".format(
             *(100 * x for x in share))
 
-    return markdown([{"model": row["model"],
-                      **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
-                      **{formula: cell(row[formula]) for formula in FORMULAS}} for row in rows]
-                    ) + "\n\n" + prose(
-        f"The shares are of the score of {teacher}, over {', '.join(tasks)}. A model without a score on one "
-        "of these tasks, on the same part of the data, has no row. The brackets have the 95 % interval of a "
-        "bootstrap over the seeds of fine-tuning. A task with one seed does not make the interval wider. The "
-        "interval does not cover the spread between trainings of a model. 'Not defined' means that a score "
-        "of the teacher is not above 0.")
+    table = markdown([{"model": row["model"],
+                       **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
+                       **{formula: cell(row[formula]) for formula in FORMULAS}} for row in rows])
+    return f"{table}\n\nThe shares are of the score of {teacher}, over {', '.join(tasks)}.\n{SHARES_NOTE}"
 
 
 # ---------------------------------------------------------------- trainings
@@ -243,12 +246,7 @@ def training_table(runs: list[TrainRun]) -> str:
             figure(run, "perplexity", "{:.1f}", model)
             for model in ("teacher", "student, initial", "student, trained")),
         **{heading: figure(run, name, form) for name, (heading, form) in figures.items()}}
-        for run in runs]) + "\n\n" + prose(
-        "All figures are on held-out text. They are those of the student at the end, unless the column says "
-        "otherwise. The MLM loss is in nats. A student with the learning rate 0 is an untrained copy of "
-        "layers. A run with fewer than 5 million tokens shows that the code works, not how good the method "
-        "is. Each run has one seed, so a small difference is not a finding. The time is the time of the "
-        "steps.")
+        for run in runs]) + "\n\n" + TRAININGS_NOTE
 
 
 def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
@@ -282,10 +280,7 @@ def size_part(sizes: dict[str, dict], scores: Scores, picture: Callable[..., str
     table = markdown([{"model": name, **{key: size[key] for key in ("layers", "parameters", "fp32 MB")},
                        "encoder's speed, times the teacher's": f"{size['speed']:.2f}",
                        what: f"{quality[name][0]:.1f}"} for name, size in known.items()])
-    note = prose("The speed was measured at the end of each training. Teacher and student took turns on the "
-                 "same packed batch. Students of one shape should be equally fast, so their differences are "
-                 "noise. The 95 % intervals in the plot are from a bootstrap over the seeds.")
-    return f"{table}\n\n{note}\n\n{picture('quality', plot_quality, points, what)}"
+    return f"{table}\n\n{SIZES_NOTE}\n\n{picture('quality', plot_quality, points, what)}"
 
 
 # ---------------------------------------------------------------- the file
@@ -309,7 +304,7 @@ def bench_report(options: ReportBench) -> dict:
     parts = [f"{MARK}\n\n# Tables of runs",
              "\n".join(dict.fromkeys(f"- {run.machine}" for run in (*train, *tune)))]
     if unfinished:
-        parts.append(prose(f"Not finished: {', '.join(map(str, unfinished))}."))
+        parts.append(f"Not finished: {', '.join(map(str, unfinished))}.")
     if scores:
         parts += ["## Fine-tuned scores", score_table(scores)]
     if options.teacher:

@@ -89,7 +89,7 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
                 columns, where = line.split("\t"), f"{path}, line {number}"
                 if len(columns) < 7:  # genre, file, year, number, score, two sentences; some have a source
                     raise UserError(f"{where} has {len(columns)} columns; the official file has at least 7")
-                rows.append((columns[5], columns[6], label_of(columns[4], task, where, "")))
+                rows.append((columns[5], columns[6], label_of(columns[4], task, where)))
             parts[part] = tuple(map(list, zip(*rows)))
     if not parts:
         examples = read_examples(task, folder, "dev")

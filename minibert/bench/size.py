@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 import minibert
-from minibert.bench.flops import FLOPS_FORMULA, encoder_flops, extra_layer_flops
+from minibert.bench.flops import FLOPS_FORMULA, encoder_flops
 from minibert.common.console import table
 from minibert.common.options import at_least_one, option
 from minibert.hub.load_save import head_of
@@ -72,7 +72,7 @@ def size_of(name: str, length: int) -> dict:
     return {"model": name, "head": head_of(model), "parameters": parameters,
             "published_parameters": millions and 1e6 * millions, "without_embeddings": parameters - tables,
             "flops": flops if fits else None,
-            "flops_with_d_x_d": flops + extra_layer_flops(config, length) if fits else None,
+            "flops_with_d_x_d": flops + 2 * length * config.hidden_size**2 if fits else None,
             "published_flops": 1e9 * billions if billions and length == PUBLISHED_LENGTH else None}
 
 

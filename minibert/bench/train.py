@@ -42,7 +42,8 @@ class TrainBench:
 
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student (random weights)")
-    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; each of them is timed")
+    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; each of them is timed",
+                                       choices=TIMED)
     batch: int = option(8, "number of sequences in one training step")
     max_length: int = option(128, "longest sequence in tokens")
     min_length: int = option(16, "shortest sequence in tokens; lengths are uniform from --min-length to "
@@ -59,9 +60,6 @@ class TrainBench:
 
     def __post_init__(self):
         at_least_one(self, "batch", "steps", "turns", "threads")
-        for method in self.methods:
-            if method not in TIMED:
-                raise UserError(f"--methods {method} is none of {', '.join(TIMED)}")
         if not 2 < self.min_length <= self.max_length <= self.micro_tokens:
             raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
 

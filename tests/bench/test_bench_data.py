@@ -36,8 +36,7 @@ def test_both_programs(monkeypatch, capsys, words):
         assert 0 < low <= result[kind]["per_second"] <= high
         if sys.platform == "linux":
             assert 1 << 20 < result[kind]["peak_memory_bytes"] < 150 << 20  # torch alone would be more
-    low, high = result["speed_ratio_spread"]
-    assert 0 < low <= result["speed_ratio"] <= high and "% of the bare speed" in out
+    assert result["speed_ratio"] > 0 and "times as fast as tokenizers" in out
 
 
 def test_turns_find_the_tokens_of_the_text(tmp_path):
