@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from minibert.common.errors import UserError
@@ -29,24 +29,6 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
             raise UserError(f"the disk is full, {path} cannot be written; make room and run again, which "
                             "continues with what is there") from None
         raise UserError(f"{path} cannot be {verb} ({error.strerror or error})") from None
-
-
-@contextlib.contextmanager
-def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], None]]:
-    """Opens a file and yields a function that writes to this file. An error of the disk becomes a
-    `UserError`.
-    """
-    with disk_errors(name):
-        file = open(path, mode)
-
-    def write(data: bytes) -> None:
-        with disk_errors(name):
-            file.write(data)
-    try:
-        yield write
-    finally:
-        with disk_errors(name):
-            file.close()  # closing writes the rest of the buffer, so it can fail, too
 
 
 def fsync(path: Path) -> None:
