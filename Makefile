@@ -4,7 +4,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: demo tour test clean
+.PHONY: demo tour test gpu clean
 
 # Half a pass over the embedded corpus: about three minutes on two cores. The folder is the demo's own, so it
 # may start anew.
@@ -19,6 +19,25 @@ tour: .venv/tour
 # In two processes, a test file at a time: the tensors of most tests are tiny, and one thread is all they use.
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# Tests and measurements on one GPU, in ten minutes: docs/gpu.md. Each part has a time limit. If a part fails or
+# is stopped, make says so and runs the next part. After INT, train.py writes a checkpoint.
+STEP := $(BIN)/python bench.py train --turns 3 --device cuda
+SIZE := $(STEP) --no-peer --batch 512 --min-length 128 --max-length 128 --steps 1 --micro-tokens
+gpu: .venv/test
+	-timeout -s INT 90 $(BIN)/python -m pytest -q -m gpu
+	-timeout -s INT 150 $(STEP) --batch 32 --max-length 128 --steps 2 --compiled-peer
+	-timeout -s INT 60 $(SIZE) 4096
+	-timeout -s INT 60 $(SIZE) 8192
+	-timeout -s INT 60 $(SIZE) 16384
+	-timeout -s INT 60 $(SIZE) 32768
+	-timeout -s INT 60 $(SIZE) 65536
+	-timeout -s INT 120 $(BIN)/python bench.py inference --models bert-base --engines minibert 'minibert bf16' \
+	    'transformers fp32' 'transformers bf16' 'transformers bf16 compiled' --examples 100 --batch 256 \
+	    --device cuda --threads 8
+	rm -rf runs/gpu
+	-timeout -s INT 360 $(BIN)/python train.py --corpus python-docs --batch 256 --micro-tokens 16384 \
+	    --steps 1000000 --warmup 0.0001 --checkpoint-every 1000000 --device cuda --out runs/gpu
 
 # One stamp for each set of extras: what has not changed is not installed twice. The sets of the tour and of
 # the tests include the demo's.

@@ -4,12 +4,11 @@
     bench.py inference latency and throughput of minibert and of other engines; the scores of each mode
     bench.py finetune  the fine-tuning step on a real task, and the same step on `transformers`
     bench.py sentences sentence encoders compared with their teacher: STS-B, retrieval on SQuAD, speed
-    bench.py data      speed of preparing a corpus, compared with `tokenizers` alone; memory by size of text
+    bench.py data      speed and memory of preparing a corpus, compared with `tokenizers` alone
     bench.py plan      hours and cost of a training, calculated from the tokens a second
     bench.py size      parameters, bytes on disk and FLOPs of models, with published figures
-    bench.py gpu       tests, speed and five minutes of distillation on one GPU, in ten minutes
     bench.py runs      runs a list of commands: skips finished ones, resumes stopped ones
-    bench.py report    writes tables and plots of runs into a markdown file
+    bench.py report    writes tables and plots of finished runs into a markdown file
 """
 
 import importlib
@@ -28,7 +27,6 @@ BENCHES = {
     "data": ("minibert.bench.data", "DataBench", "bench_data"),
     "plan": ("minibert.bench.plan", "PlanBench", "bench_plan"),
     "size": ("minibert.bench.size", "SizeBench", "bench_size"),
-    "gpu": ("minibert.bench.gpu", "GpuBench", "bench_gpu"),
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
@@ -42,20 +40,16 @@ EXAMPLES = """examples:
   python bench.py finetune --task mrpc --data data/glue_data --tokenizer weights/bert-base-uncased
   python bench.py inference --models bert-L2-H128 --examples 20    a minute on a CPU
   python bench.py inference --data data/glue_data --tokenizer weights/bert-base-uncased
-  python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data --plot speed.png
-  python bench.py inference --grid --threads 2
+  python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data
   python bench.py sentences TEACHER runs/mine/model --sts data/glue_data --squad data/squad
   python bench.py data                       Python's documentation, the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
-  python bench.py data --growth 10,100,1000
-  python bench.py plan                       two ready-made plans, on assumed rates
+  python bench.py plan --corpus-tokens wikitext-103 --peak-tflops 65 --share 0.3
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
   python bench.py size                       all presets
   python bench.py size bert-base distilbert weights/teacher --length 128
-  python bench.py gpu                        tests, step, inference and five minutes of distillation
-  python bench.py gpu --dry-run --minutes 0.2
   TEACHER=FOLDER python bench.py runs docs/runs.txt --show    shows the state of each run
-  python bench.py report runs/ --teacher teacher --over alone --out report.md
+  python bench.py report runs/ --teacher teacher --out report.md
 """
 
 

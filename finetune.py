@@ -38,21 +38,20 @@ from minibert.distill.theseus import (layer_groups, replace_rate, replaced_group
 from minibert.distill.tinybert import TinyBERTStudent, fit_tinybert, tinybert, tinybert_counts
 from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
-from minibert.tasks.models import (Teaching, check_widths, keeps_head, load_for_task, load_tuned,
-                                   teacher_outputs)
-from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve, source_of,
+from minibert.tasks.models import check_widths, keeps_head, load_for_task, load_tuned, teacher_outputs
+from minibert.tasks.official_files import write_submission
+from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve,
                                     task_settings)
 from minibert.tasks.specs import TASKS, Task
-from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, fingerprints, judge, model_outputs,
+from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, judge, model_outputs,
                                    read_augmented, read_rows, read_rows_to_judge, read_transfer, some_of,
-                                   tokenise_splits, tokenised)
-from minibert.tasks.summary import (OUTPUTS, keep_best_seed, on_one_line, rank, summarise, warn_if_constant,
-                                    write_answers, write_predictions)
+                                   tokenise_splits)
+from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise, write_answers
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
-                                          open_run, read_result, stop_requests)
+                                          open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:
@@ -66,10 +65,19 @@ class Run(NamedTuple):
     """The values that do not change during a run."""
 
     options: Options
+    out: Path
     student: str  # the folder or hub name of the model from which every seed starts
     task: Task  # the task with the training settings of the options
     tokenizer: Tokenizer
     runtime: Runtime
+
+
+class Teaching(NamedTuple):
+    """What the student learns from."""
+
+    teacher: nn.Module | None  # the frozen teacher, if it takes part in the training
+    targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples, see `teacher_outputs`
+    layers: list[int]  # the student layers, from 1, whose [CLS] states PKD trains; empty for other methods
 
 
 # ---------------------------------------------------------------- main
@@ -81,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     reader = options.model or options.teacher  # a student that is cut out of its teacher has its tokenizer
     tokenizer = minibert.load_tokenizer(reader)
     task, splits = read_task(options, reader, tokenizer)
-    run = Run(options, options.model or str(Path(options.out) / "student"), task, tokenizer, runtime)
+    out = Path(options.out)
+    run = Run(options, out, options.model or str(out / "student"), task, tokenizer, runtime)
     if options.evaluate:
         return evaluate(run, splits)
     first, then = training_splits(options, task, splits)
@@ -91,18 +100,17 @@ def main(argv: list[str] | None = None) -> None:
         if not options.model:
             cut_student(run)
     runtime.barrier()
-    teacher, teaching, teacher_scores = None, Teaching({}, []), {}
+    teaching, teacher_scores = Teaching(None, {}, []), {}
     if options.teacher:
-        teacher = load_teacher(run)
-        teaching = ask_teacher(run, teacher, then)
+        teacher = load_teacher(run, splits)
+        teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
-            teacher_scores = judge_teacher(run, teacher, splits)
-        if not (has_intermediate_stage(options, task) or options.method == "theseus"):
-            teacher = None  # the teacher's outputs are stored, so its memory becomes free
+            teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
+        del teacher  # its memory becomes free, if only its outputs are needed
     if runtime.is_writer:
-        write_json(Path(options.out) / "config.json", record)
+        write_json(out / "config.json", record)
     announce(run, first, then)
-    results = [one_seed(seed, run, splits, (first.examples, then.examples), teacher, teaching)
+    results = [one_seed(seed, run, dev_of(task, splits), (first.examples, then.examples), teaching)
                for seed in range(options.seed, options.seed + options.seeds)]
     if runtime.is_writer:
         finish(run, splits, results, teacher_scores)
@@ -115,8 +123,10 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
     The splits are those of `read_rows`, and also "augmented" and "transfer" if these options are given.
     """
-    where = (options.task, options.data, options.dev, options.predict)
-    task, rows = read_rows_to_judge(*where, reader) if options.evaluate else read_rows(*where)
+    if options.evaluate:
+        task, rows = read_rows_to_judge(options.task, options.data, reader)
+    else:
+        task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
         own_file = options.task not in TASKS and not options.dev  # rows of a csv file may have equal ids
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
@@ -149,14 +159,16 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 
 def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     """Opens the folder of a new or resumed run. Returns the content of config.json."""
-    options, out, data = run.options, Path(run.options.out), fingerprints(run.task, splits)
-    open_run(out, dataclasses.asdict(options), MAY_CHANGE)
+    options = run.options
+    data = {name: split.examples.fingerprint for name, split in splits.items()
+            if name not in run.task.test_splits}
+    open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
     # With fewer seeds, the best of these seeds may be one whose model was already removed.
-    if (out / f"seed-{options.seed + options.seeds}").exists():
-        raise UserError(f"the run in {out} has more seeds than --seeds {options.seeds}: "
+    if (run.out / f"seed-{options.seed + options.seeds}").exists():
+        raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with as many as it was started with, or more")
-    check_data(out, data, {split: source_of(options, split) for split in data})
-    weights = check_weights(out, {"model": options.model, "teacher": options.teacher})
+    check_data(run.out, data)
+    weights = check_weights(run.out, {"model": options.model, "teacher": options.teacher})
     settings = {name: getattr(run.task, name)
                 for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
     return {"options": dataclasses.asdict(options), "task": settings, "data": data, "weights": weights,
@@ -166,19 +178,21 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
 def announce(run: Run, first: Split, then: Split) -> None:
     """Prints the task, the number of examples and the training settings."""
     options, task, runtime = run.options, run.task, run.runtime
-    if options.method == "tinybert":
+    if has_intermediate_stage(options, task):
         say(f"intermediate stage: {len(first.examples.lengths):,} examples, "
             f"{task.intermediate_epochs:g} epochs, lr {options.intermediate_lr:g}")
     head = f"that of {run.student}" if keeps_head(run.student, task) else "new"
-    say(f"{task.name}: {len(then.examples.lengths):,} examples, {task.epochs} epochs of {task.batch} "
-        f"examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; the head is {head}")
+    classes = f"{len(task.labels)} classes, " if task.labels else ""
+    say(f"{task.name}: {classes}{len(then.examples.lengths):,} examples, {task.epochs} epochs of "
+        f"{task.batch} examples a step, lr {task.lr:g}, {runtime.precision} on {runtime.device}; "
+        f"the head is {head}")
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
     """Keeps the model of the best seed, writes its errors, its predictions and summary.json, and prints the
     table.
     """
-    options, task, out = run.options, run.task, Path(run.options.out)
+    options, task, out = run.options, run.task, run.out
     dev = dev_of(task, splits)
     deciding = next(iter(dev))
     best = keep_best_seed(out, results, deciding, task.metrics[0])
@@ -188,10 +202,8 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     # summary.json is written before the table is printed, because printing fails if the terminal is closed
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
                                       "model": str(out / "model"), **scores, "table": rows})
-    warn_if_constant(task, answers)
     if options.predict:
-        model = minibert.load(out / "model").to(run.runtime.device)
-        write_predictions(out / "predictions", task, splits, model, run.runtime, options.micro_tokens)
+        predict(run, minibert.load(out / "model").to(run.runtime.device), splits)
     held_out = ", a tenth of the file, held out" if not (task.splits or options.dev) else ""
     say("\n" + table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
                      f"{len(dev[deciding].rows):,} dev examples{held_out}"))
@@ -200,19 +212,23 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
 
 def evaluate(run: Run, splits: dict[str, Split]) -> None:
     """Evaluates --model on the dev splits, or on all rows of a csv file, and prints the scores."""
-    options, task, runtime = run.options, run.task, run.runtime
-    model = load_tuned(run.student, task).to(runtime.device)
-    scores = {}
+    options, task = run.options, run.task
+    model, scores = load_tuned(run.student, task).to(run.runtime.device), {}
     for name, split in splits.items():
-        if name not in task.test_splits:
-            scores[name], logits = judge(model, task, split, runtime, options.micro_tokens)
-            say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): "
-                + on_one_line({name: scores[name]}))
-            warn_if_constant(task, answers_of(task, split, logits))
-    if options.predict:
-        write_predictions(Path(options.out) / "predictions", task, splits, model, runtime,
-                          options.micro_tokens)
+        scores[name], _ = judge(model, task, split, run.runtime, options.micro_tokens)
+        say(f"{options.model} on {task.name}, {name} ({len(split.rows):,}): "
+            + on_one_line({name: scores[name]}))
     say(json.dumps({"model": options.model, "task": task.name, "scores": scores}))
+
+
+def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
+    """Writes the model's predictions for every test split, in the format of the leaderboard."""
+    for name in run.task.test_splits:
+        if name in splits:
+            logits = model_outputs(model, splits[name], run.runtime, run.options.micro_tokens,
+                                   f"predicting {name}")
+            say("predictions:", write_submission(run.out / "predictions", run.task, name,
+                                                 answers_of(run.task, splits[name], logits)))
 
 
 # ---------------------------------------------------------------- the teacher
@@ -221,11 +237,10 @@ def cut_student(run: Run) -> None:
     """Saves the student from which every seed starts: some layers of the teacher, with the teacher's
     embeddings, pooler and head.
     """
-    options, layer_map = run.options, None
+    options = run.options
     if (Path(run.student) / "config.json").exists():
         return
-    if options.layer_map:
-        layer_map = numbers("--layer-map", options.layer_map)
+    layer_map = numbers("--layer-map", options.layer_map) if options.layer_map else None
     teacher = load_tuned(options.teacher, run.task)
     student = make_student(teacher, layers=options.layers, layer_map=layer_map)
     layers = layer_map or copied_layers(student.config.layers, teacher.config.layers)
@@ -235,105 +250,92 @@ def cut_student(run: Run) -> None:
                   "minibert.")
 
 
-def load_teacher(run: Run) -> nn.Module:
-    """Returns the frozen teacher. Raises `UserError` if it does not fit the task and the student."""
-    teacher = hold_frozen(load_tuned(run.options.teacher, run.task), run.runtime)
-    if has_intermediate_stage(run.options, run.task):
-        student = load_config(run.student)
-        fit_tinybert(student, teacher.config, inner_weights(run.options))
-        if not run.options.project and student.hidden_size != teacher.config.hidden_size:
-            raise UserError(f"--no-project compares states of equal width: {student.hidden_size} against "
-                            f"{teacher.config.hidden_size}")
-    if run.options.method == "theseus":
-        groups = layer_groups(load_config(run.student).layers, teacher.config.layers)
+def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
+    """Returns the frozen teacher. Raises `UserError` if it does not fit task, student and examples."""
+    options, student = run.options, load_config(run.student)
+    teacher = hold_frozen(load_tuned(options.teacher, run.task), run.runtime)
+    if minibert.load_tokenizer(options.teacher).sha256 != run.tokenizer.sha256:
+        raise UserError(f"teacher {options.teacher} and model {run.student} have different vocabularies")
+    check_pieces(run.tokenizer, teacher.config, options.teacher)
+    for split in splits.values():
+        check_examples(split.examples, teacher.config, f"--teacher {options.teacher}")
+    if options.method == "pkd" or has_intermediate_stage(options, run.task) and not options.project:
+        check_widths(student, teacher.config)
+    if has_intermediate_stage(options, run.task):
+        fit_tinybert(student, teacher.config, inner_weights(options))
+    if options.method == "theseus":
+        groups = layer_groups(student.layers, teacher.config.layers)
         say("student layer replaces teacher layers:",
             ", ".join(f"{m} {group[0] + 1} to {group[-1] + 1}" for m, group in enumerate(groups, 1)))
     return teacher
 
 
-def ask_teacher(run: Run, teacher: nn.Module, train: Split) -> Teaching:
-    """The teacher's outputs on the training examples. The teacher reads them with its own tokenizer."""
-    options, task = run.options, run.task
-    tokenizer, examples = minibert.load_tokenizer(options.teacher), train.examples
-    check_pieces(tokenizer, teacher.config, options.teacher)
-    if tokenizer.sha256 != run.tokenizer.sha256:
-        if task.kind == "span" or options.transfer or options.method == "tinybert":
-            raise UserError(f"teacher {options.teacher} and model {run.student} "
-                            "have different vocabularies")
-        examples = tokenised(task, train.rows, tokenizer, options.stride).examples
-    check_examples(examples, teacher.config, f"--teacher {options.teacher}")
-    pairs = []
-    if options.alpha == 0 and options.method != "pkd":  # the student does not learn the teacher's outputs
-        return Teaching({}, pairs)
+def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
+    """The teacher's outputs on the training examples, and the teacher, if the method trains with it."""
+    options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
-        student = load_config(run.student)
-        pairs = patience_layers(student.layers, teacher.config.layers, options.teacher_layers)
-        check_widths(student, teacher.config)
+        pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
+                                options.teacher_layers)
         say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
-    say(f"asking the teacher about {len(examples.lengths):,} examples")
-    progress = Progress("asking the teacher", int(examples.lengths.sum()), "tokens")
-    targets = teacher_outputs(teacher, examples, run.runtime, [t for _, t in pairs], options.micro_tokens,
-                              progress)
-    return Teaching(targets, [s for s, _ in pairs])
-
-
-def judge_teacher(run: Run, teacher: nn.Module, splits: dict[str, Split]) -> dict[str, dict[str, float]]:
-    """The teacher's scores on each dev split. The teacher reads the texts with its own tokenizer."""
-    tokenizer, scores = minibert.load_tokenizer(run.options.teacher), {}
-    for name, split in dev_of(run.task, splits).items():
-        own = tokenised(run.task, split.rows, tokenizer, run.options.stride)
-        check_examples(own.examples, teacher.config, f"--teacher {run.options.teacher}")
-        scores[name], _ = judge(teacher, run.task, own, run.runtime, run.options.micro_tokens)
-    return scores
+    if options.alpha > 0 or pairs:
+        say(f"asking the teacher about {len(examples.lengths):,} examples")
+        progress = Progress("asking the teacher", int(examples.lengths.sum()), "tokens")
+        targets = teacher_outputs(teacher, examples, run.runtime, [t for _, t in pairs],
+                                  options.micro_tokens, progress)
+    stays = has_intermediate_stage(options, run.task) or options.method == "theseus"
+    return Teaching(teacher if stays else None, targets, [s for s, _ in pairs])
 
 
 # ---------------------------------------------------------------- one seed
 
-def one_seed(seed: int, run: Run, splits: dict[str, Split], examples: tuple[Examples, Examples],
-             teacher: nn.Module | None, teaching: Teaching) -> dict:
+def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
+             teaching: Teaching) -> dict:
     """Fine-tunes with one seed and returns its result. If an earlier session has finished this seed, the
     stored result is returned.
 
     The model of the best epoch is in out/seed-N/model. `examples` has the examples of TinyBERT's intermediate
     stage and those of the prediction stage. Other methods have only the prediction stage.
     """
-    options, task, runtime = run.options, run.task, run.runtime
-    out = Path(options.out) / f"seed-{seed}"
+    options, task, out = run.options, run.task, run.out / f"seed-{seed}"
     if not (out / "result.json").exists():
         source, seconds = run.student, 0.0
         if has_intermediate_stage(options, task):
             source = out / "intermediate" / "model"
-            seconds = intermediate(seed, run, examples[0], teacher, out / "intermediate")
-        student = with_dropout(load_for_task(source, task, seed), options.dropout,
-                               options.attention_dropout)
-        if options.method == "theseus":
-            train_layers_only(student)
-            # as in the original code, the teacher's layers also have dropout
-            with_dropout(teacher, options.dropout, options.attention_dropout).train()
-        loss = loss_of_task(seed, run, student, teacher, teaching, steps_of(task.epochs, examples[1], task))
+            seconds = intermediate(seed, run, examples[0], teaching.teacher, out / "intermediate")
+        student = student_of(seed, run, source)
+        loss = loss_of_task(seed, run, student, teaching, steps_of(task.epochs, examples[1], task))
         stage = Stage(f"seed {seed}", student, loss, examples[1], teaching.targets, task.epochs, task.lr,
-                      options.warmup, dev_of(task, splits))
+                      options.warmup, dev)
         result = train(stage, seed, run, out)
-        if runtime.is_writer:
+        if run.runtime.is_writer:
             write_json(out / "result.json", {"seed": seed, **result, "seconds": seconds + result["seconds"]})
-        runtime.barrier()
-    if not runtime.is_writer:
+        run.runtime.barrier()
+    if not run.runtime.is_writer:
         return {}
     for finished in (out / "intermediate" / "checkpoint", out / "checkpoint"):
         shutil.rmtree(finished, ignore_errors=True)
-    return read_result(out / "result.json")
+    return read_json(out / "result.json")
 
 
-def loss_of_task(seed: int, run: Run, student: nn.Module, teacher: nn.Module | None, teaching: Teaching,
-                 steps: int) -> Callable:
+def student_of(seed: int, run: Run, source: str | Path) -> nn.Module:
+    """Loads the student from `source`, with the task's head and the dropout of the options."""
+    return with_dropout(load_for_task(source, run.task, seed), run.options.dropout,
+                        run.options.attention_dropout)
+
+
+def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, steps: int) -> Callable:
     """Returns a function that takes the data of a step. It returns the loss function of a micro-batch, and
     the counts by which the summed losses are divided.
 
     `steps` is the number of steps of the whole stage.
     """
-    options = run.options
-    weights = (TaskWeights(options.alpha, options.temperature, options.beta or 0.0) if options.teacher
-               else TaskWeights())
+    options, teacher, weights = run.options, teaching.teacher, TaskWeights()
+    if options.teacher:
+        weights = TaskWeights(options.alpha, options.temperature, options.beta or 0.0)
+    if options.method == "theseus":
+        train_layers_only(student)
+        # as in the original code, the teacher's layers also have dropout
+        with_dropout(teacher, options.dropout, options.attention_dropout).train()
 
     def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
         counts = {"hard": max(1, data.labelled), "soft": data.sequences, "patience": data.sequences}
@@ -362,12 +364,10 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
-        student = with_dropout(load_for_task(run.student, task, seed), options.dropout,
-                               options.attention_dropout)
+        student, weights = student_of(seed, run, run.student), inner_weights(options)
         imitator = student
         if options.project:
             imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))
-        weights = inner_weights(options)
 
         def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
             counts = tinybert_counts(data, weights)
@@ -409,25 +409,11 @@ class Stage(NamedTuple):
     dev: dict[str, Split]  # the splits on which each epoch is evaluated to keep the best model; may be empty
 
 
-@dataclasses.dataclass
-class Epochs:
-    """The dev scores of the finished epochs, and the best epoch."""
-
-    metric: str  # the metric whose value on the first dev split decides which epoch is the best
-    history: list[dict] = dataclasses.field(default_factory=list)  # for each epoch, its scores by split
-    best: dict | None = None  # the epoch, step and scores of the best epoch
-
-    def add(self, epoch: float, step: int, scores: dict[str, dict[str, float]]) -> None:
-        """Adds the scores of an epoch. If two epochs have equal scores, the earlier epoch stays the best."""
-        deciding = next(iter(scores))
-        self.history.append({"epoch": epoch, **scores})
-        if self.best is None or (rank(scores[deciding], self.metric)
-                                 > rank(self.best["scores"][deciding], self.metric)):
-            self.best = {"epoch": epoch, "step": step, "scores": scores}
-
-    def best_is(self, step: int) -> bool:
-        """Whether the model after `step` steps is the best model until now."""
-        return self.best is not None and self.best["step"] == step
+def best_of(history: list[dict], metric: str) -> dict | None:
+    """The best epoch of `history`, the first of equal ones, or None if there is none. The `metric` on the
+    first dev split decides.
+    """
+    return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
@@ -446,7 +432,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
     done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # the steps and time of earlier sessions
-    epochs = Epochs(task.metrics[0], state.get("history", []), state.get("best"))
+    history = state.get("history", [])  # the epoch, step and scores of each finished epoch
     if done:
         say(f"{stage.name}: resuming after step {done}")
     if runtime.is_writer:
@@ -454,8 +440,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
         # The run may have been killed after it saved the checkpoint and before it saved the model.
-        if epochs.best_is(done):
-            keep_model(stage, run, out)
+        if history and best_of(history, task.metrics[0])["step"] == done:
+            keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # The data are those of a step after the last step, in which theseus uses all layers of the student.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
@@ -485,23 +471,21 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
                    "tokens_per_second": data.tokens / (time.perf_counter() - step_begun)}
             if runtime.is_writer:
                 progress(1, in_words(row))
-                logits = None
                 if done in ends and stage.dev:
-                    row["dev"], logits = judge_all(stage, run)
-                    epochs.add(ends[done], done, row["dev"])
+                    row["dev"], logits = judge_all(run, stage.module, stage.dev)
+                    history.append({"epoch": ends[done], "step": done, "scores": row["dev"]})
                     say(f"{stage.name}, epoch {ends[done]:g}: {on_one_line(row['dev'])}")
                 append_row(out / "metrics.jsonl", row)
                 if stopping or done in ends or done % options.checkpoint_every == 0:
                     save_checkpoint(out / "checkpoint", done, stage.module, optimizer,
-                                    {"scaler": scaler.state_dict(), "best": epochs.best,
-                                     "history": epochs.history,
+                                    {"scaler": scaler.state_dict(), "history": history,
                                      "seconds": seconds + time.perf_counter() - begun})
-                if epochs.best_is(done):
+                if done in ends and stage.dev and best_of(history, task.metrics[0])["step"] == done:
                     keep_model(stage, run, out, logits)
             if stopping and done < steps:
                 end_stopped(stop, f"step {done} of {stage.name}")
     runtime.barrier()
-    return {"best": epochs.best, "history": epochs.history,
+    return {"best": best_of(history, task.metrics[0]), "history": history,
             "seconds": seconds + time.perf_counter() - begun}
 
 
@@ -510,20 +494,16 @@ def steps_of(epochs: float, examples: Examples, task: Task) -> int:
     return math.ceil(epochs * len(examples.lengths) / task.batch)
 
 
-def judge_all(stage: Stage, run: Run) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
+              ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
     """The model's scores on every dev split, and the model's outputs on the first dev split."""
-    judged = {name: judge(stage.module, run.task, split, run.runtime, run.options.micro_tokens)
-              for name, split in stage.dev.items()}
+    judged = {name: judge(model, run.task, split, run.runtime, run.options.micro_tokens)
+              for name, split in dev.items()}
     return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]
 
 
-def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray | None = None) -> None:
-    """Saves the model in out/model, and also its outputs on the first dev split. `logits` are these outputs.
-    Without `logits` they are computed here.
-    """
-    if logits is None:
-        logits = model_outputs(stage.module, next(iter(stage.dev.values())), run.runtime,
-                               run.options.micro_tokens, "judging again")
+def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray) -> None:
+    """Saves the model in out/model, and beside it its outputs on the first dev split."""
     write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(logits)})
     minibert.save(stage.module, out / "model", run.tokenizer, format="auto",
                   card=card_of(run.options, run.task))

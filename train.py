@@ -8,7 +8,6 @@ of DistilBERT is in minibert/distill/distilbert.py, the encoder in minibert/mode
 import copy
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +20,7 @@ from torch import nn
 import minibert
 from minibert.common.console import Progress, say, table
 from minibert.common.disk import write_json
-from minibert.common.errors import UserError, run_script
+from minibert.common.errors import run_script
 from minibert.common.options import numbers, parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.corpus import Corpus, NoSequences, open_corpus
@@ -166,8 +165,7 @@ def student_alone(options: Options) -> Models:
     folder.
     """
     if options.student in PRESETS:
-        corpus = options.corpus[0] if len(options.corpus) == 1 else ""
-        student, tokenizer = start_alone(options.student, options.layers, corpus, options.seed)
+        student, tokenizer = start_alone(options.student, options.layers, options.corpus[0], options.seed)
     else:
         student, tokenizer = load_alone(options.student, options.seed)
     return Models(student, None, None, tokenizer)
@@ -220,15 +218,11 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
     """
     if is_prepared(sources):
         return Path(sources[0])
-    if runtime.is_writer and not (options.resume and (target / "corpus.json").exists()):
-        if (target / "corpus.json").exists():
-            raise UserError(f"{target} is there from a run that never began: remove it, or give --resume to "
-                            "take it as it is")
+    if runtime.is_writer and not (options.resume and target.exists()):
         if sources == ("python-docs",):
-            prepare_python_docs(tokenizer, target)
+            prepare_python_docs(tokenizer, target, say)
         else:
-            prepare(list(sources), tokenizer, target, wikitext=options.wikitext, held_out=held_out,
-                    report=say)
+            prepare(list(sources), tokenizer, target, options.wikitext, held_out, say)
     runtime.barrier()
     return target
 
@@ -246,25 +240,22 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
     for sources in (options.corpus, options.eval_corpus):
         if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
             find_sources(list(sources))
+    unseen = None
+    if options.eval_corpus:
+        unseen = opened(prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0),
+                        "train", "held-out")
     folder = prepared(options.corpus, out / "corpus", options, tokenizer, runtime,
                       0.0 if options.eval_corpus else 0.01)
-    try:
-        corpus = opened(folder, "train")
-    # This happens with very short documents or with a small --max-length.
-    except NoSequences as error:
-        raise UserError(f"{error}: give more text, or a larger --max-length, up to which the lines of a "
-                        "document are joined") from None
+    corpus = opened(folder, "train")
     if corpus.left_out:
         say(corpus.left_out)
-    if options.eval_corpus:
-        folder = prepared(options.eval_corpus, out / "eval-corpus", options, tokenizer, runtime, 0.0)
-        return corpus, opened(folder, "train", "held-out")
-    try:
-        return corpus, opened(folder, "held-out")
-    except NoSequences as error:
-        say(f"nothing will be evaluated: {error}; give --eval-corpus, or prepare the corpus with a larger "
-            "--held-out (data/prepare.py)")
-        return corpus, None
+    if not options.eval_corpus:
+        try:
+            unseen = opened(folder, "held-out")
+        except NoSequences as error:
+            say(f"nothing will be evaluated: {error}; or give --eval-corpus, or prepare the corpus with a "
+                "larger --held-out (data/prepare.py)")
+    return corpus, unseen
 
 
 # ---------------------------------------------------------------- the loop
@@ -373,7 +364,7 @@ def begin_records(run: Run, done: int) -> None:
     metrics.jsonl, and writes config.json.
     """
     options = run.options
-    check_corpus(run.out, run.corpus)
+    check_corpus(run.out, run.corpus.fingerprint)
     hashes = check_weights(run.out, {
         "teacher": None if run.teacher is None else options.teacher or BUNDLED_TEACHER,
         "student": None if options.student in PRESETS else options.student})
@@ -409,7 +400,6 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     options, out, module = run.options, run.out, run.module.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
-    shutil.rmtree(out / "model", ignore_errors=True)  # this folder exists if a finished run is resumed
     # A method that reads only the encoder trains no head, so only the encoder is saved.
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):

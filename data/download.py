@@ -7,14 +7,14 @@
 
 import argparse
 import signal
+import socket
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
 
 from minibert.common.errors import UserError, run_script  # noqa: E402
-from minibert.tasks.datasets import DATA_SETS, listing  # noqa: E402
-from minibert.tasks.download import download  # noqa: E402
+from minibert.tasks.download import DATA_SETS, download, listing  # noqa: E402
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
         raise UserError("give names of data sets, and --out DIR to put them in; --list shows what there is")
     # after SIGTERM, unfinished folders are removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    socket.setdefaulttimeout(30)  # an attempt ends if no byte arrives for this number of seconds
     download(args.names, args.out)
 
 

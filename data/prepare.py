@@ -8,7 +8,6 @@
 import argparse
 import signal
 import sys
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
@@ -59,8 +58,8 @@ def main() -> None:
     if args.vocab_size is None:
         tokenizer = load_tokenizer(args.tokenizer)
     else:
-        lines = (chain.from_iterable(split_docs(python_docs())["train"]) if docs else
-                 training_lines(args.files, args.wikitext, held_out))
+        lines = ((line for part, lines in split_docs(python_docs()) if part == "train" for line in lines)
+                 if docs else training_lines(args.files, args.wikitext, held_out))
         tokenizer = train_tokenizer(lines, args.vocab_size, lowercase=not args.cased)
         if tokenizer.vocab_size < args.vocab_size:
             print(f"the new vocabulary has {tokenizer.vocab_size:,} pieces: the text is too small for more")

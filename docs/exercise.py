@@ -1,9 +1,10 @@
-"""Blanks one function in a copy of the project, for you to write it yourself; all are in docs/exercises.md.
+"""Removes the body of one function in a copy of the project, so that you can write it yourself.
 
-    python docs/exercise.py KL            makes the copy, says which file to open
-    python docs/exercise.py KL --check    says whether what you wrote is right
+    python docs/exercise.py KL            makes the copy and prints which file to open
+    python docs/exercise.py KL --check    tests the function that you wrote
 
-The copy lies in a scratch folder. The project itself is never changed.
+docs/exercises.md describes all exercises. The copy is in a temporary folder. The project itself is never
+changed.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # to run from anywhere, installed or not
+sys.path.insert(0, str(ROOT))  # finds minibert even if it is not installed
 
 from minibert.common.errors import UserError, run_script  # noqa: E402
 
@@ -26,10 +27,10 @@ LEFT_OUT = (".git", ".venv", "runs", "__pycache__", ".pytest_cache", "*.egg-info
 
 
 class Exercise(NamedTuple):
-    """What is blanked, and the test that asks for it in tests/test_exercises.py."""
+    """The functions whose bodies are removed, and the test in tests/test_exercises.py that checks them."""
 
     file: str
-    functions: tuple[str, ...]  # the one to write first; what would give its solution away behind it
+    functions: tuple[str, ...]  # first the function to write, then helpers that would show its solution
     test: str
 
 
@@ -52,13 +53,13 @@ EXERCISES = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Makes the copy of an exercise, or checks it."""
+    """Makes the copy of the project for an exercise, or tests the function in the copy."""
     parser = argparse.ArgumentParser(prog="python docs/exercise.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help=", ".join(EXERCISES))
     parser.add_argument("--check", action="store_true", help="run the test of this exercise in the copy")
     parser.add_argument("--folder", type=Path, metavar="FOLDER",
-                        help=f"where the copy lies (default: {SCRATCH}/NAME)")
+                        help=f"the folder of the copy (default: {SCRATCH}/NAME)")
     options = parser.parse_args(argv)
     name = next((name for name in EXERCISES if name.lower() == options.name.lower()), None)
     if name is None:
@@ -67,17 +68,19 @@ def main(argv: list[str] | None = None) -> None:
     if options.check:
         sys.exit(check(exercise, folder))
     file, line = make_copy(exercise, folder)
-    print(f"Write {exercise.functions[0]} in\n  {file}, line {line}\nIs it right?\n"
+    print(f"Write {exercise.functions[0]} in\n  {file}, line {line}\nThen test it with\n"
           f"  python docs/exercise.py {name} --check" + f" --folder {folder}" * bool(options.folder))
 
 
 def make_copy(exercise: Exercise, folder: Path) -> tuple[Path, int]:
-    """Copies the project to `folder`, blanked; returns the file to open and the line to write at."""
+    """Copies the project to `folder` and removes the bodies of the exercise's functions in the copy. Returns
+    the file to open, and the line where the function must be written.
+    """
     if folder == ROOT or ROOT in folder.parents:
-        raise UserError(f"{folder} is inside the project: name a folder outside of it")
+        raise UserError(f"{folder} is inside the project: name a folder outside the project")
     if folder.exists():
-        raise UserError(f"{folder} is there already, with what you wrote: --check checks it; remove it to "
-                        "begin anew")
+        raise UserError(f"{folder} exists already, with the code that you wrote: --check tests this code; "
+                        "delete the folder to start the exercise again")
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
     file = folder / exercise.file
     source, line = blanked(file.read_text(encoding="utf-8"), exercise.functions)
@@ -86,14 +89,15 @@ def make_copy(exercise: Exercise, folder: Path) -> tuple[Path, int]:
 
 
 def blanked(source: str, functions: tuple[str, ...]) -> tuple[str, int]:
-    """The source with an error in place of the body of each function, behind its docstring; and in which line
-    the first function's stands.
+    """Replaces the body of each function with a line that raises an error. The docstrings stay. Returns the
+    new source, and the number of the line to replace in the first function.
     """
     lines, found = source.split("\n"), {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name in functions:
             found[node.name] = node
-    for node in sorted(found.values(), key=lambda node: -node.lineno):  # from below: lines keep numbers
+    # The last function is changed first, so that the line numbers of the others stay valid.
+    for node in sorted(found.values(), key=lambda node: -node.lineno):
         body = node.body[ast.get_docstring(node) is not None:]
         lines[body[0].lineno - 1:node.end_lineno] = [
             f'    raise NotImplementedError("write {node.name} here")']
@@ -102,13 +106,13 @@ def blanked(source: str, functions: tuple[str, ...]) -> tuple[str, int]:
 
 
 def check(exercise: Exercise, folder: Path) -> int:
-    """Runs the test of an exercise in its copy; returns 0 where it passes."""
+    """Runs the test of an exercise in its copy. Returns 0 if the test passes, and 1 otherwise."""
     if not (folder / exercise.file).is_file():
-        raise UserError(f"{folder} is no copy of this exercise; without --check it is made")
+        raise UserError(f"{folder} is no copy of this exercise; to make the copy, leave out --check")
     missing = [name for name in ("torch", "tokenizers", "pytest") if not importlib.util.find_spec(name)]
     if missing:
-        raise UserError(f"this Python lacks {', '.join(missing)}: `make tour` installs what is needed, and "
-                        "`. .venv/bin/activate` makes its Python yours")
+        raise UserError(f"these packages are missing: {', '.join(missing)}. `make tour` installs all that is "
+                        "needed, and then `. .venv/bin/activate` activates the environment")
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=short",
                f"tests/test_exercises.py::{exercise.test}"]
     code = subprocess.run(command, cwd=folder).returncode

@@ -1,10 +1,12 @@
-"""Draws the figures of the methods, docs/figures/*.svg: what is compared with what.
+"""Draws the figures of the methods, docs/figures/*.svg. They show which parts of student and teacher each
+loss term compares.
 
     python docs/figures.py
 
-Which layers stand beside which comes from the functions that the training asks: `copied_layers`,
-`imitated_layers`, `patience_layers`, `stages` and `rates`. The names of the terms are those in metrics.jsonl.
-The files are plain SVG: the text in them is text, and the colours follow the reader's light or dark mode.
+The pairs of layers come from the functions that the training uses: `copied_layers`, `imitated_layers`,
+`patience_layers`, `layer_groups`, `stages` and `rates`. The names of the terms are those in metrics.jsonl.
+The files are plain SVG, and their text can be searched. Their colours depend on the light or dark mode of the
+reader's system.
 """
 
 import sys
@@ -12,19 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert if it is not installed
 
 from minibert.common.disk import write_text  # noqa: E402
 from minibert.distill.students import copied_layers, imitated_layers  # noqa: E402
 from minibert.distill.task_kd import patience_layers  # noqa: E402
+from minibert.distill.theseus import layer_groups  # noqa: E402
 from minibert.training import mobilebert_stages as mobile  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent / "figures"
-WIDTH, ROW, BOX = 860, 34, 170  # of the figure, of a layer, of a box, in pixels
-STUDENT, TEACHER, MIDDLE = 40, WIDTH - 40 - BOX, WIDTH // 2  # left edges of the two columns
-HEAD = 1000  # the height of a head among the layers: above all of them
+WIDTH, ROW, BOX = 860, 34, 170  # the width of the figure, height of a layer, width of a box, in pixels
+STUDENT, TEACHER, MIDDLE = 40, WIDTH - 40 - BOX, WIDTH // 2  # x coordinates of both columns and of the centre
+HEAD = 1000  # the number of the head among the layers; it is drawn above all of them
 
-# Every figure has its own background: a page may be light where the reader's system is dark.
+# Every figure has its own background, because a page may be light on a system in dark mode.
 STYLE = """
 text { font: 14px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
 .card { fill: #ffffff; stroke: #d0d7de } .box { fill: #f3f5f8; stroke: #8c959f }
@@ -49,122 +52,154 @@ class Term(NamedTuple):
     """One term of a loss."""
 
     name: str  # as in metrics.jsonl
-    text: str  # what it is, one line
-    # (student, teacher): 0 the embeddings, 1 to L a layer, or HEAD; None instead of a teacher: the data
+    text: str  # one line that says what the term computes
+    # (student, teacher): 0 means the embeddings, 1 to L the layers, HEAD the head, and None the data
     pairs: list[tuple[int, int | None]]
 
 
 class Figure(NamedTuple):
-    """What a method compares."""
+    """The content of one figure: the two models, and the terms of one method."""
 
     title: str
-    student: int  # layers
+    student: int  # number of layers
     teacher: int
-    at: list[int]  # beside which teacher layer each of the student's is drawn, embeddings first
+    at: list[int]  # for the embeddings and each student layer: the teacher layer at the same height
     terms: list[Term]
-    copied: list[tuple[int, int]] = []  # (student, teacher): whose weights are copied before training
-    head: str = ""  # what stands on top of both, if a term reads it
-    source: str = ""  # what the data give
+    links: list[tuple[int, int]] = []  # (student, teacher): drawn in grey, because no term compares them
+    link: tuple[str, str] = ("start", "before training, the student's weights are copied from here")
+    head: str = ""  # the name of the head, if a term uses the heads
+    source: str = ""  # the name of the data, if a term uses data
     notes: list[str] = []
 
 
-def spread(student: int, teacher: int) -> list[int]:
-    """Beside which teacher layer each student layer is drawn where nothing else says so."""
+def evenly(student: int, teacher: int) -> list[int]:
+    """For the embeddings and each student layer, the teacher layer at the same height, with equal distances.
+    """
     return list(imitated_layers(student, teacher))
 
 
 def distilbert() -> Figure:
-    """The student starts as half of the teacher's layers; logits and last states are compared."""
+    """DistilBERT: the student starts as half of the teacher's layers. Logits and last states are compared."""
     beside = [0, *(layer + 1 for layer in copied_layers(6, 12))]
     return Figure("DistilBERT: 6 layers learn from 12", 6, 12, beside, [
         Term("kl", "KL over the vocabulary at temperature T, all tokens; logits (N, V)", [(HEAD, HEAD)]),
-        Term("mlm", "cross-entropy of the words behind the masks; logits (N, V)", [(HEAD, None)]),
+        Term("mlm", "cross-entropy with the masked words; logits (N, V)", [(HEAD, None)]),
         Term("cosine", "1 - cos of the last states, all tokens; states (N, D)", [(6, 12)])],
-        [*enumerate(beside), (HEAD, HEAD)], "MLM head", "words behind masks")
+        [*enumerate(beside), (HEAD, HEAD)], head="MLM head", source="masked words")
 
 
 def tinybert() -> Figure:
-    """Embeddings, and states and scores of layer m against those of the teacher's layer g(m)."""
+    """TinyBERT: compares the embeddings, and the states and scores of student layer m and teacher layer g(m).
+    """
     g = imitated_layers(4, 12)
     layers = [(m, g[m]) for m in range(1, 5)]
     return Figure("TinyBERT, general distillation: 4 thin layers learn from 12", 4, 12, list(g), [
         Term("embedding", "mean square of W h_s - h_t; embeddings (N, D)", [(0, 0)]),
-        Term("hidden", "mean square of W h_s - h_t; what the layer gives, states (N, D)", layers),
+        Term("hidden", "mean square of W h_s - h_t; states after the layer (N, D)", layers),
         Term("attention", "mean square of the difference of scores q k' / sqrt(E); (H, T, T)", layers)],
-        notes=["W: a learned matrix for each pair, from the student's width to the teacher's"])
+        notes=["W is a learned matrix from the student's width to the teacher's. Each pair has its own W."])
 
 
 def minilm() -> Figure:
-    """Relations of the last layers."""
-    title = "MiniLM: the last layer learns how tokens relate in the teacher's last"
-    return Figure(title, 4, 12, spread(4, 12), [
+    """MiniLM: compares relations of the last layers."""
+    title = "MiniLM: two relations of the last layers"
+    return Figure(title, 4, 12, evenly(4, 12), [
         Term("attention_relation", "KL of softmax(q k' / sqrt(E)), row by row; (H, T, T)", [(4, 12)]),
         Term("value_relation", "KL of softmax(v v' / sqrt(E)), row by row; (H, T, T)", [(4, 12)])],
-        notes=["q, k, v: of the layer's own attention; both models have H heads. The layers below are free."])
+        notes=["q, k, v are those of the layer's attention. Both models have H heads. Other layers are not "
+               "compared."])
 
 
 def minilmv2() -> Figure:
-    """Relations of the last layers, in heads that are cut anew."""
+    """MiniLMv2: compares relations of the last layers in R relation heads."""
     said = "KL of softmax({0} {0}' / sqrt(D / R)), row by row; (R, T, T)"
-    return Figure("MiniLMv2: three relations, in R heads that are cut anew", 4, 12, spread(4, 12), [
+    return Figure("MiniLMv2: three relations of the last layers, in R relation heads", 4, 12, evenly(4, 12), [
         Term(f"{x}_relation", said.format(x), [(4, 12)]) for x in "qkv"],
-        notes=["The heads of each side stand side by side, D wide, and are cut into R parts: "
-               "any number of heads fits."])
+        notes=["The heads of a layer are joined to D numbers, and these are split into R relation heads.",
+               "So the two models may have different numbers of heads."])
 
 
 def mobilebert() -> Figure:
-    """All layers, one by one; then the words behind masks."""
+    """MobileBERT: compares each student layer with the teacher layer of the same number, and the logits."""
     every = [(layer, layer) for layer in range(1, 7)]
     return Figure("MobileBERT: 6 thin blocks learn from 6 of an IB-BERT (published: 24 from 24)", 6, 6,
                   list(range(7)), [
-        Term("feature_map", "mean square of h_s - h_t, both normalised; what the block gives, (N, D)", every),
+        Term("feature_map", "mean square of h_s - h_t, both normalised; states after the block (N, D)",
+             every),
         Term("attention", "KL of softmax(q k' / sqrt(E)), row by row; (H, T, T)", every),
         Term("kd", "KL over the vocabulary, masked tokens; logits (M, V)", [(HEAD, HEAD)]),
-        Term("mlm", "cross-entropy of the words behind the masks; logits (M, V)", [(HEAD, None)])],
-        [(0, 0), (HEAD, HEAD)], "MLM head", "words behind masks",
-        ["With feature_map go mean and variance: those of the same states, over D.",
-         "Which of these is minimised when: the picture of the three schedules."])
+        Term("mlm", "cross-entropy with the masked words; logits (M, V)", [(HEAD, None)])],
+        [(0, 0), (HEAD, HEAD)], head="MLM head", source="masked words",
+        notes=["The terms mean and variance compare the mean and the variance of the same states over D.",
+               "The figure of the three schedules shows when each term is minimised."])
 
 
 def kd() -> Figure:
-    """Outputs of a fine-tuned teacher, and the labels of the task."""
-    return Figure("kd: the outputs of a teacher that was fine-tuned on the task", 6, 12, spread(6, 12), [
+    """kd: the student learns the outputs of a fine-tuned teacher and the labels of the task."""
+    return Figure("kd: the outputs of a teacher that was fine-tuned on the task", 6, 12, evenly(6, 12), [
         Term("soft", "classes, spans: KL at temperature T; a score: squared error", [(HEAD, HEAD)]),
         Term("hard", "classes, spans: cross-entropy with the label; a score: squared error", [(HEAD, None)])],
         head="task head", source="labels of the task",
-        notes=["alpha soft + (1 - alpha) hard; layers are not compared, so the student may have any shape"])
+        notes=["The loss is alpha soft + (1 - alpha) hard. Layers are not compared, so the student may have "
+               "any shape."])
 
 
 def pkd() -> Figure:
-    """[CLS] states of the layers below the last."""
+    """PKD: also compares the [CLS] states of the layers below the last layer."""
     pairs = {which: patience_layers(6, 12, which) for which in ("skip", "last")}
-    return Figure("PKD: kd, and the [CLS] states of the layers below the last", 6, 12, spread(6, 12), [
+    return Figure("PKD: kd, and the [CLS] states of the layers below the last", 6, 12, evenly(6, 12), [
         Term("soft", "as in kd", [(HEAD, HEAD)]), Term("hard", "as in kd", [(HEAD, None)]),
         Term("patience", "skip: mean square of the normalised [CLS] states; (S, D)", pairs["skip"]),
-        Term("patience", "last: the same of the teacher's last layers below the top", pairs["last"])],
+        Term("patience", "last: the same, with the teacher's last layers below the top layer",
+             pairs["last"])],
         head="task head", source="labels of the task",
-        notes=["skip or last: --patience of finetune.py"])
+        notes=["skip and last are values of --teacher-layers. One of the two is used."])
 
 
-FIGURES = {draw.__name__: draw for draw in (distilbert, tinybert, minilm, minilmv2, mobilebert, kd, pkd)}
+def theseus() -> Figure:
+    """Theseus: the student's layers and the groups of teacher layers that they replace."""
+    pairs = [(m, layer + 1) for m, group in enumerate(layer_groups(6, 12), 1)
+             for layer in reversed(group)]
+    title = "Theseus: the student's layers replace groups of the teacher's layers"
+    return Figure(title, 6, 12, evenly(6, 12), [
+        Term("hard", "classes, spans: cross-entropy with the label; a score: squared error", [(HEAD, None)])],
+        pairs, ("replaced", "with probability p, the student's layer runs in place of these teacher layers"),
+        head="task head", source="labels of the task",
+        notes=["p rises to 1 during training. Then the student's layers are trained without teacher layers.",
+               "Embeddings and head are the teacher's and are not trained."])
+
+
+def embedding() -> Figure:
+    """embedding: compares the pooled vectors of two sentence encoders."""
+    beside = [0, *(layer + 1 for layer in copied_layers(3, 6))]
+    return Figure("embedding: the sentence vectors of 3 layers learn from those of 6", 3, 6, beside, [
+        Term("cosine", "1 - cos of the vectors; (S, D)", [(HEAD, HEAD)]),
+        Term("mse", "mean square of the difference of the vectors; (S, D)", [(HEAD, HEAD)]),
+        Term("hidden", "mean square of the difference of the last states; (N, D)", [(3, 6)])],
+        [*enumerate(beside)], head="pooling",
+        notes=["By default the weight of cosine is 1, and the weights of mse and hidden are 0."])
+
+
+FIGURES = {draw.__name__: draw for draw in (
+    distilbert, tinybert, minilm, minilmv2, mobilebert, embedding, kd, pkd, theseus)}
 
 
 # ---------------------------------------------------------------- drawing
 
 def text(x: float, y: float, said: str, kind: str = "", anchor: str = "start") -> str:
-    """One line of text; y is its base line."""
+    """Draws one line of text. `y` is its base line."""
     return (f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"' + (f' class="{kind}"' if kind else "")
             + f">{escape(said)}</text>")
 
 
 def box(x: float, y: float, said: str) -> str:
-    """A box with a word in it."""
+    """Draws a box with one line of text."""
     return (f'<rect x="{x:g}" y="{y:g}" width="{BOX}" height="{ROW - 8}" rx="5" class="box"/>'
             + text(x + BOX / 2, y + ROW / 2 + 1, said, anchor="middle"))
 
 
 def page(height: float, title: str, parts: list[str]) -> str:
-    """The whole file."""
+    """Returns the text of the SVG file."""
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" '
             f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">\n'
             f'<style>{STYLE}</style>\n'
@@ -173,10 +208,10 @@ def page(height: float, title: str, parts: list[str]) -> str:
 
 
 def drawn(figure: Figure) -> str:
-    """Student on the left, teacher on the right, a line for each pair that a term compares."""
-    top = 96 + (ROW if figure.head else 0)  # of the teacher's last layer
+    """Draws the student on the left, the teacher on the right, and a line for each pair of a term."""
+    top = 96 + (ROW if figure.head else 0)  # the upper edge of the teacher's last layer
 
-    def height(layer: int) -> float:  # of a teacher's layer, in its middle
+    def height(layer: int) -> float:  # the y coordinate of the middle of a teacher layer
         return 96 + (ROW - 8) / 2 if layer == HEAD else top + (figure.teacher - layer) * ROW + (ROW - 8) / 2
 
     rows = {m: height(layer) for m, layer in enumerate(figure.at)} | {HEAD: height(HEAD)}
@@ -189,27 +224,27 @@ def drawn(figure: Figure) -> str:
             parts.append(box(x, place(HEAD) - (ROW - 8) / 2, figure.head))
     if figure.source:
         parts.append(box(MIDDLE - 85, 52, figure.source))
-    # lines that end at the same box, from the top: the text, the terms, the copy; none hides another
+    # Lines that end at the same box are drawn side by side. The order from the top: data, terms, links.
     ending: dict[int, list[tuple[str, int | None]]] = {}
     for kind, term in sorted(enumerate(figure.terms), key=lambda item: item[1].pairs[0][1] is not None):
-        for ours, theirs in term.pairs:
-            ending.setdefault(ours, []).append((f"line t{kind}", theirs))
-    for ours, theirs in figure.copied:
-        ending.setdefault(ours, []).append(("copy", theirs))
+        for left, right in term.pairs:
+            ending.setdefault(left, []).append((f"line t{kind}", right))
+    for left, right in figure.links:
+        ending.setdefault(left, []).append(("copy", right))
     tip = STUDENT + BOX + 3
-    for ours, lines in ending.items():
-        for number, (kind, theirs) in enumerate(lines):
+    for left, lines in ending.items():
+        for number, (kind, right) in enumerate(lines):
             shift = (number - (len(lines) - 1) / 2) * 8
-            y = rows[ours] + shift
-            begin = f"{TEACHER - 4} {height(theirs) + shift:g}" if theirs is not None else (
+            y = rows[left] + shift
+            begin = f"{TEACHER - 4} {height(right) + shift:g}" if right is not None else (
                 f"{MIDDLE} {44 + ROW} V{y:g}")
             parts.append(f'<path d="M{begin} L{tip + 3} {y:g}" class="{kind}"/>')
             if kind != "copy":
                 parts.append(f'<path d="M{tip + 8} {y - 4:g} L{tip} {y:g} l8 4" class="{kind} tip"/>')
     y = height(0) + ROW + 12
     legend = [(f"line t{kind}", term.name, term.text) for kind, term in enumerate(figure.terms)]
-    if figure.copied:
-        legend.append(("copy", "start", "before training, the student's weights are copied from here"))
+    if figure.links:
+        legend.append(("copy", *figure.link))
     for kind, name, said in legend:
         parts += [f'<path d="M{STUDENT} {y - 5:g} h44" class="{kind}"/>', text(STUDENT + 54, y, name, "name"),
                   text(STUDENT + 206, y, said)]
@@ -221,12 +256,12 @@ def drawn(figure: Figure) -> str:
 
 
 def schedules(layers: int = 6, steps: int = 740) -> str:
-    """MobileBERT's three schedules: for each part of the student, when it imitates and when it only moves."""
+    """Draws MobileBERT's three schedules: what each part of the student learns in each step."""
     left, right, row = 150, WIDTH - 30, 22
-    meanings = {"akt": "auxiliary: the transfer of all layers together with distillation",
-                "jkt": "joint: first the transfer of all layers, then distillation",
-                "pkt": "progressive: the transfer of layer after layer, then distillation"}
-    # from the top; the number is that of the part in `rates`, where the head is one with the embeddings
+    meanings = {"akt": "auxiliary: knowledge transfer of all layers together with distillation",
+                "jkt": "joint: first knowledge transfer of all layers, then distillation",
+                "pkt": "progressive: knowledge transfer of one layer after the other, then distillation"}
+    # The rows from the top. The number is the index of the part in `rates`: head and embeddings have index 0.
     bands = [("head", 0), *((f"layer {n}", n) for n in range(layers, 0, -1)), ("embeddings", 0)]
     parts, y = [], 62.0
 
@@ -257,17 +292,18 @@ def schedules(layers: int = 6, steps: int = 740) -> str:
     parts += [text(left, y - 14, "first step", "note"), text(right, y - 14, "last step", "note", "end")]
     y += 14
     for kind, said in (
-            ("moves", f"imitates its teacher's block; before distillation at {mobile.IN_STAGE:g} times --lr"),
-            ("slow", f"imitated before, and still moves at {mobile.AFTER_STAGE:g} times --lr"),
-            ("distil", "learns from the words behind the masks and the teacher's probabilities of them"),
-            ("still", "does not move")):
+            ("moves", "imitates the teacher's block; before distillation the rate is "
+                      f"{mobile.IN_STAGE:g} times --lr"),
+            ("slow", f"imitated its block before; the rate is now {mobile.AFTER_STAGE:g} times --lr"),
+            ("distil", "learns from the masked words and from the teacher's logits"),
+            ("still", "is not trained")):
         parts += [f'<rect x="20" y="{y - 13:g}" width="34" height="16" class="{kind}"/>', text(66, y, said)]
         y += 24
-    return page(y + 4, "MobileBERT: three schedules, what each part of the student learns when", parts)
+    return page(y + 4, "MobileBERT: what each part of the student learns, in three schedules", parts)
 
 
 def main() -> None:
-    """Writes every figure."""
+    """Writes all figures."""
     FOLDER.mkdir(exist_ok=True)
     for name, svg in all_figures().items():
         write_text(FOLDER / name, svg)
@@ -275,7 +311,7 @@ def main() -> None:
 
 
 def all_figures() -> dict[str, str]:
-    """The files by name."""
+    """Returns a dictionary: file name -> content."""
     return {f"{name}.svg": drawn(figure()) for name, figure in FIGURES.items()} | {
         "mobilebert-schedules.svg": schedules()}
 

@@ -1,8 +1,9 @@
-"""Makes docs/tour.ipynb of docs/tour.py: cuts it into cells, runs them, keeps their outputs.
+"""Makes the notebook docs/tour.ipynb from docs/tour.py. It runs all cells and saves their outputs.
 
     make tour
 
-In tour.py, `# %%` begins a cell of code and `# %% [markdown]` one of text, as editors read it, too.
+In tour.py, `# %%` begins a cell of code, and `# %% [markdown]` begins a cell of text. Many editors use the
+same marks.
 """
 
 import re
@@ -15,21 +16,21 @@ CELL = re.compile(r"^# %%( \[markdown\])?\n", re.MULTILINE)
 
 
 def cells_of(source: str) -> list[tuple[str, str]]:
-    """The cells of a script in the percent format: "markdown" or "code", and the text."""
-    _, *parts = CELL.split(source)  # before the first mark there is nothing
+    """The cells of a script in the percent format, as pairs of a type ("markdown" or "code") and a text."""
+    _, *parts = CELL.split(source)  # the first part is the empty text before the first mark
     return [("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip("\n")) if mark else
             ("code", body.strip("\n")) for mark, body in zip(parts[::2], parts[1::2])]
 
 
 def main() -> None:
-    """Writes the notebook with its outputs; one with a cell that fails is not written."""
+    """Writes the notebook with its outputs. If a cell fails, no notebook is written."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
     begun = time.perf_counter()
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
-    cells = [make[kind](text, id=f"cell-{i}")  # counted, so that two versions differ little
+    cells = [make[kind](text, id=f"cell-{i}")  # not random, so that diffs are small
              for i, (kind, text) in enumerate(cells_of((HERE / "tour.py").read_text(encoding="utf-8")))]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
@@ -37,10 +38,10 @@ def main() -> None:
         NotebookClient(notebook, timeout=900, startup_timeout=300,
                        resources={"metadata": {"path": str(HERE)}}).execute()
     except CellExecutionError as error:
-        sys.exit(f"error: a cell fails, the notebook is not written: {error}")
+        sys.exit(f"error: a cell failed, so the notebook was not written: {error}")
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # when it ran
+        cell.metadata.pop("execution", None)  # removes the times of execution
     nbformat.write(notebook, HERE / "tour.ipynb")
     size = (HERE / "tour.ipynb").stat().st_size
     print(f"{HERE / 'tour.ipynb'}: {size / 1e3:,.0f} kB, run in {time.perf_counter() - begun:.0f} s")

@@ -1,14 +1,13 @@
 # %% [markdown]
 # # A BERT and its student, cell by cell
 #
-# This tour builds a batch, looks inside a BERT, and makes a smaller BERT out of it. It takes one sitting.
-# It runs on two CPU cores in less than three minutes, on the small teacher in `weights/teacher`, and downloads
-# nothing.
+# This tour builds a batch, looks inside a BERT, and makes a smaller BERT from it. The tour runs in less than
+# three minutes on two CPU cores. It uses the small teacher in `weights/teacher` and downloads nothing.
 #
-# Every claim in the text is checked by an `assert` below it. Change a cell and run it again.
+# An `assert` checks each statement of the text. You can change a cell and run it again.
 #
-# The alphabet is that of the whole project: S sequences, N tokens of the batch, T tokens of one sequence, D
-# the width of hidden states, H heads, E = D / H the width of a head, V the vocabulary, L layers.
+# The letters are those of the whole project: S sequences, N tokens of the batch, T tokens of one sequence, D
+# the width of hidden states, H heads, E = D / H the size of a head, V the size of the vocabulary, L layers.
 
 # %%
 import itertools
@@ -17,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = next(folder for folder in (Path.cwd(), Path.cwd().parent) if (folder / "weights" / "teacher").is_dir())
-sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
+sys.path.insert(0, str(ROOT))  # finds minibert even if it is not installed
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,8 +37,8 @@ print(f"{sum(p.numel() for p in teacher.parameters()):,} parameters")
 # %% [markdown]
 # ## 1. From text to a packed batch
 #
-# A tokenizer cuts text into pieces of a fixed vocabulary. A piece that goes on with a word starts with
-# `##`. `[CLS]` and `[SEP]` stand around each text.
+# A tokenizer divides text into pieces of a fixed vocabulary. A piece that continues a word starts with `##`.
+# The tokenizer puts `[CLS]` before each text and `[SEP]` after it.
 
 # %%
 texts = ["The function returns a list of strings.",
@@ -51,9 +50,9 @@ for sequence in ids:
 assert [tokenizer.decode(sequence) for sequence in ids] == [text.lower() for text in texts]
 
 # %% [markdown]
-# Most implementations put the sequences into a table of S rows, as wide as the longest one. The cells that
-# are left over are padding: they are computed and thrown away. Here the sequences stand one behind the
-# other in one stream of N tokens. `offsets` says where each one begins.
+# Most implementations put the sequences into a table of S rows. The table is as wide as the longest sequence.
+# The empty cells are padding: their results are computed but not used. In this project the sequences follow
+# each other in one list of N tokens. `offsets` says where each sequence begins.
 
 # %%
 batch = minibert.pack(ids, segments)
@@ -83,8 +82,8 @@ for axis, rows, title in zip((padded, packed), (S, 1), titles):
 plt.show()
 
 # %% [markdown]
-# Only attention needs to know where a sequence begins. So a packed batch gives every sequence exactly what
-# it would get alone.
+# Only attention needs to know where a sequence begins. In a packed batch, the result of a sequence is the
+# same as if the sequence were alone.
 
 # %%
 with torch.no_grad():
@@ -96,9 +95,9 @@ assert torch.allclose(together, alone, atol=1e-5)
 # %% [markdown]
 # ## 2. Attention
 #
-# A layer makes a query q, a key k and a value v of each token, for each head. The scores q k' / sqrt(E) say
-# how much token i looks at token j. Their softmax is the attention; with it, the values are averaged
-# (Vaswani et al. 2017, equation 1).
+# For each token and each head, a layer computes a query q, a key k and a value v. The score of token i and
+# token j is q_i k_j' / sqrt(E). The attention is the softmax of the scores over all tokens j. The output for
+# token i is the mean of the values, weighted with the attention (Vaswani et al. 2017, equation 1).
 
 # %%
 def attention(q, k):
@@ -119,8 +118,8 @@ print("largest difference", f"{(by_hand - fast).abs().max():.1e}")
 assert torch.allclose(by_hand, fast, atol=1e-5)
 
 # %% [markdown]
-# Each row of a heat map is one token, and sums to 1. Heads differ: some look at neighbours, some at the token
-# itself, some at `[CLS]`, where nothing is to be found.
+# Each row of a heat map has the attention of one token, and its sum is 1. The heads differ. In some heads, a
+# token attends to its neighbours. In other heads it attends to itself, or to `[CLS]`.
 
 # %%
 sentence = "If the file does not exist, an error is raised."
@@ -134,7 +133,7 @@ def heat(axis, matrix, pieces, title):
 
 
 def attention_of(model, sentence, layer):
-    """(H, T, T) of a layer, from 0, and the sentence's pieces."""
+    """The attention (H, T, T) of a layer (from 0) for one sentence, and the pieces of the sentence."""
     ids, _ = tokenizer.encode([sentence])
     with torch.no_grad():
         trace = model.encoder.trace(minibert.pack(ids))
@@ -150,10 +149,11 @@ plt.show()
 assert torch.allclose(heads.sum(-1), torch.ones(c.heads, len(pieces)), atol=1e-5)
 
 # %% [markdown]
-# ## 3. The head fills a mask
+# ## 3. The MLM head predicts a masked word
 #
-# The MLM head turns the last state of a token into one logit for each piece of the vocabulary: a small
-# layer, then the product with the word table, the same table that the embeddings come from.
+# The MLM head computes one logit for each piece of the vocabulary from the last hidden state of a token. It
+# has a dense layer with an activation and a LayerNorm. The result is multiplied with the word table. The
+# embeddings use the same word table.
 
 # %%
 gap = "The function returns a [MASK] of strings."
@@ -178,15 +178,15 @@ assert "list" in [tokenizer.id_to_piece(i) for i in best[:3]]
 # %% [markdown]
 # ## 4. Masking: 80, 10, 10
 #
-# To learn, 15 % of the tokens are selected, anew in every step. Of these 80 % become `[MASK]`, 10 % another
-# piece, and 10 % stay as they are (Devlin et al. 2018). The model does not know which, so it has to
-# understand all of them.
+# In every step of the training, 15 % of the tokens are selected at random. 80 % of the selected tokens become
+# `[MASK]`, 10 % become another piece, and 10 % do not change (Devlin et al. 2018). The model must predict the
+# original pieces of the selected tokens. It does not know which of the unmasked tokens were selected.
 
 # %%
 from minibert.data.masking import Masking, mask_tokens
 from minibert.data.python_docs import is_held_out, python_docs
 
-# docstrings of this Python's standard library; what is held out, the teacher has not seen either
+# docstrings of Python's standard library; the teacher was not trained on the held-out lines either
 training_lines, held_out_lines = [], []
 for module, text in itertools.islice(python_docs(), 130):
     target = held_out_lines if is_held_out(module) else training_lines
@@ -216,10 +216,11 @@ assert abs(shares["[MASK]"] - 0.8) < 0.03 and abs(shares["another piece"] - 0.1)
 assert not tokenizer.special[chosen].any()  # [CLS] and [SEP] are never selected
 
 # %% [markdown]
-# ## 5. A student is cut out of the teacher
+# ## 5. The student starts as a copy of teacher layers
 #
-# DistilBERT starts as its teacher with half of the layers taken out (Sanh et al. 2019, section 3). The
-# embeddings and the head are copied. With 12 layers it keeps the first, the last, and four between them.
+# A DistilBERT student starts with copies of half of the teacher's layers (Sanh et al. 2019, section 3). The
+# embeddings and the head are also copied. For a teacher of 12 layers, the first layer, the last layer and
+# four layers between them are copied.
 
 # %%
 from minibert.distill.students import copied_layers
@@ -232,8 +233,9 @@ print(f"layers {[layer + 1 for layer in layers]} of {c.layers}; {kept:.0%} of th
 assert torch.equal(student.encoder.layers[1].query.weight, teacher.encoder.layers[3].query.weight)
 
 # %% [markdown]
-# What has it lost? We ask both about masked words in lines that neither has seen in training. Perplexity is
-# exp(mean cross-entropy): a model that guesses among k words at random has perplexity k.
+# How much worse is the student before any training? Teacher and student predict masked words in held-out
+# lines. The perplexity is exp(mean cross-entropy). A model that chooses among k words at random has
+# perplexity k.
 
 # %%
 from minibert.inference.predict import where_it_is
@@ -252,22 +254,24 @@ assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
 # %% [markdown]
 # ## 6. The three losses, by hand
 #
-# The student learns from three things at once:
+# The loss of DistilBERT has three terms:
 #
-# - **KL**: its probabilities of all words, at all tokens, should be the teacher's. T is a temperature: 2.
-#   `L_kl = T² mean over tokens of KL(softmax(z_t / T) || softmax(z_s / T))`
-# - **MLM**: it should find the words behind the masks.
+# - **KL**: at all tokens, the student should predict the same probabilities as the teacher. T is the
+#   temperature, here 2. `L_kl = T² mean over tokens of KL(softmax(z_t / T) || softmax(z_s / T))`
+# - **MLM**: the student should predict the original words of the masked tokens.
 #   `L_mlm = mean over masked tokens of -log softmax(z_s)[word]`
-# - **cosine**: its last states should point where the teacher's point.
+# - **cosine**: the student's last hidden states should have the directions of the teacher's last hidden
+#   states.
 #   `L_cos = mean over tokens of 1 - cos(h_s, h_t)`
 #
-# The loss is 5 L_kl + 2 L_mlm + 1 L_cos. Written out, it takes ten lines.
+# z are logits, and h are last hidden states. The index s means the student, and t the teacher. The loss is 5
+# L_kl + 2 L_mlm + 1 L_cos. Without the library, it takes ten lines of code.
 
 # %%
 masked_lines = minibert.masked_batch(tokenizer, training_lines[:16])
-batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): a word, or -100 where none is masked
+batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): the word, or -100 if not masked
 
-h_s, h_t = student.encoder(batch), teacher.encoder(batch)  # (N, D); student.eval(): without dropout
+h_s, h_t = student.encoder(batch), teacher.encoder(batch)  # (N, D); both are in eval mode
 z_s = student.mlm.logits(h_s, student.encoder.word.weight)  # (N, V)
 z_t = teacher.mlm.logits(h_t, teacher.encoder.word.weight)
 z_s.retain_grad()
@@ -281,27 +285,27 @@ loss = 5 * kl + 2 * mlm + cosine
 print(f"kl {kl:.4f}   mlm {mlm:.4f}   cosine {cosine:.4f}   loss {loss:.4f}")
 
 # %% [markdown]
-# The library computes the same numbers, but never holds all the logits (N, V): it walks over the rows in
-# chunks.
+# The library computes the same numbers with less memory. It computes the rows of the logits (N, V) in chunks,
+# so the logits of all tokens are never in memory at the same time.
 
 # %%
 library_loss, terms = minibert.distillation_loss("distilbert", student, teacher, masked_lines)
-for name, ours in {"kl": kl, "mlm": mlm, "cosine": cosine}.items():
-    print(f"{name:8} by hand {ours:.6f}   library {terms[name]:.6f}")
-    assert abs(ours - terms[name]) < 1e-5 * max(1, abs(ours))
+for name, value in {"kl": kl, "mlm": mlm, "cosine": cosine}.items():
+    print(f"{name:8} by hand {value:.6f}   library {terms[name]:.6f}")
+    assert abs(value - terms[name]) < 1e-5 * max(1, abs(value))
 assert abs(loss - library_loss) < 1e-5 * loss
 
 # %% [markdown]
-# Gradients can be written by hand, too. By one row of logits, d KL / d z_s = T (softmax(z_s / T) -
-# softmax(z_t / T)), and d MLM / d z_s = softmax(z_s) - onehot(label). Both are "what the student says less
-# what it should say".
+# The gradients can also be computed by hand. For one row of logits, d KL / d z_s = T (softmax(z_s / T) -
+# softmax(z_t / T)), and d MLM / d z_s = softmax(z_s) - onehot(label). Both gradients are a difference: the
+# student's probabilities minus the probabilities that it should have.
 
 # %%
 parameters = [p for p in student.parameters() if p.requires_grad]
 automatic = torch.autograd.grad(loss, [z_s, *parameters], retain_graph=True)
 with torch.no_grad():
     onehot = F.one_hot(labels[at_masks], z_s.shape[1])
-    by_hand = 5 * temperature * (p_s - p_t) / len(z_s)  # the mean over tokens
+    by_hand = 5 * temperature * (p_s - p_t) / len(z_s)  # the loss is a mean over tokens
     by_hand[at_masks] += 2 * (z_s[at_masks].softmax(-1) - onehot) / at_masks.sum()
 print("largest difference by the logits", f"{(by_hand - automatic[0]).abs().max():.1e}")
 assert torch.allclose(by_hand, automatic[0], atol=1e-6)
@@ -314,11 +318,13 @@ assert (library - automatic).norm() < 1e-5 * automatic.norm()
 # %% [markdown]
 # ## 7. Why T squared?
 #
-# A temperature above 1 makes probabilities flatter, so that the teacher's second and third choices count,
-# too. But the gradient then becomes smaller, for large T as 1 / T²: one factor 1 / T from z / T, another
-# because flat distributions are close together (Hinton et al. 2015). T² takes this back: from T = 4 on, the
-# orange line is nearly level. Without T², the KL would nearly vanish beside the other two losses. (Between 2
-# and 4 both lines fall: there the distributions turn from peaked to flat, which no factor takes back.)
+# A temperature above 1 makes the probabilities more equal, so the student also learns which words are the
+# teacher's second and third choices. But a higher temperature makes the gradient smaller. For large T, the
+# gradient shrinks like 1 / T². One factor 1 / T comes from z / T. The other factor comes from the difference
+# of the two distributions, which become more similar (Hinton et al. 2015). The factor T² in the loss
+# compensates for this: from T = 4 on, the orange line is nearly horizontal. Without T², the KL would be very
+# small compared with the other two terms. (Between T = 2 and T = 4 both lines fall, because the formula 1 /
+# T² is only true for large T.)
 
 # %%
 temperatures = [1, 2, 4, 8, 16]
@@ -334,21 +340,21 @@ axis.loglog(temperatures, sizes * torch.tensor(temperatures)**2 / sizes[0], "o-"
 axis.set(xlabel="T", title="size of the gradient by the logits, T = 1 is 1")
 axis.legend(frameon=False)
 plt.show()
-assert sizes[4] / sizes[3] < 0.3  # from T = 8 to 16 it falls to about a quarter
-assert 0.5 < sizes[4] * 256 / (sizes[3] * 64) < 1.5  # and with T squared it stays about as it is
+assert sizes[4] / sizes[3] < 0.3  # from T = 8 to 16 the gradient falls to about a quarter
+assert 0.5 < sizes[4] * 256 / (sizes[3] * 64) < 1.5  # with T squared it stays about equal
 
 # %% [markdown]
 # ## 8. Fifty steps
 #
-# A step takes 16 lines with new masks, computes the loss and its gradient, and lets AdamW move the weights.
-# The learning rate rises over 5 steps, then falls to 0.
+# In each step, 16 lines get new masks. Then the loss and its gradient are computed, and AdamW changes the
+# weights. The learning rate rises for 5 steps and then falls to 0.
 
 # %%
 import copy
 
 from minibert.training.optim import learning_rate
 
-cut = copy.deepcopy(student)  # as it was
+cut = copy.deepcopy(student)  # the student before training
 student.train()  # with dropout
 optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
 steps, rows, rng = 50, [], np.random.default_rng(0)
@@ -377,8 +383,8 @@ assert final < first
 # %% [markdown]
 # ## 9. Before and after
 #
-# Fifty steps are not many: the published student took 90 hours on eight GPUs. Still it has moved towards its
-# teacher, on lines that it has not seen.
+# Fifty steps are few: the published student was trained for 90 hours on eight GPUs. But the student is now
+# more similar to its teacher, also on held-out lines.
 
 # %%
 scores["trained"] = evaluate(student, held_out, runtime, teacher)
@@ -400,7 +406,8 @@ for question in (gap, "If the file does not [MASK], an error is raised.",
         print(f"  {name:8}", "  ".join(f"{piece} {p:.0%}" for piece, p in answers))
 
 # %% [markdown]
-# The last layer's attention, the mean over its heads. The student's layer 2 began as the teacher's layer 4.
+# The heat maps show the attention of the last layer, as a mean over its heads. The student's layer 2 was
+# copied from the teacher's layer 4.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(11, 4))
@@ -413,8 +420,7 @@ plt.show()
 # %% [markdown]
 # ## 10. The same student in `transformers`
 #
-# A student is saved as a Hugging Face folder. Whoever has `transformers` needs nothing of this project to
-# use it.
+# A student is saved as a Hugging Face folder. `transformers` can load this folder without minibert.
 
 # %%
 import importlib.util
@@ -425,24 +431,24 @@ with tempfile.TemporaryDirectory() as folder:
     minibert.save(student, folder, tokenizer)
     print(sorted(path.name for path in Path(folder).iterdir()))
     if importlib.util.find_spec("transformers"):
-        warnings.filterwarnings("ignore", "IProgress not found")  # of its progress bars, in a notebook
+        warnings.filterwarnings("ignore", "IProgress not found")  # a warning about progress bars in notebooks
         import transformers
 
         transformers.logging.disable_progress_bar()
-        theirs = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+        loaded = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
         with torch.no_grad():
-            there = theirs(input_ids=torch.tensor(ids_gap)).logits[0]  # (T, V)
+            there = loaded(input_ids=torch.tensor(ids_gap)).logits[0]  # (T, V)
             here = student(minibert.pack(ids_gap))
-        print(type(theirs).__name__, "largest difference of logits", f"{(there - here).abs().max():.1e}")
+        print(type(loaded).__name__, "largest difference of logits", f"{(there - here).abs().max():.1e}")
         assert torch.allclose(there, here, atol=1e-4)
     else:
         print("transformers is not installed, so this is not compared.")
 
 # %% [markdown]
-# ## Where to go on
+# ## What to read next
 #
-# - [Twelve functions to write yourself](exercises.md), each with the test that says whether it is right.
-# - A real run: `make demo`, or `python train.py --help`. It is the loop above with checkpoints and files
-#   around it.
-# - The other methods, with a figure each: [TinyBERT](tinybert.md), [MiniLM](minilm.md),
+# - [Twelve functions to write yourself](exercises.md): a test checks each function.
+# - `make demo` starts a real training, and `python train.py --help` lists the options. `train.py` has the
+#   same loop as above, with checkpoints and output files.
+# - The other methods, with figures: [TinyBERT](tinybert.md), [MiniLM](minilm.md),
 #   [MobileBERT](mobilebert.md), [fine-tuning](fine-tuning.md).

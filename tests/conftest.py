@@ -32,6 +32,13 @@ def seeds():
 
 
 @pytest.fixture(autouse=True)
+def no_default_device():
+    """A test that leaves another default device behind fails itself, and not a test after it."""
+    yield
+    assert torch.get_default_device().type == "cpu"
+
+
+@pytest.fixture(autouse=True)
 def no_plots(request, monkeypatch):
     """As without matplotlib, since a plot takes longer than a tiny training; not for who asks for `plots`."""
     if "plots" not in request.fixturenames:

@@ -28,8 +28,6 @@ from minibert.model.heads import Classifier, MaskedLM
 from minibert.tasks import csv_files, official_files, squad_windows, squad
 from minibert.tasks.specs import TASKS
 from minibert.tasks.splits import read_transfer
-from minibert.training import checkpoint
-from minibert.training.optim import adamw
 
 TEXTS = ["the model reads a book", "a small student learns from the teacher", "Words, and: numbers 12!",
          "é ü ß naïve 字 😀", "one",
@@ -91,24 +89,6 @@ def make_texts(folder: Path) -> None:
     (folder / "d" / "d.txt.gz").write_bytes(gzip.compress(text.encode()))
     (folder / "e").mkdir()
     (folder / "e" / "e.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
-
-
-def small_run():
-    """A model with an optimiser that has made one step."""
-    torch.manual_seed(0)
-    model = MaskedLM(Config(**TINY))
-    optimizer = adamw(model, (0.9, 0.98), 1e-6, 0.01)
-    for p in model.parameters():
-        p.grad = torch.randn_like(p)
-    optimizer.step()
-    return model, optimizer
-
-
-def make_checkpoint(folder: Path) -> None:
-    model, optimizer = small_run()
-    for step in (5, 10):
-        checkpoint.save_checkpoint(folder, step, model, optimizer,
-                                   {"scaler": {}, "best": None, "history": [{"epoch": 1}]})
 
 
 def make_glue(folder: Path) -> None:
@@ -182,20 +162,6 @@ def read_bin(folder: Path, draw: random.Random) -> None:
         read_tensors(folder, legacy_bin=True)
 
 
-def read_checkpoint(folder: Path, draw: random.Random) -> None:
-    model, optimizer = read_checkpoint.run
-    state = checkpoint.load_checkpoint(folder, model, optimizer, lambda *words: None)
-    if state is None:
-        return
-    _ = state["step"] + 1, state.get("best"), state.get("history")
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
-
-
-read_checkpoint.run = small_run()
-
-
 def read_glue(folder: Path, draw: random.Random) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -245,8 +211,6 @@ READERS = {
     "vocab": Reader(make_model, read_vocabulary,
                     {"vocab.txt": mutate_text, "tokenizer_config.json": mutate_json}),
     "tokenizer": Reader(make_model, read_tokenizer, {"tokenizer*.json": mutate_json}),
-    "checkpoint": Reader(make_checkpoint, read_checkpoint,
-                         {"state.json": mutate_json, "state.safetensors": mutate_safetensors}),
     "glue": Reader(make_glue, read_glue, {"*.tsv": mutate_table}),
     "imdb": Reader(make_imdb, read_imdb, {"*.txt": mutate_bytes}),
     "squad": Reader(make_squad, read_squad, {"*-v1.1.json": mutate_json}),

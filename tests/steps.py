@@ -135,3 +135,24 @@ def student_and_teacher(tiny_config, dtype=torch.float64):
     for p in student.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return student.to(dtype).train(), teacher.to(dtype).eval().requires_grad_(False)
+
+
+def plain_adamw(model, decay, beta2):
+    """AdamW in plain torch; biases and norms do not decay."""
+    decaying, others = [], []
+    for name, p in model.named_parameters():
+        (others if name.endswith("bias") or "norm" in name else decaying).append(p)
+    return torch.optim.AdamW([{"params": decaying, "weight_decay": decay},
+                              {"params": others, "weight_decay": 0.0}], betas=(0.9, beta2), eps=1e-6)
+
+
+def plain_step(model, optimizer, terms, loss, clip, rate):
+    """One step in plain torch: gradient, clipping, rate, update. Returns what the run's row should say."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate,
+            **{name: term.item() for name, term in terms.items()}}

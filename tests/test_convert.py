@@ -73,8 +73,8 @@ def test_help_and_errors(tmp_path, monkeypatch, capsys):
     assert convert(monkeypatch, "--help") == 0
     assert capsys.readouterr().out.count("python weights/convert.py ") >= 3
     assert convert(monkeypatch, "anything", tmp_path.parent) == 2
-    assert capsys.readouterr().err == (f"error: {tmp_path.parent} exists and is not an empty folder; "
-                                       "choose another TARGET\n")
+    assert capsys.readouterr().err == (f"error: {tmp_path.parent} exists already; name another folder, "
+                                       "or remove it first\n")
     assert convert(monkeypatch, tmp_path / "nothing", tmp_path / "target") == 2
     assert convert(monkeypatch, "someone/nothing", tmp_path / "target") == 2  # no network in tests
     first, second = capsys.readouterr().err.splitlines()

@@ -85,7 +85,7 @@ def test_the_copy_is_blanked_and_the_project_is_not(tree, tmp_path, monkeypatch,
                if (tmp_path / "copy" / path.relative_to(tree)).read_bytes() != content]
     assert changed == ["minibert/distill/vocab_loss.py"]
     for words, message in (
-            (("KL", "--folder", tmp_path / "copy"), "is there already, with what you wrote"),
+            (("KL", "--folder", tmp_path / "copy"), "exists already, with the code that you wrote"),
             (("KL", "--folder", tree / "docs" / "x"), "is inside the project"),
             (("KL", "--check", "--folder", tmp_path / "none"), "is no copy of this exercise"),
             (("KLL",), "there is no exercise KLL; there are: pack, attention")):

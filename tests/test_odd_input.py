@@ -11,7 +11,7 @@ import test_train
 import train
 from minibert.common.errors import UserError
 from minibert.data.corpus import open_corpus
-from minibert.data.prepare import encode_lines, prepare
+from minibert.data.prepare import encode_documents, prepare
 from minibert.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from minibert.model.batch import pack
 from minibert.model.config import Config
@@ -55,8 +55,8 @@ def test_every_plane_of_unicode():
     for plane in range(17):
         every = [chr(c) for c in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= c < 0xE000]
         some = every[::7 if plane in (0, 1, 2) else 257]
-        ids, lengths = encode_lines(tokenizer, [*some, " ".join(some)])
-        assert lengths.sum() == len(ids) and ids.max(initial=0) < tokenizer.vocab_size
+        lines = encode_documents(tokenizer, [[*some, " ".join(some)]])[0]
+        assert all(0 < max(ids) < tokenizer.vocab_size for ids in lines)
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_a_line_of_ten_megabytes(tmp_path):
     (tmp_path / "a.txt").write_text("words in a row " * 70_000 + "\n" + "y" * 10_000_000 + "\n")
     prepare([tmp_path / "a.txt"], tokenizer, tmp_path / "out", held_out=0, report=None)
     corpus = open_corpus(tmp_path / "out", min_length=0)
-    assert 1 <= corpus.counts[tokenizer.unk_id] < 20
+    assert 1 <= corpus.counts[tokenizer.unk_id] < 50
     assert corpus.counts[tokenizer.piece_to_id("row")] == 70_000
 
 

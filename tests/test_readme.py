@@ -11,6 +11,8 @@ import random
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +208,17 @@ def test_figures_of_summaries_stand_where_they_are_explained(document):
             assert all(f" {hour} h" in line for hour in hours), (hours, line)
             line = re.sub("|".join(f"{hour} h" for hour in hours), "", line)
         assert set(re.findall(r"\d+\.\d+", re.sub(r"`[^`]+`", "", line))) <= explained, line
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_the_commands_of_make_gpu_are_taken():
+    said = subprocess.run(["make", "-n", "-o", ".venv/test", "gpu"], cwd=ROOT, capture_output=True, text=True).stdout
+    lines = [shlex.split(line) for line in said.replace("\\\n", " ").splitlines()]
+    words = [line[line.index(".venv/bin/python"):] for line in lines if ".venv/bin/python" in line]
+    for command in words:
+        check("python", *command[1:])
+    sizes = [command[-1] for command in words if "--no-peer" in command]
+    assert len(words) == 9 and sizes == ["4096", "8192", "16384", "32768", "65536"]
 
 
 @pytest.mark.parametrize("index, pages", [("docs/README.md", "docs/*.md"), ("docs/results.md", "docs/results/*.md")])

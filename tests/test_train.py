@@ -204,7 +204,7 @@ def test_mobilebert_learns_from_an_ib_bert_and_resumes_inside_a_stage(folder, ib
     student = minibert.load(tmp_path / "a" / "model")
     assert student.config.bottleneck_size == 4 and student.config.architecture == "mobilebert"
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    shutil.rmtree(tmp_path / "b" / "checkpoint" / "step-10")
+    (tmp_path / "b" / "checkpoint" / "step-10.safetensors").unlink()
     train.main(options(folder, tmp_path / "b", *more, "--resume", **changed))
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a").values(),
                                                  weights(tmp_path / "b").values(), strict=True))
@@ -258,7 +258,7 @@ def test_resume_is_exact_to_the_bit(folder, narrow, tmp_path, method):
     train.main(options(folder, tmp_path / "b", *more))
     out = tmp_path / "b"
     # as if killed in step 6: half a row written, no checkpoint yet
-    shutil.rmtree(out / "checkpoint" / "step-6")
+    (out / "checkpoint" / "step-6.safetensors").unlink()
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
     (out / "metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
     train.main(options(folder, out, *more, "--resume"))
@@ -370,7 +370,7 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     (tmp_path / "two.txt").write_text("a b\nc\n")
     short = options(folder, tmp_path / "short", corpus=tmp_path / "two.txt")
     refused(short, "no sequence of 12", "more text")
-    refused(short, "never began", "--resume")
+    refused(short, "exists already")
     refused(options(folder, tmp_path / "late", "--eval-corpus", str(tmp_path / "none.txt"),
                     corpus=tmp_path / "two.txt"), "none.txt does not exist")
     assert not (tmp_path / "late" / "corpus").exists()  # said before anything was prepared
@@ -469,7 +469,7 @@ def test_a_stop_in_the_last_step_stops(folder, tmp_path, monkeypatch, sign):
     with pytest.raises(KeyboardInterrupt if sign == signal.SIGINT else Terminated):
         train.main(options(folder, tmp_path / "run", steps=1))
     signal.signal(signal.SIGTERM, before)
-    assert (tmp_path / "run" / "checkpoint" / "step-1").is_dir()
+    assert (tmp_path / "run" / "checkpoint" / "step-1.safetensors").is_file()
     assert not (tmp_path / "run" / "summary.json").exists()
     monkeypatch.undo()
     train.main(options(folder, tmp_path / "run", "--resume", steps=1))
@@ -523,7 +523,7 @@ def test_two_ranks_give_the_run_of_one(folder, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["tokens"] == b["tokens"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
-    shutil.rmtree(tmp_path / "two" / "checkpoint" / "step-6")
+    (tmp_path / "two" / "checkpoint" / "step-6.safetensors").unlink()
     train.main(options(folder, tmp_path / "two", *more, "--resume", threads=1))
     resumed = weights(tmp_path / "two")
     assert max((two[name] - resumed[name]).abs().max() for name in two) < 1e-4

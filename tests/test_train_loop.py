@@ -7,11 +7,11 @@ against off; what a resumed run takes up.
 import dataclasses
 import json
 import math
-import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 import minibert
 import train
@@ -25,7 +25,7 @@ from minibert.distill.minilm import MiniLMv2Weights, MiniLMWeights
 from minibert.distill.tinybert import TinyBERTWeights
 from minibert.model.heads import MaskedLM
 from minibert.model.init import init_weights
-from steps import CPU
+from steps import CPU, plain_adamw, plain_step
 from test_train import folder, handlers, options, rows, weights  # noqa: F401
 
 BATCH, STEPS, LR, DECAY, CLIP, WARMUP, BETA2, SEED, SHARE = 6, 9, 3e-3, 0.3, 0.6, 0.4, 0.9, 5, 0.3
@@ -46,11 +46,7 @@ def student(folder):
 
 def written_out(student, teacher, corpus, tokenizer):
     """The losses, norms and rates of a run with the triple loss; the student is trained."""
-    decaying, others = [], []
-    for name, p in student.named_parameters():
-        (others if name.endswith("bias") or "norm" in name else decaying).append(p)
-    optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": DECAY},
-                                   {"params": others, "weight_decay": 0.0}], betas=(0.9, BETA2), eps=1e-6)
+    optimizer = plain_adamw(student, DECAY, BETA2)
     warmup = math.ceil(WARMUP * STEPS)
     found, read = [], 0
     for step in range(STEPS):
@@ -68,16 +64,9 @@ def written_out(student, teacher, corpus, tokenizer):
                     terms["mlm"] += -F.log_softmax(logits[i], -1)[label] / drawn.masked
             terms["cosine"] += (1 - (s * t).sum(-1) / s.norm(dim=-1) / t.norm(dim=-1)).sum() / drawn.tokens
         loss = KL * terms["kl"] + MLM * terms["mlm"] + COSINE * terms["cosine"]
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP)
         rate = LR * min((step + 1) / warmup, (STEPS - step) / (STEPS - warmup))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
         read += drawn.tokens
-        found.append({"loss": loss.item(), "grad_norm": norm.item(), "lr": rate, "tokens": read,
-                      **{name: term.item() for name, term in terms.items()}})
+        found.append({**plain_step(student, optimizer, terms, loss, CLIP, rate), "tokens": read})
     return found
 
 
@@ -175,9 +164,14 @@ def test_a_resumed_run_takes_up_the_loss_scale(folder, tmp_path, monkeypatch):
                         lambda self: torch.amp.GradScaler("cpu", 2.0**10, growth_interval=4))
     given = options(folder, tmp_path / "run", "--checkpoint-every", "3", precision="fp32")
     train.main(given)
-    last = tmp_path / "run" / "checkpoint" / "step-6"
-    scale = json.loads((last / "state.json").read_text())["scaler"]
-    assert scale["scale"] == 2.0**11 and scale["_growth_tracker"] == 2
-    shutil.rmtree(last)
+    last = tmp_path / "run" / "checkpoint" / "step-6.safetensors"
+
+    def scale():
+        with safe_open(last, "pt") as file:
+            return json.loads(file.metadata()["state"])["scaler"]
+
+    before = scale()
+    assert before["scale"] == 2.0**11 and before["_growth_tracker"] == 2
+    last.unlink()
     train.main([*given, "--resume"])
-    assert json.loads((last / "state.json").read_text())["scaler"] == scale
+    assert scale() == before

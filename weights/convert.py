@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anyw
 
 import torch  # noqa: E402
 
+from minibert.common.disk import place_for  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.common.hub_download import local_folder  # noqa: E402
 from minibert.common.options import numbers  # noqa: E402
@@ -80,8 +81,7 @@ def main() -> None:
                          help="folder of another tokenizer, whose vocabulary the new model gets; the rows of "
                          "pieces that both vocabularies have are kept")
     args = parser.parse_args()
-    if args.target.exists() and (not args.target.is_dir() or any(args.target.iterdir())):
-        raise UserError(f"{args.target} exists and is not an empty folder; choose another TARGET")
+    place_for(args.target)
     if args.int8 and args.to != "onnx":
         raise UserError("--int8 needs --to onnx")
     for name in ("reduce_range", "task", "data"):
@@ -97,42 +97,34 @@ def main() -> None:
     source = local_folder(args.source)
     has_tokenizer = any((source / name).exists() for name in ("tokenizer.json", "vocab.txt"))
     tokenizer = load_tokenizer(source) if has_tokenizer else None
-    carved = any(value is not None
-                 for value in (args.layers, args.feed_forward, args.positions, args.tokenizer))
     model = load(source, args.head, legacy_bin=True)
     if model.sentences is not None and model.sentences.refused:
         print(f"note: minibert.embed refuses this model: {model.sentences.refused}", file=sys.stderr)
-    if carved:
-        beside = model.beside
-        model, tokenizer = carve(model, tokenizer, args)
-        if args.positions is not None or args.tokenizer is not None:
-            # files and settings may have position numbers or piece ids; tensors of other heads still fit
-            beside = Beside(tensors=beside.tensors)
-        model.beside = beside
-    file, note = "model.safetensors", ""
+    beside = model.beside
+    model, tokenizer = carve(model, tokenizer, args)
+    if args.positions is not None or args.tokenizer is not None:
+        # files and settings may have position numbers or piece ids; tensors of other heads still fit
+        beside = Beside(tensors=beside.tensors)
+    model.beside = beside
+    note = "" if tokenizer else "; there was no tokenizer to copy"
     if args.to == "onnx":
-        int8 = int8_of(model, tokenizer, str(source), args) if args.int8 else None
-        apart = save_onnx(model, args.target, tokenizer, int8)
-        file = "model_quantized.onnx" if int8 else "model.onnx"
-        note = f"; in ONNX Runtime at most {apart:.0e} from the model" + (
-            f", weights of {8 - int8.reduce_range} bits" if int8 else "")
+        bits = judge = None
+        if args.int8:
+            bits = 8 if sums_bytes_in_32_bits() and not args.reduce_range else 7
+        if args.task:
+            from minibert.tasks.onnx_scores import judge_of
+            if tokenizer is None:
+                raise UserError(f"{source} has no tokenizer, so --task cannot be judged")
+            judge = judge_of(model, tokenizer, str(source), args.task, args.data, args.most_loss)
+        apart = save_onnx(model, args.target, tokenizer, bits, judge)
+        note += f"; in ONNX Runtime at most {apart:.0e} from the model" + (
+            f", weights of {bits} bits" if bits else "")
     else:
         save(model, args.target, tokenizer, args.to, DTYPES[args.dtype])
-    size = (args.target / file).stat().st_size
+    size = next(path.stat().st_size for path in args.target.glob("model*"))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.target}: {model.config.architecture}, {head_of(model)}, {parameters:,} parameters, "
-          f"{size:,} bytes{note}{'' if tokenizer else '; there was no tokenizer to copy'}")
-
-
-def int8_of(model, tokenizer, source, args):
-    """The settings of the int8 file, and with --task the function that evaluates it."""
-    from minibert.hub.onnx_export import Quantization
-    from minibert.tasks.onnx_scores import judge_of
-
-    if args.task and tokenizer is None:
-        raise UserError(f"{source} has no tokenizer, so --task cannot be judged")
-    judge = args.task and judge_of(model, tokenizer, source, args.task, args.data, args.most_loss)
-    return Quantization(args.reduce_range or not sums_bytes_in_32_bits(), judge)
+          f"{size:,} bytes{note}")
 
 
 def carve(model, tokenizer, args):

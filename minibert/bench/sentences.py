@@ -1,5 +1,7 @@
-"""Judges sentence encoders beside their teacher, without training: by how alike pairs of sentences are (STS-B),
-and by finding the paragraph that answers a question (SQuAD's dev set). The first model is the teacher.
+"""Judges sentence encoders beside their teacher, without training. The first model is the teacher.
+
+Two things are judged: the similarity of pairs of sentences (STS-B), and how well the paragraph that answers a
+question is found (SQuAD's dev set).
 """
 
 import dataclasses
@@ -35,15 +37,13 @@ class SentencesBench:
     sts: str | None = option(None, "folder with sts-dev.csv and sts-test.csv of the STS benchmark, or GLUE's "
                                    "STS-B, whose test part has no scores", metavar="FOLDER")
     squad: str | None = option(None, "folder with dev-v1.1.json", metavar="FOLDER")
-    questions: int | None = option(None, "only so many questions of SQuAD, evenly spread; all paragraphs "
-                                         "(default: all questions)", metavar="NUMBER")
     turns: int = option(5, "turns of each model when speed is measured; 0: it is not", metavar="NUMBER")
     precision: str = option("fp32", "of matrix products", choices=("auto", *PRECISIONS))
     device: str = option("auto", "cpu, cuda ...", metavar="DEVICE")
     threads: int | None = option(None, "CPU threads", metavar="NUMBER")
 
     def __post_init__(self):
-        at_least_one(self, "questions", "threads")
+        at_least_one(self, "threads")
         if self.turns < 0:
             raise UserError(f"--turns must be at least 0, not {self.turns}")
         if not self.models:
@@ -86,11 +86,10 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
         if path.exists():
             rows = []
             for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
-                columns = line.split("\t")  # genre, file, year, number, score, two sentences; some have a source
-                if len(columns) < 7:
-                    raise UserError(f"{path}, line {number} has {len(columns)} columns; the official file has "
-                                    "at least 7")
-                rows.append((columns[5], columns[6], label_of(columns[4], task, f"{path}, line {number}", "")))
+                columns, where = line.split("\t"), f"{path}, line {number}"
+                if len(columns) < 7:  # genre, file, year, number, score, two sentences; some have a source
+                    raise UserError(f"{where} has {len(columns)} columns; the official file has at least 7")
+                rows.append((columns[5], columns[6], label_of(columns[4], task, where)))
             parts[part] = tuple(map(list, zip(*rows)))
     if not parts:
         examples = read_examples(task, folder, "dev")
@@ -98,12 +97,10 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
     return parts
 
 
-def read_retrieval(folder: str, some: int | None) -> tuple[list[str], list[str], np.ndarray]:
+def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
     """Questions, the distinct paragraphs, and for each question the number of its paragraph."""
     questions = read_squad(Path(folder) / "dev-v1.1.json")
     paragraphs = list(dict.fromkeys(question.context for question in questions))
-    if some and some < len(questions):
-        questions = [questions[i * len(questions) // some] for i in range(some)]
     number = {paragraph: i for i, paragraph in enumerate(paragraphs)}
     return ([question.question for question in questions], paragraphs,
             np.array([number[question.context] for question in questions]))
@@ -126,7 +123,7 @@ def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str
 
 
 def sentences_per_second(models: dict, texts: list[str], turns: int, runtime: Runtime) -> dict[str, float]:
-    """Texts per second from text to vector, the median over turns that the models take one after the other."""
+    """Texts per second from text to vector: the median over the turns. The models take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(turns + 1):
         for name, (model, tokenizer) in models.items():
@@ -141,7 +138,7 @@ def bench_sentences(options: SentencesBench) -> dict:
     """Measures and prints; returns what the JSON line holds."""
     runtime = start(options.device, options.precision, options.threads, training=False)
     sts = read_sts(options.sts) if options.sts else {}
-    retrieval = read_retrieval(options.squad, options.questions) if options.squad else None
+    retrieval = read_retrieval(options.squad) if options.squad else None
     models = {name: (minibert.load(name, head="encoder"), minibert.load_tokenizer(name))
               for name in options.models}
     results = {}

@@ -14,12 +14,11 @@ import torch
 
 from minibert.bench.flops import matrix_peak, useful_flops
 from minibert.bench.transformers_peer import at_rate, check_installed, transformers_model, transformers_step
-from minibert.bench.turns import alternate, compared, rate, serve
+from minibert.bench.turns import alternate, compared, rate, serve, speeds
 from minibert.common.console import table
 from minibert.common.errors import UserError
 from minibert.common.options import at_least_one, option
 from minibert.common.runtime import PRECISIONS, describe, start
-from minibert.data.corpus import open_corpus
 from minibert.data.loader import cut
 from minibert.distill.distilbert import DistilBERTWeights
 from minibert.distill.methods import METHODS
@@ -43,13 +42,12 @@ class TrainBench:
 
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student (random weights)")
-    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; each of them is timed")
+    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; each of them is timed",
+                                       choices=TIMED)
     batch: int = option(8, "number of sequences in one training step")
-    corpus: str | None = option(
-        None, "folder of a prepared corpus: sequences have the lengths of its sequences, up to --max-length")
     max_length: int = option(128, "longest sequence in tokens")
-    min_length: int = option(16, "shortest sequence in tokens; without --corpus, lengths are uniform from "
-                                  "--min-length to --max-length")
+    min_length: int = option(16, "shortest sequence in tokens; lengths are uniform from --min-length to "
+                                  "--max-length")
     micro_tokens: int = option(4096, "largest number of tokens in one forward pass of minibert")
     steps: int = option(4, "number of training steps in one turn")
     turns: int = option(5, "number of measured turns of each program, after one warm-up turn")
@@ -62,9 +60,6 @@ class TrainBench:
 
     def __post_init__(self):
         at_least_one(self, "batch", "steps", "turns", "threads")
-        for method in self.methods:
-            if method not in TIMED:
-                raise UserError(f"--methods {method} is none of {', '.join(TIMED)}")
         if not 2 < self.min_length <= self.max_length <= self.micro_tokens:
             raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
 
@@ -75,13 +70,9 @@ def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndar
     15 % of the tokens are selected to be masked.
     """
     rng = np.random.default_rng(0)
-    corpus = options.corpus and open_corpus(options.corpus, options.max_length)
     steps = []
     for _ in range(options.steps):
-        if not corpus:
-            lengths = rng.integers(options.min_length, options.max_length + 1, options.batch)
-        else:
-            lengths = corpus.lengths(rng.integers(len(corpus), size=options.batch)) + 2
+        lengths = rng.integers(options.min_length, options.max_length + 1, options.batch)
         ids = rng.integers(5, vocab_size, lengths.sum())
         steps.append((ids, lengths, rng.random(len(ids)) < 0.15))
     return steps
@@ -175,25 +166,20 @@ def bench_train(options: TrainBench) -> dict:
     seconds, memory = alternate(train_worker, kinds, options, options.turns)
     steps = random_sequences(options, student.vocab_size)
     tokens = sum(len(ids) for ids, _, _ in steps)
-    figures, rows = {}, []
+    figures, rows = speeds(tokens, "tok", ",.0f", seconds, memory)
     for kind in kinds:
-        method = method_of.get(kind, "distilbert")
-        flops = sum(useful_flops(teacher, student, lengths, method) for _, lengths, _ in steps)
-        middle, spread = rate(tokens, seconds[kind])
+        flops = sum(useful_flops(teacher, student, lengths, method_of.get(kind, "distilbert"))
+                    for _, lengths, _ in steps)
         used, _ = rate(flops, seconds[kind])
-        figures[kind] = {"tokens_per_second": middle, "spread": spread, "flops_per_second": used,
-                         "share_of_peak": used / peak, "peak_memory_bytes": memory[kind]}
-        rows.append({"step": kind, "tok/s": f"{middle:,.0f}",
-                     "from - to": "{:,.0f} - {:,.0f}".format(*spread), "GFLOP/s": f"{used / 1e9:,.0f}",
-                     "of matrix peak": f"{100 * used / peak:.0f} %",
-                     "peak memory": f"{memory[kind] / 2**30:.2f} GiB"})
-    lengths = (f"{options.min_length} to {options.max_length} tokens" if not options.corpus
-               else f"{options.corpus}")
-    title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {lengths}, "
-             f"{tokens / options.steps:,.0f} tokens a step, {runtime.precision}, dropout {options.dropout}")
-    print(table(rows, title))
+        figures[kind] |= {"flops_per_second": used, "share_of_peak": used / peak}
+        rows[kind] |= {"GFLOP/s": f"{used / 1e9:,.0f}", "of matrix peak": f"{100 * used / peak:.0f} %",
+                       "peak memory": rows[kind].pop("peak memory")}  # the last column
+    title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {options.min_length} to "
+             f"{options.max_length} tokens, {tokens / options.steps:,.0f} tokens a step, "
+             f"{runtime.precision}, dropout {options.dropout}")
+    print(table([*rows.values()], title))
     result = {"bench": "train", "options": dataclasses.asdict(options), "machine": describe(runtime),
-              "length": round(tokens / (options.steps * options.batch), 2), "matrix_peak": peak, **figures}
+              "matrix_peak": peak, **figures}
     if peers:
         result |= compared(seconds, memory)
     if COMPILED in peers:

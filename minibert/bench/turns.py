@@ -59,12 +59,12 @@ def run(worker: Callable, *given) -> None:
 
 
 @contextlib.contextmanager
-def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
+def contender(worker: Callable, *given) -> Iterator[Callable]:
     """Starts `worker(*given, pipe)`, which calls `serve`, in its own process.
 
-    Yields the process id of the worker and a function `ask`. `ask()` runs one turn and returns its result,
-    usually its seconds. `ask(False)` stops the worker and returns its peak memory in bytes. A `UserError` of
-    the worker is raised in this process.
+    Yields a function `ask`. `ask()` runs one turn and returns its result, usually its seconds. `ask(False)`
+    stops the worker and returns its peak memory in bytes. A `UserError` of the worker is raised in this
+    process.
     """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
@@ -85,22 +85,11 @@ def contender(worker: Callable, *given) -> Iterator[tuple[int, Callable]]:
         return answer
 
     try:
-        yield process.pid, ask
-        with contextlib.suppress(ConnectionError):  # the worker has ended
-            pipe.send(False)
-        process.join()
+        yield ask
     finally:
         process.terminate()
         process.join()
         pipe.close()
-
-
-def told(what: str, turn: Callable):
-    """Runs `turn()` and returns its result. Prints its time on stderr, to show progress."""
-    begun = time.perf_counter()
-    found = turn()
-    print(f"{what}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
-    return found
 
 
 def alternate(worker: Callable, kinds: list[str], options,
@@ -112,19 +101,37 @@ def alternate(worker: Callable, kinds: list[str], options,
     bytes.
     """
     with contextlib.ExitStack() as stack:
-        asks = {kind: stack.enter_context(contender(worker, kind, options))[1] for kind in kinds}
+        asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
         measured: dict[str, list[float]] = {kind: [] for kind in kinds}
         for number in range(turns + 1):
             for kind, ask in asks.items():
-                elapsed = told(f"turn {number} of {turns}, {kind}" if number else f"warm-up, {kind}", ask)
+                begun = time.perf_counter()
+                result = ask()
+                name = f"turn {number} of {turns}" if number else "warm-up"
+                print(f"{name}, {kind}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
                 if number:
-                    measured[kind].append(elapsed)
+                    measured[kind].append(result)
         return measured, {kind: ask(False) for kind, ask in asks.items()}
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
     """`count` divided by the seconds of a turn. Returns the median, and [lowest, highest], over the turns."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
+
+
+def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
+           memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
+    """The speed and the peak memory of each program whose turns process `amount` of `unit`: the figures for
+    the JSON line, and the rows of the table. `form` is the format of a speed in the table.
+    """
+    figures, rows = {}, {}
+    for kind, taken in seconds.items():
+        middle, spread = rate(amount, taken)
+        figures[kind] = {"per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
+        rows[kind] = {"program": kind, f"{unit}/s": format(middle, form),
+                      "from - to": " - ".join(format(value, form) for value in spread),
+                      "peak memory": f"{memory[kind] / 2**30:.2f} GiB"}
+    return figures, rows
 
 
 def ratios(theirs: list[float], ours: list[float]) -> list[float]:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from minibert.common.errors import UserError
@@ -31,34 +31,12 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
         raise UserError(f"{path} cannot be {verb} ({error.strerror or error})") from None
 
 
-@contextlib.contextmanager
-def writing(path: Path, mode: str, name: Path) -> Iterator[Callable[[bytes], None]]:
-    """Opens a file and yields a function that writes to this file. An error of the disk becomes a
-    `UserError`.
-    """
-    with disk_errors(name):
-        file = open(path, mode)
-
-    def write(data: bytes) -> None:
-        with disk_errors(name):
-            file.write(data)
-    try:
-        yield write
-    finally:
-        with disk_errors(name):
-            file.close()  # closing writes the rest of the buffer, so it can fail, too
-
-
 def fsync(path: Path) -> None:
     """Flushes a file, or the list of names in a folder, to the disk."""
     # Windows can flush only files that are open for writing, and it cannot open folders.
-    if path.is_dir():
-        if WINDOWS:
-            return
-        mode = os.O_RDONLY
-    else:
-        mode = os.O_RDWR
-    descriptor = os.open(path, mode)
+    if path.is_dir() and WINDOWS:
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

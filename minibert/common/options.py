@@ -10,7 +10,6 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
 
 from minibert.common.errors import UserError
 
@@ -28,12 +27,30 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
 
 
+@dataclasses.dataclass(frozen=True)
+class MachineOptions:
+    """The options of every script that runs a model."""
+
+    micro_tokens: int = option(
+        4096, "most tokens in one forward pass of a rank; a smaller number needs less memory and gives the "
+              "same result, except for rounding and the random numbers of "
+              "dropout", metavar="TOKENS", group="machine")
+    precision: str = option(
+        "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
+        choices=("auto", "fp32", "bf16", "fp16"))  # runtime.PRECISIONS, whose import needs torch
+    device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
+    threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
+
+    def __post_init__(self):
+        at_least_one(self, "micro_tokens", "threads")
+
+
 def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str | None = None,
           defaults: dict[str, dict[str, dict]] | None = None):
     """Reads the command line and returns an instance of the dataclass `cls`.
 
     `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may
-    be left out. `prog` is the name of the program in the usage line. `defaults` are the defaults that the
+    be left out, and other fields with the default None are required. Inherited fields are shown last. `prog` is the name of the program in the usage line. `defaults` are the defaults that the
     help shows with a value of another option: {"method": {"tinybert": {"lr": 1e-4}}}. An unknown option or a
     wrong type ends the program with exit code 2. Raises `UserError` for an option that has no effect with the
     other options.
@@ -47,7 +64,7 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     for name in defaults:
         left_out |= defaults[name].get(chosen[name], {})
     refused, group = unread(cls, chosen), parser
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__):
         if field.metadata["group"]:
             group = parser.add_argument_group(field.metadata["group"])
         if field.name in refused:
@@ -92,6 +109,7 @@ class _Refused(argparse.Action):
 def _add(parser, cls, field, default) -> None:
     """Adds the option of a field to the parser. `default` is the value that the help shows."""
     kind, how = typing.get_type_hints(cls)[field.name], {}
+    required = field.default is None and not isinstance(kind, types.UnionType)
     if isinstance(kind, types.UnionType):
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is tuple:
@@ -105,7 +123,8 @@ def _add(parser, cls, field, default) -> None:
     if isinstance(default, tuple):
         default = " ".join(default)
     shown = "" if default is None or default is False or default == "" else f" (default: {default})"
-    parser.add_argument(flag(field.name), default=field.default,
+    shown = " (required)" if required else shown
+    parser.add_argument(flag(field.name), default=field.default, required=required,
                         help=field.metadata["help"].replace("%", "%%") + shown, **how)
 
 
@@ -149,10 +168,10 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
             raise UserError(f"{flag(name)} must be {lower} and {upper}, not {value:g}")
 
 
-def numbers(option: str, text: str, kind: Callable = int) -> list:
+def numbers(option: str, text: str) -> list[int]:
     """The numbers in the value of an option, for example 0,2,5."""
     try:
-        return [kind(word) for word in text.split(",")]
+        return [int(word) for word in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text} is not a list of numbers as 0,2,5") from None
 

@@ -60,17 +60,14 @@ class Runtime:
             dist.destroy_process_group()
 
     def sum_over_ranks(self, tensors: list[Tensor]) -> None:
-        """Sums the tensors over all ranks, in place. All tensors of one dtype are summed in one call."""
+        """Sums the tensors over all ranks, in place and in one call. The tensors have one dtype."""
         if self.ranks == 1:
             return
-        # the order of the dtypes is the same on all ranks
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            of_one_type = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in of_one_type])
-            with _another_rank_may_end():
-                dist.all_reduce(flat)
-            for tensor, piece in zip(of_one_type, flat.split([t.numel() for t in of_one_type])):
-                tensor.copy_(piece.view_as(tensor))
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        with _another_rank_may_end():
+            dist.all_reduce(flat)
+        for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors])):
+            tensor.copy_(piece.view_as(tensor))
 
 
 @contextlib.contextmanager
@@ -114,14 +111,10 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    if chosen.type == "meta":  # a "meta" tensor has a shape but no numbers
-        raise UserError("--device meta cannot be used: nothing is computed on it")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if precision == "auto":
         precision = "bf16" if native_bf16(chosen) else "fp16" if chosen.type == "cuda" else "fp32"
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision} is not known: auto, {', '.join(PRECISIONS)}")
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
@@ -161,18 +154,14 @@ def describe(runtime: Runtime) -> dict:
     import tokenizers
 
     import minibert
-    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _cpu_name()
-    return {"device": name, "cpu": _cpu_name(), "cores": os.cpu_count(),
+    cpu = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as lines:
+            names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            cpu = next(names, cpu)
+    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else cpu
+    return {"device": name, "cpu": cpu, "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "ranks": runtime.ranks,
             "precision": runtime.precision, "python": platform.python_version(),
             "torch": torch.__version__, "numpy": numpy.__version__,
             "tokenizers": tokenizers.__version__, "minibert": minibert.__version__}
-
-
-def _cpu_name() -> str:
-    import platform
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

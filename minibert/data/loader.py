@@ -93,17 +93,14 @@ def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.n
     """Divides masked sequences into packed micro-batches of at most `micro_tokens` tokens. A longer sequence
     is a micro-batch of its own.
     """
-    starts = np.cumsum(lengths) - lengths
-    return [_pack(ids, lengths, inputs, selected, starts, group, key)
-            for group in groups(lengths, micro_tokens, rank, ranks)]
-
-
-def _pack(ids, lengths, inputs, selected, starts, group, key) -> MicroBatch:
-    # `batch.pack` would need lists, but the tokens are in arrays, and a step can have a million tokens
-    rows, positions, offsets = rows_of(starts[group], lengths[group])
-    labels = np.where(selected[rows], ids[rows], IGNORE)
-    packed = Batch(torch.from_numpy(inputs[rows]), torch.from_numpy(positions),
-                   torch.zeros(len(rows), dtype=torch.int64), torch.from_numpy(offsets),
-                   torch.from_numpy(lengths[group]))
-    masked = torch.from_numpy(np.flatnonzero(selected[rows]))
-    return MicroBatch(packed, torch.from_numpy(labels), masked, seed_of(*key, int(group[0])))
+    starts, labels = np.cumsum(lengths) - lengths, np.where(selected, ids, IGNORE)
+    made = []
+    for group in groups(lengths, micro_tokens, rank, ranks):
+        # `batch.pack` would need lists, but the tokens are in arrays, and a step can have a million tokens
+        rows, positions, offsets = rows_of(starts[group], lengths[group])
+        segments = np.zeros(len(rows), np.int64)
+        packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, segments, offsets, lengths[group])))
+        masked = torch.from_numpy(np.flatnonzero(selected[rows]))
+        seed = seed_of(*key, int(group[0]))
+        made.append(MicroBatch(packed, torch.from_numpy(labels[rows]), masked, seed))
+    return made

@@ -13,13 +13,6 @@ import numpy as np
 from minibert.common.randomness import uniform
 from minibert.data.tokenizer import Tokenizer
 
-SELECTIONS = {
-    "bert": "round(share * T) tokens of every sequence, [CLS] and [SEP] counted in T, as in BERT's own code",
-    "bernoulli": "every token by itself with probability `share`",
-    "whole-word": "every word with probability `share`, with all its pieces",
-    "smoothed": "`share` of the whole batch, rare tokens oftener (count^-0.7), as in DistilBERT's own code",
-}
-
 
 class Masking(NamedTuple):
     """The settings that choose the masked tokens."""
@@ -60,7 +53,7 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     def draw(purpose: int) -> np.ndarray:
         return uniform(*key, purpose, sample, position)  # (N,)
 
-    selected = SELECT[masking.selection](ids, lengths, tokenizer, masking, draw(0))
+    selected = SELECTIONS[masking.selection](ids, lengths, tokenizer, masking, draw(0))
     replacement = draw(1)
     random_ids = (draw(2) * tokenizer.vocab_size).astype(np.int64)
     inputs = np.where(selected & (replacement < 0.8), tokenizer.mask_id, ids)
@@ -84,7 +77,9 @@ def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) ->
 
 
 def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects floor(share * T + 0.5) tokens of every sequence, but at least one, as in BERT's code."""
+    """Selects floor(share * T + 0.5) tokens of every sequence, but at least one, as in BERT's code. [CLS] and
+    [SEP] count in T.
+    """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
     # the tokens are sorted inside each sequence; the order of the sequences does not change
@@ -98,7 +93,7 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects the share `share` of all tokens in the step, without replacement, with probabilities
-    proportional to the weights.
+    proportional to the weights, as in DistilBERT's code.
 
     The selected tokens are those with the largest log(u) / w (Efraimidis and Spirakis 2006). So one top-k
     replaces the multinomial draw in DistilBERT's code.
@@ -113,5 +108,5 @@ def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> 
     return selected
 
 
-SELECT = {"bert": select_in_each, "bernoulli": select_tokens, "whole-word": select_words,
-          "smoothed": select_rare}
+SELECTIONS = {"bert": select_in_each, "bernoulli": select_tokens, "whole-word": select_words,
+              "smoothed": select_rare}

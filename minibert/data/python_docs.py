@@ -11,14 +11,12 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from minibert.common.errors import UserError
-from minibert.data.prepare import encode_lines, summarise
-from minibert.data.shards import CorpusWriter, new_folder
+from minibert.data.corpus_writer import PARTS
+from minibert.data.prepare import write_corpus
 from minibert.data.text import hash_share
 from minibert.data.tokenizer import Tokenizer
 
@@ -42,8 +40,11 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     topics = []
     for path in files:
         module = ".".join(path.relative_to(library).with_suffix("").parts).removesuffix(".__init__")
-        tree = parse(path)
-        if tree is None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some source files have invalid escape sequences
+                tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # some files of the library are not valid Python
             continue
         if module.split(".")[0] == TOPICS:
             topics += topic_texts(tree)
@@ -51,18 +52,6 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
             yield module, "\n".join(lines)
     if topics:
         yield TOPICS, "\n".join(line for text in topics for line in paragraphs(text))
-
-
-def parse(path: Path) -> ast.Module | None:
-    """The syntax tree of a source file. It is None if the file is not valid Python, like some files of the
-    library.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some source files have invalid escape sequences
-        try:
-            return ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            return None
 
 
 def docstrings(node: ast.AST) -> Iterator[str]:
@@ -77,11 +66,9 @@ def docstrings(node: ast.AST) -> Iterator[str]:
 
 def topic_texts(tree: ast.Module) -> list[str]:
     """The values of the dict `topics` of pydoc_data/topics.py."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "topics":
-            topics = ast.literal_eval(node.value)
-            return [topics[name] for name in sorted(topics)]
-    return []
+    found = [ast.literal_eval(node.value) for node in tree.body
+             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "topics"]
+    return [topics[name] for topics in found for name in sorted(topics)]
 
 
 def paragraphs(text: str) -> Iterator[str]:
@@ -104,40 +91,24 @@ def is_held_out(module: str) -> bool:
     return hash_share(name) < HELD_OUT
 
 
-def split_docs(docs: Iterator[tuple[str, str]]) -> dict[str, list[list[str]]]:
-    """Returns {"train": documents, "held-out": documents}. A document is a list of lines. Many docstrings are
-    copies of each other, so each paragraph is kept only once. If it is in both parts, it is kept in "train".
+def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Divides documents into the parts "train" and "held-out". Returns the documents with their parts. A
+    document is a list of lines. Many docstrings are copies of each other, so each paragraph is kept only
+    once. If it is in both parts, it is kept in "train".
     """
-    docs = list(docs)
-    seen, parts = set(), {}
-    for part, side in (("train", False), ("held-out", True)):
-        parts[part] = []
-        for module, text in docs:
-            if is_held_out(module) == side:
-                new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
-                seen.update(new)
-                if new:
-                    parts[part].append(new)
-    return parts
+    seen, found = set(), []
+    for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):  # the training part is first
+        new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
+        seen.update(new)
+        if new:
+            found.append((PARTS[is_held_out(module)], new))
+    return found
 
 
-def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report=print) -> None:
+def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report: Callable | None = print) -> None:
     """Writes the documentation as a prepared corpus (train and held-out) into the new folder `out`."""
-    parts = split_docs(python_docs())
-    text_bytes = 0
-    with new_folder(out) as folder:
-        writer = CorpusWriter(folder, tokenizer)
-        for part, documents in parts.items():
-            for document in documents:
-                ids, lines = encode_lines(tokenizer, document)
-                lines = lines[lines > 0]
-                writer.parts[part].add(ids, lines, np.array([len(lines)])[:len(lines)])
-                text_bytes += sum(len(line.encode()) + 1 for line in document)
-        description = writer.close(
-            sources=[{"name": "python-docs", "bytes": text_bytes}], text_bytes=text_bytes,
-            held_out=HELD_OUT, python=platform.python_version())
-    if report:
-        summarise(description, report)
+    write_corpus(split_docs(python_docs()), tokenizer, out, report, held_out=HELD_OUT,
+                 sources=[{"name": "python-docs"}], python=platform.python_version())
 
 
 # python -m minibert.data.python_docs: this command prints the training part as text, with a blank line
@@ -145,5 +116,6 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report=print) -> 
 if __name__ == "__main__":
     # the output is data, so it does not depend on the terminal's encoding
     sys.stdout.reconfigure(encoding="utf-8")
-    for document in split_docs(python_docs())["train"]:
-        print("\n".join(document), end="\n\n")
+    for part, document in split_docs(python_docs()):
+        if part == "train":
+            print("\n".join(document), end="\n\n")

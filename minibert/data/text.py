@@ -1,12 +1,12 @@
-"""Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, as chunks of whole lines.
+"""Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, one document at a time.
 
-A chunk ends at the end of a document. Only a document that is longer than a chunk is divided. Its first part
-begins a chunk, and the chunks with its other parts have `continues` set. The memory depends only on the
-length of the longest line.
+A document is a list of lines. The memory depends only on the longest document and the longest line.
 """
 
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import lzma
 import os
@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from minibert.common.disk import disk_errors
 from minibert.common.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
-UNPACK = (".zst", ".bz2", ".zip", ".7z", ".lz4", ".tar", ".tgz")  # compressed files that cannot be read here
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
-CHUNK_BYTES = 1 << 20
-MAX_LINE_BYTES = 1 << 28
+PREVIEW_CHARACTERS = 1 << 20  # the first characters of a file decide whether it is WikiText
+DOCUMENT_CHARACTERS = 1 << 22  # a longer document is read as several documents, so that the memory is limited
 HEAD_CHARACTERS = 1 << 16  # the hash of this many characters decides whether a document is held out
 NOT_TEXT = {  # the first bytes of files that are not UTF-8 text, whatever their names are
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
@@ -38,15 +36,9 @@ NOT_TEXT = {  # the first bytes of files that are not UTF-8 text, whatever their
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
-
-# The characters that str.strip removes, in UTF-8. A line that has only these characters is blank.
-SPACE = b"|".join(re.escape(chr(c).encode()) for c in range(0x3001) if chr(c).isspace() and chr(c) != "\n")
-# Patterns for the end of a document, in bytes: after a blank line, or before a top-level WikiText heading.
-BLANK_LINE = re.compile(rb"(?s)(?:.*\n)?(?:%b)*+\n" % SPACE)
-HEADING_LINE = re.compile(rb"(?s).*\n(?=[ \t]*= (?!= )[^\n]* =[ \t\r]*\n)")
-HEADING = re.compile(r"= (?!= ).* =")
+HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without the spaces around it
 JOINER = re.compile(r" @([-,.])@ ")
-MARKER = re.compile(rb" @[-,.]@ |<unk>")
+MARKER = re.compile(r" @[-,.]@ |<unk>")
 
 
 class Source(NamedTuple):
@@ -54,18 +46,6 @@ class Source(NamedTuple):
     path: Path
     name: str
     size: int
-
-
-class Chunk(NamedTuple):
-    """Complete lines of one file. They end with b"\\n". `kind` is text, jsonl or wikitext. `read` is the
-    number of bytes of the file that were read so far.
-    """
-    data: bytes
-    name: str
-    kind: str
-    first_line: int
-    continues: bool
-    read: int
 
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
@@ -78,54 +58,40 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
     for path in map(Path, paths):
         if (path / "corpus.json").exists():
             raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
-        if path.is_dir():
-            # a link to a folder above would lead to all other files
-            above = map(str, Path(os.path.realpath(path)).parents)
-            files = list(walk(path, set(above)))
-            found = [file for file in files if text_suffix(file) in SUFFIXES]
-            if not found:
-                raise UserError(f"{path} holds no text files ({KINDS})")
-            if others := sorted({file.suffix or file.name for file in files if file not in set(found)}):
-                report(f"{path}: files are not read whose names end in {', '.join(others[:8])}"
-                       f"{' and others' * (len(others) > 8)} ({len(files) - len(found):,} in all)")
-            sources += [source(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in found]
-        elif not path.exists():
+        if not path.exists():
             raise UserError(f"{path} does not exist")
-        elif path.suffix.lower() in UNPACK:
-            raise UserError(f"{path} is compressed in a form that is not read; unpack it, or use .gz or .xz")
-        elif text_suffix(path) not in SUFFIXES:
-            raise UserError(f"{path}: unknown kind of file; text files end in {KINDS}")
-        else:
-            sources.append(source(path, path.name))
+        files = sorted(walk(path)) if path.is_dir() else [path]
+        found = [file for file in files if text_suffix(file) in SUFFIXES]
+        if not found:
+            raise UserError(f"{path} holds no text files ({KINDS})" if path.is_dir() else
+                            f"{path}: unknown kind of file; text files end in {KINDS}")
+        if others := sorted({file.suffix or file.name for file in files if file not in set(found)}):
+            report(f"{path}: files are not read whose names end in {', '.join(others[:8])}"
+                   f"{' and others' * (len(others) > 8)} ({len(files) - len(found):,} in all)")
+        for file in found:
+            if not (file.is_file() or file.is_fifo()):  # for example a link to a missing file or to a device
+                raise UserError(f"{file} cannot be read: it is not a file")
+            sources.append(Source(file, file.relative_to(path.parent).as_posix(), file.stat().st_size))
     if not sources:
         raise UserError("no text files were given")
     return sources
 
 
-def source(path: Path, name: str) -> Source:
-    """Makes the `Source` of a file. Raises `UserError` if the file is a device or a link to a missing file.
+def walk(folder: Path) -> Iterator[Path]:
+    """Yields the files below `folder`. Prepared corpora and names that start with a dot are left out
+    (.DS_Store, or ._a.txt, which macOS writes beside a.txt). Links to folders are followed, but each folder
+    is read only once.
     """
-    with disk_errors(path, "read"):
-        if path.is_char_device() or path.is_block_device():
-            raise UserError(f"{path} is a device, whose text may never end")
-        return Source(path, name, path.stat().st_size)
-
-
-def walk(folder: Path, entered: set[str]) -> Iterator[Path]:
-    """Yields the files below `folder` in sorted order. Prepared corpora and names that start with a dot are
-    left out (.DS_Store, or ._a.txt, which macOS writes beside a.txt).
-
-    Links to folders are followed. `entered` has the real paths of folders that are not read, or not read
-    again.
-    """
-    entered.add(os.path.realpath(folder))
-    with disk_errors(folder, "read"):
-        inside = [(path, path.is_dir()) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    for path, is_folder in inside:
-        if not is_folder:
-            yield path
-        elif os.path.realpath(path) not in entered and not (path / "corpus.json").exists():
-            yield from walk(path, entered)
+    real = Path(os.path.realpath(folder))
+    entered = {real, *real.parents}  # a link to a folder above would lead to all other files
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        inside, found, folders[:] = Path(inside), sorted(folders), []
+        yield from (inside / name for name in names if not name.startswith("."))
+        for name in found:
+            real = Path(os.path.realpath(inside / name))
+            if not (name.startswith(".") or real in entered or (real / "corpus.json").exists()):
+                entered.add(real)
+                folders.append(name)
 
 
 def text_suffix(path: Path) -> str:
@@ -136,121 +102,99 @@ def text_suffix(path: Path) -> str:
     return os.path.splitext(name)[1]
 
 
-def read_chunks(source: Source, wikitext: str = "auto", size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Yields chunks of about `size` bytes. A chunk has at most twice this size, or it has one line.
-    `wikitext` is auto, yes or no.
+def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
+    """Yields the documents of a file, and for each the number of bytes of the file that were read so far.
+    Each document is a list of lines, and no line is empty. `wikitext` is auto, yes or no.
 
-    Line ends may be \\n, \\r\\n or \\r, also mixed. Raises `UserError` if a file is not UTF-8 text.
+    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters end a line, too, but do not
+    make a blank line. Raises `UserError` if a file is not UTF-8 text.
     """
-    is_json = text_suffix(source.path) == ".jsonl"
-    kind = "jsonl" if is_json else {"yes": "wikitext", "no": "text", "auto": None}[wikitext]
-    buffer, line, continues, last = bytearray(), 1, False, b""
+    suffix = text_suffix(path)
     try:
-        with open(source.path, "rb") as raw:
-            opener = COMPRESSED.get(source.path.suffix.lower())
-            file = opener(raw) if opener else raw
-            while block := file.read(size):
-                if line == 1 and not buffer and not last:
-                    while len(block) < 64 and (more := file.read(size)):
-                        block += more
-                    check_is_text(block, source.path)
-                    block = block.removeprefix(b"\xef\xbb\xbf")
-                # this \n belongs to the \r at the end of the last block
-                is_rest = last == b"\r" and block.startswith(b"\n")
-                last = block[-1:]
-                block = block[is_rest:].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-                if kind is None:
-                    kind = "wikitext" if looks_like_wikitext(block, text_suffix(source.path)) else "text"
-                buffer += block
-                end = buffer.rfind(b"\n", len(buffer) - len(block)) + 1
-                if not end:
-                    if len(buffer) > MAX_LINE_BYTES:
-                        raise UserError(f"{source.path}, line {line} is longer than "
-                                        f"{MAX_LINE_BYTES >> 20} MB; break it into lines")
-                    continue
-                border = None
-                if kind != "jsonl":
-                    border = (BLANK_LINE if kind == "text" else HEADING_LINE).match(buffer, 0, end)
-                    end = border.end() if border else end
-                data = bytes(buffer[:end])
-                yield Chunk(data, str(source.path), kind, line, continues,
-                            raw.tell() if raw.seekable() else source.size)  # a pipe has no position
-                line += data.count(b"\n")
-                continues = kind != "jsonl" and border is None
-                del buffer[:end]
+        with open(path, "rb") as raw:
+            unpacked = COMPRESSED.get(path.suffix.lower(), lambda file: file)(raw)
+            check_is_text(unpacked.peek(64), path)
+            # an invalid byte becomes a lone surrogate, so that `checked_lines` can name its line
+            file = io.TextIOWrapper(unpacked, "utf-8-sig", "surrogateescape")
+            start = file.read(PREVIEW_CHARACTERS) + file.readline()
+            lines = checked_lines(itertools.chain(io.StringIO(start), file), path)
+            if suffix == ".jsonl":
+                found = json_documents(lines, path)
+            else:
+                is_wikitext = looks_like_wikitext(start, suffix) if wikitext == "auto" else wikitext == "yes"
+                found = text_documents(lines, is_wikitext)
+            for document in found:
+                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{source.path}: damaged or cut off compressed file ({error})") from None
+        raise UserError(f"{path}: damaged or cut off compressed file ({error})") from None
     except OSError as error:
-        raise UserError(f"{source.path} cannot be read: {error.strerror or error}") from None
-    if buffer:
-        yield Chunk(bytes(buffer), str(source.path), kind, line, continues, source.size)
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def check_is_text(block: bytes, path: Path) -> None:
+def check_is_text(start: bytes, path: Path) -> None:
     """Raises `UserError` if the first bytes of a file show that it is not UTF-8 text."""
     for first, what in NOT_TEXT.items():
-        if block.startswith(first):
+        if start.startswith(first):
             raise UserError(f"{path} {what}")
-    if block.count(0) * 10 > len(block):
+    if start.count(0) * 10 > len(start):
         raise UserError(f"{path} has many zero bytes: convert it to UTF-8 if it is UTF-16 text")
 
 
-def looks_like_wikitext(block: bytes, suffix: str) -> bool:
+def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
+    """The same lines. Raises `UserError` with the number of the first line that is not UTF-8 text."""
+    for number, line in enumerate(lines, 1):
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}, line {number}: not UTF-8 text; convert the file first") from None
+        yield line
+
+
+def looks_like_wikitext(start: str, suffix: str) -> bool:
     """Whether a file is tokenised WikiText. Such a file has headings ` = Title = ` and ` @-@ ` or `<unk>`."""
-    signs = [HEADING_LINE.match(b"\n" + block) is not None, MARKER.search(block) is not None]
+    signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
+             MARKER.search(start) is not None]
     return any(signs) if suffix in (".tokens", ".raw") else all(signs)
 
 
-def documents(chunk: Chunk) -> list[list[str]]:
-    """The documents of a chunk. Each document is a list of lines, and no line is empty.
-
-    If `chunk.continues` is true, the first list is the rest of a document and may be empty. U+2028 and
-    similar characters end a line, too, but only "\\n" makes a blank line, which ends a document.
-    """
-    try:
-        text = chunk.data.decode()
-    except UnicodeDecodeError as error:
-        line = chunk.first_line + chunk.data.count(b"\n", 0, error.start)
-        raise UserError(f"{chunk.name}, line {line}: not UTF-8 text; convert the file first") from None
-    lines = text.split("\n")
-    if chunk.kind == "jsonl":
-        records = (record_text(line, chunk.name, chunk.first_line + i) for i, line in enumerate(lines))
-        found = [stripped(record.splitlines()) for record in records]
-    else:
-        found = [[]]
-        for line in map(str.strip, lines):
-            if chunk.kind == "wikitext":
-                if HEADING.fullmatch(line):
-                    found.append([])
-                line = plain_wikitext(line)
-            elif not line:
-                found.append([])
-            found[-1] += stripped(line.splitlines())
-    return [document for i, document in enumerate(found) if document or (i == 0 and chunk.continues)]
+def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str]]:
+    """Divides lines into documents: at blank lines, or before the top-level headings of WikiText."""
+    document, size = [], 0
+    for line in map(str.strip, lines):
+        ends = HEADING.fullmatch(line) if is_wikitext else not line
+        if document and (ends or size > DOCUMENT_CHARACTERS):
+            yield document
+            document, size = [], 0
+        document += stripped(plain_wikitext(line) if is_wikitext else line)
+        size += len(line)
+    if document:
+        yield document
 
 
-def stripped(lines: Iterable[str]) -> list[str]:
-    """The lines without spaces at their start and end. Blank lines are left out."""
-    return [line for line in map(str.strip, lines) if line]
+def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
+    """The documents in lines of JSON. The field "text" of each line is one document."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
+        # RecursionError comes from thousands of brackets, ValueError from numbers with thousands of digits
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: json that cannot be read ({error})") from None
+        except (KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f'{path}, line {number}: each line must be a json object with a string "text"')
+        # removes halves of surrogate pairs, which are not allowed in UTF-8
+        if document := stripped(text.encode(errors="ignore").decode()):
+            yield document
 
 
-def record_text(line: str, name: str, number: int) -> str:
-    """The value of the field "text" in one line of JSON. The result for a blank line is ""."""
-    if not line.strip():
-        return ""
-    try:
-        text = json.loads(line)["text"]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}, line {number}: not valid json ({error.msg})") from None
-    # RecursionError comes from thousands of brackets, ValueError also from numbers with thousands of digits
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}, line {number}: json that cannot be read ({error})") from None
-    except (KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise UserError(f'{name}, line {number}: each line must be a json object with a string "text"')
-    # removes halves of surrogate pairs, which are not allowed in UTF-8
-    return text.encode(errors="ignore").decode()
+def stripped(text: str) -> list[str]:
+    """The lines of a text without spaces at their start and end. Blank lines are left out."""
+    return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def plain_wikitext(line: str) -> str:
@@ -263,9 +207,6 @@ def plain_wikitext(line: str) -> str:
 
 
 def hash_share(text: str) -> float:
-    """A number in [0, 1) from the sha256 of the first 65,536 characters of a text.
-
-    The later characters do not count. So the part of a very long document is known before all of it is read.
-    """
+    """A number in [0, 1) from the sha256 of the first 65,536 characters of a text."""
     digest = hashlib.sha256(text[:HEAD_CHARACTERS].encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,5 +1,5 @@
-"""The losses of all methods. Each method has its own file, and other files have terms that several methods
-use.
+"""The losses of all methods. Each method has its own file. losses.py, attention_loss.py and vocab_loss.py
+have the terms that several methods use.
 
 A good order to read the files is methods.py (the table of all methods), distilbert.py (the triple loss),
 losses.py, vocab_loss.py, and then the method that you want. students.py builds a student from its teacher.

@@ -1,21 +1,23 @@
-"""Losses that compare the attention of student and teacher. They are sums over packed batches.
+"""Losses that compare the attention of student and teacher. Each loss is a sum over the sequences of a batch.
 
-The training step divides each sum by the count of the whole step (all micro-batches, all ranks).
+The training step divides each sum by the number of sequences of the whole step (all micro-batches, all
+ranks).
 
-z = a b' / sqrt(E) are the (T, T) scores of one head of one sequence. a and b are its queries and keys. In the
-relations a and b may also both be its queries, both its keys or both its values. The loss of row i is:
+z = a b' / sqrt(E) is the (T, T) matrix of scores of one head in one sequence. In attention, a are the queries
+(T, E) and b the keys (T, E). MiniLM also compares relations, in which a and b are both queries, both keys or
+both values. z_s are the student's scores, and z_t are the teacher's. The loss of row i is:
 
     squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relations
 
 Both losses are averaged over the rows and heads of each sequence and summed over the sequences. All scores of
 one layer are S x H x T^2 numbers for each model: 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads.
-So they are computed in chunks of some sequences, or of some heads of one sequence. The gradients of a chunk
-are computed together with its loss. The gradient with respect to z_s is G = 2 (z_s - z_t) / T for the
-squares, and G = softmax(z_s) - softmax(z_t) for the KL. The gradients with respect to a and b are G b /
-sqrt(E) and G' a / sqrt(E). Only the sum and the gradients of a and b stay in memory. torch.utils.checkpoint
-would keep less, but it would compute the forward products twice, and its backward pass would need all scores
-at the same time.
+So the scores are computed in chunks. A chunk has several sequences, or several heads of one sequence. The
+gradients of a chunk are computed together with its loss. The gradient with respect to z_s is G = 2 (z_s -
+z_t) / T for the squares, and G = softmax(z_s) - softmax(z_t) for the KL. The gradients with respect to a and
+b are G b / sqrt(E) and G' a / sqrt(E). Only the sum and the gradients of a and b stay in memory.
+torch.utils.checkpoint would keep less, but it would compute the forward products twice, and its backward pass
+would need all scores at the same time.
 """
 
 import math
@@ -38,32 +40,36 @@ CHUNK_ELEMENTS = 1 << 21
 def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
                   chunk: int | None = None) -> Tensor:
     """The attention loss L_attn of TinyBERT (Jiao et al. 2019, section 3.1): the squared difference of the
-    scores q k' / sqrt(E) before the softmax. It is the mean over heads and T^2 cells, summed over sequences.
+    scores q k' / sqrt(E) before the softmax. The square is averaged over heads and the T^2 cells, and summed
+    over sequences.
 
-    q, k (N, H, E_s) are of the student, and t_q, t_k (N, H, E_t) are of the teacher. `chunk` is the number of
-    scores in a chunk. note: the original code averages over the padded (T, T) matrix of the longest sequence.
-    So the rows of padding are included, the columns of padding are 0, and a short sequence has less weight
-    than a long sequence. Here all sequences have the same weight, as in the formula.
+    q, k (N, H, E_s) are the student's queries and keys, and t_q, t_k (N, H, E_t) are the teacher's. `chunk`
+    is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). note: the original code averages over
+    a padded (T, T) matrix, in which T is the length of the longest sequence of the batch. So the mean
+    includes the rows and columns of padding tokens, and a short sequence has less weight than a long
+    sequence. Here all sequences have the same weight, as in the formula.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
 
 def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
                  chunk: int | None = None) -> Tensor:
-    """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))). It is the
-    mean over heads and rows, summed over sequences.
+    """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))). The KL is
+    averaged over heads and rows, and summed over sequences.
 
-    a, b (N, H, E_s) are of the student, and t_a, t_b (N, H, E_t) are of the teacher. `chunk` is the number of
-    scores in a chunk. With queries and keys, this is L_AT of MiniLM. If a and b are the values, it is L_VR
-    (Wang et al. 2020, sections 3.1 and 3.2). If a and b are the same states after `split_heads` (queries,
-    keys or values), it is a relation of MiniLMv2 (Wang et al. 2021, section 3.1).
+    a, b (N, H, E_s) are the student's, and t_a, t_b (N, H, E_t) are the teacher's. `chunk` is the largest
+    number of scores in a chunk (None: `CHUNK_ELEMENTS`). If a are queries and b are keys, this is the loss
+    L_AT of MiniLM. If a and b are the values, this is the loss L_VR (Wang et al. 2020, sections 3.1 and 3.2).
+    MiniLMv2 calls this function three times after `split_heads`: a and b are then both the queries, both the
+    keys or both the values (Wang et al. 2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """(N, H, E) -> (N, R, D / R): concatenates all heads and divides the result into R relation heads
-    (MiniLMv2).
+    """Joins the heads of `x` (N, H, E) and splits them into R relation heads (MiniLMv2): (N, R, D / R).
+
+    D is H E, the width of all heads together. Raises `UserError` if R, `relation_heads`, does not divide D.
     """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:
@@ -74,7 +80,7 @@ def split_heads(x: Tensor, relation_heads: int) -> Tensor:
 def _sequence_sum(row_loss: Callable, a, b, t_a, t_b, batch: Batch, chunk: int | None) -> Tensor:
     if a.shape[:2] != t_a.shape[:2]:
         raise UserError(f"the student has {a.shape[1]} heads and the teacher {t_a.shape[1]}: attention can "
-                        "only be compared head by head; minilmv2 cuts heads anew and fits any")
+                        "only be compared head by head; minilmv2 allows different numbers of heads")
     return _RowLoss.apply(a, b, t_a, t_b, row_loss, batch.lengths.tolist(), chunk or CHUNK_ELEMENTS)
 
 
@@ -97,9 +103,10 @@ class _RowLoss(torch.autograd.Function):
     def forward(ctx, a, b, t_a, t_b, row_loss, lengths, chunk):
         need_a, need_b = ctx.needs_input_grad[:2]
         kind = a.device.type
+        # `low` is the type of the matrix products, and `full` is the type of the scores and of the loss
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
         full = torch.float64 if a.dtype == torch.float64 else torch.float32
-        # neighbouring sequences of equal length are one dense tensor, as in attention.py
+        # consecutive sequences of equal length become one dense tensor, as in attention.py
         runs = runs_of_equal_length(lengths)
         sizes = [count * length for count, length in runs]
         H, scale, t_scale = a.shape[1], 1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(t_a.shape[-1])
@@ -114,23 +121,23 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                some = max(1, chunk // (H * T**2))  # sequences in a chunk; 1 if not all heads fit
-                for i in range(0, count, some):
+                several = max(1, chunk // (H * T**2))  # the number of sequences in a chunk
+                for i in range(0, count, several):
                     for h in range(0, H, heads):
-                        x, y, t_x, t_y, g_x, g_y = (  # (some, heads, T, E)
-                            d if d is None else d[i:i + some, h:h + heads] for d in dense)
+                        x, y, t_x, t_y, g_x, g_y = (  # (several, heads, T, E)
+                            d if d is None else d[i:i + several, h:h + heads] for d in dense)
                         x, y, t_x, t_y = (d.to(low) for d in (x, y, t_x, t_y))
-                        rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (some, heads, T, T)
+                        rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (several, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
-                        # The division comes after the product. Before the product, its small numbers would
-                        # become 0 in fp16.
+                        # The gradient is divided by H T after the product. If it were divided before the
+                        # product, small numbers would become 0 in fp16.
                         grad = grad.to(low)
                         if need_a:
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)
                         if need_b:
                             torch.mul((grad.mT @ x).to(full), scale / (H * T), out=g_y)
-        ctx.save_for_backward(grad_a, grad_b)  # the gradients of the sum; backward only multiplies them
+        ctx.save_for_backward(grad_a, grad_b)  # backward only multiplies these gradients by grad_loss
         return total
 
     @staticmethod

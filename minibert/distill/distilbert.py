@@ -1,11 +1,11 @@
 """The losses of DistilBERT and of BERT's own pre-training, which is masked language modelling (MLM) alone.
 
-Each loss is a function of (student, teacher, micro-batch, weights, counts). It has two results. The first is
-the micro-batch's share of the loss of the whole step. The second is a dictionary of detached sums, one for
-each term. Every sum is divided by the count of the *whole* step, over all micro-batches and ranks, so the
-gradients of micro-batches add up to the gradient of one batch. Another function computes the counts of a step
-once, before the loss: `distilbert_counts` or `mlm_counts`. The functions of all other methods have the same
-arguments and results.
+Each loss is a function of (student, teacher, micro-batch, weights, counts). It returns two results. The first
+result is the micro-batch's share of the loss of the whole step. The second result is a dictionary: for each
+term, its sum over the micro-batch, detached. Every sum is divided by a count of the *whole* step (all
+micro-batches, all ranks), for example the number of its masked tokens. So the gradients of micro-batches add
+up to the gradient of one batch. `distilbert_counts` and `mlm_counts` compute the counts of a step, before the
+loss is computed. The functions of all other methods have the same arguments and results.
 """
 
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True)
 class DistilBERTWeights:
-    """The weights of DistilBERT's triple loss as published: 5 KL + 2 MLM + 1 cosine. The temperature is T =
-    2.
+    """The published weights of the terms of DistilBERT's triple loss (5 KL + 2 MLM + 1 cosine), and its
+    temperature T = 2.
     """
 
     kl: float = 5.0
     mlm: float = 2.0
     cosine: float = 1.0
     temperature: float = 2.0
-    kl_masked_only: bool = False  # the option --restrict_ce_to_mask of DistilBERT's code
+    kl_masked_only: bool = False  # --restrict_ce_to_mask in DistilBERT's code
 
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """The weight of the only term. It only scales the loss."""
+    """The weight of the MLM loss, which is the only term. So this weight only scales the loss."""
 
     mlm: float = 1.0
 
@@ -51,8 +51,8 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # Here the heads compute only the masked tokens, because the loss does not use the logits of other
-        # tokens.
+        # With this option, the MLM heads compute the logits of masked tokens only. The loss does not use the
+        # logits of other tokens.
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
@@ -61,7 +61,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
         mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kl / counts["kl"])
-    # The authors take the cosine at all tokens, not only at masked tokens (L_cos).
+    # The authors compute the cosine term (L_cos) at all tokens, not only at masked tokens.
     cosine = cosine_sum(last, teacher_last)
     loss = loss + weights.cosine / counts["cosine"] * cosine
     return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
@@ -73,7 +73,7 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
     section 3.1, task 1). The teacher is not used.
     """
     last = student.encoder(micro.batch)  # (N, D)
-    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the MLM head computes only these tokens
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) only these rows are given to the MLM head
     # Every row has a label, so the indices of the labelled rows are 0 to M - 1.
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
                             labelled=torch.arange(len(rows)), mlm_weight=weights.mlm / counts["mlm"])
@@ -81,40 +81,43 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """The divisor of each term's sum: the tokens of the whole step, or its masked tokens."""
+    """For each term, the number that its sum is divided by. It is the number of tokens, or of masked tokens,
+    of the whole step.
+    """
     masked = max(1, step.masked)  # a step may have no masked token; this avoids a division by zero
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
 
 def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
-    """The divisor of each term's sum: the masked tokens of the whole step."""
+    """For each term, the number that its sum is divided by: the number of masked tokens of the whole step."""
     return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """The tensors of one model that `vocab_loss` needs. `last` (N, D) are rows of the model's last hidden
-    states.
+    """The tensors of one model that `vocab_loss` needs. `last` (N, D) has some rows of the model's last
+    hidden states.
     """
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
-    """Raises `UserError` if the two models differ in vocabulary, width or number of positions. Their outputs
-    could not be compared.
+    """Raises `UserError` if the two models differ in vocabulary, width or number of positions, because their
+    outputs could then not be compared. Otherwise returns an empty text.
     """
     for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
                           ("max_positions", "positions")):
-        ours, theirs = getattr(student, name), getattr(teacher, name)
-        if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; the "
-                            "distilbert method needs both alike (tinybert and minilm fit any width)")
+        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
+        if student_size != teacher_size:
+            raise UserError(f"student and teacher do not fit: {meaning} {student_size} against "
+                            f"{teacher_size}; --method distilbert needs equal values (tinybert and minilm "
+                            "allow any width)")
     return ""
 
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
-    """Raises `UserError` if the two vocabularies differ. The evaluation on held-out text computes the KL to
-    the teacher.
+    """Raises `UserError` if the two vocabularies differ, because the evaluation on held-out text computes the
+    KL between the predictions of both models. Otherwise returns an empty text.
     """
     if student.vocab_size != teacher.vocab_size:
         raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "

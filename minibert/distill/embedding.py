@@ -30,36 +30,39 @@ class EmbeddingWeights:
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # compares the tokens, not the texts; both widths must be equal
+    hidden: float = 0.0  # compares the last hidden states of tokens; needs equal widths
 
 
 class SentenceStudent(nn.Module):
-    """The trained module: the student's encoder, and the layers between its pooling and its vector.
+    """The module that is trained: the student's encoder, and the layers that map its pooled vector to the
+    sentence vector.
 
     These layers are copies of the teacher's layers. If the pooled vectors of the two models have different
-    widths, a new linear layer comes before these layers. It maps the student's width to the teacher's width,
-    and it is part of the student. If the student is already a sentence encoder, it keeps its own layers.
+    widths, a new linear layer comes before these layers. The new layer maps the student's width to the
+    teacher's width, and it stays part of the student. If the student is already a sentence encoder, it keeps
+    its own layers.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
         super().__init__()
         self.encoder, self.config = encoder, encoder.config
-        theirs = pooling_of(teacher)
+        teacher_pooling = pooling_of(teacher)
         if getattr(encoder, "sentences", None) is not None:
             self.sentences = pooling_of(encoder)
         else:
-            layers = list(copy.deepcopy(theirs.layers))
-            pooled = [len(theirs.modes) * config.hidden_size for config in (self.config, teacher.config)]
+            layers = list(copy.deepcopy(teacher_pooling.layers))
+            pooled = [len(teacher_pooling.modes) * config.hidden_size
+                      for config in (self.config, teacher.config)]
             if pooled[0] != pooled[1]:
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
                 # a Dense module of sentence-transformers always has an activation
                 layers = [linear, nn.Identity(), *layers]
-            self.sentences = replace(theirs, layers=nn.Sequential(*layers))
-        # makes their parameters part of this module, so they are trained and saved
+            self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
+        # as an attribute, the layers are part of this module, so they are trained and saved
         self.layers = self.sentences.layers
-        widths = (self.sentences.vector_width(self.config), theirs.vector_width(teacher.config))
+        widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
             raise UserError(f"the student's vectors have {widths[0]} numbers and the teacher's {widths[1]}: "
                             "they cannot be compared")
@@ -75,34 +78,37 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
         hidden  mean over D of (h_s - h_t)^2 at each token, h the last hidden states
 
     If the vectors have length 1, the `mse` term is 2 / D times the `cosine` term. If the student is not a
-    `SentenceStudent`, it has the pooling of its teacher.
+    `SentenceStudent`, its vectors are computed with the pooling of the teacher.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_last = encoder_of(teacher)(micro.batch)  # (N, D)
-        theirs = pooling_of(teacher)(teacher_last, micro.batch)  # (S, D)
+        teacher_vectors = pooling_of(teacher)(teacher_last, micro.batch)  # (S, D)
     last = encoder_of(student)(micro.batch)
     pooling = student.sentences if isinstance(student, SentenceStudent) else pooling_of(teacher)
-    ours = pooling(last, micro.batch)  # (S, D)
-    sums = {"cosine": cosine_sum(ours, theirs), "mse": hidden_sum(ours, theirs)}
+    student_vectors = pooling(last, micro.batch)  # (S, D)
+    sums = {"cosine": cosine_sum(student_vectors, teacher_vectors),
+            "mse": hidden_sum(student_vectors, teacher_vectors)}
     if weights.hidden:
         sums["hidden"] = hidden_sum(last, teacher_last)
     return weighted_terms(sums, weights, counts)
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """The divisor of each term's sum: the sequences of the whole step, or its tokens."""
+    """For each term, the number that its sum is divided by. It is the number of sequences, or of tokens, of
+    the whole step.
+    """
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """Returns a sentence about the new linear layer, if the widths differ. Raises `UserError` if the
-    vocabularies differ.
+    """Returns a sentence about the new linear layer if the widths differ, and an empty text otherwise. Raises
+    `UserError` if the vocabularies differ.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:
         return ""
     if weights.hidden:
         raise UserError(f"hidden states {student.hidden_size} wide cannot be compared with "
-                        f"{teacher.hidden_size}: leave the term hidden away")
-    return (f"a linear layer takes the student's pooled states, {student.hidden_size} wide, to the teacher's "
-            f"{teacher.hidden_size}")
+                        f"{teacher.hidden_size}: set the weight of the term hidden to 0")
+    return (f"a linear layer maps the student's pooled states, {student.hidden_size} wide, to the teacher's "
+            f"width {teacher.hidden_size}")

@@ -1,6 +1,7 @@
-"""Losses that compare hidden states, and losses of answer spans. All of them are sums.
+"""Losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or sequences.
 
-The training step divides each sum by the count of the whole step (all micro-batches, all ranks).
+The training step divides each sum by the number of tokens or sequences of the whole step (all micro-batches,
+all ranks).
 
 The losses over the vocabulary are in vocab_loss.py. The losses over attention are in attention_loss.py.
 """
@@ -21,13 +22,17 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss, which is the sum of weight / count * sum over all terms, and the detached sums."""
+    """Returns the loss and the detached sums. The loss is a sum over all terms: weight / count * sum of the
+    term.
+
+    The attributes of `weights` and the keys of `counts` are the names of the terms.
+    """
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
 
 
 def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
-    """The sum over tokens of 1 - cos(h_s, h_t). `student` h_s and `teacher` h_t are (N, D).
+    """The sum over tokens of 1 - cos(h_s, h_t). `student` h_s and `teacher` h_t are hidden states (N, D).
 
     This is L_cos of DistilBERT (Sanh et al. 2019, section 3).
     """
@@ -38,9 +43,9 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
     """The sum over tokens of the mean over D_t of (W h_s - h_t)^2.
 
-    This is L_hidn and L_embd of TinyBERT (Jiao et al. 2019, section 3.1). `student` h_s is (N, D_s), and
-    `teacher` h_t is (N, D_t). `projection` is W (D_t, D_s); None is the identity. note: the original code
-    also includes padding tokens in the mean.
+    This is L_hidn and L_embd of TinyBERT (Jiao et al. 2019, section 3.1). The hidden states are `student` h_s
+    (N, D_s) and `teacher` h_t (N, D_t). `projection` is W (D_t, D_s); None is the identity. note: the
+    original code also includes padding tokens in the mean.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -79,9 +84,10 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
     """The sum over sequences of the mean of two cross-entropies: of the start and of the end of the answer
     (Devlin et al. 2018, section 4.2).
 
-    `logits` is (N, 2). `starts` and `ends` (S,), int64, are counted from the first row of their sequence.
-    This row is [CLS], which means "no answer". The values are not checked against the lengths, because this
-    would wait for the GPU. note: in BERT's run_squad.py the softmax also runs over the padding.
+    `logits` is (N, 2). `starts` and `ends` (S,), int64, are the first and the last token of the answer,
+    counted from 0 in each sequence. Token 0 is [CLS], which means "no answer". This function does not check
+    if the numbers are below the lengths, because this check would wait for the GPU. note: in BERT's
+    run_squad.py the softmax also runs over the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()

@@ -1,4 +1,5 @@
-"""The table of all methods of pre-training: the loss, the requirements and the default options of each.
+"""The table of all methods of pre-training. For each method it has the functions of the loss, the weights of
+its terms, and the default options.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ class Method(NamedTuple):
     loss: Callable  # (student, teacher, micro-batch, weights, counts) -> the loss and the sums of its terms
     weights: type  # a class: the weights of the terms and other settings of the loss, as published
     counts: Callable  # (step, weights) -> for each term, the number that its sum is divided by
-    # (student's config, teacher's config, weights) -> a sentence that says what is compared. Raises
-    # `UserError` if the two models cannot be compared.
+    # (student's config, teacher's config, weights) -> a sentence about the comparison, or an empty
+    # text. Raises `UserError` if the two models cannot be compared.
     fit: Callable
     shape: Callable  # (teacher's config, layers) -> the student's default config
     head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
@@ -38,7 +39,7 @@ class Method(NamedTuple):
     module: Callable | None = None  # (student, teacher) -> the module that is trained; None: the student
 
 
-# These are the settings of BERT's own pre-training. TinyBERT and MiniLM use the same settings, but TinyBERT's
+# These are the settings of BERT's own pre-training. The other methods change some of them. note: TinyBERT's
 # code has a learning rate of 5e-5 and 10 % warm-up.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
@@ -66,19 +67,19 @@ METHODS = {
         BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),
     "embedding": Method(
         embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
-        # The teacher's vectors are made without masks and dropout, so the student is trained without masks
-        # and dropout. Short texts are kept. In batches of 32 texts the rate 2e-4 was better than 5e-4 and 1e-3
-        # (docs/sentence-encoders.md).
+        # The teacher computes its vectors without masks and without dropout, so the student is trained
+        # without both. A text may have a single token besides [CLS] and [SEP]. With batches of 32 texts, the
+        # learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
         BERT | dict(mask_share=0.0, dropout=0.0, lr=2e-4, warmup=0.05, min_length=3), SentenceStudent),
 }
 
 
 def terms_of(method: str) -> tuple[str, ...]:
-    """The names of the loss terms of a method. Figures without a weight, such as accuracy, are not among
-    them.
+    """The names of the loss terms of a method. Figures that have no weight, such as the accuracy, are left
+    out.
     """
     weights = METHODS[method].weights()
-    # Only the names are read here, so the counts of this step may have any value.
+    # Only the names of the counts are read, so the numbers in this empty step do not matter.
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 
@@ -95,11 +96,11 @@ def weights_of(method: str, **changed) -> object:
 
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a method on one batch, with its graph for `backward()`, and the mean of each term by name.
+    """Returns the loss of a method on one batch, and a dictionary with the mean of each term. The loss has a
+    graph, so `backward()` can be called.
 
     `changed` replaces published weights, for example `distillation_loss("distilbert", ..., cosine=0)`. This
-    function does not change the modes of the models. Set the student to train mode and the teacher to eval
-    mode before.
+    function does not change the modes of the models. So first call `student.train()` and `teacher.eval()`.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

@@ -65,10 +65,11 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """MiniLMv2 (Wang et al. 2021, section 3): the student learns the relations among queries, among keys and
-    among values. They are computed in R relation heads, so the two models may have different numbers of
-    heads.
+    among values. These relations are computed in R relation heads, so the two models may have different
+    numbers of heads.
 
-    note: the scores are multiplied by 1 / sqrt(D / R), as in MiniLM. This was not checked against the paper.
+    note: the scores are divided by sqrt(D / R), in which D / R is the size of a relation head. MiniLM divides
+    its scores in the same way. This was not checked against the paper of MiniLMv2.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
@@ -85,12 +86,12 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
     `teacher_layer`.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
-        theirs = encoder_of(teacher).trace(micro.batch)
-    ours = encoder_of(student).trace(micro.batch)
-    # entry 0 of `queries` is that of layer 1, because the embeddings have no queries
+        teacher_trace = encoder_of(teacher).trace(micro.batch)
+    student_trace = encoder_of(student).trace(micro.batch)
+    # `queries[0]` has the queries of layer 1, because the embeddings have no queries
     layer = -1 if teacher_layer is None else teacher_layer - 1
-    return ([ours.queries[-1], ours.keys[-1], ours.values[-1]],
-            [theirs.queries[layer], theirs.keys[layer], theirs.values[layer]])
+    return ([student_trace.queries[-1], student_trace.keys[-1], student_trace.values[-1]],
+            [teacher_trace.queries[layer], teacher_trace.keys[layer], teacher_trace.values[layer]])
 
 
 def default_relation_heads(*widths: int) -> int:
@@ -101,22 +102,22 @@ def default_relation_heads(*widths: int) -> int:
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """The divisor of each term's sum: the sequences of the whole step."""
+    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """The divisor of each term's sum: the sequences of the whole step."""
+    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 
 def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
-    """Raises `UserError` if MiniLM cannot compare these two models."""
+    """Raises `UserError` if MiniLM cannot compare these two models. Otherwise returns an empty text."""
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     if student.heads != teacher.heads:
         raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm "
-                        "compares head by head; minilmv2 fits any")
+                        "compares head by head; minilmv2 allows different numbers of heads")
     return ""
 
 
@@ -129,7 +130,7 @@ def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> 
     widest, R = math.gcd(student.attention_size, teacher.attention_size), weights.relation_heads
     if R is not None and (R < 1 or widest % R):
         raise UserError(f"{R} relation heads do not divide the widths {student.attention_size} and "
-                        f"{teacher.attention_size}; these do: "
+                        f"{teacher.attention_size}; these numbers do: "
                         f"{', '.join(str(r) for r in range(1, widest + 1) if widest % r == 0)}")
     return f"relations in {R or default_relation_heads(student.attention_size, teacher.attention_size)} heads"
 
@@ -137,4 +138,4 @@ def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> 
 def check_teacher_layer(teacher: Config, layer: int | None) -> None:
     """Raises `UserError` if the teacher has no layer with this number (from 1)."""
     if layer is not None and not 1 <= layer <= teacher.layers:
-        raise UserError(f"the teacher has layers 1 to {teacher.layers}, and none {layer}")
+        raise UserError(f"the teacher has layers 1 to {teacher.layers}, and no layer {layer}")

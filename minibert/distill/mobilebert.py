@@ -34,7 +34,7 @@ class MobileBERTWeights:
     attention: float = 1.0
     mlm: float = 0.5  # alpha in the paper
     kd: float = 0.5  # 1 - alpha in the paper
-    temperature: float = 1.0  # temperature of the KD term; the paper has none
+    temperature: float = 1.0  # temperature of the KD term; the paper has no temperature
     layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 
 
@@ -43,32 +43,35 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     """MobileBERT's knowledge transfer for the layers in `weights.layers`, and its pre-training distillation
     if the weight of `mlm` or `kd` is not 0.
 
-    Each of the four transfer terms is summed over these layers and divided by L. The attention term is KL(a_t
-    || a_s), averaged over the heads and rows of each sequence. The distillation is alpha MLM + (1 - alpha) KD
-    at masked tokens. There is no next-sentence prediction. note: the authors' code averages the attention
-    term over all rows of a batch. This is the same if all sequences have equal lengths. Their code minimises
-    cross-entropies instead of KLs. The gradients are the same.
+    The knowledge transfer has four terms, and the attention term is one of them. Each of these terms is
+    summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention term
+    is KL(a_t || a_s), averaged over the heads and rows of each sequence. a_t and a_s are the attention
+    distributions of teacher and student. The distillation is alpha MLM + (1 - alpha) KD at masked tokens. The
+    distillation has no next-sentence prediction. note: the authors' code averages the attention term over all
+    rows of a batch. Both means are equal if all sequences have equal lengths. Their code minimises
+    cross-entropies instead of KLs, which gives the same gradients.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    deepest = L if distils else max(layers)  # higher layers are not computed
+    deepest = L if distils else max(layers)  # layers above this layer are not computed
     with torch.no_grad():
-        theirs = trace(teacher.encoder, micro, bool(layers), deepest)
-    ours = trace(student.encoder, micro, bool(layers), deepest)
+        teacher_trace = trace(teacher.encoder, micro, bool(layers), deepest)
+    student_trace = trace(student.encoder, micro, bool(layers), deepest)
     sums: dict[str, Tensor] = {}
     for layer in layers:
-        terms = feature_map_sums(ours.hiddens[layer], theirs.hiddens[layer])
-        if weights.attention:  # layer m is `queries[m - 1]`: the embeddings have none
-            terms["attention"] = relation_sum(ours.queries[layer - 1], ours.keys[layer - 1],
-                                              theirs.queries[layer - 1], theirs.keys[layer - 1], micro.batch)
+        terms = feature_map_sums(student_trace.hiddens[layer], teacher_trace.hiddens[layer])
+        if weights.attention:  # `queries[0]` has the queries of layer 1: the embeddings have none
+            terms["attention"] = relation_sum(
+                student_trace.queries[layer - 1], student_trace.keys[layer - 1],
+                teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)
         # a term with weight 0 is not in the returned sums, so it is not in metrics.jsonl
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
     loss, sums = weighted_terms(sums, weights, counts)
     if distils:
-        last = ours.hiddens[-1], theirs.hiddens[-1]
+        last = student_trace.hiddens[-1], teacher_trace.hiddens[-1]
         distillation, more = distillation_at_masks(student, teacher, last, micro, weights, counts)
         loss, sums = loss + distillation, sums | more
     return loss, sums
@@ -83,8 +86,8 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         variance     |var_s - var_t|, variances over D
 
     In the paper, L_FMT is the mean square of h_s - h_t. The authors' code minimises these three terms
-    instead. note: their code computes the teacher's mean and variance over the list of all layers. Here they
-    are of this layer only.
+    instead. note: their code computes the teacher's mean and variance over the list of all layers. Here the
+    mean and the variance are those of one layer.
     """
     # "Feature map transfer" is in section 3.5 of the paper. Only the authors' code has separate terms for
     # mean and variance.
@@ -113,8 +116,8 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """The trace of the layers up to layer `deepest`. If nothing else is needed, it has only the last hidden
-    states.
+    """The trace of the layers up to layer `deepest`. If `every_layer` is false, the trace has only the last
+    hidden states.
     """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
@@ -122,7 +125,9 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """The divisor of each term's sum: tokens, sequences or masked tokens of the whole step."""
+    """For each term, the number that its sum is divided by. It is the number of tokens, of sequences or of
+    masked tokens of the whole step.
+    """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
             "attention": step.sequences, "mlm": masked, "kd": masked, "accuracy": masked}
@@ -130,7 +135,8 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
     """Raises `UserError` if the layers of student and teacher cannot be compared one by one, if the teacher's
-    embeddings and head cannot be copied, or if a stage has no term.
+    embeddings and head cannot be copied, or if a stage of the training has no loss term. Otherwise returns an
+    empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):
@@ -139,12 +145,13 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
     for name, meaning in (("layers", "layers"), ("hidden_size", "width between blocks"), ("heads", "heads"),
                           ("vocab_size", "vocabulary"), ("embedding_size", "width of the word table"),
                           ("max_positions", "positions"), ("segments", "token types")):
-        ours, theirs = getattr(student, name), getattr(teacher, name)
-        if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; --method "
-                            "mobilebert compares them layer by layer and copies the rest")
+        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
+        if student_size != teacher_size:
+            raise UserError(f"student and teacher do not fit: {meaning} {student_size} against "
+                            f"{teacher_size}; --method mobilebert needs equal values, because it compares "
+                            "the models layer by layer and copies the embeddings and the head")
     transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
     for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):
-            raise UserError(f"{', '.join(terms)} all have weight 0: in some steps, nothing would be learned")
+            raise UserError(f"{', '.join(terms)} all have weight 0: some steps would have no loss")
     return ""

@@ -1,5 +1,5 @@
-"""Builds student models. Functions here choose the student's shape, the teacher layers that are copied, and
-the teacher layers that are imitated.
+"""Builds student models. The functions of this file choose the shape of the student, the teacher layers that
+it copies, and the teacher layers that it imitates.
 """
 
 import re
@@ -24,10 +24,11 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """The config of a DistilBERT for this teacher. It has half of the teacher's layers (or `layers`), no
-    token types and no pooler. Everything else is the same.
+    token types and no pooler. All other settings are the teacher's.
     """
     if isinstance(teacher, MobileConfig):
-        raise UserError("a DistilBERT is half a BERT, and the teacher is a MobileBERT: give --student")
+        raise UserError("a DistilBERT has half the layers of a BERT, and the teacher is a MobileBERT: give "
+                        "--student")
     return replace(teacher, layers=layers or max(1, teacher.layers // 2), **DISTILBERT)
 
 
@@ -37,15 +38,17 @@ def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """The config of a MobileBERT for this IB-BERT. The width inside its blocks is a quarter of the teacher's
-    width. Everything else is as in the published model.
+    """The config of a MobileBERT whose teacher is this IB-BERT.
+
+    The width inside the student's blocks is a quarter of the teacher's width. The settings in `same` are the
+    teacher's. All other settings are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     if layers not in (None, teacher.layers):
         raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
-    inside = teacher.hidden_size // 4  # the published model has 128 of 512
+    inside = teacher.hidden_size // 4  # in the published models, 128 is a quarter of 512
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}
@@ -53,8 +56,10 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """The config of a preset with the teacher's vocabulary, positions and labels. If `layers` is given, it
-    has this number of layers. If `copied` is true, it also has the teacher's activation.
+    """The config of a preset with the teacher's vocabulary, positions and labels.
+
+    If `layers` is given, the config has this number of layers. If `copied` is true, weights of the teacher
+    will be copied, so the config also has the teacher's activation and its epsilon of LayerNorm.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -66,15 +71,15 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 # ---------------------------------------------------------------- layer maps
 
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """For each student layer i, the teacher layer (from 0) that it is copied from: round(i (L_t - 1) / (L_s -
-    1)).
+    """The teacher layers (from 0) that the student's layers are copied from. Layer i of the student is a copy
+    of teacher layer round(i (L_t - 1) / (L_s - 1)).
 
-    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. The published DistilBERT has
-    the same layers. The first and the last teacher layer are always copied.
+    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. The published DistilBERT
+    started as a copy of these layers. The first and the last teacher layer are always copied.
     """
     if not 1 <= student_layers <= teacher_layers:
-        raise UserError(f"a student of {student_layers} layers cannot be taken "
-                        f"from a teacher of {teacher_layers}")
+        raise UserError(f"a student of {student_layers} layers cannot be copied "
+                        f"from a teacher of {teacher_layers} layers")
     if student_layers == 1:  # with one layer the formula divides by zero
         return [0]
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
@@ -82,25 +87,25 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """The layer map g(0), g(1) ... g(L_s). Entry m of the student's `Trace.hiddens` imitates entry g(m) of
-    the teacher's.
+    """The layer map g(0), g(1) ... g(L_s). Student layer m imitates teacher layer g(m).
 
-    Entry 0 is the embedding output, and g(0) = 0. If `given` is None, the map is uniform: g(m) = m L_t / L_s,
-    rounded (Jiao et al. 2019). Otherwise `given` has g(1) ... g(L_s). Queries, keys and values have no entry
-    for the embeddings. So the queries of layer g are `queries[g - 1]`.
+    Layers are numbered from 1, as in `Trace.hiddens`. Number 0 is the embedding output, and g(0) = 0. If
+    `given` is None, the map is uniform: g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise `given` has
+    g(1) ... g(L_s). Queries, keys and values have no entry for the embeddings. So the queries of layer g are
+    `queries[g - 1]`.
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
             raise UserError(f"a student of {student_layers} layers has no uniform layer map to a teacher of "
-                            f"{teacher_layers}: give --imitate, one of the teacher's for each")
+                            f"{teacher_layers}: give --imitate with one teacher layer for each student layer")
         return tuple(round(m * teacher_layers / student_layers) for m in range(student_layers + 1))
     if len(given) != student_layers or not all(1 <= g <= teacher_layers for g in given):
-        raise UserError(f"--imitate {','.join(map(str, given))} does not give each of the {student_layers} "
-                        f"student layers one of the teacher's layers 1 to {teacher_layers}")
+        raise UserError(f"--imitate {','.join(map(str, given))} must have {student_layers} numbers, one for "
+                        f"each student layer, from 1 to {teacher_layers}, the number of teacher layers")
     return 0, *given
 
 
-# ---------------------------------------------------------------- making them
+# ---------------------------------------------------------------- making students
 
 STARTS = ("teacher", "embeddings", "random")
 
@@ -111,14 +116,14 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     """Builds a student with the same kind of head as its teacher. It is on the teacher's device and in the
     teacher's mode (train or eval).
 
-    `shape` is the name of a preset or a `Config`. None is the teacher's config with half of its layers.
-    `layers` replaces the number of layers. `init` says which weights are copied. "teacher" copies the
-    embeddings, the head and the layers in `layer_map` (from 0; None: see `copied_layers`). "embeddings"
-    copies the embeddings and the head only. "random" copies nothing: the weights are random numbers from
-    `seed`, and the student may have any width. `fold_segments` is for a student without token types. Row 0 of
-    the teacher's token types is then added to every position vector, so the embedding outputs of both models
-    are equal on single texts. If `fold_segments` is false, this row is left out, as in DistilBERT's original
-    script.
+    `shape` is the name of a preset or a `Config`. None is the teacher's config with half of its layers. If
+    `layers` is given, the student has this number of layers instead. `init` says which weights are copied.
+    "teacher" copies the embeddings, the head and the layers in `layer_map` (from 0; None: see
+    `copied_layers`). "embeddings" copies the embeddings and the head only. "random" copies nothing: the
+    weights are random numbers from `seed`, and the student may have any width. `fold_segments` is for a
+    student without token types. If it is true, row 0 of the teacher's token types is added to every position
+    vector, so the embedding outputs of both models are equal on single texts. If it is false, this row is not
+    added, as in DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
@@ -152,7 +157,7 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
     """A model of this config with the same kind of head as the teacher. Its weights are torch's own initial
     weights.
 
-    An encoder has a `pooler` only if its teacher has one.
+    If the teacher is an encoder, the model has a pooler if `pooler` is true and the teacher has a pooler.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -161,10 +166,12 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
-    """Gives a model random weights, in place, and returns it. They depend only on `seed` and the config.
+    """Gives a model random weights, in place, and returns the model. The weights depend only on `seed` and
+    the config.
 
-    All token types get the same row. The text of pre-training has only type 0. In fine-tuning on pairs, an
-    untrained row would add noise to the second text of every pair.
+    All token types get the same row. The text of pre-training has only token type 0, so the rows of other
+    types are not trained. In fine-tuning on pairs, random values in row 1 would add noise to the second text
+    of every pair.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -178,26 +185,26 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
            ) -> nn.Module:
     """Copies the teacher's weights into a student with the same kind of head, and returns the student.
 
-    `layers` has, for each student layer, the teacher layer (from 0) that is copied. If it is None, no layers
-    are copied.
+    `layers` has, for each student layer, the teacher layer (from 0) that is copied. If `layers` is None, no
+    layers are copied.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
-    # The tensors of student layer i are copied from teacher layer `layers[i]`. They have the same names in
-    # both layers.
-    theirs, ours = teacher.state_dict(), {}
+    # The tensors of student layer i are copied from teacher layer `layers[i]`. Only the number of the layer
+    # differs in their names.
+    teacher_weights, student_weights = teacher.state_dict(), {}
     for name in student.state_dict():
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
         if layer and layers is None or other_norm and re.match(r"(encoder\.)?norm\.", name):
             continue  # note: a norm of another kind is not copied, as in MobileBERT's code
         if layer:
             origin = f"{layer[1]}{layers[int(layer[2])]}{layer[3]}"
-        if origin not in theirs:
-            raise UserError(f"the teacher has no {origin} that the student could copy: their heads or token "
-                            "types are of different kinds")
-        ours[name] = theirs[origin]
+        if origin not in teacher_weights:
+            raise UserError(f"the teacher has no {origin} that the student could copy: student and teacher "
+                            "have different kinds of heads or token types")
+        student_weights[name] = teacher_weights[origin]
     # load_state_dict copies the values, so no tensor is shared with the teacher
-    student.load_state_dict(ours, strict=False)
+    student.load_state_dict(student_weights, strict=False)
     token_types = encoder_of(teacher).segment
     if token_types is not None and encoder_of(student).segment is None and fold_segments:
         encoder_of(student).position.weight += token_types.weight[0]
@@ -205,7 +212,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
 
 
 def check_vocabulary(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if the vocabularies differ, because both models read the same ids."""
+    """Raises `UserError` if the vocabularies differ, because both models read the same token ids."""
     if student.vocab_size != teacher.vocab_size:
         raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
                         f"{teacher.vocab_size}; both read the same ids")
@@ -215,18 +222,18 @@ def check_embeddings(student: Config, teacher: Config) -> None:
     """Raises `UserError` if the teacher's embeddings cannot be copied."""
     for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
                           ("max_positions", "positions"), ("embedding_size", "width of the word table")):
-        ours, theirs = getattr(student, name), getattr(teacher, name)
-        if ours != theirs:
-            raise UserError(f"student and teacher do not fit: {meaning} {ours} against {theirs}; to copy "
-                            "weights, vocabulary, width and positions must be equal (--init random fits any "
-                            "width)")
+        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
+        if student_size != teacher_size:
+            raise UserError(f"student and teacher do not fit: {meaning} {student_size} against "
+                            f"{teacher_size}; to copy weights, vocabulary, width and positions must be equal "
+                            "(--init random allows any width)")
 
 
 def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
     """Raises `UserError` if the teacher layers with these numbers (from 0) cannot be copied."""
     check_embeddings(student, teacher)
     if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
-        raise UserError(f"layer map {list(layers)} does not give {student.layers} layers out of 0 to "
+        raise UserError(f"layer map {list(layers)} must have {student.layers} numbers from 0 to "
                         f"{teacher.layers - 1}")
     for name in ("intermediate_size", "heads", "bottleneck_size", "feed_forwards", "attention_input", "norm",
                  "activation", "norm_eps"):

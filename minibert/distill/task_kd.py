@@ -1,10 +1,11 @@
-"""The loss of fine-tuning, with or without a teacher: the terms are hard labels, soft labels, and
-patience (PKD, Sun et al. 2019).
+"""The loss of fine-tuning, with or without a teacher. It has three terms. L_hard compares the student with
+the labels, L_soft with the teacher's outputs, and L_patience with the teacher's [CLS] states (PKD, Sun et al.
+2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
-Each term is a sum over examples divided by the count of the whole step. The teacher computes its outputs for
-all examples once, before training. The batches contain these outputs.
+Each term is a sum over examples, divided by the number of examples of the whole step. The teacher computes
+its outputs for all examples once, before training. The batches contain these outputs.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from minibert.model.heads import Span
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """`alpha` is the weight of the teacher's outputs (soft labels), `beta` the weight of the [CLS] states
-    (patience), and `temperature` that of the soft labels.
+    """The weights of the loss of fine-tuning.
+
+    `alpha` is the weight of L_soft, and `beta` is the weight of L_patience. `temperature` is the temperature
+    of L_soft.
     """
 
     alpha: float = 0.0
@@ -34,60 +37,63 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
     """The pairs (student layer, teacher layer), from 1, whose [CLS] states are compared in PKD (Sun et al.
     2019, section 3.3).
 
-    The student's last layer is in no pair, because it learns from the soft labels. With "skip" the teacher
-    layers are evenly spread: 2, 4, 6, 8, 10 for 6 student layers and 12 teacher layers. With "last" they are
-    the last layers below the top layer: 7 to 11.
+    The student's last layer is in no pair, because it learns from the soft labels. If `which` is "skip", the
+    teacher layers have equal distances: 2, 4, 6, 8, 10 for 6 student layers and 12 teacher layers. If `which`
+    is "last", they are the last layers below the top layer: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
-        raise UserError("PKD compares the layers below the last: "
-                        f"a student of {student_layers} cannot learn so from a teacher of {teacher_layers}")
-    ours = range(1, student_layers)
+        raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
+                        f"and at most those of the teacher, {teacher_layers}: it has {student_layers}")
+    below_last = range(1, student_layers)
     if which == "last":
-        return [(i, teacher_layers - student_layers + i) for i in ours]
-    return [(i, round(i * teacher_layers / student_layers)) for i in ours]
+        return [(i, teacher_layers - student_layers + i) for i in below_last]
+    return [(i, round(i * teacher_layers / student_layers)) for i in below_last]
 
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """The sum over labelled examples of the cross-entropy (classes and spans) or of the squared error
     (scores).
 
-    `labels` (S,) are classes or scores. Without a label, a class is -1 and a score is NaN. For spans,
-    `labels` is (S, 2).
+    `labels` (S,) are classes or scores. An example without a label has the class -1 or the score NaN. For
+    spans, `labels` (S, 2) has the start and the end of each answer. `offsets` are the offsets of the `Batch`;
+    only the loss of spans uses them.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # `logits[known]` would wait for the GPU, because its size depends on the labels
+        # an index with a mask would wait for the GPU, because the size of its result depends on the labels
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 
 
-def soft_sum(model: nn.Module, logits: Tensor, theirs: Tensor, offsets: Tensor, temperature: float) -> Tensor:
+def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
+             ) -> Tensor:
     """The sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015). For scores
-    it is the sum of the squared errors.
+    it is the sum of the squared differences of both models' scores.
 
-    note: PKD's code takes the mean over examples and classes. So the KL in their code is our KL divided by
-    the number of classes.
+    note: PKD's code takes the mean over examples and classes. So the KL in PKD's code is smaller: it is
+    divided by the number of classes.
     """
-    logits, theirs = at_least_fp32(logits), at_least_fp32(theirs)
+    logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
-        return span_distillation(logits, theirs, offsets, temperature)
+        return span_distillation(logits, teacher_logits, offsets, temperature)
     if model.config.regression:
-        return (logits - theirs).square().sum()
-    log_s, log_t = ((z / temperature).log_softmax(-1) for z in (logits, theirs))
+        return (logits - teacher_logits).square().sum()
+    log_s, log_t = ((z / temperature).log_softmax(-1) for z in (logits, teacher_logits))
     return temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
 
 
-def patience_sum(ours: Tensor, theirs: Tensor) -> Tensor:
-    """The sum over examples of the mean squared difference of normalised [CLS] states. The states of both
-    models are (S, pairs, D).
+def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
+    """The sum over examples of the mean squared difference of normalised [CLS] states. The states of each
+    model are (S, pairs, D).
 
     note: the paper (eq. 7) sums over layers and elements. The authors' code takes the mean, and the published
-    values of beta (10 to 1000) are for this mean. Here the mean is taken, too, and the states are normalised
-    as in the paper.
+    values of beta (10 to 1000) are for this mean. This function also takes the mean. It normalises the states
+    as the paper does.
     """
-    difference = F.normalize(at_least_fp32(ours), dim=-1) - F.normalize(at_least_fp32(theirs), dim=-1)
+    difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
+                  - F.normalize(at_least_fp32(teacher_cls), dim=-1))
     return difference.square().mean((1, 2)).sum()
 
 
@@ -110,14 +116,15 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """A micro-batch's share of the step's loss, and its terms as detached sums.
+    """Returns a micro-batch's share of the loss of the whole step, and the detached sum of each term.
 
-    `layers`: the student's layers, from 1, whose [CLS] states are compared; none without patience.
+    `layers` are the student layers, numbered from 1, whose [CLS] states are compared. An empty list means
+    that the loss has no patience term.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)
     hiddens = model.encoder.trace(micro.batch).hiddens
     loss, sums = output_loss(model, model.classify(hiddens[-1], micro.batch), weights, counts, micro)
-    ours = torch.stack([hiddens[i][micro.batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
-    patience = patience_sum(ours, micro.targets["cls"])
+    student_cls = torch.stack([hiddens[i][micro.batch.first_tokens] for i in layers], 1)  # (S, pairs, D)
+    patience = patience_sum(student_cls, micro.targets["cls"])
     return loss + weights.beta / counts["patience"] * patience, sums | {"patience": patience.detach()}

@@ -1,20 +1,21 @@
-"""The table of all methods that learn a task from a teacher: what each learns, and what it sets by default.
+"""The table of all methods that learn a task from a teacher. For each method it has the requirements and the
+default options.
 
-kd and pkd are in task_kd.py, tinybert in tinybert.py, theseus in theseus.py. The labels, and the teacher's
-outputs, have the same loss in all of them.
+The losses of kd and pkd are in task_kd.py, the loss of tinybert is in tinybert.py, and the loss of theseus is
+in theseus.py. All methods use the losses of task_kd.py for the labels and for the teacher's outputs.
 """
 
 from typing import NamedTuple
 
 
 class TaskMethod(NamedTuple):
-    """What is to be known about a method."""
+    """The requirements and the default options of one method."""
 
-    learns: str  # what is learned from the teacher, in words
-    needs_teacher: bool  # what is left without a teacher is kd's
-    spans: bool  # whether it can learn SQuAD
-    cut: bool  # whether the student must start as layers of its teacher
-    defaults: dict  # of the options of finetune.py, where there is a teacher
+    learns: str  # a text that says what the student learns from the teacher
+    needs_teacher: bool  # false: without a teacher, the method learns from the labels alone
+    spans: bool  # true: the method can learn SQuAD
+    cut: bool  # true: the student must start as copies of layers of its teacher
+    defaults: dict  # the default values of options of finetune.py, if there is a teacher
 
 
 TASK_METHODS = {
@@ -25,7 +26,8 @@ TASK_METHODS = {
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
-    # the command of the original code for MRPC: p is 1 after 1,167 of 1,725 steps
+    # These defaults are from the command of the original code for MRPC. In this command, the probability of a
+    # replacement becomes 1 after 1,167 of 1,725 steps.
     "theseus": TaskMethod(
         "the labels, while student layers replace random layers of the teacher", True, True, True,
         dict(alpha=0.0, temperature=2.0, replace_rate=0.3, replace_until=0.68)),

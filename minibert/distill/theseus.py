@@ -1,12 +1,14 @@
 """BERT-of-Theseus (Xu et al. 2020): the student's layers are trained inside the teacher.
 
-The teacher's layers are divided into groups, one for each layer of the student. In every step each group is
-replaced by its layer of the student, or not, at random. Embeddings, pooler and head are the teacher's. They
-and the teacher's layers stay as they are. There is no loss of its own: it is that of the task (task_kd.py).
+The teacher's layers are divided into groups, one group for each student layer. In every step each group is
+either used or replaced by its student layer, at random. Embeddings, pooler and head are the teacher's. Only
+the student's layers are trained. The method has no loss of its own: the loss is the loss of the task
+(task_kd.py).
 
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
-When p is 1 the student is alone, and its layers are trained on. So one run is both stages of the paper.
+When p is 1, no teacher layer is used, and the training of the student's layers continues. So one run has both
+stages of the paper: the training with the teacher's layers, and the training without them.
 """
 
 import math
@@ -20,26 +22,29 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-DRAW = 0x7E5E05  # so that these numbers are others than those of order and dropout
+# an argument of `uniform` that only theseus uses: its random numbers are independent of all others
+DRAW = 0x7E5E05
 
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
-    """The teacher's layers (from 0) that each layer of the student replaces.
+    """For each student layer, the group of teacher layers (from 0) that it replaces.
 
-    Layer m, from 1, replaces the layers g(m - 1) to g(m) - 1, with the uniform map g of TinyBERT (see
-    `imitated_layers`): 12 to 6 gives pairs. Where 6 become 4 it gives 0 and 1, 2, 3, 4 and 5.
-    note: the original code only divides evenly.
+    Student layer m (from 1) replaces the teacher layers g(m - 1) to g(m) - 1. Here g is the uniform layer map
+    of TinyBERT (see `imitated_layers`). With 12 teacher layers and 6 student layers, each group has two
+    layers. With 6 and 4 layers, the groups are (0, 1), (2), (3) and (4, 5). note: in the original code all
+    groups have the same size.
     """
     if student_layers > teacher_layers:
-        raise UserError(f"theseus replaces groups of the teacher's layers, and a student of {student_layers} "
-                        f"has more than its teacher of {teacher_layers}")
+        raise UserError("theseus replaces each group of teacher layers with one student layer, and a student "
+                        f"of {student_layers} has more than its teacher of {teacher_layers}")
     g = imitated_layers(student_layers, teacher_layers)
     return [range(g[m - 1], g[m]) for m in range(1, len(g))]
 
 
 def replace_rate(step: int, steps: int, base: float, until: float) -> float:
-    """p(t) = min(1, k t + b) at step t (from 0) of `steps`: b is `base`, and k such that p is 1 after the
-    share `until` of the steps.
+    """The probability p(t) = min(1, k t + b) that a group is replaced in step t (from 0).
+
+    b is `base`. k is chosen so that p becomes 1 after a share `until` of all `steps`.
     """
     rising = math.ceil(until * steps)
     if step >= rising:
@@ -49,19 +54,24 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Whether each group is replaced: a function of `seed` and `step` alone, so all micro-batches and ranks
-    of a step are alike, and a resumed run goes on as the whole one.
-    note: the original code draws anew for each micro-batch.
+    """Chooses the groups that are replaced in this step. Returns True or False for each of the `groups`.
+    `rate` is the probability of True.
+
+    The result depends only on the arguments. So all micro-batches and ranks of a step replace the same
+    groups, and a resumed run draws the same groups as an uninterrupted run. note: the original code draws
+    groups for each micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
 
 def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
                  ) -> Tensor:
-    """The outputs of the student, with the teacher's layers in place of each layer that is not `replaced`.
+    """The outputs of the mixed model. If a group is replaced, its student layer is used; otherwise the
+    teacher layers of the group are used.
 
-    Gradients go through the teacher's layers, which are frozen; all layers are in the modes they are in.
-    note: in the original code the teacher's layers have dropout, as here when the teacher is in train mode.
+    Gradients flow through the teacher's layers, but these layers are frozen. This function does not change
+    the modes of the models. note: in the original code the teacher's layers have dropout. finetune.py sets
+    the teacher to train mode, so here they also have dropout.
     """
     groups = layer_groups(len(student.encoder.layers), len(teacher.encoder.layers))
     x = student.encoder.embed(micro.batch)
@@ -73,14 +83,15 @@ def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], m
 
 def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], weights: TaskWeights,
                  counts: dict[str, int], micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """A micro-batch's share of the step's loss, and its terms as detached sums: `output_loss` of the mixed
-    model.
+    """Returns a micro-batch's share of the loss of the whole step, and the detached sum of each term. The
+    loss is `output_loss` of the mixed model.
     """
     return output_loss(student, mixed_logits(student, teacher, replaced, micro), weights, counts, micro)
 
 
 def train_layers_only(student: nn.Module) -> nn.Module:
-    """Freezes all but the student's layers, for both stages, as the original code does. Returns the student.
+    """Freezes all parameters of the student except those of its layers, as in the original code. Returns the
+    student.
     """
     student.requires_grad_(False)
     student.encoder.layers.requires_grad_(True)

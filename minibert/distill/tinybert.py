@@ -31,18 +31,18 @@ class TinyBERTWeights:
     embedding: float = 1.0
     hidden: float = 1.0  # weight of the sum over the student's layers
     attention: float = 1.0  # weight of the sum over the student's layers
-    # the layer map g(1) ... g(L_s), from 1; None: see `imitated_layers`
+    # the imitated teacher layers g(1) ... g(L_s), numbered from 1; None: see `imitated_layers`
     layers: tuple[int, ...] | None = None
 
 
 class TinyBERTStudent(nn.Module):
-    """The trained module: the student's encoder, and the projections W_e and W_h of TinyBERT. They map the
-    student's states to the teacher's width.
+    """The module that is trained: the student's encoder, and the projections W_e and W_h of TinyBERT. The
+    projections map the student's states to the teacher's width.
 
-    The first projection is for the embeddings. Each layer has another projection. The projections are trained
-    and saved in checkpoints, but they are not part of the student. note: the original code has one matrix
-    with a bias for the embeddings and all layers. The paper writes W_e and W_h without a bias. It does not
-    say if all layers share W_h.
+    The first projection is for the embeddings. Each layer also has its own projection. The projections are
+    trained and saved in checkpoints, but they are not part of the student. note: the original code has one
+    matrix with a bias for the embeddings and all layers. The paper writes W_e and W_h without a bias. The
+    paper does not say if all layers share W_h.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -61,36 +61,40 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     """TinyBERT's Transformer distillation. If the student is not a `TinyBERTStudent`, it must have the
     teacher's width, and its states are compared without projections.
 
-    note: in the original code the teacher is in train mode, so it has dropout. Here it has no dropout.
+    note: in the original code the teacher is in train mode, so it has dropout. In this project the teacher is
+    in eval mode.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
-        theirs = encoder_of(teacher).trace(micro.batch)
-    ours = encoder_of(student).trace(micro.batch)
+        teacher_trace = encoder_of(teacher).trace(micro.batch)
+    student_trace = encoder_of(student).trace(micro.batch)
     # student layer m learns from teacher layer g[m]; layer 0 is the embedding output
-    g = imitated_layers(len(ours.queries), len(theirs.queries), weights.layers)
-    matrices = [None] * len(g)  # no projections: the widths are equal
+    g = imitated_layers(len(student_trace.queries), len(teacher_trace.queries), weights.layers)
+    matrices = [None] * len(g)  # None: there is no projection, because the widths are equal
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
-    # L_embd: the squared difference of E^S W_e and E^T
+    # L_embd is the squared difference of E^S W_e and E^T, the embeddings of student and teacher
     if weights.embedding:
-        sums["embedding"] = hidden_sum(ours.hiddens[0], theirs.hiddens[0], matrices[0])
-    # L_hidn: the squared difference of H^S W_h and H^T, summed over the layers
+        sums["embedding"] = hidden_sum(student_trace.hiddens[0], teacher_trace.hiddens[0], matrices[0])
+    # L_hidn is the squared difference of H^S W_h and H^T, the hidden states, summed over the layers
     if weights.hidden:
-        sums["hidden"] = sum(hidden_sum(ours.hiddens[m], theirs.hiddens[g[m]], matrices[m])
-                             for m in range(1, len(g)))
+        sums["hidden"] = sum(
+            hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
+            for m in range(1, len(g)))
     # L_attn compares the scores before the softmax. The authors found that this converges faster. Layer m has
     # index m - 1 in `queries` and `keys`, because the embeddings have no queries and keys.
     if weights.attention:
         sums["attention"] = sum(
-            attention_sum(ours.queries[m - 1], ours.keys[m - 1],
-                          theirs.queries[g[m] - 1], theirs.keys[g[m] - 1], micro.batch)
+            attention_sum(student_trace.queries[m - 1], student_trace.keys[m - 1],
+                          teacher_trace.queries[g[m] - 1], teacher_trace.keys[g[m] - 1], micro.batch)
             for m in range(1, len(g)))
     return weighted_terms(sums, weights, counts)
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """The divisor of each term's sum: the tokens of the whole step, or its sequences."""
+    """For each term, the number that its sum is divided by. It is the number of tokens, or of sequences, of
+    the whole step.
+    """
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 
 
@@ -101,5 +105,5 @@ def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> 
     g = imitated_layers(student.layers, teacher.layers, weights.layers)
     if weights.attention and student.heads != teacher.heads:
         raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: tinybert "
-                        "compares head by head; minilmv2 fits any")
+                        "compares head by head; minilmv2 allows different numbers of heads")
     return "student layer imitates teacher layer: " + ", ".join(f"{m} {g[m]}" for m in range(1, len(g)))

@@ -34,9 +34,9 @@ def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
 
 
 def _parse_minibert(raw: dict) -> tuple[Config, str]:
-    if raw.get("architecture") not in list(DEFAULTS):  # `in` a dict fails for values that cannot be hashed
+    default = DEFAULTS.get(str(raw.get("architecture")))
+    if default is None:
         raise UserError("no known architecture")
-    default = DEFAULTS[raw["architecture"]]
     names = {field.name for field in fields(default)}
     unknown = sorted(raw.keys() - names - {"format", "head", "others"})
     if unknown:
@@ -48,7 +48,7 @@ def _parse_minibert(raw: dict) -> tuple[Config, str]:
     labels = raw.get("labels", list(default.labels))
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise UserError("labels is not a list of names")
-    if raw.get("head") not in list(CLASSES[raw["architecture"]]):
+    if str(raw.get("head")) not in CLASSES[raw["architecture"]]:
         raise UserError(f"head {raw.get('head')!r} is not known: {', '.join(CLASSES[raw['architecture']])}")
     return type(default)(**values, labels=tuple(labels), problem_type=raw.get("problem_type")), raw["head"]
 
@@ -63,17 +63,16 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
         architecture = ("mobilebert" if stem.startswith("mobilebert") else
                         "distilbert" if stem.startswith("distilbert") or "n_layers" in raw else
                         "bert" if "num_hidden_layers" in raw else None)
-    if architecture not in list(FIELDS):
+    if str(architecture) not in FIELDS:
         raise UserError(f"model_type is {architecture!r}; only {', '.join(FIELDS)} load here")
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")
-    if raw.get("position_embedding_type") not in (None, "absolute"):
-        raise UserError(f"position_embedding_type is {raw['position_embedding_type']!r}; "
-                        "only 'absolute' loads")
-    if raw.get("pruned_heads"):
-        raise UserError("pruned_heads is set: a model without some of its heads does not load here")
+    for name, usual in (("position_embedding_type", "absolute"), ("pruned_heads", {})):
+        if raw.get(name) not in (None, usual):
+            raise UserError(f"{name} is {raw[name]!r:.60}; only {usual!r} loads")
 
-    raw = raw | {name: raw[alias] for alias, name in ALIASES[architecture].items() if alias in raw}
+    raw = raw | {name: raw[alias] for alias, name in ALIASES.get(architecture, {}).items()
+                 if alias in raw}
     default = DEFAULTS[architecture]
     values = {ours: _value(raw, theirs, ours, getattr(default, ours))
               for ours, theirs in FIELDS[architecture].items()}
@@ -170,25 +169,20 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
     if form == "minibert":
         return {"format": "minibert", "head": head, **asdict(config)} | ({"others": others} if others else {})
     architecture = config.architecture
-    why_not = None
-    if architecture == "distilbert" and config.norm_eps != 1e-12:
-        why_not = f"DistilBERT has norm_eps 1e-12 there, always, and this model {config.norm_eps}"
-    elif architecture != "distilbert" and config.segments == 0:
-        why_not = "BERT has token types there, and this model has none"
-    elif architecture == "mobilebert" and (config.attention_input == "hidden"
-                                           and config.hidden_size != config.bottleneck_size):
-        why_not = ("MobileBERT's queries and keys there fit an input of bottleneck_size "
-                   f"{config.bottleneck_size} only, and this model's have one of hidden_size "
-                   f"{config.hidden_size}")
-    elif architecture == "mobilebert" and (config.norm == "layer_norm"
-                                           and config.norm_eps != MOBILE_NORM_EPS):
-        why_not = (f"some LayerNorms of MobileBERT have norm_eps {MOBILE_NORM_EPS} there, always, and this "
-                   f"model's {config.norm_eps}")
-    elif config.problem_type == "single_label_classification" and len(config.labels) == 1:
-        why_not = "its problem_type is single_label_classification there only with two labels or more"
-    if why_not:
-        raise UserError(f"this model has no counterpart in transformers: {why_not}; save it with "
-                        "format=\"minibert\"")
+    rules = {  # of the models in transformers
+        "the norm_eps of a DistilBERT is 1e-12": architecture != "distilbert" or config.norm_eps == 1e-12,
+        "a BERT or MobileBERT has token types": architecture == "distilbert" or config.segments > 0,
+        "with attention_input hidden, hidden_size and bottleneck_size of a MobileBERT are equal":
+            architecture != "mobilebert" or config.attention_input != "hidden"
+            or config.hidden_size == config.bottleneck_size,
+        f"with layer_norm, the norm_eps of a MobileBERT is {MOBILE_NORM_EPS}":
+            architecture != "mobilebert" or config.norm != "layer_norm" or config.norm_eps == MOBILE_NORM_EPS,
+        "single_label_classification needs two labels or more":
+            config.problem_type != "single_label_classification" or len(config.labels) > 1}
+    for rule, holds in rules.items():
+        if not holds:
+            raise UserError(f"this model has no counterpart in transformers, where {rule}; save it with "
+                            "format=\"minibert\"")
 
     labels = {str(i): label for i, label in enumerate(config.labels)}
     found = others.get("id2label")
@@ -198,11 +192,6 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
     if ACTIVATIONS.get(act) != config.activation:
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
-    # Only other programs read these settings. `others` replaces them by the values of the loaded file.
-    if architecture == "bert":
-        raw["position_embedding_type"] = "absolute"
-    elif architecture == "distilbert":
-        raw |= {"qa_dropout": config.dropout, "sinusoidal_pos_embds": False, "tie_weights_": True}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
     if config.attention_dropout:  # _parse_hf sets it to 0, so another value was chosen by the user
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout

@@ -9,6 +9,15 @@ a file and its model is an error (load_save.py).
 
 import re
 
+HEADS = {  # of BERT and MobileBERT
+    "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
+    "mlm.dense": "cls.predictions.transform.dense",
+    "mlm.norm": "cls.predictions.transform.LayerNorm",
+    "nsp": "cls.seq_relationship",
+    "classifier": "classifier",
+    "span": "qa_outputs",
+}
+
 MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bias have the same names in both
     "bert": {
         "encoder.word": "bert.embeddings.word_embeddings",
@@ -24,12 +33,7 @@ MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bia
         "encoder.layers.{}.down": "bert.encoder.layer.{}.output.dense",
         "encoder.layers.{}.output_norm": "bert.encoder.layer.{}.output.LayerNorm",
         "encoder.pooler": "bert.pooler.dense",
-        "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
-        "mlm.dense": "cls.predictions.transform.dense",
-        "mlm.norm": "cls.predictions.transform.LayerNorm",
-        "nsp": "cls.seq_relationship",
-        "classifier": "classifier",
-        "span": "qa_outputs",
+        **HEADS,
     },
     "distilbert": {
         "encoder.word": "distilbert.embeddings.word_embeddings",
@@ -74,29 +78,16 @@ MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bia
         "encoder.layers.{}.expand": "mobilebert.encoder.layer.{}.output.bottleneck.dense",
         "encoder.layers.{}.expand_norm": "mobilebert.encoder.layer.{}.output.bottleneck.LayerNorm",
         "encoder.pooler": "mobilebert.pooler.dense",
-        "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
-        "mlm.dense": "cls.predictions.transform.dense",
-        "mlm.norm": "cls.predictions.transform.LayerNorm",
+        **HEADS,
         "mlm.extra": "cls.predictions.dense",
-        "nsp": "cls.seq_relationship",
-        "classifier": "classifier",
-        "span": "qa_outputs",
     },
 }
 
-TIED = {  # the second name of a tensor in files that store it twice -> its name in MODULES
-    "bert": {
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
-    "distilbert": {
-        "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
-    },
-    "mobilebert": {
-        "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
-}
+# architecture -> the second name of a tensor in files that store it twice -> its name in MODULES
+TIED = {architecture: {
+    "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}
+TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}
 
 DROPPED = (  # patterns of tensors that no model here has
     # Old versions of transformers store the constants 0, 1, 2 ... and zeros.
@@ -110,28 +101,15 @@ DROPPED = (  # patterns of tensors that no model here has
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
-CLASSES = {  # architecture -> head -> the class in transformers
-    "bert": {
-        "encoder": "BertModel",
-        "mlm": "BertForMaskedLM",
-        "pretraining": "BertForPreTraining",
-        "classification": "BertForSequenceClassification",
-        "span": "BertForQuestionAnswering",
-    },
-    "distilbert": {
-        "encoder": "DistilBertModel",
-        "mlm": "DistilBertForMaskedLM",
-        "classification": "DistilBertForSequenceClassification",
-        "span": "DistilBertForQuestionAnswering",
-    },
-    "mobilebert": {
-        "encoder": "MobileBertModel",
-        "mlm": "MobileBertForMaskedLM",
-        "pretraining": "MobileBertForPreTraining",
-        "classification": "MobileBertForSequenceClassification",
-        "span": "MobileBertForQuestionAnswering",
-    },
-}
+# architecture -> head -> the class in transformers
+CLASSES = {architecture: {
+    "encoder": f"{name}Model",
+    "mlm": f"{name}ForMaskedLM",
+    "pretraining": f"{name}ForPreTraining",
+    "classification": f"{name}ForSequenceClassification",
+    "span": f"{name}ForQuestionAnswering",
+} for architecture, name in (("bert", "Bert"), ("distilbert", "DistilBert"), ("mobilebert", "MobileBert"))}
+del CLASSES["distilbert"]["pretraining"]  # DistilBERT has no next-sentence head
 
 FIELDS = {  # architecture -> our config field -> Hugging Face's field with the same value
     "bert": {
@@ -170,11 +148,8 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
 }
 # architecture -> a second name of a field in Hugging Face's files -> its first name in FIELDS; if a file has
 # both names, the value of the second name counts
-ALIASES = {
-    "bert": {},
-    "distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
-    "mobilebert": {},
-}
+ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
+                          "num_attention_heads": "n_heads"}}
 # Keys of a config.json that are not copied to a saved model. They repeat the model's own config, or name the
 # file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minibert.common.disk import disk_errors, folder_within, read_json
+from minibert.common.disk import disk_errors, folder_within, fsync, read_json
 from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer import Tokenizer
@@ -89,7 +89,10 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
         ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
     # The tensors are copied, because the file in the memory map may change later.
     state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
-    _check_finite(folder, {names.get(prefix + name, name): tensor for name, tensor in state.items()})
+    bad = [names.get(prefix + name, name) for name, tensor in state.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is "
+                        "damaged, or the training that wrote it diverged: take an earlier checkpoint")
     model.load_state_dict(state, assign=True)
     model.sentences, model.beside = None, Beside()
     unchanged = wanted == own and not {"labels", "problem_type"} & changes.keys()
@@ -197,13 +200,8 @@ def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list
     """The names of the tensors that need new weights: those of classification and span modules that are not
     in the checkpoint.
     """
-    new = []
-    for name in shapes:
-        module = name.rpartition(".")[0]
-        if module in ("encoder.pooler", "pre_classifier", "classifier", "span") and not (
-                {f"{module}.weight", f"{module}.bias"} & ours.keys()):
-            new.append(name)
-    return new
+    return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
+            if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & ours.keys()]
 
 
 def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
@@ -260,17 +258,6 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
                         f"config.json; {found}")
 
 
-def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises `UserError` with the names of the tensors that have values that are not finite."""
-    # The sum is tested first, because it needs no memory. If a value is not finite, the sum is not finite.
-    # The sum of large finite values may also overflow, so all values are tested in this case.
-    bad = [name for name, tensor in tensors.items()
-           if not tensor.sum().isfinite() and not tensor.isfinite().all()]
-    if bad:
-        raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is "
-                        "damaged, or the training that wrote it diverged: take an earlier checkpoint")
-
-
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
          dtype: torch.dtype | None = None, card: str | None = None) -> str:
     """Writes config.json, model.safetensors, README.md and the tokenizer's files. For a loaded model, it also
@@ -305,8 +292,9 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         if not tensor.isfinite().all():
             raise UserError(f"{name} holds values that are not finite numbers in {stored}; nothing was saved")
     if format == "hf":
-        state = {_stored_name(name, head == "encoder" and not prefix, config.architecture): tensor
-                 for name, tensor in state.items()}
+        bare = head == "encoder" and not prefix
+        state = {to_hf(f"encoder.{name}", config.architecture).removeprefix(f"{config.architecture}.") if bare
+                 else to_hf(name, config.architecture): tensor for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
     # All new files are complete on the disk before an old file is replaced. The old config.json is removed
@@ -325,20 +313,10 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+            fsync(path)
         (folder / "config.json").unlink(missing_ok=True)
         for path in sorted(written, key=lambda path: path == made / "config.json"):
             target = folder / path.relative_to(made)
             target.parent.mkdir(exist_ok=True)
             os.replace(path, target)
     return format
-
-
-def _stored_name(name: str, bare: bool, architecture: str) -> str:
-    """Hugging Face's name of a tensor in a file. `bare` means an encoder without a head, whose tensor names
-    have no prefix.
-    """
-    if not bare:
-        return to_hf(name, architecture)
-    return to_hf(f"encoder.{name}", architecture).removeprefix(f"{architecture}.")

@@ -44,9 +44,8 @@ def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: s
     library = "minibert" if form != "hf" else "sentence-transformers" if sentences else "transformers"
     parts = [f"---\nlibrary_name: {library}\npipeline_tag: {task}\n"
              f"tags:\n- minibert\n- {c.architecture}\n---\n\n# {name}\n\n"
-             f"This model is {what.format(D=c.hidden_size)}.\n\n| | |\n|---|---|\n{table}"]
-    if extra:
-        parts.append(extra.strip() + "\n")
+             f"This model is {what.format(D=c.hidden_size)}.\n\n| | |\n|---|---|\n{table}",
+             *([extra.strip() + "\n"] if extra else [])]
     texts = "[\"A text.\", \"Another, longer text.\"]"
     use = (f"vectors = minibert.embed(model, tokenizer, {texts})\n" if sentences else
            f"ids, segments = tokenizer.encode({texts})\noutput = model(minibert.pack(ids, segments))\n")

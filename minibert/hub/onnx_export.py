@@ -5,15 +5,15 @@ ids (S, T) and a mask. So `Padded` is exported: it has the same modules, but its
 rows. The export needs the `onnx` extra.
 """
 
+import contextlib
 import importlib
 import logging
 import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,17 +31,9 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version that torch writes without a conversion; LayerNormalization is one operator since 17
-# the shapes (S, T) of the batches with which an exported file is checked
-CHECKED = ((1, 1), (1, 20), (2, 7), (3, 2), (3, 20))
+# an exported file is checked with random batches: the lengths of their sequences, and the padded length
+CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # the tolerance of all fp32 comparisons; relative to the largest output if that is above 1
-
-
-class Quantization(NamedTuple):
-    """The settings of an int8 file. `reduce_range` is an argument of `quantize_file`. `judge` takes the path
-    of the file before it gets its final name, and raises `UserError` to refuse it.
-    """
-    reduce_range: bool
-    judge: Callable[[Path], None] | None = None
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -129,18 +121,14 @@ def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, .
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Random batches with the shapes in `CHECKED`. Their sequences have different lengths. With each batch
-    comes the length to which it is padded.
+    """Random batches with the lengths in `CHECKED`. With each batch comes the length to which it is padded.
     """
-    config, rng = model.config, np.random.default_rng(0)
+    config, rng, most = model.config, np.random.default_rng(0), model.config.max_positions
     made = []
-    for number, length in CHECKED:
-        length = min(length, config.max_positions)
-        lengths = [length, *rng.integers(1, length + 1, number - 1)]  # the first sequence has no padding
-        made.append((pack([rng.integers(config.vocab_size, size=n).tolist() for n in lengths],
-                          [rng.integers(max(1, config.segments), size=n).tolist() for n in lengths]), length))
-        if length < config.max_positions and number > 1:
-            made.append((made[-1][0], length + 1))  # the same batch with padding at the end of all rows
+    for lengths, padded in CHECKED:
+        ids, segments = ([rng.integers(below, size=min(n, most)).tolist() for n in lengths]
+                         for below in (config.vocab_size, max(1, config.segments)))
+        made.append((pack(ids, segments), min(padded, most)))
     return made
 
 
@@ -166,6 +154,20 @@ def packages():
     return onnx, onnxruntime
 
 
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Hides the warnings and log lines of other packages, which say nothing that helps the user."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def write_onnx(model: nn.Module, path: Path) -> None:
     """Writes the ONNX file in fp32 and does not check it. The file takes any batch size and any length up to
     the model's number of positions.
@@ -174,18 +176,10 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    # torch's warnings and log lines say nothing that helps the user, and the file is checked later
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
-                              output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
-                              opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
-    finally:
-        logger.setLevel(level)
+    with quiet("torch.onnx"):  # the file is checked later
+        torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
+                          output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
+                          opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
     proto = onnx.load(path)
     tidy(proto)
     onnx.save(proto, path)
@@ -234,14 +228,9 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # a warning recommends a graph optimisation that changes nothing here
-    try:
+    with quiet(""):  # a warning recommends a graph optimisation that changes nothing here
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
-    finally:
-        root.setLevel(level)
 
 
 def open_file(path: Path):
@@ -279,14 +268,16 @@ def deviation(model: nn.Module, path: Path) -> float:
 
 
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
-              int8: Quantization | None = None) -> float:
+              bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
-    model.onnx, or model_quantized.onnx with `int8`. Returns the `deviation` of the file from the model.
+    model.onnx, or model_quantized.onnx with weights of 8 or 7 `bits` (`quantize_file`). Returns the
+    `deviation` of the file from the model. `judge` takes the path of the quantised file before it gets its
+    final name, and raises `UserError` to refuse it.
 
     The fp32 file is checked in ONNX Runtime before any file gets its final name. So a model.onnx in `folder`
     is complete, and its outputs are those of the model. Raises `UserError` and writes nothing if the `onnx`
     extra is missing, the head is not in `OUTPUTS`, `transformers` does not support the model, a check fails,
-    or `int8.judge` raises `UserError`.
+    or `judge` raises `UserError`.
     """
     model = getattr(model, "_orig_mod", model).eval()  # the original model inside a compiled one
     config, head, folder = model.config, head_of(model), Path(folder)
@@ -304,13 +295,13 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
         if not apart <= TOLERANCE:
             raise UserError(f"model.onnx differs from the model by {apart:.1e} in ONNX Runtime, more than "
                             f"{TOLERANCE}; nothing was saved")
-        if int8 is not None:
+        if bits is not None:
             fp32, file = file, made / "model_quantized.onnx"
-            quantize_file(fp32, file, int8.reduce_range)
+            quantize_file(fp32, file, bits == 7)
             fp32.unlink()
             apart = deviation(model, file)
-            if int8.judge:
-                int8.judge(file)
+            if judge:
+                judge(file)
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions)
         (made / "config.json").write_text(text, encoding="utf-8")

@@ -1,5 +1,5 @@
-"""Cuts a smaller model out of a larger model, without training. The smaller model has the same head. It has
-fewer layers, a smaller feed-forward size, fewer positions or another vocabulary.
+"""Makes a smaller model from the weights of a larger model, without training. The smaller model has the same
+kind of head. It has fewer layers, a smaller feed-forward size, fewer positions or another vocabulary.
 
 The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
 takes much less time than training from random weights, because the model keeps the attention that the larger
@@ -23,7 +23,7 @@ from minibert.model.heads import build_encoder, encoder_of
 def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
     """A copy of the model that has only these layers (numbered from 0), in this order."""
     if not layers or not all(0 <= i < model.config.layers for i in layers):
-        raise UserError(f"layers {layers} are not among the {model.config.layers} of the model "
+        raise UserError(f"layers {layers} are not among the layers of the model "
                         f"(0 to {model.config.layers - 1})")
     whole = model.state_dict()
     weights = {name: tensor for name, tensor in whole.items() if not re.match(LAYER, name)}
@@ -35,7 +35,7 @@ def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
     return _like(model, weights, layers=len(layers))
 
 
-LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # the first part of the names of a layer's weights
+LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a layer's tensor
 
 
 @torch.no_grad()
@@ -64,12 +64,13 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
 
 @torch.no_grad()
 def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Module:
-    """A copy of the model with the vocabulary of another tokenizer.
+    """A copy of the model with the vocabulary of another tokenizer. `old` is the tokenizer of the model, and
+    `new` is the tokenizer of the copy.
 
-    If both vocabularies have a piece, its row in the word table is copied. In MobileBERT, the columns that
-    only the MLM head has are also copied. The old tokenizer divides any other piece into old pieces, and the
-    new row is the mean of their rows. The bias of the new piece in an MLM head is the smallest bias of these
-    old pieces, because a bias is roughly the log of a frequency.
+    If both vocabularies have a piece, its row in the word table is copied. The old tokenizer divides any
+    other piece into old pieces, and the new row is the mean of their rows. In MobileBERT, the extra columns
+    of the MLM head's table are computed in the same way. The bias of such a new piece in an MLM head is the
+    smallest bias of these old pieces, because a bias is roughly the log of a frequency.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)
@@ -102,12 +103,12 @@ def keep_positions(model: nn.Module, positions: int) -> nn.Module:
 
 
 def _prefix(model: nn.Module) -> str:
-    # the first part of the names of an encoder's weights
+    # the names of all tensors of the encoder start with this text
     return "" if isinstance(model, Encoder) else "encoder."
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # a model with the same head, a changed config and these weights
+    # returns a model with the same kind of head, a changed config and these weights
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))

@@ -28,10 +28,10 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 
 class FastLayer(nn.Module):
-    """`Layer` in eval mode. One matrix product computes q, k and v. The kernel of a product also computes the
-    activation if it supports this.
+    """A copy of a `Layer` for inference, with packed weights. One matrix product computes q, k and v.
 
-    `product(weight, bias, activation)` makes a module for one matrix product: a class of packed_linear.py.
+    `product(weight, bias, activation)` returns a module that computes one matrix product and the activation
+    (see packed_linear.py).
     """
 
     def __init__(self, layer: Layer, product):
@@ -45,7 +45,9 @@ class FastLayer(nn.Module):
         self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, D) -> the output of the layer (N, D), and its q, k and v (N, H, E each)."""
+        """Returns the output of the layer (N, D) for the hidden states `x` (N, D), and its q, k and v, each
+        (N, H, E).
+        """
         c = self.config
         q, k, v = self.qkv(x).unflatten(-1, (3, c.heads, c.head_size)).unbind(1)  # (N, H, E) each
         x = self.attention_norm(x + self.out(attend(q, k, v, batch).flatten(-2)))
@@ -63,7 +65,8 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """A copy of `model` for inference, with the same `forward(batch)`. Embeddings and heads are shared.
+    """A copy of `model` for inference, with the same `forward(batch)`. The copy shares the tensors of
+    embeddings and heads with `model`.
 
     `mode` is the arithmetic of the encoder's matrix products:
 
@@ -73,14 +76,14 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     - "int8", only on CPUs (`packed_linear.Int8`)
 
     The attribute `kernels` of the copy is a text that names the kernels. The copy cannot be trained or saved.
-    Raises `UserError` if the device does not support the mode. A mode is never emulated.
+    Raises `UserError` if the device does not support the mode. This function never emulates a mode.
     """
-    model = getattr(model, "_orig_mod", model)  # the model inside the wrapper of torch.compile
+    model = getattr(model, "_orig_mod", model)  # the model inside the wrapper, if torch.compile wraps it
     product, kernels = kernels_of(mode, next(model.parameters()).device)
     foreign = next((layer for layer in encoder_of(model).layers if not isinstance(layer, Layer)), None)
     if foreign is not None:
-        raise UserError("the fast mode knows the layers of BERT and DistilBERT, "
-                        f"not {type(foreign).__name__}")
+        raise UserError("a fast copy can be made of a BERT or DistilBERT only, and this model has layers of "
+                        f"the class {type(foreign).__name__}")
     # the copy shares the tensors of the model, without gradients
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared).eval()
@@ -118,5 +121,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """A matrix product in 16 bits, as under autocast. The weights are cast only once, here."""
+    """Makes a module for a matrix product in 16 bits, as under autocast. Its weights are cast once, when it
+    is made.
+    """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

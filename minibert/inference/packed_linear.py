@@ -1,10 +1,10 @@
 """Matrix products for inference, y = f(x W' + b). The weights are packed once.
 
-The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to
-y (N, out). It is made from a weight (out, in), a bias (out,) and the name of an activation or None. The
-modules have no gradient. A row of y depends only on the same row of x. The method `runs` of a class tests its
-operators: it returns False if this torch does not have them for this processor. For `Packed` it also tests
-that the numbers are right.
+The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to y
+(N, out). It is made from a weight (out, in), a bias (out,) and the name of an activation or None. The modules
+have no gradient. Row i of y depends only on row i of x. The method `runs` of a class tests if its operators
+can be used: it returns False if this torch has no such operators for this processor. For `Packed` it also tests
+if the results are correct.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from minibert.model.encoder import activation
 # plain product is faster. With AVX-512 oneDNN's packed product is always faster on AMD processors, because
 # MKL does not use AVX-512 there (docs/inference.md).
 FEW_TOKENS = 128
-TINY = torch.finfo(torch.float32).tiny
+TINY = torch.finfo(torch.float32).tiny  # the smallest scale, so that nothing is divided by 0
 
 
 class Plain(nn.Module):
@@ -42,7 +42,7 @@ class Plain(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
         return activation(self.activation, y) if self.activation else y
 
@@ -67,7 +67,8 @@ class Packed(Plain):
 
     @staticmethod
     def runs(dtype: torch.dtype = torch.float32) -> bool:
-        """Whether the operators run with weights of this precision and compute what `Plain` does."""
+        """Returns True if the operators run with weights of this precision and give the results of `Plain`.
+        """
         x, weight, bias = (t.to(dtype) for t in
                            (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
@@ -77,7 +78,7 @@ class Packed(Plain):
         return torch.allclose(y, Plain(weight, bias, "gelu")(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         if self.weight is not None and len(x) > FEW_TOKENS:
             return super().forward(x)
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias,
@@ -103,17 +104,17 @@ class HalfWeights(nn.Module):
 
     @staticmethod
     def runs() -> bool:
-        """Whether this torch has the operators for this processor."""
+        """Returns True if this torch has the operators for this processor."""
         return _has_fbgemm()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         y = torch.ops.quantized.linear_dynamic_fp16(x.contiguous(), self.packed)
         return activation(self.activation, y) if self.activation else y
 
 
 class Int8(nn.Module):
-    """Products of 8-bit integers with sums in 32 bits. x and y are fp32. A subclass has the operators.
+    """Products of 8-bit integers with sums in 32 bits. x and y are fp32. Each subclass has its own kernel.
 
     Weights are quantised once, with one scale for each row of W. Each token of x is quantised with its own
     scale, s = max |x| / 127, so tokens that are packed together cannot influence each other. The kernels
@@ -130,18 +131,19 @@ class Int8(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """round(W / scale), packed for the operators of the subclass, with one scale for each row of W."""
+        """Returns round(W / scale), packed for the kernel of the subclass. Each row of W has its own scale.
+        """
         raise NotImplementedError
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """round(x) W' for |x| <= 127, (N, in) -> (N, out) in fp32. This method may overwrite x."""
+        """Returns round(x) W' (N, out) in fp32 for x (N, in) with |x| <= 127. It may overwrite x."""
         raise NotImplementedError
 
     @classmethod
     @cache
     def runs(cls) -> bool:
-        """Whether this torch has the operators for this processor."""
+        """Returns True if this torch has the operators for this processor."""
         try:
             return cls.weight_range() > 0
         except (AttributeError, RuntimeError):
@@ -153,16 +155,16 @@ class Int8(nn.Module):
         """The largest absolute value of a quantised weight: 127, or 63 if the kernel of this processor would
         overflow with 127.
 
-        Without the dot-product instructions (VNNI) a kernel adds two products of 8-bit numbers in 16 bits.
-        16 bits can hold 2 x 255 x 63, but not 2 x 255 x 127. In an overflow the kernel gives the largest
-        16-bit number and no error. A test product finds if the kernel overflows.
+        Without the dot-product instructions (VNNI) a kernel adds two products of 8-bit numbers in 16 bits. 16
+        bits can hold 2 x 255 x 63, but not 2 x 255 x 127. In an overflow the kernel uses the largest 16-bit
+        number and reports no error. This method computes a test product to find out if the kernel overflows.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
         return 127 if torch.equal(cls.product(x, cls.pack(weight, torch.ones(8))), expected) else 63
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
+        """Maps x (N, in) to y (N, out)."""
         s = x.abs().amax(-1, keepdim=True).clamp(min=TINY * 127) / 127  # (N, 1)
         y = torch.addcmul(self.bias, self.product(x / s, self.packed), s)
         return activation(self.activation, y) if self.activation else y
@@ -175,7 +177,7 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """The quantised weight, packed for FBGEMM."""
+        """Returns the quantised weight, packed for FBGEMM."""
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
@@ -187,7 +189,7 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """The kernel rounds x to integers. It needs unsigned integers, so the integer 128 means 0."""
+        """Returns round(x) W'. The kernel rounds x to unsigned integers, and the integer 128 means 0."""
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x.contiguous(), 1.0, 128, packed)
 
@@ -203,15 +205,15 @@ class OneDnnInt8(Int8):
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
         """Returns the packed integers of the weight, their scales and their zero points."""
-        # torch.quantize_per_channel, which packs for FBGEMM, also multiplies by 1 / scale: same rounding
+        # Multiplying by 1 / scale gives the same integers as torch.quantize_per_channel in `FbgemmInt8`.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """The method rounds x to integers, because the kernel does not."""
-        x = x.add_(128).round_().to(torch.uint8)  # FBGEMM also adds before it rounds
+        """Returns round(x) W'. This method rounds x to integers, because the kernel does not round."""
+        x = x.add_(128).round_().to(torch.uint8)  # FBGEMM also adds 128 before it rounds
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")
 
@@ -221,8 +223,8 @@ def best_int8() -> type[Int8] | None:
     """The int8 kernel for this processor, or None if no int8 kernel runs.
 
     FBGEMM and oneDNN give the same numbers. Without AMX, FBGEMM is used if it runs, because oneDNN is not
-    faster there (docs/inference.md). With AMX both are timed once, in some milliseconds, and the faster one
-    is used.
+    faster there (docs/inference.md). With AMX this function measures both once, in some milliseconds, and
+    returns the faster one.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

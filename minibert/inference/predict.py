@@ -1,5 +1,5 @@
-"""Inference on many texts. Texts are sorted by length and packed into batches with a limited number of
-tokens. The results are in the order of the texts.
+"""Inference on many texts. The texts are sorted by length and packed into batches with a limited number of
+tokens. The results have the order of the given texts.
 """
 
 import sys
@@ -18,7 +18,7 @@ from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
 from minibert.model.sentences import pooling_of
 
-MICRO_TOKENS = 4096
+MICRO_TOKENS = 4096  # the default limit for the number of tokens in a batch
 
 
 def where_it_is(model: nn.Module) -> Runtime:
@@ -31,8 +31,9 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
     """The outputs of the model for all examples, in fp32 and in the order of the examples.
 
-    The result is (n, K) for n examples. A span head has one row for each token: (N, 2). After every forward
-    pass, `progress` is called with the number of its tokens.
+    The result is (n, K) for n examples. For a span model it has one row for each token of all examples: (N,
+    2). A batch has at most `micro_tokens` tokens, or it has one example. After each batch, `progress` is
+    called with the number of tokens in the batch.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -54,8 +55,8 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
     """Checks and encodes texts: a list of texts, a list of (text, pair), or two lists.
 
-    Raises `UserError` if an element is not a text, and names its index. Raises `UserError` if a model with
-    this `config` cannot read the texts.
+    Raises `UserError` if an element is not a text; the message has the index of this element. Also raises
+    `UserError` if a model with this `config` cannot read the texts.
     """
     texts, pairs = as_texts(texts, "texts"), None if pairs is None else as_texts(pairs, "pairs")
     if pairs is None and texts and isinstance(texts[0], (tuple, list)):
@@ -74,7 +75,9 @@ def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: 
 
 
 def as_texts(given, name: str) -> list:
-    """`given` as a list. Raises `UserError` if it is no list of texts, for example one text or a dict."""
+    """`given` as a list. Raises `UserError` if `given` is not a list of texts, for example if it is one text
+    or a dict.
+    """
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
         raise UserError(f"{name} is a {type(given).__name__}, and must be a list of texts")
     return list(given)
@@ -85,11 +88,11 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
             runtime: Runtime | None = None) -> np.ndarray:
     """Logits (n, K) of a classifier for n texts or pairs of texts. A regression model gives scores (n, 1).
 
-    A pair is (text, pair) in `texts`, or `pairs` has the second text of each pair. `model.config.labels`
-    names the classes. If `model.config.problem_type` is multi_label_classification, the sigmoid of a logit is
-    the probability of its label. Texts longer than `max_length` tokens are cut; by default, `max_length` is
-    the number of positions of the model. Raises `UserError` if the model is no classifier, or if an element
-    is not a text.
+    Pairs can be given in two ways: as tuples (text, pair) in `texts`, or with the second texts in `pairs`.
+    `model.config.labels` has the names of the classes. If `model.config.problem_type` is
+    multi_label_classification, the sigmoid of a logit is the probability of its label. Texts longer than
+    `max_length` tokens are cut; by default, `max_length` is the number of positions of the model. Raises
+    `UserError` if the model is no classifier, or if an element is not a text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -103,7 +106,8 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
 @torch.no_grad()
 def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
                runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
-    """For each [MASK] of a text or a pair of texts: the `best` most likely pieces with their probabilities.
+    """For each [MASK] of a text or a pair of texts, a list of the most likely pieces with their
+    probabilities. A list has `best` pieces.
 
     Raises `UserError` if the text has no [MASK], or if it has more tokens than the model has positions.
     """
@@ -128,13 +132,13 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | No
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """One vector (n, D) for each text. The files of sentence-transformers in the folder of the model say how
-    it is computed.
+    """The sentence vectors (n, D) of n texts. The files of sentence-transformers in the folder of the model
+    say how a vector is computed.
 
     If the folder has no such files, a vector is the mean of the last hidden states of all tokens, [CLS] and
     [SEP] included (Reimers and Gurevych 2019, section 3), scaled to length 1. Texts longer than `max_length`
     tokens are cut. By default, `max_length` is the limit in the files, and at most the number of positions of
-    the model. Raises `UserError` if the files ask for something that is not supported here.
+    the model. Raises `UserError` if the files ask for something that minibert does not support.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)

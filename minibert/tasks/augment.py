@@ -1,22 +1,19 @@
 """TinyBERT's data augmentation (Jiao et al. 2019, section 3.2, algorithm 1): copies of a text in which some
 words are replaced.
 
-Some words are one piece of the vocabulary. The candidates of such a word are the K words to which a masked
-language model gives the highest probability at its position. The candidates of any other word are the K words
-with the most similar word vectors. In each of N_a copies, each word is replaced with probability p by one of
-its candidates.
+A word that is one piece of the vocabulary is replaced by one of the K words to which a masked language model
+gives the highest probability at its position. In each of N_a copies, each word is replaced with probability
+p. note: the paper replaces words of several pieces by their neighbours in GloVe. Here they are not replaced.
 
 As in the original code, a word is replaced only if it consists of letters and is not a stop word. The model
 reads the text with masked words, and then the unchanged text as the second text. So the candidates have
 meanings that fit the text. The candidates of each text are computed once. note: algorithm 1 computes new
-candidates in each of the N_a rounds, from the text in which words are already replaced. It needs N_a times
-the work, and each round moves the text further from its meaning. The original code masks one word at a time.
-Here up to 15 % of the pieces of a text are masked at once, as in pre-training. About 14 of 15 candidates are
-the same in both ways. A candidate is never a stop word or the word itself.
+candidates in each of the N_a rounds, from the text in which words are already replaced. The original code
+masks one word at a time. Here up to 15 % of the pieces of a text are masked at once, as in pre-training;
+about 14 of 15 candidates are the same in both ways. A candidate is never a stop word or the word itself.
 """
 
 import re
-import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -26,28 +23,38 @@ import numpy as np
 import torch
 from torch import nn
 
-from minibert.common.console import clock
+from minibert.common.console import Progress
 from minibert.common.randomness import uniform
 from minibert.common.runtime import Runtime
 from minibert.data.examples import make_examples
-from minibert.model.batch import groups
 from minibert.data.tokenizer import Tokenizer
 from minibert.inference.predict import MICRO_TOKENS
+from minibert.model.batch import groups
 from minibert.tasks.specs import Example
-from minibert.tasks.word_vectors import STOP_WORDS, Vectors, is_word, nearest
 
 BLOCK = 128  # the number of rows whose candidates are computed together
 MASK_SHARE = 0.15  # the largest share of the pieces of a text that are masked in one pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # this pattern matches no part of b2b or snake_case
+# function words, and the parts of "don't" or "it's" before and after the apostrophe
+STOP_WORDS = frozenset("""
+a about above after again against ain all am an and any are aren as at be because been before being below
+between both but by can could couldn d did didn do does doesn doing don down during each few for from further
+had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it its
+itself just ll m may me might mightn more most must mustn my myself needn no nor not now o of off on once
+only or other our ours ourselves out over own re s same shall shan she should shouldn so some such t than
+that the their theirs them themselves then there these they this those through to too under until up ve very
+was wasn we were weren what when where which while who whom why will with won would wouldn y you your yours
+yourself yourselves
+""".split())
 
 
 class Text(NamedTuple):
     """A text, its w replaceable words, and the candidates of these words."""
 
     text: str
-    spans: np.ndarray  # (w, 2) the positions of the words in the text
-    candidates: np.ndarray  # (w, K) int32, indices into `candidate_words`; -1: the word has fewer candidates
+    spans: list[tuple[int, int]]  # the positions of the words in the text
+    candidates: list[list[str]]
 
 
 class Query(NamedTuple):
@@ -58,60 +65,45 @@ class Query(NamedTuple):
     words: list[int]  # for each masked position, the number of its word
 
 
-def candidate_words(tokenizer: Tokenizer, vectors: Vectors) -> list[str]:
-    """The words that `Text.candidates` points to: the pieces of the vocabulary, then the words that have a
-    vector.
-    """
-    return [*tokenizer.vocabulary, *vectors.words]
-
-
-def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, vectors: Vectors,
-                    runtime: Runtime, k: int = 15, micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """The texts with their replaceable words and K candidates for each word. Words without candidates are
-    left out.
+def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
+                    micro_tokens: int = MICRO_TOKENS) -> list[Text]:
+    """The texts with their replaceable words of one piece, and K candidates for each word.
 
     `model` has an MLM head and is frozen on the runtime's device. The model reads each text twice in one
     sequence. A text that is too long for this is divided into parts.
     """
     room = (model.config.max_positions - 3) // 2
-    found, queries, rare, words = [], [], [], 0
+    found, queries, words = [], [], 0
     for text, encoding in zip(texts, tokenizer.backend.encode_batch(texts, add_special_tokens=False)):
-        spans = replaceable(text)
-        pieces = {span: i for i, span in enumerate(encoding.offsets) if encoding.ids[i] != tokenizer.unk_id}
-        single = [(pieces[span], words + i) for i, span in enumerate(spans) if span in pieces]
-        rare += [(text[slice(*span)], words + i) for i, span in enumerate(spans) if span not in pieces]
-        queries += queries_of(encoding.ids, single, room)
-        found.append((text, spans))
+        places = {span: i for i, span in enumerate(encoding.offsets)
+                  if encoding.ids[i] != tokenizer.unk_id}
+        spans = [span for span in replaceable(text) if span in places]
+        queries += queries_of(encoding.ids, [(places[span], words + i) for i, span in enumerate(spans)], room)
+        found.append((text, spans, range(words, words + len(spans))))
         words += len(spans)
+    candidates = predicted(queries, model, tokenizer, runtime, k, micro_tokens)
+    return [Text(text, spans, [candidates[i] for i in numbers]) for text, spans, numbers in found]
 
-    table = np.full((words, k), -1, np.int32)
-    fill_candidates(table, queries, model, tokenizer, runtime, micro_tokens)
-    if rare:
-        distinct = list(dict.fromkeys(word for word, _ in rare))
-        numbers = dict(zip(distinct, nearest(vectors, distinct, k)))
-        for word, i in rare:
-            table[i] = np.where(numbers[word] < 0, -1, numbers[word] + len(tokenizer.vocabulary))
-    made, ends = [], np.cumsum([0, *(len(spans) for _, spans in found)])
-    for (text, spans), (start, end) in zip(found, pairwise(ends)):
-        known = table[start:end, 0] >= 0
-        made.append(Text(text, np.array(spans, np.int64).reshape(-1, 2)[known], table[start:end][known]))
-    return made
+
+def is_word(text: str) -> bool:
+    """Whether a text is a word that may be replaced: it has at least two characters, all of them are letters,
+    and it is not a stop word.
+    """
+    return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
     """The positions of the replaceable words: words of letters that are not stop words.
 
-    note: `re` does not count a combining mark as part of a word. So `WORD` alone would split words of Hindi,
-    or words with decomposed accents. Words beside a combining mark are not replaced.
+    `re` does not count a combining mark as part of a word, so `WORD` alone would split words of Hindi. Words
+    beside a combining mark are not replaced.
     """
-    found = []
-    for match in WORD.finditer(text):
-        start, end = match.span()
-        beside = text[max(0, start - 1):start] + text[end:end + 1]
-        marked = any(unicodedata.category(c)[0] == "M" for c in beside)
-        if match[0].lower() not in STOP_WORDS and not marked:
-            found.append((start, end))
-    return found
+    def marked(neighbour: str) -> bool:
+        return unicodedata.category(neighbour or " ")[0] == "M"
+    return [match.span() for match in WORD.finditer(text)
+            if match[0].lower() not in STOP_WORDS
+            and not marked(text[max(0, match.start() - 1):match.start()])
+            and not marked(text[match.end():match.end() + 1])]
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
@@ -132,14 +124,12 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 
 
 @torch.no_grad()
-def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, tokenizer: Tokenizer,
-                    runtime: Runtime, micro_tokens: int) -> None:
-    """Computes, for each masked word, the K words with the highest probability, and writes them into its row
-    of `table` (words, K).
-    """
+def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
+              micro_tokens: int) -> dict[int, list[str]]:
+    """For the number of each masked word, the K words with the highest probability at its place."""
     if not queries:
-        return
-    cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+        return {}
+    cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}
     ids = [cls + query.ids + sep + query.ids + sep for query in queries]
     segments = [[0] * (len(query.ids) + 2) + [1] * (len(query.ids) + 1) for query in queries]
     for sequence, query in zip(ids, queries):
@@ -147,12 +137,11 @@ def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, t
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
     # (V,); "film" and "Film" have the same number, and a piece that is not a word has -1
-    spelling = np.full(model.config.vocab_size, -1)
+    spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
         if is_word(piece):
             spelling[i] = first.setdefault(piece.casefold(), i)
-    spelling = torch.from_numpy(spelling).to(runtime.device)
     for group in groups(examples.lengths, micro_tokens):
         batch = examples.batch(group).to(runtime.device)
         together = [queries[i] for i in group]
@@ -164,12 +153,15 @@ def fill_candidates(table: np.ndarray, queries: list[Query], model: nn.Module, t
             last = model.encoder(batch)[rows.to(runtime.device)]  # the MLM head reads masked tokens only
             logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
         logits = logits.masked_fill_((spelling < 0) | (spelling == own[:, None]), -torch.inf)
-        best = logits.topk(table.shape[1])
-        numbers = best.indices.masked_fill(best.values == -torch.inf, -1)
-        table[[word for query in together for word in query.words]] = numbers.cpu().numpy()
+        best = logits.topk(k)
+        for word, numbers, values in zip((word for query in together for word in query.words),
+                                         best.indices.tolist(), best.values.tolist()):
+            found[word] = [tokenizer.id_to_piece(i) for i, value in zip(numbers, values)
+                           if value > -np.inf]
+    return found
 
 
-def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[str]:
+def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
     """`n` copies of a text. In each copy, each word is replaced with probability p by one of its candidates.
 
     The random numbers depend on `key` alone. The text between the words does not change. The new word gets
@@ -177,51 +169,46 @@ def copies(text: Text, names: list[str], n: int, p: float, *key: int) -> list[st
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, w)
-    counts = (text.candidates >= 0).sum(1)  # (w,)
-    chosen = (uniform(*key, round_number, words, 1) * counts).astype(np.int64)  # (n, w)
+    counts = np.array([len(found) for found in text.candidates])  # (w,)
+    chosen = uniform(*key, round_number, words, 1) * counts  # (n, w)
     made = []
     for turn in range(n):
-        copy, end = [], 0
-        for word in np.flatnonzero(replaced[turn]):
-            start, next_end = text.spans[word].tolist()
-            new = names[text.candidates[word, chosen[turn, word]]]
-            copy += [text.text[end:start], in_case_of(text.text[start:next_end], new)]
+        copy, end = "", 0
+        for word in np.flatnonzero(replaced[turn] & (counts > 0)):
+            start, next_end = text.spans[word]
+            new = text.candidates[word][int(chosen[turn, word])]
+            copy += text.text[end:start] + in_case_of(text.text[start:next_end], new)
             end = next_end
-        made.append("".join([*copy, text.text[end:]]))
+        made.append(copy + text.text[end:])
     return made
 
 
 def in_case_of(old: str, new: str) -> str:
-    """The new word in the case of the old word: in lower case, with a capital first letter, or in capitals.
-    """
+    """The new word in the case of the old word: as it is, with a capital first letter, or in capitals."""
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
 
 
-def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], names: list[str], n: int, p: float,
-            seed: int, report: Callable[[str], None] | None = print) -> Iterator[Example]:
+def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int, p: float,
+            seed: int) -> Iterator[Example]:
     """Yields each row, and after it up to `n` different variants of the row with the same id and label.
 
-    `find` is `with_candidates` with all arguments set except the texts. `names` are the `candidate_words`.
-    The two texts of a pair are changed independently. `report` gets a line after every block. note: the
-    original code pairs every variant of the second text with the last variant of the first text.
+    `find` is `with_candidates` with all arguments set except the texts. The two texts of a pair are changed
+    independently. note: the original code pairs every variant of the second text with the last variant of the
+    first text.
     """
-    begun = time.perf_counter()
+    progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):
         block = rows[start:start + BLOCK]
         texts = list(dict.fromkeys(text for row in block for text in columns_of(row)))
         found = dict(zip(texts, find(texts)))
         for number, row in enumerate(block, start):
-            varied = zip(*(copies(found[text], names, n, p, seed, number, column)
+            varied = zip(*(copies(found[text], n, p, seed, number, column)
                            for column, text in enumerate(columns_of(row))))
             for columns in dict.fromkeys([columns_of(row), *varied]):
                 yield Example(row.id, columns[0], columns[1] if row.pair is not None else None, row.label)
-        if report:
-            done = start + len(block)
-            rate = done / (time.perf_counter() - begun)
-            report(f"{done:,} of {len(rows):,} examples, {rate:.1f} a second, "
-                   f"{clock((len(rows) - done) / rate)} left")
+        progress(len(block))
 
 
 def columns_of(row: Example) -> tuple[str, ...]:

@@ -9,58 +9,43 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from minibert.common.console import say
-from minibert.common.disk import disk_errors, fsync, read_text
+from minibert.common.disk import disk_errors, read_text
 from minibert.common.errors import UserError
 from minibert.data.text import hash_share
 from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
 DEV_SHARE = 0.1  # the share of a csv file's rows that is the dev split if there is no dev file
-MANY = 20  # more classes than this are an error if the labels are numbers or mostly different
-
-# the column names of (text, pair) in a csv file; the first entry whose columns all exist is used
-TEXT_COLUMNS = (("text", "pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
-                ("question1", "question2"), ("question", "sentence"), ("text", None), ("sentence", None))
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
     """Reads a csv file, or a .tsv file, whose columns are separated by tabs. Returns its task and examples.
     If `task` is given, the labels must be labels of this task.
 
-    The header must name the column `text` and optionally `pair`, or other columns of `TEXT_COLUMNS`. The
-    header must also name a column `label` or `score`. Labels are any words, and their classes are numbered in
-    sorted order. Scores are any numbers. A column `id` is kept, and other columns are ignored. If the column
-    `label` has numbers with a decimal point, they are read as scores, as in run_glue.py of transformers.
-    Quotes follow the csv standard, also in a .tsv file, so a quoted text may contain line ends. If `task` is
-    given, the label column may be missing, for predictions.
+    The header must name the column `text`, optionally `pair`, and a column `label` or `score`. Labels are any
+    words, scores any numbers. A column `id` is kept, and other columns are ignored. If the column `label` has
+    numbers with a decimal point, they are read as scores, as in run_glue.py of transformers. Quotes follow
+    the csv standard, also in a .tsv file. If `task` is given, the label column may be missing.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
-    columns = next((pair for pair in TEXT_COLUMNS if all(name in names for name in pair if name)), None)
-    if columns is None:
-        between = "tabs" if _delimiter(path) == "\t" else "commas"
-        raise UserError(f"{path}, line 1: the header must name a column 'text'; it is: {', '.join(names)}"
-                        + f"; {between} separate columns" * (len(names) == 1))
+    if "text" not in names:
+        raise UserError(f"{path}, line 1: the header must name a column 'text'; it is: {', '.join(names)}")
     answers = [name for name in ("label", "score") if name in names]
-    if task is None and len(answers) != 1:
-        raise UserError(f"{path}, line 1: the header must name one column 'label' or 'score', "
-                        f"and names {'both' if answers else 'neither'}: {', '.join(names)}")
     if task is None:
+        if len(answers) != 1:
+            raise UserError(f"{path}, line 1: the header must name one column 'label' or 'score', "
+                            f"and names {'both' if answers else 'neither'}: {', '.join(names)}")
         task = _csv_task(path, answers[0], rows)
-    answer = "score" if task.kind == "score" else "label"
-    if task.kind == "score" and answers == ["label"] and _are_scores(row["label"] for _, row in rows):
-        answer = "label"
-    if answers and answer not in answers:
-        raise UserError(f"{path}, line 1: the header names {answers[0]!r} where {task.name} has {answer!r}")
+    answer = "score" if "score" in answers and task.kind == "score" else answers[0] if answers else None
     examples = []
     for number, row in rows:
         where = f"{path}, line {number}"
-        for name in filter(None, columns):
-            if not row[name].strip():
+        for name in ("text", "pair", answer):
+            if not row.get(name, "-").strip():
                 raise UserError(f"{where}: the column {name!r} is empty")
-        label = label_of(row[answer].strip(), task, where) if answers else None
-        examples.append(Example(row.get("id") or str(number), row[columns[0]],
-                                row[columns[1]] if columns[1] else None, label))
+        label = label_of(row[answer].strip(), task, where) if answer else None
+        examples.append(Example(row.get("id") or str(number), row["text"], row.get("pair"), label))
     return task, examples
 
 
@@ -70,25 +55,20 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
     A text with tabs, quotes or line ends is quoted by the rules of csv. The file is complete or does not
     exist. Returns the number of examples.
     """
-    partial = path.with_name(path.name + ".partial")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(partial, "w", encoding="utf-8", newline="")
-    written = 0
+    partial, written = path.with_name(path.name + ".partial"), 0
     try:
-        with file:
-            writer = csv.writer(file, delimiter=_delimiter(path), lineterminator="\n")
-            for row in examples:
-                texts = [row.text] if row.pair is None else [row.text, row.pair]
-                label = repr(row.label) if task.kind == "score" else task.words[row.label]
-                with disk_errors(path):
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, delimiter=_delimiter(path), lineterminator="\n")
+                for row in examples:
+                    texts = [row.text] if row.pair is None else [row.text, row.pair]
                     if not written:
                         answer = "score" if task.kind == "score" else "label"
                         writer.writerow(["id", *("text", "pair")[:len(texts)], answer])
+                    label = repr(row.label) if task.kind == "score" else task.words[row.label]
                     writer.writerow([row.id, *texts, label])
-                written += 1
-        with disk_errors(path):
-            fsync(partial)
+                    written += 1
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -98,10 +78,8 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """The task, the training examples and the dev examples of a csv file. Without a `dev` file, a tenth of
-    the rows is the dev split.
-
-    A hash of its text decides in which split a row is. So equal texts are in the same split, and new rows do
-    not move old rows to another split.
+    the rows is the dev split. A hash of its text decides in which split a row is, so equal texts are in the
+    same split.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -131,31 +109,29 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """
     csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
-    names, rows, start = None, [], 1
+    names, rows, start = [], [], 1
     try:
         for values in reader:
-            blank = not any(value.strip() for value in values)
-            if names is None and not blank:
-                names = [name.strip().lower() for name in values]
-                named = [name for name in names if name]
-                if len(set(named)) < len(named):
-                    raise UserError(f"{path}, line {start}: a column name is there twice: {', '.join(named)}")
-            elif not blank:
-                if not any(value.strip() for value in values[len(names):]):
-                    values = values[:len(names)]
-                if len(values) != len(names):
-                    comma = len(values) > len(names) and _delimiter(path) == ","
-                    raise UserError(f"{path}, line {start} has {len(values)} columns instead of "
-                                    f"{len(names)}: {', '.join(names)}"
-                                    + "; a text that holds a comma is put in quotes" * comma)
-                rows.append((start, {name: value for name, value in zip(names, values) if name}))
+            if any(value.strip() for value in values):
+                if not names:
+                    names = [value.strip().lower() for value in values]
+                else:
+                    while len(values) > len(names) and not values[-1].strip():
+                        values.pop()
+                    if len(values) != len(names):
+                        raise UserError(f"{path}, line {start} has {len(values)} columns instead of "
+                                        f"{len(names)}: {', '.join(names)}; texts with commas need quotes")
+                    rows.append((start, {name: value for name, value in zip(names, values) if name}))
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {start}: not valid csv ({error}); a field that holds a quote is "
                         'quoted, and its quote doubled: "so ""it"" is"') from None
     if not rows:
         raise UserError(f"{path} holds no rows")
-    return named, rows
+    names = [name for name in names if name]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: a column name is there twice: {', '.join(names)}")
+    return names, rows
 
 
 def _delimiter(path: Path) -> str:
@@ -166,31 +142,17 @@ def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
     """The task of a csv file. `answer` is the name of its label column, "score" or "label". The classes are
     the words in the column "label", in sorted order. The training settings are those for GLUE.
     """
-    if answer == "label":
-        for number, row in rows:
-            if not row["label"].strip():
-                raise UserError(f"{path}, line {number}: the column 'label' is empty")
-        if _are_scores(row["label"] for _, row in rows):
-            say(f"{path}: the labels are numbers with a point, so they are learned as scores; write them "
-                "without a point, or as words, to have classes")
-            answer = "score"
+    labels = tuple(sorted({row[answer].strip() for _, row in rows}))
+    # numbers, at least one with a decimal point
+    if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
+        say(f"{path}: the labels are numbers with a point, so they are learned as scores; write them "
+            "without a point, or as words, to have classes")
+        answer = "score"
     if answer == "score":
         return Task(path.name, (), (), ("pearson", "spearman"), kind="score")
-    labels = tuple(sorted({row["label"].strip() for _, row in rows}))
     if len(labels) < 2:
         raise UserError(f"{path}: every label is {labels[0]!r}; there must be at least two")
-    if len(labels) > MANY and (all(map(_is_number, labels)) or len(labels) > len(rows) / 2):
-        what = "numbers" if all(map(_is_number, labels)) else "labels"
-        raise UserError(f"{path}: the column 'label' holds {len(labels)} different {what} in {len(rows):,} "
-                        "rows; name the column 'score' if they are scores; for classes, give each a name "
-                        "that is no number, and more than one row")
     return Task(path.name, labels, labels, ("accuracy", "matthews"))
-
-
-def _are_scores(labels: Iterable[str]) -> bool:
-    """Whether all labels are numbers, and at least one has a decimal point."""
-    labels = list(labels)
-    return all(map(_is_number, labels)) and any("." in label for label in labels)
 
 
 def _is_number(text: str) -> bool:

@@ -1,173 +1,201 @@
-"""Downloads the official files of the data sets, checks the sha256 of each file, and unpacks the archives.
+"""The public data sets: their files, addresses, sizes, sha256 and terms of use, and their download.
 
-A file is written as NAME.partial and gets its final name only if its sha256 is right. An archive is unpacked
-into a hidden folder that is renamed at the end. So every file or folder with its final name is complete. The
-sha256 of every file is known, so it does not matter from which address a file comes, and one address uses
-http without encryption. The sha256 proves that an archive is the one of its authors, so Python's own
-functions may unpack it without more checks.
+Every file has a known sha256, so it does not matter from which address it comes. An archive is unpacked into
+a hidden folder that is renamed at the end. So every file or folder with its final name is complete.
 """
 
+import errno
 import http.client
 import os
 import shutil
 import sys
 import tarfile
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from minibert.common.console import Progress
-from minibert.common.disk import disk_errors, place_for, sha256_of, writing
+from torch.hub import download_url_to_file
+
+from minibert.common.disk import disk_errors, place_for, sha256_of
 from minibert.common.errors import UserError
-from minibert.tasks.datasets import DATA_SETS, GLUE, File
-
-CHUNK = 1 << 16
-TIMEOUT = 30  # an attempt ends if no byte arrives for this number of seconds
-ATTEMPTS = 4  # the number of attempts for each address
-PAUSE = 1.0  # the pause before the second attempt in seconds; each later pause is twice as long
-USER_AGENT = "Mozilla/5.0 (compatible; minibert)"  # wikitext.smerity.com refuses the default name of urllib
+from minibert.tasks.specs import GLUE_URL, TASKS
 
 
-def download(names: Iterable[str], out: str | Path, base_url: str | None = None) -> None:
+class File(NamedTuple):
+    """One file: its path in the output folder, its size in bytes, its sha256, and its addresses, the best
+    address first.
+
+    If the file is an archive, `folder` is the folder inside the archive that is unpacked beside it.
+    """
+    path: str
+    size: int
+    sha256: str
+    urls: tuple[str, ...]
+    folder: str = ""
+
+
+class DataSet(NamedTuple):
+    """One data set: its description, its owner and terms of use if they are known, and its files."""
+    what: str
+    terms: str
+    files: tuple[File, ...]
+
+
+def _glue(task: str, size: int, sha256: str) -> tuple[File, ...]:
+    url = TASKS[task].download.split()[0]
+    return File(f"glue_data/{Path(url).name}", size, sha256, (url,), TASKS[task].folder),
+
+
+def _plain(folder: str, url: str, size: int, sha256: str) -> File:
+    return File(f"{folder}/{Path(url).name}", size, sha256, (url,))
+
+
+SENTEVAL_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
+SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
+# the website of WikiText's author; the first address, an S3 bucket, does not exist any more
+SMERITY_URL = "https://wikitext.smerity.com/"
+HUB_URL = "https://huggingface.co/datasets/"
+
+# The sizes and sha256 are those in dataset_infos.json of Hugging Face datasets (@040102f1).
+DATA_SETS = {
+    "cola": DataSet("GLUE CoLA, acceptability", "sentences from linguistics books, for research", _glue(
+        "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
+    "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
+        "sst2", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
+    # These are Microsoft's files, whose test set has labels. mrpc_dev_ids.tsv lists the pairs of the dev
+    # split, and official_files.py uses it to divide Microsoft's training file into train and dev.
+    "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
+        _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_train.txt", 1_047_044,
+               "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
+        _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_test.txt", 441_275,
+               "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784"),
+        _plain("glue_data/MRPC", GLUE_URL + "mrpc_dev_ids.tsv", 6_222,
+               "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7"))),
+    "stsb": DataSet("GLUE STS-B, similarity", "mixed, mostly CC BY-SA 4.0 (its LICENSE.txt)", _glue(
+        "stsb", 802_872, "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85")),
+    "qqp": DataSet("GLUE QQP, duplicate questions", "Quora's terms, not commercial", _glue(
+        "qqp", 41_696_084, "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0")),
+    "mnli": DataSet("GLUE MNLI, entailment", "OANC licence, some CC BY(-SA) 3.0 fiction", _glue(
+        "mnli", 312_783_507, "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633")),
+    "qnli": DataSet("GLUE QNLI v2, answers in sentences", "CC BY-SA 4.0, made from SQuAD", _glue(
+        "qnli", 10_627_589, "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5")),
+    "rte": DataSet("GLUE RTE, entailment", "for research", _glue(
+        "rte", 697_150, "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee")),
+    "wnli": DataSet("GLUE WNLI, pronouns", "CC BY 4.0", _glue(
+        "wnli", 28_999, "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46")),
+    "ax": DataSet("GLUE AX, diagnostics for MNLI models", "no licence stated", (
+        File("glue_data/diagnostic/diagnostic.tsv", 222_257,
+             "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd", (GLUE_URL + "AX.tsv",)),)),
+    "imdb": DataSet("IMDb reviews, sentiment", "Maas et al. 2011, for research with citation", (
+        File("aclImdb_v1.tar.gz", 84_125_825,
+             "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
+             (TASKS["imdb"].download,), TASKS["imdb"].folder),)),
+    "squad": DataSet("SQuAD 1.1, answer spans", "CC BY-SA 4.0", (
+        _plain("squad", SQUAD_URL + "train-v1.1.json", 30_288_272,
+               "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955"),
+        _plain("squad", SQUAD_URL + "dev-v1.1.json", 4_854_279,
+               "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9"))),
+    "wikitext-2": DataSet("WikiText-2 raw, articles", "Wikipedia, CC BY-SA", (
+        File("wikitext-2-raw-v1.zip", 4_721_645,
+             "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+             (SMERITY_URL + "wikitext-2-raw-v1.zip",
+              HUB_URL + "ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip"), "wikitext-2-raw"),)),
+    "wikitext-103": DataSet("WikiText-103 raw, articles", "Wikipedia, CC BY-SA", (
+        File("wikitext-103-raw-v1.zip", 191_984_949,
+             "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+             (SMERITY_URL + "wikitext-103-raw-v1.zip",
+              HUB_URL + "mattdangerw/wikitext-103-raw/resolve/main/wikitext-103-raw-v1.zip"),
+             "wikitext-103-raw"),)),
+}
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax")
+
+
+def listing() -> str:
+    """One line for each name: the size of the download, its description, its terms of use and its source."""
+    lines = {"glue": (sum(file.size for name in GLUE for file in DATA_SETS[name].files),
+                      f"all of GLUE: {', '.join(GLUE)}")}
+    for name, data in DATA_SETS.items():
+        host = urlsplit(data.files[0].urls[0]).hostname
+        lines[name] = sum(file.size for file in data.files), f"{data.what}; {data.terms}; {host}"
+    return "\n".join(f"{name:13}{size / 1e6:7.2f} MB  {what}" for name, (size, what) in lines.items())
+
+
+def download(names: Iterable[str], out: str | Path) -> None:
     """Downloads the data sets `names` into `out`, in the folders of the official downloads. `glue` means all
     data sets of GLUE.
 
-    Folders that are not empty and files with the right sha256 are kept. `base_url` replaces the scheme and
-    the host of every address. Prints one line for each file to stdout, and the progress to stderr.
+    Folders that are not empty and files with the right sha256 are kept. Prints one line for each file to
+    stdout, and the progress to stderr.
     """
-    names = list(names)
-    unknown = [name for name in names if name not in DATA_SETS and name != "glue"]
-    if unknown:
+    names = [each for name in names for each in (GLUE if name == "glue" else (name,))]
+    if unknown := [name for name in names if name not in DATA_SETS]:
         raise UserError(f"there is no data set {unknown[0]!r}; known: glue, {', '.join(DATA_SETS)}")
-    for name in dict.fromkeys(each for name in names for each in (GLUE if name == "glue" else (name,))):
+    for name in dict.fromkeys(names):
         for file in DATA_SETS[name].files:
             with disk_errors(Path(out) / file.path, "read"):
-                place, new = obtain(file, Path(out), base_url)
+                place, new = obtain(file, Path(out))
             print(f"{place}: {'ready' if new else 'already there'}", flush=True)
 
 
-def obtain(file: File, out: Path, base_url: str | None = None) -> tuple[Path, bool]:
+def obtain(file: File, out: Path) -> tuple[Path, bool]:
     """Downloads a file to `out` if it is not there. An archive is also unpacked. Returns the path of the file
     or of the unpacked folder, and whether it is new.
     """
     archive = out / file.path
     if not file.folder:
-        return archive, fetch(file, archive, base_url)
+        return archive, fetch(file, archive)
     folder = archive.parent / file.folder
     if folder.is_dir() and any(folder.iterdir()):
         return folder, False
     place_for(folder)  # raises the error before the download and not after it
-    fetch(file, archive, base_url)
+    fetch(file, archive)
     unpack(archive, file.folder)
     return folder, True
 
 
-def fetch(file: File, target: Path, base_url: str | None = None) -> bool:
+def fetch(file: File, target: Path) -> bool:
     """Downloads one file to `target`. Returns False if the file is already there.
 
-    The addresses are tried one after another. Each attempt continues the partial file of an earlier attempt
-    or run. A complete download with a wrong sha256 is removed. If `target` already exists with a wrong
-    sha256, `UserError` is raised, and the file is kept, because it may belong to the user.
+    The addresses are tried one after another, until one of them has a file with the right sha256. If `target`
+    already exists with a wrong sha256, `UserError` is raised, and the file is kept, because it may belong to
+    the user.
     """
     if target.exists():
         if sha256_of(target) == file.sha256:
             return False
         raise UserError(f"{target} exists but is not the official file, which has the sha256 {file.sha256}; "
                         "move it away and run again")
-    partial = target.with_name(target.name + ".partial")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in file.urls:
-        if base_url is not None:
-            url = base_url.rstrip("/") + urlsplit(url).path
-        for attempt in range(ATTEMPTS):
-            failure, again = _attempt(url, file, partial)
-            if not failure:
+        print(f"downloading {url}", file=sys.stderr, flush=True)
+        try:
+            download_url_to_file(url, str(target), file.sha256)
+            return True
+        # RuntimeError: the sha256 is wrong
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 with disk_errors(target):
-                    os.replace(partial, target)
-                return True
-            if not again:
-                break
-            print(f"{target.name}: {failure}", file=sys.stderr, flush=True)
-            time.sleep(PAUSE * 2 ** attempt)
-        failures.append(f"{url}: {failure}")
-    raise UserError(f"{target.name} could not be downloaded ({'; '.join(failures)}); run again later, which "
-                    f"goes on where this stopped, or download it by hand, put it at {target} and run again")
-
-
-def _attempt(url: str, file: File, partial: Path) -> tuple[str, bool]:
-    """Makes one attempt to complete `partial`. Returns the reason why the attempt failed, or "" if `partial`
-    is now the right file, and whether another attempt is useful.
-    """
-    begun = _size(partial)
-    try:
-        if begun < file.size:
-            _request(url, file, partial, begun)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-            return f"HTTP {error.code} {error.reason}", error.code >= 500 or error.code in (408, 429)
-        reason = getattr(error, "reason", error)  # urllib puts the original error into `reason`
-        return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__, True
-    if _size(partial) < file.size:
-        return f"the connection was cut after {_size(partial):,} of {file.size:,} bytes", True
-    found = sha256_of(partial)
-    if found == file.sha256:
-        return "", False
-    with disk_errors(partial):
-        partial.unlink()
-    # A file that two requests wrote may mix two versions. So it is downloaded again in one request.
-    return (f"what came is not the official file, with the sha256 {found} instead of {file.sha256}, and was "
-            "removed"), begun > 0
-
-
-def _request(url: str, file: File, partial: Path, begun: int) -> None:
-    """Requests the bytes that are missing in `partial`, which has `begun` bytes, and appends them."""
-    headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={begun}-"} if begun else {})
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        have = begun if response.status == 206 else 0  # with status 200 the server sends the whole file
-        with (Progress(partial.name.removesuffix(".partial"), file.size / 1e6, "MB", have / 1e6) as progress,
-              writing(partial, "ab" if have else "wb", partial) as write):
-            while have <= file.size and (data := response.read(CHUNK)):
-                write(data)
-                have += len(data)
-                progress(len(data) / 1e6)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+                    raise
+            failures.append(f"{url}: {error}")
+    raise UserError(f"{target.name} could not be downloaded ({'; '.join(failures)}); run again later, or "
+                    f"download it by hand, put it at {target} and run again")
 
 
 def unpack(archive: Path, folder: str) -> None:
-    """Unpacks `folder` from a .zip or .tar.gz file and puts it beside the archive. The folder is complete or
-    does not exist.
-
-    Other contents of the archive are left out.
+    """Unpacks `folder` from a .zip or .tar.gz file with the known sha256, and puts it beside the archive. The
+    folder is complete or does not exist. Other contents of the archive are left out.
     """
     target = place_for(archive.parent / folder)
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", dir=target.parent))
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
-    # tarfile has filters since Python 3.11.4.
+    # tarfile has filters since Python 3.11.4
     safe = {"filter": "data"} if archive.suffix == ".gz" and hasattr(tarfile, "data_filter") else {}
-    try:
-        with disk_errors(target):
-            try:
-                shutil.unpack_archive(archive, temporary, **safe)
-            except Exception as error:  # a damaged archive can raise anything
-                if getattr(error, "errno", None):
-                    raise  # disk_errors reports errors of the disk
-                raise UserError(f"{archive} cannot be unpacked ({error}); delete it and run again") from None
-            if not (temporary / folder).is_dir():
-                raise UserError(f"{archive} holds no folder {folder}")
-            if target.is_dir():
-                target.rmdir()  # place_for has checked that the folder is empty
-            os.rename(temporary / folder, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with (disk_errors(target),
+          tempfile.TemporaryDirectory(prefix=f".{folder}.", dir=target.parent) as temporary):
+        shutil.unpack_archive(archive, temporary, **safe)
+        if target.is_dir():
+            target.rmdir()  # place_for has checked that the folder is empty
+        os.rename(Path(temporary) / folder, target)

@@ -1,10 +1,10 @@
 """The metrics of GLUE, as fractions in float64. The arguments are class numbers or scores, in any array type.
 
 A metric that is not defined is 0.0, for example the correlation of a model that gives the same answer to all
-texts. Such a model has learned nothing. NaN would be wrong here, because the best epoch is chosen by
-comparing metrics. The result is NaN only if predictions or labels are NaN.
+texts. Such a model has learned nothing. The result is NaN only if predictions or labels are NaN.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -40,12 +40,9 @@ def matthews(predictions, labels) -> float:
 def pearson(predictions, labels) -> float:
     """Pearson's correlation; 0.0 if all predictions are equal or all labels are equal."""
     x, y = _arrays(predictions, labels)
-    if np.isnan(x).any() or np.isnan(y).any():
-        return float("nan")
     if x.max() == x.min() or y.max() == y.min():  # the variance may not be exactly 0, because of rounding
         return 0.0
-    x, y = (_unit(side) for side in (x, y))
-    return float(np.clip(x @ y, -1, 1))
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def spearman(predictions, labels) -> float:
@@ -53,9 +50,7 @@ def spearman(predictions, labels) -> float:
     The result is 0.0 if all predictions are equal or all labels are equal.
     """
     x, y = _arrays(predictions, labels)
-    if np.isnan(x).any() or np.isnan(y).any():
-        return float("nan")
-    return pearson(_ranks(x), _ranks(y))
+    return math.nan if np.isnan(x + y).any() else pearson(_ranks(x), _ranks(y))
 
 
 METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearson, spearman)}
@@ -66,28 +61,11 @@ def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
     return {name: METRICS[name](predictions, labels) for name in metrics}
 
 
-def constant_class(predictions) -> int | None:
-    """The class that is predicted for every example, or None if there are several classes. A constant class
-    needs a warning, because its accuracy and F1 may still be high.
-    """
-    classes = np.unique(np.asarray(predictions))
-    return int(classes[0]) if len(classes) == 1 else None
-
-
 def _arrays(predictions, labels) -> tuple[np.ndarray, np.ndarray]:
     predictions, labels = (np.asarray(values, dtype=np.float64) for values in (predictions, labels))
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
         raise ValueError(f"one prediction for each label: {predictions.shape} against {labels.shape}")
     return predictions, labels
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """`x` minus its mean, divided by its length. Before the squares, `x` is divided by its largest value,
-    because squares of very small numbers would be 0.
-    """
-    x = x - x.mean()
-    x = x / np.abs(x).max()
-    return x / np.sqrt(x @ x)
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:

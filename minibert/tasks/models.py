@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +24,9 @@ from minibert.tasks.specs import Task
 MULTI_LABEL = "multi_label_classification"
 
 
-class Teaching(NamedTuple):
-    """What the student learns from the teacher."""
-
-    targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples, see `teacher_outputs`
-    layers: list[int]  # the student layers, from 1, whose [CLS] states PKD trains; empty for other methods
+def head_kind(task: Task) -> type:
+    """The class of the models for a task."""
+    return Span if task.kind == "span" else Classifier
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
@@ -53,12 +50,11 @@ def keeps_head(name: str, task: Task) -> bool:
     """
     config, head = load_config(name), stated_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
-                                or config.regression != (task.kind == "score")):
-        return False
-    if task.kind == "classes" and label_order(config.labels, task) is None:
+                                or config.regression != (task.kind == "score")
+                                or task.kind == "classes" and label_order(config.labels, task) is None):
         return False
     if head is None:  # config.json states no head, but the tensors show it
-        return isinstance(minibert.load(name), Span if task.kind == "span" else Classifier)
+        return isinstance(minibert.load(name), head_kind(task))
     return head == ("span" if task.kind == "span" else "classification")
 
 
@@ -66,23 +62,7 @@ def load_tuned(name: str, task: Task) -> nn.Module:
     """Loads a model that was fine-tuned for the task, and puts its classes into the task's order. Raises
     `UserError` if the model's head does not fit the task.
     """
-    model = minibert.load(name)
-    if not isinstance(model, Span if task.kind == "span" else Classifier):
-        raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
-    check_single_label(model.config, name)
-    if task.kind != "span" and model.config.regression != (task.kind == "score"):
-        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
-                        f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
-    return in_order(model, task, name)
-
-
-def check_single_label(config: Config, name: str) -> None:
-    """Raises `UserError` if the model is a multi-label classifier. Such a model gives a text any number of
-    labels.
-    """
-    if config.problem_type == MULTI_LABEL:
-        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
-                        "here have one class for each text: it is neither judged nor distilled here")
+    return in_order(minibert.load(name), task, name)
 
 
 @torch.no_grad()
@@ -90,8 +70,16 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """The model `name` with the rows of its head in the order of the task's classes. Its labels get the
     task's names.
 
-    Raises `UserError` if the model and the task have different labels.
+    Raises `UserError` if the model's head does not fit the task, or if their labels differ.
     """
+    if not isinstance(model, head_kind(task)):
+        raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
+    if model.config.problem_type == MULTI_LABEL:
+        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
+                        "here have one class for each text: it is neither judged nor distilled here")
+    if task.kind != "span" and model.config.regression != (task.kind == "score"):
+        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
+                        f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
     if task.kind == "classes":
         order = label_order(model.config.labels, task)
         if order is None:
@@ -105,9 +93,8 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """For each class of the task, the number of the class with this name in a model with these `labels`.
-
-    Returns None if the classes differ. `class_of` decides which spellings are the same name.
+    """For each class of the task, the number of the class with this name in a model with these `labels`, or
+    None if the classes differ. `class_of` decides which spellings are the same name.
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -145,9 +132,7 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
 
 
 def check_widths(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if student and teacher have different hidden sizes, because PKD compares their
-    hidden states.
-    """
+    """Raises `UserError` if student and teacher have different hidden sizes."""
     if student.hidden_size != teacher.hidden_size:
-        raise UserError("--method pkd compares states of equal width: "
-                        f"{student.hidden_size} against {teacher.hidden_size}; --method kd does not")
+        raise UserError("--method pkd and --no-project compare states of equal width: "
+                        f"{student.hidden_size} against {teacher.hidden_size}")

@@ -2,11 +2,8 @@
 
 import math
 import re
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
@@ -24,11 +21,8 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
     above.
 
     The id of a row is its index in the file. If the file has no index, the id is the row's number from 0.
-    Missing or malformed rows raise `UserError`. Only QQP is different: its first download has malformed rows,
-    and these are left out of train and dev with one warning.
+    Missing or malformed rows raise `UserError`.
     """
-    if split not in task.splits:
-        raise UserError(f"{task.name} has no split {split!r}; it has: {', '.join(task.splits) or 'none'}")
     table = task.splits[split]
     root = Path(folder) / task.folder
     if not root.is_dir():
@@ -39,56 +33,45 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         return _read_msr(task, root, split)
     parents = (root, root.parent) if split == "ax" else (root,)  # the folder of AX is beside the folder MNLI
     places = [parent / name for parent in parents for name in table.file.split("|")]
-    for path in places:
-        if path.exists():
-            if task.kind == "span":
-                return read_squad(path)
-            # malformed test rows are an error, because a submission needs a prediction for every row
-            skip_malformed = task.name == "qqp" and split != "test"
-            return _examples(path, task, table, _table_rows(path, table, skip_malformed))
-    raise UserError(f"{places[0]} does not exist: run python data/download.py {task.name} --out data, "
-                    f"or unpack {task.download}, and give its folder {task.folder} or the one above")
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise _not_there(places[0], task)
+    return read_squad(path) if task.kind == "span" else _examples(path, task, table, _table_rows(path, table))
 
 
-def _table_rows(path: Path, table: Table, skip_malformed: bool = False) -> Iterator[Row]:
+def _not_there(path: Path, task: Task) -> UserError:
+    return UserError(f"{path} does not exist: run python data/download.py {task.name} --out data, or unpack "
+                     f"{task.download}, and give its folder {task.folder} or the one above")
+
+
+def _table_rows(path: Path, table: Table) -> list[Row]:
     """The rows of a GLUE file. Tabs separate its columns, and quotes are ordinary characters."""
-    text = read_text(path).rstrip("\n")
-    lines = text.split("\n") if text else []
-    expected = table.header.split("\t")
-    names, malformed = expected, []
+    lines = read_text(path).rstrip("\n").split("\n")
+    names = expected = table.header.split("\t")
     if table.has_header:
-        names = lines[0].split("\t") if lines else []
+        names = lines[0].split("\t")
         missing = [name for name in (table.text, table.pair, table.label) if name and name not in names]
         if missing:
             raise UserError(f"{path}, line 1 is not a header with the column {missing[0]!r}; "
                             f"the official one is: {', '.join(expected)}")
+    rows = []
     for number, line in enumerate(lines[table.has_header:], 1 + table.has_header):
         values = line.split("\t")
-        if len(values) == len(names):
-            yield number, dict(zip(names, values))
-        elif skip_malformed:
-            malformed.append(number)
-        else:
+        if len(values) != len(names):
             raise UserError(f"{path}, line {number} has {len(values)} columns instead of {len(names)}: "
                             f"{', '.join(names)}")
-    if malformed:
-        warnings.warn(f"{path}: {len(malformed)} rows without exactly {len(names)} columns are left out, the "
-                      f"first in line {malformed[0]}; QQP-clean.zip has no such rows", stacklevel=4)
-
-
-def _examples(path: Path, task: Task, table: Table, rows: Iterable[Row]) -> list[Example]:
-    """Turns rows into examples. Raises `UserError` if a label is not known or the file has no rows."""
-    examples = []
-    for number, row in rows:
-        label = None
-        if table.label:
-            hint = "" if number > 1 else "; the official file has no header, so remove it if this line is one"
-            label = label_of(row[table.label], task, f"{path}, line {number}", hint)
-        own_id = row.get("index") or row.get("id") or str(len(examples))
-        examples.append(Example(own_id, row[table.text], row[table.pair] if table.pair else None, label))
-    if not examples:
+        rows.append((number, dict(zip(names, values))))
+    if not rows:
         raise UserError(f"{path} holds no rows")
-    return examples
+    return rows
+
+
+def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Example]:
+    """Turns rows into examples. Raises `UserError` if a label is not known."""
+    return [Example(row.get("index") or row.get("id") or str(i), row[table.text],
+                    row[table.pair] if table.pair else None,
+                    label_of(row[table.label], task, f"{path}, line {number}") if table.label else None)
+            for i, (number, row) in enumerate(rows)]
 
 
 def label_key(name: str) -> str:
@@ -110,25 +93,21 @@ def class_of(name: str, task: Task) -> int | None:
     return alike.pop() if len(alike) == 1 else None
 
 
-def label_of(text: str, task: Task, where: str, hint: str = "") -> int | float:
+def label_of(text: str, task: Task, where: str) -> int | float:
     """The class number or the score that the text of a label in a file stands for."""
     if task.kind == "classes":
         number = class_of(text, task)
         if number is None:
-            # the words of the task are the labels of a model, and this model has no names for its classes
-            if all(re.fullmatch(r"LABEL_\d+", word) for word in task.words):
-                hint = "; write their names into id2label in the model's config.json"
-            raise UserError(f"{where}: unknown label {text!r}; known: {', '.join(task.words)}{hint}")
+            raise UserError(f"{where}: unknown label {text!r}; known: {', '.join(task.words)}")
         return number
     try:
         score = float(text)
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
-        raise UserError(f"{where}: the score {text!r} is not a number")
-    low, high = task.score_range or (score, score)
-    if not low <= score <= high:
-        raise UserError(f"{where}: the score {text} is not between {low:g} and {high:g}")
+    low, high = task.score_range or (-math.inf, math.inf)
+    if not (low <= score <= high and math.isfinite(score)):
+        between = f" between {low:g} and {high:g}" if task.score_range else ""
+        raise UserError(f"{where}: the score {text!r} is not a number{between}")
     return score
 
 
@@ -140,49 +119,34 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
     no labels.
     """
     table = task.splits["train"]
-    path = root / (MSR_TEST if split == "test" else MSR_TRAIN)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: MRPC is {task.download}")
+    path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS
+    for needed in (path, ids_path):
+        if not needed.exists():
+            raise _not_there(needed, task)
     rows = _table_rows(path, table)
     if split != "test":
-        # the usual download script saves mrpc_dev_ids.tsv as dev_ids.tsv
-        ids_path = next((file for file in (root / MSR_DEV_IDS, root / "dev_ids.tsv") if file.exists()), None)
-        if ids_path is None:
-            raise UserError(f"{root} holds {MSR_TRAIN} but not {MSR_DEV_IDS}, which says which pairs are "
-                            f"dev: MRPC is {task.download}")
-        dev_ids = {tuple(line.split("\t")) for line in read_text(ids_path).rstrip("\n").split("\n")}
-        rows = list(rows)
-        ids = {(row["#1 ID"], row["#2 ID"]) for _, row in rows}
-        if not dev_ids <= ids:
-            raise UserError(f"{ids_path}: the pair {' '.join(min(dev_ids - ids))} is not in {path}")
+        dev_ids = set(read_text(ids_path).split("\n"))
         rows = [(number, row) for number, row in rows
-                if ((row["#1 ID"], row["#2 ID"]) in dev_ids) == (split == "dev")]
+                if (f"{row['#1 ID']}\t{row['#2 ID']}" in dev_ids) == (split == "dev")]
     return _examples(path, task, table, rows)
 
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """The reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. An example of
-    an id is pos/0_9.txt.
-
-    Each `<br />` becomes a space, because WordPiece would divide it into five pieces. The files have no other
-    markup.
+    an id is pos/0_9.txt. Each `<br />` becomes a space, because WordPiece would divide it into five pieces.
     """
     examples = []
     for label, word in enumerate(task.words):
-        folder = root / part / word
-        if not folder.is_dir():
-            raise UserError(f"{folder} does not exist: run python data/download.py {task.name} --out data, "
-                            f"or unpack {task.download}, and give its folder {task.folder} or the one above")
         # macOS writes files whose names start with "._"
-        files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("._"))
+        files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
-            raise UserError(f"{folder} holds no .txt files")
+            raise _not_there(root / part / word / "*.txt", task)
         examples += [Example(f"{word}/{file.name}", read_text(file).replace("<br />", " "), None, label)
                      for file in files]
     return examples
 
 
-# ---- submissions and the baseline --------------------------------------------------------------------------
+# ---- submissions -------------------------------------------------------------------------------------------
 
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
     """Writes the predictions of a test split in the format of the GLUE leaderboard, for example to
@@ -191,11 +155,7 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
     `predictions` has a class number or a score for each row, in the order of the test file. Scores are
     clipped to the task's range. The file is complete or does not exist.
     """
-    table = task.splits.get(split)
-    if table is None or table.submission is None:
-        raise UserError(f"{task.name} has no leaderboard file for {split!r}, only for: "
-                        f"{', '.join(task.test_splits) or 'none'}")
-    path = Path(folder) / table.submission
+    path = Path(folder) / task.splits[split].submission
     lines = ["index\tprediction"]
     for i, prediction in enumerate(predictions):
         if task.kind == "classes":
@@ -209,16 +169,3 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(lines) + "\n")
     return path
-
-
-def majority(examples: list[Example], task: Task) -> int | float:
-    """The best constant answer: the mean score, or the most frequent class. If several classes are equally
-    frequent, it is the class with the lowest number.
-
-    A useful fine-tuned model is better than this constant on the dev split.
-    """
-    labels = [example.label for example in examples]
-    if task.kind == "score":
-        return fmean(labels)
-    counts = Counter(labels)
-    return min(counts, key=lambda label: (-counts[label], label))

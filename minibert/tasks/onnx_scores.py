@@ -14,7 +14,7 @@ from minibert.common.runtime import Runtime
 from minibert.data.tokenizer import Tokenizer
 from minibert.hub.onnx_export import open_file, run_file
 from minibert.model.batch import groups, rows_of
-from minibert.model.heads import Classifier, Span
+from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
@@ -22,31 +22,26 @@ MICRO_TOKENS = 1024  # a small number, because every row of a batch is padded to
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """The outputs of an ONNX file of `model` for every example of a split, in the form of `predict.outputs`.
-    The result is (n, K) for n examples. For a span head the result is (N, 2).
-    """
+    """The outputs of an ONNX file of `model` for a split, in the form of `predict.outputs`."""
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group)
         found = run_file(session, model, batch, int(batch.lengths.max()))
-        pieces.append(torch.stack(found, -1) if isinstance(model, Span) else found[0])
-        places.append(rows_of(examples.starts[group], examples.lengths[group])[0]
-                      if isinstance(model, Span) else group)
+        spans = isinstance(model, Span)
+        pieces.append(torch.stack(found, -1) if spans else found[0])
+        places.append(rows_of(examples.starts[group], examples.lengths[group])[0] if spans else group)
     return torch.cat(pieces).numpy()[np.argsort(np.concatenate(places))]
 
 
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float) -> Callable[[Path], None]:
-    """Returns a function that takes the path of an int8 file. It prints the scores of `model` in fp32 and the
-    scores of the file. It raises `UserError` if the file loses more than `most` points of the task's first
-    metric.
+    """Returns a function that takes the path of an int8 file and prints the scores of `model` in fp32 and of
+    the file. It raises `UserError` if the file loses more than `most` points of the task's first metric.
 
-    `name` is the folder of `model`. `task` and `data` have the meaning of these options of finetune.py. The
-    classes of `model` are put into the task's order.
+    `name` is the folder of `model`, whose classes are put into the task's order. `task` and `data` have the
+    meaning of these options of finetune.py.
     """
-    known, rows = read_rows_to_judge(task, data, None, False, name)
-    if not isinstance(model, Span if known.kind == "span" else Classifier):
-        raise UserError(f"{name} has no head for {known.name}: fine-tune it first")
+    known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)
     known = replace(known, max_length=min(known.max_length, model.config.max_positions))
     split = next(iter(tokenise_splits(known, rows, tokenizer, 128, model.config, name).values()))

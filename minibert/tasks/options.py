@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minibert.common.errors import UserError
-from minibert.common.options import at_least_one, numbers, option, term_weights, within
-from minibert.common.runtime import PRECISIONS
+from minibert.common.options import MachineOptions, at_least_one, flag, numbers, option, term_weights, within
 from minibert.distill.methods import terms_of, weights_of
 from minibert.distill.task_methods import TASK_METHODS
 from minibert.distill.tinybert import TinyBERTWeights
@@ -17,7 +16,7 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MachineOptions):
     """All options of finetune.py. The default None often means the setting of the task or of the method."""
 
     model: str | None = option(None, "folder or hub name of the model to train, or with --evaluate of the "
@@ -30,13 +29,12 @@ class Options:
     layer_map: str | None = option(None, "without --model: the numbers (from 0) of the teacher layers that "
                                    "the student is a copy of, for example 0,2,5", metavar="NUMBERS")
 
-    task: str | None = option(None, f"required: name of a task ({', '.join(TASKS)}), or a FILE.csv or "
-                              "FILE.tsv with columns text[,pair],label|score", metavar="TASK", group="data")
+    task: str = option(None, f"name of a task ({', '.join(TASKS)}), or a FILE.csv or FILE.tsv with columns "
+                       "text[,pair],label|score", metavar="TASK", group="data")
     data: str | None = option(None, "folder of the task's official files, or its parent",
                               metavar="FOLDER")
     dev: str | None = option(None, "csv file with the examples to evaluate on (default: a tenth of the "
-                             "task's csv file, chosen by a hash of the text; with --evaluate the whole "
-                             "file)", metavar="FILE.csv")
+                             "task's csv file, chosen by a hash of the text)", metavar="FILE.csv")
     augmented: str | None = option(
         None, "train on this file of data/augment.py instead of the training set; if the task has scores, "
         "tinybert uses the file in the intermediate stage only, as in the paper", metavar="FILE.csv")
@@ -104,108 +102,77 @@ class Options:
         1, "number of runs with consecutive seeds; the best model is kept, and the median and the range of "
            "the scores are printed; --resume with more seeds adds the missing runs", metavar="RUNS")
 
-    micro_tokens: int = option(
-        4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory",
-        metavar="TOKENS", group="machine")
-    precision: str = option(
-        "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
-        choices=("auto", *PRECISIONS))
-    device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
-    threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="NUMBER")
-
     out: str = option("runs/finetune", "folder of the run", metavar="FOLDER", group="output")
     resume: bool = option(False, "continue the stopped run in --out")
     checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
     evaluate: bool = option(False, "only evaluate --model, without training: on the dev set, or on all rows "
-                           "of --dev or of the task's csv file, even if the model was trained on these rows")
+                           "of the task's csv file, even if the model was trained on these rows")
     predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
 
     def __post_init__(self):
-        if not self.task:
-            raise UserError("--task must be given")
-        if bool(self.model) == bool(self.layers or self.layer_map):
+        super().__post_init__()
+        known, method = check_task(self.task, self.data, self.dev), TASK_METHODS[self.method]
+        if bool(self.model) == bool(self.layers or self.layer_map) or not (self.model or self.teacher):
             raise UserError("give --model, or without it --teacher and --layers or --layer-map: the student "
                             "then starts as these layers of its teacher")
-        if not self.model and not self.teacher:
-            raise UserError("--layers and --layer-map take the student out of a --teacher")
-        known = TASKS.get(self.task)  # None if the task is a csv file
-        spans = known is not None and known.kind == "span"
-        if not known and Path(self.task).suffix.lower() not in (".csv", ".tsv"):
-            raise UserError(f"--task {self.task} is none of {', '.join(TASKS)}, and no .csv or .tsv file")
-        if known and not self.data:
-            raise UserError(f"--task {self.task} needs --data, the folder of its files")
-        if not known and self.data:
-            raise UserError(f"--data goes with a task by name; {self.task} is a file by itself")
-        method = TASK_METHODS[self.method]
+        for name in ("alpha", "temperature", "transfer"):
+            if getattr(self, name) not in (None, ()) and not self.teacher:
+                raise UserError(f"--{name} goes with a --teacher")
         if method.needs_teacher and not self.teacher:
             raise UserError(f"--method {self.method} needs a --teacher that was fine-tuned for the task")
+        spans = known is not None and known.kind == "span"
         if spans and not method.spans:
             raise UserError(f"--method {self.method} needs a task of classes or scores")
         if method.cut and self.model:
             raise UserError(f"--method {self.method} trains the student's layers inside its teacher: give "
                             "--layers or --layer-map in place of --model")
-        if self.transfer and (not self.teacher or self.alpha not in (None, 1)):
-            raise UserError("--transfer text has no labels, so it needs a --teacher, and --alpha is 1")
-        for name in TEACHING:
-            if getattr(self, name) is not None and not self.teacher:
-                raise UserError(f"--{name} goes with a --teacher")
+        if self.transfer and self.alpha not in (None, 1):
+            raise UserError("--transfer text has no labels, so --alpha is 1")
         if self.augmented and (self.transfer or spans):
             raise UserError("--augmented goes with a task of classes or scores, and not with --transfer")
         if self.predict and not (known and known.test_splits):
             raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of "
                             "one; for texts of your own, call minibert.predict")
-        if self.dev and known:
-            raise UserError(f"--dev goes with a csv; {self.task} has a dev set of its own")
-        at_least_one(self, "seeds", "layers", "batch", "train_examples", "stride", "micro_tokens",
-                     "checkpoint_every", "threads")
+        at_least_one(self, "seeds", "layers", "batch", "train_examples", "stride", "checkpoint_every")
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
         within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
         within(self, 0, 2**63, "seed", open_high=True)
         within(self, 0, 1, "alpha", "warmup", "replace_rate", "replace_until")
         within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
-        if self.stride != Options.stride and not spans:
-            raise UserError("--stride goes with --task squad")
-        if self.evaluate:
-            for field in dataclasses.fields(self):
-                if field.name not in JUDGING and getattr(self, field.name) != field.default:
-                    raise UserError(f"--{field.name.replace('_', '-')} goes with training, and --evaluate "
-                                    "trains nothing")
-            if self.predict and self.out == Options.out:
-                raise UserError(f"--evaluate --predict needs an --out other than {self.out}, where the "
-                                "predictions of an earlier run may lie")
+        for field in dataclasses.fields(self) if self.evaluate else ():
+            if field.name not in JUDGING and getattr(self, field.name) != field.default:
+                raise UserError(f"{flag(field.name)} goes with training, and --evaluate trains nothing")
         inner_weights(self)
+
+
+def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
+    """The task with this name, or None for a csv file. Raises `UserError` if --task, --data and --dev do not
+    go together.
+    """
+    known = TASKS.get(task)
+    if not known and Path(task).suffix.lower() not in (".csv", ".tsv"):
+        raise UserError(f"--task {task} is none of {', '.join(TASKS)}, and no .csv or .tsv file")
+    if bool(known) != bool(data):
+        raise UserError(f"--task {task} needs --data, the folder of its files" if known else
+                        f"--data goes with a task by name; {task} is a file by itself")
+    if dev and known:
+        raise UserError(f"--dev goes with a csv; {task} has a dev set of its own")
+    return known
 
 
 # The default options of each method. They are used only with a teacher.
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 TEACHING = ("alpha", "temperature")  # options that are only read with a teacher
 # The options that --evaluate reads. All other options are for training.
-JUDGING = {"evaluate", "model", "task", "data", "dev", "max_length", "stride", "micro_tokens", "precision",
-           "device", "threads", "predict", "out"}
+JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
+           "threads"}
 # Options that may differ when a run is resumed.
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
               "predict", "seeds"}
 
 
-def check_read(options: Options) -> None:
-    """Raises `UserError` for options that have no effect because of another option. This function must be
-    called before `resolve` sets the defaults.
-    """
-    unread = {}
-    if options.intermediate_epochs == 0:
-        unread = dict.fromkeys(("imitate", "weights", "intermediate_lr", "project"),
-                               "--intermediate-epochs 0 leaves out the intermediate stage")
-    alpha = METHOD_DEFAULTS[options.method]["alpha"] if options.alpha is None else options.alpha
-    if options.teacher and not options.transfer and alpha == 0:
-        unread["temperature"] = "--alpha 0 leaves out the teacher's outputs"
-    for name, why in unread.items():
-        if getattr(options, name) not in (None, ()):
-            raise UserError(f"--{name.replace('_', '-')} would not be read: {why}")
-
-
 def resolve(options: Options) -> Options:
     """The options, in which every option of the method that was not given has its default."""
-    check_read(options)
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
@@ -230,12 +197,3 @@ def task_settings(options: Options, task: Task) -> Task:
     names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return dataclasses.replace(task, **given)
-
-
-def source_of(options: Options, split: str) -> str:
-    """The option and the files from which a split was read, as text for error messages."""
-    name = "data" if options.task in TASKS else "task"
-    if getattr(options, split, None):  # the splits dev, augmented and transfer have their own options
-        name = split
-    files = getattr(options, name)
-    return f"--{name} {files if isinstance(files, str) else ' '.join(files)}"

@@ -33,9 +33,7 @@ class Table(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A published figure in percent. If the source names no metric, `metric` is "". If it names no split,
-    `split` is "dev".
-    """
+    """A published figure in percent. `metric` is "" if the source names none."""
     model: str
     metric: str
     value: float
@@ -47,14 +45,12 @@ class Published(NamedTuple):
 class Task:
     """A task and its training settings.
 
-    `kind` is "classes", "score" or "span". For "classes", a model chooses one of the K `labels`. For "score",
-    it gives each text a number. For "span", it finds an answer inside a text. Official files and the
-    leaderboard write `words[k]` for the class `labels[k]`. The first of `metrics` (metrics.py) decides which
-    epoch is the best. Batch size, learning rate, epochs and maximum length are those of the transformers
-    examples (run_glue README @05ce25be: 5 epochs for MRPC and WNLI). The DistilBERT paper does not state
-    these settings.
+    `kind` is "classes" (a model chooses one of the K `labels`), "score" (it gives each text a number) or
+    "span" (it finds an answer inside a text). Official files and the leaderboard write `words[k]` for the
+    class `labels[k]`. The first of `metrics` (metrics.py) decides which epoch is the best. Batch size,
+    learning rate, epochs and maximum length are those of the transformers examples (run_glue README
+    @05ce25be: 5 epochs for MRPC and WNLI). The DistilBERT paper does not state them.
     """
-
     name: str
     labels: tuple[str, ...]
     words: tuple[str, ...]

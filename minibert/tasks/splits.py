@@ -1,8 +1,8 @@
 """Reads and tokenises the splits of a task, and computes a model's answers, scores and errors on a split."""
 
-import dataclasses
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,7 @@ from minibert.inference.predict import MICRO_TOKENS, outputs
 from minibert.model.config import Config
 from minibert.tasks import metrics, squad_windows, squad
 from minibert.tasks.csv_files import read_csv, read_csv_splits
-from minibert.tasks.models import check_single_label
-from minibert.tasks.official_files import majority, read_examples
+from minibert.tasks.official_files import read_examples
 from minibert.tasks.specs import TASKS, Example, Task
 
 
@@ -30,19 +29,19 @@ class Split(NamedTuple):
 
     The rows of SQuAD are questions, and their tokens are in windows.
     """
-
     rows: list
     examples: Examples
     windows: list[squad_windows.Window] | None = None
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits on which a model is evaluated. Its scores on the first split decide which epoch is the best.
+    """The splits on which a model is evaluated. The scores on the first split decide which epoch is the best.
     """
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
-def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tuple[Task, dict[str, list]]:
+def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
+              ) -> tuple[Task, dict[str, list]]:
     """The task and the rows of its splits: the train split and the dev splits, and with `predict` also the
     test splits.
 
@@ -51,43 +50,41 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool) -> tu
     """
     if task in TASKS:
         known = TASKS[task]
-        return known, read_splits(known, data, ("train", *known.dev_splits), predict)
+        test_splits = known.test_splits if predict else ()
+        return known, read_splits(known, data, ("train", *known.dev_splits, *test_splits))
     known, train, held_out = read_csv_splits(task, dev)
     return known, {"train": train, "dev": held_out}
 
 
-def read_rows_to_judge(task: str, data: str | None, dev: str | None, predict: bool, model: str
-                       ) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. With `predict`,
-    the rows of the test splits are also read. The other arguments are those of `read_rows`.
+def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
+    """The task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and `data`
+    are those of `read_rows`.
 
     All rows of a csv file are in one split with the name "all rows", because nothing is held out. The task of
     a csv file has the labels of the model, because the file may lack some labels.
     """
     if task in TASKS:
-        return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits, predict)
+        return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
     config, head = load_config(model), stated_head(model)
     if head not in ("classification", None):
         raise UserError(f"{model} has no head for {task}: fine-tune it first")
-    check_single_label(config, model)
-    labels = () if config.regression else config.labels
-    path = dev or task
-    judged = Task(model, labels, labels, ("pearson", "spearman") if config.regression
-                  else ("accuracy", "matthews"), kind="score" if config.regression else "classes")
-    rows = read_csv(path, judged)[1]
+    judged = Task(Path(task).name, config.labels, config.labels, ("accuracy", "matthews"))
+    if config.regression:
+        judged = Task(judged.name, (), (), ("pearson", "spearman"), kind="score")
+    rows = read_csv(task, judged)[1]
     if rows[0].label is None:
-        raise UserError(f"{path} has no column 'label' or 'score' to judge by")
-    return dataclasses.replace(judged, name=Path(path).name), {"all rows": rows}
+        raise UserError(f"{task} has no column 'label' or 'score' to judge by")
+    return judged, {"all rows": rows}
 
 
-def read_splits(task: Task, data: str, names: Iterable[str], predict: bool) -> dict[str, list]:
-    """The rows of the splits `names` in the official files, and with `predict` also of the test splits."""
-    rows = {name: read_examples(task, data, name) for name in names}
-    for name in task.test_splits if predict else ():
+def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list]:
+    """The rows of the splits `names` in the official files. The file of AX may be missing."""
+    rows = {}
+    for name in names:
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX is a separate download, so it may be missing
+            if name != "ax":  # the file of AX is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -108,6 +105,19 @@ def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, str
     return splits
 
 
+def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
+    """Tokenises the rows of a split."""
+    if task.kind == "span":
+        windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
+        spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
+        return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans),
+                     windows)
+    missing, kind = (math.nan, np.float32) if task.kind == "score" else (-1, np.int64)
+    labels = np.array([missing if row.label is None else row.label for row in rows], dtype=kind)
+    pairs = None if rows[0].pair is None else [row.pair for row in rows]
+    return Split(rows, encode(tokenizer, [row.text for row in rows], pairs, task.max_length, labels))
+
+
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
     """Reads a file that data/augment.py wrote. `pairs` says whether the task has pairs of texts.
 
@@ -122,24 +132,11 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
     return examples
 
 
-def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
-    """Tokenises the rows of a split."""
-    if task.kind == "span":
-        windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
-        spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
-        return Split(rows, make_examples([w.ids for w in windows], [w.segments for w in windows], spans),
-                     windows)
-    missing, kind = (math.nan, np.float32) if task.kind == "score" else (-1, np.int64)
-    labels = np.array([missing if row.label is None else row.label for row in rows], dtype=kind)
-    pairs = None if rows[0].pair is None else [row.pair for row in rows]
-    return Split(rows, encode(tokenizer, [row.text for row in rows], pairs, task.max_length, labels))
-
-
-def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) -> Split:
+def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
     """Reads unlabelled texts. Each line is one text, or with `pairs` two texts with a tab between them.
     Raises `UserError` for any other line.
     """
-    lines = []
+    found = []
     for name in files:
         for number, line in enumerate(read_text(Path(name)).split("\n"), 1):
             texts = [text for text in line.split("\t") if text.strip()]
@@ -147,39 +144,30 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer, pairs: bool) ->
                 raise UserError(f"{name}, line {number}: the training set has "
                                 + ("pairs, so a line is two texts with one tab between them" if pairs else
                                    "single texts, so a line is one text: replace its tab by a space"))
-            lines += [texts] if texts else []
-    if not lines:
+            if texts:
+                found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
+    if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    labels = np.full(len(lines), math.nan, np.float32) if task.kind == "score" else np.full(len(lines), -1)
-    second = [texts[1] for texts in lines] if pairs else None
-    return Split(lines, encode(tokenizer, [texts[0] for texts in lines], second, task.max_length, labels))
+    if task.kind == "span":  # these texts have no answers and are not divided into windows
+        task = replace(task, kind="classes")
+    return tokenised(task, found, tokenizer, stride=0)
 
 
-def fingerprints(task: Task, splits: dict[str, Split]) -> dict[str, str]:
-    """A hash of the tokens and labels of each split that is used for training or evaluation."""
-    return {name: split.examples.fingerprint for name, split in splits.items()
-            if name not in task.test_splits}
-
-
-def check_data(out: Path, now: dict[str, str], files: dict[str, str]) -> None:
-    """Raises `UserError` if the run in `out` was started with other examples. `now` has the `fingerprints` of
-    the present examples.
-
-    For each split, `files` names the option and the files from which the split was read.
+def check_data(out: Path, now: dict[str, str]) -> None:
+    """Raises `UserError` if the run in `out` was started with other examples. `now` has the fingerprints of
+    the present examples of each split.
     """
     if not (out / "config.json").exists():
         return
-    before = read_json(out / "config.json").get("data")
-    for split, fingerprint in now.items():
-        if not isinstance(before, dict) or before.get(split) != fingerprint:
-            raise UserError(f"{files[split]}: the {split} examples are not those that the run in {out} was "
-                            "started with; give the same files, or start a new run with another --out")
+    before = read_json(out / "config.json").get("data") or {}
+    other = [split for split in now if before.get(split) != now[split]]
+    if other:
+        raise UserError(f"the {other[0]} examples are not those that the run in {out} was started with; give "
+                        "the same files, or start a new run with another --out")
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
-    """`n` numbers from 0 to `total` - 1, in ascending order. They are the first `n` of a shuffle with a fixed
-    seed.
-    """
+    """The first `n` numbers of a shuffle of 0 to `total` - 1 with a fixed seed, in ascending order."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
@@ -223,43 +211,40 @@ def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """The n best answers to every question, computed from the logits (N, 2) of all windows."""
-    pieces = np.split(logits, np.cumsum(split.examples.lengths)[:-1])
-    by_question: dict[int, list[int]] = {}
-    for number, window in enumerate(split.windows):
-        by_question.setdefault(window.question, []).append(number)
-    return {split.rows[q].id: squad_windows.decode([split.windows[i] for i in numbers],
-                                                   [pieces[i][:, 0] for i in numbers],
-                                                   [pieces[i][:, 1] for i in numbers], split.rows[q])
-            for q, numbers in by_question.items()}
+    """The best answers to every question, computed from the logits (N, 2) of all windows."""
+    windows: dict[int, list] = {}  # for each question, its windows with their logits
+    for window, piece in zip(split.windows, np.split(logits, np.cumsum(split.examples.lengths)[:-1])):
+        windows.setdefault(window.question, []).append((window, piece))
+    return {split.rows[q].id: squad_windows.decode(found, split.rows[q]) for q, found in windows.items()}
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
     """Writes a table of the examples that the model answered wrong: its answer, the expected answer and the
     text. For scores, it has the tenth of the examples with the largest errors, the largest error first.
     """
-    clean = lambda text: " ".join(str(text or "").split())  # noqa: E731
     if task.kind == "span":
-        wrong = [(row.id, answers[row.id][0].text, " | ".join(dict.fromkeys(a.text for a in row.answers)),
-                  row.question, "")
-                 for row in split.rows if not max((squad.exact_match(answers[row.id][0].text, a.text)
-                                                   for a in row.answers), default=0)]
+        best = {id: candidates[0].text for id, candidates in answers.items()}
+        wrong = [(row.id, best[row.id], " | ".join(dict.fromkeys(gold.text for gold in row.answers)),
+                  row.question) for row in split.rows
+                 if not any(squad.exact_match(best[row.id], gold.text) for gold in row.answers)]
     elif task.kind == "score":
         order = np.argsort(-np.abs(answers - split.examples.labels), kind="stable")
-        wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", split.rows[i].text,
-                  split.rows[i].pair)
+        wrong = [(split.rows[i].id, f"{answers[i]:.3f}", f"{split.rows[i].label:.3f}", *split.rows[i][1:3])
                  for i in order[:max(1, len(order) // 10)]]
     else:
         wrong = [(row.id, task.labels[answer], task.labels[row.label], row.text, row.pair)
                  for row, answer in zip(split.rows, answers) if answer != row.label]
-    lines = ["id\tanswer\texpected\ttext\tpair", *("\t".join(map(clean, row)) for row in wrong)]
-    write_text(path, "\n".join(lines) + "\n")
+    lines = ["\t".join(" ".join(str(cell or "").split()) for cell in row) for row in wrong]
+    write_text(path, "\n".join(["id\tanswer\texpected\ttext\tpair", *lines]) + "\n")
 
 
-def baseline(task: Task, train: Split | None, split: Split) -> dict[str, float] | None:
+def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
     """The scores of a constant answer, which is the most frequent class or the mean score of the training
-    set. Returns None for SQuAD, or without training examples.
+    set. If several classes are equally frequent, it is the one with the lowest number. Returns None for
+    SQuAD.
     """
-    if task.kind == "span" or train is None:
+    if task.kind == "span":
         return None
-    return score(task, split, np.full(len(split.rows), majority(train.rows, task)))
+    labels = train.examples.labels
+    constant = labels.mean() if task.kind == "score" else np.bincount(labels).argmax()
+    return score(task, split, np.full(len(split.rows), constant))

@@ -2,11 +2,9 @@
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
 [SEP] part of the context [SEP]. Settings and rules are those of BERT's run_squad.py (Devlin et al. 2018).
-One difference makes this code shorter. run_squad.py joins the pieces of a predicted answer and must then
-search the result in the text (`get_final_text`). It first finds the words of a gold answer, and then a
-shorter span of pieces (`_improve_answer_span`). Here the tokenizer gives the characters of the context that
-each piece stands for. So the tokens of a gold answer follow from its characters, and a predicted answer is
-cut out of the context.
+One difference makes this code shorter: the tokenizer gives the characters of the context that each piece
+stands for. So the tokens of a gold answer follow from its characters, and a predicted answer is cut out of
+the context. run_squad.py searches both in the text (`_improve_answer_span`, `get_final_text`).
 """
 
 import unicodedata
@@ -21,11 +19,10 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """One window: [CLS] question [SEP] part of the context [SEP]. A window has T tokens, and M of them are
-    from the context.
+    """One window of T tokens, of which M are from the context.
 
-    `start` and `end` are the positions of the first and the last token of the gold answer in the window.
-    [CLS] has the position 0. `start` and `end` are 0 if the window does not contain the whole answer.
+    `start` and `end` are the positions of the first and the last token of the gold answer in the window, or 0
+    if the window does not contain the whole answer.
     """
 
     question: int  # the index of the window's question
@@ -47,12 +44,9 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
     """The windows of all questions, in the order of the questions. Each question has at least one window.
 
     A window has at most `max_length` tokens and at most the first `max_query` pieces of the question.
-    `stride` is the distance between the starts of two windows, as in run_squad.py. note: `stride` has another
-    meaning in Hugging Face's run_qa.py: the overlap of two windows. The gold answer is the first answer of a
-    question. Raises `UserError` if `max_length` leaves no room for a context.
+    `stride` is the distance between the starts of two windows, as in run_squad.py. note: in Hugging Face's
+    run_qa.py it is the overlap of two windows. The gold answer is the first answer of a question.
     """
-    if min(stride, max_query) < 1:
-        raise UserError(f"stride {stride} and max_query {max_query} must be at least 1")
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
                         f"{max_query} pieces and 3 special tokens: it must be at least {max_query + 4}")
@@ -86,9 +80,7 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
     """Adds the combining marks that follow a token to the characters of the token in `chars`. The tokenizer
-    removes accents, so its offsets do not contain these marks.
-
-    Without this function, an answer whose last letter has a separate accent character would lose the accent.
+    removes accents, so its offsets do not contain these marks, and an answer would lose a last accent.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -99,11 +91,9 @@ def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
 
 
 def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
-    """The first and the last token of the shortest token span that covers an answer. Returns None if no token
-    contains a character of the answer.
-
-    If an answer starts or ends inside a piece, the span contains the whole piece. So the span may have more
-    characters than the answer, but never fewer.
+    """The first and the last token of the shortest token span that covers an answer, or None if no token
+    contains a character of the answer. If an answer starts or ends inside a piece, the span contains the
+    whole piece.
     """
     # the first token that ends after the start of the answer
     first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
@@ -127,9 +117,7 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
     most of the text around the token (`_check_is_max_context` in run_squad.py).
 
     In each window, a token has a score: its distance to the nearer end of the window plus 0.01 times the
-    window's length. The window with the highest score owns the token. If two scores are equal, the first
-    window owns it. An answer may start at a token only in the window that owns the token. So an answer does
-    not start at the edge of a window if another window shows more of the text around it.
+    window's length. The window with the highest score owns the token, the first one of equal ones.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -141,23 +129,23 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
     return owners
 
 
-def decode(windows_of_question: Sequence[Window], start_logits: Sequence[np.ndarray],
-           end_logits: Sequence[np.ndarray], question: Question, n_best: int = 20,
+def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_best: int = 20,
            max_answer: int = 30) -> list[Candidate]:
     """The `n_best` best answers of a question, the best first. If no span is possible, the only answer is the
     empty text.
 
-    For each window there are two arrays (T,): the start logits and the end logits of all its tokens, with
-    question and special tokens. In each window, the `n_best` best start tokens are combined with the `n_best`
-    best end tokens. Both tokens must be in the context, and the window must own the start token
-    (`max_context`). An answer has at most `max_answer` tokens. If several spans have the same text, only the
-    best span counts. The probabilities of the returned answers sum to 1. note: run_squad.py first takes the
-    best tokens of the whole window and then removes impossible spans, so it may combine fewer tokens.
+    `found` has each window of the question, with the logits (T, 2) of its tokens as a start and as an end. In
+    each window, the `n_best` best start tokens are combined with the `n_best` best end tokens. Both tokens
+    must be in the context, and the window must own the start token (`max_context`), so that an answer does
+    not start at the edge of a window if another window shows more of the text around it. An answer has at
+    most `max_answer` tokens. If several spans have the same text, only the best span counts. The
+    probabilities of the returned answers sum to 1. note: run_squad.py first takes the best tokens of the
+    whole window and then removes impossible spans, so it may combine fewer tokens.
     """
-    scores, spans = [np.zeros(0)], [np.zeros((0, 2), dtype=np.int32)]
-    for window, starts, ends in zip(windows_of_question, start_logits, end_logits, strict=True):
-        context = slice(window.first, window.first + len(window.chars))
-        starts, ends = (np.asarray(x, dtype=np.float64)[context] for x in (starts, ends))  # (M,) each
+    spans = []  # (score, begin, end) in characters of the context
+    for window, logits in found:
+        context = np.asarray(logits, np.float64)[window.first:window.first + len(window.chars)]
+        starts, ends = context.T  # (M,) each
         allowed = np.flatnonzero(window.max_context)
         first = allowed[np.argsort(-starts[allowed], kind="stable")[:n_best]]
         last = np.argsort(-ends, kind="stable")[:n_best]
@@ -165,18 +153,14 @@ def decode(windows_of_question: Sequence[Window], start_logits: Sequence[np.ndar
         length = last - first[:, None] + 1
         # the logits of a model that diverged are not finite; its score must be 0, without an exception
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
-        scores.append(score[a, b])
-        spans.append(np.stack([window.chars[first[a], 0], window.chars[last[b], 1]], axis=1))
-    scores, spans = np.concatenate(scores), np.concatenate(spans)
-    found: dict[str, float] = {}
-    for i in np.argsort(-scores, kind="stable"):
-        begin, end = spans[i]
-        found.setdefault(question.context[begin:end], float(scores[i]))
-        if len(found) == n_best:
+        spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
+    best: dict[str, float] = {}
+    for score, begin, end in sorted(spans, key=lambda span: -span[0]):
+        best.setdefault(question.context[begin:end], score)
+        if len(best) == n_best:
             break
-    if not found:
+    if not best:
         return [Candidate("", 0.0, 1.0)]
-    best = np.array(list(found.values()))
-    shares = np.exp(best - best.max())
+    shares = np.exp(np.array(list(best.values())) - max(best.values()))
     return [Candidate(text, score, float(share))
-            for (text, score), share in zip(found.items(), shares / shares.sum())]
+            for (text, score), share in zip(best.items(), shares / shares.sum())]

@@ -8,56 +8,42 @@ import shutil
 import statistics
 from pathlib import Path
 
-from torch import nn
-
-from minibert.common.console import say
-from minibert.common.runtime import Runtime
-from minibert.tasks import metrics, squad
-from minibert.tasks.official_files import write_submission
+from minibert.common.disk import write_json
 from minibert.tasks.specs import Task
-from minibert.tasks.splits import Split, answers_of, baseline, model_outputs, write_errors
+from minibert.tasks.splits import Split, baseline, write_errors
 
 OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the first dev split
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """The value by which the best epoch and the best seed are chosen. It is the metric itself, but NaN counts
-    as lower than every number.
-    """
+    """The value by which the best epoch and the best seed are chosen: the metric, but NaN is the lowest."""
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """The median, the lowest and the highest value of each metric over all seeds. Each seed has the scores of
-    its best epoch.
-    """
+    """The median, the lowest and the highest value of each metric over the best epochs of all seeds."""
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
     return {name: {metric: take(scores) for metric, scores in values.items()}
             for name, take in (("median", statistics.median), ("lowest", min), ("highest", max))}
 
 
-def closing_rows(task: Task, split: str, spread: dict[str, dict[str, float]], seeds: int,
-                 constant: dict[str, float] | None, teacher: dict[str, float] | None) -> list[dict[str, str]]:
-    """The rows of one dev split in the closing table. Scores are in percent. If the argument `constant` or
-    `teacher` is None, the table has no row for it.
-    """
+def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
+                 ) -> list[dict[str, str]]:
+    """The rows of one dev split in the closing table, in percent. `found` has the scores of `summarise`."""
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
     def row(name: str, scores: dict[str, float]) -> dict[str, str]:
         return {"model": name + suffix,
                 **{metric: f"{scores[metric]:.2f}" if metric in scores else "-" for metric in task.metrics}}
 
-    rows = []
-    if constant is not None:
-        rows.append(row("mean score" if task.kind == "score" else "majority class", constant))
-    if teacher is not None:
-        rows.append(row("teacher", teacher))
     over = "one seed" if seeds == 1 else f"median of {seeds} seeds"
-    rows.append(row(f"this model, {over}", spread["median"]))
+    rows = [row(name, scores) for name, scores in (
+        ("mean score" if task.kind == "score" else "majority class", found["baseline"]),
+        ("teacher", found["teacher"]), (f"this model, {over}", found["median"])) if scores is not None]
     if seeds > 1:
         rows.append({"model": "  lowest to highest" + suffix,
-                     **{metric: f"{spread['lowest'][metric]:.2f} to {spread['highest'][metric]:.2f}"
+                     **{metric: f"{found['lowest'][metric]:.2f} to {found['highest'][metric]:.2f}"
                         for metric in task.metrics}})
     figures: dict[str, dict[str, float]] = {}
     for known in task.published:
@@ -76,10 +62,8 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model of the best seed to `out`, and removes the models of all other seeds. The best seed has
-    the best `metric` on `split`. Returns this seed.
-
-    If an earlier call has already moved the model, it stays in place.
+    """Moves the model of the best seed (the best `metric` on `split`) to `out`, and removes the models of all
+    other seeds. Returns this seed. If an earlier call has already moved the model, it stays in place.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -95,40 +79,22 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 
 def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes errors.tsv for the answers of `answers_of`. For SQuAD, it also writes predictions.json and
-    nbest.json.
+    """Writes errors.tsv for the answers of `answers_of`. For SQuAD, it also writes predictions.json, which is
+    {id: text} for the official script.
     """
     write_errors(out / "errors.tsv", task, split, answers)
     if task.kind == "span":
-        squad.write_predictions(out, answers)
-
-
-def warn_if_constant(task: Task, answers) -> None:
-    """Prints a warning if every answer is the same class."""
-    if task.kind == "classes" and (constant := metrics.constant_class(answers)) is not None:
-        say(f"\nwarning: the model answers {task.labels[constant]!r} to everything; its scores are those "
-            "of a constant. More --epochs, another --lr (higher for a small model) or --seed may help")
+        write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
 
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns two results. The first has these scores for each dev split: the model's scores over all seeds,
-    the scores of a constant answer, and the teacher's scores if it was evaluated. The second has the rows of
-    the closing table.
+    """Returns, for each dev split, the model's scores over all seeds, those of a constant answer ("baseline")
+    and the teacher's (None if there is no teacher), and the rows of the closing table.
     """
     found, rows = {}, []
     for name, split in dev.items():
-        constant, teacher = baseline(task, train, split), teacher_scores.get(name)
-        spread = spread_over_seeds(task, name, results)
-        found[name] = {**spread, "baseline": constant, "teacher": teacher}
-        rows += closing_rows(task, name, spread, len(results), constant, teacher)
+        found[name] = {**spread_over_seeds(task, name, results), "baseline": baseline(task, train, split),
+                       "teacher": teacher_scores.get(name)}
+        rows += closing_rows(task, name, found[name], len(results))
     return found, rows
-
-
-def write_predictions(folder: Path, task: Task, splits: dict[str, Split], model: nn.Module, runtime: Runtime,
-                      micro_tokens: int) -> None:
-    """Writes the model's predictions for every test split in `splits`, in the format of the leaderboard."""
-    for name in task.test_splits:
-        if name in splits:
-            logits = model_outputs(model, splits[name], runtime, micro_tokens, f"predicting {name}")
-            say("predictions:", write_submission(folder, task, name, answers_of(task, splits[name], logits)))

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from minibert.common.errors import UserError
-from minibert.common.options import at_least_one, flag, numbers, option, term_weights, within
-from minibert.common.runtime import PRECISIONS
+from minibert.common.options import MachineOptions, at_least_one, flag, numbers, option, term_weights, within
 from minibert.data.masking import SELECTIONS
 from minibert.distill.methods import METHODS, terms_of, weights_of
 from minibert.distill.students import STARTS
@@ -27,7 +26,7 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MachineOptions):
     """The options of train.py. An option whose value is None gets the default of the method."""
 
     method: str = option(
@@ -124,16 +123,6 @@ class Options:
     seed: int = option(56, "random seed of new weights, the order of the text, masks and "
                            "dropout", metavar="NUMBER")
 
-    micro_tokens: int = option(
-        4096, "most tokens in one forward pass of a rank; a smaller number needs less memory and gives the "
-              "same result, except for rounding and the random numbers of "
-              "dropout", metavar="TOKENS", group="machine")
-    precision: str = option(
-        "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
-        choices=("auto", *PRECISIONS))
-    device: str = option("auto", "device, like cpu, cuda, cuda:1", metavar="DEVICE")
-    threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
-
     out: str = option("runs/train", "folder of the run", metavar="FOLDER", group="output")
     resume: bool = option(False, "continue the run in the folder --out from its last checkpoint")
     eval_every: int | None = option(None, "number of steps between evaluations on held-out text (default: "
@@ -143,8 +132,9 @@ class Options:
     checkpoint_every: int = option(500, "number of steps between checkpoints", metavar="STEPS")
 
     def __post_init__(self):
-        at_least_one(self, "batch", "micro_tokens", "checkpoint_every", "eval_every", "eval_sequences",
-                     "steps", "layers", "threads", "min_length")
+        super().__post_init__()
+        at_least_one(self, "batch", "checkpoint_every", "eval_every", "eval_sequences", "steps", "layers",
+                     "min_length")
         if self.micro_tokens < self.max_length:
             raise UserError(f"--micro-tokens {self.micro_tokens} cannot hold one sequence of "
                             f"--max-length {self.max_length}")

@@ -5,7 +5,6 @@ later steps from metrics.jsonl.
 import contextlib
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,33 +14,21 @@ from typing import NoReturn
 from minibert.common.console import say
 from minibert.common.disk import disk_errors, read_json, read_text, write_text
 from minibert.common.errors import UserError
-from minibert.data.corpus import Corpus
+from minibert.common.options import flag
 from minibert.hub.weight_files import weights_hash
-
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
-         if hasattr(signal, name)]  # Windows does not have all of these signals
-
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In this block, the signals SIGTERM, SIGINT and SIGHUP do not end the process. They are added to a list.
-    So a training loop can first finish its step.
+    """In this block, the signals SIGTERM and SIGINT do not end the process. They are added to a list. So a
+    training loop can first finish its step.
 
     After the block the signals end the process again. A signal that the loop has not seen also ends the
     process then. A signal that was ignored before the block stays ignored. For example, a shell starts
     commands with `&` so that they ignore Ctrl-C.
     """
     stop: list[int] = []
-    terminals = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream and stream.isatty()]
-
-    def heard(number: int, frame) -> None:
-        stop.append(number)
-        if number not in (signal.SIGTERM, signal.SIGINT):
-            # the terminal was closed: further output is written nowhere, so that printing does not fail
-            for terminal in terminals:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
-
-    before = {sign: signal.signal(sign, heard) for sign in STOPS if signal.getsignal(sign) != signal.SIG_IGN}
+    before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
+              for sign in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(sign) != signal.SIG_IGN}
     try:
         yield stop
     finally:
@@ -66,10 +53,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
     if (out / "config.json").exists():
         if not options["resume"]:
             raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
-        before = read_json(out / "config.json").get("options")
-        if not isinstance(before, dict):
-            raise UserError(f"{out / 'config.json'} is not that of a run: it has no options")
-        now = json.loads(json.dumps(options))
+        before, now = read_json(out / "config.json")["options"], json.loads(json.dumps(options))
         other = [as_given(name, before.get(name)) for name in now
                  if name not in may_change and now[name] != before.get(name)]
         if other:
@@ -82,17 +66,14 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 def as_given(name: str, value) -> str:
     """The words after "was started" in an error message: "with" and the option, or "without" and its name."""
-    option = f"--{name.replace('_', '-')}"
     if value in (None, [], False):
-        return f"without {option}"
-    shown = "" if value is True else f" {' '.join(map(str, value)) if isinstance(value, list) else value}"
-    return f"with {option}{shown}"
+        return f"without {flag(name)}"
+    return f"with {flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
-def check_corpus(out: Path, corpus: Corpus) -> None:
+def check_corpus(out: Path, fingerprint: str) -> None:
     """Raises `UserError` if the run in `out` was started with another text."""
-    before = read_json(out / "config.json").get("corpus") if (out / "config.json").exists() else None
-    if before not in (None, corpus.fingerprint):
+    if (out / "config.json").exists() and read_json(out / "config.json")["corpus"] != fingerprint:
         raise UserError(f"the corpus is not the one that the run in {out} was started with; give the same "
                         "text, or start a new run with another --out")
 
@@ -102,9 +83,9 @@ def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, 
     have changed since the start of the run in `out`.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
-    before = read_json(out / "config.json").get("weights") if (out / "config.json").exists() else None
+    before = read_json(out / "config.json")["weights"] if (out / "config.json").exists() else now
     for option, value in now.items():
-        if isinstance(before, dict) and before.get(option) != value:
+        if before.get(option) != value:
             raise UserError(f"the weights of --{option} {models[option]} are not those that the run in {out} "
                             "was started with; give the same, or start a new run with another --out")
     return now
@@ -116,19 +97,16 @@ def cut_metrics(path: Path, step: int) -> None:
 
 
 def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
-    """The rows of metrics.jsonl up to `step`. Reading stops at an incomplete line, which a killed run may
-    leave at the end.
+    """The rows of metrics.jsonl up to `step`. A killed run may leave an incomplete line at the end, which is
+    left out.
     """
-    kept = []
+    rows = []
     for line in read_text(path).split("\n") if path.exists() else ():
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
             break
-        if not (isinstance(row, dict) and type(row.get("step")) is int and row["step"] <= step):
-            break
-        kept.append(row)
-    return kept
+    return [row for row in rows if row["step"] <= step]
 
 
 # These fields of a row in metrics.jsonl are not terms of the loss.
@@ -158,16 +136,4 @@ def append_row(path: Path, row: dict) -> None:
 def last_tokens(metrics: Path) -> int:
     """The number of tokens so far in the last row of metrics.jsonl."""
     rows = rows_up_to(metrics)
-    if rows and type(rows[-1].get("tokens")) is not int:
-        raise UserError(f"{metrics} is damaged: its last row does not say how many tokens were seen")
     return rows[-1]["tokens"] if rows else 0
-
-
-def read_result(path: Path) -> dict:
-    """Reads the result.json of one finished seed of finetune.py."""
-    result = read_json(path)
-    best = result.get("best")
-    if not (isinstance(best, dict) and isinstance(best.get("scores"), dict)
-            and type(result.get("seed")) is int):
-        raise UserError(f"{path} is damaged; remove it, and its seed is run again")
-    return result

@@ -78,11 +78,9 @@ def test_both_forms_of_stsb(folder):
 
 
 def test_questions_and_their_paragraphs(folder):
-    questions, paragraphs, right = read_retrieval(str(folder), None)
+    questions, paragraphs, right = read_retrieval(str(folder))
     assert questions == ["who sits", "where", "who runs"] and right.tolist() == [0, 0, 1]
     assert paragraphs == ["a cat sits here", "dogs run"]
-    questions, paragraphs, right = read_retrieval(str(folder), 2)
-    assert questions == ["who sits", "where"] and len(paragraphs) == 2
 
 
 def test_the_command(folder, monkeypatch, capsys):
@@ -104,7 +102,7 @@ def test_the_command(folder, monkeypatch, capsys):
 @pytest.mark.parametrize("words, said", [
     (("--sts", "x"), "folders of sentence encoders"), (("{t}",), "--sts, --squad or both"),
     (("{t}", "--sts", "nowhere"), "nowhere"), (("{t}", "--squad", "nowhere"), "nowhere"),
-    (("{t}", "--sts", "x", "--questions", "0"), "--questions must be at least 1")])
+    (("{t}", "--sts", "x", "--threads", "0"), "--threads must be at least 1")])
 def test_bad_options(folder, monkeypatch, capsys, words, said):
     code, _, error = run(monkeypatch, capsys, *(word.format(t=folder / "teacher") for word in words))
     assert code == 2 and said in error and "Traceback" not in error

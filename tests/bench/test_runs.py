@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,7 +39,7 @@ def place(tmp_path, monkeypatch):
     """A folder with a stand-in for the scripts, to run lists in."""
     (tmp_path / "finetune.py").write_text(SCRIPT)
     monkeypatch.setattr(run_list, "ROOT", tmp_path)
-    monkeypatch.setattr(run_list, "seconds_of", lambda line: None)
+    monkeypatch.setattr(run_list, "read_run", lambda folder: SimpleNamespace(seconds=60.0))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -77,7 +78,7 @@ def test_a_training_killed_before_its_first_line_is_resumed(place):
 
 def test_show_runs_nothing(place):
     result = work(place, "finetune.py --out new", show=True)
-    assert result["runs"] == [{"script": "finetune.py", "out": "new", "state": "to do", "seconds": None}]
+    assert result["runs"] == [{"script": "finetune.py", "out": "new", "state": "to do"}]
     assert not (place / "order").exists()
 
 
@@ -109,13 +110,13 @@ def test_times(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("\n\nrm -rf --out x", "line 3: starts with rm"),
-    ("train.py --teacher $NO_SUCH_NAME --out x", "line 1: NO_SUCH_NAME is not set; give it before"),
-    ("train.py --steps 3", "line 1: needs --out"),
-    ("train.py --out x\ntrain.py --out x", "line 2: x is written by a line before it, too"),
-    ("train.py --out 'x", "line 1: No closing quotation"),
-    ("# nothing", "holds no command"),
-    ("# a \\\ntrain.py --out x \\\n", "line 2: the command ends with a backslash")])
+    ("\n\nrm -rf --out x", "'rm -rf --out x' starts with none of"),
+    ("train.py --teacher $NO_SUCH_NAME --out x", "NO_SUCH_NAME is not set; give it before"),
+    ("train.py --steps 3", "'train.py --steps 3' needs --out"),
+    ("train.py --out", "needs --out"),
+    ("train.py --out x\ntrain.py --steps 3 --out x", "x is written by a command before it, too"),
+    ("train.py --out 'x", "No closing quotation"),
+    ("# nothing", "holds no command")])
 def test_bad_lists_are_one_sentence(tmp_path, text, message):
     (tmp_path / "runs.txt").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -126,7 +127,7 @@ def test_bad_lists_are_one_sentence(tmp_path, text, message):
 
 def test_names_and_continued_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("TEACHER", "a folder")
-    (tmp_path / "runs.txt").write_text("train.py --teacher $TEACHER \\\n    --out runs/x   # twice\n")
+    (tmp_path / "runs.txt").write_text("# a list \\\ntrain.py --teacher $TEACHER \\\n    --out runs/x   # twice\n")
     [line] = read_list(tmp_path / "runs.txt")
     assert line.words == ["--teacher", "a folder", "--out", "runs/x"] and line.log == Path("runs/x.log")
 
@@ -139,7 +140,7 @@ def test_a_file_that_is_there_is_done(tmp_path):
     assert line.done and not line.begun
 
 
-@pytest.mark.parametrize("name", ["runs.txt", "runs-inside.txt", "runs-ablation.txt"])
+@pytest.mark.parametrize("name", ["runs.txt", "runs-inside.txt", "runs-ablation.txt", "runs-compress.txt"])
 def test_the_lists_of_the_project_are_sound(name, monkeypatch):
     """Every line is taken by its script, and what it starts from is made by a line before it."""
     monkeypatch.setenv("TEACHER", "weights/teacher")

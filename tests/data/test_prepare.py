@@ -22,10 +22,11 @@ import pytest
 import minibert
 from minibert.common.errors import UserError
 from minibert.data import prepare as prepare_module
-from minibert.data import shards, text
+from minibert.data import text
 from minibert.data.corpus import open_corpus
-from minibert.data.prepare import encode_lines, prepare, split_line, training_lines
-from minibert.data.text import Source, documents, find_sources, hash_share, read_chunks
+from minibert.data.corpus_writer import file_types, new_folder
+from minibert.data.prepare import encode_documents, prepare, split_line, training_lines
+from minibert.data.text import find_sources, hash_share, read_documents
 from minibert.data.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "data" / "prepare.py"
@@ -34,15 +35,9 @@ TOKENIZER = Tokenizer({piece: i for i, piece in enumerate(
     ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + WORDS + list("=-,.@<>"))})
 
 
-def read(path, wikitext="auto", size=1 << 20):
-    """The documents of a file, put together from chunks of `size` bytes."""
-    found = []
-    for chunk in read_chunks(Source(path, path.name, path.stat().st_size), wikitext, size):
-        new = documents(chunk)
-        if chunk.continues and new and found:
-            found[-1] += new.pop(0)
-        found += new
-    return [document for document in found if document]
+def read(path, wikitext="auto"):
+    """The documents of a file."""
+    return [document for document, _ in read_documents(path, wikitext)]
 
 
 def write(path, content):
@@ -57,17 +52,11 @@ def sample_text(n, seed=0):
 
 
 def prepared_documents(folder, part="train"):
-    """All documents of a part as lists of lines of text, straight from the shard files."""
-    description, found = json.loads((folder / "corpus.json").read_text()), []
-    for shard in description["parts"][part]["shards"]:
-        ids = np.fromfile(folder / f"{shard['name']}.tokens", description["dtype"])
-        ends = np.cumsum(np.fromfile(folder / f"{shard['name']}.lines", "<u4"))
-        lines = [TOKENIZER.decode(line) for line in np.split(ids, ends[:-1])]
-        for n in np.fromfile(folder / f"{shard['name']}.documents", "<u8").astype(int):
-            found.append(lines[:n])
-            lines = lines[n:]
-        assert not lines
-    return found
+    """All documents of a part as lists of lines of text, straight from the files."""
+    ids, lengths, counts = (np.fromfile(folder / f"{part}.{suffix}", dtype)
+                            for suffix, dtype in file_types(TOKENIZER.vocab_size).items())
+    lines = [TOKENIZER.decode(line) for line in np.split(ids, np.cumsum(lengths)[:-1])]
+    return [list(document) for document in np.split(np.array(lines, object), np.cumsum(counts.astype(int))[:-1])]
 
 
 # ---------------------------------------------------------------- reading
@@ -78,20 +67,16 @@ def test_text_is_documents_of_lines(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_lines_end_as_on_every_system(tmp_path, end, size):
+def test_lines_end_as_on_every_system(tmp_path, end):
     content = sample_text(20)
     path = write(tmp_path / "a.txt", content.replace("\n", end))
-    assert read(path, size=size) == [block.split("\n") for block in content.strip().split("\n\n")]
-    if end == "\r" and size == 7:
-        assert len(list(read_chunks(Source(path, "a.txt", 0), size=size))) > 20  # not one chunk for all
+    assert read(path) == [block.split("\n") for block in content.strip().split("\n\n")]
 
 
 def test_line_ends_of_several_kinds(tmp_path):
     """Mixed line ends are read alike; what ends a line only for Unicode ends no document."""
     path = write(tmp_path / "a.txt", "ba\r\nbe\rbi\nbo\r\rbu\x85ca\u2028ce\u2029ci\x0cco\x0c\r\ncu")
-    for size in (1, 1000):
-        assert read(path, size=size) == [["ba", "be", "bi", "bo"], ["bu", "ca", "ce", "ci", "co", "cu"]]
+    assert read(path) == [["ba", "be", "bi", "bo"], ["bu", "ca", "ce", "ci", "co", "cu"]]
     record = {"text": "ba\r\nbe\rbi\u2028bo"}
     path = write(tmp_path / "a.jsonl", json.dumps(record, ensure_ascii=False) + '\r{"text": "bu"}')
     assert read(path) == [["ba", "be", "bi", "bo"], ["bu"]]
@@ -108,7 +93,7 @@ def test_compressed_files_read_the_same(tmp_path, suffix, compress):
     content = sample_text(20).encode()
     write(tmp_path / "a.txt", content)
     packed = write(tmp_path / f"a.txt{suffix}", compress(content))
-    assert read(packed, size=500) == read(tmp_path / "a.txt")
+    assert read(packed) == read(tmp_path / "a.txt")
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(UserError, match=f"a.txt{suffix}: damaged or cut off"):
         read(packed)
@@ -122,7 +107,7 @@ def test_wikitext_becomes_plain_text(tmp_path):
     expected = [["Ba Be", "The ba-be cost 1,000.5 , [UNK] .", "Bi", "Bo ."], ["Ca [UNK]", "Ce = ci ="]]
     for name in ("wiki.tokens", "wiki.txt"):
         assert read(write(tmp_path / name, WIKITEXT)) == expected
-        assert read(tmp_path / name, "yes", size=7) == expected
+        assert read(tmp_path / name, "yes") == expected
         assert read(write(tmp_path / f"mac-{name}", WIKITEXT.replace("\n", "\r"))) == expected
     assert read(tmp_path / "wiki.txt", "no")[0] == ["= Ba Be ="]
     plain = write(tmp_path / "plain.txt", "a = b\n\n= x @ y =\n")
@@ -130,44 +115,13 @@ def test_wikitext_becomes_plain_text(tmp_path):
     assert read(plain, "yes") == [["a = b"], ["x @ y"]]
 
 
-@pytest.mark.parametrize("size", [1, 10, 64, 1000])
-def test_chunks_are_whole_lines_and_end_at_borders(tmp_path, size):
-    content = sample_text(30)
-    path = write(tmp_path / "a.txt", content)
-    source = Source(path, "a.txt", len(content))
-    chunks = list(read_chunks(source, size=size))
-    assert b"".join(chunk.data for chunk in chunks).decode() == content
-    assert all(chunk.data.endswith(b"\n") for chunk in chunks)
-    assert [chunk.first_line for chunk in chunks[1:]] == \
-        [1 + sum(c.data.count(b"\n") for c in chunks[:i]) for i in range(1, len(chunks))]
-    assert read(path, size=size) == [block.split("\n") for block in content.strip().split("\n\n")]
-    if size == 1000:  # longer than any document here
-        assert not any(chunk.continues for chunk in chunks)
-
-
 def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
-    """In the bytes that chunks are cut from as in the text; what has no width, like U+200B, is no space."""
+    """What has no width, like U+200B, is no space."""
     spaces = [chr(c) for c in range(0x110000) if chr(c).isspace() and chr(c) != "\n"]
-    assert len(spaces) > 25 and all(text.BLANK_LINE.fullmatch(f" {c}{c}\n".encode()) for c in spaces)
-    assert not text.BLANK_LINE.match("\u3000ba\n\u200b\n\u3001\n".encode())
-
-    content = sample_text(60)
-    expected = [block.split("\n") for block in content.strip().split("\n\n")]
-    for i, blank in enumerate(("\u3000", "\u00a0 \u00a0")):
-        path = write(tmp_path / f"{i}.txt", content.replace("\n\n", f"\n{blank}\n"))
-        for size in (1, 64, 1000):  # chunks end on separators, too
-            assert read(path, size=size) == expected
-
-
-def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 1000))  # longer than any document
-    content = sample_text(100)
-    for name, blank in (("empty", ""), ("wide", "\u3000")):
-        write(tmp_path / "a.txt", content.replace("\n\n", f"\n{blank}\n"))
-        prepare([tmp_path / "a.txt"], TOKENIZER, tmp_path / name, held_out=0.3, report=None)
-    for part in ("train", "held-out"):
-        documents = prepared_documents(tmp_path / "empty", part)
-        assert documents == prepared_documents(tmp_path / "wide", part) and len(documents) > 15
+    assert len(spaces) > 25
+    for blank in ["", *spaces, "\u00a0 \u00a0"]:
+        assert read(write(tmp_path / "a.txt", f"ba\n{blank}\nbe\n")) == [["ba"], ["be"]]
+    assert read(write(tmp_path / "a.txt", "ba\n\u200b\nbe")) == [["ba", "\u200b", "be"]]
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -183,7 +137,7 @@ def test_the_kind_of_blank_line_changes_no_part(tmp_path, monkeypatch):
     ("a.txt", bz2.compress(b"ba"), "a.txt is compressed with bzip2"),
     ("a.txt", b"%PDF-1.7\n", "a.txt is a PDF file"),
     ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.txt is a git-LFS pointer"),
-    ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00", "a.txt.zst is compressed in a form that is not read"),
+    ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00", "a.txt.zst: unknown kind of file"),
     ("a.jsonl", b'{"text": "ba"}\n{"text": }\n', "a.jsonl, line 2: not valid json"),
     ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: json that cannot be read"),
     ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"}", "a.jsonl, line 1: json that cannot be read"),
@@ -202,19 +156,11 @@ def test_errors_name_file_and_line_and_leave_nothing(tmp_path, name, content, me
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_errors_come_from_late_chunks_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))
-    write(tmp_path / "a.txt", sample_text(20).encode() + b"\xff")
-    line = sample_text(20).count("\n") + 1
-    with pytest.raises(UserError, match=f"a.txt, line {line}: not UTF-8"):
+def test_errors_name_late_lines_too(tmp_path):
+    content = sample_text(200)
+    write(tmp_path / "a.txt", content.encode() + b"\xff")
+    with pytest.raises(UserError, match=f"a.txt, line {content.count(chr(10)) + 1}: not UTF-8"):
         prepare([tmp_path / "a.txt"], TOKENIZER, tmp_path / "out", report=None)
-
-
-def test_lines_beyond_the_limit_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "MAX_LINE_BYTES", 1000)
-    path = write(tmp_path / "a.txt", "ba\n" + "x" * 2000)
-    with pytest.raises(UserError, match="a.txt, line 2 is longer"):
-        read(path, size=100)
 
 
 def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
@@ -238,7 +184,7 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
     assert [source.name for source in find_sources([folder], said.append)] == names
     assert said == [f"{folder}: files are not read whose names end in .md (1 in all)"]
     (tmp_path / "endless.txt").symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="endless.txt is a device"):
+    with pytest.raises(UserError, match="endless.txt cannot be read: it is not a file"):
         find_sources([tmp_path / "endless.txt"])
 
 
@@ -250,10 +196,10 @@ def test_linked_folders_are_read_once(tmp_path):
     prepare([tmp_path / "elsewhere"], TOKENIZER, tmp_path / "done", held_out=0, report=None)
     for link, target in (("text/b", "../elsewhere"), ("text/z", "../elsewhere/deep"), ("text/c/up", ".."),
                          ("elsewhere/self", "."), ("text/above", "../.."), ("text/root", "/"),
-                         ("text/gone", "nowhere"), ("text/corpus", "../done")):
+                         ("text/corpus", "../done")):
         (tmp_path / link).symlink_to(target)
     names = [source.name for source in find_sources([tmp_path / "text"])]
-    assert names == ["text/a.txt", "text/b/b.txt", "text/b/deep/e.txt", "text/c/d.txt"]
+    assert names == ["text/a.txt", "text/b/b.txt", "text/c/d.txt", "text/z/e.txt"]
 
 
 # ---------------------------------------------------------------- tokens
@@ -263,11 +209,11 @@ def test_what_is_written_is_the_text(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", content)
     expected = [block.split("\n") for block in content.strip().split("\n\n")]
     for i, size in enumerate((40, 700, 1 << 20)):
-        monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", size))
+        monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", size)
         prepare([path], TOKENIZER, tmp_path / f"out{i}", held_out=0, report=None)
         assert prepared_documents(tmp_path / f"out{i}") == expected
     description = json.loads((tmp_path / "out0" / "corpus.json").read_text())
-    assert description["text_bytes"] == len(content)
+    assert description["text_bytes"] == sum(len(line) + 1 for document in expected for line in document)
     assert description["sources"] == [{"name": "a.txt", "bytes": len(content)}]
     assert open_corpus(tmp_path / "out0", tokenizer=TOKENIZER).counts.sum() == len(content.split())
 
@@ -295,17 +241,12 @@ def test_text_that_the_tokenizer_does_not_know_is_named(tmp_path):
         open_corpus(tmp_path / "most")
 
 
-def test_documents_too_short_for_training_are_counted(tmp_path, monkeypatch):
+def test_documents_too_short_for_training_are_counted(tmp_path):
     said = []
     content = "\n\n".join(["ba " * 9, "ba " * 5 + "\n" + "be " * 4, "ba " * 10, "ba " * 5 + "\n" + "be " * 5])
     prepare([write(tmp_path / "a.txt", content)], TOKENIZER, tmp_path / "out", held_out=0, report=said.append)
     assert "training leaves out 2 of these documents, which are shorter than 12 tokens" in " ".join(said)
     assert len(open_corpus(tmp_path / "out")) == 2
-    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))  # the last has one line
-    said.clear()
-    prepare([write(tmp_path / "a.txt", "ba be\n" * 51)], TOKENIZER, tmp_path / "long", held_out=0,
-            report=said.append)
-    assert not any("leaves out" in line for line in said)
 
 
 def test_lines_without_tokens_do_not_count(tmp_path):
@@ -314,28 +255,13 @@ def test_lines_without_tokens_do_not_count(tmp_path):
     assert prepared_documents(tmp_path / "out") == [["ba", "be"], ["bi"]]
 
 
-@pytest.mark.parametrize("nothing", ["\x01" * 9, "\u200b" * 3])
-def test_chunks_without_a_token_are_no_documents(tmp_path, monkeypatch, nothing):
-    """A document may begin and end in chunks of such lines, or be nothing else."""
-    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 100))
-    empty = f"{nothing}\n" * 60
-    path = write(tmp_path / "a.txt", f"{empty}\nba be\n\n{empty}bi\n{empty}\n{empty}\nbo\n\nbu\n{empty}")
-    for held_out in (0, 0.5):
-        out = tmp_path / str(held_out)
-        prepare([path], TOKENIZER, out, held_out=held_out, report=None)
-        found = [line for part in ("train", "held-out") for line in prepared_documents(out, part)]
-        assert sorted(found) == [["ba be"], ["bi"], ["bo"], ["bu"]]
-        open_corpus(out, min_length=3, parts=("train", "held-out"))
-
-
 def test_long_lines_are_tokenised_in_parts_with_the_same_result(monkeypatch):
     line = " ".join(np.random.default_rng(0).choice(WORDS + ["ba,be", "(bi)", "\u0301", "xyz"], 3000))
-    for whole in (line, line.replace(" ", ","), "ba" * 3000):
-        expected = TOKENIZER.pieces([whole, "be"])
-        monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 100)
-        ids, lengths = encode_lines(TOKENIZER, [whole, "be"])
-        assert ids.tolist() == sum(expected, []) and lengths.tolist() == [len(e) for e in expected]
-    assert max(map(len, split_line(line, 100))) <= 100 and "".join(split_line(line, 100)) == line
+    monkeypatch.setattr(split_line, "__defaults__", (100,))
+    for whole in (line, line.replace(" ", ",")):
+        assert encode_documents(TOKENIZER, [[whole, "be"]]) == [TOKENIZER.pieces([whole, "be"])]
+        assert max(map(len, split_line(whole))) <= 100 and "".join(split_line(whole)) == whole
+    assert list(map(len, split_line("a" * 250 + " b"))) == [100, 100, 52]
 
 
 def files_of(folder):
@@ -360,18 +286,9 @@ def test_held_out_documents_are_chosen_by_their_text(tmp_path):
         {line for document in sides[0][0] for line in document.split("\n")}
 
 
-def test_a_document_longer_than_chunks_stays_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(text.read_chunks, "__defaults__", ("auto", 2000))
-    monkeypatch.setattr(text, "HEAD_CHARACTERS", 1000)
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
-    generator = np.random.default_rng(0)
-    blocks = ["\n".join(" ".join(generator.choice(WORDS, 9)) for _ in range(generator.choice([2, 400])))
-              for _ in range(40)]
-    path = write(tmp_path / "a.txt", "\n\n".join(blocks) + "\n")
-    prepare([path], TOKENIZER, tmp_path / "out", held_out=0.4, report=None)
-    for part, side in (("train", False), ("held-out", True)):
-        expected = [block.split("\n") for block in blocks if (hash_share(block) < 0.4) == side]
-        assert len(expected) > 5 and prepared_documents(tmp_path / "out", part) == expected
+def test_a_very_long_document_is_read_as_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "DOCUMENT_CHARACTERS", 5)
+    assert read(write(tmp_path / "a.txt", "ba be\nbi\nbo bu\nca\n\nce")) == [["ba be", "bi"], ["bo bu", "ca"], ["ce"]]
 
 
 def test_impossible_shares_are_refused(tmp_path):
@@ -417,7 +334,7 @@ def test_links_are_resolved_and_mount_points_refused_at_once(tmp_path, monkeypat
     monkeypatch.setattr("minibert.common.disk.os.path.ismount", lambda path: path == tmp_path / "disk")
     for name, message in (("disk", "disk is a mount point.*name a folder inside it"),
                           ("link", "link is a mount point"), ("loop", "loop exists already")):
-        with pytest.raises(UserError, match=message), shards.new_folder(tmp_path / name):
+        with pytest.raises(UserError, match=message), new_folder(tmp_path / name):
             pytest.fail("the work was begun")
     assert not list(tmp_path.glob(".*"))
 
@@ -452,7 +369,7 @@ def test_a_pipe_is_read_like_a_file_but_only_once(tmp_path):
     writer.start()
     prepare([tmp_path / "pipe.txt"], TOKENIZER, tmp_path / "b", report=None)
     writer.join()
-    tokens = [(tmp_path / out / "train-00000.tokens").read_bytes() for out in "ab"]
+    tokens = [(tmp_path / out / "train.tokens").read_bytes() for out in "ab"]
     assert tokens[0] == tokens[1] != b""
     with pytest.raises(UserError, match="pipe.txt is a pipe"):
         list(training_lines([tmp_path / "pipe.txt"]))
@@ -491,8 +408,8 @@ def test_an_interruption_right_after_the_folder_is_made_leaves_nothing(tmp_path,
         os.makedirs(path, exist_ok=True)
         if path.name.startswith(".out"):
             raise KeyboardInterrupt
-    monkeypatch.setattr("minibert.data.shards.Path.mkdir", made_and_stopped)
-    with pytest.raises(KeyboardInterrupt), shards.new_folder(tmp_path / "out"):
+    monkeypatch.setattr("minibert.data.corpus_writer.Path.mkdir", made_and_stopped)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out"):
         pass
     monkeypatch.undo()
     assert not list(tmp_path.glob(".out*"))
@@ -500,7 +417,7 @@ def test_an_interruption_right_after_the_folder_is_made_leaves_nothing(tmp_path,
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
-    with pytest.raises(UserError, match="disk is full.*out"), shards.new_folder(tmp_path / "out"):
+    with pytest.raises(UserError, match="disk is full.*out"), new_folder(tmp_path / "out"):
         with open("/dev/full", "w") as file:
             file.write("x" * 10**6)
     assert not list(tmp_path.iterdir())
@@ -511,9 +428,3 @@ def test_a_link_to_nowhere_is_one_sentence(tmp_path):
     (tmp_path / "text" / "a.txt").symlink_to("a.txt")
     with pytest.raises(UserError, match="a.txt cannot be read"):
         prepare([tmp_path / "text"], TOKENIZER, tmp_path / "out", report=None)
-
-
-def test_a_run_of_characters_without_a_break_is_cut_at_a_limit(monkeypatch):
-    monkeypatch.setattr(prepare_module, "LONGEST_RUN", 50)
-    parts = list(split_line("a" * 1000 + " b", 20))
-    assert "".join(parts) == "a" * 1000 + " b" and max(map(len, parts)) == 70

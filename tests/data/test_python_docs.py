@@ -11,6 +11,7 @@ import pytest
 import minibert.data.python_docs
 from minibert.common.errors import UserError
 from minibert.data.corpus import open_corpus
+from minibert.data.corpus_writer import PARTS
 from minibert.data.python_docs import is_held_out, paragraphs, prepare_python_docs, python_docs, split_docs
 from minibert.data.tokenizer import train_tokenizer
 
@@ -73,7 +74,7 @@ def test_no_paragraph_is_in_both_parts():
     names = [f"m{i}" for i in range(99)]
     inside, outside = (next(name for name in names if is_held_out(name) == side) for side in (False, True))
     docs = [(outside, "a\nb\nb\nc"), (inside, "a\nd\na"), ("pydoc_data", "d\ne"), (f"x.{outside}", "c")]
-    assert split_docs(iter(docs)) == {"train": [["a", "d"], ["e"]], "held-out": [["b", "c"]]}
+    assert split_docs(iter(docs)) == [("train", ["a", "d"]), ("train", ["e"]), ("held-out", ["b", "c"])]
 
 
 @pytest.mark.slow
@@ -82,7 +83,7 @@ def test_this_python_is_prepared(tmp_path, monkeypatch):
     docs = list(python_docs())
     # read once: it takes seconds
     monkeypatch.setattr(minibert.data.python_docs, "python_docs", lambda: iter(docs))
-    parts = split_docs(iter(docs))
+    parts = {part: [lines for side, lines in split_docs(docs) if side == part] for part in PARTS}
     lines = {part: {line for document in content for line in document} for part, content in parts.items()}
     assert not lines["train"] & lines["held-out"]
     assert len(lines["train"]) > 5000 and 0.02 < len(lines["held-out"]) / len(lines["train"]) < 0.4

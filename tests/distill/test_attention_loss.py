@@ -162,7 +162,7 @@ def test_uniform_layer_maps(student, teacher, expected):
 def test_given_layer_maps():
     assert imitated_layers(4, 12, (9, 10, 11, 12)) == (0, 9, 10, 11, 12)  # the paper's "top"
     for wrong in ((1, 2, 3), (0, 1, 2, 3), (1, 2, 3, 13)):
-        with pytest.raises(UserError, match="each of the 4 student layers"):
+        with pytest.raises(UserError, match="must have 4 numbers, one for each student layer"):
             imitated_layers(4, 12, wrong)
     with pytest.raises(UserError, match="no uniform layer map.*--imitate"):
         imitated_layers(5, 4)
@@ -279,8 +279,8 @@ def test_models_that_do_not_fit_are_refused(tiny_config):
             ("tinybert", replace(wide, heads=2), {}, "2 heads and the teacher 3"),
             ("minilm", replace(wide, heads=2), {}, "2 heads and the teacher 3"),
             ("tinybert", replace(wide, vocab_size=50), {}, "vocabulary 50 against 60"),
-            ("tinybert", wide, {"layers": (1, 2)}, "each of the 4 student layers"),
-            ("minilmv2", wide, {"teacher_layer": 5}, "and none 5"),
+            ("tinybert", wide, {"layers": (1, 2)}, "must have 4 numbers"),
+            ("minilmv2", wide, {"teacher_layer": 5}, "and no layer 5"),
             ("minilmv2", replace(wide, hidden_size=36), {"relation_heads": 6}, None),
             ("minilmv2", replace(wide, hidden_size=30), {"relation_heads": 5}, "1, 2, 3, 6$"),
             ("minilmv2", replace(wide, hidden_size=30), {}, None),

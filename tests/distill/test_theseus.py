@@ -269,8 +269,6 @@ def test_options_of_theseus(folder, models, tmp_path):
                           ({"replace_until": -0.1}, "--replace-until must be")):
         with pytest.raises(UserError, match=says):
             Options(**given | changed)
-    with pytest.raises(UserError, match="--temperature would not be read"):
-        resolve(Options(**given, temperature=3.0))
     refused(run_of(folder, models, tmp_path / "a", method="kd"), "--replace-rate is not read")
     refused(run_of(folder, models, tmp_path / "b", layers=None, **{"layer-map": "0,1,2,3,3"}), "5 has more")
 

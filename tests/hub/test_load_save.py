@@ -516,7 +516,7 @@ def test_one_label_of_many_possible_is_no_score(tmp_path):
     config = Config(**TINY, labels=("toxic",), problem_type="multi_label_classification")
     save(random_model(Classifier, config), tmp_path)
     assert load(tmp_path).config == config and not config.regression
-    with pytest.raises(minibert.UserError, match="single_label_classification there only with two labels"):
+    with pytest.raises(minibert.UserError, match="single_label_classification needs two labels"):
         save(random_model(Classifier, replace(config, problem_type="single_label_classification")), tmp_path)
 
 

@@ -23,11 +23,10 @@ from minibert.model.init import init_weights
 from minibert.model.heads import MaskedLM
 from minibert.training.models import hold_frozen
 from minibert.tasks import augment as module
-from minibert.tasks.augment import (Text, augment, candidate_words, copies, in_case_of, queries_of,
+from minibert.tasks.augment import (STOP_WORDS, Text, augment, copies, in_case_of, is_word, queries_of,
                                     replaceable, with_candidates)
 from minibert.tasks.csv_files import read_csv, read_csv_splits, write_csv
 from minibert.tasks.specs import TASKS, Example, Task
-from minibert.tasks.word_vectors import STOP_WORDS, is_word, nearest, own_vectors
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SCRIPT = Path(__file__).resolve().parents[2] / "data" / "augment.py"
@@ -41,7 +40,7 @@ HOSTILE = ['he said "fine" and left', 'tab\there, "both"', '"all quoted"', "back
 
 @pytest.fixture(scope="module")
 def asked():
-    """A random model of a small vocabulary, its tokenizer and vectors."""
+    """A random model of a small vocabulary, and its tokenizer."""
     words = "film book song great dull lovely very the a was is end it".split()
     tokenizer = train_tokenizer([" ".join(words), "and , . ! 1 2 : ' \" ` ü é 😀 w x y z v b q k"] * 9, 99)
     torch.manual_seed(0)
@@ -50,12 +49,12 @@ def asked():
     for p in model.parameters():
         p.data += 0.2 * torch.randn_like(p)
     hold_frozen(model, CPU)
-    return model, tokenizer, own_vectors(model, tokenizer)
+    return model, tokenizer
 
 
 def one_at_a_time(text, asked, k):
-    """Each word's candidates from a pass of its own over the whole text, or by vectors: [(span, words)]."""
-    model, tokenizer, vectors = asked
+    """Each word's candidates from a pass of its own over the whole text: [(span, words)]."""
+    model, tokenizer = asked
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     found = []
     for match in module.WORD.finditer(text):
@@ -70,9 +69,6 @@ def one_at_a_time(text, asked, k):
             logits = model(minibert.pack([ids], [segments]))[1 + place[0]]
             words = [tokenizer.id_to_piece(i) for i in logits.argsort(descending=True).tolist()]
             words = [w for w in words if is_word(w) and w != match[0].lower()][:k]
-        else:
-            words = [vectors.words[i] for i in nearest(vectors, [match[0]], k)[0] if i >= 0]
-        if words:
             found.append((match.span(), words))
     return found
 
@@ -80,32 +76,27 @@ def one_at_a_time(text, asked, k):
 @pytest.mark.parametrize("micro_tokens", [40, 4096])
 def test_candidates_are_those_of_one_word_at_a_time(asked, micro_tokens, monkeypatch):
     monkeypatch.setattr(module, "MASK_SHARE", 0.0)  # one mask a pass
-    model, tokenizer, vectors = asked
-    names = candidate_words(tokenizer, vectors)
+    model, tokenizer = asked
     texts = [text for text in TEXTS if len(tokenizer.pieces([text])[0]) <= 18]
-    found = with_candidates(texts, model, tokenizer, vectors, CPU, 4, micro_tokens)
+    found = with_candidates(texts, model, tokenizer, CPU, 4, micro_tokens)
     assert [text.text for text in found] == texts
     total = 0
     for text in found:
-        ours = [(tuple(span), [names[i] for i in row if i >= 0])
-                for span, row in zip(text.spans.tolist(), text.candidates)]
+        ours = list(zip(text.spans, text.candidates))
         assert ours == one_at_a_time(text.text, asked, 4)
         total += len(ours)
     assert total >= 8
 
 
 def test_what_is_replaced_are_words_that_mean_something(asked):
-    model, tokenizer, vectors = asked
     found = with_candidates(TEXTS, *asked, CPU)
     words = [[text.text[slice(*span)] for span in text.spans] for text in found]
     assert words[0] == ["film", "great", "book", "dull"] and words[1] == ["lovely", "song"]
     assert words[3][:1] == ["film"] and "great" in words[3]
     assert not {"b", "film_maker", "maker", "don", "t", "s", "It"} & set(words[3])
     assert len(words[4]) == 25 and words[5:] == [[], [], []]  # more pieces than the model reads at once
-    names = candidate_words(tokenizer, vectors)
     for text, its_words in zip(found, words):
-        for word, row in zip(its_words, text.candidates):
-            new = [names[i] for i in row if i >= 0]
+        for word, new in zip(its_words, text.candidates):
             assert word.lower() not in new and all(map(is_word, new)) and len(set(new)) == len(new)
             assert not STOP_WORDS & set(new)
 
@@ -113,10 +104,9 @@ def test_what_is_replaced_are_words_that_mean_something(asked):
 def test_a_word_in_another_case_is_no_candidate(asked):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "FILM", "Book", "Film", "book"]
     tokenizer = Tokenizer({piece: i for i, piece in enumerate(pieces)}, {"lowercase": False})
-    vectors = own_vectors(asked[0], tokenizer)
-    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, vectors, CPU, 5)
-    assert [sorted(row.tolist()) for row in found.candidates] == [
-        [-1, -1, -1, 7, 9], [-1, -1, 5, 6, 8], [-1, -1, -1, 7, 9]]
+    found, = with_candidates(["Film book FILM"], asked[0], tokenizer, CPU, 5)
+    assert list(map(sorted, found.candidates)) == [["Book", "book"], ["FILM", "Film", "film"],
+                                                   ["Book", "book"]]
 
 
 def test_a_word_is_whole_or_left_alone():
@@ -140,12 +130,11 @@ def test_every_word_is_asked_about_once_with_few_masks_at_a_time():
 
 
 def test_copies_replace_each_word_with_its_probability():
-    names = ["aa", "bb", "cc", "dd", "ee"]
-    text = Text('"Film", the\tBOOK; song', np.array([[1, 5], [12, 16], [18, 22]]),
-                np.array([[0, 1, -1], [2, 3, 4], [0, -1, -1]]))
-    made = copies(text, names, 4000, 0.4, 7, 1)
-    assert made == copies(text, names, 4000, 0.4, 7, 1) != copies(text, names, 4000, 0.4, 8, 1)
-    assert made[:50] == copies(text, names, 50, 0.4, 7, 1)
+    text = Text('"Film", the\tBOOK; song', [(1, 5), (12, 16), (18, 22)],
+                [["aa", "bb"], ["cc", "dd", "ee"], ["aa"]])
+    made = copies(text, 4000, 0.4, 7, 1)
+    assert made == copies(text, 4000, 0.4, 7, 1) != copies(text, 4000, 0.4, 8, 1)
+    assert made[:50] == copies(text, 50, 0.4, 7, 1)
     parts = np.array([re.fullmatch(r'"(\w+)", the\t(\w+); (\w+)', copy).groups() for copy in made])
     expected = (("Film", {"Aa", "Bb"}), ("BOOK", {"CC", "DD", "EE"}), ("song", {"aa"}))
     for column, (old, new) in enumerate(expected):
@@ -155,7 +144,12 @@ def test_copies_replace_each_word_with_its_probability():
         assert all(share == pytest.approx(0.4 / len(new), abs=0.03) for share in shares.values())
     changed = parts != np.array(["Film", "BOOK", "song"])
     assert np.abs(np.corrcoef(changed.T) - np.eye(3)).max() < 0.06  # one word knows nothing of another
-    assert copies(text, names, 3, 1e-9, 1) == [text.text] * 3
+    assert copies(text, 3, 1e-9, 1) == [text.text] * 3
+
+
+def test_words_are_letters_and_no_stop_words():
+    assert [is_word(text) for text in ("word", "é" * 2, "x", "b2b", "##ing", "[MASK]", "", "The")] == [
+        True, True, False, False, False, False, False, False]
 
 
 def test_a_replacement_has_the_case_of_the_word():
@@ -169,11 +163,9 @@ def example_rows(pair=True):
 
 
 def test_pairs_vary_independently_and_originals_come_first(asked):
-    model, tokenizer, vectors = asked
-    find, names = partial(with_candidates, model=model, tokenizer=tokenizer, vectors=vectors, runtime=CPU,
-                          k=3), candidate_words(tokenizer, vectors)
-    rows, lines = example_rows(), []
-    made = list(augment(rows, find, names, 20, 0.4, 1, lines.append))
+    find = partial(with_candidates, model=asked[0], tokenizer=asked[1], runtime=CPU, k=3)
+    rows = example_rows()
+    made = list(augment(rows, find, 20, 0.4, 1))
     by_row = {row.id: [m for m in made if m.id == row.id] for row in rows}
     assert [m.id for m in made] == [row.id for row in rows for _ in by_row[row.id]]
     for row in rows:
@@ -184,10 +176,9 @@ def test_pairs_vary_independently_and_originals_come_first(asked):
     assert {tuple(v) for v in varied.tolist()} == {(False, True), (True, False), (True, True)}
     # row 0 and row 3 are the same texts, and vary on their own
     assert [m[1:3] for m in by_row["r0"]] != [m[1:3] for m in by_row["r3"]]
-    assert lines[-1].startswith("160 of 160 examples")
-    again = list(augment(rows[:5], find, names, 20, 0.4, 1, None))
+    again = list(augment(rows[:5], find, 20, 0.4, 1))
     assert again == made[:len(again)]  # a row's variants do not depend on the others
-    assert list(augment(rows[:5], find, names, 20, 0.4, 2, None)) != again
+    assert list(augment(rows[:5], find, 20, 0.4, 2)) != again
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -231,8 +222,10 @@ def folder(asked, tmp_path):
              for i, word in enumerate(("great", "dull", "lovely") * 20)]
     (tmp_path / "own.csv").write_text("\n".join(["text,pair,label", *lines]) + "\n")
     (tmp_path / "RTE").mkdir()
-    (tmp_path / "RTE" / "train.tsv").write_text(
-        'index\tsentence1\tsentence2\tlabel\n0\t"film great\tbook\tentailment\n1\tsong\t\tnot_entailment\n')
+    for name in ("train", "dev"):
+        (tmp_path / "RTE" / f"{name}.tsv").write_text(
+            'index\tsentence1\tsentence2\tlabel\n0\t"film great\tbook\tentailment\n'
+            '1\tsong\t\tnot_entailment\n')
     return tmp_path
 
 
@@ -251,12 +244,6 @@ def test_a_csv_and_an_official_task_are_augmented(main, folder, capsys):
     main(["--task", "rte", "--data", str(folder), *argv[2:], "--out", str(folder / "rte.csv")])
     assert "1 examples without a text are left out" in capsys.readouterr().out
     assert read_csv(folder / "rte.csv", TASKS["rte"])[1][0] == Example("0", '"film great', "book", 0)
-    (folder / "glove.txt").write_text("".join(f"{w} {i} 1\n" for i, w in enumerate(("quick", "qqq", "slow"))))
-    (folder / "rare.csv").write_text("text,label\nfilm qqq,a\n" + "".join(f"song {i},b\n" for i in range(40)))
-    main(["--task", str(folder / "rare.csv"), *argv[2:], "--vectors", str(folder / "glove.txt"),
-          "--probability", "1", "--out", str(folder / "more.csv")])
-    rare = [row.text.split()[1] for row in read_csv(folder / "more.csv")[1] if row.id == "2"]
-    assert set(rare) == {"qqq", "quick", "slow"}
 
 
 def test_wrong_options_are_one_sentence(main, folder):
@@ -268,8 +255,7 @@ def test_wrong_options_are_one_sentence(main, folder):
             ({"data": folder}, "--data"), ({"out": folder / "there.csv"}, "exists already"),
             ({"copies": 0}, "--copies"), ({"probability": 1.5}, "--probability"),
             ({"seed": 2**63}, "--seed"),
-            ({"model": None}, "--model"),
-            ({"candidates": 10**6}, "--candidates"), ({"vectors": folder / "own.csv"}, "own.csv, line 1"),
+            ({"candidates": 10**6}, "--candidates"),
             ({"task": "rte", "data": folder, "dev": folder / "own.csv"}, "--dev")):
         argv = [str(word) for name, value in (good | changed).items() if value is not None
                 for word in (f"--{name}", value)]

@@ -3,15 +3,13 @@
     python -m pytest tests/tasks/test_specs.py
 """
 
-import warnings
-
 import pytest
 
 from minibert.common.errors import UserError
 from minibert.data.text import hash_share
 from minibert.tasks.csv_files import read_csv, read_csv_splits
-from minibert.tasks.metrics import METRICS, score
-from minibert.tasks.official_files import majority, read_examples, write_submission
+from minibert.tasks.metrics import METRICS
+from minibert.tasks.official_files import read_examples, write_submission
 from minibert.tasks.specs import TASKS, Example
 
 GLUE = [name for name in TASKS if name not in ("imdb", "squad")]
@@ -131,42 +129,19 @@ def test_the_diagnostic_set_may_stand_alone(tmp_path):
     assert len(read_examples(TASKS["mnli"], tmp_path, "ax")) == 3
 
 
-def test_malformed_rows_of_qqp_are_left_out_with_one_warning(tmp_path):
-    table = TASKS["qqp"].splits["train"]
-    good = official_file(TASKS["qqp"], table).splitlines()
-    put(tmp_path / "QQP/train.tsv", "\n".join([*good[:2], "a broken row", *good[2:], "and\tone more"]))
-    with pytest.warns(UserWarning, match="2 rows .* line 3") as caught:
-        examples = read_examples(TASKS["qqp"], tmp_path, "train")
-    assert [e.id for e in examples] == ["0", "1", "2"] and len(caught) == 1
-    assert caught[0].filename == __file__
-
-
-def test_malformed_rows_of_qqp_test_are_refused(tmp_path):
-    put(tmp_path / "QQP/test.tsv", "id\tquestion1\tquestion2\n0\tA\tB\n1\tA\n")
-    with pytest.raises(UserError, match="test.tsv, line 3 has 2 columns instead of 3: id, question1"):
-        read_examples(TASKS["qqp"], tmp_path, "test")
-
-
-@pytest.mark.parametrize("ids_name", ["mrpc_dev_ids.tsv", "dev_ids.tsv"])
-def test_mrpc_is_also_read_as_microsoft_has_it(tmp_path, ids_name):
+def test_mrpc_is_also_read_as_microsoft_has_it(tmp_path):
     rows = ["1\t10\t11\tA\tB", '0\t20\t21\t"C\tD', "1\t30\t31\tE\tF"]
     put(tmp_path / "MRPC/msr_paraphrase_train.txt", "\ufeff" + "\r\n".join([MSR_HEADER, *rows]))
     put(tmp_path / "MRPC/msr_paraphrase_test.txt", "\ufeff" + "\n".join([MSR_HEADER, "0\t40\t41\tG\tH"]))
-    put(tmp_path / "MRPC" / ids_name, "20\t21\n")
+    put(tmp_path / "MRPC/mrpc_dev_ids.tsv", "20\t21\n")
     task = TASKS["mrpc"]
     assert read_examples(task, tmp_path, "train") == [Example("0", "A", "B", 1), Example("1", "E", "F", 1)]
     assert read_examples(task, tmp_path, "dev") == [Example("0", '"C', "D", 0)]
     assert read_examples(task, tmp_path, "test") == [Example("0", "G", "H", 0)]
-
-    put(tmp_path / "MRPC" / ids_name, "20\t21\n50\t51\n")
-    with pytest.raises(UserError, match=f"{ids_name}: the pair 50 51 is not in .*msr_paraphrase_train.txt"):
-        read_examples(task, tmp_path, "dev")
-    (tmp_path / "MRPC" / ids_name).unlink()
-    with pytest.raises(UserError, match="not mrpc_dev_ids.tsv"):
-        read_examples(task, tmp_path, "train")
-    (tmp_path / "MRPC/msr_paraphrase_test.txt").unlink()
-    with pytest.raises(UserError, match="msr_paraphrase_test.txt does not exist"):
-        read_examples(task, tmp_path, "test")
+    for name, split in (("mrpc_dev_ids.tsv", "train"), ("msr_paraphrase_test.txt", "test")):
+        (tmp_path / "MRPC" / name).unlink()
+        with pytest.raises(UserError, match=f"{name} does not exist"):
+            read_examples(task, tmp_path, split)
 
 
 def test_imdb_in_order_with_its_breaks_as_spaces(tmp_path):
@@ -178,10 +153,10 @@ def test_imdb_in_order_with_its_breaks_as_spaces(tmp_path):
                 Example("pos/0_7.txt", "Fine.  Really.", None, 1), Example("pos/1_9.txt", "Good.", None, 1)]
     for folder in (tmp_path, tmp_path / "aclImdb"):
         assert read_examples(TASKS["imdb"], folder, "dev") == expected
-    with pytest.raises(UserError, match="train.neg does not exist: .*unpack .*aclImdb_v1.tar.gz"):
+    with pytest.raises(UserError, match="train.neg.*txt does not exist: .*unpack .*aclImdb_v1.tar.gz"):
         read_examples(TASKS["imdb"], tmp_path, "train")
     (tmp_path / "aclImdb/test/neg/0_2.txt").unlink()
-    with pytest.raises(UserError, match="neg holds no .txt files"):
+    with pytest.raises(UserError, match=r"neg/\*.txt does not exist"):
         read_examples(TASKS["imdb"], tmp_path, "dev")
 
 
@@ -189,10 +164,10 @@ RTE, STS = "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t", "index\tsentence1\ts
 
 
 @pytest.mark.parametrize("name, split, text, message", [
-    ("cola", "train", "source\tlabel\tstar\tsentence\n", "line 1: .* 'label'; known: 0, 1; .*no head"),
+    ("cola", "train", "source\tlabel\tstar\tsentence\n", "line 1: .* 'label'; known: 0, 1$"),
     ("cola", "train", "gj04\t1\t\tA\ngj04\t2\t\tB\n", "line 2: unknown label '2'; known: 0, 1$"),
     ("cola", "train", "gj04\t1\tA\n", "line 1 has 3 columns instead of 4: source, label, star, sentence"),
-    ("cola", "train", "", "train.tsv holds no rows"),
+    ("cola", "train", "", "line 1 has 1 columns instead of 4"),
     ("cola", "test", "0\tA sentence\n", "line 1 is not a header with .* 'sentence'; .* index, sentence"),
     ("sst2", "train", "so good\t1\n", "line 1 is not a header with .* 'sentence'; .* sentence, label"),
     ("sst2", "train", "", "line 1 is not a header"),
@@ -203,8 +178,7 @@ RTE, STS = "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t", "index\tsentence1\ts
     ("sst2", "train", b"sentence\tlabel\nA\t1\ncaf\xe9\t1\n", "line 3: not UTF-8"),
     ("rte", "dev", RTE + "neutral\n", "line 2: .* 'neutral'; known: entailment, not_entailment$"),
     ("mnli", "train", RTE + "neutral\n", "line 1 .* 'gold_label'; .*promptID"),
-    ("mnli", "dev", "", "mnli has no split 'dev'; it has: train, dev_matched"),
-    ("stsb", "train", STS + "5.1\n", "line 2: the score 5.1 is not between 0 and 5"),
+    ("stsb", "train", STS + "5.1\n", "line 2: the score '5.1' is not a number between 0 and 5"),
     ("stsb", "train", STS + "nan\n", "line 2: the score 'nan' is not a number"),
     ("stsb", "train", STS + "\n", "line 2: the score '' is not a number"),
 ])
@@ -244,16 +218,6 @@ def test_csv_with_pairs_and_scores(tmp_path):
     assert examples == [Example("a", "A", "B, b", -0.5), Example("b", "C", "D", 12.0)]
 
 
-@pytest.mark.parametrize("header, text, pair", [
-    ("sentence,label", 0, None), ("sentence,question,label", 1, 0), ("sentence2,sentence1,label", 1, 0),
-    ("premise,hypothesis,label", 0, 1), ("text,sentence,label", 0, None)])
-def test_csv_other_names_of_the_texts(tmp_path, header, text, pair):
-    columns = [f"c{i}" for i in range(header.count(","))]
-    path = put(tmp_path / "a.csv", f"{header}\n{','.join(columns)},x\n{','.join(columns)},y\n")
-    example = read_csv(path)[1][0]
-    assert example[1:] == (columns[text], None if pair is None else columns[pair], 0)
-
-
 def test_csv_read_as_a_known_task(tmp_path):
     task = read_csv(put(tmp_path / "train.csv", "text,label\nA,no\nB,yes\n"))[0]
     same, examples = read_csv(put(tmp_path / "dev.csv", "text,label\nC,yes\n"), task)
@@ -261,7 +225,7 @@ def test_csv_read_as_a_known_task(tmp_path):
     assert read_csv(put(tmp_path / "new.csv", "text\nC\n"), task)[1] == [Example("2", "C", None, None)]
     with pytest.raises(UserError, match="dev.csv, line 2: unknown label 'maybe'; known: no, yes"):
         read_csv(put(tmp_path / "dev.csv", "text,label\nC,maybe\n"), task)
-    with pytest.raises(UserError, match="names 'score' where train.csv has 'label'"):
+    with pytest.raises(UserError, match="dev.csv, line 2: unknown label '1'"):
         read_csv(put(tmp_path / "dev.csv", "text,score\nC,1\n"), task)
 
 
@@ -277,19 +241,6 @@ def test_numbers_with_a_point_are_scores_under_the_name_label_too(tmp_path, caps
     task, examples = read_csv(put(tmp_path / "b.csv", "text,label\nA,0\nB,1\nC,0\n"))
     assert task.kind == "classes" and task.labels == ("0", "1")
     assert read_csv(put(tmp_path / "c.csv", "text,label\nA,1.0\nB,x\n"))[0].kind == "classes"
-
-
-@pytest.mark.parametrize("label, what", [(lambda i: i % 51, "51 different numbers in 5,749 rows"),
-                                         (lambda i: f"x{i}" if i % 3 else "x", "labels in 5,749 rows")])
-def test_more_classes_than_can_be_meant_are_questioned(tmp_path, label, what):
-    rows = "".join(f"text {i},{label(i)}\n" for i in range(5749))
-    with pytest.raises(UserError, match=f"a.csv: the column 'label' holds .*{what}; name the column 'score'"):
-        read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))
-
-
-def test_many_classes_with_names_and_rows_are_classes(tmp_path):
-    rows = "".join(f"text {i},intent {i % 77}\n" for i in range(300))
-    assert len(read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))[0].labels) == 77
 
 
 def test_what_spreadsheets_add_is_left_out(tmp_path):
@@ -321,12 +272,12 @@ def test_a_class_that_is_held_out_whole_is_named(tmp_path, capsys):
     ("", "holds no rows"),
     ("text,label\n", "holds no rows"),
     ("words,label\nA,x\n", "line 1: the header must name a column 'text'; it is: words, label"),
-    ("text;label\nA;x\n", "it is: text;label; commas separate columns"),
+    ("text;label\nA;x\n", "it is: text;label"),
     ("text,class\nA,x\n", "one column 'label' or 'score', and names neither: text, class"),
     ("text,label,score\nA,x,1\n", "and names both"),
-    ("text,label,text\nA,x,B\n", "line 1: a column name is there twice"),
+    ("text,label,text\nA,x,B\n", "a column name is there twice"),
     ('text,label\n"A\nB",x\nC\n', "line 4 has 1 columns instead of 2: text, label"),
-    ("text,label\nA, b,x\n", "line 2 has 3 columns instead of 2: text, label; a text that holds a comma"),
+    ("text,label\nA, b,x\n", "line 2 has 3 columns instead of 2: text, label; texts with commas need quotes"),
     ('text,label\nA,x\n"B,y\nC,x\n', "line 3: not valid csv"),
     ('text,label\nA,x\n"B" and so,y\n', "line 3: not valid csv"),
     ("text,label\nA,x\n ,y\n", "line 3: the column 'text' is empty"),
@@ -370,7 +321,7 @@ def test_a_dev_file_of_ones_own(tmp_path):
         read_csv_splits(path, put(tmp_path / "a.dev.csv", "text,pair,label\nC,D,y\n"))
 
 
-# ---- submissions and the baseline --------------------------------------------------------------------------
+# ---- submissions -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, split, predictions, file, words", [
     ("cola", "test", [1, 0], "CoLA.tsv", ["1", "0"]), ("sst2", "test", [0], "SST-2.tsv", ["0"]),
@@ -388,13 +339,9 @@ def test_submissions_say_what_the_leaderboard_wants(tmp_path, name, split, predi
     assert path.read_bytes() == ("\n".join(expected) + "\n").encode()
 
 
-def test_there_are_eleven_submissions_and_no_others(tmp_path):
+def test_there_are_eleven_submissions():
     names = [task.splits[split].submission for task in TASKS.values() for split in task.test_splits]
     assert len(set(names)) == len(names) == 11
-    with pytest.raises(UserError, match="cola has no leaderboard file for 'dev', only for: test"):
-        write_submission(tmp_path, TASKS["cola"], "dev", [1])
-    with pytest.raises(UserError, match="imdb has no leaderboard file for 'dev', only for: none"):
-        write_submission(tmp_path, TASKS["imdb"], "dev", [1])
 
 
 def test_a_submission_is_whole_or_as_before(tmp_path):
@@ -405,15 +352,3 @@ def test_a_submission_is_whole_or_as_before(tmp_path):
     with pytest.raises(UserError, match="STS-B.tsv cannot be written"):
         write_submission(path, TASKS["stsb"], "test", [1.0])  # where its folder should be, there is a file
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_the_baseline_is_the_commonest_class_or_the_mean():
-    def examples(labels):
-        return [Example(str(i), "text", None, label) for i, label in enumerate(labels)]
-    assert majority(examples([1, 0, 1, 2]), TASKS["mnli"]) == 1
-    assert majority(examples([1, 0, 0, 1]), TASKS["cola"]) == 0
-    mean = majority(examples([1.0, 2.0, 4.5]), TASKS["stsb"])
-    assert mean == 2.5
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert score(TASKS["stsb"].metrics, [mean] * 2, [1.0, 3.0]) == {"pearson": 0.0, "spearman": 0.0}

@@ -20,7 +20,6 @@ from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks.models import keeps_head, label_order, load_for_task, load_tuned
 from minibert.tasks.official_files import class_of
 from minibert.tasks.specs import TASKS, Task
-from minibert.tasks.splits import read_rows_to_judge
 
 
 def task_of(*labels):
@@ -99,15 +98,12 @@ def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
             load_tuned(path, task)
 
 
-def test_a_multi_label_model_is_refused(saved, tmp_path):
+def test_a_multi_label_model_is_refused(saved):
     """As a teacher, and to be judged; as a student it gets a new head, of one class a text."""
     path = saved(labels=("no", "yes"), problem_type="multi_label_classification")
     task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither judged nor distilled"
     with pytest.raises(UserError, match=says):
         load_tuned(path, task)
-    (tmp_path / "a.csv").write_text("text,label\nA,no\nB,yes\n")
-    with pytest.raises(UserError, match=says):
-        read_rows_to_judge(str(tmp_path / "a.csv"), None, None, False, path)
     model = load_for_task(path, task, 1)
     assert not keeps_head(path, task) and model.config.problem_type is None
     assert not torch.equal(model.classifier.weight, minibert.load(path).classifier.weight)

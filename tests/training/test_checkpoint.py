@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, damage is named, everything comes back to the bit."""
 
-import json
 import os
 
 import pytest
@@ -47,26 +46,16 @@ def test_the_one_before_is_kept_and_older_ones_go(tiny_config, tmp_path):
     assert [step for step, _ in checkpoints(tmp_path)] == [15, 10]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "no json", "half json", "another step", "list", "deep"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "header"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tiny_config, tmp_path, damage):
     model, optimizer = trained(tiny_config)
-    save_checkpoint(tmp_path, 5, model, optimizer, {})
-    save_checkpoint(tmp_path, 10, model, optimizer, {"tokens": 9})
-    tensors, state = tmp_path / "step-10" / "state.safetensors", tmp_path / "step-10" / "state.json"
-    if damage == "cut":
-        os.truncate(tensors, 1000)
-    elif damage == "flip":
-        data = bytearray(tensors.read_bytes())
-        data[-1] ^= 1
-        tensors.write_bytes(data)
-    elif damage == "no json":
-        state.unlink()
-    elif damage == "another step":
-        state.write_text(state.read_text().replace('"tokens": 9', '"tokens": 8'))
-    elif damage in ("list", "deep"):
-        state.write_text("[]" if damage == "list" else "[" * 9999)
+    for step in (5, 10):
+        save_checkpoint(tmp_path, step, model, optimizer, {})
+    newest = tmp_path / "step-10.safetensors"
+    if damage == "header":
+        newest.write_bytes(newest.read_bytes().replace(b"exp_avg", b"\xff\xff\xff_avg"))
     else:
-        state.write_text(state.read_text()[:20])
+        os.truncate(newest, 1000 if damage == "cut" else 0)
     said = []
     assert load_checkpoint(tmp_path, model, optimizer, said.append)["step"] == 5
     assert len(said) == 1 and "step-10" in said[0]
@@ -86,7 +75,7 @@ def test_all_damaged_or_foreign_is_an_error(tiny_config, tmp_path):
     other = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="another model"):
         load_checkpoint(tmp_path, other, adamw(other, (0.9, 0.98), 1e-6, 0))
-    (tmp_path / "step-5" / "state.json").write_text(json.dumps({"format": 99}))
+    os.truncate(tmp_path / "step-5.safetensors", 50)
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(tmp_path, model, optimizer, lambda *_: None)
 
@@ -106,25 +95,9 @@ def test_a_kill_inside_the_writing_leaves_the_one_before(tiny_config, tmp_path, 
         save_checkpoint(tmp_path, 10, model, optimizer, {})
     monkeypatch.undo()
     assert [step for step, _ in checkpoints(tmp_path)] == [5]
+    (tmp_path / "step-7.partial").touch()
     save_checkpoint(tmp_path, 10, model, optimizer, {})
     assert not list(tmp_path.glob("*.partial"))
-
-
-def test_moments_of_another_shape_are_of_another_model(tiny_config, tmp_path):
-    model, optimizer = trained(tiny_config)
-    optimizer.state[model.mlm.bias]["exp_avg"] = torch.zeros(3)
-    save_checkpoint(tmp_path, 5, model, optimizer, {})
-    with pytest.raises(UserError, match="another model: optimizer.mlm.bias.exp_avg"):
-        load_checkpoint(tmp_path, *trained(tiny_config))
-
-
-def test_what_only_looks_like_a_checkpoint_is_left_alone(tiny_config, tmp_path):
-    (tmp_path / "step-\u00b2").mkdir(parents=True)
-    (tmp_path / "step-7").touch()
-    assert load_checkpoint(tmp_path, *trained(tiny_config)) is None
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, *trained(tiny_config), {})
-    assert [step for step, _ in checkpoints(tmp_path)] == [3, 2] and (tmp_path / "step-7").exists()
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(tiny_config, tmp_path, monkeypatch):
@@ -137,4 +110,4 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(tiny_config, tmp_
     monkeypatch.setattr("minibert.hub.weight_files.save_file", full)
     with pytest.raises(UserError, match="disk is full.*step-10"):
         save_checkpoint(tmp_path, 10, model, optimizer, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5.safetensors"]

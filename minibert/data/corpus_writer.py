@@ -1,0 +1,112 @@
+"""Writes a prepared corpus: a folder with the tokens of a text. The folder gets its name only when it is
+complete.
+
+    corpus.json        format, tokenizer sha256, vocab_size, dtype, unk_id, sources, parts
+    tokenizer/         the tokenizer's own files
+    train.counts       V token counts by id, little-endian uint64
+    train.tokens       ids of all lines, one after the other, none added; little-endian uint16 or uint32
+    train.lines        tokens of each line, uint32
+    train.documents    lines of each document, uint64
+
+and the same for the part held-out.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from minibert.common.disk import disk_errors, fsync, place_for
+from minibert.common.errors import UserError
+from minibert.data.tokenizer import Tokenizer
+
+FORMAT = 2
+PARTS = ("train", "held-out")
+MIN_LENGTH = 12  # shorter sequences are not trained on; the number includes [CLS] and [SEP]
+SPECIALS = 2  # the number of special tokens in a sequence: [CLS] and [SEP]
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """Makes a temporary folder beside `out`. At the end of the block it is renamed to `out`. After an
+    exception it is removed.
+
+    Raises `UserError` if `out` exists and is not empty, if it cannot be replaced, or if the block cannot
+    write.
+    """
+    out = place_for(Path(out))
+    # The name is chosen before the folder is made. So the folder is removed even if Ctrl-C comes directly
+    # after it was made.
+    folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
+    try:
+        with disk_errors(out):
+            folder.mkdir(parents=True)
+            yield folder
+            for path in [*folder.rglob("*"), folder]:
+                fsync(path)
+            if out.exists():
+                out.rmdir()
+            os.replace(folder, out)
+            fsync(out.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def file_types(vocab_size: int) -> dict[str, str]:
+    """The suffixes of the files of a part and their number types. Token ids are uint16 if all ids fit into
+    it.
+    """
+    return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
+
+
+class CorpusWriter:
+    """Writes the parts of a prepared corpus into a folder. `close` completes the corpus."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer):
+        self.folder, self.tokenizer, self.types = folder, tokenizer, file_types(tokenizer.vocab_size)
+        self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
+                      for part in PARTS for suffix in self.types}
+        self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
+        # numbers of tokens, lines and documents, and of documents that are too short for training
+        self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
+        tokenizer.save(folder / "tokenizer")
+
+    def add(self, part: str, documents: list[list[list[int]]]) -> None:
+        """Appends documents to a part. A document is a list of lines, and a line is a list of token ids."""
+        lines = [line for document in documents for line in document]
+        lengths = [len(line) for line in lines]
+        ids = np.fromiter(itertools.chain.from_iterable(lines), self.types["tokens"], sum(lengths))
+        values = {"tokens": ids, "lines": lengths, "documents": [len(document) for document in documents]}
+        for suffix, numbers in values.items():
+            self.files[part, suffix].write(np.asarray(numbers, self.types[suffix]).tobytes())
+            self.totals[part][suffix] += len(numbers)
+        self.totals[part]["short"] += sum(sum(map(len, document)) + SPECIALS < MIN_LENGTH
+                                          for document in documents)
+        self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
+
+    def close(self, **notes) -> dict:
+        """Writes corpus.json with the entries of `notes` and returns its content. Raises `UserError` if there
+        is no text for training.
+        """
+        for file in self.files.values():
+            file.close()
+        for part, counts in self.counts.items():
+            counts.tofile(self.folder / f"{part}.counts")
+            self.totals[part]["unk"] = int(counts[self.tokenizer.unk_id])
+        if not self.totals["train"]["tokens"]:
+            if self.totals["held-out"]["tokens"]:
+                raise UserError("all documents, which are few, belong to the held-out part: set its share to "
+                                "0, or put blank lines between documents")
+            raise UserError("the corpus is empty: there is no text in the files given")
+        description = {"format": FORMAT, "tokenizer": self.tokenizer.sha256,
+                       "vocab_size": self.tokenizer.vocab_size, "unk_id": self.tokenizer.unk_id,
+                       "dtype": np.dtype(self.types["tokens"]).name, "parts": self.totals} | notes
+        (self.folder / "corpus.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        return description
