@@ -508,7 +508,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
             Options(**given | changed)
     for words in ("--beta 5", "--teacher-layers last", "--intermediate-epochs 0", "--intermediate-lr 1e-4",
                   "--weights hidden=0", "--imitate 1,2"):
-        with pytest.raises(UserError, match=f"{words.split()[0]} is not read with --method kd"):
+        with pytest.raises(UserError, match=f"{words.split()[0]} has no effect with --method kd"):
             parse(Options, ["--model", "m", "--task", "reviews.csv", "--teacher", "t", *words.split()], "", "")
 
 

@@ -269,7 +269,7 @@ def test_options_of_theseus(folder, models, tmp_path):
                           ({"replace_until": -0.1}, "--replace-until must be")):
         with pytest.raises(UserError, match=says):
             Options(**given | changed)
-    refused(run_of(folder, models, tmp_path / "a", method="kd"), "--replace-rate is not read")
+    refused(run_of(folder, models, tmp_path / "a", method="kd"), "--replace-rate has no effect")
     refused(run_of(folder, models, tmp_path / "b", layers=None, **{"layer-map": "0,1,2,3,3"}), "5 has more")
 
 
