@@ -38,9 +38,11 @@ class TuneRun(NamedTuple):
 
     @property
     def start(self) -> str:
-        """The model that was fine-tuned: a folder, a hub name, or copied layers of the teacher."""
-        layers = self.options.get("layers") or len((self.options.get("layer_map") or "").split(","))
-        return self.options["model"] or f"{self.options['teacher']} cut to {layers} layers"
+        """The model that was fine-tuned: a folder, a hub name, or the layers that were cut out of a teacher.
+        The teacher of each task is another folder, and its name is left out.
+        """
+        layers, numbers = self.options.get("layers"), self.options.get("layer_map")
+        return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
 
     @property
     def values(self) -> list[float]:

@@ -18,6 +18,7 @@ from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
+from minibert.distill.task_methods import TASK_METHODS
 from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, TASKS
 from minibert.training.plots import Point, plot_held_out, plot_quality
 from minibert.training.summary import figures_of
@@ -96,14 +97,17 @@ def check_names(places: Iterable[Path]) -> None:
 
 
 def taught(options: dict) -> str:
-    """The suffix of a model's name, which says how the model learned from a teacher in fine-tuning. It is ""
-    without a teacher, and " + kd", for example, with a teacher. "pd" is distillation on texts without labels.
+    """The suffix of a model's name, which says how the model learned from a teacher in fine-tuning. Without a
+    teacher, the suffix is "". With a teacher it is " + kd", for example, or " + kd, alpha 1" if alpha is not
+    the default. "pd" is distillation on texts without labels.
     """
     if not options.get("teacher"):
         return ""
-    if not options.get("transfer"):
-        return f" + {options['method']}"
-    return " + pd" if options["method"] == "kd" else f" + {options['method']}, pd"
+    method, alpha = options["method"], options["alpha"]
+    if options.get("transfer"):
+        return " + pd" if method == "kd" else f" + {method}, pd"
+    usual = TASK_METHODS[method].defaults["alpha"]
+    return f" + {method}" + (f", alpha {alpha:g}" if alpha != usual else "")
 
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:

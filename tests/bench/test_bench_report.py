@@ -24,7 +24,7 @@ def put(path, content):
 
 def tuned(folder, model, task, scores, metric="accuracy", finished=True, baseline=None, **changed):
     """A run of finetune.py with these scores, one a seed."""
-    options = {"model": str(model), "task": task, "method": "kd", "teacher": None} | changed
+    options = {"model": model and str(model), "task": task, "method": "kd", "teacher": None, "alpha": 0.5} | changed
     settings = {name: changed.get(name, getattr(TASKS.get(task), name, 1))
                 for name in ("batch", "epochs", "lr", "max_length")}
     put(folder / "config.json", {"options": options, "task": settings, **MACHINE})
@@ -179,12 +179,20 @@ def test_scores_on_other_parts_of_the_data_are_not_compared(runs, changed):
 
 
 @pytest.mark.parametrize("options, name", [
-    ({"teacher": None, "method": "kd"}, ""), ({"teacher": "a", "method": "kd"}, " + kd"),
-    ({"teacher": "a", "method": "kd", "transfer": ["b.txt"]}, " + pd"),
-    ({"teacher": "a", "method": "pkd", "transfer": []}, " + pkd"),
-    ({"teacher": "a", "method": "tinybert", "transfer": ["b.txt"]}, " + tinybert, pd")])
+    ({"teacher": None}, ""), ({}, " + kd"), ({"alpha": 1.0}, " + kd, alpha 1"), ({"method": "pkd"}, " + pkd"),
+    ({"transfer": ["b.txt"], "alpha": 1.0}, " + pd"),
+    ({"method": "tinybert", "transfer": ["b.txt"]}, " + tinybert, pd")])
 def test_how_a_teacher_taught_is_in_the_name(options, name):
-    assert taught(options) == name
+    assert taught({"teacher": "a", "method": "kd", "alpha": 0.5, "transfer": []} | options) == name
+
+
+def test_students_that_were_cut_out_of_the_teachers_of_two_tasks_are_one_model(runs):
+    for task, score in (("cola", 48.0), ("wnli", 54.0)):
+        metric = {"cola": "matthews", "wnli": "accuracy"}[task]
+        for how in ({"layers": 3}, {"layer_map": "0,2,4"}):
+            tuned(runs / f"{task}-{[*how][0]}", None, task, [score], metric, teacher=f"runs/{task}/model", **how)
+    shares = {row["model"]: row["mean"] for row in report(runs)[1]["shares"]}
+    assert shares["cut to 3 layers + kd"] == shares["cut to layers 0,2,4 + kd"]
 
 
 def test_a_report_of_one_kind_of_runs(runs, tmp_path):
