@@ -496,13 +496,13 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
 def test_options_that_nothing_would_read_are_refused(folder):
     given = dict(model="m", task="reviews.csv")
     for changed, word in (
-            ({"alpha": 0.5}, "--alpha goes with a --teacher"),
-            ({"temperature": 2.0}, "--temperature goes with a --teacher"),
+            ({"alpha": 0.5}, "--alpha needs a --teacher"),
+            ({"temperature": 2.0}, "--temperature needs a --teacher"),
             ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
-            ({"data": "data"}, "--data goes with a task by name"),
-            ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
-            ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
-            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict goes with training"),
+            ({"data": "data"}, "--data is for the name of a task"),
+            ({"evaluate": True, "lr": 1e-4}, "--lr is for training"),
+            ({"evaluate": True, "teacher": "t"}, "--teacher is for training"),
+            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict is for training"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)

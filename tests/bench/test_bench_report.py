@@ -105,7 +105,7 @@ def test_scores_by_hand(runs):
 def test_both_formulas_of_the_share_by_hand(runs):
     text, result = report(runs)
     share = cells(text, "Share kept", "small")  # medians: 40 and 60 of 50 and 50
-    assert share["mean"] == "50.0" and "over cola, wnli." in text
+    assert share["mean"] == "50.0" and "The tasks are cola, wnli." in text
     assert share["ratio of means"].startswith("100.0 %<br>(")
     assert share["mean of ratios"].startswith("100.0 %<br>(")
     [alone] = [row for row in result["shares"] if row["model"] == "alone"]
@@ -124,7 +124,7 @@ def test_shares_over_the_same_tasks_for_all(runs):
     assert wide["mean of ratios"][0] == pytest.approx((25 / 50 + 50 / 50) / 2)
     assert all(row["model"] != "narrow" for row in result["shares"])
     text, _ = report(runs)
-    assert "over wnli." in text
+    assert "The tasks are wnli." in text
     with pytest.raises(UserError, match="--share-tasks rte: big has not finished it"):
         report(runs, share_tasks=("cola", "rte"))
     with pytest.raises(UserError, match="--share-tasks needs --teacher"):
@@ -175,7 +175,7 @@ def test_scores_on_other_parts_of_the_data_are_not_compared(runs, changed):
     tuned(runs / "small-rte", runs / "small" / "model", "rte", [60.0], **changed)
     tuned(runs / "alone-rte", runs / "alone" / "model", "rte", [50.0])
     assert [row["model"] for row in report(runs, share_tasks=("rte",))[1]["shares"]] == ["alone"]
-    assert "over cola, wnli." in report(runs)[0]
+    assert "The tasks are cola, wnli." in report(runs)[0]
 
 
 @pytest.mark.parametrize("options, name", [
@@ -202,7 +202,7 @@ def test_a_report_of_one_kind_of_runs(runs, tmp_path):
 
 
 def test_what_is_wrong_is_one_sentence(runs):
-    with pytest.raises(UserError, match="--teacher huge: no run fine-tunes it; these are: "):
+    with pytest.raises(UserError, match="--teacher huge: no run fine-tunes it; the models of the runs are: "):
         report(runs, teacher="huge")
     target = runs.parent / "results.md"
     assert not target.exists()
@@ -214,7 +214,7 @@ def test_what_is_wrong_is_one_sentence(runs):
     assert target.read_text() == "# My notes"
     target.unlink()
     tuned(runs / "again", "models/big", "wnli", [50.0])
-    with pytest.raises(UserError, match="both fine-tune big on wnli: leave one out by --without"):
+    with pytest.raises(UserError, match="both fine-tune big on wnli: leave out one of them with --without"):
         report(runs)
     report(runs, without=(str(runs / "again"),))
     tuned(runs / "again", "other/big", "rte", [50.0])
@@ -272,7 +272,7 @@ def test_csv_files_of_one_name_are_two_tasks(tmp_path, typed, task):
 
 @pytest.mark.parametrize("name, content, message", [
     ("summary.json", "{", "summary.json, line 1: not valid json"),
-    ("summary.json", {"held_out": {}}, "damaged or of another version .KeyError.'tokens'"),
+    ("summary.json", {"held_out": {}}, "damaged, or another version of minibert made it .KeyError.'tokens'"),
     ("config.json", {"options": 3}, "the run in .* is damaged")])
 def test_damaged_runs(tmp_path, name, content, message):
     trained(tmp_path / "kd")

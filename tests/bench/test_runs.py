@@ -56,7 +56,7 @@ def test_skips_resumes_and_goes_on_after_a_failure(place, capsys):
     (place / "done" / "summary.json").touch()
     text = "\n".join(f"finetune.py --out {name}{more}" for name, more in (
         ("done", ""), ("begun", ""), ("bad", " fail"), ("new", " # a comment")))
-    with pytest.raises(UserError, match="1 of 4 failed, as these say: bad.log"):
+    with pytest.raises(UserError, match="1 of 4 runs failed; see bad.log"):
         work(place, text)
     assert (place / "order").read_text() == "begun --resume\nbad fail\nnew new\n"
     said = capsys.readouterr().out
@@ -93,7 +93,7 @@ def test_a_stop_reaches_the_run_once_and_ends_the_list(place):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 130 and "goes on where a was left" in said
+    assert process.returncode == 130 and "the same command will resume a" in said
     assert not (place / "a" / "summary.json").exists() and not (place / "b").exists()
 
 
@@ -114,7 +114,7 @@ def test_times(tmp_path, monkeypatch, capsys):
     ("train.py --teacher $NO_SUCH_NAME --out x", "NO_SUCH_NAME is not set; give it before"),
     ("train.py --steps 3", "'train.py --steps 3' needs --out"),
     ("train.py --out", "needs --out"),
-    ("train.py --out x\ntrain.py --steps 3 --out x", "x is written by a command before it, too"),
+    ("train.py --out x\ntrain.py --steps 3 --out x", "an earlier command also writes x"),
     ("train.py --out 'x", "No closing quotation"),
     ("# nothing", "holds no command")])
 def test_bad_lists_are_one_sentence(tmp_path, text, message):

@@ -265,7 +265,7 @@ def test_a_class_that_is_held_out_whole_is_named(tmp_path, capsys):
     rows = "".join(f"{text},{'xy'[i % 2]}\n" for i, text in enumerate(train)) + f"{held_out},rare\n"
     read_csv_splits(put(tmp_path / "a.csv", "text,label\n" + rows))
     printed = capsys.readouterr().out
-    assert "warning: all rows of the class 'rare' are held out, so it is not learned" in printed
+    assert "warning: all rows of the class 'rare' are held out, so the model does not learn" in printed
 
 
 @pytest.mark.parametrize("text, message", [
@@ -273,9 +273,9 @@ def test_a_class_that_is_held_out_whole_is_named(tmp_path, capsys):
     ("text,label\n", "holds no rows"),
     ("words,label\nA,x\n", "line 1: the header must name a column 'text'; it is: words, label"),
     ("text;label\nA;x\n", "it is: text;label"),
-    ("text,class\nA,x\n", "one column 'label' or 'score', and names neither: text, class"),
-    ("text,label,score\nA,x,1\n", "and names both"),
-    ("text,label,text\nA,x,B\n", "a column name is there twice"),
+    ("text,class\nA,x\n", "one column 'label' or 'score', but it names neither: text, class"),
+    ("text,label,score\nA,x,1\n", "but it names both"),
+    ("text,label,text\nA,x,B\n", "a column name occurs twice"),
     ('text,label\n"A\nB",x\nC\n', "line 4 has 1 columns instead of 2: text, label"),
     ("text,label\nA, b,x\n", "line 2 has 3 columns instead of 2: text, label; texts with commas need quotes"),
     ('text,label\nA,x\n"B,y\nC,x\n', "line 3: not valid csv"),

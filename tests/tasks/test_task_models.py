@@ -101,7 +101,7 @@ def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
 def test_a_multi_label_model_is_refused(saved):
     """As a teacher, and to be judged; as a student it gets a new head, of one class a text."""
     path = saved(labels=("no", "yes"), problem_type="multi_label_classification")
-    task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither judged nor distilled"
+    task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither be evaluated nor"
     with pytest.raises(UserError, match=says):
         load_tuned(path, task)
     model = load_for_task(path, task, 1)
