@@ -147,9 +147,9 @@ class Models(NamedTuple):
 
 def make_models(options: Options, method: Method, weights) -> Models:
     """Builds the models that the options name. Raises `UserError` if student and teacher cannot be compared,
-    or if a model has too few tokens or positions.
+    or if a model has too small a vocabulary or too few positions.
     """
-    torch.manual_seed(options.seed)  # the seed of a new head and of TinyBERT's projections
+    torch.manual_seed(options.seed)  # a new head and TinyBERT's projections get random weights
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
     # The error messages of the next checks contain the name of the model.

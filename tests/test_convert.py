@@ -111,7 +111,7 @@ def test_a_pooler_and_nsp_are_kept(options, tmp_path, monkeypatch):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         load(tmp_path / "target", "classification", labels=("a", "b"))
-    assert [str(w.message).rpartition("anew: ")[2] for w in told] == ["classifier.weight, classifier.bias"]
+    assert [str(w.message).rpartition("weights: ")[2] for w in told] == ["classifier.weight, classifier.bias"]
 
 
 def test_sharded_pickles(tmp_path, model, monkeypatch):

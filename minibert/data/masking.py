@@ -42,8 +42,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
                 *key: int) -> Masked:
     """Masks the S sequences of a step. `ids` is (N,) and `lengths` (S,). The random numbers depend only on
     `key`, for example (seed, step). Special tokens are never selected. A random replacement is drawn from the
-    whole vocabulary with its special tokens, as in the original code. note: BERT's code excludes only [CLS]
-    and [SEP] from the selection. Here [UNK] is also excluded, as in DistilBERT's code.
+    whole vocabulary with its special tokens, as in BERT's code. note: BERT's code excludes only [CLS] and
+    [SEP] from the selection. Here [UNK] is also excluded, as in DistilBERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))

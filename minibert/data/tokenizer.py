@@ -73,7 +73,7 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # a very large id would need a list of billions of names
+        # this is checked because a very large id would need a list of billions of names
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")

@@ -38,7 +38,7 @@ FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token"
 # transformers adds missing special tokens to a vocabulary in this order.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 # In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
-# at least 1.18 % if it is cased. This number is between the two.
+# at least 1.18 % if it is cased. CASED_SHARE is between these two shares.
 CASED_SHARE = 0.004
 # The characters that the `tokenizers` library removes at the end of a line. Python's rstrip removes more.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -294,5 +294,5 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         vocabulary[piece] = i
     if doubled:
         warnings.warn(f"{path}: {doubled[0]}{f', and {len(doubled) - 1} more' * (len(doubled) > 1)}; as in "
-                      "transformers the last of them counts", stacklevel=5)
+                      "transformers, the last line counts", stacklevel=5)
     return vocabulary

@@ -10,7 +10,7 @@ Any other difference between a file and its model is an error (load_save.py).
 
 import re
 
-HEADS = {  # of BERT and MobileBERT
+HEADS = {  # minibert's module -> Hugging Face's module, for the heads of BERT and MobileBERT
     "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",

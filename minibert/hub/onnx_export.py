@@ -228,7 +228,7 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet(""):  # a warning recommends a graph optimisation that changes nothing here
+    with quiet(""):  # the hidden warning recommends an optimisation that changes nothing here
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
 

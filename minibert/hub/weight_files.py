@@ -64,7 +64,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
-        except safetensors.SafetensorError as error:  # its text ends with an error number
+        except safetensors.SafetensorError as error:  # its message has the system's error number
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
                    ) from None
@@ -100,7 +100,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's warnings are about the file format, not the tensors
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can cause any error
         # torch's own message is not shown, because it recommends to run the code in the file
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(f"{path} holds more than tensors: reading it would run {code[1]}, and minibert "

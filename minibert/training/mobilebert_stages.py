@@ -6,7 +6,8 @@ of the student.
     jkt  joint        the transfer of all layers; then distillation
     pkt  progressive  the transfer of layer 1, 2 ... L, lower layers nearly frozen; then distillation
 
-Part 0 of the student is everything outside its layers (embeddings and head). Parts 1 to L are its layers.
+Part 0 of the student is everything outside its layers (embeddings and head). Parts 1 to L are the student's
+layers.
 """
 
 import re

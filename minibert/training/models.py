@@ -104,10 +104,10 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, its
-    matrices are converted to 16 bits. Otherwise autocast would convert them again for every micro-batch,
-    because autocast keeps only the converted weights of trained models. Biases, LayerNorms, positions, token
-    types and residual sums stay in fp32.
+    """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, the
+    matrices of the model are converted to 16 bits. Otherwise autocast would convert them again for every
+    micro-batch, because autocast keeps only the converted weights of trained models. Biases, LayerNorms,
+    positions, token types and residual sums stay in fp32.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":

@@ -264,7 +264,7 @@ def test_options_of_theseus(folder, models, tmp_path):
     found = resolve(Options(**given))
     assert (found.alpha, found.replace_rate, found.replace_until) == (0.0, 0.3, 0.68)
     assert resolve(Options(**given, transfer=("a.txt",), temperature=3.0)).alpha == 1.0
-    for changed, says in (({"layers": None, "model": "m"}, "in place of --model"),
+    for changed, says in (({"layers": None, "model": "m"}, "instead of --model"),
                           ({"replace_rate": 1.5}, "--replace-rate must be"),
                           ({"replace_until": -0.1}, "--replace-until must be")):
         with pytest.raises(UserError, match=says):
