@@ -114,7 +114,9 @@ def test_both_formulas_of_the_share_by_hand(runs):
 
 
 def test_shares_over_the_same_tasks_for_all(runs):
-    """`wide` has a task more, `narrow` one less: the one is judged on those named, the other not at all."""
+    """Model `wide` has one more task, and its share uses only the named tasks. Model `narrow` has one task
+    less, so it has no share.
+    """
     for name, tasks in (("wide", {"cola": 25.0, "wnli": 50.0, "rte": 6.0}), ("narrow", {"wnli": 50.0})):
         for task, value in tasks.items():
             tuned(runs / f"{name}-{task}", f"models/{name}", task, [value],
@@ -125,7 +127,7 @@ def test_shares_over_the_same_tasks_for_all(runs):
     assert all(row["model"] != "narrow" for row in result["shares"])
     text, _ = report(runs)
     assert "The tasks are wnli." in text
-    with pytest.raises(UserError, match="--share-tasks rte: big has not finished it"):
+    with pytest.raises(UserError, match="--share-tasks rte: big has no finished run"):
         report(runs, share_tasks=("cola", "rte"))
     with pytest.raises(UserError, match="--share-tasks needs --teacher"):
         report(runs, teacher=None, share_tasks=("cola",))
@@ -150,7 +152,7 @@ def test_trainings_by_hand(runs):
 
 
 def test_a_student_is_drawn_in_each_way_it_was_fine_tuned(runs):
-    """Its speed is that of its training; the tasks are those that all ways have: not WNLI."""
+    """A model has the speed of its training. The tasks are those of all models, so WNLI is left out."""
     tuned(runs / "small-kd", runs / "small" / "model", "cola", [48.0], "matthews", teacher="models/big")
     text, _ = report(runs)
     plain, taught_too = (cells(text, "Quality against", name) for name in ("small", "small + kd"))

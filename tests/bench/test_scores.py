@@ -29,7 +29,7 @@ def test_medians_over_seeds_and_an_interval_around_them():
 
 
 def test_the_interval_of_normal_scores_is_that_of_their_median():
-    """Of many seeds the median's standard error is 1.2533 sigma / sqrt(n)."""
+    """For many seeds, the standard error of the median is 1.2533 sigma / sqrt(n)."""
     seeds = np.random.default_rng(1).normal(100.0, 5.0, 400)
     _, low, high = share_kept("mean of ratios", [list(seeds)], [[100.0]])
     assert (high - low) * 100 == pytest.approx(2 * 1.96 * 1.2533 * 5 / 20, rel=0.25)
