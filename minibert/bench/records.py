@@ -22,7 +22,7 @@ class TrainRun(NamedTuple):
     seconds: float  # the time of the steps, without the time to prepare the corpus and to evaluate
     curve: list[tuple[int, dict]]  # (trained tokens, held-out scores) for each evaluation in the training
     held_out: dict[str, dict]
-    table: list[dict]  # the rows of `summary.comparison`: sizes and speed
+    table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
 
 class TuneRun(NamedTuple):

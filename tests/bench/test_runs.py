@@ -127,7 +127,8 @@ def test_bad_lists_are_one_sentence(tmp_path, text, message):
 
 def test_names_and_continued_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("TEACHER", "a folder")
-    (tmp_path / "runs.txt").write_text("# a list \\\ntrain.py --teacher $TEACHER \\\n    --out runs/x   # twice\n")
+    (tmp_path / "runs.txt").write_text("# a list \\\ntrain.py --teacher $TEACHER \\\n"
+                                       "    --out runs/x   # twice\n")
     [line] = read_list(tmp_path / "runs.txt")
     assert line.words == ["--teacher", "a folder", "--out", "runs/x"] and line.log == Path("runs/x.log")
 
@@ -142,7 +143,7 @@ def test_a_file_that_is_there_is_done(tmp_path):
 
 @pytest.mark.parametrize("name", ["runs.txt", "runs-inside.txt", "runs-ablation.txt", "runs-compress.txt"])
 def test_the_lists_of_the_project_are_sound(name, monkeypatch):
-    """The script of every line accepts the options. The files that it needs are written by an earlier line."""
+    """The script of each line accepts its options. The files that it reads come from an earlier line."""
     monkeypatch.setenv("TEACHER", "weights/teacher")
     made, forms = set(), {}
     for line in read_list(ROOT / "docs" / name):

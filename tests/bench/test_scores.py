@@ -43,4 +43,4 @@ def test_there_is_no_share_of_nothing():
 def test_a_mean_score_and_its_interval():
     assert mean_score([[10.0], [90.0]]) == pytest.approx((50.0,) * 3)
     mean, low, high = mean_score([[10.0, 20.0, 60.0], [90.0]])
-    assert mean == 55.0 and (low, high) == (50.0, 75.0)  # the medians of three draws are 10 or 60 often enough
+    assert mean == 55.0 and (low, high) == (50.0, 75.0)  # medians of three draws are often 10 or 60

@@ -99,7 +99,7 @@ def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
 
 
 def test_a_multi_label_model_is_refused(saved):
-    """It is refused as a teacher and with --evaluate. As a student it gets a new head with one class a text."""
+    """It is refused as a teacher and with --evaluate. As a student, it gets a new head for one class."""
     path = saved(labels=("no", "yes"), problem_type="multi_label_classification")
     task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither be evaluated nor"
     with pytest.raises(UserError, match=says):
