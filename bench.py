@@ -60,16 +60,17 @@ def examples_of(what: str) -> str:
 
 
 def main() -> None:
-    """Runs `bench.py WHAT [options]`: parses the options, measures, and prints the JSON line."""
+    """Runs `bench.py COMMAND [options]`: parses the options, measures, and prints the JSON line."""
     what, words = (sys.argv + ["--help"])[1], sys.argv[2:]
     if what in ("-h", "--help"):
-        print(f"{__doc__}\n{EXAMPLES}\nbench.py WHAT --help lists its options")
+        print(f"{__doc__}\n{EXAMPLES}\nbench.py COMMAND --help shows the options of a command")
         sys.exit()
     if what not in BENCHES:
         raise UserError(f"bench.py has no command {what!r}; its commands are {', '.join(BENCHES)}")
     if what in PLAIN and words and not words[0].startswith("-"):
         words = [PLAIN[what], *words]
-    # The module is imported here, because the processes that `data` measures import this file without torch.
+    # The module is imported only here. So the processes that `data` measures can import this file without
+    # torch.
     place, options_class, function = BENCHES[what]
     module = importlib.import_module(place)
     options = parse(getattr(module, options_class), words, module.__doc__, examples_of(what),

@@ -136,7 +136,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        pairs = bool(splits["train"].examples.segments.any())  # this is also true for SQuAD
+        pairs = bool(splits["train"].examples.segments.any())  # also true for SQuAD, as it has two texts
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
     return task, splits
@@ -266,8 +266,8 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
         fit_tinybert(student, teacher.config, inner_weights(options))
     if options.method == "theseus":
         groups = layer_groups(student.layers, teacher.config.layers)
-        say("student layer replaces teacher layers:",
-            ", ".join(f"{m} {group[0] + 1} to {group[-1] + 1}" for m, group in enumerate(groups, 1)))
+        say("student layers and the teacher layers that they replace:",
+            ", ".join(f"{m} for {group[0] + 1} to {group[-1] + 1}" for m, group in enumerate(groups, 1)))
     return teacher
 
 
@@ -279,10 +279,11 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
     if options.method == "pkd":
         pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
                                 options.teacher_layers)
-        say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
+        say("student layers learn the [CLS] states of teacher layers:",
+            ", ".join(f"{s} from {t}" for s, t in pairs))
     if options.alpha > 0 or pairs:
-        say(f"asking the teacher about {len(examples.lengths):,} examples")
-        progress = Progress("asking the teacher", int(examples.lengths.sum()), "tokens")
+        say(f"computing the teacher's outputs on {len(examples.lengths):,} examples")
+        progress = Progress("running the teacher", int(examples.lengths.sum()), "tokens")
         targets = teacher_outputs(teacher, examples, run.runtime, [t for _, t in pairs],
                                   options.micro_tokens, progress)
     stays = has_intermediate_stage(options, run.task) or options.method == "theseus"
@@ -413,8 +414,8 @@ class Stage(NamedTuple):
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
-    """The epoch of `history` with the best `metric` on the first dev split. If several are equal, it is the
-    first of them. If there is no epoch, it is None.
+    """The first epoch of `history` that has the best `metric` on the first dev split. None if there is no
+    epoch.
     """
     return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 

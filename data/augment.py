@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -35,7 +35,7 @@ class Options(MachineOptions):
     task: str = option(None, "name of a task of GLUE, or imdb, or a FILE.csv or FILE.tsv as for finetune.py",
                        metavar="TASK")
     data: str | None = option(None, "folder of the task's official files, or its parent", metavar="FOLDER")
-    dev: str | None = option(None, "csv file with the dev examples; give it if you give it to finetune.py",
+    dev: str | None = option(None, "csv file with the dev examples, if finetune.py will also get --dev",
                              metavar="FILE.csv")
     model: str = option(None, "folder or hub name of a masked language model, if possible the teacher before "
                         "its fine-tuning", metavar="FOLDER")

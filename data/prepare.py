@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 from minibert.common.disk import place_for  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -49,7 +49,7 @@ def main() -> None:
     if docs and args.held_out is not None:
         raise UserError("--held-out is not possible with python-docs, which has its own split")
     if args.cased and args.vocab_size is None:
-        raise UserError("--cased needs --vocab-size: an existing tokenizer decides if upper case is kept")
+        raise UserError("--cased needs --vocab-size: an existing tokenizer already has this setting")
     held_out = 0.01 if args.held_out is None else args.held_out
     # after SIGTERM, the unfinished folder is removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

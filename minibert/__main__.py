@@ -51,7 +51,7 @@ class Guest(NamedTuple):
     name: str
     model: nn.Module
     tokenizer: Tokenizer
-    vectors: dict[str, np.ndarray]  # only for encoders: the vector (D,) of each sentence so far, of length 1
+    vectors: dict[str, np.ndarray]  # for encoders: the vector (D,) of each earlier sentence, with length 1
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -426,7 +426,7 @@ def test_what_a_model_cannot_be_judged_on_is_said_of_the_model(folder, tuned):
     reviews = tuned / "reviews" / "model"
     judge = ["--evaluate", "--max-length", "80", "--model"]
     refused([*judge, str(folder / "model"), "--task", str(folder / "reviews.csv")],
-            f"{folder / 'model'} has no head for", "fine-tune it first")
+            f"{folder / 'model'} has no head for", "fine-tune the model first")
     refused([*judge, str(reviews), "--task", str(folder / "scores.csv")],
             "line 2: unknown label '")
 
@@ -478,9 +478,9 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     refused(options(tmp_path, "bare.csv", None, "--evaluate", model=tuned / "reviews" / "model", **judged),
             "no column")
     refused(options(folder, "reviews.csv", out, transfer=folder / "unlabelled.txt"), "--teacher")
-    refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune it first")
+    refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune the model first")
     refused(options(folder, "reviews.csv", out / "2", "--resume", teacher=tuned / "squad" / "model"),
-            "fine-tune it first")
+            "fine-tune the model first")
     refused(options(folder, "reviews.csv", out / "3", **{"max-length": 500}), "128 positions")
     (tmp_path / "bare").mkdir()
     shutil.copy(folder / "model" / "config.json", tmp_path / "bare")
@@ -498,7 +498,7 @@ def test_options_that_nothing_would_read_are_refused(folder):
     for changed, word in (
             ({"alpha": 0.5}, "--alpha needs a --teacher"),
             ({"temperature": 2.0}, "--temperature needs a --teacher"),
-            ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
+            ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha must be 1"),
             ({"data": "data"}, "--data is for the name of a task"),
             ({"evaluate": True, "lr": 1e-4}, "--lr is for training"),
             ({"evaluate": True, "teacher": "t"}, "--teacher is for training"),

@@ -30,7 +30,7 @@ from minibert.data.text import find_sources, read_documents
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
-LINES = 1000  # lines in one batch for `tokenizers`, as in `datasets.map`; other numbers are not faster
+LINES = 1000  # the number of lines in a batch for `tokenizers`, as in `datasets.map`; others are not faster
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def bench_data(options: DataBench) -> dict:
     print(table([*rows.values()], f"speed of prepare and of tokenizers alone; {options.threads} threads, "
                                  f"{tokens['minibert']:,} tokens, {vocabulary:,} pieces"))
     ratio = compared(seconds, memory, "tokenizers")
-    from minibert.common.runtime import describe, start  # imports torch: see the note at the top
+    from minibert.common.runtime import describe, start  # this imports torch, see the note at the top
     machine = describe(start("cpu", "fp32", training=False))
     machine = {name: machine[name] for name in ("cpu", "cores", "python", "numpy", "tokenizers", "minibert")}
     return {"bench": "data", "options": dataclasses.asdict(options), "machine": machine,

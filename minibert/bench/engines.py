@@ -30,7 +30,7 @@ from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
 
-PADDED = 8  # sentences in one padded batch
+PADDED = 8  # the number of sentences in one padded batch
 
 Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 

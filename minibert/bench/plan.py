@@ -1,8 +1,8 @@
 """Calculates hours and cost of a training on one or many devices, from the tokens a second of one device.
 
 This command measures nothing. Give the tokens a second of one device, as measured by `bench.py train`
-(--tokens-per-second). Or give the peak FLOP/s of one device and the share of it that the training reaches
-(--peak-tflops, --share), which give an estimate. The output names all assumptions.
+(--tokens-per-second). If they are unknown, they are estimated from the peak FLOP/s of the device and the
+share of it that the training reaches (--peak-tflops, --share). The output names all assumptions.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class PlanBench:
                                              f"{', '.join(CORPORA)}")
     epochs: float = option(1.0, "number of passes over the corpus")
     machines: str = option("1", "numbers of devices, for example 1,8,64")
-    tokens_per_second: float | None = option(None, "tokens that one device trains on in a second")
+    tokens_per_second: float | None = option(None, "number of tokens a second in training on one device")
     peak_tflops: float | None = option(None, "peak of one device in 10^12 FLOP/s (needs --share)")
     share: float | None = option(None, "share of the peak that the training reaches, above 0 and at most 1")
     price: float | None = option(None, "price of one device for one hour, in any currency")
@@ -68,7 +68,7 @@ class PlanBench:
         within(self, SPECIALS, float("inf"), "length", open_low=True)
         if (self.peak_tflops is None) != (self.share is None) or (
                 (self.tokens_per_second is None) == (self.peak_tflops is None)):
-            raise UserError("a plan needs one rate: --tokens-per-second, or --peak-tflops with --share")
+            raise UserError("give either --tokens-per-second, or --peak-tflops with --share")
 
 
 def corpus_tokens(text: str | None) -> tuple[float, str]:

@@ -20,19 +20,19 @@ class TrainRun(NamedTuple):
     machine: str
     tokens: int
     seconds: float  # the time of the steps, without the time to prepare the corpus and to evaluate
-    curve: list[tuple[int, dict]]  # (tokens seen, held-out scores) during the training
+    curve: list[tuple[int, dict]]  # (trained tokens, held-out scores) for each evaluation in the training
     held_out: dict[str, dict]
-    table: list[dict]  # the rows of `summary.comparison`: sizes and speed
+    table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. `scores` are those on the first dev split, of each seed at its best epoch."""
+    """A run of finetune.py. `scores` has the scores on the first dev split at the best epoch of each seed."""
     folder: Path
     options: dict
     machine: str
     task: str
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
-    scores: dict[str, list[float]]  # metric -> one value for each seed, in percent; in the order of the task
+    scores: dict[str, list[float]]  # metric -> one value in percent for each seed; the first metric decides
     seconds: float  # the training time of all seeds
     baseline: dict[str, float] | None  # the scores of a constant prediction
 
@@ -74,8 +74,8 @@ def read_runs(folders: Iterable[str], without: Iterable[str] = ()
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """The run folders in the folder `name`, which may itself be a run folder. Inside a run folder, no further
-    runs are searched.
+    """The run folders in the folder `name`, which may itself be a run folder. Folders inside a run folder are
+    not searched.
     """
     found = False
     for place, below, files in os.walk(name):

@@ -69,8 +69,8 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """The folder whose name the model gets. If `model` is a folder with the name "model", it is the parent
-    folder, which is the run folder. Otherwise it is `model` itself.
+    """The folder whose name the model gets in the tables. If the folder `model` has the name "model", this is
+    its parent folder, which is the run folder. Otherwise this is the folder `model` itself.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path
@@ -111,7 +111,7 @@ def taught(options: dict) -> str:
 
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
-    """Sorts the runs by model and task. The model `teacher` comes first. Raises `UserError` if two runs have
+    """Returns the runs by model and task, with the model `teacher` first. Raises `UserError` if two runs have
     the same model and the same task, or if there is no run of the teacher.
     """
     found: Scores = {}
@@ -208,7 +208,7 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
     rows, teacher_runs = [], scores[teacher]
     for task in tasks:
         if task not in teacher_runs:
-            raise UserError(f"--share-tasks {task}: {teacher} has not finished it")
+            raise UserError(f"--share-tasks {task}: {teacher} has no finished run of this task")
     for name, of in scores.items():
         if name != teacher and set(tasks) <= set(common_tasks([of, teacher_runs])):
             student, taught_by = ([model[task].values for task in tasks] for model in (of, teacher_runs))

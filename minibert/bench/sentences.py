@@ -1,7 +1,7 @@
 """Compares sentence encoders with their teacher, without training. The first model is the teacher.
 
-Two scores are measured. On STS-B, it is how well the cosines of pairs of sentences agree with the similarity
-in the data. On SQuAD's dev set, it is how often the paragraph with the answer to a question is found.
+Two scores are measured. The score on STS-B says how well the cosines of pairs of sentences agree with the
+similarities in the data. The score on SQuAD says how often the paragraph that answers a question is found.
 """
 
 import dataclasses
@@ -136,7 +136,7 @@ def sentences_per_second(models: dict, texts: list[str], turns: int, runtime: Ru
     for turn in range(turns + 1):
         for name, (model, tokenizer) in models.items():
             begun = time.perf_counter()
-            embed(model, tokenizer, texts, runtime=runtime)  # waits for a GPU, as the result is on the CPU
+            embed(model, tokenizer, texts, runtime=runtime)  # the result is on the CPU, so a GPU has finished
             if turn:  # turn 0 is the warm-up
                 seconds[name].append(time.perf_counter() - begun)
     return {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
@@ -173,7 +173,8 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """The row of a model in the printed table. `result` and `teacher` are results of `bench_sentences`."""
+    """The row of a model in the printed table. `result` has its figures, and `teacher` the teacher's figures.
+    """
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():
         kept = result["kept"][what]

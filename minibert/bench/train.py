@@ -42,7 +42,7 @@ class TrainBench:
 
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student (random weights)")
-    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py to time",
+    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py whose steps are timed",
                                        choices=TIMED)
     batch: int = option(8, "number of sequences in one training step")
     max_length: int = option(128, "maximum length of a sequence in tokens")
@@ -65,7 +65,7 @@ class TrainBench:
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The random sequences of each step of a turn: (ids, lengths, selected). All programs get the same ones.
+    """The random sequences of each step of a turn: (ids, lengths, selected). They do not change.
 
     `selected` is True for the 15 % of the tokens that are masked.
     """

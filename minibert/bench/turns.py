@@ -19,9 +19,9 @@ from minibert.common.errors import UserError
 
 
 def serve(turn: Callable, pipe, device=None) -> None:
-    """The loop in the process of a program. It runs one turn for each request of the parent process.
+    """Calls `turn` once for each request of the parent process. The process of each program runs this loop.
 
-    After a turn it sends the value that `turn` returned, or the seconds of the turn if `turn` returned None.
+    After each turn, it sends the value that `turn` returned, or the seconds of the turn if the value is None.
     At the end it sends the peak memory in bytes. `device` is the device of torch, if the turns use torch.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
@@ -40,7 +40,7 @@ def serve(turn: Callable, pipe, device=None) -> None:
 
 def peak_memory() -> int:
     """The peak memory of this process in bytes."""
-    try:  # on Linux a new process inherits the ru_maxrss of its parent, but not VmHWM
+    try:  # VmHWM is better on Linux, where a new process inherits the ru_maxrss of its parent
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
     except (OSError, TypeError):
@@ -97,7 +97,8 @@ def alternate(worker: Callable, kinds: list[str], options,
     """Starts a process with `worker(kind, options, pipe)` for each kind of program. Runs one warm-up turn of
     each kind, and then `turns` turns of each kind, alternately.
 
-    Returns two dictionaries by kind: the results of the turns (seconds), and the peak memory in bytes.
+    Returns two dictionaries by kind. They have the results of the turns (usually seconds), and the peak
+    memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}

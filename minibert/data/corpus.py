@@ -86,7 +86,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]  # the starts and the lengths of the kept sequences
+    kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]  # starts and lengths of the kept sequences
     found = short = unknown = 0  # numbers of sequences: all, too short, and at least half [UNK]
     checksum = 0  # computed here, because this loop reads every id
     for part in parts:

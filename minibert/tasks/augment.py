@@ -7,11 +7,11 @@ candidates. note: the paper replaces words of several pieces by their neighbours
 that are one piece of the vocabulary are replaced.
 
 As in the original code, a word is replaced only if it consists of letters and is not a stop word. The model
-reads a pair of texts: the text with masked words, and the unchanged text. So it also sees the word that it
-replaces. The candidates are computed once for each text. note: algorithm 1 computes new candidates for each
-of the N_a copies, from a text in which words are already replaced. The original code masks one word at a
-time. Here up to 15 % of the pieces of a text are masked at once, as in pre-training. About 14 of 15
-candidates are then the same. A candidate is never a stop word or the replaced word.
+reads a pair of texts: the text with masked words, and the unchanged text. So the model also sees the masked
+words. The candidates are computed once for each text. note: algorithm 1 computes new candidates for each of
+the N_a copies, from a text in which words are already replaced. The original code masks one word at a time.
+Here up to 15 % of the pieces of a text are masked at once, as in pre-training. About 14 of 15 candidates are
+the same as with one masked word. A candidate is never a stop word or the replaced word.
 """
 
 import re
@@ -63,7 +63,7 @@ class Query(NamedTuple):
 
     ids: list[int]  # the pieces of this part
     masked: list[int]  # the positions in `ids` that are masked
-    words: list[int]  # for each masked position, the number of its word; the words of all texts are counted
+    words: list[int]  # for each masked position, the number of its word among the words of all texts
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
@@ -127,7 +127,7 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """Returns, for the number of each masked word, the `k` words with the highest probability there."""
+    """For the number of each masked word, the `k` words with the highest probability in its place."""
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}

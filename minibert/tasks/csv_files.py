@@ -14,7 +14,7 @@ from minibert.data.text import hash_share
 from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
-DEV_SHARE = 0.1  # the share of a csv file's rows that is the dev split if there is no dev file
+DEV_SHARE = 0.1  # if there is no dev file, the dev split is this share of the rows
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
@@ -122,8 +122,8 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
                     rows.append((start, {name: value for name, value in zip(names, values) if name}))
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {start}: not valid csv ({error}); write a field with quotes inside "
-                        'quotes, and double its own quotes: "so ""it"" is"') from None
+        raise UserError(f"{path}, line {start}: not valid csv ({error}); a field with quotes must be in "
+                        'quotes, and the quotes inside it must be doubled: "so ""it"" is"') from None
     if not rows:
         raise UserError(f"{path} holds no rows")
     names = [name for name in names if name]

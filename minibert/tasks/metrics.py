@@ -58,7 +58,8 @@ METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearso
 
 
 def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
-    """Computes the metrics with these names, and returns them by name. `Task.metrics` has such names."""
+    """Returns the value of each metric by its name. `metrics` has the names, such as those in `Task.metrics`.
+    """
     return {name: METRICS[name](predictions, labels) for name in metrics}
 
 

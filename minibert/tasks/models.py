@@ -74,12 +74,12 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     of the model and of the task differ.
     """
     if not isinstance(model, head_kind(task)):
-        raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
+        raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")
     if model.config.problem_type == MULTI_LABEL:
         raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), but each text of "
                         f"{task.name} has one class: this model can neither be evaluated nor distilled")
     if task.kind != "span" and model.config.regression != (task.kind == "score"):
-        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
+        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, but "
                         f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
     if task.kind == "classes":
         order = label_order(model.config.labels, task)
@@ -107,8 +107,8 @@ def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
-    """Returns the teacher's outputs on n examples, in the order of the examples. Their name is `logits`, and
-    their shape is (n, K), or (N, 2) for a span head.
+    """Returns the teacher's outputs on n examples as `logits`, in the order of the examples. `logits` is
+    (n, K), or (N, 2) for a span head.
 
     `layers` has numbers of teacher layers, from 1. If it is not empty, the result also has `cls`
     (n, layers, D): the [CLS] states after these layers. `progress` is called with the number of tokens of

@@ -94,7 +94,7 @@ def class_of(name: str, task: Task) -> int | None:
 
 
 def label_of(text: str, task: Task, where: str) -> int | float:
-    """Converts a label in a file to a class number or a score. `where` is its file and line for errors."""
+    """Converts a label in a file to a class number or a score. Error messages begin with `where`."""
     if task.kind == "classes":
         number = class_of(text, task)
         if number is None:
@@ -115,7 +115,7 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
     """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
     and all other pairs of the training file are the train split.
 
-    Microsoft's test file has labels, so the test examples have labels. The leaderboard's test.tsv has none.
+    The test examples have labels. Microsoft's test file has labels, but the leaderboard's test.tsv does not.
     """
     table = task.splits["train"]
     path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS

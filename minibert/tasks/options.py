@@ -71,8 +71,8 @@ class Options(MachineOptions):
     weights: tuple[str, ...] = option((), "weights of the loss terms in the intermediate stage, for example "
                                       "embedding=0 attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
-        None, "for each student layer, the teacher layer (from 1) that it imitates, for example 3,6,9,12 "
-        "(default: evenly spaced layers)", metavar="LAYERS", only_with=TINYBERT)
+        None, "teacher layers (numbers from 1) that the student layers learn to imitate, for example "
+        "3,6,9,12 (default: evenly spaced layers)", metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
         None, "project the student's states before they are compared with the teacher's (default: yes, as in "
         "the paper; no if the student is made of copied teacher layers)", only_with=TINYBERT)
@@ -114,8 +114,8 @@ class Options(MachineOptions):
         super().__post_init__()
         known, method = check_task(self.task, self.data, self.dev), TASK_METHODS[self.method]
         if bool(self.model) == bool(self.layers or self.layer_map) or not (self.model or self.teacher):
-            raise UserError("give --model, or instead --teacher with --layers or --layer-map: the student "
-                            "then starts as copies of these teacher layers")
+            raise UserError("give --model, or give --teacher with --layers or --layer-map, which choose the "
+                            "teacher layers that are copied into the student")
         for name in ("alpha", "temperature", "transfer"):
             if getattr(self, name) not in (None, ()) and not self.teacher:
                 raise UserError(f"--{name} needs a --teacher")
@@ -128,9 +128,9 @@ class Options(MachineOptions):
             raise UserError(f"--method {self.method} trains the student's layers inside its teacher: give "
                             "--layers or --layer-map instead of --model")
         if self.transfer and self.alpha not in (None, 1):
-            raise UserError("--transfer text has no labels, so --alpha is 1")
+            raise UserError("the texts of --transfer have no labels, so --alpha must be 1")
         if self.augmented and (self.transfer or spans):
-            raise UserError("--augmented needs a task of classes or scores, and excludes --transfer")
+            raise UserError("--augmented needs a task of classes or scores, and no --transfer")
         if self.predict and not (known and known.test_splits):
             raise UserError(f"--predict writes files for a leaderboard, but {self.task} has no test set of a "
                             "leaderboard; for texts of your own, call minibert.predict")
@@ -147,8 +147,8 @@ class Options(MachineOptions):
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
-    """The task with this name, or None for a csv file. Raises `UserError` if --task, --data and --dev do not
-    go together.
+    """The task with this name, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
+    be combined.
     """
     known = TASKS.get(task)
     if not known and Path(task).suffix.lower() not in (".csv", ".tsv"):
@@ -178,7 +178,7 @@ def resolve(options: Options) -> Options:
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
-        defaults = defaults | {"project": False}  # the states of copied layers are like the teacher's already
+        defaults = defaults | {"project": False}  # copied layers already give states like the teacher's
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

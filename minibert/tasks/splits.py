@@ -66,7 +66,7 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
     config, head = load_config(model), stated_head(model)
     if head not in ("classification", None):
-        raise UserError(f"{model} has no head for {task}: fine-tune it first")
+        raise UserError(f"{model} has no head for {task}: fine-tune the model first")
     judged = Task(Path(task).name, config.labels, config.labels, ("accuracy", "matthews"))
     if config.regression:
         judged = Task(judged.name, (), (), ("pearson", "spearman"), kind="score")
@@ -219,8 +219,8 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
     """Writes a table of the examples with wrong answers: the model's answer, the expected answer and the
-    text. For a task of scores, these are the tenth of the examples that has the largest errors, and the
-    largest error comes first.
+    text. For a task of scores, the table has the 10 % of the examples with the largest errors, in descending
+    order of the error.
     """
     if task.kind == "span":
         best = {id: candidates[0].text for id, candidates in answers.items()}

@@ -68,8 +68,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
-    """For each text, its M token ids, and an array (M, 2) with the characters [begin, end) of the text that
-    each token stands for.
+    """Returns, for each text, its M token ids, and an array (M, 2) with the characters [begin, end) of each
+    token in the text.
     """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -113,8 +113,8 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """For each context token, the window that owns it, as an array (tokens,). This is the window that shows
-    most of the text around the token (`_check_is_max_context` in run_squad.py).
+    """Returns the number of the window that owns each context token, as an array (tokens,). It is the window
+    that shows most of the text around the token (`_check_is_max_context` in run_squad.py).
 
     In each window, a token has a score: its distance to the nearer end of the window plus 0.01 times the
     window's length. The first window that has the highest score owns the token.

@@ -16,7 +16,7 @@ OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the firs
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """The value by which the best epoch and the best seed are chosen. It is the metric, and NaN is lowest."""
+    """The value by which the best epoch and the best seed are chosen: the metric, or -inf if it is NaN."""
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
@@ -65,7 +65,7 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
     """Moves the model of the best seed (the best `metric` on `split`) to `out`, and removes the models of all
-    other seeds. Returns the best seed. If an earlier call has already moved the model, it is not changed.
+    other seeds. Returns the best seed. If an earlier call has already moved the model, the model stays there.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -81,8 +81,8 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 
 def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes the wrong ones of the `answers` (see `answers_of`) to errors.tsv. For SQuAD, it also writes
-    predictions.json, from which the official script computes the scores.
+    """Writes the wrong answers to errors.tsv. `answers` is a result of `answers_of`. For SQuAD, this function
+    also writes predictions.json, from which the official script computes the scores.
     """
     write_errors(out / "errors.tsv", task, split, answers)
     if task.kind == "span":

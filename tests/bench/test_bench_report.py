@@ -24,14 +24,16 @@ def put(path, content):
 
 def tuned(folder, model, task, scores, metric="accuracy", finished=True, baseline=None, **changed):
     """A run of finetune.py with these scores, one a seed."""
-    options = {"model": model and str(model), "task": task, "method": "kd", "teacher": None, "alpha": 0.5} | changed
+    options = {"model": model and str(model), "task": task, "method": "kd", "teacher": None,
+               "alpha": 0.5} | changed
     settings = {name: changed.get(name, getattr(TASKS.get(task), name, 1))
                 for name in ("batch", "epochs", "lr", "max_length")}
     put(folder / "config.json", {"options": options, "task": settings, **MACHINE})
     results = [{"seed": k + 1, "best": {"scores": {"dev": {metric: score}}}, "seconds": 60.0}
                for k, score in enumerate(scores)]
     if finished:
-        put(folder / "summary.json", {"results": results, "dev": {"baseline": baseline and {metric: baseline}}})
+        dev = {"baseline": baseline and {metric: baseline}}
+        put(folder / "summary.json", {"results": results, "dev": dev})
 
 
 def trained(folder, finished=True, curve=(), method="distilbert", lr=5e-4):
@@ -114,7 +116,9 @@ def test_both_formulas_of_the_share_by_hand(runs):
 
 
 def test_shares_over_the_same_tasks_for_all(runs):
-    """`wide` has a task more, `narrow` one less: the one is judged on those named, the other not at all."""
+    """Model `wide` has one more task, and its share uses only the named tasks. Model `narrow` has one task
+    less, so it has no share.
+    """
     for name, tasks in (("wide", {"cola": 25.0, "wnli": 50.0, "rte": 6.0}), ("narrow", {"wnli": 50.0})):
         for task, value in tasks.items():
             tuned(runs / f"{name}-{task}", f"models/{name}", task, [value],
@@ -125,7 +129,7 @@ def test_shares_over_the_same_tasks_for_all(runs):
     assert all(row["model"] != "narrow" for row in result["shares"])
     text, _ = report(runs)
     assert "The tasks are wnli." in text
-    with pytest.raises(UserError, match="--share-tasks rte: big has not finished it"):
+    with pytest.raises(UserError, match="--share-tasks rte: big has no finished run"):
         report(runs, share_tasks=("cola", "rte"))
     with pytest.raises(UserError, match="--share-tasks needs --teacher"):
         report(runs, teacher=None, share_tasks=("cola",))
@@ -144,13 +148,14 @@ def test_trainings_by_hand(runs):
     assert small["tokens"] == "3.00 M" and small["method"] == "distilbert"
     assert small["time"] == "1:15:00"  # 1.5 M tokens at 1,000 and at 500 a second
     assert small["accuracy"] == "35.0%" and small["KL to teacher"] == "0.125" and small["MLM loss"] == "3.500"
-    assert inner["attention relation"] == "0.500" and inner["perplexity: teacher / start / end"] == "- / - / -"
+    assert inner["attention relation"] == "0.500"
+    assert inner["perplexity: teacher / start / end"] == "- / - / -"
     assert inner["KL of attention"] == inner["MLM loss"] == small["attention relation"] == "-"
     assert result["unfinished"] == [str(runs / "begun")] and f"Not finished: {runs / 'begun'}." in text
 
 
 def test_a_student_is_drawn_in_each_way_it_was_fine_tuned(runs):
-    """Its speed is that of its training; the tasks are those that all ways have: not WNLI."""
+    """A model has the speed of its training. The tasks are those of all models, so WNLI is left out."""
     tuned(runs / "small-kd", runs / "small" / "model", "cola", [48.0], "matthews", teacher="models/big")
     text, _ = report(runs)
     plain, taught_too = (cells(text, "Quality against", name) for name in ("small", "small + kd"))
@@ -190,7 +195,8 @@ def test_students_that_were_cut_out_of_the_teachers_of_two_tasks_are_one_model(r
     for task, score in (("cola", 48.0), ("wnli", 54.0)):
         metric = {"cola": "matthews", "wnli": "accuracy"}[task]
         for how in ({"layers": 3}, {"layer_map": "0,2,4"}):
-            tuned(runs / f"{task}-{[*how][0]}", None, task, [score], metric, teacher=f"runs/{task}/model", **how)
+            tuned(runs / f"{task}-{[*how][0]}", None, task, [score], metric,
+                  teacher=f"runs/{task}/model", **how)
     shares = {row["model"]: row["mean"] for row in report(runs)[1]["shares"]}
     assert shares["cut to 3 layers + kd"] == shares["cut to layers 0,2,4 + kd"]
 

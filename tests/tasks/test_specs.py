@@ -23,7 +23,8 @@ def put(path, text):
 
 
 def official_file(task, table, n=3):
-    """A file with the official header, or none, and `n` rows whose columns say where they stand."""
+    """A file with `n` rows, and with the official header if there is one. Each cell names its row and column.
+    """
     names = table.header.split("\t")
     lines = [table.header] if table.has_header else []
     for i in range(n):
@@ -78,7 +79,7 @@ def test_labels_mean_what_the_files_say(name, label, meaning):
 
 
 def test_class_numbers_are_the_usual_ones():
-    """f1 is that of class 1, and entailment is where Hugging Face's copy of the data has it."""
+    """The metric f1 belongs to class 1. The class entailment has the same number as on Hugging Face."""
     inference = ("rte", "qnli", "mnli", "wnli")
     assert [TASKS[name].labels.index("entailment") for name in inference] == [0, 0, 0, 1]
     assert TASKS["mrpc"].labels[1] == "equivalent" and TASKS["qqp"].labels[1] == "duplicate"
@@ -230,7 +231,7 @@ def test_csv_read_as_a_known_task(tmp_path):
 
 
 def test_numbers_with_a_point_are_scores_under_the_name_label_too(tmp_path, capsys):
-    """As for run_glue.py; STS-B so written has 51 different ones."""
+    """As in run_glue.py. STS-B in this form has 51 different labels."""
     rows = "".join(f"text {i},{i % 51 / 10}\n" for i in range(500))
     task, examples = read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))
     assert task.kind == "score" and examples[3].label == 0.3

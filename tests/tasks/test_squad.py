@@ -42,7 +42,7 @@ def ask(context, text=None, start=None, question="Who?", id="q"):
 
 
 def random_context(generator, words):
-    """Words with accents, CJK and emoji among plain ones, between spaces of several kinds."""
+    """A text of plain words, words with accents, CJK characters and emoji, with several kinds of spaces."""
     return "".join(generator.choice(WORDS + ["ab", "c", "def", "the"] * 4) + generator.choice("  \n\u00a0")
                    for _ in range(words))
 
