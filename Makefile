@@ -1,27 +1,28 @@
-# `make demo`, `make tour` and `make test` need Python 3.11 or newer with venv, and the network the first time only.
+# `make demo`, `make tour` and `make test` need Python 3.11 or newer with venv, and the network once.
 PYTHON ?= python3
-# The versions that were tested; `make test CONSTRAINTS=` takes the newest that setup.cfg allows.
+# The versions that were tested; `make test CONSTRAINTS=` installs the newest versions that setup.cfg
+# allows.
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
 .PHONY: demo tour test gpu clean
 
-# Half a pass over the embedded corpus: about three minutes on two cores. The folder is the demo's own, so it
-# may start anew.
+# Trains for half a pass over Python's documentation, about three minutes on two cores. The folder of an earlier
+# demo is removed.
 demo: .venv/demo
 	rm -rf runs/demo
 	$(BIN)/python train.py --batch 32 --epochs 0.5 --out runs/demo $(ARGS)
 
-# Runs docs/tour.py cell by cell and stores it, with its outputs, as docs/tour.ipynb.
+# Runs the cells of docs/tour.py and writes docs/tour.ipynb with their outputs.
 tour: .venv/tour
 	$(BIN)/python docs/make_tour.py
 
-# In two processes, a test file at a time: the tensors of most tests are tiny, and one thread is all they use.
+# Runs the tests in two processes, because most tests use one thread. Each process runs whole test files.
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-# Tests and measurements on one GPU, in ten minutes: docs/gpu.md. Each part has a time limit. If a part fails or
-# is stopped, make says so and runs the next part. After INT, train.py writes a checkpoint.
+# Runs tests and measurements on one GPU, in ten minutes (docs/gpu.md). Each part has a time limit. If a part fails or
+# is stopped, make says so and runs the next part. After the signal INT, train.py writes a checkpoint.
 STEP := $(BIN)/python bench.py train --turns 3 --device cuda
 SIZE := $(STEP) --no-peer --batch 512 --min-length 128 --max-length 128 --steps 1 --micro-tokens
 gpu: .venv/test
@@ -39,8 +40,8 @@ gpu: .venv/test
 	-timeout -s INT 360 $(BIN)/python train.py --corpus python-docs --batch 256 --micro-tokens 16384 \
 	    --steps 1000000 --warmup 0.0001 --checkpoint-every 1000000 --device cuda --out runs/gpu
 
-# One stamp for each set of extras: what has not changed is not installed twice. The sets of the tour and of
-# the tests include the demo's.
+# Each set of extras has a stamp, an empty file that shows that the set is installed. The sets of the tour and of
+# the tests include the set of the demo.
 .venv/demo: EXTRAS := plots
 .venv/tour: EXTRAS := tour
 .venv/test: EXTRAS := parity,plots,test

@@ -1,13 +1,13 @@
 """Measures minibert and other programs. Prints a table. The last line of the output is one JSON document.
 
-    bench.py train     the distillation step, and the same step on `transformers`
-    bench.py inference latency and throughput of minibert and of other engines; the scores of each mode
-    bench.py finetune  the fine-tuning step on a real task, and the same step on `transformers`
-    bench.py sentences sentence encoders compared with their teacher: STS-B, retrieval on SQuAD, speed
-    bench.py data      speed and memory of preparing a corpus, compared with `tokenizers` alone
-    bench.py plan      hours and cost of a training, calculated from the tokens a second
-    bench.py size      parameters, bytes on disk and FLOPs of models, with published figures
-    bench.py runs      runs a list of commands: skips finished ones, resumes stopped ones
+    bench.py train     times the distillation step, and the same step on `transformers`
+    bench.py inference measures latency and throughput of minibert and other engines, and scores of each mode
+    bench.py finetune  times the fine-tuning step on a real task, and the same step on `transformers`
+    bench.py sentences compares sentence encoders with their teacher: STS-B, retrieval on SQuAD, speed
+    bench.py data      measures speed and memory of data/prepare.py, compared with `tokenizers` alone
+    bench.py plan      calculates hours and cost of a training from the tokens a second
+    bench.py size      counts parameters, bytes on disk and FLOPs of models; shows published figures
+    bench.py runs      runs a list of commands; skips finished runs and resumes stopped runs
     bench.py report    writes tables and plots of finished runs into a markdown file
 """
 
@@ -18,7 +18,7 @@ import sys
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
 
-# the command: its module, its class of options and its function
+# for each command: its module, its class of options and its function
 BENCHES = {
     "train": ("minibert.bench.train", "TrainBench", "bench_train"),
     "inference": ("minibert.bench.inference", "InferenceBench", "bench_inference"),
@@ -30,7 +30,7 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# words right after these commands are the values of this option, which need not be named
+# for some commands, an option whose name may be left out: its values stand right after the command
 PLAIN = {"sentences": "--models", "data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
@@ -42,7 +42,7 @@ EXAMPLES = """examples:
   python bench.py inference --data data/glue_data --tokenizer weights/bert-base-uncased
   python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data
   python bench.py sentences TEACHER runs/mine/model --sts data/glue_data --squad data/squad
-  python bench.py data                       Python's documentation, the bundled tokenizer
+  python bench.py data                       with Python's documentation and the bundled tokenizer
   python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
   python bench.py plan --corpus-tokens wikitext-103 --peak-tflops 65 --share 0.3
   python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
@@ -54,22 +54,23 @@ EXAMPLES = """examples:
 
 
 def examples_of(what: str) -> str:
-    """The lines of `EXAMPLES` for one command."""
+    """The lines of `EXAMPLES` that show one command."""
     title, *lines = EXAMPLES.splitlines()
     return "\n".join([title, *(line for line in lines if f"bench.py {what} " in f"{line} ")])
 
 
 def main() -> None:
-    """Runs `bench.py WHAT [options]`: parses the options, measures, and prints the JSON line."""
+    """Runs `bench.py COMMAND [options]`: parses the options, measures, and prints the JSON line."""
     what, words = (sys.argv + ["--help"])[1], sys.argv[2:]
     if what in ("-h", "--help"):
-        print(f"{__doc__}\n{EXAMPLES}\nbench.py WHAT --help lists its options")
+        print(f"{__doc__}\n{EXAMPLES}\nbench.py COMMAND --help shows the options of a command")
         sys.exit()
     if what not in BENCHES:
-        raise UserError(f"bench.py measures: {', '.join(BENCHES)}; not {what!r}")
+        raise UserError(f"bench.py has no command {what!r}; its commands are {', '.join(BENCHES)}")
     if what in PLAIN and words and not words[0].startswith("-"):
         words = [PLAIN[what], *words]
-    # imported here and not above: `data` measures processes that import this file, without torch's memory
+    # The module is imported only here. So the processes that `data` measures can import this file without
+    # torch.
     place, options_class, function = BENCHES[what]
     module = importlib.import_module(place)
     options = parse(getattr(module, options_class), words, module.__doc__, examples_of(what),

@@ -1,11 +1,10 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-Read this file from top to bottom. `main` runs all seeds and prints one table at the end. Then come the
-functions of the teacher, of one seed, and of one stage, which has the training loop. TinyBERT has two stages,
-and all other methods have one stage. The options are in minibert/tasks/options.py. The losses are in
-minibert/distill/task_kd.py, tinybert.py and theseus.py. In minibert/tasks/, splits.py has the data and
-computes the scores (`judge`, with metrics.py), models.py has the student and the teacher, and summary.py has
-the end of a run.
+Read this file from top to bottom. `main` fine-tunes once for each seed and prints a table at the end. After
+it come the functions for the teacher, for one seed, and for one stage, which has the training loop. TinyBERT
+has two stages, and all other methods have one stage. The options are in minibert/tasks/options.py. The losses
+are in task_kd.py, tinybert.py and theseus.py in minibert/distill/. In minibert/tasks/, splits.py reads the
+data and computes the scores, models.py loads the student and the teacher, and summary.py ends a run.
 """
 
 import dataclasses
@@ -67,16 +66,16 @@ class Run(NamedTuple):
     options: Options
     out: Path
     student: str  # the folder or hub name of the model from which every seed starts
-    task: Task  # the task with the training settings of the options
+    task: Task  # the task; options like --lr have replaced its own training settings
     tokenizer: Tokenizer
     runtime: Runtime
 
 
 class Teaching(NamedTuple):
-    """What the student learns from."""
+    """The teacher and its outputs, from which the student learns."""
 
-    teacher: nn.Module | None  # the frozen teacher, if it takes part in the training
-    targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples, see `teacher_outputs`
+    teacher: nn.Module | None  # the frozen teacher, if the method runs it in training; otherwise None
+    targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples (see `teacher_outputs`)
     layers: list[int]  # the student layers, from 1, whose [CLS] states PKD trains; empty for other methods
 
 
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     """Fine-tunes once for each seed and prints a table. With --evaluate, it only evaluates a model."""
     options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
     runtime = start(options.device, options.precision, options.threads)
-    reader = options.model or options.teacher  # a student that is cut out of its teacher has its tokenizer
+    reader = options.model or options.teacher  # without --model, the student has the teacher's tokenizer
     tokenizer = minibert.load_tokenizer(reader)
     task, splits = read_task(options, reader, tokenizer)
     out = Path(options.out)
@@ -106,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # its memory becomes free, if only its outputs are needed
+        del teacher  # frees the teacher's memory, if only its outputs are needed
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)
@@ -121,7 +120,8 @@ def main(argv: list[str] | None = None) -> None:
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
     """Returns the task with the settings of the options, and its splits, tokenised for the model `reader`.
 
-    The splits are those of `read_rows`, and also "augmented" and "transfer" if these options are given.
+    The splits are those of `read_rows`. With --augmented and --transfer, there are also splits with these
+    names.
     """
     if options.evaluate:
         task, rows = read_rows_to_judge(options.task, options.data, reader)
@@ -136,22 +136,22 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        pairs = bool(splits["train"].examples.segments.any())  # this is also true for SQuAD
+        pairs = bool(splits["train"].examples.segments.any())  # also true for SQuAD, as it has two texts
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
     return task, splits
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """Returns two splits. TinyBERT uses the first in its intermediate stage and the second in its prediction
-    stage. All other methods use only the second.
+    """Returns two splits. TinyBERT uses the first split in its intermediate stage and the second split in its
+    prediction stage. All other methods use only the second split.
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
-        then = splits["train"]  # as in the paper, for scores only the intermediate stage uses augmented data
+        then = splits["train"]  # as in the paper, augmented examples with scores are for the first stage only
     elif options.augmented and then.rows[0].label is None and options.alpha != 1:
-        raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn the outputs "
-                        "of a --teacher alone, with --alpha 1")
+        raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn only from "
+                        "the outputs of a --teacher, with --alpha 1")
     if options.train_examples:
         first, then = some_of(first, options.train_examples), some_of(then, options.train_examples)
     return first, then
@@ -163,10 +163,10 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # With fewer seeds, the best of these seeds may be one whose model was already removed.
+    # With fewer seeds than before, the best seed could be one whose model was already removed.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
-                        "resume it with as many as it was started with, or more")
+                        "resume it with at least as many seeds as before")
     check_data(run.out, data)
     weights = check_weights(run.out, {"model": options.model, "teacher": options.teacher})
     settings = {name: getattr(run.task, name)
@@ -189,8 +189,8 @@ def announce(run: Run, first: Split, then: Split) -> None:
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
-    """Keeps the model of the best seed, writes its errors, its predictions and summary.json, and prints the
-    table.
+    """Keeps the model of the best seed. Writes its errors, its predictions and summary.json, and prints the
+    final table.
     """
     options, task, out = run.options, run.task, run.out
     dev = dev_of(task, splits)
@@ -207,7 +207,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     held_out = ", a tenth of the file, held out" if not (task.splits or options.dev) else ""
     say("\n" + table(rows, f"{task.name}: {', '.join(task.metrics)} in percent, "
                      f"{len(dev[deciding].rows):,} dev examples{held_out}"))
-    say(f"\nthe best seed's model is in {out / 'model'}, its errors in {out / 'errors.tsv'}")
+    say(f"\nthe model of the best seed is in {out / 'model'}, and its errors are in {out / 'errors.tsv'}")
 
 
 def evaluate(run: Run, splits: dict[str, Split]) -> None:
@@ -234,8 +234,8 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 # ---------------------------------------------------------------- the teacher
 
 def cut_student(run: Run) -> None:
-    """Saves the student from which every seed starts: some layers of the teacher, with the teacher's
-    embeddings, pooler and head.
+    """Saves the student from which every seed starts. It has copies of some layers of the teacher, and of the
+    teacher's embeddings, pooler and head.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():
@@ -244,10 +244,11 @@ def cut_student(run: Run) -> None:
     teacher = load_tuned(options.teacher, run.task)
     student = make_student(teacher, layers=options.layers, layer_map=layer_map)
     layers = layer_map or copied_layers(student.config.layers, teacher.config.layers)
-    say(f"the student starts as the layers {', '.join(map(str, layers))} (from 0) of {options.teacher}")
+    say(f"the student starts as a copy of the layers {', '.join(map(str, layers))} (counted from 0) of "
+        f"{options.teacher}")
     minibert.save(student, run.student, run.tokenizer, format="auto",
-                  card=f"Layers of `{Path(options.teacher).name}`, not trained since, by `finetune.py` of "
-                  "minibert.")
+                  card=f"Layers of `{Path(options.teacher).name}`, copied by `finetune.py` of minibert and "
+                  "not trained after that.")
 
 
 def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
@@ -265,21 +266,24 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
         fit_tinybert(student, teacher.config, inner_weights(options))
     if options.method == "theseus":
         groups = layer_groups(student.layers, teacher.config.layers)
-        say("student layer replaces teacher layers:",
-            ", ".join(f"{m} {group[0] + 1} to {group[-1] + 1}" for m, group in enumerate(groups, 1)))
+        say("student layers and the teacher layers that they replace:",
+            ", ".join(f"{m} for {group[0] + 1} to {group[-1] + 1}" for m, group in enumerate(groups, 1)))
     return teacher
 
 
 def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
-    """The teacher's outputs on the training examples, and the teacher, if the method trains with it."""
+    """Computes the teacher's outputs on the training examples. The result has the teacher only if the method
+    also runs it in training.
+    """
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
         pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
                                 options.teacher_layers)
-        say("[CLS] states, student layer from teacher layer:", ", ".join(f"{s} from {t}" for s, t in pairs))
+        say("student layers learn the [CLS] states of teacher layers:",
+            ", ".join(f"{s} from {t}" for s, t in pairs))
     if options.alpha > 0 or pairs:
-        say(f"asking the teacher about {len(examples.lengths):,} examples")
-        progress = Progress("asking the teacher", int(examples.lengths.sum()), "tokens")
+        say(f"computing the teacher's outputs on {len(examples.lengths):,} examples")
+        progress = Progress("running the teacher", int(examples.lengths.sum()), "tokens")
         targets = teacher_outputs(teacher, examples, run.runtime, [t for _, t in pairs],
                                   options.micro_tokens, progress)
     stays = has_intermediate_stage(options, run.task) or options.method == "theseus"
@@ -290,11 +294,11 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns its result. If an earlier session has finished this seed, the
+    """Fine-tunes with one seed and returns the result. If an earlier session has finished this seed, its
     stored result is returned.
 
     The model of the best epoch is in out/seed-N/model. `examples` has the examples of TinyBERT's intermediate
-    stage and those of the prediction stage. Other methods have only the prediction stage.
+    stage, and those of the prediction stage, which is the only stage of other methods.
     """
     options, task, out = run.options, run.task, run.out / f"seed-{seed}"
     if not (out / "result.json").exists():
@@ -324,8 +328,8 @@ def student_of(seed: int, run: Run, source: str | Path) -> nn.Module:
 
 
 def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, steps: int) -> Callable:
-    """Returns a function that takes the data of a step. It returns the loss function of a micro-batch, and
-    the counts by which the summed losses are divided.
+    """Returns a function that is called with the data of each step. This function returns the loss function
+    for a micro-batch, and the counts by which the loss sums of the step are divided.
 
     `steps` is the number of steps of the whole stage.
     """
@@ -334,7 +338,7 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
         weights = TaskWeights(options.alpha, options.temperature, options.beta or 0.0)
     if options.method == "theseus":
         train_layers_only(student)
-        # as in the original code, the teacher's layers also have dropout
+        # As in the original code, dropout is also on in the teacher's layers.
         with_dropout(teacher, options.dropout, options.attention_dropout).train()
 
     def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
@@ -355,9 +359,9 @@ def has_intermediate_stage(options: Options, task: Task) -> bool:
 
 
 def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, out: Path) -> float:
-    """Runs TinyBERT's intermediate stage (Jiao et al. 2019, section 3.2). The student imitates the
-    embeddings, hidden states and attention of the fine-tuned teacher. Labels are not used. Returns the
-    training time in seconds.
+    """Runs TinyBERT's intermediate stage (Jiao et al. 2019, section 3.2). The student learns to imitate the
+    embeddings, hidden states and attention of the fine-tuned teacher, without labels. Returns the training
+    time in seconds.
 
     The student is saved in out/model. Its task head is not trained in this stage. If the student's states are
     projected, the projections are saved in out/projections.safetensors.
@@ -400,32 +404,32 @@ class Stage(NamedTuple):
 
     name: str  # the name of the stage in messages
     module: nn.Module  # the module that is trained and saved in checkpoints
-    loss: Callable  # data of a step -> the loss function of a micro-batch, and the divisor of each loss sum
-    examples: Examples
+    loss: Callable  # takes the data of a step, see `loss_of_task`
+    examples: Examples  # the training examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
     epochs: float
     lr: float
-    warmup: float | None  # share of warm-up steps before the linear decay; None: a constant rate
+    warmup: float | None  # share of warm-up steps before the linear decay; None: a constant learning rate
     dev: dict[str, Split]  # the splits on which each epoch is evaluated to keep the best model; may be empty
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
-    """The best epoch of `history`, the first of equal ones, or None if there is none. The `metric` on the
-    first dev split decides.
+    """The first epoch of `history` that has the best `metric` on the first dev split. None if there is no
+    epoch.
     """
     return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """Trains `stage.module` in the folder `out`. Returns the best epoch, the scores of all epochs, and the
-    seconds of all sessions. If a kill loses steps, only the time of their repetition counts.
+    seconds of all sessions. If a killed session lost steps, their time counts only once.
 
-    The model of the best epoch is kept in out/model, together with its outputs on the first dev split.
+    The model of the best epoch is kept in out/model, and its outputs on the first dev split are in `OUTPUTS`.
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # for each last step of an epoch, the number of epochs until then; the last epoch may be incomplete
+    # last step of an epoch -> the number of epochs until this step; the last epoch may be incomplete
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
@@ -442,7 +446,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         # The run may have been killed after it saved the checkpoint and before it saved the model.
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
-    # The data are those of a step after the last step, in which theseus uses all layers of the student.
+    # This draws data for a step after the last step, because theseus then uses all layers of the student.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
@@ -496,14 +500,14 @@ def steps_of(epochs: float, examples: Examples, task: Task) -> int:
 
 def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
               ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """The model's scores on every dev split, and the model's outputs on the first dev split."""
+    """Evaluates a model. Returns its scores on every dev split, and its outputs on the first dev split."""
     judged = {name: judge(model, run.task, split, run.runtime, run.options.micro_tokens)
               for name, split in dev.items()}
     return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]
 
 
 def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray) -> None:
-    """Saves the model in out/model, and beside it its outputs on the first dev split."""
+    """Saves the model in out/model, and its outputs on the first dev split in the file `OUTPUTS` in `out`."""
     write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(logits)})
     minibert.save(stage.module, out / "model", run.tokenizer, format="auto",
                   card=card_of(run.options, run.task))

@@ -1,8 +1,9 @@
 """Pre-training and pre-training distillation of BERT.
 
-The order of this file is: `main`, the models, the text, the training loop (`learn`), the result. The options
-of train.py are in minibert/training/options.py. The table of methods is minibert/distill/methods.py. The loss
-of DistilBERT is in minibert/distill/distilbert.py, the encoder in minibert/model/encoder.py.
+The parts of this file are, in this order: `main`, the models, the text, the training loop (`learn`), the
+result. The options of train.py are in minibert/training/options.py. The table of methods is
+minibert/distill/methods.py. The loss of DistilBERT is in minibert/distill/distilbert.py, the encoder in
+minibert/model/encoder.py.
 """
 
 import copy
@@ -64,7 +65,7 @@ EXAMPLES = """examples:
 
 
 class Run(NamedTuple):
-    """The objects and settings of a run that stay the same in all its steps."""
+    """The objects and settings of a run that do not change from step to step."""
 
     options: Options
     runtime: Runtime
@@ -146,9 +147,9 @@ class Models(NamedTuple):
 
 def make_models(options: Options, method: Method, weights) -> Models:
     """Builds the models that the options name. Raises `UserError` if student and teacher cannot be compared,
-    or if a model has too few tokens or positions.
+    or if a model has too small a vocabulary or too few positions.
     """
-    torch.manual_seed(options.seed)  # the seed of a new head and of TinyBERT's projections
+    torch.manual_seed(options.seed)  # a new head and TinyBERT's projections get random weights
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
     # The error messages of the next checks contain the name of the model.
@@ -161,8 +162,8 @@ def make_models(options: Options, method: Method, weights) -> Models:
 
 
 def student_alone(options: Options) -> Models:
-    """A student that is trained without a teacher. It is a preset with random weights, or the model of a
-    folder.
+    """Returns a student that is trained without a teacher, and its tokenizer. The student is a preset with
+    random weights, or the model of a folder.
     """
     if options.student in PRESETS:
         student, tokenizer = start_alone(options.student, options.layers, options.corpus[0], options.seed)
@@ -172,13 +173,13 @@ def student_alone(options: Options) -> Models:
 
 
 def student_and_teacher(options: Options, method: Method, weights) -> Models:
-    """The teacher with the head that the method needs, and the student. The student is built from the
+    """Returns the teacher with the head that the method needs, and the student. The student is built from the
     teacher, or it is the model of a folder.
     """
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
-    # This check raises an error if the teacher would read another text than the student.
+    # This check raises an error if the teacher would change the text before reading it.
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -189,7 +190,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         config = student.config
     else:
         config = method.shape(teacher.config, options.layers)
-    # checked first, because building the student takes longer
+    # `fit` checks the config first, because building the student takes longer
     compared = method.fit(config, teacher.config, weights)
     if compared:
         say(compared)
@@ -253,7 +254,7 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
         try:
             unseen = opened(folder, "held-out")
         except NoSequences as error:
-            say(f"nothing will be evaluated: {error}; or give --eval-corpus, or prepare the corpus with a "
+            say(f"there is no evaluation: {error}; or give --eval-corpus, or prepare the corpus with a "
                 "larger --held-out (data/prepare.py)")
     return corpus, unseen
 
@@ -403,7 +404,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     # A method that reads only the encoder trains no head, so only the encoder is saved.
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):
-        # the model that the student has its pooling from
+        # the model that gave the student its pooling
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
         # The files of sentence-transformers are saved with the model, so that other programs pool in the same
@@ -411,12 +412,12 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
-        say("transformers has no model of this shape: model/ is in minibert's own format")
+        say("transformers does not support a model of this shape, so model/ is in minibert's own format")
     figures = {"tokens": last_tokens(out / "metrics.jsonl")}
     if run.held_out:
         scores, rows = compare(run, initial.eval())
         figures |= {"held_out": scores, "table": rows}
-    # written before the printing, which fails if the terminal was closed
+    # The file is written before the printing, because printing fails if the terminal was closed.
     write_json(out / "summary.json", figures)
     if run.held_out:
         say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
@@ -451,7 +452,7 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         scores["teacher"] = {}
         if run.method.head == "mlm":
             scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
-    if run.method.head == "encoder":  # the encoder alone: TinyBERT's projections are not part of the student
+    if run.method.head == "encoder":  # without TinyBERT's projections, which are not part of the student
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 

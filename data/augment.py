@@ -4,7 +4,7 @@ replaced by similar words.
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
     python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  the bundled model (CPU)
 
-`finetune.py --augmented FILE` trains on the file that this script writes.
+The option --augmented of finetune.py takes the file that this script writes.
 """
 
 import signal
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -35,15 +35,16 @@ class Options(MachineOptions):
     task: str = option(None, "name of a task of GLUE, or imdb, or a FILE.csv or FILE.tsv as for finetune.py",
                        metavar="TASK")
     data: str | None = option(None, "folder of the task's official files, or its parent", metavar="FOLDER")
-    dev: str | None = option(None, "csv file with the dev examples, if finetune.py also gets it as --dev",
+    dev: str | None = option(None, "csv file with the dev examples, if finetune.py will also get --dev",
                              metavar="FILE.csv")
-    model: str = option(None, "folder or hub name of a masked language model, which should be the teacher "
-                        "before its fine-tuning", metavar="FOLDER")
+    model: str = option(None, "folder or hub name of a masked language model, if possible the teacher before "
+                        "its fine-tuning", metavar="FOLDER")
     out: str = option(None, "FILE.csv or FILE.tsv to write, which must not exist yet", metavar="FILE")
-    copies: int = option(20, "number of variants of each example (N_a); equal variants are written once",
-                         metavar="COPIES")
-    probability: float = option(0.4, "probability that a word is replaced (p)")
-    candidates: int = option(15, "number of candidates that may replace a word (K)", metavar="WORDS")
+    copies: int = option(20, "number of variants of each example (N_a in the paper); equal variants are "
+                         "written once", metavar="COPIES")
+    probability: float = option(0.4, "probability that a word is replaced (p in the paper)")
+    candidates: int = option(15, "number of words of which one may replace a word (K in the paper)",
+                             metavar="WORDS")
     train_examples: int | None = option(
         None, "augment only this number of examples; finetune.py --train-examples chooses the same examples",
         metavar="EXAMPLES")
@@ -52,7 +53,7 @@ class Options(MachineOptions):
     def __post_init__(self):
         super().__post_init__()
         if self.task == "squad":
-            raise UserError("--task squad is of spans; a task of classes or scores is augmented")
+            raise UserError("--task squad is not possible: only tasks of classes or scores can be augmented")
         check_task(self.task, self.data, self.dev)
         if Path(self.out).suffix.lower() not in (".csv", ".tsv"):
             raise UserError(f"--out {self.out} must end in .csv or .tsv")
@@ -64,8 +65,8 @@ class Options(MachineOptions):
 
 
 def training_rows(options: Options) -> tuple[Task, list[Example]]:
-    """Returns the task and its training examples. Examples with an empty text are left out, because a csv
-    file may not have them.
+    """Returns the task and its training examples. Examples with an empty text are left out, because an empty
+    text is not allowed in a csv file.
     """
     task, splits = read_rows(options.task, options.data, options.dev)
     rows = splits["train"]
@@ -85,14 +86,14 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer, model = minibert.load_tokenizer(options.model), minibert.load(options.model, head="mlm")
     check_pieces(tokenizer, model.config, options.model)
     if options.candidates > model.config.vocab_size:
-        raise UserError(f"--candidates {options.candidates} are more than the model's vocabulary")
+        raise UserError(f"--candidates {options.candidates} is more than the size of the model's vocabulary")
     find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
     # after SIGTERM, the unfinished file is removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     written = write_csv(Path(options.out), task, augment(rows, find, options.copies, options.probability,
                                                          options.seed))
-    print(f"{written:,} examples from {len(rows):,} are in {options.out}")
+    print(f"wrote {written:,} examples, made from {len(rows):,} examples, to {options.out}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.tasks.download import DATA_SETS, download, listing  # noqa: E402
@@ -25,18 +25,17 @@ def main() -> None:
                         help=f"data sets to download: glue (all of GLUE), {', '.join(DATA_SETS)}")
     parser.add_argument("--out", metavar="DIR", help="folder for the data sets")
     parser.add_argument("--list", action="store_true",
-                        help="print all data sets with their sizes, their sources, and their terms of use if "
-                        "they are known")
+                        help="print all data sets with sizes, sources, and terms of use (if they are known)")
     args = parser.parse_args()
 
     if args.list:
         print(listing())
         return
     if not args.names or args.out is None:
-        raise UserError("give names of data sets, and --out DIR to put them in; --list shows what there is")
+        raise UserError("give names of data sets, and an output folder as --out DIR; --list prints all names")
     # after SIGTERM, unfinished folders are removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    socket.setdefaulttimeout(30)  # an attempt ends if no byte arrives for this number of seconds
+    socket.setdefaulttimeout(30)  # a download fails if no byte arrives for this number of seconds
     download(args.names, args.out)
 
 

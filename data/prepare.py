@@ -1,4 +1,4 @@
-"""Turns text files into a prepared corpus, which is the folder of tokens that train.py reads.
+"""Turns text files into a prepared corpus, which is a folder with the tokens that train.py reads.
 
     python data/prepare.py python-docs --vocab-size 8000 --out data/python-docs
     python data/prepare.py my_text/ --tokenizer weights/bert-base-uncased --out data/my-corpus
@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 from minibert.common.disk import place_for  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -34,7 +34,7 @@ def main() -> None:
     vocabulary.add_argument("--tokenizer", metavar="DIR|NAME",
                             help="folder with tokenizer.json or vocab.txt, or name of a model on the hub")
     vocabulary.add_argument("--vocab-size", type=int, metavar="N",
-                            help="train a new vocabulary of N pieces on these texts")
+                            help="learn a new vocabulary of N pieces from these texts")
     parser.add_argument("--cased", action="store_true",
                         help="keep upper case and accents in the new vocabulary")
     parser.add_argument("--wikitext", choices=("auto", "yes", "no"), default="auto",
@@ -47,9 +47,9 @@ def main() -> None:
 
     docs = args.files == ["python-docs"]
     if docs and args.held_out is not None:
-        raise UserError("--held-out does not go with python-docs, which is split by module names")
+        raise UserError("--held-out is not possible with python-docs, which has its own split")
     if args.cased and args.vocab_size is None:
-        raise UserError("--cased goes with --vocab-size; a tokenizer in a folder knows its own casing")
+        raise UserError("--cased needs --vocab-size: an existing tokenizer already has this setting")
     held_out = 0.01 if args.held_out is None else args.held_out
     # after SIGTERM, the unfinished folder is removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -62,7 +62,7 @@ def main() -> None:
                  if docs else training_lines(args.files, args.wikitext, held_out))
         tokenizer = train_tokenizer(lines, args.vocab_size, lowercase=not args.cased)
         if tokenizer.vocab_size < args.vocab_size:
-            print(f"the new vocabulary has {tokenizer.vocab_size:,} pieces: the text is too small for more")
+            print(f"the new vocabulary has only {tokenizer.vocab_size:,} pieces, because the text is small")
     if docs:
         prepare_python_docs(tokenizer, args.out)
     else:

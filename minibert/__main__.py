@@ -1,11 +1,11 @@
-"""Try models: type a sentence and read what each model answers, side by side, with the time that it took.
+"""Try models: type a sentence. Each model prints its answer and the time of the answer, side by side.
 
-A masked language model fills in each [MASK]. A classifier names its labels, a regression its score; a pair of
-texts is one line, with a tab between the two. A model with a span head answers a question: the question, a
-tab, the text that holds the answer. An encoder says which of the sentences so far are nearest (cosine of
-`minibert.embed`).
+A masked language model fills in each [MASK]. A classifier prints its most likely labels, and a regression
+model prints its score. They also read pairs of texts, on one line with a tab between them. A model with a
+span head answers questions: type the question, a tab, and the text that has the answer. An encoder prints the
+most similar of the earlier sentences, by the cosine of their vectors (`minibert.embed`).
 
-Sentences are typed at a prompt, or come through a pipe, one a line.
+Sentences are typed at a prompt, or read from a pipe. Each line is one sentence.
 """
 
 import argparse
@@ -46,22 +46,23 @@ CELL = 60  # the largest width of a column in characters
 
 
 class Guest(NamedTuple):
-    """One of the models that the user compares."""
+    """A model that the user tries, and its tokenizer."""
 
     name: str
     model: nn.Module
     tokenizer: Tokenizer
-    vectors: dict[str, np.ndarray]  # only for encoders: the vector (D,) of each sentence so far, of length 1
+    vectors: dict[str, np.ndarray]  # for encoders: the vector (D,) of each earlier sentence, with length 1
 
 
 def main(argv: list[str] | None = None) -> None:
     """Loads the models, and then prints the answers to each line of the input."""
     parser = argparse.ArgumentParser(prog="python -m minibert", description=__doc__, epilog=EXAMPLES,
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a model, or its name on the hub")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or hub name of a model")
     parser.add_argument("--best", type=int, default=5, metavar="COUNT",
-                        help="how many answers of each model are shown (default: 5)")
-    parser.add_argument("--threads", type=int, metavar="COUNT", help="CPU threads (default: torch's choice)")
+                        help="number of answers to show for each model (default: 5)")
+    parser.add_argument("--threads", type=int, metavar="COUNT",
+                        help="number of CPU threads (default: torch chooses it)")
     options = parser.parse_args(argv)
     at_least_one(options, "best", "threads")
     runtime = start(precision="fp32", threads=options.threads, training=False)
@@ -77,11 +78,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """Loads a model and its tokenizer, moves the model to the device, and runs it once, because the first
-    pass is slow. Raises `UserError` if the folder does not have both.
+    """Loads a model and its tokenizer, and moves the model to the device. Runs the model once, because the
+    first pass is slow. Raises `UserError` if the model or the tokenizer is missing.
     """
     model = load(folder)
-    if isinstance(model, PreTraining):  # the published BERT has two heads; only its MLM head is used here
+    if isinstance(model, PreTraining):  # the published BERT has two heads; only the MLM head is used here
         model = load(folder, "mlm")
     tokenizer = load_tokenizer(folder)
     check_pieces(tokenizer, model.config, folder)
@@ -96,7 +97,7 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - the arrow keys work in input()
-        print("Type a sentence, and Enter; Ctrl-D ends.")
+        print("Type a sentence and press Enter. To end, press Ctrl-D.")
     else:
         sys.stdin.reconfigure(encoding="utf-8-sig")
     for number in itertools.count(1):
@@ -111,8 +112,8 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
-    """The answers of all models to a line, side by side, and with `echo` the line above them. Raises
-    `UserError` if a model cannot read the line.
+    """The answers of all models to a line, side by side. If `echo` is true, the line is printed above them.
+    Raises `UserError` if a model cannot read the line.
     """
     columns = {}
     for guest in guests:
@@ -126,7 +127,7 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which could change the terminal."""
+    """The text with escapes such as \\x1b instead of control characters, which could change the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
 
@@ -163,7 +164,7 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """
     text, pair = parts(line)
     if pair is None:
-        raise UserError(f"{guest.name} answers questions: type the question, a tab, and the text that holds "
+        raise UserError(f"{guest.name} answers questions: type the question, a tab, and the text that has "
                         "the answer")
     length = min(384, guest.model.config.max_positions)
     split = tokenised(replace(TASKS["squad"], max_length=length), [Question("", text, pair, ())],
@@ -173,42 +174,42 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """The sentences so far whose vectors have the largest cosine with the vector of this line."""
+    """The earlier sentences whose vectors have the largest cosine with the vector of this line."""
     text, pair = parts(line)
     if pair is not None:
-        raise UserError(f"{guest.name} is an encoder and compares single sentences: this line has a tab")
+        raise UserError(f"{guest.name} is an encoder and compares single sentences, but this line has a tab")
     vector = embed(guest.model, guest.tokenizer, [text], runtime=runtime)[0]  # (D,)
     own = vector / np.linalg.norm(vector)
     cosines = {other: float(own @ vector) for other, vector in guest.vectors.items() if other != text}
     guest.vectors[text] = own
     ranked = sorted(cosines, key=cosines.get, reverse=True)[:best]
     rows = [row(other, f"{cosines[other]:.3f}") for other in ranked]
-    return [*(rows or ["nothing to compare with yet"]), *cut_remark(guest, text, None)]
+    return [*(rows or ["no earlier sentence to compare with"]), *cut_remark(guest, text, None)]
 
 
 KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find, Encoder: nearest}
 
 
 def parts(line: str) -> tuple[str, str | None]:
-    """The text of a line before its tab, and the text after its tab (None: the line has no tab)."""
+    """Divides a line into the text before its tab and the text after its tab (None: the line has no tab)."""
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:
-        raise UserError("a line is one text, or two texts with one tab between them")
+        raise UserError("a line must be one text, or two texts with one tab between them")
     return text, more[0] if more else None
 
 
 def row(text: str, figure: str) -> str:
-    """An answer and its figure as one cell. A long answer is cut."""
+    """An answer and its figure (a probability, score or cosine) in one cell. A long answer is cut."""
     return f"{text if len(text) <= CELL else text[:CELL - 3] + '...'}  {figure}"
 
 
 def cut_remark(guest: Guest, text: str, pair: str | None) -> list[str]:
-    """A row with a remark, if a text is longer than the model can read."""
+    """A list with one remark if the model cannot read the whole text, and else an empty list."""
     pieces = guest.tokenizer.pieces([text] if pair is None else [text, pair])
     tokens, room = sum(map(len, pieces)) + 1 + len(pieces), guest.model.config.max_positions
     if guest.model.sentences and guest.model.sentences.max_length:
         room = min(room, guest.model.sentences.max_length)
-    return [f"read {room} of {tokens} tokens"] if tokens > room else []
+    return [f"read only {room} of {tokens} tokens"] if tokens > room else []
 
 
 if __name__ == "__main__":

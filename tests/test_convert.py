@@ -78,7 +78,7 @@ def test_help_and_errors(tmp_path, monkeypatch, capsys):
     assert convert(monkeypatch, tmp_path / "nothing", tmp_path / "target") == 2
     assert convert(monkeypatch, "someone/nothing", tmp_path / "target") == 2  # no network in tests
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("error: ") and "is not a folder" in first
+    assert first.startswith("error: ") and "is neither a folder" in first
     assert second.startswith("error: ") and "could not be downloaded" in second
 
 
@@ -111,7 +111,7 @@ def test_a_pooler_and_nsp_are_kept(options, tmp_path, monkeypatch):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         load(tmp_path / "target", "classification", labels=("a", "b"))
-    assert [str(w.message).rpartition("anew: ")[2] for w in told] == ["classifier.weight, classifier.bias"]
+    assert [str(w.message).rpartition("weights: ")[2] for w in told] == ["classifier.weight, classifier.bias"]
 
 
 def test_sharded_pickles(tmp_path, model, monkeypatch):
@@ -146,7 +146,7 @@ def test_code_in_a_pickle_does_not_run(zipped, tmp_path, model, monkeypatch, cap
         (tmp_path / "source/pytorch_model.bin").write_bytes(pickle.dumps({"a": Code(tmp_path / "ran")}, 2))
     assert convert(monkeypatch, tmp_path / "source", tmp_path / "target") == 2
     said = capsys.readouterr().err
-    assert "holds more than tensors: to read it would run" in said
+    assert "holds more than tensors: reading it would run" in said
     assert "pytorch_model.bin" in said and "weights_only" not in said
     assert not (tmp_path / "ran").exists() and not (tmp_path / "target").exists()
 
@@ -261,9 +261,9 @@ print(type(load("someone/old", legacy_bin=True)).__name__)
     total, old, nothing, odd, kind = done.stdout.splitlines()
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in model.parameters()), abs=1e-12)
     assert "holds only pickled weights" in old and kind == "MaskedLM"
-    assert nothing == ("there is no folder someone/nothing here, and no model of that name on the hub "
-                       "that you can read")
-    assert odd == "no such name! is not a folder, nor a model's name on the hub"
+    assert nothing == ("there is no folder someone/nothing here, and no model of this name on the hub "
+                       "that you may read")
+    assert odd == "no such name! is neither a folder nor the name of a model on the hub"
     assert not [path for path in asked if "other.safetensors" in path], (
         "a file that is not the model's was fetched")
     assert [path for path in asked if "added_tokens.json" in path]

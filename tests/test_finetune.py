@@ -426,7 +426,7 @@ def test_what_a_model_cannot_be_judged_on_is_said_of_the_model(folder, tuned):
     reviews = tuned / "reviews" / "model"
     judge = ["--evaluate", "--max-length", "80", "--model"]
     refused([*judge, str(folder / "model"), "--task", str(folder / "reviews.csv")],
-            f"{folder / 'model'} has no head for", "fine-tune it first")
+            f"{folder / 'model'} has no head for", "fine-tune the model first")
     refused([*judge, str(reviews), "--task", str(folder / "scores.csv")],
             "line 2: unknown label '")
 
@@ -478,9 +478,9 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
     refused(options(tmp_path, "bare.csv", None, "--evaluate", model=tuned / "reviews" / "model", **judged),
             "no column")
     refused(options(folder, "reviews.csv", out, transfer=folder / "unlabelled.txt"), "--teacher")
-    refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune it first")
+    refused(options(folder, "reviews.csv", out, teacher=folder / "model"), "fine-tune the model first")
     refused(options(folder, "reviews.csv", out / "2", "--resume", teacher=tuned / "squad" / "model"),
-            "fine-tune it first")
+            "fine-tune the model first")
     refused(options(folder, "reviews.csv", out / "3", **{"max-length": 500}), "128 positions")
     (tmp_path / "bare").mkdir()
     shutil.copy(folder / "model" / "config.json", tmp_path / "bare")
@@ -496,19 +496,19 @@ def test_bad_input_is_one_clear_sentence(folder, tuned, tmp_path):
 def test_options_that_nothing_would_read_are_refused(folder):
     given = dict(model="m", task="reviews.csv")
     for changed, word in (
-            ({"alpha": 0.5}, "--alpha goes with a --teacher"),
-            ({"temperature": 2.0}, "--temperature goes with a --teacher"),
-            ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha is 1"),
-            ({"data": "data"}, "--data goes with a task by name"),
-            ({"evaluate": True, "lr": 1e-4}, "--lr goes with training"),
-            ({"evaluate": True, "teacher": "t"}, "--teacher goes with training"),
-            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict goes with training"),
+            ({"alpha": 0.5}, "--alpha needs a --teacher"),
+            ({"temperature": 2.0}, "--temperature needs a --teacher"),
+            ({"transfer": ("a.txt",), "teacher": "t", "alpha": 0.5}, "--alpha must be 1"),
+            ({"data": "data"}, "--data is for the name of a task"),
+            ({"evaluate": True, "lr": 1e-4}, "--lr is for training"),
+            ({"evaluate": True, "teacher": "t"}, "--teacher is for training"),
+            ({"evaluate": True, "predict": True, "task": "rte", "data": "d"}, "--predict is for training"),
             ({"weights": ("nonsense",), "teacher": "t", "method": "tinybert"}, "--weights nonsense")):
         with pytest.raises(UserError, match=word):
             Options(**given | changed)
     for words in ("--beta 5", "--teacher-layers last", "--intermediate-epochs 0", "--intermediate-lr 1e-4",
                   "--weights hidden=0", "--imitate 1,2"):
-        with pytest.raises(UserError, match=f"{words.split()[0]} is not read with --method kd"):
+        with pytest.raises(UserError, match=f"{words.split()[0]} has no effect with --method kd"):
             parse(Options, ["--model", "m", "--task", "reviews.csv", "--teacher", "t", *words.split()], "", "")
 
 

@@ -103,21 +103,21 @@ def test_nearest_sentences(folder, ask):
     shown = [line.strip().rsplit("  ", 1) for line in out.splitlines()[-3:]]
     assert [text.strip() for text, _ in shown] == [texts[i] for i in np.argsort(-cosines)]
     assert [figure for _, figure in shown] == [f"{cosine:.3f}" for cosine in sorted(cosines, reverse=True)]
-    assert "nothing to compare with yet" in out
+    assert "no earlier sentence to compare with" in out
     with pytest.raises(minibert.UserError, match="compares single sentences"):
         ask([encoder], "a\tb\n")
 
 
 def test_a_long_text_is_said_to_be_cut(folder, ask):
-    assert "read 32 of 52 tokens" in ask([folder(Classifier)], "cat " * 50)
+    assert "read only 32 of 52 tokens" in ask([folder(Classifier)], "cat " * 50)
     with pytest.raises(minibert.UserError, match="the text has 53 tokens, and the model reads 32"):
         ask([folder(MaskedLM)], "[MASK]" + " cat" * 50)
 
 
 @pytest.mark.parametrize("text, message", [
     ("the cat", "line 1: there is no .MASK. in this text"),
-    ("[MASK]\na\tb\tc [MASK]", "line 2: a line is one text, or two texts"),
-    ("[MASK]\n\t[MASK]\tb", "line 2: a line is one text, or two texts"),
+    ("[MASK]\na\tb\tc [MASK]", "line 2: a line must be one text, or two texts"),
+    ("[MASK]\n\t[MASK]\tb", "line 2: a line must be one text, or two texts"),
     (b"[MASK]\n\xff\xfe\n", "the input is not UTF-8"),
 ])
 def test_a_line_that_cannot_be_read_is_one_sentence(folder, ask, text, message):

@@ -384,8 +384,8 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     refused(options(folder, tmp_path / "x", "--weights", "kl"), "--weights kl", "TERM=WEIGHT")
     refused(options(folder, tmp_path / "x", "--weights", "hidden=1"), "hidden=1", "kl, mlm, cosine")
     refused(options(folder, tmp_path / "x", "--weights", "kl=-1"), "at least 0")
-    refused(options(folder, tmp_path / "x", "--relation-heads", "4"), "is not read with --method distilbert",
-            "goes with --method minilmv2")
+    refused(options(folder, tmp_path / "x", "--relation-heads", "4"), "has no effect with --method distilbert",
+            "needs --method minilmv2")
     refused(options(folder, tmp_path / "x", "--mask-share", "0"), "--mask-share")
     refused(options(folder, tmp_path / "x", "--method", "tinybert"), "12 heads and the teacher 2")
     refused(options(folder, tmp_path / "x", "--method", "tinybert", "--imitate", "1,b"), "--imitate 1,b")
@@ -396,16 +396,16 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
 def test_options_that_would_not_be_read_are_refused(folder, tmp_path):
     teacher = str(folder / "teacher")
     for more, changed, words in (
-            (("--student", teacher, "--layers", "1"), {}, ("--layers", "as it is")),
-            (("--student", teacher, "--init", "random"), {}, ("--init", "as it is")),
-            (("--student", teacher, "--token-types", "drop"), {}, ("--token-types", "as it is")),
+            (("--student", teacher, "--layers", "1"), {}, ("--layers", "complete model")),
+            (("--student", teacher, "--init", "random"), {}, ("--init", "complete model")),
+            (("--student", teacher, "--token-types", "drop"), {}, ("--token-types", "complete model")),
             (("--method", "mlm", "--student", "bert-L2-H128", "--layer-map", "0,1"), {"teacher": None},
-             ("--layer-map", "at random")),
+             ("--layer-map", "random weights")),
             (("--method", "minilm", "--token-types", "drop"), {}, ("--token-types", "--init teacher")),
             (("--init", "random", "--token-types", "drop"), {}, ("--token-types", "--init teacher")),
             (("--method", "tinybert", "--masking", "bert"), {}, ("--masking", "tinybert", "--mask-share")),
             (("--method", "minilmv2", "--masking", "bert", "--mask-share", "0"), {}, ("--masking",)),
-            (("--method", "mobilebert", "--layers", "2"), {}, ("--layers", "of its teacher")),
+            (("--method", "mobilebert", "--layers", "2"), {}, ("--layers", "as its teacher")),
             (("--method", "mobilebert", "--schedule", "akt", "--transfer-share", "0.5"), {}, ("akt",))):
         refused(options(folder, tmp_path / "x", *more, **changed), *words)
     read = train.Options(method="tinybert", masking="bernoulli", mask_share=0.1)
@@ -578,5 +578,5 @@ def test_layers_whose_attention_is_compared(method, origins, layers, expected):
 
 def test_a_corpus_without_held_out_text_is_said_and_trains(folder, tmp_path, capsys):
     train.main(options(folder, tmp_path / "run", **{"eval-corpus": None, "steps": 1}))
-    assert "nothing will be evaluated" in capsys.readouterr().out
+    assert "there is no evaluation" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "summary.json").read_text()).keys() == {"tokens"}

@@ -51,7 +51,7 @@ def load_released(name: str, head: str):
     try:
         return minibert.load(released(name), head)
     except minibert.UserError as error:
-        if re.search("could not be downloaded|no model of that name", str(error)):
+        if re.search("could not be downloaded|no model of this name", str(error)):
             pytest.skip(f"{error}; set MINIBERT_WEIGHTS")
         raise
 

@@ -9,7 +9,7 @@
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin is read with
-`weights_only=True`, so code in the file does not run. TARGET also gets the parts of SOURCE that only other
+`weights_only=True`, so no code in the file is run. TARGET also gets the parts of SOURCE that only other
 programs read: settings in its config.json, a pooler that the model does not use, and the files of
 sentence-transformers.
 
@@ -28,7 +28,7 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run from anywhere, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 import torch  # noqa: E402
 
@@ -86,12 +86,12 @@ def main() -> None:
         raise UserError("--int8 needs --to onnx")
     for name in ("reduce_range", "task", "data"):
         if getattr(args, name) and not args.int8:
-            raise UserError(f"--{name.replace('_', '-')} is read with --int8 only")
+            raise UserError(f"--{name.replace('_', '-')} has no effect without --int8")
     if args.to == "onnx":
         from minibert.hub.onnx_export import packages, save_onnx
         packages()  # missing packages are reported before the model is loaded
         if args.dtype != "fp32":
-            raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave --dtype away")
+            raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave out --dtype")
 
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     source = local_folder(args.source)
@@ -103,7 +103,8 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # files and settings may have position numbers or piece ids; tensors of other heads still fit
+        # files and settings may contain numbers of positions or ids of pieces, which are wrong now; tensors
+        # of other heads still fit
         beside = Beside(tensors=beside.tensors)
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"
@@ -114,10 +115,10 @@ def main() -> None:
         if args.task:
             from minibert.tasks.onnx_scores import judge_of
             if tokenizer is None:
-                raise UserError(f"{source} has no tokenizer, so --task cannot be judged")
+                raise UserError(f"{source} has no tokenizer, so it cannot be evaluated on --task")
             judge = judge_of(model, tokenizer, str(source), args.task, args.data, args.most_loss)
         apart = save_onnx(model, args.target, tokenizer, bits, judge)
-        note += f"; in ONNX Runtime at most {apart:.0e} from the model" + (
+        note += f"; outputs in ONNX Runtime differ by at most {apart:.0e} from the model's" + (
             f", weights of {bits} bits" if bits else "")
     else:
         save(model, args.target, tokenizer, args.to, DTYPES[args.dtype])
@@ -137,7 +138,7 @@ def carve(model, tokenizer, args):
         model = keep_positions(model, args.positions)
     if args.tokenizer is not None:
         if tokenizer is None:
-            raise UserError(f"{args.source} has no tokenizer, so its rows have no pieces to be found by")
+            raise UserError(f"{args.source} has no tokenizer, so the pieces of its rows are not known")
         old, tokenizer = tokenizer, load_tokenizer(args.tokenizer)
         model = change_vocabulary(model, old, tokenizer)
     return model, tokenizer

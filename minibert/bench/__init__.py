@@ -1,6 +1,5 @@
-"""Measurements of speed, memory and sizes, plans, and tables of finished runs. No other folder imports this
-folder.
+"""The commands of bench.py: measurements of speed and memory, sizes, plans, and tables of finished runs.
 
-Read turns.py first: it times two programs in turns. Then read the file of a command: `bench.py train` is in
-train.py, and so on.
+Read turns.py first, which runs several programs in turns and times them. Then read the file of a command: the
+command `bench.py train` is in train.py, and so on. No other folder imports this folder.
 """

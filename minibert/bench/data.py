@@ -1,12 +1,12 @@
-"""Times `prepare`, the function behind data/prepare.py, and `tokenizers` alone, on the same lines of text.
+"""Times `prepare`, which data/prepare.py calls, and the library `tokenizers` alone, on the same text.
 
 The two programs take turns. They read the same plain text file, which is made from the given texts, and they
 have the same tokenizer and the same number of threads. `prepare` reads, splits, hashes, tokenises, writes and
-flushes to the disk. `tokenizers` only tokenises, and only this is timed. Each program has its own process, so
-each has its own peak of memory.
+flushes to the disk, and all of this is timed. For `tokenizers`, only the tokenising is timed. Each program
+has its own process, so the peak memory of each program is known.
 
-note: torch is imported after the measurement, because the measured processes import this file, too, and must
-not hold torch in their memory.
+note: torch is imported after the measurement. The measured processes also import this file, and torch would
+add to their memory.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ from minibert.data.text import find_sources, read_documents
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
-LINES = 1000  # lines of one batch for `tokenizers`, the default of `datasets.map`; other sizes are not faster
+LINES = 1000  # the number of lines in a batch for `tokenizers`, as in `datasets.map`; others are not faster
 
 
 @dataclass(frozen=True)
 class DataBench:
     """Every option of bench.py data."""
 
-    files: tuple[str, ...] = option((), "text files or folders; words right after `data` are text files "
-                                         "or folders, too (default: Python's documentation)")
+    files: tuple[str, ...] = option((), "text files or folders; the name --files may be left out: bench.py "
+                                         "data FILE ... (default: Python's documentation)")
     tokenizer: str = option(str(BUNDLED), "folder with tokenizer.json or vocab.txt")
-    threads: int = option(os.cpu_count() or 1, "number of threads that tokenise")
-    megabytes: float = option(16.0, "size of the text of one turn, in 10^6 bytes; the texts are repeated "
-                                     "or cut to this size")
+    threads: int = option(os.cpu_count() or 1, "number of threads for tokenising")
+    megabytes: float = option(16.0, "size of the text of one turn, in 10^6 bytes; the text is repeated or "
+                                     "cut to this size")
     rounds: int = option(5, "number of measured turns of each program, after one warm-up turn")
 
     def __post_init__(self):
@@ -51,9 +51,9 @@ class DataBench:
 
 
 def write_plain_text(files: tuple[str, ...], target: Path) -> None:
-    """Writes the documents that `prepare` finds in `files` as plain text, with a blank line before each.
+    """Writes the documents that `prepare` finds in `files` to `target`, with a blank line before each.
 
-    If `files` is empty, it writes the documents of Python's documentation.
+    If `files` is empty, the documents of Python's documentation are written.
     """
     with open(target, "w", encoding="utf-8", newline="\n") as file:
         found = ((document for source in find_sources(files) for document, _ in read_documents(source.path))
@@ -63,11 +63,11 @@ def write_plain_text(files: tuple[str, ...], target: Path) -> None:
 
 
 def repeat(source: Path, target: Path, size: float) -> None:
-    """Writes the lines of `source` to `target`, again and again, until `target` has about `size` bytes."""
+    """Writes the lines of `source` to `target`, repeatedly, until `target` has about `size` bytes."""
     written = 0
     with disk_errors(target), open(source, "rb") as texts, open(target, "wb") as file:
         if not any(map(bytes.strip, texts)):
-            raise UserError("there is no text in the files given")
+            raise UserError("the given files have no text")
         while written < size:
             texts.seek(0)
             for line in texts:
@@ -77,9 +77,9 @@ def repeat(source: Path, target: Path, size: float) -> None:
 
 
 def prepare_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """Runs `prepare` as data/prepare.py does. Returns seconds and tokens.
+    """Runs `prepare` as data/prepare.py does. Returns the seconds, and the number of tokens.
 
-    The time includes flushing the files to the disk.
+    The seconds include the time in which the files are flushed to the disk.
     """
     out = text.with_suffix(".prepared")
     shutil.rmtree(out, ignore_errors=True)  # the folder of the last turn
@@ -90,10 +90,11 @@ def prepare_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
 
 
 def tokenizers_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
-    """Tokenises the text with `tokenizers` alone. Returns seconds and tokens. Reading the lines is not timed.
+    """Tokenises the text with `tokenizers` alone. Returns the seconds, and the number of tokens. The time in
+    which lines are read does not count.
 
-    note: this function calls `encode_batch_fast`, which computes no offsets of tokens. `encode_batch` is
-    slower, because it computes offsets, which are not needed here.
+    note: this function calls `encode_batch_fast`. `encode_batch` is slower, because it also computes the
+    offsets of the tokens in the text, which are not needed here.
     """
     seconds, tokens = 0.0, 0
     with open(text, encoding="utf-8", newline="\n") as file:
@@ -109,7 +110,8 @@ TURNS = {"minibert": prepare_turn, "tokenizers": tokenizers_turn}
 
 
 def data_worker(kind: str, job: tuple[Path, str, int], pipe) -> None:
-    """Runs the turns of one program in its own process. A turn returns seconds and tokens."""
+    """Runs the turns of one program in its own process. A turn returns the seconds and the number of tokens.
+    """
     text, tokenizer, threads = job
     # `tokenizers` reads these variables at its first call
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
@@ -119,7 +121,7 @@ def data_worker(kind: str, job: tuple[Path, str, int], pipe) -> None:
 
 def bench_data(options: DataBench) -> dict:
     """Measures and prints. Returns the content of the JSON line as a dict."""
-    # an error in the folder is reported here, and not in a child process
+    # an error of the tokenizer's folder is raised here, before the child processes start
     vocabulary = load_tokenizer(options.tokenizer).vocab_size
     with tempfile.TemporaryDirectory() as folder:
         base, text = Path(folder) / "base.txt", Path(folder) / "text.txt"
@@ -128,17 +130,17 @@ def bench_data(options: DataBench) -> dict:
         size = text.stat().st_size
         turns, memory = alternate(data_worker, list(TURNS), (text, options.tokenizer, options.threads),
                                   options.rounds)
-    tokens = {kind: some[0][1] for kind, some in turns.items()}
+    tokens = {kind: results[0][1] for kind, results in turns.items()}
     if len(set(tokens.values())) > 1:
         raise UserError(f"`prepare` and `tokenizers` did not find the same tokens ({tokens}), so their "
-                        "speeds cannot be compared; this is a mistake of minibert, please report it "
-                        "with the text")
-    seconds = {kind: [turn[0] for turn in some] for kind, some in turns.items()}
+                        "speeds cannot be compared; this is a mistake in minibert, please report it "
+                        "together with the text")
+    seconds = {kind: [turn[0] for turn in results] for kind, results in turns.items()}
     figures, rows = speeds(size / 1e6, "MB", ".2f", seconds, memory)
-    print(table([*rows.values()], f"speed of prepare beside bare tokenizers; {options.threads} threads, "
+    print(table([*rows.values()], f"speed of prepare and of tokenizers alone; {options.threads} threads, "
                                  f"{tokens['minibert']:,} tokens, {vocabulary:,} pieces"))
     ratio = compared(seconds, memory, "tokenizers")
-    from minibert.common.runtime import describe, start  # imports torch: see the note at the top
+    from minibert.common.runtime import describe, start  # this imports torch, see the note at the top
     machine = describe(start("cpu", "fp32", training=False))
     machine = {name: machine[name] for name in ("cpu", "cores", "python", "numpy", "tokenizers", "minibert")}
     return {"bench": "data", "options": dataclasses.asdict(options), "machine": machine,

@@ -1,10 +1,10 @@
 """The engines of `bench.py inference`: the modes of this project, and other engines if they are installed.
 
-An engine is a function that opens the files of a model and returns a function `run`. run(ids, segments)
-takes S lists of ids and S lists of segments, as the tokenizer gives them. It returns the logits (S, K) of a
-classifier, computed on one device. All engines use the same weights. The other engines pad, as their users
-would: sentences are sorted by length and divided into batches of `PADDED` sentences, and each batch is padded
-to its longest sentence.
+An engine is a function that opens the files of a model and returns a function `run`. `run(ids, segments)`
+takes S lists of ids and S lists of segments, as the tokenizer returns them. The result is the logits (S, K)
+of a classifier, computed on one device. All engines use the same weights. minibert packs sentences without
+padding. The other engines get padded batches, as is usual: sentences are sorted by length and divided into
+batches of `PADDED` sentences, and each batch is padded to its longest sentence.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
 
-PADDED = 8  # sentences in one padded batch
+PADDED = 8  # the number of sentences in one padded batch
 
 Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Writes the files that the engines read: the folder model/ and the formats of the other engines.
+    """Writes the files that the engines read: the folder model/, and files in the formats of other engines.
 
-    `calibration` has the ids and segments of sentences. OpenVINO's int8 chooses its scales by them.
+    `calibration` has the ids and segments of sentences. From these, the scales of OpenVINO's int8 are chosen.
     """
     minibert.save(model, folder / "model", tokenizer, format="auto")
     kinds = {engine.split()[0] for engine in engines}
@@ -56,9 +56,9 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
-    """Writes int8.xml, the file of OpenVINO's static int8. NNCF makes it from model.onnx.
+    """Writes int8.xml, the file for OpenVINO's static int8. The library NNCF makes it from model.onnx.
 
-    The settings are those of NNCF's documentation for transformers. The scales of the activations are
+    The settings are those that NNCF's documentation gives for transformers. The scales of the activations are
     measured on the given sentences, one sentence at a time.
     """
     import nncf
@@ -75,12 +75,14 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Sorts sentences by length, runs batches of `PADDED` sentences, and returns rows in the first order."""
+    """Sorts the sentences by length and runs them in batches of `PADDED` sentences. Returns the rows in the
+    order of the arguments.
+    """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
     for begin in range(0, len(order), PADDED):
-        some = order[begin:begin + PADDED]
-        for i, row in zip(some, run([ids[i] for i in some], [segments[i] for i in some])):
+        batch = order[begin:begin + PADDED]
+        for i, row in zip(batch, run([ids[i] for i in batch], [segments[i] for i in batch])):
             made[i] = row
     return np.stack(made)
 
@@ -90,7 +92,7 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
     return pad(pack(ids, segments), 0, max(map(len, ids)))
 
 
-def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
+def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
     """The engine of minibert: the loaded model if `mode` is None, otherwise its copy in this fast mode."""
     model = minibert.load(folder / "model").to(device)
     if mode:
@@ -100,7 +102,7 @@ def ours(mode: str | None, folder: Path, device: torch.device) -> Run:
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """The engine `transformers`, with SDPA attention, in eval mode and inference mode.
+    """The engine `transformers` with SDPA attention. Dropout and gradients are off.
 
     `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
     """
@@ -120,7 +122,7 @@ def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
 
 
 def _quiet_transformers():
-    """Imports and returns `transformers`. Turns off its warnings and progress bars."""
+    """Imports and returns `transformers`, with its warnings and progress bars turned off."""
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -128,7 +130,7 @@ def _quiet_transformers():
 
 
 def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """ONNX Runtime on the CPU with all its graph optimisations."""
+    """The engine ONNX Runtime on the CPU, with all graph optimisations. `file` is a name in `folder`."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -142,7 +144,8 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """The engine OpenVINO on the CPU, tuned for latency. Operations that are not int8 run in fp32."""
+    """The engine OpenVINO on the CPU, with the setting for latency. Operations that are not int8 run in fp32.
+    """
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
@@ -153,7 +156,7 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """The encoder of CTranslate2 on the CPU, and minibert's head, because CTranslate2 has no such head."""
+    """The encoder of CTranslate2 on the CPU. It has no classification head, so minibert's head is used."""
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
                                   inter_threads=1, intra_threads=torch.get_num_threads())
@@ -168,8 +171,8 @@ def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Ru
 
 
 ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
-    "minibert": partial(ours, None),
-    **{f"minibert {mode}": partial(ours, mode) for mode in MODES},
+    "minibert": partial(minibert_engine, None),
+    **{f"minibert {mode}": partial(minibert_engine, mode) for mode in MODES},
     "transformers fp32": partial(transformers_engine, "fp32"),
     "transformers bf16": partial(transformers_engine, "bf16"),
     "transformers compiled": partial(transformers_engine, "compiled"),
@@ -183,7 +186,7 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
 }
 
 
-# the packages that an engine or its files need, besides those of minibert
+# the packages that an engine or its files need, in addition to the packages that minibert needs
 PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["ctranslate2", "transformers"],
             "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],
             "openvino": ["openvino", "onnx", "onnxscript"],
@@ -191,7 +194,7 @@ PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["c
 
 
 def why_not(engine: str, device: torch.device) -> str | None:
-    """The reason why an engine cannot run on a device, or None if it can."""
+    """The reason why an engine cannot run on a device, or None if the engine can run."""
     package, _, how = engine.partition(" ")
     for needed in PACKAGES.get(engine, PACKAGES[package]):
         if importlib.util.find_spec(needed) is None:
@@ -204,7 +207,7 @@ def why_not(engine: str, device: torch.device) -> str | None:
             return str(error)
         return None
     if package != "transformers" and device.type != "cpu":
-        return "measured on CPUs only"
+        return "this engine is measured on CPUs only"
     if "bf16" in how and not native_bf16(device):
         return "bf16 is not native here"
     if "compiled" in how and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):

@@ -1,9 +1,9 @@
 """Times the fine-tuning step of finetune.py and the same step on `transformers`, on examples of a real task.
 
-The two programs take turns on the same examples, with random weights. transformers pads each batch to its
-longest example. The step on transformers is measured in two ways. In the first way, its batches are drawn at
-random, as in finetune.py and by default in the trainer of transformers. In the second way, its batches are
-grouped by length, which is an option of that trainer and needs less padding.
+The programs take turns on the same examples, with random weights. transformers pads each batch to its longest
+example. Its step is measured in two ways. In the first way, the batches are random, as in finetune.py and by
+default in the trainer of transformers. In the second way, a batch has examples of similar length. This is an
+option of that trainer, and it needs less padding.
 """
 
 import dataclasses
@@ -41,14 +41,15 @@ RANDOM, BY_LENGTH = "transformers", "transformers by length"
 class FinetuneBench:
     """Every option of bench.py finetune."""
 
-    task: str = option("mrpc", "a task of GLUE, or imdb", choices=TEXT_TASKS)
+    task: str = option("mrpc", "name of a GLUE task, or imdb", choices=TEXT_TASKS)
     data: str | None = option(None, "folder of the official files of the task, or its parent folder")
     tokenizer: str | None = option(None, "folder with tokenizer.json or vocab.txt")
     model: str = option("bert-base", "preset of the model, which gets random weights")
     batch: int = option(32, "number of examples of one step")
-    max_length: int = option(128, "longest example in tokens; longer ones are cut")
+    max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     micro_tokens: int = option(
-        4096, "largest number of tokens in one forward pass of minibert; transformers runs a batch at once")
+        4096, "largest number of tokens in one forward pass of minibert; a forward pass of transformers has "
+        "the whole batch")
     steps: int = option(4, "number of training steps in one turn")
     turns: int = option(3, "number of measured turns of each program, after one warm-up turn")
     dropout: float = option(0.1, "dropout of embeddings, block outputs and "
@@ -94,8 +95,8 @@ def finetune_turn(options: FinetuneBench, runtime):
 def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
     """Returns a function that runs the steps of one turn with transformers.
 
-    Its batches have the same examples as those of minibert. If `by_length` is true, the examples of the turn
-    are sorted by length before they are divided into batches.
+    A turn uses the same examples as a turn of minibert. If `by_length` is true, these examples are sorted by
+    length before they are divided into batches.
     """
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
@@ -103,14 +104,14 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
     steps = len(examples.lengths) // options.batch
     drawn = [samples_of_step(step, options.batch, len(examples.lengths), seed=0) for step in range(steps)]
     if by_length:
-        some = np.concatenate(drawn)
-        drawn = some[np.argsort(examples.lengths[some], kind="stable")].reshape(steps, options.batch)
+        chosen = np.concatenate(drawn)
+        drawn = chosen[np.argsort(examples.lengths[chosen], kind="stable")].reshape(steps, options.batch)
     batches = []
-    for some in drawn:
-        cut = [slice(examples.starts[i], examples.starts[i] + examples.lengths[i]) for i in some]
+    for chosen in drawn:
+        cut = [slice(examples.starts[i], examples.starts[i] + examples.lengths[i]) for i in chosen]
         batches.append(([torch.from_numpy(examples.ids[c].astype(np.int64)) for c in cut],
                         [torch.from_numpy(examples.segments[c].astype(np.int64)) for c in cut],
-                        torch.from_numpy(examples.labels[some])))
+                        torch.from_numpy(examples.labels[chosen])))
 
     def turn() -> None:
         for ids, segments, labels in batches:

@@ -18,17 +18,17 @@ FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications an
   formula counts the linear layers and the attention of the encoder. For a MobileBERT with the bottleneck
   size B it is 2 T x (weights of its linear layers) + 4 T^2 B L. The formula leaves out the pooler, the heads,
   and everything that is no matrix product (biases, LayerNorm, GELU, softmax, look-ups in tables).
-with D x D = FLOPs + 2 T D^2, with one more D x D layer over all tokens. It is not known here how the papers
-  counted. Most of their figures are this count, rounded."""
+with D x D = FLOPs + 2 T D^2, which adds one more D x D layer over all tokens. How the papers counted is not
+  known. Most of their figures are equal to this count after rounding."""
 
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """The number of weights in the encoder's linear layers. Each token is multiplied with each of them."""
+    """The number of weights in the encoder's linear layers. Each token is multiplied by all these weights."""
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    encoder = on_meta(build_encoder, replace(config, layers=1))  # all layers are alike
+    encoder = on_meta(build_encoder, replace(config, layers=1))  # all layers have equal sizes
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
 
@@ -38,13 +38,14 @@ def encoder_flops(config: Config, length: int) -> int:
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """The necessary multiplications and additions of a training step.
+    """The necessary multiplications and additions of a training step. `lengths` has the number of tokens of
+    each sequence.
 
     These are the teacher's forward pass and the student's forward and backward passes. For each token, a
     linear layer costs 2 x its number of weights, and attention costs 4 T D in each layer. A backward pass
-    costs twice its forward pass. With `distilbert`, the logits of the vocabulary count for every token of
-    both models. With `mlm` they count for 15 % of the student's tokens. With the other methods they do not
-    count. The losses themselves are never counted.
+    costs twice as much as its forward pass. The logits of the vocabulary count as follows. With the method
+    `distilbert`, they count for every token of both models. With `mlm`, they count for 15 % of the student's
+    tokens. With other methods, they do not count. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -55,11 +56,11 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 
 
 def matrix_peak(runtime: Runtime) -> float:
-    """The FLOP/s of the fastest of ten products of two large square matrices on this machine, in the
+    """The highest FLOP/s that this machine reaches in ten products of two large square matrices, in the
     precision of the runtime.
     """
     on_gpu = runtime.device.type == "cuda"
-    size = 8192 if on_gpu else 2048  # on a GPU, a small product takes less time than its start
+    size = 8192 if on_gpu else 2048  # a GPU needs more time to start a small product than to compute it
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")

@@ -1,8 +1,8 @@
 """Times inference with minibert and with other installed engines, and measures the scores of each mode.
 
-Examples run one at a time, as in the DistilBERT paper (Sanh et al. 2019, table 3: the pairs of the STS-B dev
-set). Then some examples run together in batches. Every engine has its own process, with a given number of
-threads. The engines take turns on the same sentences, with the same weights. A result is copied to the CPU
+First, all examples run one at a time, as in the DistilBERT paper (Sanh et al. 2019, table 3, on the pairs of
+the STS-B dev set). Then --batch of them run together. Every engine has its own process with a given number of
+threads. The engines take turns on the same examples, with the same weights. A result is copied to the CPU
 before the clock stops, so the time includes the work of the GPU.
 """
 
@@ -35,8 +35,8 @@ from minibert.tasks.specs import TASKS, TEXT_TASKS
 from minibert.tasks.splits import judge, some_of, tokenised
 
 ROOT = Path(__file__).parents[2]
-# The lengths of the STS-B dev pairs in tokens of bert-base-uncased are modelled as log-normal: median 29, at
-# least 8 tokens.
+# Random examples have lengths like those of the STS-B dev pairs in tokens of bert-base-uncased. This is a
+# log-normal distribution with the median 29 and at least 8 tokens.
 LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 
@@ -46,22 +46,22 @@ class InferenceBench:
 
     models: tuple[str, ...] = option(
         ("bert-base", "distilbert"), "presets (random weights), or folders of models that were fine-tuned on "
-        "--task; for a folder, the scores of each mode are measured, too")
-    task: str = option("stsb", "the task whose dev examples are run", choices=TEXT_TASKS)
-    data: str | None = option(None, "folder of the official files of the task, or its parent folder; "
-                              "without --data: random tokens, with lengths like those of STS-B")
+        "--task; for a folder, the scores of each mode are also measured")
+    task: str = option("stsb", "name of the task whose dev examples are used", choices=TEXT_TASKS)
+    data: str | None = option(None, "folder of the official files of the task, or its parent folder; without "
+                              "--data, the examples are random tokens, with lengths like those of STS-B")
     tokenizer: str = option(str(ROOT / "weights" / "teacher"), "folder of the tokenizer for presets")
     examples: int | None = option(None, "number of examples of the dev set (default: all; without --data: "
                                   "100)")
     batch: int = option(32, "number of examples that run together, to measure the throughput")
     turns: int = option(3, "number of measured turns of each engine, after one warm-up turn")
     engines: tuple[str, ...] = option(
-        (), "engines to run, each in quotes: 'minibert int8' 'transformers fp32' (default: all engines that "
-        "run here)",
+        (), "engines to run, each in quotes, for example 'minibert int8' 'transformers fp32' (default: all "
+        "engines that can run on this machine)",
         choices=tuple(ENGINES))
-    threads: tuple[int, ...] = option((), "number of CPU threads; several numbers are measured one after "
-                                      "the other (default: 1, and the number that torch chooses)")
-    max_length: int = option(128, "longest example in tokens; longer ones are cut")
+    threads: tuple[int, ...] = option((), "numbers of CPU threads, which are measured one after the other "
+                                      "(default: 1, and the number that torch chooses)")
+    max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     device: str = option("auto", "device, for example cpu, cuda or cuda:1")
 
     def __post_init__(self):
@@ -83,8 +83,8 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs one engine in its own process. A turn returns the seconds of every example and of the batch, and
-    the logits of the batch.
+    """Runs one engine in its own process. A turn returns the seconds for each example alone, the seconds for
+    the batch, and the logits of the batch.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -104,7 +104,7 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
     """Returns the ids and the segments of the examples.
 
-    The order is random, so that a batch has examples of different lengths.
+    The examples are in random order, so that a batch has examples of different lengths.
     """
     rng = np.random.default_rng(0)
     if options.data is None:
@@ -119,19 +119,19 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
     return tokenizer.encode([row.text for row in rows], pairs, options.max_length)
 
 
-def quality(folder: str, task_name: str, data: str, max_length: int, some: int | None,
+def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """The scores of a fine-tuned model in every mode that runs here, in percent, and the changes of its
-    logits.
+    """For every mode that runs here, the scores of a fine-tuned model in percent, and how much the mode
+    changes its logits.
 
-    This function uses the dev set of the task. If `some` is not None, it uses only `some` of its examples.
+    The model is evaluated on the dev set of the task, or on only `limit` of its examples if this is not None.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
     split = tokenised(task, read_examples(task, data, task.dev_splits[0]),
                       minibert.load_tokenizer(folder), 128)
-    if some:
-        split = some_of(split, some)
+    if limit:
+        split = some_of(split, limit)
     model.to(runtime.device)
     exact, found = outputs(model, split.examples, runtime), {}
     for engine in ("minibert", *(f"minibert {mode}" for mode in MODES)):
@@ -151,23 +151,24 @@ def quality(folder: str, task_name: str, data: str, max_length: int, some: int |
     return found
 
 
-def percentiles(some: list[float]) -> dict[str, float]:
-    """The median and the 5th, 95th and 99th percentiles of some values."""
-    return dict(zip(("median", "p5", "p95", "p99"), np.percentile(some, (50, 5, 95, 99)).tolist()))
+def percentiles(values: list[float]) -> dict[str, float]:
+    """The median and the 5th, 95th and 99th percentiles of the values."""
+    return dict(zip(("median", "p5", "p95", "p99"), np.percentile(values, (50, 5, 95, 99)).tolist()))
 
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """The figures of one engine, from the times of its turns.
+    """The figures of one engine, from the times of its turns. `flops` is the work for all examples, and
+    `flops_together` the work for the batch. `peak` is the FLOP/s of the machine.
 
-    A turn has the seconds of each example alone, whose sum is a pass, and the seconds of the batch together.
+    A turn has the seconds for each example alone, whose sum is called a pass, and the seconds for the batch.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
-    sentences, spread = rate(batch, together)
+    sentences, lowest_highest = rate(batch, together)
     return {"latency": percentiles([s for turn in turns for s in turn["alone"]]),
             "pass": statistics.median(passes), "pass_spread": [min(passes), max(passes)],
-            "sentences_per_second": sentences, "spread": spread,
+            "sentences_per_second": sentences, "spread": lowest_highest,
             "share_of_peak": [rate(flops, passes)[0] / peak, rate(flops_together, together)[0] / peak],
             "peak_memory_bytes": memory}
 
@@ -183,8 +184,8 @@ def compare_engines(name: str, config: Config, engines: list[str], job: Job, tur
     for engine in engines:
         one = figures(taken[engine], memory[engine], sum(flops), sum(flops[:batch]), peak, batch)
         found[engine] = one
-        ours, theirs = ([sum(turn["alone"]) for turn in taken[which]] for which in (engine, first))
-        one["times_as_fast"] = statistics.median(ratios(theirs, ours))
+        passes, first_passes = ([sum(turn["alone"]) for turn in taken[which]] for which in (engine, first))
+        one["times_as_fast"] = statistics.median(ratios(first_passes, passes))
         one["logit_change"] = float(abs(taken[engine][0]["logits"] - taken[first][0]["logits"]).max())
         ms = {key: f"{1e3 * value:.1f}" for key, value in one["latency"].items()}
         rows.append({"engine": engine, "ms each": ms["median"], "p5 - p95": f"{ms['p5']} - {ms['p95']}",
@@ -209,7 +210,8 @@ def bench_inference(options: InferenceBench) -> dict:
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     tuned = [name for name in options.models if name not in PRESETS]
     if tuned and not options.data:
-        raise UserError(f"{tuned[0]} is no preset, and the quality of a folder's model needs --data")
+        raise UserError(f"{tuned[0]} is not a preset; to measure the scores of a model in a folder, give "
+                        "--data")
     reasons = {engine: why_not(engine, runtime.device) for engine in options.engines or ENGINES}
     for engine, reason in reasons.items():
         if reason:
@@ -218,13 +220,13 @@ def bench_inference(options: InferenceBench) -> dict:
             print(kernels_of(engine.split()[1], runtime.device)[1])
     engines = [engine for engine, reason in reasons.items() if not reason]
     if not engines:
-        raise UserError("none of the engines asked for runs here")
+        raise UserError("none of the engines can run on this machine")
     results = []
     for name in options.models:
         scores = quality(name, options.task, options.data, options.max_length, options.examples,
                          runtime) if name in tuned else None
         tokenizer = minibert.load_tokenizer(name if name in tuned else options.tokenizer)
-        examples = material(options, tokenizer)  # an error in --data is reported before the files are made
+        examples = material(options, tokenizer)  # raises the error of a wrong --data before files are written
         with tempfile.TemporaryDirectory() as folder:
             config = write_model(name, tokenizer, Path(folder), engines, examples)
             for threads in counts:
@@ -238,7 +240,7 @@ def bench_inference(options: InferenceBench) -> dict:
 def write_model(name: str, tokenizer, folder: Path, engines: list[str],
                 examples: tuple[list[list[int]], list[list[int]]]) -> Config:
     """Writes the files of the engines for a preset with random weights, or for the model in a folder. Returns
-    its configuration.
+    the model's configuration.
     """
     if name in PRESETS:
         torch.manual_seed(0)

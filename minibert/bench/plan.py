@@ -1,8 +1,8 @@
 """Calculates hours and cost of a training on one or many devices, from the tokens a second of one device.
 
-This command measures nothing. The tokens a second of one device (the rate) are given, as `bench.py train`
-measures them (--tokens-per-second), or they are an estimate from the peak of the device and a share of it
-(--peak-tflops, --share). The output names all assumptions.
+This command measures nothing. Give the tokens a second of one device, as measured by `bench.py train`
+(--tokens-per-second). If they are unknown, they are estimated from the peak FLOP/s of the device and the
+share of it that the training reaches (--peak-tflops, --share). The output names all assumptions.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from minibert.model.init import on_meta
 STEP_FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
   B is the number of tokens of a step, K the number of devices, R the tokens a second of one device, G the
   bytes of the gradient, and W the bytes a second of a device's link. The formula assumes that every device
-  gets the same number of tokens. It assumes that one ring all-reduce of the gradient starts after the end of
-  the last micro-batch. It assumes that latency, evaluation and checkpoints take no time."""
+  gets the same number of tokens. It assumes that one ring all-reduce of the gradient starts after the last
+  micro-batch. It assumes that latency, evaluation and checkpoints take no time."""
 
-# The mean number of word pieces for one word, in BERT's uncased vocabulary. They were counted in samples of
-# 634,000 words of English Wikipedia and of 181,000 words of public-domain books.
+# The mean number of pieces of one word, in BERT's uncased vocabulary. The pieces were counted in 634,000
+# words of English Wikipedia and in 181,000 words of public-domain books.
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
 # the number of tokens of each corpus, without [CLS] and [SEP], and its source
@@ -34,7 +34,7 @@ CORPORA = {
     "wikitext-2": (2_153_632, "counted: wiki.train.tokens by data/prepare.py with BERT's uncased vocabulary"),
     "wikitext-103": (round(103_227_021 * 2_153_632 / 2_088_628),
                      "estimated: 103,227,021 words (Merity et al. 2016) with 1.03 pieces a word, as in "
-                     "WikiText-2; the true number may be higher, because fewer words are <unk>"),
+                     "WikiText-2; WikiText-103 has fewer <unk>, so its true number may be higher"),
     "bookcorpus+wikipedia": (round(800e6 * BOOK_PIECES + 2500e6 * WIKIPEDIA_PIECES),
                              f"estimated: 800 M and 2,500 M words (Devlin et al. 2019) with {BOOK_PIECES} "
                              f"and {WIKIPEDIA_PIECES} pieces a word, as counted in samples of such texts"),
@@ -49,7 +49,7 @@ class PlanBench:
                                              f"{', '.join(CORPORA)}")
     epochs: float = option(1.0, "number of passes over the corpus")
     machines: str = option("1", "numbers of devices, for example 1,8,64")
-    tokens_per_second: float | None = option(None, "tokens that one device trains on in a second")
+    tokens_per_second: float | None = option(None, "number of tokens a second in training on one device")
     peak_tflops: float | None = option(None, "peak of one device in 10^12 FLOP/s (needs --share)")
     share: float | None = option(None, "share of the peak that the training reaches, above 0 and at most 1")
     price: float | None = option(None, "price of one device for one hour, in any currency")
@@ -68,11 +68,13 @@ class PlanBench:
         within(self, SPECIALS, float("inf"), "length", open_low=True)
         if (self.peak_tflops is None) != (self.share is None) or (
                 (self.tokens_per_second is None) == (self.peak_tflops is None)):
-            raise UserError("a plan needs one rate: --tokens-per-second, or --peak-tflops with --share")
+            raise UserError("give either --tokens-per-second, or --peak-tflops with --share")
 
 
 def corpus_tokens(text: str | None) -> tuple[float, str]:
-    """Returns the number of tokens of a corpus and its source. `text` is a name or a number."""
+    """Returns the number of tokens of a corpus, and the source of this number. `text` is the name of a corpus
+    or a number.
+    """
     if text in CORPORA:
         return CORPORA[text]
     try:
@@ -80,7 +82,7 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
     except ValueError:
         tokens = 0.0
     if not 1 <= tokens < float("inf"):
-        raise UserError(f"--corpus-tokens is a number of tokens or one of {', '.join(CORPORA)}, not {text!r}")
+        raise UserError(f"--corpus-tokens must be a number or one of {', '.join(CORPORA)}, not {text!r}")
     return tokens, "given"
 
 
@@ -91,9 +93,9 @@ def plan(options: PlanBench) -> dict:
     """
     devices = numbers("--machines", options.machines)
     if not 1 <= min(devices) <= max(devices) <= options.batch:
-        raise UserError(f"--machines {options.machines}: a number of devices is from 1 to --batch")
+        raise UserError(f"--machines {options.machines}: each number must be from 1 to --batch")
     tokens, whence = corpus_tokens(options.corpus_tokens)
-    # each sequence of the corpus has `SPECIALS` tokens more
+    # in training, each sequence has `SPECIALS` more tokens: [CLS] and [SEP]
     trained = tokens * options.epochs * options.length / (options.length - SPECIALS)
     step, student = options.batch * options.length, preset(options.student)
     flops = useful_flops(preset(options.teacher), student, np.array([options.length])) / options.length

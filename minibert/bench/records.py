@@ -12,50 +12,54 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has scores of "teacher", "student, initial" and "student, trained"."""
+    """A run of train.py. `held_out` has the scores of "teacher", "student, initial" and "student, trained" on
+    held-out text.
+    """
     folder: Path
     options: dict
     machine: str
     tokens: int
-    seconds: float  # the time of the steps, without preparing the corpus and evaluating
-    curve: list[tuple[int, dict]]  # (tokens seen, held-out scores) during the training
+    seconds: float  # the time of the steps, without the time to prepare the corpus and to evaluate
+    curve: list[tuple[int, dict]]  # (trained tokens, held-out scores) for each evaluation in the training
     held_out: dict[str, dict]
-    table: list[dict]  # the rows of `summary.comparison`: sizes and speed
+    table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. It has the scores of all seeds on the first dev split, each at its best epoch."""
+    """A run of finetune.py. `scores` has the scores on the first dev split at the best epoch of each seed."""
     folder: Path
     options: dict
     machine: str
     task: str
-    settings: dict  # train_examples (None: all), epochs, batch, lr and max_length, as the run used them
-    scores: dict[str, list[float]]  # metric -> one value for each seed, in percent; the deciding metric first
-    seconds: float  # the time of all seeds, over all sessions of the run
+    settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
+    scores: dict[str, list[float]]  # metric -> one value in percent for each seed; the first metric decides
+    seconds: float  # the training time of all seeds
     baseline: dict[str, float] | None  # the scores of a constant prediction
 
     @property
     def start(self) -> str:
-        """The model that was fine-tuned: a folder, a hub name, or copied layers of the teacher."""
-        layers = self.options.get("layers") or len((self.options.get("layer_map") or "").split(","))
-        return self.options["model"] or f"{self.options['teacher']} cut to {layers} layers"
+        """The model that was fine-tuned: a folder, a hub name, or the layers that were cut out of a teacher.
+        The teacher of each task is another folder, and its name is left out.
+        """
+        layers, numbers = self.options.get("layers"), self.options.get("layer_map")
+        return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
 
     @property
     def values(self) -> list[float]:
-        """The values of the metric that decides, one for each seed."""
+        """The values of the first metric, which decides which model is better, one for each seed."""
         return next(iter(self.scores.values()))
 
     @property
     def part(self) -> tuple[int | None, int]:
-        """Which part of the task the run used: the number of training examples, and the maximum length of an
-        example in tokens.
+        """The part of the task's data that the run used: the number of training examples (None: all), and the
+        maximum length of an example in tokens.
         """
         return self.settings["train_examples"], self.settings["max_length"]
 
 
 def read_runs(folders: Iterable[str], without: Iterable[str] = ()
               ) -> tuple[list[TrainRun], list[TuneRun], list[Path]]:
-    """Reads all runs in these folders and their subfolders, except the runs in the folders of `without`.
+    """Reads all runs in these folders and their subfolders, except the runs in the folders `without`.
 
     Returns the trainings, the fine-tunings, and the folders of the runs that are not finished, all in the
     order of their paths. Raises `UserError` if a folder has no run, or if the files of a run are damaged.
@@ -70,17 +74,20 @@ def read_runs(folders: Iterable[str], without: Iterable[str] = ()
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """The run folders in the folder `name`, which may be a run itself. Folders in a run are not searched."""
+    """The run folders in the folder `name`, which may itself be a run folder. Folders inside a run folder are
+    not searched.
+    """
     found = False
     for place, below, files in os.walk(name):
         below.sort()
         path = Path(place, "config.json")
-        if "config.json" in files and "options" in read_json(path):  # that of a model has no "options"
+        if "config.json" in files and "options" in read_json(path):  # a model's config.json has no "options"
             found = True
             below.clear()
             yield Path(place)
     if not found:
-        raise UserError(f"there is no run in {name} or below: give folders that train.py or finetune.py made")
+        raise UserError(f"there is no run in {name} or its subfolders: give --out folders of train.py or "
+                        "finetune.py")
 
 
 def read_run(folder: Path) -> TrainRun | TuneRun:
@@ -90,7 +97,8 @@ def read_run(folder: Path) -> TrainRun | TuneRun:
         read = _read_tune if "task" in config["options"] else _read_train
         return read(folder, config, summary)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:
-        raise UserError(f"the run in {folder} is damaged or of another version ({error!r})") from None
+        raise UserError(f"the run in {folder} is damaged, or another version of minibert made it ({error!r})"
+                        ) from None
 
 
 def _read_train(folder: Path, config: dict, summary: dict) -> TrainRun:
@@ -107,7 +115,7 @@ def _read_tune(folder: Path, config: dict, summary: dict) -> TuneRun:
     known = TASKS.get(options["task"])
     # the name of a csv file includes its folder, because a/train.csv and b/train.csv are two tasks
     task = known.name if known else "/".join(Path(options["task"]).parts[-2:])
-    split = next(iter(results[0]["best"]["scores"]))  # the score on the first dev split decides
+    split = next(iter(results[0]["best"]["scores"]))  # the first dev split, on which the best epoch is chosen
     each = [result["best"]["scores"][split] for result in results]
     settings = {"train_examples": options.get("train_examples"),
                 **{name: config["task"][name] for name in ("epochs", "batch", "lr", "max_length")}}
@@ -117,7 +125,7 @@ def _read_tune(folder: Path, config: dict, summary: dict) -> TuneRun:
 
 
 def _machine(config: dict) -> str:
-    """The machine and the versions of a run, as text."""
+    """The machine of a run and the versions of torch and minibert, as text."""
     names = " and ".join(dict.fromkeys([config["device"], config["cpu"]]))
     return (f"{names}, {config['cores']} cores, --threads {config['threads']}, {config['ranks']} x "
             f"{config['precision']}, torch {config['torch']}, minibert {config['minibert']}")

@@ -2,9 +2,9 @@
 
     bench.py report runs/ --teacher TEACHER --out report.md
 
-All figures come from the files of the runs. A model has the name of its folder: the model in
-`runs/distilled/model` is called `distilled`. If it was fine-tuned with a teacher, it is called
-`distilled + kd`.
+All figures come from the files of the runs. A model has the name of its run folder. For example, the model in
+`runs/distilled/model` is called `distilled`. If it was then fine-tuned with a teacher and --method kd, the
+fine-tuned model is called `distilled + kd`.
 """
 
 import statistics
@@ -18,6 +18,7 @@ from minibert.common.console import clock
 from minibert.common.disk import disk_errors, read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.options import option
+from minibert.distill.task_methods import TASK_METHODS
 from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, TASKS
 from minibert.training.plots import Point, plot_held_out, plot_quality
 from minibert.training.summary import figures_of
@@ -27,61 +28,61 @@ NOT_RUN = "not run"
 Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
 
 # the texts below the tables
-SCORES_NOTE = """Scores are in percent, on the dev set. MNLI uses the matched dev set, IMDb the test set. Each
-seed is taken at its best epoch. A cell has the median over n seeds of fine-tuning, and in brackets the lowest
-and the highest. If the ranges of two models overlap, or if a model has one seed, their difference is not a
-finding. Published figures are from the DistilBERT paper, tables 1 and 2. † This figure is from the README of
-its code."""
-SHARES_NOTE = """A model without a score on one of these tasks, on the same part of the data, has no row. The
-brackets have the 95 % interval of a bootstrap over the seeds of fine-tuning. A task with one seed does not
-make the interval wider. The interval does not cover the spread between trainings of a model. 'Not defined'
-means that a score of the teacher is not above 0."""
-TRAININGS_NOTE = """All figures are on held-out text. They are those of the student at the end, unless the
-column says otherwise. The MLM loss is in nats. A student with the learning rate 0 is an untrained copy of
-layers. A run with fewer than 5 million tokens shows that the code works, not how good the method is. Each run
-has one seed, so a small difference is not a finding. The time is the time of the steps."""
+SCORES_NOTE = """Scores are in percent, on the dev set. MNLI has the score on the matched dev set, and IMDb on
+the test set. Each seed counts with its best epoch. A cell has the median score over n seeds of fine-tuning,
+and in brackets the range. If the ranges of two models overlap, or if one of them has one seed, their
+difference is not a finding. Published figures are from tables 1 and 2 of the DistilBERT paper. † This figure
+is from the README of DistilBERT's code."""
+SHARES_NOTE = """A model has no row if it has no score on one of these tasks, or if it was trained on another
+part of the data. The brackets have the 95 % interval of a bootstrap over the seeds of fine-tuning. A task
+with one seed does not make the interval wider. The interval does not show how much the scores would change
+if the training of a model were repeated. 'Not defined' means that a score of the teacher is not above 0."""
+TRAININGS_NOTE = """All figures are on held-out text. They are figures of the student after the training,
+unless the column says otherwise. The MLM loss is in nats. A student with the learning rate 0 is an untrained
+copy of layers. A run with fewer than 5 million tokens shows that the code works, not how good the method is.
+Each run has one seed, so a small difference is not a finding. The time is the time of the training steps."""
 SIZES_NOTE = """The speed was measured at the end of each training. Teacher and student took turns on the same
 packed batch. Students of one shape should be equally fast, so their differences are noise. The 95 % intervals
-in the plot are from a bootstrap over the seeds."""
+in the plot are from a bootstrap over the seeds of fine-tuning."""
 
 
 @dataclass(frozen=True)
 class ReportBench:
     """Every option of bench.py report."""
 
-    runs: tuple[str, ...] = option(("runs",), "folders of runs, or their parent folders; words right after "
-                                              "`report` are such folders, too")
-    without: tuple[str, ...] = option((), "folders of runs to leave out, for example of a search for "
-                                          "a learning rate")
+    runs: tuple[str, ...] = option(("runs",), "folders of runs, or their parent folders; the name --runs may "
+                                              "be left out: bench.py report FOLDER ...")
+    without: tuple[str, ...] = option((), "folders of runs to leave out, for example the runs of a search "
+                                          "for a learning rate")
     out: str = option("report.md", "markdown file to write; the plots are written next to it")
-    teacher: str | None = option(None, "name of the teacher, which is that of its folder: the table of "
-                                      "shares divides the scores of the other models by its scores")
-    share_tasks: tuple[str, ...] = option((), "tasks of the table of shares, which then has only models "
-                                              "with a score on each of them (default: the tasks of all "
-                                              "models)")
+    teacher: str | None = option(None, "name of the teacher's run folder; the table of shares divides the "
+                                      "scores of the other models by the scores of this teacher")
+    share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; the table then has only models "
+                                              "with a score on each of these tasks (default: the tasks that "
+                                              "all models have)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:
-            raise UserError("--share-tasks needs --teacher, the model that the shares are of")
+            raise UserError("--share-tasks needs --teacher, by whose scores the scores are divided")
 
 
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """The folder that gives a model its name: that of the run if the model is in `model/` of a run, or else
-    the model's own folder.
+    """The folder whose name the model gets in the tables. If the folder `model` has the name "model", this is
+    its parent folder, which is the run folder. Otherwise this is the folder `model` itself.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path
 
 
 def student_of(run: TrainRun) -> Path:
-    """The folder of the run, which gives its student the name."""
+    """The folder of the run. The student gets the name of this folder."""
     return Path(run.options["out"])
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """The folder of a training's teacher. The default is the bundled teacher, except for mlm."""
+    """The folder whose name a training's teacher gets. It is "none" for the method mlm without a teacher."""
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
 
@@ -92,23 +93,26 @@ def check_names(places: Iterable[Path]) -> None:
     for place in places:
         if known.setdefault(place.name, place) != place:
             raise UserError(f"{known[place.name]} and {place} would both be called {place.name}: "
-                            "leave the runs of one of them out by --without")
+                            "leave out the runs of one of them with --without")
 
 
 def taught(options: dict) -> str:
-    """The suffix of a model's name for how it learned from a teacher in fine-tuning: "" without a teacher,
-    and " + kd", for example, with a teacher. "pd" is distillation on texts without labels.
+    """The suffix of a model's name, which says how the model learned from a teacher in fine-tuning. Without a
+    teacher, the suffix is "". With a teacher it is " + kd", for example, or " + kd, alpha 1" if alpha is not
+    the default. "pd" is distillation on texts without labels.
     """
     if not options.get("teacher"):
         return ""
-    if not options.get("transfer"):
-        return f" + {options['method']}"
-    return " + pd" if options["method"] == "kd" else f" + {options['method']}, pd"
+    method, alpha = options["method"], options["alpha"]
+    if options.get("transfer"):
+        return " + pd" if method == "kd" else f" + {method}, pd"
+    usual = TASK_METHODS[method].defaults["alpha"]
+    return f" + {method}" + (f", alpha {alpha:g}" if alpha != usual else "")
 
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
-    """The runs by model and task, with the teacher first. Raises `UserError` if two runs have the same model
-    and the same task, or if there is no run of the teacher.
+    """Returns the runs by model and task, with the model `teacher` first. Raises `UserError` if two runs have
+    the same model and the same task, or if there is no run of the teacher.
     """
     found: Scores = {}
     for run in runs:
@@ -116,20 +120,21 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
         other = found.setdefault(name, {}).setdefault(run.task, run)
         if other is not run:
             raise UserError(f"{other.folder} and {run.folder} both fine-tune {name} on {run.task}: "
-                            "leave one out by --without")
+                            "leave out one of them with --without")
     if teacher is not None and teacher not in found:
-        raise UserError(f"--teacher {teacher}: no run fine-tunes it; these are: {', '.join(found) or 'none'}")
+        raise UserError(f"--teacher {teacher}: no run fine-tunes it; the models of the runs are: "
+                        f"{', '.join(found) or 'none'}")
     return dict(sorted(found.items(), key=lambda item: item[0] != teacher))
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """The tasks of these runs: first those that minibert knows, in their order, and then the csv files."""
+    """The tasks of these runs: first the tasks of `TASKS` in the order of `TASKS`, and then the csv files."""
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 
 
 def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
-    """The tasks that all these models were fine-tuned on, with the same part of the training data."""
+    """The tasks on which all these models were fine-tuned with the same part of the training data."""
     return [task for task in models[0] if all(task in of for of in models)
             and len({of[task].part for of in models}) == 1]
 
@@ -137,7 +142,7 @@ def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
 # ---------------------------------------------------------------- scores
 
 def markdown(rows: list[dict]) -> str:
-    """A markdown table of rows that have the same keys."""
+    """A markdown table of rows. All rows have the same keys, which are the names of the columns."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |"
               for row in rows]
@@ -145,7 +150,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def published(model: str) -> dict[str, str]:
-    """The figure of the DistilBERT paper for each task. A figure from the README of its code has a mark."""
+    """The DistilBERT paper's figure for each task. A figure from the README of DistilBERT's code has a †."""
     return {name: f"{known.value:.1f}" + "†" * (known.source == PAPER_README)
             for name, task in TASKS.items() for known in task.published
             if known.model == model and known.metric in ("", task.metrics[0])
@@ -158,8 +163,8 @@ def score_table(scores: Scores) -> str:
     The first row is a constant prediction, and the last rows are published figures.
     """
     def cell(values: list[float]) -> str:
-        spread = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
-        return f"{statistics.median(values):.1f}<br>({spread}n = {len(values)})"
+        lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
+        return f"{statistics.median(values):.1f}<br>({lowest_highest}n = {len(values)})"
 
     rows: dict[str, dict[str, str]] = {"a constant prediction": {}, **{name: {} for name in scores}}
     rows |= {f"{model}, published": published(model) for model in (BERT, DISTILBERT)}
@@ -178,9 +183,7 @@ def score_table(scores: Scores) -> str:
 
 
 def settings_of(scores: Scores) -> list[str]:
-    """One line for each task whose runs did not use the default settings, or used different settings for
-    different models.
-    """
+    """One line for each task whose runs did not all use the default settings of the task."""
     lines = []
     for task in tasks_of(scores):
         ways: dict[str, list[str]] = {}
@@ -202,13 +205,13 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
     """The rows of the table of shares: one for each model that was fine-tuned on all `tasks`, on the same
     part of the data as the teacher.
     """
-    rows, theirs = [], scores[teacher]
+    rows, teacher_runs = [], scores[teacher]
     for task in tasks:
-        if task not in theirs:
-            raise UserError(f"--share-tasks {task}: {teacher} has not finished it")
+        if task not in teacher_runs:
+            raise UserError(f"--share-tasks {task}: {teacher} has no finished run of this task")
     for name, of in scores.items():
-        if name != teacher and set(tasks) <= set(common_tasks([of, theirs])):
-            student, taught_by = ([model[task].values for task in tasks] for model in (of, theirs))
+        if name != teacher and set(tasks) <= set(common_tasks([of, teacher_runs])):
+            student, taught_by = ([model[task].values for task in tasks] for model in (of, teacher_runs))
             rows.append({"model": name, "mean": mean_score(student)[0],
                          "mean of the teacher": mean_score(taught_by)[0],
                          **{formula: share_kept(formula, student, taught_by) for formula in FORMULAS}})
@@ -224,13 +227,14 @@ def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
     table = markdown([{"model": row["model"],
                        **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
                        **{formula: cell(row[formula]) for formula in FORMULAS}} for row in rows])
-    return f"{table}\n\nThe shares are of the score of {teacher}, over {', '.join(tasks)}.\n{SHARES_NOTE}"
+    return (f"{table}\n\nA share is the score of the model divided by the score of {teacher}. The tasks are "
+            f"{', '.join(tasks)}.\n{SHARES_NOTE}")
 
 
 # ---------------------------------------------------------------- trainings
 
 def training_table(runs: list[TrainRun]) -> str:
-    """The table of all trainings, with their tokens, time and held-out figures."""
+    """The table of all trainings, with their number of tokens, their time and their held-out scores."""
     measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
     figures = {"mlm": ("MLM loss", "{:.3f}")} | {name: how for name, how in measured.items()
                                                  if name != "perplexity"}
@@ -256,7 +260,7 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
 
 
 def sizes_of(runs: list[TrainRun]) -> dict[str, dict]:
-    """Size and speed of the models that were timed beside their teacher, whose speed is 1."""
+    """Size and speed of the models that were timed together with their teacher. The teacher's speed is 1."""
     found: dict[str, dict] = {}
     for run in runs:
         rows = {row["model"]: row for row in run.table}
@@ -268,11 +272,12 @@ def sizes_of(runs: list[TrainRun]) -> dict[str, dict]:
 
 
 def size_part(sizes: dict[str, dict], scores: Scores, picture: Callable[..., str]) -> str:
-    """The table and the plot of size, speed and mean score, for the fine-tuned models with a known size."""
+    """The table and the plot of size, speed and mean score, for the fine-tuned models that `sizes` contains.
+    """
     known = {name: sizes[name.split(" + ")[0]] for name in scores if name.split(" + ")[0] in sizes}
     tasks = common_tasks([scores[name] for name in known]) if known else []
     if not tasks:
-        return f"{NOT_RUN}: this part needs a task that all models were fine-tuned on."
+        return f"{NOT_RUN}: this part needs a task on which all models were fine-tuned."
     what = f"mean score over {', '.join(tasks)}"
     quality = {name: mean_score([scores[name][task].values for task in tasks]) for name in known}
     points = {name: Point(size["speed"], *quality[name], float(size["parameters"].removesuffix("M")))
@@ -311,7 +316,7 @@ def bench_report(options: ReportBench) -> dict:
         tasks = options.share_tasks or common_tasks([*scores.values()])
         shares = share_rows(scores, options.teacher, tasks) if tasks else []
         parts += ["## Share kept", share_table(shares, options.teacher, tasks) if shares else
-                  f"{NOT_RUN}: there is no task that all models were fine-tuned on (--share-tasks)."]
+                  f"{NOT_RUN}: there is no task on which all models were fine-tuned (see --share-tasks)."]
     if train:
         curves = {student_of(run).name: curve_of(run) for run in train if curve_of(run)}
         parts += ["## Training runs", training_table(train)]

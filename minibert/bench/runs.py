@@ -3,10 +3,11 @@
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
 The list is a text file. Each line has one command, without the word `python`. A # starts a comment. A line
-that ends with a backslash continues in the next line. $NAME is read from the environment. A run of train.py
-or finetune.py is finished if its --out folder has a summary.json. A run of data/prepare.py is finished if its
---out folder has a corpus.json. data/download.py is always run, because it skips existing files itself. The
-output of a run is written to OUT.log. If a run fails, the error is reported and the next runs are started.
+that ends with a backslash continues in the next line. $NAME is replaced by the value of this environment
+variable. A run of train.py or finetune.py is finished if its --out folder has a summary.json. A run of
+data/prepare.py is finished if its --out folder has a corpus.json. data/download.py is always run, because it
+skips existing files itself. The output of a run is written to OUT.log, where OUT is the value of --out. If a
+run fails, the error is reported and the next runs are started.
 """
 
 import os
@@ -27,7 +28,7 @@ from minibert.common.options import option
 from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-# the file in --out that shows that a run is finished; "": --out is this file; None: never finished
+# A run is finished if --out has this file. "": --out itself is the file. None: the command is always run.
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
 
@@ -36,8 +37,9 @@ DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare
 class RunsBench:
     """Every option of bench.py runs."""
 
-    file: str | None = option(None, "file with the commands; the word right after `runs` is this file, too")
-    show: bool = option(False, "only show for each run if it is done, begun or to do, and how long it took")
+    file: str | None = option(None, "file with the commands; the name --file may be left out: bench.py runs "
+                                    "FILE")
+    show: bool = option(False, "only show whether each run is done, begun or to do, and how long it took")
 
     def __post_init__(self):
         if self.file is None:
@@ -57,7 +59,9 @@ class Line(NamedTuple):
 
     @property
     def begun(self) -> bool:
-        """Whether an unfinished run can be resumed. A killed training may have only its prepared corpus."""
+        """Whether an unfinished run can be resumed. If a training was killed early, only its prepared corpus
+        may exist.
+        """
         return not self.done and any((self.out / name).exists() for name in (
             "config.json", "corpus/corpus.json", "eval-corpus/corpus.json"))
 
@@ -68,7 +72,7 @@ class Line(NamedTuple):
 
 
 def read_list(path: Path) -> list[Line]:
-    """Reads and checks all commands of a list. No command runs before all are checked."""
+    """Reads all commands of a list. Raises `UserError` if one of them is wrong, before any command runs."""
     text = re.sub(r"^\s*#.*\n", "", read_text(path), flags=re.MULTILINE)
     lines = []
     for command in text.replace("\\\n", " ").splitlines():
@@ -85,10 +89,10 @@ def read_list(path: Path) -> list[Line]:
             raise UserError(f"{where}: {missing[1]} is not set; give it before the command, as "
                             f"{missing[1]}=... python bench.py runs ...")
         if "--out" not in words[:-1]:
-            raise UserError(f"{where} needs --out, the folder that says whether it is done")
+            raise UserError(f"{where} needs --out, the folder that shows whether the run is done")
         line = Line(words[0], words[1:], Path(words[words.index("--out") + 1]))
         if any(line.out == other.out and line.script == other.script for other in lines):
-            raise UserError(f"{where}: {line.out} is written by a command before it, too")
+            raise UserError(f"{where}: an earlier command also writes {line.out}")
         lines.append(line)
     if not lines:
         raise UserError(f"{path} holds no command")
@@ -96,7 +100,8 @@ def read_list(path: Path) -> list[Line]:
 
 
 def shown_state(line: Line) -> str:
-    """The state of a run as text: done, begun or to do. A finished training or fine-tuning has its time, too.
+    """The state of a run as text: done, begun or to do. For a finished training or fine-tuning, the text also
+    says how long it took.
     """
     if line.done:
         timed = line.script in ("train.py", "finetune.py")
@@ -110,28 +115,31 @@ def last_line(log: Path) -> str:
 
 
 def work(line: Line, stop: list[int]) -> int:
-    """Runs one command to its end and returns its exit code. Sends it the first signal in `stop`."""
+    """Runs one command to its end and returns its exit code. `stop` is the list of the signals that this
+    process got. The first of them is sent to the command, which then stops.
+    """
     words = line.words + (["--resume"] if line.begun and "--resume" not in line.words else [])
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(line.log, "a", encoding="utf-8")
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # In its own session the run gets Ctrl-C only once, from this process. Then it writes a checkpoint.
+        # The run has its own session, so the terminal does not send Ctrl-C to it. It gets the signal once,
+        # from this process, and then writes a checkpoint.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
-        told = False
+        signalled = False
         while process.poll() is None:
-            if stop and not told:
-                told = True
+            if stop and not signalled:
+                signalled = True
                 process.send_signal(stop[0])
             time.sleep(0.1)
     return process.returncode
 
 
 def bench_runs(options: RunsBench) -> dict:
-    """Runs the commands of the list. Returns the content of the JSON line. If a run failed, it raises
-    `UserError` after the last run.
+    """Runs the commands of the list. Returns the content of the JSON line. If a run failed, `UserError` is
+    raised after the last run.
     """
     lines = read_list(Path(options.file))
     states, failed = [], []
@@ -144,7 +152,7 @@ def bench_runs(options: RunsBench) -> dict:
                 begun = time.monotonic()
                 code = work(line, stop)
                 if stop:
-                    print(f"stopped; the same command goes on where {line.out} was left", flush=True)
+                    print(f"stopped; the same command will resume {line.out}", flush=True)
                     sys.exit(128 + stop[0])
                 if code != 0:
                     failed.append(str(line.log))
@@ -154,5 +162,5 @@ def bench_runs(options: RunsBench) -> dict:
     if options.show:
         print(f"{sum(not line.done for line in lines)} to do")
     if failed:
-        raise UserError(f"{len(failed)} of {len(lines)} failed, as these say: {', '.join(failed)}")
+        raise UserError(f"{len(failed)} of {len(lines)} runs failed; see {', '.join(failed)}")
     return {"bench": "runs", "file": options.file, "runs": states}

@@ -1,7 +1,7 @@
-"""Judges sentence encoders beside their teacher, without training. The first model is the teacher.
+"""Compares sentence encoders with their teacher, without training. The first model is the teacher.
 
-Two things are judged: the similarity of pairs of sentences (STS-B), and how well the paragraph that answers a
-question is found (SQuAD's dev set).
+Two scores are measured. The score on STS-B says how well the cosines of pairs of sentences agree with the
+similarities in the data. The score on SQuAD says how often the paragraph that answers a question is found.
 """
 
 import dataclasses
@@ -25,22 +25,23 @@ from minibert.tasks.official_files import label_of, read_examples
 from minibert.tasks.specs import TASKS
 from minibert.tasks.squad import read_squad
 
-RANKS = (1, 10)
+RANKS = (1, 10)  # recall@1 and recall@10 are measured
 
 
 @dataclass(frozen=True)
 class SentencesBench:
     """Every option of bench.py sentences."""
 
-    models: tuple[str, ...] = option((), "folders of sentence encoders, the teacher first; the words right "
-                                         "after `sentences` are these, too", metavar="FOLDER")
-    sts: str | None = option(None, "folder with sts-dev.csv and sts-test.csv of the STS benchmark, or GLUE's "
-                                   "STS-B, whose test part has no scores", metavar="FOLDER")
-    squad: str | None = option(None, "folder with dev-v1.1.json", metavar="FOLDER")
-    turns: int = option(5, "turns of each model when speed is measured; 0: it is not", metavar="NUMBER")
-    precision: str = option("fp32", "of matrix products", choices=("auto", *PRECISIONS))
-    device: str = option("auto", "cpu, cuda ...", metavar="DEVICE")
-    threads: int | None = option(None, "CPU threads", metavar="NUMBER")
+    models: tuple[str, ...] = option((), "folders of sentence encoders, the teacher first; the name --models "
+                                         "may be left out: bench.py sentences FOLDER ...", metavar="FOLDER")
+    sts: str | None = option(None, "folder with sts-dev.csv and sts-test.csv of the STS benchmark, or folder "
+                                   "of GLUE's STS-B, of which only the dev split is used", metavar="FOLDER")
+    squad: str | None = option(None, "folder with dev-v1.1.json of SQuAD", metavar="FOLDER")
+    turns: int = option(5, "number of measured turns of each model, after one warm-up turn; with 0, no "
+                           "speed is measured", metavar="NUMBER")
+    precision: str = option("fp32", "precision of matrix products", choices=("auto", *PRECISIONS))
+    device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
+    threads: int | None = option(None, "number of CPU threads", metavar="NUMBER")
 
     def __post_init__(self):
         at_least_one(self, "threads")
@@ -49,19 +50,22 @@ class SentencesBench:
         if not self.models:
             raise UserError("give the folders of sentence encoders: bench.py sentences TEACHER STUDENT")
         if self.sts is None and self.squad is None:
-            raise UserError("give --sts, --squad or both: what the models are to be judged on")
+            raise UserError("give --sts, --squad or both: the data on which the models are evaluated")
 
 
 # ---------------------------------------------------------------- metrics
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The cosine of each pair of vectors, (n, D), (n, D) -> (n,); 0 where a vector is 0."""
+    """The cosines (n,) of the pairs of rows of `a` (n, D) and `b` (n, D). The cosine with a zero vector is 0.
+    """
     return (unit(a) * unit(b)).sum(-1)
 
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
-    """The share of queries (n, D) whose right document, `right[i]` of `documents` (m, D), is among the k with
-    the largest cosines. Of equal cosines the right one counts as the last.
+    """The share of the queries whose right document is among the `k` documents with the largest cosines. A
+    document with an equal cosine counts as better than the right document.
+
+    `queries` is (n, D), `documents` is (m, D), and `right` (n,) has the row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -69,7 +73,7 @@ def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndar
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """(n, D) -> the same with length 1; a vector of 0 stays so."""
+    """Divides each of the vectors (n, D) by its length. A zero vector is not changed."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths == 0, 1, lengths)
 
@@ -77,8 +81,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- data
 
 def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """Texts, their pairs and scores from 0 to 5, by part: dev and test of the STS benchmark's own files, dev
-    of GLUE's.
+    """Reads STS-B. Returns the first texts, the second texts, and the scores from 0 to 5 of each split. The
+    files of the STS benchmark have the splits dev and test. From GLUE's files, only dev is read.
     """
     task, parts = TASKS["stsb"], {}
     for part in ("dev", "test"):
@@ -87,7 +91,7 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
             rows = []
             for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
                 columns, where = line.split("\t"), f"{path}, line {number}"
-                if len(columns) < 7:  # genre, file, year, number, score, two sentences; some have a source
+                if len(columns) < 7:  # genre, file, year, number, score, two sentences; some rows have more
                     raise UserError(f"{where} has {len(columns)} columns; the official file has at least 7")
                 rows.append((columns[5], columns[6], label_of(columns[4], task, where)))
             parts[part] = tuple(map(list, zip(*rows)))
@@ -98,7 +102,9 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
 
 
 def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
-    """Questions, the distinct paragraphs, and for each question the number of its paragraph."""
+    """Reads SQuAD's dev set: the questions, the different paragraphs, and for each question the number of its
+    paragraph.
+    """
     questions = read_squad(Path(folder) / "dev-v1.1.json")
     paragraphs = list(dict.fromkeys(question.context for question in questions))
     number = {paragraph: i for i, paragraph in enumerate(paragraphs)}
@@ -109,7 +115,7 @@ def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
 # ---------------------------------------------------------------- judging
 
 def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str, float]:
-    """The scores of one model, in percent."""
+    """The scores of one model in percent, on the data of `read_sts` and `read_retrieval`."""
     scores = {}
     for part, (texts, pairs, labels) in sts.items():
         a, b = (embed(model, tokenizer, side, runtime=runtime) for side in (texts, pairs))
@@ -123,19 +129,21 @@ def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str
 
 
 def sentences_per_second(models: dict, texts: list[str], turns: int, runtime: Runtime) -> dict[str, float]:
-    """Texts per second from text to vector: the median over the turns. The models take turns."""
+    """For each model, the number of texts per second that it turns into vectors: the median over its turns.
+    The models take turns.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(turns + 1):
         for name, (model, tokenizer) in models.items():
             begun = time.perf_counter()
-            embed(model, tokenizer, texts, runtime=runtime)  # the result is on the CPU: CUDA was waited for
-            if turn:  # the first one warms up
+            embed(model, tokenizer, texts, runtime=runtime)  # the result is on the CPU, so a GPU has finished
+            if turn:  # turn 0 is the warm-up
                 seconds[name].append(time.perf_counter() - begun)
     return {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
 
 
 def bench_sentences(options: SentencesBench) -> dict:
-    """Measures and prints; returns what the JSON line holds."""
+    """Measures and prints. Returns the content of the JSON line as a dict."""
     runtime = start(options.device, options.precision, options.threads, training=False)
     sts = read_sts(options.sts) if options.sts else {}
     retrieval = read_retrieval(options.squad) if options.squad else None
@@ -165,7 +173,8 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """A model's row of the table."""
+    """The row of a model in the printed table. `result` has its figures, and `teacher` the teacher's figures.
+    """
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():
         kept = result["kept"][what]

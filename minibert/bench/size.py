@@ -1,7 +1,7 @@
 """Counts parameters, bytes on disk and FLOPs of models, and compares them with published figures.
 
-This command measures nothing. For a preset it counts the encoder, and for a BERT also the pooler. It uses
-torch's meta device, which has shapes and needs no memory. For a folder it counts the model with its own head.
+This command measures no speed. For a preset, it counts the encoder with its pooler, if there is one. A preset
+is built on torch's meta device, which needs no memory. For a folder, it counts the model with its own head.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,23 @@ from minibert.model.config import PRESETS, preset
 from minibert.model.heads import build_encoder, encoder_of
 from minibert.model.init import on_meta
 
-NOTES = """fp32 MB: 4 bytes for each parameter; fp16 needs half of it
-published: the figures of the papers; minibert/bench/size.py names the paper of each"""
+NOTES = """fp32 MB: 4 bytes for each parameter; fp16 needs half as many
+published: the figures of the papers; minibert/bench/size.py names the paper of each figure"""
 PUBLISHED_LENGTH = 128  # papers give the FLOPs of one sequence with this number of tokens
 
-# Published millions of parameters, and 10^9 FLOPs or None. The figures of the small models bert-L*-H* (Turc
-# et al. 2019) are missing: the paper was not available.
+# Published numbers of parameters in millions, and of FLOPs in 10^9 (None: not published). The small models
+# bert-L*-H* (Turc et al. 2019) are missing, because their paper was not available.
 PUBLISHED = {
-    "bert-base": (110, 22.5),  # Devlin et al. 2018; FLOPs from the TinyBERT paper, which has 109 M parameters
+    # Devlin et al. 2018; the FLOPs are from the TinyBERT paper, which gives 109 M parameters
+    "bert-base": (110, 22.5),
     "bert-large": (340, None),  # Devlin et al. 2018
-    "distilbert": (66, 11.3),  # Sanh et al. 2019, table 3; the FLOPs from the TinyBERT paper
+    "distilbert": (66, 11.3),  # Sanh et al. 2019, table 3; the FLOPs are from the TinyBERT paper
     # Jiao et al. 2020 (TinyBERT)
     "distilbert-4": (52.2, 7.6), "bert-pkd-4": (52.2, 7.6), "bert-pkd-6": (67.0, 11.3),
     "tinybert-4": (14.5, 1.2), "tinybert-6": (67.0, 11.3), "bert-small": (29.2, 3.4),
-    "bert-pkd-3": (45.7, 5.7),  # Sun et al. 2019 (PKD); FLOPs from MobileBERT; as other sources give them
-    # Sun et al. 2020 (MobileBERT), as other sources give it
+    # Sun et al. 2019 (PKD); the FLOPs are from the MobileBERT paper; both as other sources quote them
+    "bert-pkd-3": (45.7, 5.7),
+    # Sun et al. 2020 (MobileBERT), as other sources quote the paper
     "mobilebert-paper": (25.3, 5.7), "mobilebert-tiny": (15.1, 3.1), "mobilebert-without-opt": (25.3, 5.7),
     "ib-bert-large": (293, None),
 }
@@ -42,8 +44,8 @@ PUBLISHED = {
 class SizeBench:
     """Every option of bench.py size."""
 
-    models: tuple[str, ...] = option((), "presets, or folders of models (default: all presets); words right "
-                                         "after `size` are such models, too")
+    models: tuple[str, ...] = option((), "presets, or folders of models; the name --models may be left out: "
+                                         "bench.py size MODEL ... (default: all presets)")
     length: int = option(PUBLISHED_LENGTH, "length in tokens of the sequence whose FLOPs are counted")
 
     def __post_init__(self):
@@ -51,13 +53,13 @@ class SizeBench:
 
 
 def count(module: nn.Module | None) -> int:
-    """The number of parameters of a module. A shared table is counted once. 0 for None."""
+    """The number of parameters of a module, or 0 for None. A shared embedding table is counted once."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def size_of(name: str, length: int) -> dict:
-    """The figures of a preset, or of the model in a folder. FLOPs are None if the model has too few
-    positions. Raises `UserError` for another `name`.
+    """The figures of a preset, or of the model in a folder. FLOPs are None if the model has fewer than
+    `length` positions. Raises `UserError` if `name` is neither a preset nor a folder.
     """
     if name not in PRESETS and Path(name).is_dir():
         model = minibert.load(name)
@@ -77,7 +79,7 @@ def size_of(name: str, length: int) -> dict:
 
 
 def shown(row: dict) -> dict:
-    """The texts of one row of the printed table."""
+    """The cells of one row of the printed table, as text. `row` is a result of `size_of`."""
     def number(value: float | None, unit: float, form: str) -> str:
         return "-" if value is None else format(value / unit, form)
 

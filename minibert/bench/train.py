@@ -1,8 +1,8 @@
 """Times the distillation step of train.py and the same step on `transformers`, or the steps of several
 methods.
 
-The programs take turns on the same sequences. Each program has its own process, so each has its own peak of
-memory. Tokens are real tokens; padding is not counted.
+The programs take turns on the same sequences. Each program has its own process, so the peak memory of each
+program is known. Only real tokens are counted, not padding.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from minibert.training.optim import adamw, set_learning_rate
 from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
-PEER, COMPILED = "transformers", "transformers compiled"
+PEER, COMPILED = "transformers", "transformers compiled"  # names of programs in the table
 # the methods whose teacher and student are BERT or DistilBERT models
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
@@ -42,12 +42,12 @@ class TrainBench:
 
     teacher: str = option("bert-base", "preset of the teacher (random weights)")
     student: str = option("distilbert", "preset of the student (random weights)")
-    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py; each of them is timed",
+    methods: tuple[str, ...] = option(("distilbert",), "methods of train.py whose steps are timed",
                                        choices=TIMED)
     batch: int = option(8, "number of sequences in one training step")
-    max_length: int = option(128, "longest sequence in tokens")
-    min_length: int = option(16, "shortest sequence in tokens; lengths are uniform from --min-length to "
-                                  "--max-length")
+    max_length: int = option(128, "maximum length of a sequence in tokens")
+    min_length: int = option(16, "minimum length of a sequence in tokens; all lengths from --min-length to "
+                                  "--max-length are equally likely")
     micro_tokens: int = option(4096, "largest number of tokens in one forward pass of minibert")
     steps: int = option(4, "number of training steps in one turn")
     turns: int = option(5, "number of measured turns of each program, after one warm-up turn")
@@ -65,9 +65,9 @@ class TrainBench:
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The random sequences of each step of a turn, the same for all programs: (ids, lengths, selected).
+    """The random sequences of each step of a turn: (ids, lengths, selected). They do not change.
 
-    15 % of the tokens are selected to be masked.
+    `selected` is True for the 15 % of the tokens that are masked.
     """
     rng = np.random.default_rng(0)
     steps = []
@@ -79,7 +79,7 @@ def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndar
 
 
 def shapes(options: TrainBench) -> tuple[Config, Config]:
-    """The shapes of teacher and student, with the dropout of the options."""
+    """The configurations of teacher and student, with the dropout of the options."""
     return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
                  for name in (options.teacher, options.student))
 
@@ -156,7 +156,7 @@ def bench_train(options: TrainBench) -> dict:
         method_of = {"minibert": options.methods[0]}
     peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
     kinds = [*method_of, *peers]
-    teacher, student = shapes(options)  # errors are reported before minutes of warm-up
+    teacher, student = shapes(options)  # called here so that errors are reported before a long warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:

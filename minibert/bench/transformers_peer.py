@@ -1,7 +1,7 @@
-"""Training steps on `transformers`, set up as its users would. bench.py compares minibert's steps with them.
+"""Training steps on `transformers`, as its users usually write them. bench.py compares minibert with them.
 
-The steps have SDPA attention, and batches padded to their longest sequence. Precision, dropout and optimiser
-are the same as in minibert's steps. The distillation losses are those of the original DistilBERT code, on the
+The steps use SDPA attention. A batch is padded to its longest sequence. Precision, dropout and optimiser are
+the same as in minibert's steps. The distillation losses are those of the original DistilBERT code, on the
 logits of all real tokens.
 """
 
@@ -28,13 +28,13 @@ def check_installed() -> None:
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """A model of `transformers` with the shape of `config`, random weights and SDPA attention.
 
-    `kind` is a class of transformers, by default a masked language model. Raises `UserError` if
+    `kind` is the name of a class of transformers, by default a masked language model. Raises `UserError` if
     `transformers` does not support the shape.
     """
     import transformers
     raw = describe(config, "mlm", "hf", "float32")  # the content of config.json for such a model
-    theirs = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
-    return getattr(transformers, kind).from_config(theirs, attn_implementation="sdpa")
+    peer_config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    return getattr(transformers, kind).from_config(peer_config, attn_implementation="sdpa")
 
 
 def pad_sequences(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
@@ -49,7 +49,7 @@ def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimize
 
 
 def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
-    """The backward pass, the clipping of the gradient and the update of the weights. Returns the loss."""
+    """Runs the backward pass, clips the gradient and updates the weights. Returns the loss as a float."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
@@ -69,14 +69,14 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
     optimizer.zero_grad()
     with runtime.autocast():
         with torch.no_grad():
-            theirs = teacher(ids, attention_mask=mask, output_hidden_states=True)
-        ours = student(ids, attention_mask=mask, output_hidden_states=True)
-        z_s, z_t = ours.logits[mask], theirs.logits[mask]  # (N, V)
+            teacher_out = teacher(ids, attention_mask=mask, output_hidden_states=True)
+        student_out = student(ids, attention_mask=mask, output_hidden_states=True)
+        z_s, z_t = student_out.logits[mask], teacher_out.logits[mask]  # (N, V)
         temperature = weights.temperature
         kl = F.kl_div((z_s / temperature).log_softmax(-1), (z_t / temperature).softmax(-1),
                       reduction="batchmean")
         mlm = F.cross_entropy(z_s, labels[mask], ignore_index=IGNORE)
-        h_s, h_t = ours.hidden_states[-1][mask], theirs.hidden_states[-1][mask]
+        h_s, h_t = student_out.hidden_states[-1][mask], teacher_out.hidden_states[-1][mask]  # (N, D)
         cosine = F.cosine_embedding_loss(h_s, h_t, torch.ones(len(h_s), device=h_s.device))
         loss = weights.kl * temperature**2 * kl + weights.mlm * mlm + weights.cosine * cosine
     return clip_and_update(student, loss, optimizer, clip)
@@ -84,7 +84,7 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
 
 def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
                                  labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
-    """One fine-tuning step of a sequence classifier on a padded batch. 
+    """One fine-tuning step of a sequence classifier on a padded batch.
 
     `ids` and `segments` have one tensor for each sequence. Returns the loss.
     """

@@ -1,7 +1,7 @@
-"""Runs several programs in turns and times them. Each program has its own process and peak of memory.
+"""Runs several programs in turns and times them. Each program has its own process and peak memory.
 
-note: torch is imported inside functions, because `bench.py data` measures the memory of processes without
-torch.
+note: torch is imported inside functions, because `bench.py data` measures the memory of processes that do not
+need torch.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from minibert.common.errors import UserError
 
 
 def serve(turn: Callable, pipe, device=None) -> None:
-    """The loop in the process of a program. It runs one turn for each request of the parent process.
+    """Calls `turn` once for each request of the parent process. The process of each program runs this loop.
 
-    After a turn it sends the value that `turn` returned, or the seconds of the turn if `turn` returned None.
+    After each turn, it sends the value that `turn` returned, or the seconds of the turn if the value is None.
     At the end it sends the peak memory in bytes. `device` is the device of torch, if the turns use torch.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
@@ -40,7 +40,7 @@ def serve(turn: Callable, pipe, device=None) -> None:
 
 def peak_memory() -> int:
     """The peak memory of this process in bytes."""
-    try:  # on Linux a new process inherits the ru_maxrss of its parent, but not VmHWM
+    try:  # VmHWM is better on Linux, where a new process inherits the ru_maxrss of its parent
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
     except (OSError, TypeError):
@@ -48,8 +48,8 @@ def peak_memory() -> int:
 
 
 def run(worker: Callable, *given) -> None:
-    """Runs `worker(*given)` in its own process. If the worker raises a `UserError`, this function sends the
-    error to the parent process, which raises it again. The last value of `given` is the pipe.
+    """The main function of a measured process: calls `worker(*given)`. The last value of `given` is the pipe.
+    If the worker raises a `UserError`, the error is sent to the parent process, which raises it again.
     """
     try:
         worker(*given)
@@ -60,18 +60,18 @@ def run(worker: Callable, *given) -> None:
 
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[Callable]:
-    """Starts `worker(*given, pipe)`, which calls `serve`, in its own process.
+    """Starts a new process that calls `worker(*given, pipe)`. The worker must call `serve`.
 
-    Yields a function `ask`. `ask()` runs one turn and returns its result, usually its seconds. `ask(False)`
-    stops the worker and returns its peak memory in bytes. A `UserError` of the worker is raised in this
-    process.
+    Yields a function `ask`. `ask()` runs one turn and returns the result of the turn, usually its seconds.
+    `ask(False)` stops the worker and returns its peak memory in bytes. A `UserError` of the worker is raised
+    in this process.
     """
     context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
+    pipe, worker_end = context.Pipe()
     # the process is no daemon, because a daemon may not start processes
-    process = context.Process(target=run, args=(worker, *given, theirs))
+    process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
-    theirs.close()
+    worker_end.close()
 
     def ask(turn: bool = True):
         try:
@@ -79,7 +79,7 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
                 pipe.send(turn)
             answer = pipe.recv()
         except (EOFError, ConnectionError):
-            raise UserError("a measured process ended early; its error is above") from None
+            raise UserError("a measured process ended early; its error message is above") from None
         if isinstance(answer, UserError):
             raise answer
         return answer
@@ -94,11 +94,11 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts `worker(kind, options, pipe)` for each kind of program, and runs the turns of all kinds
-    alternately, after one warm-up turn of each kind.
+    """Starts a process with `worker(kind, options, pipe)` for each kind of program. Runs one warm-up turn of
+    each kind, and then `turns` turns of each kind, alternately.
 
-    Returns the seconds of each kind's turns (or the values that its turns return), and its peak memory in
-    bytes.
+    Returns two dictionaries by kind. They have the results of the turns (usually seconds), and the peak
+    memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -115,35 +115,35 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """`count` divided by the seconds of a turn. Returns the median, and [lowest, highest], over the turns."""
+    """`count` divided by the seconds of each turn. Returns the median and [lowest, highest]."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """The speed and the peak memory of each program whose turns process `amount` of `unit`: the figures for
-    the JSON line, and the rows of the table. `form` is the format of a speed in the table.
+    """The speed and the peak memory of each program, as figures for the JSON line and as rows of the table.
+    Each turn processes `amount` of `unit`. `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():
-        middle, spread = rate(amount, taken)
-        figures[kind] = {"per_second": middle, "spread": spread, "peak_memory_bytes": memory[kind]}
-        rows[kind] = {"program": kind, f"{unit}/s": format(middle, form),
-                      "from - to": " - ".join(format(value, form) for value in spread),
+        median, lowest_highest = rate(amount, taken)
+        figures[kind] = {"per_second": median, "spread": lowest_highest, "peak_memory_bytes": memory[kind]}
+        rows[kind] = {"program": kind, f"{unit}/s": format(median, form),
+                      "from - to": " - ".join(format(value, form) for value in lowest_highest),
                       "peak memory": f"{memory[kind] / 2**30:.2f} GiB"}
     return figures, rows
 
 
-def ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    """`theirs` divided by `ours`, turn by turn, sorted. 2.0 means that ours took half the time of theirs."""
-    return sorted(a / b for a, b in zip(theirs, ours))
+def ratios(peer: list[float], own: list[float]) -> list[float]:
+    """`peer` divided by `own` for each turn, sorted. 2.0 means that `own` took half the time of `peer`."""
+    return sorted(a / b for a, b in zip(peer, own))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns how many times as fast as the peer minibert is, and its share of the peer's memory.
+    """Prints and returns minibert's speed divided by the peer's, and its memory divided by the peer's.
 
-    The speed is the median of the ratios of all turns.
+    The ratio of the speeds is the median over the turns.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]

@@ -1,5 +1,5 @@
-"""Functions that print lines, tables, times and progress. This module does not import torch, which takes
-seconds.
+"""Functions that print lines, tables, times and progress. This module does not import torch, because that
+import takes seconds.
 """
 
 import os
@@ -8,7 +8,7 @@ import time
 
 
 def say(*words, sep: str = " ") -> None:
-    """Prints to stdout. Only the first rank prints."""
+    """Prints `words` to stdout, with `sep` between them. Only the first rank prints."""
     if first_rank():
         print(*words, sep=sep, flush=True)
 
@@ -25,8 +25,8 @@ def clock(seconds: float) -> str:
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """A table as text. All rows have the same keys, which are the heading. All columns except the first are
-    right-aligned.
+    """The text of a table. Each dict in `rows` is one line. All dicts have the same keys, and the keys are
+    the heading. All columns except the first are right-aligned. `title` is an extra line at the top.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -41,14 +41,15 @@ def table(rows: list[dict], title: str = "") -> str:
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time.
 
-    On a terminal the line is replaced twice a second. In a file a new line is printed every ten seconds. Only
-    the first rank prints progress. Work that ends earlier prints nothing. At the end the line is removed.
-    With `stays=True` the first and the last line are always printed, and the last line is not removed.
+    On a terminal the line is replaced twice a second, and it is removed at the end. If stderr is a file, a
+    new line is printed every ten seconds. Work that takes less time prints no line. Only the first rank
+    prints progress. With `stays=True` the first and the last line are always printed, and the last line is
+    not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`total` and `done` are numbers of `unit`s. The rate does not include the units in `done`, which
-        were finished before.
+        """`what` is the name of the work. `total` is the amount of all work, and `done` is the amount that
+        was finished earlier, both in `unit`s. The rate counts only the work after that.
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
@@ -57,8 +58,8 @@ class Progress:
         self.in_place = False  # whether the cursor is at the end of the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. Shows the new line, with `detail` at its end, if enough time has
-        passed since the last one.
+        """Adds `amount` to the work done. Shows a new line, with `detail` at its end, if enough time has
+        passed since the last line was shown.
         """
         self.done += amount
         finished = self.done >= self.total
@@ -92,8 +93,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number as text: a whole number or one from 100 up without a fraction, one from 1 up with one digit
-    after the point, a smaller one with two significant digits.
+    """A number as text. Whole numbers and numbers of 100 or more have no fraction. Other numbers of 1 or more
+    have one digit after the point. Smaller numbers have two significant digits.
     """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

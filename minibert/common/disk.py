@@ -23,11 +23,11 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # this error comes from the program that reads the output, not from a disk
+        raise  # the program that reads the output has ended; this is not an error of the disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full, {path} cannot be written; make room and run again, which "
-                            "continues with what is there") from None
+            raise UserError(f"the disk is full, and {path} cannot be written; make room on the disk and run "
+                            "the command again") from None
         raise UserError(f"{path} cannot be {verb} ({error.strerror or error})") from None
 
 
@@ -44,8 +44,8 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, flushes it and renames it. So after a crash the file is either
-    complete or unchanged.
+    """Writes a file under a temporary name, flushes it and renames it. So after a crash `path` has either the
+    whole new text or its old content.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -61,10 +61,10 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path that a finished folder will be renamed to, with all links resolved. Raises `UserError`
-    if this folder exists and is not empty.
+    """Returns the path of `folder` with all links resolved. At the end of the work, a finished folder is
+    renamed to this path. Raises `UserError` if the path exists and is not an empty folder.
 
-    A mount point also raises `UserError`, because a folder cannot be renamed to it at the end of the work.
+    A mount point also raises `UserError`, because no folder can be renamed to a mount point.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -77,8 +77,8 @@ def place_for(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
-    """Makes `folder` and a temporary folder inside it. The temporary folder is removed at the end of the
-    block.
+    """Makes `folder` and a temporary folder inside it. Yields the path of the temporary folder, which is
+    removed at the end of the block.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".saving-*"):  # a process that was killed left these folders
@@ -91,9 +91,9 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file. All line ends are '\\n'. Errors name the file.
+    """The text of a small UTF-8 file. All line ends become '\\n'. Error messages name the file.
 
-    A device or a pipe is an error, because reading it may never end.
+    Raises `UserError` for a device or a pipe, because reading it may never end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -108,7 +108,9 @@ def read_text(path: Path) -> str:
 
 
 def check_is_the_file(path: Path, start: bytes) -> None:
-    """Raises `UserError` if a downloaded file is only a git-LFS pointer or a web page."""
+    """Raises `UserError` if `start`, the first bytes of a downloaded file, shows that the file is only a
+    git-LFS pointer or a web page.
+    """
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs "
                         "pull`, or download it again")
@@ -118,16 +120,16 @@ def check_is_the_file(path: Path, start: bytes) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file. Errors name the file and the line."""
+    """The JSON object in a file. Error messages name the file and the line."""
     text = read_text(path)
     check_is_the_file(path, text[:100].encode())
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
-    # RecursionError comes from thousands of brackets, ValueError also from numbers with thousands of digits
+    # thousands of nested brackets cause a RecursionError, numbers with thousands of digits a ValueError
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: json that cannot be read ({error})") from None
+        raise UserError(f"{path}: this json cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a json object")
     return content

@@ -7,7 +7,9 @@ import sys
 
 
 class UserError(Exception):
-    """One clear sentence that names the wrong file, line, option or tensor and says what to do."""
+    """An error that the user can correct. Its message is one sentence that names the wrong file, line, option
+    or tensor, and says what to do.
+    """
 
 
 def sentence(error: UserError | str) -> str:

@@ -1,8 +1,8 @@
 """Makes command-line options from a frozen dataclass. Each field is one option with its help text.
 
 `--help` shows the options in the order of the fields. Some options are used only with certain values of
-another option. They are shown only with these values, and with other values they are an error. For example,
-`train.py --method tinybert --help` shows the options of TinyBERT.
+another option. With other values they are not shown, and giving them is an error. For example, `train.py
+--method tinybert --help` shows the options of TinyBERT.
 """
 
 import argparse
@@ -18,10 +18,10 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` is the name of the value in the help (FOLDER, TOKENS). `group` starts a new group in the help.
-    The fields after it belong to this group until another field starts one. `only_with` has other options and
-    their values. This option is used only if each of them has one of these values, for example {"method":
-    ("tinybert",)}.
+    `metavar` is the word that stands for the value in the help, for example FOLDER. `group` is the heading of
+    a new group of options in the help, which ends before the next field with a `group`. `only_with` is a dict
+    from the names of other options to tuples of values, for example {"method": ("tinybert",)}. The new option
+    is used only if each of the other options has one of its values.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -32,12 +32,12 @@ class MachineOptions:
     """The options of every script that runs a model."""
 
     micro_tokens: int = option(
-        4096, "most tokens in one forward pass of a rank; a smaller number needs less memory and gives the "
-              "same result, except for rounding and the random numbers of "
-              "dropout", metavar="TOKENS", group="machine")
+        4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory, "
+              "and only rounding and the random numbers of dropout change the result",
+        metavar="TOKENS", group="machine")
     precision: str = option(
-        "auto", "precision of matrix products; auto is 16 bits if the hardware supports it",
-        choices=("auto", "fp32", "bf16", "fp16"))  # runtime.PRECISIONS, whose import needs torch
+        "auto", "precision of matrix products; auto means 16 bits if the hardware supports this",
+        choices=("auto", "fp32", "bf16", "fp16"))  # not runtime.PRECISIONS: runtime imports torch
     device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
 
@@ -49,11 +49,12 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
           defaults: dict[str, dict[str, dict]] | None = None):
     """Reads the command line and returns an instance of the dataclass `cls`.
 
-    `bool` fields are flags (--x, --no-x), `tuple[T, ...]` fields take several values, `T | None` fields may
-    be left out, and other fields with the default None are required. Inherited fields are shown last. `prog` is the name of the program in the usage line. `defaults` are the defaults that the
-    help shows with a value of another option: {"method": {"tinybert": {"lr": 1e-4}}}. An unknown option or a
-    wrong type ends the program with exit code 2. Raises `UserError` for an option that has no effect with the
-    other options.
+    A `bool` field becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes several values. A `T | None`
+    field may be left out. Any other field with the default None is required. Inherited fields are shown last.
+    `prog` is the name of the program in the usage line. `defaults` are default values that depend on another
+    option, for the help only. For example, {"method": {"tinybert": {"lr": 1e-4}}} is the default of --lr with
+    --method tinybert. An unknown option or a value of a wrong type ends the program with exit code 2. Raises
+    `UserError` for an option that has no effect with the other given options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -78,20 +79,20 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """The options of `cls` that have no effect if the options have the values in `given`, each with the
-    reason.
+    """The names of the options of `cls` that have no effect with the option values in `given`, and for each
+    name the reason.
     """
     reasons = {}
     for field in dataclasses.fields(cls):
         for name, values in field.metadata["only_with"].items():
             if name in given and given[name] not in values:
-                reasons[field.name] = (f"is not read with {_typed(name, given[name])}: it goes with "
+                reasons[field.name] = (f"has no effect with {_typed(name, given[name])}: it needs "
                                        + " or ".join(_typed(name, value) for value in values))
     return reasons
 
 
 def flag(name: str) -> str:
-    """The name of a field's option: the field layer_map has the option --layer-map."""
+    """The name of the option of a field, for example --layer-map for the field `layer_map`."""
     return "--" + name.replace("_", "-")
 
 
@@ -129,8 +130,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """The values of the options `names`, and of all options that decide if other options are used. They are
-    parsed before the other options.
+    """The values of the options `names`, and of all options that decide whether other options are used. These
+    options are parsed before the others.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -173,11 +174,13 @@ def numbers(option: str, text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} {text} is not a list of numbers as 0,2,5") from None
+        raise UserError(f"{option} {text} is not a list of numbers like 0,2,5") from None
 
 
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:
-    """Reads the option --weights TERM=WEIGHT ... and returns the weight of each term in it."""
+    """Reads the values of the option --weights, each TERM=WEIGHT. Returns a dict from these terms to their
+    weights.
+    """
     weights = {}
     for text in given:
         name, _, value = text.partition("=")

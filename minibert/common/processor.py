@@ -1,4 +1,4 @@
-"""Functions that report which features the CPU has. The fastest kernel depends on them."""
+"""Functions that report which features the CPU has. Which kernel is the fastest depends on these features."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ import torch
 def features() -> frozenset[str]:
     """The names that torch gives to the features of this CPU, for example "avx2", "avx512_vnni", "amx_int8".
 
-    The set is empty if the version of torch does not report them.
+    The set is empty if this version of torch does not report features.
     """
     if not hasattr(torch.cpu, "get_capabilities"):
         return frozenset()

@@ -27,8 +27,8 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Uniform random floats in (0, 1) from the hash of `mix`. They are never 0 or 1, so log(u) is finite and
-    u * n is below n.
+    """Uniform random floats in (0, 1) from the hash of `mix`. A float u is never 0 or 1, so log(u) is finite,
+    and u * n is below n.
     """
     # 52 bits are used. With 53 bits, the sum with 0.5 would be rounded, and the largest value would become 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
@@ -43,9 +43,9 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
     result is int64.
 
-    The permutation is a balanced Feistel network over the next even number of bits. A result of n or more
-    goes through the network again ("cycle walking", Black and Rogaway 2002). On average, fewer than four
-    passes are needed.
+    The permutation is a balanced Feistel network on the smallest even number of bits that can hold n - 1. A
+    result of n or more goes through the network again ("cycle walking", Black and Rogaway 2002). On average,
+    fewer than four passes are needed.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -61,7 +61,7 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 
 
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """The numbers of the `batch` sequences, out of n, in optimiser step `step` (from 0). The result is int64.
+    """The indices (0 to n-1, int64) of the `batch` sequences in optimiser step `step` (from 0).
 
     Each epoch has another permutation of all n sequences.
     """

@@ -49,18 +49,18 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
+        """Waits until all ranks have called this function."""
         if self.ranks > 1:
             with _another_rank_may_end():
                 dist.barrier()
 
     def leave(self) -> None:
-        """Destroys the process group."""
+        """Destroys the process group, the connection between the ranks."""
         if self.ranks > 1:
             dist.destroy_process_group()
 
     def sum_over_ranks(self, tensors: list[Tensor]) -> None:
-        """Sums the tensors over all ranks, in place and in one call. The tensors have one dtype."""
+        """Sums the tensors over all ranks, in place and in one call. All tensors must have the same dtype."""
         if self.ranks == 1:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -77,28 +77,29 @@ def _another_rank_may_end():
     except RuntimeError as error:
         if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
             raise  # this is an error of the device, not of the connection
-        raise UserError("another rank has ended or cannot be reached, so this one ends too "
-                        f"({str(error).splitlines()[0]}); its own message says why; continue from the last "
-                        "checkpoint with --resume") from None
+        raise UserError("another rank has ended or cannot be reached, so this rank also ends "
+                        f"({str(error).splitlines()[0]}); the message of the other rank says why; continue "
+                        "from the last checkpoint with --resume") from None
 
 
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
-    """Chooses the device, the precision and the number of CPU threads. If torchrun started several ranks, it
-    connects them.
+    """Chooses the device, the precision and the number of CPU threads. If torchrun started several ranks,
+    this function connects them.
 
     The device "auto" is a GPU if there is one. The precision "auto" is bf16 if the hardware multiplies bf16,
-    fp16 on other GPUs, and fp32 on other CPUs. `training` changes settings of the process's memory, so that
-    many hours of training need no more memory.
+    fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, the memory settings of the process are
+    changed, so that its memory does not grow during many hours of training.
     """
     if training:
         # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Packed batches always have
-        # new shapes. The kernels fragment the heap, so memory grew by half in an hour of training. One pass
-        # through a layer uses fewer than 16 kernels.
+        # new shapes. The kernels fragment the heap, so the memory of a run grew by half in an hour. A limit
+        # of 16 is enough, because one pass through a layer uses fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # This call is needed even without --threads. After it, MKL does not use fewer threads on a busy machine.
-    # Fewer threads would change the order of sums, and a resumed run could differ in the last bit.
+    # This call is needed even without --threads. After this call, MKL also uses all threads on a busy
+    # machine. With fewer threads the order of sums would change, and a resumed run could differ in the last
+    # bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -118,8 +119,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        # The other ranks wait while the first rank evaluates and saves, so the time limit is long. A rank
-        # that ends is noticed without this limit.
+        # The other ranks wait while the first rank evaluates and saves, so the time limit is long. If a rank
+        # ends, the other ranks notice this without the limit.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
@@ -128,12 +129,12 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory. Other allocators are not changed.
 
     By default glibc returns large blocks of memory to the system, and later requests them again page by page.
-    In one step of DistilBERT these were 268 MiB, and they took a fifth of the step's time in bf16. With this
-    setting, the process keeps all memory until it ends.
+    In one measured step of DistilBERT in bf16, glibc did this with 268 MiB, which took a fifth of the time.
+    With this setting, the process keeps all memory until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(M_MMAP_MAX, 0)  # all blocks come from the heap, because glibc unmaps freed blocks from mmap
+        mallopt(M_MMAP_MAX, 0)  # all blocks come from the heap: glibc would return freed blocks of mmap
         mallopt(M_TRIM_THRESHOLD, -1)  # glibc keeps the free memory at the end of the heap
 
 

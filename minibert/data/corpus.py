@@ -21,16 +21,17 @@ WINDOW_LINES = 1 << 14  # the sequences of about this many lines are computed at
 
 
 class NoSequences(UserError):
-    """The error that a corpus has no sequence that is long enough."""
+    """Raised if no sequence of a corpus is long enough."""
 
 
 class Corpus:
-    """The sequences of a prepared folder. `open_corpus` makes them.
+    """The sequences of a prepared folder. `open_corpus` makes objects of this class.
 
-    `counts` uint64 (V,) has the number of times that each id occurs. `tokens_of_parts` has the ids of each
-    part, and `first` the number of its first sequence. `checksum` is the CRC-32 of all ids in order.
-    `n_tokens` is the number of tokens of all sequences, with [CLS] and [SEP]. `left_out` is a sentence about
-    the sequences that are left out, or "".
+    `counts` uint64 (V,) has the number of times that each id occurs. `tokens_of_parts` has the token ids of
+    each part, and `first` has the number of the first sequence of each part. `starts` has the index of the
+    first token of each sequence in its part. `checksum` is the CRC-32 of all ids in order. `n_tokens` is the
+    number of tokens of all sequences, with [CLS] and [SEP]. `left_out` is a sentence about the sequences that
+    are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -85,7 +86,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]  # starts and lengths of sequences
+    kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]  # starts and lengths of the kept sequences
     found = short = unknown = 0  # numbers of sequences: all, too short, and at least half [UNK]
     checksum = 0  # computed here, because this loop reads every id
     for part in parts:
@@ -111,8 +112,8 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                         "does not fit the text, prepare it with another one")
     if not len(starts):
         raise NoSequences(f"{folder} has no sequence of {min_length} tokens or more in {', '.join(parts)}: "
-                          "give more text, or a larger --max-length, up to which the lines of a document are "
-                          "joined")
+                          "give more text, or a larger --max-length, because lines of a document are joined "
+                          "up to this length")
     left_out = "" if len(starts) == found else (
         f"{folder}: of {found:,} sequences, {short:,} shorter than {min_length} tokens and {unknown:,} that "
         "are at least half [UNK] are left out")
@@ -126,7 +127,8 @@ def read_description(folder: Path) -> dict:
         raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
     description = read_json(path)
     if description.get("format") != FORMAT:
-        raise UserError(f"{path} is not of format {FORMAT}, the only one known; prepare the corpus again")
+        raise UserError(f"{path} does not have format {FORMAT}, which is the only one that is read; prepare "
+                        "the corpus again")
     return description
 
 
@@ -145,8 +147,8 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the token offsets and lengths (int64) of a part's sequences, for some documents at a time. Every
-    token is in a sequence.
+    """Yields the token offsets and the lengths (int64) of the sequences of a part. Each result is for some
+    consecutive documents. Every token is in a sequence.
 
     `lines` has the number of tokens of each line, and `documents` the number of lines of each document.
     `room` is the largest number of tokens in a sequence.

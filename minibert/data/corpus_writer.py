@@ -3,12 +3,12 @@ complete.
 
     corpus.json        format, tokenizer sha256, vocab_size, dtype, unk_id, sources, parts
     tokenizer/         the tokenizer's own files
-    train.counts       V token counts by id, little-endian uint64
-    train.tokens       ids of all lines, one after the other, none added; little-endian uint16 or uint32
-    train.lines        tokens of each line, uint32
-    train.documents    lines of each document, uint64
+    train.counts       number of times that each of the V ids occurs, uint64
+    train.tokens       ids of all lines, one after the other, without [CLS] and [SEP]; uint16 or uint32
+    train.lines        number of tokens of each line, uint32
+    train.documents    number of lines of each document, uint64
 
-and the same for the part held-out.
+The part held-out has files of the same four kinds. All numbers are little-endian.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 2
 PARTS = ("train", "held-out")
-MIN_LENGTH = 12  # shorter sequences are not trained on; the number includes [CLS] and [SEP]
+MIN_LENGTH = 12  # shorter sequences are not used for training; [CLS] and [SEP] are included
 SPECIALS = 2  # the number of special tokens in a sequence: [CLS] and [SEP]
 
 
@@ -60,8 +60,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """The suffixes of the files of a part and their number types. Token ids are uint16 if all ids fit into
-    it.
+    """The suffixes of the files of a part and their number types. Token ids are uint16 if all ids fit into 16
+    bits.
     """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 
@@ -74,7 +74,7 @@ class CorpusWriter:
         self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
                       for part in PARTS for suffix in self.types}
         self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
-        # numbers of tokens, lines and documents, and of documents that are too short for training
+        # numbers of tokens, lines and documents; `short` counts documents that are too short for training
         self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
         tokenizer.save(folder / "tokenizer")
 
@@ -92,8 +92,9 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json with the entries of `notes` and returns its content. Raises `UserError` if there
-        is no text for training.
+        """Writes corpus.json with the entries of `notes` and returns its content. For each part it has the
+        number of tokens, of [UNK] (`unk`), and of documents that are too short for training (`short`). Raises
+        `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()
@@ -102,8 +103,8 @@ class CorpusWriter:
             self.totals[part]["unk"] = int(counts[self.tokenizer.unk_id])
         if not self.totals["train"]["tokens"]:
             if self.totals["held-out"]["tokens"]:
-                raise UserError("all documents, which are few, belong to the held-out part: set its share to "
-                                "0, or put blank lines between documents")
+                raise UserError("all documents belong to the held-out part, and none is left for training: "
+                                "set the held-out share to 0, or put blank lines between documents")
             raise UserError("the corpus is empty: there is no text in the files given")
         description = {"format": FORMAT, "tokenizer": self.tokenizer.sha256,
                        "vocab_size": self.tokenizer.vocab_size, "unk_id": self.tokenizer.unk_id,

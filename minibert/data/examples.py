@@ -1,6 +1,6 @@
 """Tokenised examples for fine-tuning and inference, and the batches of a step.
 
-Masked text for pre-training is in loader.py.
+loader.py makes the batches of masked text for pre-training.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ class Examples:
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # (n,) int64 classes or float32 scores. Without a label, a class is -1 and a score is NaN. For spans: (n,
-    # 2) int64.
+    # (n,) int64 classes or float32 scores. An example without a label has the class -1 or the score NaN.
+    # Spans are (n, 2) int64, the first and the last token of the answer.
     labels: np.ndarray
 
     @cached_property
@@ -61,7 +61,9 @@ class Examples:
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """Raises `UserError` if the tokenizer of `name` has more tokens than the model's word table."""
+    """Raises `UserError` if the tokenizer of the model `name` has more pieces than the model's word table has
+    rows.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
                         f"the model only {config.vocab_size}")
@@ -83,7 +85,7 @@ class LabelledBatch(NamedTuple):
     """A micro-batch of fine-tuning."""
 
     batch: Batch
-    # (S,) classes or scores, or (S, 2) first and last token of the answer, counted in its sequence
+    # (S,) classes or scores; or (S, 2) first and last token of the answer, counted inside its sequence
     labels: Tensor
     targets: dict[str, Tensor]  # the teacher's outputs for these examples (distill/task_kd.py)
     seed: int  # the random seed of dropout in this micro-batch
@@ -96,7 +98,7 @@ class LabelledBatch(NamedTuple):
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Makes `Examples` from lists of ids and segments. Each sequence has one list."""
+    """Makes `Examples` from ids and segments. Both have one list for each sequence."""
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -127,7 +129,8 @@ def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: i
     """Draws the examples of optimiser step `step` (from 0) and returns one rank's part of them. All ranks
     together have `batch` examples. A micro-batch has at most `micro_tokens` tokens.
 
-    `targets` has one row for each example. The logits of a span head have one row for each token.
+    `targets` are the teacher's outputs, with one row for each example. Only the outputs of a span head have
+    one row for each token.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

@@ -1,9 +1,9 @@
 """Dynamic masking: functions that choose the tokens to predict in a step, and replace them.
 
-The masks depend only on (seed, step, sample, position). They do not depend on the micro-batches and the
+The masks depend only on (seed, step, sample, position). The masks do not depend on the micro-batches or the
 number of ranks. The arrays in this file have the N tokens of a whole optimiser step over all ranks.
-`SELECTIONS` has several ways to choose the tokens. The replacement is always BERT's 80/10/10 (Devlin et al.
-2018, section 3.1, Task 1).
+`SELECTIONS` has several ways to choose the tokens. As in BERT, 80 % of the chosen tokens become [MASK], 10 %
+become a random token, and 10 % stay (Devlin et al. 2018, section 3.1, Task 1).
 """
 
 from typing import NamedTuple
@@ -42,8 +42,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
                 *key: int) -> Masked:
     """Masks the S sequences of a step. `ids` is (N,) and `lengths` (S,). The random numbers depend only on
     `key`, for example (seed, step). Special tokens are never selected. A random replacement is drawn from the
-    whole vocabulary with its special tokens, as in the original code. note: BERT's code excludes only [CLS]
-    and [SEP] from the selection. Here [UNK] is excluded, too, as in DistilBERT's code.
+    whole vocabulary with its special tokens, as in BERT's code. note: BERT's code excludes only [CLS] and
+    [SEP] from the selection. Here [UNK] is also excluded, as in DistilBERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -60,8 +60,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# Each of these functions has a uniform random number for each token, (N,), and returns the selected tokens as
-# bools (N,).
+# In each of these functions, `draw` (N,) has a uniform random number for each token. The result is bool (N,),
+# and it is True for the selected tokens.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects each token independently with probability `share`."""
@@ -95,8 +95,8 @@ def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> 
     """Selects the share `share` of all tokens in the step, without replacement, with probabilities
     proportional to the weights, as in DistilBERT's code.
 
-    The selected tokens are those with the largest log(u) / w (Efraimidis and Spirakis 2006). So one top-k
-    replaces the multinomial draw in DistilBERT's code.
+    The selected tokens are those with the largest log(u) / w, where u is the random number of a token and w
+    its weight (Efraimidis and Spirakis 2006). DistilBERT's code calls a multinomial sampler instead.
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

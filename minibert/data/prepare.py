@@ -17,7 +17,7 @@ from minibert.data.corpus_writer import MIN_LENGTH, PARTS, CorpusWriter, new_fol
 from minibert.data.text import Source, find_sources, hash_share, read_documents
 from minibert.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 18  # characters tokenised in one call; a limit for the memory
+BATCH_CHARACTERS = 1 << 18  # number of characters that are tokenised in one call; this limits the memory
 BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
 UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is at least this
 
@@ -55,15 +55,15 @@ def split_documents(sources: list[Source], wikitext: str, held_out: float
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """The lines that `prepare` puts in the part "train", for training a vocabulary on them.
+    """The lines that `prepare` puts in the part "train". A vocabulary can be trained on them.
 
     Raises `UserError` for a pipe, because it would be empty when `prepare` reads it again.
     """
     sources = find_sources(paths)
     for source in sources:
         if source.path.is_fifo():
-            raise UserError(f"{source.path} is a pipe, which can be read only once: a vocabulary and then "
-                            "tokens need a file")
+            raise UserError(f"{source.path} is a pipe, which can be read only once, but a new vocabulary "
+                            "needs the text twice: give a file")
     for part, document in split_documents(sources, wikitext, held_out):
         if part == "train":
             yield from document
@@ -77,7 +77,7 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
     are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
-    unknown = ""  # part of a sentence, with examples of text that became [UNK]
+    unknown = ""  # the end of a message, with examples of text that became [UNK]
     with new_folder(out) as folder:
         writer = CorpusWriter(folder, tokenizer)
         for batch in batches(documents):
@@ -134,7 +134,7 @@ def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[l
 
 def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
     """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation. BERT's
-    tokenizer begins a new word at these places, so the pieces are the same as those of the whole line. A part
+    tokenizer begins a new word at these places, so the parts give the same pieces as the whole line. A part
     without such a place is cut after `size` characters.
     """
     if len(line) <= size:
@@ -143,7 +143,7 @@ def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
 
 
 def unknown_words(lines: list[str], tokenizer: Tokenizer, most: int = 5) -> str:
-    """The words of the first 1,000 lines that most often contain [UNK], as the end of a sentence."""
+    """The words of the first 1,000 lines that most often contain [UNK], as the end of a message."""
     words = [word[:20] for line in lines[:1000] for word in line[:1000].split()]
     found = Counter(word for word, ids in zip(words, tokenizer.pieces(words)) if tokenizer.unk_id in ids)
     return ", for instance " + ", ".join(repr(word) for word, _ in found.most_common(most)) if found else ""

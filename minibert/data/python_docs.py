@@ -1,8 +1,8 @@
 """A corpus that every machine has: the documentation in its Python installation.
 
-These are the docstrings of the standard library and the help topics of `pydoc`. They are read from the source
-files, and no module is imported. Each module is one document, and each paragraph is one line. A hash of a
-module's name decides whether it is held out, so the choice is the same for every Python version.
+The text is the docstrings of the standard library and the help topics of `pydoc`. They are read from the
+source files, and no module is imported. Each module is one document, and each paragraph is one line. A hash
+of a module's name decides whether the module is held out, so the choice is the same for every Python version.
 """
 
 import ast
@@ -94,7 +94,7 @@ def is_held_out(module: str) -> bool:
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     """Divides documents into the parts "train" and "held-out". Returns the documents with their parts. A
     document is a list of lines. Many docstrings are copies of each other, so each paragraph is kept only
-    once. If it is in both parts, it is kept in "train".
+    once. A paragraph that is in both parts is kept in "train".
     """
     seen, found = set(), []
     for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):  # the training part is first

@@ -57,7 +57,8 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
     sources = []
     for path in map(Path, paths):
         if (path / "corpus.json").exists():
-            raise UserError(f"{path} is a prepared corpus, not text: train.py --corpus takes it, alone")
+            raise UserError(f"{path} is a prepared corpus, not text: give this folder alone to train.py "
+                            "--corpus")
         if not path.exists():
             raise UserError(f"{path} does not exist")
         files = sorted(walk(path)) if path.is_dir() else [path]
@@ -66,8 +67,8 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
             raise UserError(f"{path} holds no text files ({KINDS})" if path.is_dir() else
                             f"{path}: unknown kind of file; text files end in {KINDS}")
         if others := sorted({file.suffix or file.name for file in files if file not in set(found)}):
-            report(f"{path}: files are not read whose names end in {', '.join(others[:8])}"
-                   f"{' and others' * (len(others) > 8)} ({len(files) - len(found):,} in all)")
+            report(f"{path}: files whose names end in {', '.join(others[:8])}{' and others' * (len(others) > 8)} "
+                   f"are not read ({len(files) - len(found):,} in all)")
         for file in found:
             if not (file.is_file() or file.is_fifo()):  # for example a link to a missing file or to a device
                 raise UserError(f"{file} cannot be read: it is not a file")
@@ -83,7 +84,7 @@ def walk(folder: Path) -> Iterator[Path]:
     is read only once.
     """
     real = Path(os.path.realpath(folder))
-    entered = {real, *real.parents}  # a link to a folder above would lead to all other files
+    entered = {real, *real.parents}  # no link to a parent folder is followed: it leads to other files too
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found, folders[:] = Path(inside), sorted(folders), []
         yield from (inside / name for name in names if not name.startswith("."))
@@ -106,8 +107,8 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
     """Yields the documents of a file, and for each the number of bytes of the file that were read so far.
     Each document is a list of lines, and no line is empty. `wikitext` is auto, yes or no.
 
-    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters end a line, too, but do not
-    make a blank line. Raises `UserError` if a file is not UTF-8 text.
+    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but they
+    never end a document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:
@@ -141,7 +142,9 @@ def check_is_text(start: bytes, path: Path) -> None:
 
 
 def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
-    """The same lines. Raises `UserError` with the number of the first line that is not UTF-8 text."""
+    """Yields the lines unchanged. Raises `UserError` with the number of the first line that is not UTF-8
+    text.
+    """
     for number, line in enumerate(lines, 1):
         try:
             line.encode()
@@ -151,7 +154,9 @@ def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def looks_like_wikitext(start: str, suffix: str) -> bool:
-    """Whether a file is tokenised WikiText. Such a file has headings ` = Title = ` and ` @-@ ` or `<unk>`."""
+    """Whether a file is tokenised WikiText. Such a file has headings ` = Title = `, and it has ` @-@ ` or
+    `<unk>`. In .tokens and .raw files, one of these two signs is enough.
+    """
     signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
              MARKER.search(start) is not None]
     return any(signs) if suffix in (".tokens", ".raw") else all(signs)
@@ -180,9 +185,9 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
             text = json.loads(line)["text"]
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-        # RecursionError comes from thousands of brackets, ValueError from numbers with thousands of digits
+        # thousands of nested brackets cause a RecursionError, numbers with thousands of digits a ValueError
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: json that cannot be read ({error})") from None
+            raise UserError(f"{path}, line {number}: this json cannot be read ({error})") from None
         except (KeyError, TypeError):
             text = None
         if not isinstance(text, str):

@@ -25,7 +25,8 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-ENCODED_AT_ONCE = 1024  # number of texts; the results of the library need much more memory than the ids
+# number of texts in one call of the library, because its results need much more memory than the ids
+ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
 MAX_ALPHABET = 1000  # most characters in a trained vocabulary; rarer characters become [UNK]
 
@@ -38,9 +39,9 @@ class Tokenizer:
     and `save` writes them again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id`, `unk_id`: int. `vocab_size` V: largest id + 1. `lowercase`: bool.
-    `special` and `continuation`: bool (V,), True for the five special tokens and for pieces that start with
-    '##'. `sha256`: a hash of everything that decides the ids (pieces in id order, normaliser options,
-    added tokens).
+    `special`: bool (V,), True for the five special tokens. `continuation`: bool (V,), True for pieces that
+    start with '##'. `sha256`: a hash of everything that decides the ids (pieces in id order, normaliser
+    options, added tokens).
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -57,7 +58,8 @@ class Tokenizer:
         for name in names:
             added.setdefault(name, AddedToken(name, special=True, normalized=False))
         self.backend = tokenizers.Tokenizer(models.WordPiece(
-            vocabulary, unk_token=names[1], max_input_chars_per_word=max_word, continuing_subword_prefix="##"))
+            vocabulary, unk_token=names[1], max_input_chars_per_word=max_word,
+            continuing_subword_prefix="##"))
         self.backend.normalizer = normalizers.BertNormalizer(**self.options)
         self.backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self.backend.decoder = decoders.WordPiece(prefix="##")
@@ -71,14 +73,14 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # a very large id would need a list of billions of names
+        # this is checked because a very large id would need a list of billions of names
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
         if len(set(ids.values())) < len(ids):
-            raise UserError("an added token has the id of a piece, as the ids of the vocabulary have gaps")
-        # An id without a piece gets a name that cannot occur in a text. So the line numbers of vocab.txt stay
-        # the ids.
+            raise UserError("an added token has the id of a piece, because ids of the vocabulary are missing")
+        # An id without a piece gets a name that cannot occur in a text. So in vocab.txt the line number is
+        # still the id.
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
             self.vocabulary[i] = piece
@@ -126,7 +128,7 @@ class Tokenizer:
         If `offsets` is true, the encodings have character offsets.
         """
         if isinstance(lines, str):  # a string would be used as a list of characters
-            raise UserError("texts are a list, also where there is one: [text]")
+            raise UserError("texts must be a list, even if there is only one text: [text]")
         lines = list(lines)
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
         for i in range(0, len(lines), ENCODED_AT_ONCE):
@@ -146,7 +148,7 @@ class Tokenizer:
         return self.unk_id if i is None else i
 
     def lowercased(self) -> "Tokenizer":
-        """A copy of this tokenizer that lower-cases all texts first. Its treatment of accents is the same."""
+        """A copy of this tokenizer that first lower-cases all texts. Both treat accents in the same way."""
         made = copy.copy(self)
         made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
@@ -172,7 +174,7 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        if self.max_word != 100 or not self.options["clean_text"]:  # those classes do not use these settings
+        if self.max_word != 100 or not self.options["clean_text"]:  # BERT's class ignores these two
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
             config["model_input_names"] = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
@@ -211,36 +213,37 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{source}: a file of this tokenizer is damaged, which may also be "
-                        f"tokenizer_config.json, special_tokens_map.json or added_tokens.json ({error!r})") from None
+        raise UserError(f"{source}: this file is damaged, or tokenizer_config.json, special_tokens_map.json "
+                        f"or added_tokens.json is ({error!r})") from None
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if a tokenizer.json of a generic class adds other special tokens to a text than
-    BERT.
+    """Raises `UserError` if a tokenizer.json of a generic class (see `TokenizerFiles`) does not add BERT's
+    special tokens to a text.
     """
     try:
-        theirs = tokenizers.Tokenizer.from_str(json.dumps(description | {"truncation": None, "padding": None}))
+        stored = tokenizers.Tokenizer.from_str(
+            json.dumps(description | {"truncation": None, "padding": None}))
     except Exception as error:  # the library raises errors of the class Exception
         raise UserError(f"tokenizer.json is damaged ({error})") from None
-    pair = theirs.encode("", "")
+    pair = stored.encode("", "")
     sep = tokenizer.sep_id
     if (pair.ids, pair.type_ids) != ([tokenizer.cls_id, sep, sep], [0, 0, 1]):
-        raise UserError(f"its post-processor does not put BERT's tokens around a text, but {pair.tokens} of "
-                        f"types {pair.type_ids} around an empty pair; encode the texts with transformers, "
-                        "and give the model the ids")
+        raise UserError("its post-processor does not add BERT's special tokens: an empty pair becomes "
+                        f"{pair.tokens} with the token types {pair.type_ids}; encode the texts with "
+                        "transformers, and give the model the ids")
     if description["model"].get("unk_token") != tokenizer.names[1]:
-        raise UserError(f"unk_token is {description['model'].get('unk_token')!r} in tokenizer.json and "
-                        f"{tokenizer.names[1]!r} by tokenizer_config.json")
+        raise UserError(f"unk_token is {description['model'].get('unk_token')!r} in tokenizer.json, but "
+                        f"{tokenizer.names[1]!r} in tokenizer_config.json")
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines give the same vocabulary. The trainer of
-    `tokenizers` gives ids to inner characters ('##a') in random order, so this function gives them ids first.
-    Until then the texts are kept in a temporary file. Raises `UserError` if `vocab_size` is too small for the
-    alphabet.
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines always give the same vocabulary. The trainer
+    of `tokenizers` gives ids to inner characters ('##a') in random order, so this function chooses their ids
+    before the training. The texts are kept in a temporary file until then, because all their characters must
+    be known first. Raises `UserError` if `vocab_size` is too small for the alphabet.
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
@@ -264,15 +267,15 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size, special_tokens=first, initial_alphabet=alphabet,
             limit_alphabet=len(alphabet), continuing_subword_prefix="##", show_progress=False)
-        learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        learner.train([texts], trainer)
-    return Tokenizer(learner.get_vocab(with_added_tokens=False), {"lowercase": lowercase})
+        trained = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trained.train([texts], trainer)
+    return Tokenizer(trained.get_vocab(with_added_tokens=False), {"lowercase": lowercase})
 
 
 def continues_words(character: str) -> bool:
-    """Whether a character can be inside a word. BERT's pre-tokeniser makes punctuation and Chinese characters
-    words of their own.
+    """Whether a character can be inside a word. BERT's pre-tokeniser makes a separate word of each
+    punctuation mark and each Chinese character.
     """
     if character.isascii():
         return character.isalnum()

@@ -16,21 +16,21 @@ from minibert.common.hub_download import what_else
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # the options of BERT's normaliser; if strip_accents is None, it has the value of lowercase
 DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
-# the names of the same options in tokenizer_config.json
+# the names of these options in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# Three groups of tokenizer classes in transformers. Each name may also end in Fast. The classes of the first
-# group work like BertTokenizer. Those of the second group do so for a vocab.txt, but follow a tokenizer.json
-# if there is one. Those of the third group need a tokenizer.json.
+# Three groups of tokenizer classes in transformers. Each name may also end in Fast. Classes of the first
+# group work like BertTokenizer. Classes of the second group work like BertTokenizer for a vocab.txt, but take
+# all settings from a tokenizer.json if there is one. Classes of the third group need a tokenizer.json.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# The models that have BERT's tokenizer if their files name no tokenizer class. Old files of BERT name no
-# model.
+# The models that have BERT's tokenizer if their files name no tokenizer class. None is for old files of BERT,
+# which name no model.
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
@@ -38,16 +38,16 @@ FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token"
 # transformers adds missing special tokens to a vocabulary in this order.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 # In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
-# at least 1.18 % if it is cased. This number is between the two.
+# at least 1.18 % if it is cased. CASED_SHARE is between these two shares.
 CASED_SHARE = 0.004
 # The characters that the `tokenizers` library removes at the end of a line. Python's rstrip removes more.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
-# These settings of tokenizer_config.json are not copied: they are written for every model, or they have no
-# meaning in another folder.
+# `Tokenizer.save` does not copy these settings of tokenizer_config.json: it writes its own values, or the
+# settings have no meaning in another folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
-            "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only", "tokenizer_file",
-            "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
+            "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only",
+            "tokenizer_file", "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class TokenizerFiles:
     """The content of a tokenizer folder.
 
     `source` is the file of the vocabulary. `names` are the names of the five special tokens, in the order of
-    `SPECIAL_TOKENS`. `added` are tokens with the ids in the files; None is the next free id. `max_word` is
-    the number of characters of the longest word that does not become [UNK]. `states` are the other settings
-    of tokenizer_config.json. `generic` is the tokenizer.json if the tokenizer class is generic, because then
-    this file decides all settings.
+    `SPECIAL_TOKENS`. `added` are the added tokens, each with the id that the files give it. None means the
+    next free id. `max_word` is the number of characters of the longest word that does not become [UNK].
+    `states` are the other settings of tokenizer_config.json. `generic` is the content of tokenizer.json if
+    the tokenizer class takes all its settings from this file (see `_is_generic`), and None otherwise.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -73,10 +73,11 @@ class TokenizerFiles:
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
-    The vocabulary is that of tokenizer.json, else that of vocab.txt. The options are those of
-    tokenizer_config.json, even if tokenizer.json has others. For a generic class they are those of
-    tokenizer.json. If no file states whether a vocab.txt is cased, its pieces decide, and a warning is
-    printed. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    The vocabulary is read from tokenizer.json if there is one, else from vocab.txt. The options are read from
+    tokenizer_config.json, even if tokenizer.json has others. For a generic class (see `_is_generic`), the
+    options are read from tokenizer.json. If no file states whether a vocab.txt is cased, its pieces decide,
+    and a warning is printed. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a
+    BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -104,7 +105,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 max_word = model.get("max_input_chars_per_word", 100)
             else:
                 _say_differences(source, options, normalizer)
-        # A special token that is in no file would get a new id, and no model has a vector for this id.
+        # A special token that is in no file is removed, because it would get a new id, and no model has a
+        # vector for this id.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
         # transformers counts blank lines at the end as one piece, so the ids of added tokens begin after this
@@ -125,9 +127,9 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Whether the tokenizer class of the folder is generic, which means that it follows tokenizer.json.
-    `described` is whether there is a tokenizer.json. The result is False for a class of BERT or without a
-    class. Raises `UserError` for any other class.
+    """Whether the tokenizer class of the folder is generic, which means that it takes all settings from
+    tokenizer.json. `described` is true if there is a tokenizer.json. The result is False for a class of BERT,
+    or if no class is named. Raises `UserError` for any other class.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -137,21 +139,21 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
         name = f"{name} with {config['word_tokenizer_type']}"
     short = str(name).removesuffix("Fast")
     if short not in BERT_CLASSES | FILE_CLASSES | GENERIC_CLASSES:
-        raise UserError(f"its tokenizer is {name}, and only BERT's WordPiece is read here; encode the texts "
-                        "with transformers, and give the model the ids")
+        raise UserError(f"its tokenizer is {name}, but minibert reads only BERT's WordPiece; encode the "
+                        "texts with transformers, and give the model the ids")
     if short in GENERIC_CLASSES and not described:
-        raise UserError(f"a {name} is read from tokenizer.json, which is missing; fetch it, too")
+        raise UserError(f"a {name} is read from tokenizer.json, which is missing; download this file too")
     if config.get("split_special_tokens"):
-        raise UserError("tokenizer_config.json states split_special_tokens, which is not done here; take it "
-                        "out to have special tokens in the text read as such")
+        raise UserError("tokenizer_config.json sets split_special_tokens, which minibert does not support; "
+                        "remove this setting, and special tokens in a text are read as special tokens")
     return described and short not in BERT_CLASSES
 
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
-    """The model and the normaliser of a tokenizer.json. Raises `UserError` if they are not BERT's.
+    """The model and the normaliser of a tokenizer.json. Raises `UserError` if they are not those of BERT.
 
-    BERT's classes use only the vocabulary of tokenizer.json, so for them the normaliser may be of another
-    kind, and None is returned.
+    BERT's classes use only the vocabulary of tokenizer.json, so for these classes the normaliser may be of
+    another kind. Then None is returned in its place.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -166,7 +168,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
         raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}; "
                         "encode the texts with transformers, and give the model the ids")
     if model.get("continuing_subword_prefix", "##") != "##":
-        raise UserError(f"continuing_subword_prefix is {model['continuing_subword_prefix']!r}, and BERT's is '##'")
+        raise UserError(f"continuing_subword_prefix is {model['continuing_subword_prefix']!r}, but must be "
+                        "'##'")
     if len(set(model["vocab"].values())) != len(model["vocab"]):
         raise UserError("two pieces of the vocabulary have the same id")
     return model, normalizer if known else None
@@ -176,25 +179,26 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
     """Prints a warning if tokenizer.json has another normaliser than the one that BERT's classes make for the
     folder.
     """
-    ours, theirs = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
+    used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
-    differ = [f"{name} is {theirs[name]}" for name in CONFIG_NAMES if theirs[name] != ours[name]]
+    differ = [f"{name} is {stated[name]}" for name in CONFIG_NAMES if stated[name] != used[name]]
     if normalizer is None:
         differ = ["its normaliser or pre-tokeniser is not BERT's"]
     if differ:
-        taken = ", ".join(f"{CONFIG_NAMES[name]} {value}" for name, value in ours.items())
-        warnings.warn(f"{source}: {', '.join(differ)}, but as in transformers a BERT tokenizer's options are those "
-                      f"of tokenizer_config.json or the defaults: {taken}. State others there if these are wrong",
+        taken = ", ".join(f"{CONFIG_NAMES[name]} {value}" for name, value in used.items())
+        warnings.warn(f"{source}: {', '.join(differ)}, but as in transformers a BERT tokenizer's options are "
+                      f"those of tokenizer_config.json or the defaults: {taken}. If these are wrong, set "
+                      "them in tokenizer_config.json",
                       stacklevel=4)
 
 
 def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
-    """The names of the five special tokens, all added tokens with their ids, and the additional special
-    tokens as tokenizer_config.json has them.
+    """Returns the names of the five special tokens, all added tokens with their ids, and the additional
+    special tokens in the form of tokenizer_config.json.
 
     `inside` are the "added_tokens" of tokenizer.json. If tokenizer_config.json has an "added_tokens_decoder",
-    its tokens are used instead. If not, special_tokens_map.json and added_tokens.json are also read.
+    its tokens are used instead. Without it, special_tokens_map.json and added_tokens.json are also read.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -216,31 +220,31 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # Special tokens are not searched in lower-cased text, as in transformers. In transformers, two kinds of
-    # tokens are not special: additional tokens in special_tokens_map.json, and BERT's own special tokens if
-    # no file names them.
+    # As in transformers, special tokens are searched in the text before it is lower-cased. In transformers,
+    # two kinds of tokens are not special: additional tokens in special_tokens_map.json, and BERT's own
+    # special tokens if no file names them.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    if not generic:  # BERT's class has default names for special tokens that no file names
+    if not generic:  # BERT's class has default names for the special tokens
         named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
-    special = {_content(value): value for value in [*named.values(), *(() if isinstance(extra, dict) else extra)]
-               if value}
+    special = {_content(value): value
+               for value in [*named.values(), *(() if isinstance(extra, dict) else extra)] if value}
     added = {i: {"content": content, "special": content in apart, "normalized": content not in apart}
              for content, i in old.items()} | entries
     tokens = _in_order(added, special)
     names = [_content(named[role] or name) for role, name in zip(FIVE, SPECIAL_TOKENS)]
     if absent := [name for name in names if name not in tokens]:
-        raise UserError(f"{' '.join(absent)} is not among the special and added tokens that the files of "
-                        "this PreTrainedTokenizerFast state; state all five in tokenizer_config.json")
+        raise UserError(f"the files of this PreTrainedTokenizerFast do not name {' '.join(absent)} among the "
+                        "special and added tokens; name all five special tokens in tokenizer_config.json")
     return names, list(tokens.values()), kept
 
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
-    """Maps the content of each added token to the token and its id. The order is that in which transformers
-    adds the tokens, because the order decides new ids. Tokens with an id come first, sorted by id. The other
-    special tokens follow.
+    """Maps the text of each added token to the token and its id. The order is the order in which transformers
+    adds the tokens, because the order decides the new ids. Tokens with an id come first, sorted by id. The
+    other special tokens follow.
     """
     tokens = {}
     for i, entry in sorted(added.items()):
@@ -259,7 +263,8 @@ def _content(token: str | dict) -> str:
 
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
-    """Whether a vocabulary is cased. It is used if no file states this, and it prints a warning.
+    """Whether a vocabulary is cased. This function is called if no file states the casing, and it prints a
+    warning.
 
     The share of pieces with a capital letter decides, because many uncased vocabularies have a few such
     pieces. Pieces like [UNK] and <URL> are not counted.
@@ -267,8 +272,8 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
     cased = capitals > CASED_SHARE * len(words)
-    warnings.warn(f"{source}: nothing states its casing; {capitals} of {len(words)} pieces have capitals, so "
-                  f"text is {'not ' * cased}lower-cased. \"do_lower_case\": true or false in "
+    warnings.warn(f"{source}: no file states whether it is cased; {capitals} of {len(words)} pieces have "
+                  f"capitals, so text is {'not ' * cased}lower-cased. \"do_lower_case\": true or false in "
                   "tokenizer_config.json states it", stacklevel=4)
     return cased
 
@@ -289,5 +294,5 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         vocabulary[piece] = i
     if doubled:
         warnings.warn(f"{path}: {doubled[0]}{f', and {len(doubled) - 1} more' * (len(doubled) > 1)}; as in "
-                      "transformers the last of them counts", stacklevel=5)
+                      "transformers, the last line counts", stacklevel=5)
     return vocabulary

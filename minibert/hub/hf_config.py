@@ -1,4 +1,6 @@
-"""Converts a config.json, in Hugging Face's form or our own, into a `Config`, and back."""
+"""Converts a config.json into a `Config`, and a `Config` into a config.json. The file has the form of Hugging
+Face or minibert's own form.
+"""
 
 import json
 import math
@@ -21,11 +23,12 @@ LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "voc
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """The `Config` of a parsed config.json, and the name of its head. The name is None if the file has none.
+    """Returns the `Config` of a parsed config.json and the name of the head. The name is None if the file
+    names no head.
 
-    For an unknown head, the result has the class name from the file. Raises `UserError` with the file and the
-    field if a value has a wrong type, a size is out of bounds, the model is no BERT, or minibert does not
-    support its variant of BERT.
+    If minibert does not know the head, the second value is the model class that config.json names
+    (`architectures`). Raises `UserError` with the file and the field if a value has a wrong type, a size is
+    out of bounds, the model is not a BERT, or minibert does not support this variant of BERT.
     """
     try:
         return _parse_minibert(raw) if raw.get("format") == "minibert" else _parse_hf(raw)
@@ -74,8 +77,8 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     raw = raw | {name: raw[alias] for alias, name in ALIASES.get(architecture, {}).items()
                  if alias in raw}
     default = DEFAULTS[architecture]
-    values = {ours: _value(raw, theirs, ours, getattr(default, ours))
-              for ours, theirs in FIELDS[architecture].items()}
+    values = {own: _value(raw, hf, own, getattr(default, own))
+              for own, hf in FIELDS[architecture].items()}
     if architecture != "distilbert" and raw.get("classifier_dropout") is None:
         values["classifier_dropout"] = values["dropout"]
     if architecture == "mobilebert":
@@ -83,7 +86,8 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
-    # Attention dropout is 0, our default. Nearly every file says 0.1, but fused kernels need 0.
+    # The file's attention dropout is not read. Nearly every file has 0.1, but fused kernels need 0, the
+    # default of `Config`.
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
@@ -91,26 +95,27 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
 
 
 def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
-    """Returns `attention_input` of a MobileBERT. Raises `UserError` if its config has a variant that is not
-    supported here.
+    """Returns `attention_input` of a MobileBERT. Raises `UserError` if the config describes a variant of
+    MobileBERT that minibert does not support.
     """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
-            raise UserError(f"{name} is false, and a MobileBERT without that does not load here")
+            raise UserError(f"{name} is false, and minibert cannot load a MobileBERT without it")
     if norm == "layer_norm" and norm_eps != MOBILE_NORM_EPS:
         raise UserError(f"layer_norm_eps is {norm_eps}, but with normalization_type 'layer_norm' "
-                        f"transformers takes {MOBILE_NORM_EPS} in some of its LayerNorms all the same; "
-                        "only that loads here")
+                        f"transformers always uses {MOBILE_NORM_EPS} in some LayerNorms; only this value can "
+                        "be loaded")
     switches = {name: _value(raw, name, name, default) for name, default in ATTENTION_INPUT["shared"].items()}
-    found = [ours for ours, theirs in ATTENTION_INPUT.items() if theirs == switches]
+    found = [name for name, values in ATTENTION_INPUT.items() if values == switches]
     if not found:
-        raise UserError(f"{' and '.join(switches)} are both true, and the first would mean nothing")
+        raise UserError(f"{' and '.join(switches)} are both true, and then the first has no effect; set one "
+                        "of them to false")
     return found[0]
 
 
 def _labels(raw: dict) -> dict:
     """Returns `labels` and `problem_type` of a config. The labels are those of id2label in the order of their
-    ids. Without id2label, num_labels gives their number.
+    ids. If there is no id2label, num_labels is the number of labels.
     """
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
@@ -121,13 +126,14 @@ def _labels(raw: dict) -> dict:
     else:
         labels = ()
     if not labels:
-        raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is no size")
-    if count != len(labels):  # transformers 4 reads one of these two fields, and transformers 5 the second
+        raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
+                        "valid number")
+    if count != len(labels):  # transformers 4 reads one of these two fields, and transformers 5 the other one
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     numbers = raw.get("label2id")
     if isinstance(numbers, dict) and numbers.keys() == set(labels) and (
             [str(numbers[label]) for label in labels] != [str(i) for i in range(len(labels))]):
-        warnings.warn("label2id numbers the classes otherwise than id2label does; id2label counts",
+        warnings.warn("label2id and id2label number the classes differently; minibert uses id2label",
                       stacklevel=4)
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 
@@ -145,9 +151,9 @@ def _value(raw: dict, key: str, field: str, default):
     if type(value) is not kind:  # isinstance would accept True as an int
         raise UserError(f"{key} is {value!r:.60}, where {kind.__name__} is expected")
     if kind is float and not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{key} is {value}, and must be a number not below 0")
+        raise UserError(f"{key} is {value}, but must be at least 0")
     if kind is int and not 0 <= value <= LIMITS.get(field, 10**6):
-        raise UserError(f"{key} is {value}, and must be between 0 and {LIMITS.get(field, 10**6)}")
+        raise UserError(f"{key} is {value}, but must be between 0 and {LIMITS.get(field, 10**6)}")
     return value
 
 
@@ -169,7 +175,7 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
     if form == "minibert":
         return {"format": "minibert", "head": head, **asdict(config)} | ({"others": others} if others else {})
     architecture = config.architecture
-    rules = {  # of the models in transformers
+    rules = {  # what transformers requires of its models
         "the norm_eps of a DistilBERT is 1e-12": architecture != "distilbert" or config.norm_eps == 1e-12,
         "a BERT or MobileBERT has token types": architecture == "distilbert" or config.segments > 0,
         "with attention_input hidden, hidden_size and bottleneck_size of a MobileBERT are equal":
@@ -181,7 +187,7 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
             config.problem_type != "single_label_classification" or len(config.labels) > 1}
     for rule, holds in rules.items():
         if not holds:
-            raise UserError(f"this model has no counterpart in transformers, where {rule}; save it with "
+            raise UserError(f"transformers does not support this model, because there {rule}; save it with "
                             "format=\"minibert\"")
 
     labels = {str(i): label for i, label in enumerate(config.labels)}
@@ -193,9 +199,9 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # _parse_hf sets it to 0, so another value was chosen by the user
+    if config.attention_dropout:  # loading sets it to 0, so the user chose another value
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
-    raw |= {theirs: getattr(config, ours) for ours, theirs in FIELDS[architecture].items()}
+    raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act
     if architecture == "mobilebert":
         raw |= {"use_bottleneck": True, "trigram_input": True, **ATTENTION_INPUT[config.attention_input]}
@@ -205,5 +211,5 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
 
 
 def dump(raw: dict) -> str:
-    """The text of a config.json file with this content."""
+    """The text of a config.json file with the content `raw`."""
     return json.dumps(raw, indent=2) + "\n"

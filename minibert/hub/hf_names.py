@@ -1,15 +1,16 @@
-"""Tables with Hugging Face's names of our modules and config fields, for each architecture.
+"""Tables that translate minibert's names of modules and config fields to Hugging Face's names, for each
+architecture.
 
 Saving uses the tables from left to right, and loading uses them from right to left. The first `{}` of a name
 is the number of the layer. A second `{}` is the number of a feed-forward network in the layer. A file may
-have tensors that its model here does not have. `TIED` are tensors that are stored twice, `DROPPED` are left
-out on purpose, and `HEAD_MODULES` belong to heads that the caller does not need. Any other difference between
-a file and its model is an error (load_save.py).
+have tensors that minibert's model does not have. The tensors in `TIED` are stored twice. The tensors in
+`DROPPED` are left out on purpose. The modules in `HEAD_MODULES` belong to heads that the caller may not need.
+Any other difference between a file and its model is an error (load_save.py).
 """
 
 import re
 
-HEADS = {  # of BERT and MobileBERT
+HEADS = {  # minibert's module -> Hugging Face's module, for the heads of BERT and MobileBERT
     "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",
@@ -18,7 +19,7 @@ HEADS = {  # of BERT and MobileBERT
     "span": "qa_outputs",
 }
 
-MODULES = {  # our module -> Hugging Face's module; its tensors .weight and .bias have the same names in both
+MODULES = {  # minibert's module -> Hugging Face's module; both call the tensors of a module .weight and .bias
     "bert": {
         "encoder.word": "bert.embeddings.word_embeddings",
         "encoder.position": "bert.embeddings.position_embeddings",
@@ -90,14 +91,15 @@ TIED = {architecture: {
 TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}
 
 DROPPED = (  # patterns of tensors that no model here has
-    # Old versions of transformers store the constants 0, 1, 2 ... and zeros.
+    # Old versions of transformers store two constants: the positions 0, 1, 2 ... and the token types, all 0.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
-    # TinyBERT's projections from the student's width to the teacher's. Only its distillation uses them.
+    # TinyBERT's projections from the student's width to the teacher's width. Only the distillation uses them.
     r"fit_dense\.(weight|bias)",
     r"fit_denses\.\d+\.(weight|bias)",  # "v2" files of TinyBERT have one projection for each layer
 )
 
-# Modules that only some heads have. If the file has such a module and the model does not, it is left out.
+# Modules that only some heads have. If the file has such a module and the model does not, the module is left
+# out.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
@@ -146,15 +148,15 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# architecture -> a second name of a field in Hugging Face's files -> its first name in FIELDS; if a file has
-# both names, the value of the second name counts
+# architecture -> another name of a field in Hugging Face's files -> the name of this field in FIELDS. If a
+# file has both names, the value of the other name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
 # Keys of a config.json that are not copied to a saved model. They repeat the model's own config, or name the
 # file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
-            *(name for fields in FIELDS.values() for name in fields.values())}  # this includes the ALIASES
+            *(name for fields in FIELDS.values() for name in fields.values())}  # with the names in ALIASES
 # These fields are translated by hf_config.py, not by FIELDS. Attention dropout is written but not read
 # (`_parse_hf` in hf_config.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
@@ -175,8 +177,8 @@ ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """Translates the name of a tensor by a table of modules. Layer numbers and "weight" or "bias" do not
-    change. Returns None if the table does not have the module.
+    """Translates the name of a tensor with the table `modules`. Layer numbers and "weight" or "bias" do not
+    change. Returns None if the module is not in the table.
     """
     module, _, leaf = name.rpartition(".")
     number = r"(?<=\.)\d+(?=\.)"
@@ -187,20 +189,23 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 
 def to_hf(name: str, architecture: str) -> str:
-    """Hugging Face's name of one of our tensors, with the prefix that it has in a model with a head."""
+    """Hugging Face's name of the tensor that minibert calls `name`. The result is the name in a model with a
+    head, where names of the encoder begin with the architecture.
+    """
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """Our name of a tensor that has this full name in Hugging Face's files. Returns None if the table does
-    not have it.
+    """minibert's name of the tensor that Hugging Face calls `name`. `name` must be a result of
+    `full_hf_name`. Returns None if the name is not in the table.
     """
-    return translate(name, {theirs: ours for ours, theirs in MODULES[architecture].items()})
+    return translate(name, {hf: own for own, hf in MODULES[architecture].items()})
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """Changes the name of a tensor to its present name in a model with a head. `gamma` becomes `weight`, and
-    `beta` becomes `bias`. The tensors of an encoder without a head get the prefix of the architecture.
+    """Changes an old or short name in Hugging Face's files to the present name in a model with a head.
+    `gamma` becomes `weight`, and `beta` becomes `bias`. The tensors of an encoder without a head get the
+    prefix of the architecture.
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

@@ -1,8 +1,10 @@
-"""Loads models from folders or from the hub, and saves them, in Hugging Face's layout or our own.
+"""Loads models from folders or from the hub, and saves models, in Hugging Face's layout or in minibert's own
+layout.
 
 Loading is strict. Every tensor of the model must be in the file, with the same shape. Every tensor of the
 file must be in the model, or in a table of tensors that are left out on purpose (`DROPPED` in hf_names.py).
-No pickle is read here. weights/convert.py converts old .bin files, which it reads with `weights_only=True`.
+`load` reads no pickled files. weights/convert.py converts old pickled files (.bin), and reads them with
+`weights_only=True`.
 """
 
 import os
@@ -35,10 +37,11 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 
 @dataclass(frozen=True)
 class Beside:
-    """The parts of a folder that its model does not use. `save` writes them again for other programs."""
+    """The parts of a loaded folder that the model does not use. `save` writes them again for other programs.
+    """
 
     settings: dict = field(default_factory=dict)  # the settings in config.json that `Config` does not have
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads by our names, like NSP
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads, by minibert's names
     files: dict[str, bytes] = field(default_factory=dict)  # the files of sentence-transformers by their paths
 
 
@@ -49,13 +52,14 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
 
     `head` is "encoder", "mlm", "pretraining", "classification" or "span". None means the head in the
     checkpoint. A classification or span head that is not in the checkpoint gets new weights, and a warning
-    names its new tensors. Raises `UserError` if a head of another kind is not in the checkpoint. One
-    `UserError` also names all tensors that are missing, unexpected or of another shape. `changes` replace
+    names its new tensors. Raises `UserError` if another kind of head is not in the checkpoint. Raises one
+    `UserError` that names all tensors that are missing, unexpected or of a wrong shape. `changes` replace
     fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the classifier is new. The
-    attention dropout in a Hugging Face config.json is ignored: it is 0 unless `changes` sets it. With
-    `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin is also read. The model has two
-    attributes that `embed` and `save` read: `sentences` says how a sentence encoder makes vectors, and
-    `beside` has the other contents of the folder. They are empty if `head` is not the head in the checkpoint.
+    attention dropout in a Hugging Face config.json is ignored. The model has the attention dropout 0, unless
+    `changes` sets another value. With `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin is
+    also read. The model has two attributes that `embed` and `save` read: `sentences` says how a sentence
+    encoder makes vectors, and `beside` has the other contents of the folder. Both are empty if `head` is
+    neither "encoder" nor the head in the checkpoint.
     """
     if head is not None and head not in MODELS:
         raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
@@ -63,32 +67,34 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     raw = read_json(existing(folder / "config.json"))
     config, stated = parse(raw, folder / "config.json")
     tensors = read_tensors(folder, legacy_bin)
-    ours, names, untied = _our_names(folder, tensors, config.architecture, raw.get("format") == "minibert")
+    renamed, names, untied = _our_names(folder, tensors, config.architecture, raw.get("format") == "minibert")
 
-    own = stated or _head_of_tensors(ours)
+    own = stated or _head_of_tensors(renamed)
     wanted = head or own
-    _check_head(folder, wanted, config.architecture, ours, untied)
+    _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # the "classifier" of a head that minibert does not know, for example for tokens, cannot be used
+    # a head that minibert does not know, for example a classifier of tokens, may also have a module
+    # "classifier", which cannot be used
     if relabelled or own not in MODELS:
-        ours = {name: value for name, value in ours.items() if not name.startswith("classifier.")}
+        renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
         warnings.warn(f"{folder}: TinyBERT's own code puts a ReLU before this classifier; transformers and "
-                      "minibert do not, so the outputs are not those of its authors", stacklevel=2)
+                      "minibert do not, so the outputs differ from those of TinyBERT's own code",
+                      stacklevel=2)
 
     config = replace(config, **changes)
-    model, prefix = _empty(wanted, config, ours)
+    model, prefix = _empty(wanted, config, renamed)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
-    new = _new_tensors(shapes, ours) if relabelled or wanted != own else []
-    # The check comes before the new tensors, because a wrong size in config.json could fill the memory.
+    new = _new_tensors(shapes, renamed) if relabelled or wanted != own else []
+    # This check comes before new tensors are made, because a wrong size in config.json could fill the memory.
     _check_tensors(folder, wanted, config.architecture,
-                   {name: shape for name, shape in shapes.items() if name not in new}, ours, names)
+                   {name: shape for name, shape in shapes.items() if name not in new}, renamed, names)
     if new:
-        warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and start anew: "
+        warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and get new weights: "
                       f"{', '.join(new)}", stacklevel=2)
-        ours |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
+        renamed |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
     # The tensors are copied, because the file in the memory map may change later.
-    state = {name.removeprefix(prefix): ours[name].to(torch.float32, copy=True) for name in shapes}
+    state = {name.removeprefix(prefix): renamed[name].to(torch.float32, copy=True) for name in shapes}
     bad = [names.get(prefix + name, name) for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise UserError(f"{folder}: {_few(bad)} holds values that are not finite numbers; the file is "
@@ -100,7 +106,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
         model.sentences, files = read_sentence_files(folder, config.hidden_size, legacy_bin)
         model.beside = Beside(files=files if model.sentences else {})
     if unchanged:
-        others = {name: ours[name].to(torch.float32, copy=True) for name in ours.keys() - shapes.keys()}
+        others = {name: renamed[name].to(torch.float32, copy=True) for name in renamed.keys() - shapes.keys()}
         model.beside = Beside(other_settings(raw), others, files)
     return model.eval()
 
@@ -126,26 +132,27 @@ def head_of(model: nn.Module) -> str:
     return next(head for head, kind in MODELS.items() if isinstance(model, kind))
 
 
-def _empty(head: str, config: Config, ours: Iterable[str]) -> tuple[nn.Module, str]:
-    """A model with this head whose tensors have no memory yet, and the prefix of its tensor names in
-    hf_names.py.
+def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
+    """Returns a model with the head `head`, whose tensors have no memory yet. The second result is the prefix
+    that hf_names.py adds to the names of its tensors.
     """
     if head == "encoder":
-        return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in ours), "encoder."
+        return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
     return on_meta(MODELS[head], config), ""
 
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Returns the tensors of a file by our names, and their names in the file. The third result is a message
-    if the two copies of a tensor that is stored twice differ, else "".
+    """Returns two dictionaries, from minibert's names to the tensors of a file and to their names in the
+    file. The third result is a message if a tensor is stored twice with different values, else "". `native`
+    is true if the file has minibert's own layout.
 
     The tensors in `DROPPED` are left out. Unknown tensors are kept, so that `_check_tensors` reports them.
     """
     if native:
         prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
         names = {prefix + name: name for name in tensors}
-        return {name: tensors[theirs] for name, theirs in names.items()}, names, ""
+        return {name: tensors[stored] for name, stored in names.items()}, names, ""
     full, untied = {}, ""
     wrapped = _wrapping(tensors, architecture)
     for name, tensor in tensors.items():
@@ -159,17 +166,18 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
             kept = full.setdefault(original, (name, tensor))[1]
             if not torch.equal(kept, tensor):
                 untied = f"{name} differs from {original}"
-    ours, names = {}, {}
+    renamed, names = {}, {}
     for long, (name, tensor) in full.items():
         if not any(re.fullmatch(pattern, long) for pattern in DROPPED):
             our_name = from_hf(long, architecture) or f"unknown {name}"
-            ours[our_name], names[our_name] = tensor, name
-    return ours, names, untied
+            renamed[our_name], names[our_name] = tensor, name
+    return renamed, names, untied
 
 
 def _wrapping(names: Iterable[str], architecture: str) -> int:
-    """How many parts at the start of all names belong to modules around the model, such as `module.` and
-    `model.`. It is the number of common parts without which the most names are known.
+    """The number of parts at the start of all names that belong to modules around the model, such as
+    `module.` and `model.`. Of all possible numbers, the function returns the one with which minibert knows
+    the most names.
     """
     first = os.path.commonprefix([name.split(".")[:-1] for name in names])
     return max(range(len(first) + 1), key=lambda n: sum(
@@ -190,18 +198,18 @@ def _few(names: Iterable[str], n: int = 5) -> str:
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
-def _head_of_tensors(ours: Iterable[str]) -> str:
+def _head_of_tensors(renamed: Iterable[str]) -> str:
     """The head to which the tensors belong, for folders whose config.json names no head."""
     modules = {"nsp": "pretraining", "mlm": "mlm", "classifier": "classification", "span": "span"}
-    return next((head for module, head in modules.items() if f"{module}.bias" in ours), "encoder")
+    return next((head for module, head in modules.items() if f"{module}.bias" in renamed), "encoder")
 
 
-def _new_tensors(shapes: dict[str, torch.Size], ours: dict[str, Tensor]) -> list[str]:
+def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
     """The names of the tensors that need new weights: those of classification and span modules that are not
     in the checkpoint.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
-            if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & ours.keys()]
+            if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & renamed.keys()]
 
 
 def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
@@ -212,7 +220,7 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
     return tensor
 
 
-def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str], untied: str) -> None:
+def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
     """Raises `UserError` if the head is not known for this architecture, or if the head is "mlm" or
     "pretraining" and the file does not have it.
     """
@@ -221,34 +229,34 @@ def _check_head(folder: Path, head: str, architecture: str, ours: Iterable[str],
                         "head=\"encoder\" loads its encoder, "
                         "head=\"classification\" or \"span\" starts a new head on it")
     if head not in CLASSES[architecture]:
-        raise UserError(f"{folder} is a {architecture}, for which there is no {head} head")
+        raise UserError(f"{folder} is a {architecture}, which has no {head} head in minibert")
     for module in {"mlm": ["mlm"], "pretraining": ["mlm", "nsp"]}.get(head, []):
-        if f"{module}.bias" not in ours:
-            unknown = _few(name.removeprefix("unknown ") for name in ours if name.startswith("unknown "))
+        if f"{module}.bias" not in renamed:
+            unknown = _few(name.removeprefix("unknown ") for name in renamed if name.startswith("unknown "))
             raise UserError(f"{folder} has no {head} head: " + f"unexpected: {unknown}; " * bool(unknown)
-                            + f"{to_hf(module + '.bias', architecture)} is missing, "
-                            "and only classification and span heads can be started anew"
+                            + f"{to_hf(module + '.bias', architecture)} is missing, and only classification "
+                              "and span heads can start with new weights"
                             + f"; train.py --method mlm --student {folder} trains one" * (head == "mlm"))
         if untied:
-            raise UserError(f"{folder}: {untied}, but the two are one tensor here; "
-                            "head=\"encoder\" needs only one")
+            raise UserError(f"{folder}: {untied}, but in minibert both are one tensor; head=\"encoder\" "
+                            "needs only one of them")
 
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
-                   ours: dict[str, Tensor], names: dict[str, str]) -> None:
-    """Raises one `UserError` with all differences between the model and the file. It uses the tensor names of
-    the file.
+                   renamed: dict[str, Tensor], names: dict[str, str]) -> None:
+    """Raises one `UserError` with all differences between the model and the file. The message uses the tensor
+    names of the file.
     """
     problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
-        if name not in ours:
+        if name not in renamed:
             problems["missing"].append(to_hf(name, architecture))
-        elif ours[name].shape != shape:
-            problems["misshapen"].append(f"{names[name]} ({tuple(ours[name].shape)} in the file, "
+        elif renamed[name].shape != shape:
+            problems["misshapen"].append(f"{names[name]} ({tuple(renamed[name].shape)} in the file, "
                                          f"{tuple(shape)} by config.json)")
-        elif not ours[name].is_floating_point():
-            problems["misshapen"].append(f"{names[name]} ({ours[name].dtype}, not floating point)")
-    for name in ours.keys() - shapes.keys():
+        elif not renamed[name].is_floating_point():
+            problems["misshapen"].append(f"{names[name]} ({renamed[name].dtype}, not floating point)")
+    for name in renamed.keys() - shapes.keys():
         module, _, leaf = name.rpartition(".")
         if module not in HEAD_MODULES or leaf not in ("weight", "bias"):
             problems["unexpected"].append(names[name])
@@ -260,19 +268,19 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
          dtype: torch.dtype | None = None, card: str | None = None) -> str:
-    """Writes config.json, model.safetensors, README.md and the tokenizer's files. For a loaded model, it also
-    writes what other programs read from its folder: settings, a pooler, the files of sentence-transformers.
+    """Writes config.json, model.safetensors, README.md and the tokenizer's files. For a loaded model, `save`
+    also writes the parts of its old folder that only other programs read: settings, a pooler, the files of
+    sentence-transformers.
 
-    With `format` "hf", names and config are those of Hugging Face, for `transformers` and `load`. With
-    `format` "minibert", names and config are our own. With `format` "auto", the format is "hf" if
-    `transformers` supports the model, else "minibert". Returns the format that was used. `dtype` is the
-    precision of the stored weights, for example `torch.float16`. `card` is markdown for the model card. The
-    model in an existing folder is replaced, and other files in the folder stay. An interrupted save leaves
-    the old model, or a folder without config.json, which `load` refuses.
-    Raises `UserError` if `format` is "hf" and `transformers` does not support the model, or if a value is not
-    finite.
+    With `format` "hf", `transformers` can also load the files, because tensor names and config.json are those
+    of Hugging Face. With `format` "minibert", they are minibert's own. With `format` "auto", the format is
+    "hf" if `transformers` supports the model, else "minibert". Returns the format that was used. `dtype` is
+    the precision of the stored weights, for example `torch.float16`. `card` is markdown for the model card.
+    The model in an existing folder is replaced, and other files in the folder stay. An interrupted save
+    leaves the old model, or a folder without config.json, which `load` refuses. Raises `UserError` if
+    `format` is "hf" and `transformers` does not support the model, or if a value is not finite.
     """
-    model = getattr(model, "_orig_mod", model)  # the original model inside a compiled one
+    model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
     if format not in ("hf", "minibert", "auto"):
         raise UserError(f"format {format!r} is not known: hf, minibert or auto")
@@ -309,7 +317,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         (made / "README.md").write_text(model_card(model, head, format, parameters, stored,
                                                    folder.resolve().name, card), encoding="utf-8")
         (made / "config.json").write_text(dump(description), encoding="utf-8")
-        # safetensors writes files that only the owner may read
+        # other users may read the file too, which safetensors would not allow
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:

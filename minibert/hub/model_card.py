@@ -35,7 +35,7 @@ def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: s
             "hidden size": c.hidden_size, "attention heads": c.heads,
             "feed-forward size": c.intermediate_size}
     if c.architecture == "mobilebert":
-        rows |= {"bottleneck size": c.bottleneck_size, "feed-forward networks a layer": c.feed_forwards}
+        rows |= {"bottleneck size": c.bottleneck_size, "feed-forward networks per layer": c.feed_forwards}
     rows |= {"vocabulary": f"{c.vocab_size:,}", "longest input": f"{c.max_positions} tokens",
             "activation": c.activation}
     if head == "classification" and not c.regression:
@@ -64,10 +64,10 @@ def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: s
                      f"{', add_pooling_layer=False' if bare else ''})\n"
                      "tokenizer = transformers.AutoTokenizer.from_pretrained(\"FOLDER\")\n```\n")
         if bare:
-            parts.append("The model has no pooler: without `add_pooling_layer=False`, transformers starts "
-                         "a new one, and `pooler_output` means nothing.\n")
+            parts.append("The model has no pooler. Without `add_pooling_layer=False`, transformers adds a "
+                         "pooler with random weights, and its `pooler_output` has no meaning.\n")
         if c.architecture == "mobilebert":
-            parts.append("There, the last token of a sequence reads the padding behind it: outputs of a "
-                         "padded batch differ from those of its sequences one by one, which are "
-                         "minibert's.\n")
+            parts.append("In transformers, the last token of a sequence reads the padding after it. So the "
+                         "outputs of a padded batch differ from the outputs of each sequence alone. "
+                         "minibert gives the outputs of each sequence alone.\n")
     return "\n".join(parts)

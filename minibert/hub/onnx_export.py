@@ -1,8 +1,8 @@
 """Exports models to ONNX files, which take padded batches and are run by ONNX Runtime.
 
 The models of minibert take packed batches without padding. Programs that run ONNX files give a table of token
-ids (S, T) and a mask. So `Padded` is exported: it has the same modules, but its attention works on padded
-rows. The export needs the `onnx` extra.
+ids (S, T) and a mask. So the class `Padded` is exported. It has the modules of the model, but its attention
+works on padded rows. The export needs the `onnx` extra.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
-OPSET = 18  # the version that torch writes without a conversion; LayerNormalization is one operator since 17
-# an exported file is checked with random batches: the lengths of their sequences, and the padded length
+OPSET = 18  # version of the ONNX operators: torch writes it without a conversion
+# random batches that check an exported file: lengths of the sequences, and length to which they are padded
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
-TOLERANCE = 1e-5  # the tolerance of all fp32 comparisons; relative to the largest output if that is above 1
+TOLERANCE = 1e-5  # of all fp32 comparisons; relative to the largest output if this output is above 1
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     No token attends to padding. The results for padding have no meaning.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
-    # the smallest finite number, not -inf: a row that may attend to no token then gives the mean of all
-    # values, and not NaN
+    # The smallest finite number is used, and not -inf. So a row that may attend to no token gives the mean of
+    # all values, and not NaN.
     scores = scores.masked_fill(~keep[:, None, None, :], torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v
 
@@ -133,7 +133,7 @@ def samples(model: nn.Module) -> list[tuple[Batch, int]]:
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the file's inputs, each (S, T) int64. token_type_ids is only among them if the model has
+    """The names of the file's inputs, each (S, T) int64. token_type_ids is an input only if the model has
     token types.
     """
     return ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.segments else 2]
@@ -141,8 +141,8 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 def packages():
     """The packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is missing, or
-    if torch is older than 2.13. Older versions were not tested, and torch 2.6 fixes the batch size of the
-    exported file.
+    if torch is older than 2.13. Older versions were not tested, and a file from torch 2.6 takes only one
+    batch size.
     """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
@@ -176,7 +176,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    with quiet("torch.onnx"):  # the file is checked later
+    with quiet("torch.onnx"):  # `save_onnx` checks the file
         torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
                           output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
                           opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
@@ -189,8 +189,8 @@ def tidy(proto) -> None:
     """Changes an ONNX model in place: removes notes about the source code, and stores the weights of products
     in transposed form.
 
-    For every operator, torch stores the file and the line of the source code, with paths of this machine. It
-    stores the weights of `nn.Linear` as (out, in), and a Transpose operator follows each of them.
+    For every operator, torch stores the file and the line of the source code, with paths of this machine.
+    torch stores the weights of `nn.Linear` as (out, in), and a Transpose operator follows each of them.
     Quantisation needs a weight that goes directly into its product. The tied word table is not changed,
     because the embeddings also use its rows.
     """
@@ -228,7 +228,7 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet(""):  # a warning recommends a graph optimisation that changes nothing here
+    with quiet(""):  # the hidden warning recommends an optimisation that changes nothing here
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
 
@@ -259,10 +259,10 @@ def deviation(model: nn.Module, path: Path) -> float:
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):
-        for ours, theirs in zip(packed_outputs(model, batch), run_file(session, model, batch, length)):
-            if ours.shape != theirs.shape:
+        for expected, actual in zip(packed_outputs(model, batch), run_file(session, model, batch, length)):
+            if expected.shape != actual.shape:
                 return math.inf
-            apart = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
+            apart = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1))
             worst = max(worst, apart if math.isfinite(apart) else math.inf)  # NaN counts as infinite
     return worst
 
@@ -270,22 +270,23 @@ def deviation(model: nn.Module, path: Path) -> float:
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
               bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
-    model.onnx, or model_quantized.onnx with weights of 8 or 7 `bits` (`quantize_file`). Returns the
-    `deviation` of the file from the model. `judge` takes the path of the quantised file before it gets its
-    final name, and raises `UserError` to refuse it.
+    model.onnx. If `bits` (8 or 7) is given, it is model_quantized.onnx, whose weights have this number of
+    bits (`quantize_file`). Returns the `deviation` of the file from the model. `judge` takes the path of the
+    quantised file before it gets its final name, and raises `UserError` to refuse it.
 
     The fp32 file is checked in ONNX Runtime before any file gets its final name. So a model.onnx in `folder`
     is complete, and its outputs are those of the model. Raises `UserError` and writes nothing if the `onnx`
     extra is missing, the head is not in `OUTPUTS`, `transformers` does not support the model, a check fails,
     or `judge` raises `UserError`.
     """
-    model = getattr(model, "_orig_mod", model).eval()  # the original model inside a compiled one
+    model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model here
     config, head, folder = model.config, head_of(model), Path(folder)
     if config.architecture == "mobilebert":
-        raise UserError("a MobileBERT has no ONNX form here; save it in Hugging Face's format, which other "
-                        "exporters read")
+        raise UserError("minibert cannot export a MobileBERT to ONNX; save it in Hugging Face's format, "
+                        "which other exporters read")
     if head not in OUTPUTS:
-        raise UserError(f"a {head} model has no ONNX form here; choose one of the heads {', '.join(OUTPUTS)}")
+        raise UserError(f"minibert cannot export a {head} model to ONNX; choose one of the heads "
+                        f"{', '.join(OUTPUTS)}")
     packages()
     text = dump(describe(config, head, "hf", "float32"))
     with disk_errors(folder), folder_within(folder) as made:

@@ -18,8 +18,8 @@ from minibert.common.errors import UserError
 from minibert.hub.weight_files import read_bin
 from minibert.model.sentences import POOLING, Normalize, SentencePooling
 
-# Older files have one true or false field for each kind of pooling. If several are true, their vectors are
-# concatenated in this order.
+# Older config files have one true or false field for each kind of pooling. If several fields are true, the
+# vectors are concatenated in this order.
 SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
@@ -37,8 +37,7 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
     modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder above.
     If a setting is not known, the result is a `SentencePooling` with the reason in `refused`. Then `embed`
-    refuses
-    the model, but it still loads for other uses.
+    refuses the model, but the model can be loaded for other uses.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -49,7 +48,7 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
         for name in (SHARED, *OWN):
             if (place / name).is_file():
                 files[name] = (place / name).read_bytes()
-    if not (root / "modules.json").is_file():  # the folder of a cross-encoder may still have other files
+    if not (root / "modules.json").is_file():  # a cross-encoder has other files, but no modules.json
         return None, files
     try:
         modules = _modules(root)
@@ -71,7 +70,8 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """The files that describe `pooling`, by their paths, for the `Beside` of a model with this `hidden_size`.
+    """The files that describe `pooling`, as a dict from paths to contents, for the `Beside` of a model with
+    this `hidden_size`.
 
     `shared` is the content of config_sentence_transformers.json, which has the prompts and `pooling.width`.
     """
@@ -144,22 +144,23 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
     kinds = [module["type"].rpartition(".")[2] if module["type"].startswith("sentence_transformers.")
              else module["type"] for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
-        raise UserError(f"{root / 'modules.json'} does not begin with a Transformer and a Pooling but with "
-                        f"{' and '.join(kinds[:2])}, of which embed makes no vectors")
+        raise UserError(f"{root / 'modules.json'} begins with {' and '.join(kinds[:2])}, but embed needs a "
+                        "Transformer and then a Pooling")
     modes = _modes(root / modules[1]["path"], settings(f"{modules[1]['path']}/config.json"))
     layers, width = [], hidden_size * len(modes)
     for module, kind in zip(modules[2:], kinds[2:]):
         place, own = root / module["path"], settings(f"{module['path']}/config.json")
         if any(own.get(name) not in (None, "sentence_embedding")
                for name in ("module_input_name", "module_output_name")):
-            raise UserError(f"{place} works on {own.get('module_input_name')}, and embed only on "
+            raise UserError(f"{place} reads {own.get('module_input_name')}, but embed supports only "
                             "sentence_embedding")
         if kind == "Normalize":
             layers.append(Normalize())
         elif kind == "Dense":
             layers += _dense(place, own, files.get(f"{module['path']}/model.safetensors", b""))
             if layers[-2].in_features != width:
-                raise UserError(f"{place} reads {layers[-2].in_features} numbers, where {width} come")
+                raise UserError(f"{place} needs vectors of {layers[-2].in_features} numbers, but gets "
+                                f"vectors of {width}")
             width = layers[-2].out_features
         elif kind != "Dropout":
             raise UserError(f"{root / 'modules.json'} names a module {kind}, which embed does not know")
@@ -172,8 +173,8 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
         raise UserError(f"{name} of {root} sets {', '.join(odd)}, which embed does not know")
     prompt = (shared.get("prompts") or {}).get(shared.get("default_prompt_name") or "", "") or ""
     if prompt and settings(f"{modules[1]['path']}/config.json").get("include_prompt") is False:
-        raise UserError(f"{root / modules[1]['path']} leaves the prompt's tokens out (include_prompt), which "
-                        "embed does not do")
+        raise UserError(f"{root / modules[1]['path']} leaves out the tokens of the prompt (include_prompt), "
+                        "which embed does not support")
     length = own.get("max_seq_length")
     if length is None and (folder / "tokenizer_config.json").is_file():
         length = read_json(folder / "tokenizer_config.json").get("model_max_length")
@@ -192,7 +193,7 @@ def _modes(place: Path, settings: dict) -> tuple[str, ...]:
     modes = (modes,) if isinstance(modes, str) else tuple(modes) or ("mean",)
     unknown = [mode for mode in modes if mode not in POOLING]
     if unknown:
-        raise UserError(f"{place} pools by {', '.join(unknown)}; embed knows {', '.join(POOLING)}")
+        raise UserError(f"{place} uses the pooling {', '.join(unknown)}; embed supports {', '.join(POOLING)}")
     return modes
 
 
@@ -203,12 +204,12 @@ def _dense(place: Path, settings: dict, weights: bytes) -> list[nn.Module]:
     path = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     kind = getattr(nn, path.rpartition(".")[2], None) if path.startswith("torch.nn.") else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise UserError(f"{place} has the activation {path}, which is none of torch.nn")
+        raise UserError(f"{place} has the activation {path}, which is not a class of torch.nn")
     linear = nn.Linear(settings["in_features"], settings["out_features"], settings.get("bias", True))
     tensors = safetensors.torch.load(weights)
     wanted = {f"linear.{name}": value.shape for name, value in linear.state_dict().items()}
     if {name: value.shape for name, value in tensors.items()} != wanted:
-        raise UserError(f"the weights in {place} are not those of its config.json: "
+        raise UserError(f"the weights in {place} do not fit its config.json, which needs "
                         f"{', '.join(sorted(wanted))}")
     linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in tensors.items()})
     return [linear, kind()]

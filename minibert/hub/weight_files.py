@@ -1,5 +1,5 @@
-"""Reads and writes the weight files of a model folder: safetensors files, shards, and for weights/convert.py
-pickled files.
+"""Reads and writes the weight files of a model folder: safetensors files, whole or in parts (shards), and for
+weights/convert.py pickled files.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
         shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
         absent = [name for name, home in weight_map.items() if home == file and name not in shard]
         if absent:
-            raise UserError(f"{index.parent / file} lacks {', '.join(absent)}, which {index.name} promises")
+            raise UserError(f"{index.parent / file} lacks {', '.join(absent)}, which {index.name} lists")
         tensors |= shard
     return tensors
 
@@ -64,7 +64,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
-        except safetensors.SafetensorError as error:  # its text has the system's number, like "(os error 28)"
+        except safetensors.SafetensorError as error:  # its message has the system's error number
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
                    ) from None
@@ -72,21 +72,21 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file. Raises `UserError` if it is damaged."""
+    """All tensors of one file. Raises `UserError` if the file is damaged."""
     start = _first_bytes(path)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
-        raise UserError(f"{path} is a pickle under the name of a safetensors file; rename it to "
+        raise UserError(f"{path} is a pickled file with the name of a safetensors file; rename it to "
                         "pytorch_model.bin, and convert it with weights/convert.py")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three are raised for number types that torch does not have
+            AttributeError) as error:  # the last three are for number types that torch does not have
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
 def _first_bytes(path: Path) -> bytes:
-    """The first bytes of a weight file. Raises `UserError` if it is a git-LFS pointer or a web page."""
+    """The first bytes of a weight file. Raises `UserError` if the file is a git-LFS pointer or a web page."""
     with disk_errors(path, "read"), open(path, "rb") as file:
         start = file.read(100)
     check_is_the_file(path, start)
@@ -98,18 +98,18 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     _first_bytes(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on the pickle say nothing about the tensors
+            warnings.simplefilter("ignore")  # torch's warnings are about the file format, not the tensors
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can cause any error
         # torch's own message is not shown, because it recommends to run the code in the file
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(f"{path} holds more than tensors: to read it would run {code[1]}, and code in a "
-                            "file is not run here; have it written anew where it was made, with "
+            raise UserError(f"{path} holds more than tensors: reading it would run {code[1]}, and minibert "
+                            "runs no code from a file; write the file again with "
                             "torch.save(model.state_dict(), FILE)") from None
-        raise UserError(f"{path} is damaged, or is no file of torch.save; download it again") from None
+        raise UserError(f"{path} is damaged, or was not written by torch.save; download it again") from None
     if isinstance(tensors, dict) and (nested := [key for key, t in tensors.items() if isinstance(t, dict)]):
-        raise UserError(f"{path} is a training checkpoint: its tensors lie under "
-                        f"{', '.join(map(repr, nested[:5]))}; write the model's alone: "
+        raise UserError(f"{path} is a training checkpoint: its tensors are under "
+                        f"{', '.join(map(repr, nested[:5]))}; save only the tensors of the model: "
                         f"torch.save(torch.load(FILE, weights_only=True)[{nested[0]!r}], NEW)")
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")

@@ -1,16 +1,17 @@
 """TinyBERT's data augmentation (Jiao et al. 2019, section 3.2, algorithm 1): copies of a text in which some
 words are replaced.
 
-A word that is one piece of the vocabulary is replaced by one of the K words to which a masked language model
-gives the highest probability at its position. In each of N_a copies, each word is replaced with probability
-p. note: the paper replaces words of several pieces by their neighbours in GloVe. Here they are not replaced.
+The candidates for a word are the K words to which a masked language model gives the highest probability at
+its position. In each of N_a copies of a text, each word is replaced with probability p by one of its
+candidates. note: the paper replaces words of several pieces by their neighbours in GloVe. Here only words
+that are one piece of the vocabulary are replaced.
 
 As in the original code, a word is replaced only if it consists of letters and is not a stop word. The model
-reads the text with masked words, and then the unchanged text as the second text. So the candidates have
-meanings that fit the text. The candidates of each text are computed once. note: algorithm 1 computes new
-candidates in each of the N_a rounds, from the text in which words are already replaced. The original code
-masks one word at a time. Here up to 15 % of the pieces of a text are masked at once, as in pre-training;
-about 14 of 15 candidates are the same in both ways. A candidate is never a stop word or the word itself.
+reads a pair of texts: the text with masked words, and the unchanged text. So the model also sees the masked
+words. The candidates are computed once for each text. note: algorithm 1 computes new candidates for each of
+the N_a copies, from a text in which words are already replaced. The original code masks one word at a time.
+Here up to 15 % of the pieces of a text are masked at once, as in pre-training. About 14 of 15 candidates are
+the same as with one masked word. A candidate is never a stop word or the replaced word.
 """
 
 import re
@@ -32,11 +33,11 @@ from minibert.inference.predict import MICRO_TOKENS
 from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
-BLOCK = 128  # the number of rows whose candidates are computed together
+BLOCK = 128  # the candidates for this number of rows are computed together
 MASK_SHARE = 0.15  # the largest share of the pieces of a text that are masked in one pass
 
-WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # this pattern matches no part of b2b or snake_case
-# function words, and the parts of "don't" or "it's" before and after the apostrophe
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
+# These words are never replaced. They include the parts of words such as "don't", split at the apostrophe.
 STOP_WORDS = frozenset("""
 a about above after again against ain all am an and any are aren as at be because been before being below
 between both but by can could couldn d did didn do does doesn doing don down during each few for from further
@@ -50,27 +51,27 @@ yourself yourselves
 
 
 class Text(NamedTuple):
-    """A text, its w replaceable words, and the candidates of these words."""
+    """A text, its w replaceable words, and the candidates for these words."""
 
     text: str
-    spans: list[tuple[int, int]]  # the positions of the words in the text
-    candidates: list[list[str]]
+    spans: list[tuple[int, int]]  # for each word, its characters [start, end) in the text
+    candidates: list[list[str]]  # for each word, its candidates
 
 
 class Query(NamedTuple):
     """A part of a text that the model reads in one pass."""
 
-    ids: list[int]
+    ids: list[int]  # the pieces of this part
     masked: list[int]  # the positions in `ids` that are masked
-    words: list[int]  # for each masked position, the number of its word
+    words: list[int]  # for each masked position, the number of its word among the words of all texts
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """The texts with their replaceable words of one piece, and K candidates for each word.
+    """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
-    `model` has an MLM head and is frozen on the runtime's device. The model reads each text twice in one
-    sequence. A text that is too long for this is divided into parts.
+    `model` has an MLM head. It is frozen and on the runtime's device. It reads each text twice in one
+    sequence, so a long text is divided into parts. `micro_tokens` limits the tokens of a forward pass.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0
@@ -86,17 +87,17 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Whether a text is a word that may be replaced: it has at least two characters, all of them are letters,
-    and it is not a stop word.
+    """Whether a piece of the vocabulary can be a candidate. It must have at least two characters, consist of
+    letters, and not be a stop word.
     """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """The positions of the replaceable words: words of letters that are not stop words.
+    """The characters [start, end) of each replaceable word: a word of letters that is not a stop word.
 
-    `re` does not count a combining mark as part of a word, so `WORD` alone would split words of Hindi. Words
-    beside a combining mark are not replaced.
+    `re` does not count a combining mark as part of a word, so `WORD` finds parts of words in Hindi. For this
+    reason, a match that is next to a combining mark is not replaced.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -107,11 +108,11 @@ def replaceable(text: str) -> list[tuple[int, int]]:
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
-    """The passes of the model for the words in `single`. Each entry of `single` has the position of a piece
-    and the number of its word.
+    """Yields the passes of the model over a text with the pieces `ids`. Each entry of `single` has the
+    position of a replaceable word in `ids` and the number of the word.
 
     A text of more than `room` pieces is divided into parts of equal length. If a part needs p passes, each
-    pass masks every p-th word of the part. So the masks of one pass are far apart.
+    pass masks every p-th word of the part. So the masked words of one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -126,7 +127,7 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """For the number of each masked word, the K words with the highest probability at its place."""
+    """For the number of each masked word, the `k` words with the highest probability in its place."""
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}
@@ -136,7 +137,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,); "film" and "Film" have the same number, and a piece that is not a word has -1
+    # (V,), for each piece a number: "film" and "Film" have the same number; -1: the piece is no candidate
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
@@ -162,10 +163,11 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
-    """`n` copies of a text. In each copy, each word is replaced with probability p by one of its candidates.
+    """Makes `n` copies of a text. In each copy, each word is replaced with probability `p` by one of its
+    candidates.
 
-    The random numbers depend on `key` alone. The text between the words does not change. The new word gets
-    the upper or lower case of the replaced word.
+    The random numbers depend on `key` alone. The text between the words does not change. Capital letters of
+    the old word are kept in the new word (see `in_case_of`).
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, w)
@@ -184,7 +186,8 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
 
 
 def in_case_of(old: str, new: str) -> str:
-    """The new word in the case of the old word: as it is, with a capital first letter, or in capitals."""
+    """Returns the new word in capitals, with a capital first letter, or unchanged, depending on the old word.
+    """
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
@@ -192,11 +195,12 @@ def in_case_of(old: str, new: str) -> str:
 
 def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int, p: float,
             seed: int) -> Iterator[Example]:
-    """Yields each row, and after it up to `n` different variants of the row with the same id and label.
+    """Yields each row, followed by at most `n` different variants of the row. A variant has the id and the
+    label of its row.
 
-    `find` is `with_candidates` with all arguments set except the texts. The two texts of a pair are changed
-    independently. note: the original code pairs every variant of the second text with the last variant of the
-    first text.
+    `find` is `with_candidates` with all arguments set except the texts. `p` is the probability that a word is
+    replaced. The two texts of a pair are changed independently. note: the original code pairs every variant
+    of the second text with the last variant of the first text.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):
@@ -212,5 +216,5 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int
 
 
 def columns_of(row: Example) -> tuple[str, ...]:
-    """The text columns of a row: one or two texts."""
+    """The one or two texts of a row."""
     return (row.text,) if row.pair is None else (row.text, row.pair)

@@ -1,5 +1,4 @@
-"""Reads a task and its examples from a user's csv file, and writes examples so that reading returns the same.
-"""
+"""Reads a task and its examples from a user's csv file, and writes examples to a csv file."""
 
 import csv
 import io
@@ -15,17 +14,17 @@ from minibert.data.text import hash_share
 from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
-DEV_SHARE = 0.1  # the share of a csv file's rows that is the dev split if there is no dev file
+DEV_SHARE = 0.1  # if there is no dev file, the dev split is this share of the rows
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
-    """Reads a csv file, or a .tsv file, whose columns are separated by tabs. Returns its task and examples.
-    If `task` is given, the labels must be labels of this task.
+    """Reads a csv file, and returns its task and its examples. In a .tsv file, tabs separate the columns.
 
-    The header must name the column `text`, optionally `pair`, and a column `label` or `score`. Labels are any
-    words, scores any numbers. A column `id` is kept, and other columns are ignored. If the column `label` has
-    numbers with a decimal point, they are read as scores, as in run_glue.py of transformers. Quotes follow
-    the csv standard, also in a .tsv file. If `task` is given, the label column may be missing.
+    The header must name the column `text` and a column `label` or `score`. The column `pair`, which has a
+    second text, is optional. A label can be any word, and a score any number. The column `id` is kept, and
+    other columns are ignored. If the column `label` has numbers with a decimal point, they are read as
+    scores, as in run_glue.py of transformers. Quotes follow the csv standard, also in a .tsv file. If `task`
+    is given, every label must be a label of this task, and the label column may be missing.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -35,7 +34,7 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     if task is None:
         if len(answers) != 1:
             raise UserError(f"{path}, line 1: the header must name one column 'label' or 'score', "
-                            f"and names {'both' if answers else 'neither'}: {', '.join(names)}")
+                            f"but it names {'both' if answers else 'neither'}: {', '.join(names)}")
         task = _csv_task(path, answers[0], rows)
     answer = "score" if "score" in answers and task.kind == "score" else answers[0] if answers else None
     examples = []
@@ -50,10 +49,10 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
-    """Writes labelled examples of one or two texts. `read_csv` with `task` reads the same examples back.
+    """Writes labelled examples to a csv file, from which `read_csv` with this `task` reads equal examples.
 
-    A text with tabs, quotes or line ends is quoted by the rules of csv. The file is complete or does not
-    exist. Returns the number of examples.
+    A text with tabs, quotes or line ends is put in quotes, as in the csv standard. The file is complete or
+    does not exist. Returns the number of examples.
     """
     partial, written = path.with_name(path.name + ".partial"), 0
     try:
@@ -77,9 +76,9 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
-    """The task, the training examples and the dev examples of a csv file. Without a `dev` file, a tenth of
-    the rows is the dev split. A hash of its text decides in which split a row is, so equal texts are in the
-    same split.
+    """Returns the task, the training examples and the dev examples of a csv file. `dev` is a csv file with
+    the dev examples. If it is None, a tenth of the rows of `path` is the dev split. A hash of its text
+    decides in which split a row is, so equal texts are in the same split.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -87,7 +86,7 @@ def read_csv_splits(path: str | Path,
         if held_out[0].label is None:
             raise UserError(f"{dev}, line 1: a dev file needs the column 'label' or 'score'")
         if (held_out[0].pair is None) != (examples[0].pair is None):
-            raise UserError(f"of {path} and {dev} one has pairs of texts and the other has single ones")
+            raise UserError(f"{path} and {dev} differ: one has pairs of texts, the other has single texts")
         return task, examples, held_out
     train = [example for example in examples if hash_share(example.text) >= DEV_SHARE]
     held_out = [example for example in examples if hash_share(example.text) < DEV_SHARE]
@@ -96,16 +95,15 @@ def read_csv_splits(path: str | Path,
                         "--dev FILE.csv")
     unlearned = {row.label for row in held_out} - {row.label for row in train}
     if task.kind == "classes" and unlearned:
-        say(f"warning: all rows of the class {task.labels[min(unlearned)]!r} are held out, so it is not "
-            "learned; give more rows, or a dev file: --dev FILE.csv")
+        say(f"warning: all rows of the class {task.labels[min(unlearned)]!r} are held out, so the model does "
+            "not learn this class; give more rows, or a dev file: --dev FILE.csv")
     return task, train, held_out
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """The column names in lower case, and the rows. Each row has the number of the line in which it starts.
 
-    Spreadsheets write blank lines, lines of commas alone and columns without a name. All of these are left
-    out.
+    Spreadsheets write blank lines, lines of commas, and columns without a name. All of these are left out.
     """
     csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
@@ -124,13 +122,13 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
                     rows.append((start, {name: value for name, value in zip(names, values) if name}))
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {start}: not valid csv ({error}); a field that holds a quote is "
-                        'quoted, and its quote doubled: "so ""it"" is"') from None
+        raise UserError(f"{path}, line {start}: not valid csv ({error}); a field with quotes must be in "
+                        'quotes, and the quotes inside it must be doubled: "so ""it"" is"') from None
     if not rows:
         raise UserError(f"{path} holds no rows")
     names = [name for name in names if name]
     if len(set(names)) < len(names):
-        raise UserError(f"{path}: a column name is there twice: {', '.join(names)}")
+        raise UserError(f"{path}: a column name occurs twice: {', '.join(names)}")
     return names, rows
 
 
@@ -139,19 +137,20 @@ def _delimiter(path: Path) -> str:
 
 
 def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
-    """The task of a csv file. `answer` is the name of its label column, "score" or "label". The classes are
-    the words in the column "label", in sorted order. The training settings are those for GLUE.
+    """Returns the task of a csv file. `answer` is the name of its label column, "score" or "label". The
+    classes are the different words in the column "label", in sorted order. The training settings are the
+    defaults of `Task`.
     """
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
-    # numbers, at least one with a decimal point
+    # all labels are numbers, and at least one number has a decimal point
     if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
-        say(f"{path}: the labels are numbers with a point, so they are learned as scores; write them "
-            "without a point, or as words, to have classes")
+        say(f"{path}: the labels are numbers with a point, so they are learned as scores; if they are "
+            "classes, write them without a point, or as words")
         answer = "score"
     if answer == "score":
         return Task(path.name, (), (), ("pearson", "spearman"), kind="score")
     if len(labels) < 2:
-        raise UserError(f"{path}: every label is {labels[0]!r}; there must be at least two")
+        raise UserError(f"{path}: every label is {labels[0]!r}; there must be at least two labels")
     return Task(path.name, labels, labels, ("accuracy", "matthews"))
 
 

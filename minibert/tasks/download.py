@@ -1,7 +1,7 @@
 """The public data sets: their files, addresses, sizes, sha256 and terms of use, and their download.
 
-Every file has a known sha256, so it does not matter from which address it comes. An archive is unpacked into
-a hidden folder that is renamed at the end. So every file or folder with its final name is complete.
+The sha256 of every downloaded file is checked, so any address may be used. An archive is unpacked into a
+hidden folder, which is renamed at the end. So every file or folder that has its final name is complete.
 """
 
 import errno
@@ -24,10 +24,10 @@ from minibert.tasks.specs import GLUE_URL, TASKS
 
 
 class File(NamedTuple):
-    """One file: its path in the output folder, its size in bytes, its sha256, and its addresses, the best
-    address first.
+    """One file: its path in the output folder, its size in bytes, its sha256, and its addresses in the order
+    in which they are tried.
 
-    If the file is an archive, `folder` is the folder inside the archive that is unpacked beside it.
+    If the file is an archive, `folder` is the folder in the archive that is unpacked beside the archive.
     """
     path: str
     size: int
@@ -37,7 +37,7 @@ class File(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """One data set: its description, its owner and terms of use if they are known, and its files."""
+    """One data set: its description, its owner and terms of use (if they are known), and its files."""
     what: str
     terms: str
     files: tuple[File, ...]
@@ -54,11 +54,11 @@ def _plain(folder: str, url: str, size: int, sha256: str) -> File:
 
 SENTEVAL_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-# the website of WikiText's author; the first address, an S3 bucket, does not exist any more
+# the website of WikiText's author; the original address, an S3 bucket, does not exist any more
 SMERITY_URL = "https://wikitext.smerity.com/"
 HUB_URL = "https://huggingface.co/datasets/"
 
-# The sizes and sha256 are those in dataset_infos.json of Hugging Face datasets (@040102f1).
+# The sizes and sha256 are from dataset_infos.json in the library "datasets" of Hugging Face (@040102f1).
 DATA_SETS = {
     "cola": DataSet("GLUE CoLA, acceptability", "sentences from linguistics books, for research", _glue(
         "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
@@ -113,7 +113,7 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "a
 
 
 def listing() -> str:
-    """One line for each name: the size of the download, its description, its terms of use and its source."""
+    """Returns a line for each name: the size of the download, its description, terms of use and source."""
     lines = {"glue": (sum(file.size for name in GLUE for file in DATA_SETS[name].files),
                       f"all of GLUE: {', '.join(GLUE)}")}
     for name, data in DATA_SETS.items():
@@ -123,11 +123,11 @@ def listing() -> str:
 
 
 def download(names: Iterable[str], out: str | Path) -> None:
-    """Downloads the data sets `names` into `out`, in the folders of the official downloads. `glue` means all
-    data sets of GLUE.
+    """Downloads the data sets `names` to the folder `out`, in which they get the folder names of the official
+    downloads. The name "glue" means all data sets of GLUE.
 
-    Folders that are not empty and files with the right sha256 are kept. Prints one line for each file to
-    stdout, and the progress to stderr.
+    Files with the right sha256 and unpacked folders that are not empty are not downloaded again. Prints one
+    line for each file to stdout, and the progress to stderr.
     """
     names = [each for name in names for each in (GLUE if name == "glue" else (name,))]
     if unknown := [name for name in names if name not in DATA_SETS]:
@@ -140,8 +140,8 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
-    """Downloads a file to `out` if it is not there. An archive is also unpacked. Returns the path of the file
-    or of the unpacked folder, and whether it is new.
+    """Downloads a file to the folder `out`, if the file is not there. An archive is also unpacked. Returns
+    the path of the file or of the unpacked folder, and whether it is new.
     """
     archive = out / file.path
     if not file.folder:
@@ -149,7 +149,7 @@ def obtain(file: File, out: Path) -> tuple[Path, bool]:
     folder = archive.parent / file.folder
     if folder.is_dir() and any(folder.iterdir()):
         return folder, False
-    place_for(folder)  # raises the error before the download and not after it
+    place_for(folder)  # if the folder cannot be made, the error is raised before the download
     fetch(file, archive)
     unpack(archive, file.folder)
     return folder, True
@@ -175,7 +175,7 @@ def fetch(file: File, target: Path) -> bool:
         try:
             download_url_to_file(url, str(target), file.sha256)
             return True
-        # RuntimeError: the sha256 is wrong
+        # a RuntimeError means that the sha256 is wrong
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 with disk_errors(target):
@@ -186,12 +186,12 @@ def fetch(file: File, target: Path) -> bool:
 
 
 def unpack(archive: Path, folder: str) -> None:
-    """Unpacks `folder` from a .zip or .tar.gz file with the known sha256, and puts it beside the archive. The
-    folder is complete or does not exist. Other contents of the archive are left out.
+    """Unpacks `folder` from a .zip or .tar.gz file whose sha256 was checked, and puts it beside the archive.
+    The folder is complete or does not exist. Other contents of the archive are left out.
     """
     target = place_for(archive.parent / folder)
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
-    # tarfile has filters since Python 3.11.4
+    # tarfile can refuse unsafe paths since Python 3.11.4
     safe = {"filter": "data"} if archive.suffix == ".gz" and hasattr(tarfile, "data_filter") else {}
     with (disk_errors(target),
           tempfile.TemporaryDirectory(prefix=f".{folder}.", dir=target.parent) as temporary):

@@ -1,7 +1,8 @@
-"""The metrics of GLUE, as fractions in float64. The arguments are class numbers or scores, in any array type.
+"""The metrics of GLUE. Arguments are arrays of class numbers or scores, and a result is at most 1.0.
 
-A metric that is not defined is 0.0, for example the correlation of a model that gives the same answer to all
-texts. Such a model has learned nothing. The result is NaN only if predictions or labels are NaN.
+specs.py says which metrics belong to a task. If a metric is not defined, the result is 0.0. An example is the
+correlation of a model that gives the same answer to all texts: such a model has learned nothing. The result
+is NaN only if predictions or labels are NaN.
 """
 
 import math
@@ -17,14 +18,14 @@ def accuracy(predictions, labels) -> float:
 
 
 def f1(predictions, labels) -> float:
-    """F1 of class 1 against all other classes; 0.0 if class 1 is neither predicted nor a label."""
+    """F1 of class 1 against all other classes, or 0.0 if class 1 is neither predicted nor a label."""
     predictions, labels = _arrays(predictions, labels)
     positives = (predictions == 1).sum() + (labels == 1).sum()
     return float(2 * ((predictions == 1) & (labels == 1)).sum() / positives) if positives else 0.0
 
 
 def matthews(predictions, labels) -> float:
-    """The Matthews correlation in Gorodkin's form for K classes; 0.0 if all predictions are equal or all
+    """The Matthews correlation in Gorodkin's form for K classes, or 0.0 if all predictions are equal or all
     labels are equal.
     """
     predictions, labels = _arrays(predictions, labels)
@@ -38,7 +39,7 @@ def matthews(predictions, labels) -> float:
 
 
 def pearson(predictions, labels) -> float:
-    """Pearson's correlation; 0.0 if all predictions are equal or all labels are equal."""
+    """Pearson's correlation, or 0.0 if all predictions are equal or all labels are equal."""
     x, y = _arrays(predictions, labels)
     if x.max() == x.min() or y.max() == y.min():  # the variance may not be exactly 0, because of rounding
         return 0.0
@@ -57,14 +58,16 @@ METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearso
 
 
 def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
-    """The metrics with these names, in the order of the names. `Task.metrics` has such names."""
+    """Returns the value of each metric by its name. `metrics` has the names, such as those in `Task.metrics`.
+    """
     return {name: METRICS[name](predictions, labels) for name in metrics}
 
 
 def _arrays(predictions, labels) -> tuple[np.ndarray, np.ndarray]:
     predictions, labels = (np.asarray(values, dtype=np.float64) for values in (predictions, labels))
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
-        raise ValueError(f"one prediction for each label: {predictions.shape} against {labels.shape}")
+        raise ValueError("there must be one prediction for each label, but the shapes are "
+                         f"{predictions.shape} and {labels.shape}")
     return predictions, labels
 
 

@@ -1,4 +1,4 @@
-"""Loads the student with the task's head and the fine-tuned teacher, and computes the teacher's outputs."""
+"""Loads the student and the fine-tuned teacher of a task, and computes the teacher's outputs."""
 
 import warnings
 from collections.abc import Callable
@@ -25,17 +25,17 @@ MULTI_LABEL = "multi_label_classification"
 
 
 def head_kind(task: Task) -> type:
-    """The class of the models for a task."""
+    """The class of the models for a task: `Span` for SQuAD, and `Classifier` for all other tasks."""
     return Span if task.kind == "span" else Classifier
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
-    """Loads the model `name` with the task's head. This is the model's own head if `keeps_head` is true, else
-    a new head with random weights from `seed`.
+    """Loads the model `name` with a head for the task. If the model already has such a head (`keeps_head`),
+    this head is kept. Otherwise, the head is new and has random weights from `seed`.
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a new head is normal here, so its warning is not shown
+        warnings.simplefilter("ignore")  # `load` warns about a new head, but a new head is normal here
         if task.kind == "span":
             return minibert.load(name, "span")
         stated = "regression" if task.kind == "score" else None
@@ -53,7 +53,7 @@ def keeps_head(name: str, task: Task) -> bool:
                                 or config.regression != (task.kind == "score")
                                 or task.kind == "classes" and label_order(config.labels, task) is None):
         return False
-    if head is None:  # config.json states no head, but the tensors show it
+    if head is None:  # config.json does not say which head the model has, but its tensors show it
         return isinstance(minibert.load(name), head_kind(task))
     return head == ("span" if task.kind == "span" else "classification")
 
@@ -67,25 +67,26 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
-    """The model `name` with the rows of its head in the order of the task's classes. Its labels get the
-    task's names.
+    """Changes a classifier so that its classes have the order and the names of the task's classes. Returns
+    the model.
 
-    Raises `UserError` if the model's head does not fit the task, or if their labels differ.
+    `name` is the model's folder. Raises `UserError` if the model has no head for the task, or if the classes
+    of the model and of the task differ.
     """
     if not isinstance(model, head_kind(task)):
-        raise UserError(f"{name} has no head for {task.name}: fine-tune it first")
+        raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")
     if model.config.problem_type == MULTI_LABEL:
-        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), and the tasks "
-                        "here have one class for each text: it is neither judged nor distilled here")
+        raise UserError(f"{name} is a multi-label classifier (problem_type {MULTI_LABEL}), but each text of "
+                        f"{task.name} has one class: this model can neither be evaluated nor distilled")
     if task.kind != "span" and model.config.regression != (task.kind == "score"):
-        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, "
+        raise UserError(f"{name} predicts {'scores' if model.config.regression else 'classes'}, but "
                         f"{task.name} has {'scores' if task.kind == 'score' else 'classes'}")
     if task.kind == "classes":
         order = label_order(model.config.labels, task)
         if order is None:
             raise UserError(f"{name} has the labels {', '.join(model.config.labels)}, and {task.name} has "
-                            f"{', '.join(task.labels)}: they must be the same, in any order; where they mean "
-                            f"the same, write the names of {task.name} into id2label in its config.json")
+                            f"{', '.join(task.labels)}: both must have the same labels, in any order; if "
+                            f"names differ, write the names of {task.name} into id2label in its config.json")
         for parameter in model.classifier.parameters():
             parameter.copy_(parameter[order].clone())
         model.config = replace(model.config, labels=task.labels)
@@ -93,8 +94,8 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """For each class of the task, the number of the class with this name in a model with these `labels`, or
-    None if the classes differ. `class_of` decides which spellings are the same name.
+    """Returns the model's class number for each class of the task, or None if the classes differ. `labels`
+    are the names of the model's classes. `class_of` decides which names are equal.
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -106,11 +107,12 @@ def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
-    """The teacher's outputs on every example, in the order of the examples. `logits` is (n, K) for n
-    examples. For a span head it is (N, 2).
+    """Returns the teacher's outputs on n examples as `logits`, in the order of the examples. `logits` is
+    (n, K), or (N, 2) for a span head.
 
-    If `layers` names teacher layers, from 1, the result also has `cls` (n, layers, D): the [CLS] states after
-    these layers. `progress` is called with the number of tokens of every forward pass.
+    `layers` has numbers of teacher layers, from 1. If it is not empty, the result also has `cls`
+    (n, layers, D): the [CLS] states after these layers. `progress` is called with the number of tokens of
+    every forward pass.
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
@@ -134,5 +136,5 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
 def check_widths(student: Config, teacher: Config) -> None:
     """Raises `UserError` if student and teacher have different hidden sizes."""
     if student.hidden_size != teacher.hidden_size:
-        raise UserError("--method pkd and --no-project compare states of equal width: "
-                        f"{student.hidden_size} against {teacher.hidden_size}")
+        raise UserError("--method pkd and --no-project need equal hidden sizes, but the student has "
+                        f"{student.hidden_size} and the teacher {teacher.hidden_size}")

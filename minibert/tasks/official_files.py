@@ -17,11 +17,11 @@ Row = tuple[int, dict[str, str]]  # the number of the line in which the row star
 # ---- official files ----------------------------------------------------------------------------------------
 
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
-    """The rows of one of `task.splits`, in the order of the file. `folder` is the task's folder or the folder
-    above.
+    """Reads the rows of a split of the task, in the order of the file. `folder` is the task's folder or its
+    parent folder.
 
     The id of a row is its index in the file. If the file has no index, the id is the row's number from 0.
-    Missing or malformed rows raise `UserError`.
+    Raises `UserError` if the file is missing or a row is malformed.
     """
     table = task.splits[split]
     root = Path(folder) / task.folder
@@ -41,7 +41,7 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
 
 def _not_there(path: Path, task: Task) -> UserError:
     return UserError(f"{path} does not exist: run python data/download.py {task.name} --out data, or unpack "
-                     f"{task.download}, and give its folder {task.folder} or the one above")
+                     f"{task.download}, and give its folder {task.folder} or the parent folder")
 
 
 def _table_rows(path: Path, table: Table) -> list[Row]:
@@ -53,7 +53,7 @@ def _table_rows(path: Path, table: Table) -> list[Row]:
         missing = [name for name in (table.text, table.pair, table.label) if name and name not in names]
         if missing:
             raise UserError(f"{path}, line 1 is not a header with the column {missing[0]!r}; "
-                            f"the official one is: {', '.join(expected)}")
+                            f"the official header is: {', '.join(expected)}")
     rows = []
     for number, line in enumerate(lines[table.has_header:], 1 + table.has_header):
         values = line.split("\t")
@@ -75,15 +75,15 @@ def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Exa
 
 
 def label_key(name: str) -> str:
-    """The form of a label in which different spellings are equal. Letters become lower case, and spaces and
-    hyphens become `_`. LABEL_3 becomes 3, because most models on the hub name their classes in this way.
+    """Returns a form of a label in which different spellings are equal. Letters become lower case, and spaces
+    and hyphens become `_`. LABEL_3 becomes 3, because many models on the hub have such class names.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
 
 def class_of(name: str, task: Task) -> int | None:
     """The number of the class that a file or a model calls `name`. This is the class with exactly this name,
-    or else the only class with the same `label_key`. Returns None if no class or several classes have it.
+    or else the only class with an equal `label_key`. Returns None if no class or several classes have it.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -94,7 +94,7 @@ def class_of(name: str, task: Task) -> int | None:
 
 
 def label_of(text: str, task: Task, where: str) -> int | float:
-    """The class number or the score that the text of a label in a file stands for."""
+    """Converts a label in a file to a class number or a score. Error messages begin with `where`."""
     if task.kind == "classes":
         number = class_of(text, task)
         if number is None:
@@ -115,8 +115,7 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
     """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
     and all other pairs of the training file are the train split.
 
-    The test examples have labels, because Microsoft's test file has labels. test.tsv of the leaderboard has
-    no labels.
+    The test examples have labels. Microsoft's test file has labels, but the leaderboard's test.tsv does not.
     """
     table = task.splits["train"]
     path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS
@@ -132,12 +131,13 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
-    """The reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. An example of
-    an id is pos/0_9.txt. Each `<br />` becomes a space, because WordPiece would divide it into five pieces.
+    """Reads the reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. The id of
+    a review is, for example, pos/0_9.txt. Each `<br />` becomes a space, because WordPiece would divide it
+    into five pieces.
     """
     examples = []
     for label, word in enumerate(task.words):
-        # macOS writes files whose names start with "._"
+        # files whose names start with "._" are written by macOS and are no reviews
         files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
             raise _not_there(root / part / word / "*.txt", task)

@@ -18,11 +18,11 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-MICRO_TOKENS = 1024  # a small number, because every row of a batch is padded to the longest row
+MICRO_TOKENS = 1024  # maximum tokens of a batch; it is small, because rows are padded to the longest row
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """The outputs of an ONNX file of `model` for a split, in the form of `predict.outputs`."""
+    """Runs the ONNX file of `model` on a split. Returns its outputs in the form of `predict.outputs`."""
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group)
@@ -35,11 +35,12 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float) -> Callable[[Path], None]:
-    """Returns a function that takes the path of an int8 file and prints the scores of `model` in fp32 and of
-    the file. It raises `UserError` if the file loses more than `most` points of the task's first metric.
+    """Returns a function that takes the path of an int8 file, and prints the scores of this file and of
+    `model` in fp32. It raises `UserError` if the file loses more than `most` points of the task's first
+    metric.
 
-    `name` is the folder of `model`, whose classes are put into the task's order. `task` and `data` have the
-    meaning of these options of finetune.py.
+    `name` is the folder of `model`. The model's classes are put into the task's order. `task` and `data` are
+    the values of --task and --data, as in finetune.py.
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)

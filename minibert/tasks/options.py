@@ -20,27 +20,27 @@ class Options(MachineOptions):
     """All options of finetune.py. The default None often means the setting of the task or of the method."""
 
     model: str | None = option(None, "folder or hub name of the model to train, or with --evaluate of the "
-                               "model to evaluate (default: layers of the --teacher, with the teacher's "
+                               "model to evaluate (default: copies of some layers of the --teacher, with its "
                                "head)", metavar="FOLDER", group="model")
     teacher: str | None = option(
         None, "folder or hub name of a teacher that was fine-tuned on the same task", metavar="FOLDER")
-    layers: int | None = option(None, "without --model: the number of the student's layers; they are copies "
-                                "of teacher layers that are evenly spread", metavar="LAYERS")
-    layer_map: str | None = option(None, "without --model: the numbers (from 0) of the teacher layers that "
-                                   "the student is a copy of, for example 0,2,5", metavar="NUMBERS")
+    layers: int | None = option(None, "without --model: number of the student's layers; they are copies of "
+                                "evenly spaced layers of the teacher", metavar="LAYERS")
+    layer_map: str | None = option(None, "without --model: numbers (from 0) of the teacher layers that are "
+                                   "copied into the student, for example 0,2,5", metavar="NUMBERS")
 
-    task: str = option(None, f"name of a task ({', '.join(TASKS)}), or a FILE.csv or FILE.tsv with columns "
-                       "text[,pair],label|score", metavar="TASK", group="data")
+    task: str = option(None, f"name of a task ({', '.join(TASKS)}), or a FILE.csv or FILE.tsv with the "
+                       "columns text, pair (optional), and label or score", metavar="TASK", group="data")
     data: str | None = option(None, "folder of the task's official files, or its parent",
                               metavar="FOLDER")
     dev: str | None = option(None, "csv file with the examples to evaluate on (default: a tenth of the "
                              "task's csv file, chosen by a hash of the text)", metavar="FILE.csv")
     augmented: str | None = option(
-        None, "train on this file of data/augment.py instead of the training set; if the task has scores, "
-        "tinybert uses the file in the intermediate stage only, as in the paper", metavar="FILE.csv")
+        None, "train on this file, which data/augment.py wrote, instead of the training set; if the task has "
+        "scores, tinybert uses the file in the intermediate stage only, as in the paper", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "learn only the teacher's outputs on these unlabelled texts; each line has one text, or two "
-        "texts with a tab between them", metavar="FILE.txt")
+        (), "train on these texts without labels, to learn only the teacher's outputs; each line has one "
+        "text, or two texts with a tab between them", metavar="FILE.txt")
     train_examples: int | None = option(
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
     max_length: int | None = option(
@@ -54,33 +54,34 @@ class Options(MachineOptions):
                          + "; ".join(f"{name}: {method.learns}" for name, method in TASK_METHODS.items()),
                          choices=tuple(TASK_METHODS), group="loss")
     alpha: float | None = option(
-        None, "with --teacher: weight of the loss of the teacher's outputs; the loss of the labels has the "
-        "weight 1 - alpha (with --transfer, alpha is 1)")
+        None, "with --teacher: weight of the loss that compares the outputs with the teacher's; the loss "
+        "that compares them with the labels has the weight 1 - alpha (with --transfer, alpha is 1)")
     temperature: float | None = option(
         None, "with --teacher: temperature of the softmax of the teacher's and the student's outputs")
-    beta: float | None = option(None, "weight of the loss of the [CLS] states", only_with=PKD)
+    beta: float | None = option(None, "weight of the loss that compares the [CLS] states of student and "
+                                "teacher", only_with=PKD)
     teacher_layers: str | None = option(None, "teacher layers whose [CLS] states the student learns; skip: "
-                                        "evenly spread; last: the last ones below the top layer",
+                                        "evenly spaced layers; last: the last layers below the top layer",
                                         choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
-        None, "number of epochs of the intermediate stage; 0 leaves this stage out (default: 20, 10 or 50, "
-        "by task)", metavar="EPOCHS", only_with=TINYBERT)
+        None, "number of epochs of the intermediate stage; with 0 there is no such stage (default: 20, 10 or "
+        "50, depending on the task)", metavar="EPOCHS", only_with=TINYBERT)
     intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
     weights: tuple[str, ...] = option((), "weights of the loss terms in the intermediate stage, for example "
                                       "embedding=0 attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
-        None, "for each student layer, the teacher layer (from 1) that it imitates, for example 3,6,9,12 "
-        "(default: evenly spread)", metavar="LAYERS", only_with=TINYBERT)
+        None, "teacher layers (numbers from 1) that the student layers learn to imitate, for example "
+        "3,6,9,12 (default: evenly spaced layers)", metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
-        None, "compare the student's states after a learned projection (default: yes, as in the paper; no if "
-        "the student starts as layers of its teacher)", only_with=TINYBERT)
+        None, "project the student's states before they are compared with the teacher's (default: yes, as in "
+        "the paper; no if the student is made of copied teacher layers)", only_with=TINYBERT)
     replace_rate: float | None = option(
         None, "in the first step, the probability that a student layer replaces its group of teacher layers",
         metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
-        None, "share of the steps in which the probability of --replace-rate rises to 1; in later steps the "
-        "student is trained without teacher layers", metavar="SHARE", only_with=THESEUS)
+        None, "share of the steps in which the probability rises from --replace-rate to 1; in later steps "
+        "the student is trained without teacher layers", metavar="SHARE", only_with=THESEUS)
 
     epochs: float | None = option(None, "number of passes over the training set (default: the task's)",
                                   metavar="EPOCHS", group="optimisation")
@@ -88,16 +89,16 @@ class Options(MachineOptions):
                                metavar="EXAMPLES")
     lr: float | None = option(None, "peak learning rate (default: the task's)", metavar="RATE")
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", metavar="SHARE")
-    weight_decay: float = option(0.01, "weight decay of all weights except biases and norms")
+    weight_decay: float = option(0.01, "weight decay of all weights except biases and LayerNorm")
     clip: float = option(
         1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
         metavar="NORM")
     dropout: float | None = option(None, "dropout of embeddings and block outputs (default: the model's)")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers have 0.1, which "
-                                      "makes training slow")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, but "
+                                      "training is then much slower")
     seed: int = option(
-        1, "random seed of the new head, the order of the examples and dropout; with --seeds it is the seed "
-        "of the first run", metavar="NUMBER")
+        1, "random seed of the new head, of the order of the examples and of dropout; with --seeds, this is "
+        "the seed of the first run", metavar="NUMBER")
     seeds: int = option(
         1, "number of runs with consecutive seeds; the best model is kept, and the median and the range of "
            "the scores are printed; --resume with more seeds adds the missing runs", metavar="RUNS")
@@ -113,11 +114,11 @@ class Options(MachineOptions):
         super().__post_init__()
         known, method = check_task(self.task, self.data, self.dev), TASK_METHODS[self.method]
         if bool(self.model) == bool(self.layers or self.layer_map) or not (self.model or self.teacher):
-            raise UserError("give --model, or without it --teacher and --layers or --layer-map: the student "
-                            "then starts as these layers of its teacher")
+            raise UserError("give --model, or give --teacher with --layers or --layer-map, which choose the "
+                            "teacher layers that are copied into the student")
         for name in ("alpha", "temperature", "transfer"):
             if getattr(self, name) not in (None, ()) and not self.teacher:
-                raise UserError(f"--{name} goes with a --teacher")
+                raise UserError(f"--{name} needs a --teacher")
         if method.needs_teacher and not self.teacher:
             raise UserError(f"--method {self.method} needs a --teacher that was fine-tuned for the task")
         spans = known is not None and known.kind == "span"
@@ -125,14 +126,14 @@ class Options(MachineOptions):
             raise UserError(f"--method {self.method} needs a task of classes or scores")
         if method.cut and self.model:
             raise UserError(f"--method {self.method} trains the student's layers inside its teacher: give "
-                            "--layers or --layer-map in place of --model")
+                            "--layers or --layer-map instead of --model")
         if self.transfer and self.alpha not in (None, 1):
-            raise UserError("--transfer text has no labels, so --alpha is 1")
+            raise UserError("the texts of --transfer have no labels, so --alpha must be 1")
         if self.augmented and (self.transfer or spans):
-            raise UserError("--augmented goes with a task of classes or scores, and not with --transfer")
+            raise UserError("--augmented needs a task of classes or scores, and no --transfer")
         if self.predict and not (known and known.test_splits):
-            raise UserError(f"--predict writes a leaderboard's files, and {self.task} has no test set of "
-                            "one; for texts of your own, call minibert.predict")
+            raise UserError(f"--predict writes files for a leaderboard, but {self.task} has no test set of a "
+                            "leaderboard; for texts of your own, call minibert.predict")
         at_least_one(self, "seeds", "layers", "batch", "train_examples", "stride", "checkpoint_every")
         within(self, 0, math.inf, "epochs", "temperature", "clip", open_low=True)
         within(self, 0, math.inf, "lr", "intermediate_lr", "intermediate_epochs", "beta", "weight_decay")
@@ -141,28 +142,28 @@ class Options(MachineOptions):
         within(self, 0, 1, "dropout", "attention_dropout", open_high=True)
         for field in dataclasses.fields(self) if self.evaluate else ():
             if field.name not in JUDGING and getattr(self, field.name) != field.default:
-                raise UserError(f"{flag(field.name)} goes with training, and --evaluate trains nothing")
+                raise UserError(f"{flag(field.name)} is for training, but --evaluate does not train")
         inner_weights(self)
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
-    """The task with this name, or None for a csv file. Raises `UserError` if --task, --data and --dev do not
-    go together.
+    """The task with this name, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
+    be combined.
     """
     known = TASKS.get(task)
     if not known and Path(task).suffix.lower() not in (".csv", ".tsv"):
-        raise UserError(f"--task {task} is none of {', '.join(TASKS)}, and no .csv or .tsv file")
+        raise UserError(f"--task {task} is neither one of {', '.join(TASKS)} nor a .csv or .tsv file")
     if bool(known) != bool(data):
         raise UserError(f"--task {task} needs --data, the folder of its files" if known else
-                        f"--data goes with a task by name; {task} is a file by itself")
+                        f"--data is for the name of a task, but --task {task} is a file")
     if dev and known:
-        raise UserError(f"--dev goes with a csv; {task} has a dev set of its own")
+        raise UserError(f"--dev is for a csv file, but the task {task} has its own dev set")
     return known
 
 
-# The default options of each method. They are used only with a teacher.
+# For each method, the defaults of its options. They are used only with a teacher.
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
-TEACHING = ("alpha", "temperature")  # options that are only read with a teacher
+TEACHING = ("alpha", "temperature")  # options that are read only if there is a teacher
 # The options that --evaluate reads. All other options are for training.
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
            "threads"}
@@ -172,26 +173,25 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def resolve(options: Options) -> Options:
-    """The options, in which every option of the method that was not given has its default."""
+    """Returns the options. Each option of the method that the user did not give gets its default."""
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
-        defaults = defaults | {"project": False}  # copied layers already have states like the teacher's
+        defaults = defaults | {"project": False}  # copied layers already give states like the teacher's
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 
 
 def inner_weights(options: Options) -> TinyBERTWeights:
-    """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers for `--imitate`.
-    """
+    """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers of --imitate."""
     layers = options.imitate and tuple(numbers("--imitate", options.imitate))
     weights = term_weights(options.weights, terms_of("tinybert"), "tinybert")
     return weights_of("tinybert", layers=layers, **weights)
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """The task with the training settings of the method. Options that were given replace these settings."""
+    """The task with the training settings of the method. Options of the user replace these settings."""
     if options.method == "tinybert":
         task = with_tinybert_settings(task)
     names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")

@@ -1,8 +1,8 @@
 """The tasks of finetune.py as data: files, labels, metrics and published figures of GLUE, IMDb and SQuAD.
 
 The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
-diagnostic set of GLUE, is a second test set of MNLI. AX has no labels. A model of MNLI makes the predictions
-for AX.
+diagnostic set of GLUE, has no labels. Here AX is one of the test splits of MNLI, because a model that was
+trained on MNLI makes the predictions for AX.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 
 class Example(NamedTuple):
-    """One row of a file. `label` is an index into `Task.labels`, a score, or None if labels are missing."""
+    """One row of a file, with one text or a pair of texts. `label` is an index into `Task.labels`, a score,
+    or None if labels are missing.
+    """
     id: str
     text: str
     pair: str | None
@@ -18,10 +20,10 @@ class Example(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The file of one split: its official header, separated by tabs, and the meaning of its columns.
+    """The file of one split. `header` has the official names of its columns, separated by tabs. `text`,
+    `pair` and `label` are the names of the columns with the first text, the second text and the label.
 
-    If `has_header` is false, the file has no header line, and `header` names its columns. For IMDb, `file` is
-    a folder.
+    If `has_header` is false, the file has no header line. For IMDb, `file` is a folder.
     """
     file: str
     header: str = ""
@@ -33,7 +35,7 @@ class Table(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A published figure in percent. `metric` is "" if the source names none."""
+    """A published figure in percent. `metric` is "" if the source does not name the metric."""
     model: str
     metric: str
     value: float
@@ -45,11 +47,11 @@ class Published(NamedTuple):
 class Task:
     """A task and its training settings.
 
-    `kind` is "classes" (a model chooses one of the K `labels`), "score" (it gives each text a number) or
-    "span" (it finds an answer inside a text). Official files and the leaderboard write `words[k]` for the
-    class `labels[k]`. The first of `metrics` (metrics.py) decides which epoch is the best. Batch size,
-    learning rate, epochs and maximum length are those of the transformers examples (run_glue README
-    @05ce25be: 5 epochs for MRPC and WNLI). The DistilBERT paper does not state them.
+    `kind` is "classes" (a model chooses one of the K `labels`), "score" (a model gives each text a number) or
+    "span" (a model finds an answer inside a text). Official files and the leaderboard write `words[k]` for
+    the class `labels[k]`. The first of `metrics` (see metrics.py) decides which epoch is the best. Batch
+    size, learning rate, epochs and maximum length are those of the transformers examples (run_glue README
+    @05ce25be), with 5 epochs for MRPC and WNLI. The DistilBERT paper does not state its settings.
     """
     name: str
     labels: tuple[str, ...]
@@ -57,7 +59,7 @@ class Task:
     metrics: tuple[str, ...]
     folder: str = ""  # the name of the task's folder in the official download
     download: str = ""  # the address of the download
-    splits: dict[str, Table] = field(default_factory=dict)  # empty for a user's file
+    splits: dict[str, Table] = field(default_factory=dict)  # empty for a user's csv file
     kind: str = "classes"
     score_range: tuple[float, float] | None = None  # the lowest and the highest score; None: no limits
     batch: int = 32
@@ -95,8 +97,8 @@ def _paper(metric: str, bert: float, distilbert: float) -> tuple[Published, ...]
 
 
 def _examples(**figures: float) -> tuple[Published, ...]:
-    """The figures of bert-base-uncased in the transformers examples, by metric. note: they differ from the
-    DistilBERT paper's figures by up to 10 points, and neither source says why.
+    """The figures of bert-base-uncased in the transformers examples, by metric. note: these figures differ
+    from the DistilBERT paper's figures by up to 10 points, and neither source says why.
     """
     return tuple(Published(BERT, metric, value, EXAMPLES) for metric, value in figures.items())
 
@@ -159,34 +161,35 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5) + _examples(f1=87.66, accuracy=90.79)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # note: the paper prints 86.7 for bert-base, but its average of 79.5 is right only with 84.7, the
-         # figure in the README
+         # note: the DistilBERT paper prints 86.7 for bert-base. But the average 79.5 in the same row of the
+         # paper needs 84.7, which is the figure in the README of DistilBERT's code.
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER),
                     Published(BERT, "accuracy", 83.70, EXAMPLES, "dev_matched"),
                     Published(BERT, "accuracy", 84.83, EXAMPLES, "dev_mismatched"))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
-         GLUE_URL + "QNLIv2.zip",  # QNLI version 1 has other splits, and no figure here was measured on it
+         GLUE_URL + "QNLIv2.zip",  # QNLI version 1 has other splits; the published figures are of version 2
          _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
                  "question", "sentence"),
          published=_paper("accuracy", 91.8, 89.2) + _examples(accuracy=89.31)),
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9) + _examples(accuracy=71.43)),
-    # the constant answer "not_entailment" also has the accuracy 56.3: it is right in 40 of 71 examples
+    # note: DistilBERT's published 56.3 is also the accuracy of a model that always answers "not_entailment",
+    # because this answer is right for 40 of the 71 dev examples.
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3) + _examples(accuracy=43.66)),
-    # IMDb has no dev split. As in the papers, "dev" is its test set, so the best epoch is chosen on it. The
-    # maximum length of 512 tokens is our choice, because reviews are long and the paper states no length. All
-    # other settings are those for GLUE.
+    # IMDb has no dev split. As in the papers, "dev" is the test set, so the best epoch is chosen on the test
+    # set. The paper states no maximum length; 512 tokens are used here, because reviews are long. All other
+    # settings are those for GLUE.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
          published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
-    # The rows of SQuAD are questions, which squad.py and squad_windows.py read and score. The settings are
-    # those of BERT's README.
+    # The rows of SQuAD are questions, see squad.py and squad_windows.py. The settings are those of BERT's
+    # README.
     Task("squad", (), (), ("f1", "exact_match"), "squad",
          "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
          {"train": Table("train-v1.1.json"), "dev": Table("dev-v1.1.json")}, kind="span",
@@ -200,10 +203,10 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 # the tasks with one class or score for each text or pair of texts
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# The settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2): the prediction stage has 3
-# epochs, and its learning rate is one of the three that the authors tried. Single sentences have 64 tokens.
-# The paper has no settings for IMDb. SQuAD keeps the length of BERT's README. note: the original code has a
-# table of other epochs and lengths, but their names are misspelt, so the code never reads them.
+# The settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2). The prediction stage has 3
+# epochs, and its learning rate is one of the three that the authors tried. Tasks of single sentences have at
+# most 64 tokens. The paper has no settings for IMDb. SQuAD keeps the length of BERT's README. note: the
+# original code has a table of other epochs and lengths, but a spelling mistake keeps it from being read.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

@@ -25,9 +25,9 @@ from minibert.tasks.specs import TASKS, Example, Task
 
 
 class Split(NamedTuple):
-    """One split: its rows, and the same rows as tokens.
+    """One split: its rows, and the examples, which have the tokens of the rows.
 
-    The rows of SQuAD are questions, and their tokens are in windows.
+    For SQuAD, a row is a question, and an example is one of its windows (see squad_windows.py).
     """
     rows: list
     examples: Examples
@@ -35,8 +35,7 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits on which a model is evaluated. The scores on the first split decide which epoch is the best.
-    """
+    """The splits on which a model is evaluated. The first of them decides which epoch is the best."""
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
@@ -46,7 +45,7 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
     test splits.
 
     `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. `dev` is a
-    csv file of held-out rows, or None.
+    csv file with the dev rows, or None.
     """
     if task in TASKS:
         known = TASKS[task]
@@ -58,22 +57,22 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
 
 def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
     """The task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and `data`
-    are those of `read_rows`.
+    have the same meaning as in `read_rows`.
 
-    All rows of a csv file are in one split with the name "all rows", because nothing is held out. The task of
-    a csv file has the labels of the model, because the file may lack some labels.
+    All rows of a csv file are in one split with the name "all rows". The task of a csv file has the labels of
+    the model, because some labels may not occur in the file.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
     config, head = load_config(model), stated_head(model)
     if head not in ("classification", None):
-        raise UserError(f"{model} has no head for {task}: fine-tune it first")
+        raise UserError(f"{model} has no head for {task}: fine-tune the model first")
     judged = Task(Path(task).name, config.labels, config.labels, ("accuracy", "matthews"))
     if config.regression:
         judged = Task(judged.name, (), (), ("pearson", "spearman"), kind="score")
     rows = read_csv(task, judged)[1]
     if rows[0].label is None:
-        raise UserError(f"{task} has no column 'label' or 'score' to judge by")
+        raise UserError(f"{task} has no column 'label' or 'score', which --evaluate needs")
     return judged, {"all rows": rows}
 
 
@@ -92,13 +91,13 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
 
 def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
                     config: Config, model: str) -> dict[str, Split]:
-    """Tokenises the splits for a model with this config. `model` is its name in error messages. Raises
-    `UserError` if the model cannot read the tokens.
+    """Tokenises the splits for a model with this config. `model` is the model's name in error messages.
+    Raises `UserError` if the model cannot read the tokens.
     """
     check_pieces(tokenizer, config, model)
     if task.max_length > config.max_positions:
         raise UserError(f"--max-length {task.max_length} is more than the model's {config.max_positions} "
-                        "positions; give a smaller one")
+                        "positions; give a smaller number")
     splits = {name: tokenised(task, split, tokenizer, stride) for name, split in rows.items()}
     for split in splits.values():
         check_examples(split.examples, config, model)
@@ -106,7 +105,7 @@ def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, str
 
 
 def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
-    """Tokenises the rows of a split."""
+    """Tokenises the rows of a split. `stride` is used for SQuAD only (see `squad_windows.windows`)."""
     if task.kind == "span":
         windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
         spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
@@ -125,16 +124,16 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
-        raise UserError(f"of {path} and the training set one has pairs of texts and the other has single "
-                        "ones")
+        raise UserError(f"{path} and the training set differ: one has pairs of texts, the other has single "
+                        "texts")
     if set(held_out) & {example.id for example in examples}:
-        raise UserError(f"{path} was made from rows that are held out here: make it again, without --dev")
+        raise UserError(f"{path} was made from rows that are dev rows here: make it again, without --dev")
     return examples
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
-    """Reads unlabelled texts. Each line is one text, or with `pairs` two texts with a tab between them.
-    Raises `UserError` for any other line.
+    """Reads texts without labels. If `pairs` is true, each line has two texts with a tab between them,
+    otherwise one text. Raises `UserError` for any other line.
     """
     found = []
     for name in files:
@@ -154,8 +153,8 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
 
 
 def check_data(out: Path, now: dict[str, str]) -> None:
-    """Raises `UserError` if the run in `out` was started with other examples. `now` has the fingerprints of
-    the present examples of each split.
+    """Raises `UserError` if the run in `out` was started with other examples. For each split, `now` has the
+    fingerprint of the present examples.
     """
     if not (out / "config.json").exists():
         return
@@ -167,12 +166,12 @@ def check_data(out: Path, now: dict[str, str]) -> None:
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
-    """The first `n` numbers of a shuffle of 0 to `total` - 1 with a fixed seed, in ascending order."""
+    """Chooses `n` of the numbers 0 to `total` - 1 with a fixed seed. The result is in ascending order."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 def some_of(split: Split, n: int) -> Split:
-    """`n` examples of a split. Every call chooses the same examples."""
+    """A split with only `n` of the examples. Every call chooses the same examples."""
     chosen = some_numbers(len(split.examples.lengths), n)
     if split.windows is None:
         return Split([split.rows[i] for i in chosen], split.examples.part(chosen))
@@ -187,8 +186,8 @@ def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """The answers that a model's outputs stand for: class numbers (n,) or scores (n,) of n examples. For
-    SQuAD, the result is a dictionary from the question id to the candidates.
+    """Turns a model's outputs into answers. The result has n class numbers or n scores for n examples. For
+    SQuAD, the result is a dictionary from the question id to its candidates, the best first.
     """
     if task.kind == "span":
         return candidates_of(split, logits)
@@ -196,7 +195,7 @@ def answers_of(task: Task, split: Split, logits: np.ndarray):
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
-    """The task's metrics in percent. `answers` are those of `answers_of`."""
+    """The task's metrics in percent. `answers` is a result of `answers_of`."""
     if task.kind == "span":
         return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value
@@ -205,13 +204,13 @@ def score(task: Task, split: Split, answers) -> dict[str, float]:
 
 def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
           micro_tokens: int = MICRO_TOKENS) -> tuple[dict[str, float], np.ndarray]:
-    """The scores of a model on a split, in percent, and its outputs."""
+    """Evaluates a model on a split. Returns its scores in percent and its outputs."""
     logits = model_outputs(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
     return score(task, split, answers_of(task, split, logits)), logits
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """The best answers to every question, computed from the logits (N, 2) of all windows."""
+    """The best answers to each question, by question id. `logits` (N, 2) are those of all windows."""
     windows: dict[int, list] = {}  # for each question, its windows with their logits
     for window, piece in zip(split.windows, np.split(logits, np.cumsum(split.examples.lengths)[:-1])):
         windows.setdefault(window.question, []).append((window, piece))
@@ -219,8 +218,9 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """Writes a table of the examples that the model answered wrong: its answer, the expected answer and the
-    text. For scores, it has the tenth of the examples with the largest errors, the largest error first.
+    """Writes a table of the examples with wrong answers: the model's answer, the expected answer and the
+    text. For a task of scores, the table has the 10 % of the examples with the largest errors, in descending
+    order of the error.
     """
     if task.kind == "span":
         best = {id: candidates[0].text for id, candidates in answers.items()}
@@ -240,7 +240,7 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
     """The scores of a constant answer, which is the most frequent class or the mean score of the training
-    set. If several classes are equally frequent, it is the one with the lowest number. Returns None for
+    set. If several classes are equally frequent, the class with the lowest number is taken. Returns None for
     SQuAD.
     """
     if task.kind == "span":

@@ -61,10 +61,10 @@ def read_squad(path: str | Path) -> list[Question]:
                     question = Question(entry["id"], entry["question"], paragraph["context"], answers)
                     check_question(question, place)
                     if question.id in questions:
-                        raise UserError(f"{place}: an earlier question has this id, too")
+                        raise UserError(f"{place}: an earlier question has the same id")
                     questions[question.id] = question
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid json, or cut off ({error})") from None
+        raise UserError(f"{path}: not valid json, or an incomplete file ({error})") from None
     except (KeyError, TypeError) as error:
         raise UserError(f"{place}: this is not the json of SQuAD 1.1 ({error!r})") from None
     if not questions:
@@ -74,21 +74,21 @@ def read_squad(path: str | Path) -> list[Question]:
 
 def check_question(question: Question, place: str) -> None:
     """Raises `UserError` if a question has no answer, or if an answer is not in its context. Raises
-    `TypeError` or `ValueError` for what is not text.
+    `TypeError` or `ValueError` if a value is not text.
     """
     if not question.answers:
-        raise UserError(f"{place}: no answer; questions without one, as in SQuAD 2.0, are not supported")
+        raise UserError(f"{place}: no answer; questions without answers (SQuAD 2.0) are not supported")
     # json can contain half a character such as "\ud83d", which cannot be encoded
     "".join([question.id, question.question, question.context]).encode()
     for text, start in question.answers:
         if not text or start < 0 or not question.context.startswith(text, start):
-            raise UserError(f"{place}: the answer {text!r} does not stand in its context at character "
-                            f"{start}, its answer_start")
+            raise UserError(f"{place}: the context does not have the answer {text!r} at character {start}, "
+                            "which is its answer_start")
 
 
 def normalise(text: str) -> str:
-    """Changes a text for the comparison of answers: lower case, no ASCII punctuation, no articles, single
-    spaces, in this order. So "a-the" becomes the word "athe", and no article is removed from it.
+    """Prepares a text for the comparison of answers, in this order: letters become lower case, ASCII
+    punctuation is removed, articles are removed, and several spaces become one. "a-the" becomes "athe".
     """
     text = text.lower().translate(PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())

@@ -2,9 +2,9 @@
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
 [SEP] part of the context [SEP]. Settings and rules are those of BERT's run_squad.py (Devlin et al. 2018).
-One difference makes this code shorter: the tokenizer gives the characters of the context that each piece
-stands for. So the tokens of a gold answer follow from its characters, and a predicted answer is cut out of
-the context. run_squad.py searches both in the text (`_improve_answer_span`, `get_final_text`).
+One difference makes this code shorter: the tokenizer says which characters of the context belong to each
+token. So the tokens of a gold answer follow from its characters, and a predicted answer is a part of the
+context. run_squad.py searches the text for both (`_improve_answer_span`, `get_final_text`).
 """
 
 import unicodedata
@@ -43,9 +43,9 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
             max_query: int = 64) -> list[Window]:
     """The windows of all questions, in the order of the questions. Each question has at least one window.
 
-    A window has at most `max_length` tokens and at most the first `max_query` pieces of the question.
+    A window has at most `max_length` tokens. Only the first `max_query` pieces of a question are used.
     `stride` is the distance between the starts of two windows, as in run_squad.py. note: in Hugging Face's
-    run_qa.py it is the overlap of two windows. The gold answer is the first answer of a question.
+    run_qa.py, the stride is the overlap of two windows. The gold answer is the first answer of a question.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
@@ -68,8 +68,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
-    """For each text, its M token ids, and an array (M, 2) with the characters [begin, end) of the text that
-    each token stands for.
+    """Returns, for each text, its M token ids, and an array (M, 2) with the characters [begin, end) of each
+    token in the text.
     """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -79,8 +79,8 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
-    """Adds the combining marks that follow a token to the characters of the token in `chars`. The tokenizer
-    removes accents, so its offsets do not contain these marks, and an answer would lose a last accent.
+    """Extends the characters of each token in `chars` by the combining marks that follow the token. The
+    tokenizer removes accents, so its offsets leave out these marks, and an answer would lose its last accent.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -113,11 +113,11 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """For each context token, the window that owns it, as an array (tokens,). This is the window that shows
-    most of the text around the token (`_check_is_max_context` in run_squad.py).
+    """Returns the number of the window that owns each context token, as an array (tokens,). It is the window
+    that shows most of the text around the token (`_check_is_max_context` in run_squad.py).
 
     In each window, a token has a score: its distance to the nearer end of the window plus 0.01 times the
-    window's length. The window with the highest score owns the token, the first one of equal ones.
+    window's length. The first window that has the highest score owns the token.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -134,13 +134,13 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
     """The `n_best` best answers of a question, the best first. If no span is possible, the only answer is the
     empty text.
 
-    `found` has each window of the question, with the logits (T, 2) of its tokens as a start and as an end. In
-    each window, the `n_best` best start tokens are combined with the `n_best` best end tokens. Both tokens
-    must be in the context, and the window must own the start token (`max_context`), so that an answer does
-    not start at the edge of a window if another window shows more of the text around it. An answer has at
-    most `max_answer` tokens. If several spans have the same text, only the best span counts. The
-    probabilities of the returned answers sum to 1. note: run_squad.py first takes the best tokens of the
-    whole window and then removes impossible spans, so it may combine fewer tokens.
+    `found` has each window of the question, with the logits (T, 2) of each token for the start and for the
+    end of the answer. In each window, the `n_best` best start tokens are combined with the `n_best` best end
+    tokens. Both tokens must be in the context. The window must own the start token (`max_context`), because
+    another window may show more of the text around this token. An answer has at most `max_answer` tokens. If
+    several spans have the same text, only the best span counts. The probabilities of the returned answers sum
+    to 1. note: run_squad.py first takes the best tokens of the whole window and then removes impossible
+    spans, so it may combine fewer tokens.
     """
     spans = []  # (score, begin, end) in characters of the context
     for window, logits in found:
@@ -151,7 +151,7 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # the logits of a model that diverged are not finite; its score must be 0, without an exception
+        # A model that diverged has logits that are not finite. It must get the score 0, and no exception.
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
     best: dict[str, float] = {}

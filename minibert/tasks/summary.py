@@ -1,5 +1,5 @@
-"""The end of a fine-tuning: keeps the model of the best seed, and writes its errors, its predictions and the
-closing table. The table compares a constant answer, the teacher, the model and published figures.
+"""The end of a fine-tuning: keeps the model of the best seed, writes its errors and predictions, and makes
+the final table. The table compares a constant answer, the teacher, the model and published figures.
 """
 
 import math
@@ -16,12 +16,12 @@ OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the firs
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """The value by which the best epoch and the best seed are chosen: the metric, but NaN is the lowest."""
+    """The value by which the best epoch and the best seed are chosen: the metric, or -inf if it is NaN."""
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """The median, the lowest and the highest value of each metric over the best epochs of all seeds."""
+    """The median, the lowest and the highest value of each metric over all seeds, each at its best epoch."""
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
     return {name: {metric: take(scores) for metric, scores in values.items()}
@@ -30,7 +30,9 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
                  ) -> list[dict[str, str]]:
-    """The rows of one dev split in the closing table, in percent. `found` has the scores of `summarise`."""
+    """The rows of the final table for one dev split, in percent. `found` is the entry of this split in the
+    first result of `summarise`.
+    """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
     def row(name: str, scores: dict[str, float]) -> dict[str, str]:
@@ -63,7 +65,7 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
     """Moves the model of the best seed (the best `metric` on `split`) to `out`, and removes the models of all
-    other seeds. Returns this seed. If an earlier call has already moved the model, it stays in place.
+    other seeds. Returns the best seed. If an earlier call has already moved the model, the model stays there.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -79,8 +81,8 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 
 def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes errors.tsv for the answers of `answers_of`. For SQuAD, it also writes predictions.json, which is
-    {id: text} for the official script.
+    """Writes the wrong answers to errors.tsv. `answers` is a result of `answers_of`. For SQuAD, this function
+    also writes predictions.json, from which the official script computes the scores.
     """
     write_errors(out / "errors.tsv", task, split, answers)
     if task.kind == "span":
@@ -89,8 +91,8 @@ def write_answers(out: Path, task: Task, split: Split, answers) -> None:
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns, for each dev split, the model's scores over all seeds, those of a constant answer ("baseline")
-    and the teacher's (None if there is no teacher), and the rows of the closing table.
+    """Returns the scores on each dev split, and the rows of the final table. The scores are those of the
+    model over all seeds, of a constant answer ("baseline"), and of the teacher (None without a teacher).
     """
     found, rows = {}, []
     for name, split in dev.items():

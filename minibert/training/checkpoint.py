@@ -1,8 +1,9 @@
 """Checkpoints: the whole state of a run (weights, optimiser, step) in one safetensors file.
 
-A checkpoint is a file `step-N.safetensors`. Its metadata has the other figures of the state as JSON. It is
-written under another name, flushed to the disk and renamed. After that, older checkpoints are removed, but
-the previous checkpoint is kept. So there is always a complete checkpoint, even if the process is killed.
+A checkpoint is a file `step-N.safetensors`. Its metadata has the parts of the state that are not tensors, as
+JSON. The file is written under another name, flushed to the disk and renamed. After that, older checkpoints
+are removed, but the previous checkpoint is kept. So there is always a complete checkpoint, even if the
+process is killed.
 """
 
 import json
@@ -38,11 +39,11 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # the disk may be full, or an earlier process was killed, so unfinished files are removed
+        finally:  # unfinished files are removed: the disk is full, or an earlier process was killed
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # A later checkpoint was damaged, and the run resumed from an older one.
+        # A checkpoint of a later step is damaged: the run was resumed from an older one. It is also removed.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
@@ -61,7 +62,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
     """Loads the newest checkpoint that can be read into the model, the optimiser and the scaler.
 
-    Returns the figures in its metadata, or None if there is no checkpoint. A damaged checkpoint is reported,
+    Returns the state in its metadata, or None if there is no checkpoint. A damaged checkpoint is reported,
     and the previous one is used. Raises `UserError` if all checkpoints are damaged, or if a checkpoint
     belongs to another model.
     """

@@ -67,8 +67,8 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
 @torch.no_grad()
 def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
                    runtime: Runtime) -> dict[str, float]:
-    """Returns the mean of each loss term of a method on held-out text, and their weighted sum, `loss`. There
-    is no dropout.
+    """Returns the mean of each loss term of a method on held-out text, and their weighted sum, `loss`.
+    Dropout is off.
 
     `loss_of(student, micro)` returns a micro-batch's share of the loss, and the sum of each term. `counts`
     has the divisors of these sums.
@@ -96,13 +96,13 @@ def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], 
 
     Returns None if the two models have different numbers of heads. Both models must be in eval mode.
     """
-    ours, theirs, total = encoder_of(student), encoder_of(teacher), 0.0
-    if ours.config.heads != theirs.config.heads:
+    student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0
+    if student.config.heads != teacher.config.heads:
         return None
     for micro in held_out.micro_batches:
         batch = micro.to(runtime.device).batch
         with runtime.autocast():
-            a, b = ours.trace(batch), theirs.trace(batch)
+            a, b = student.trace(batch), teacher.trace(batch)
             total += sum(relation_sum(a.queries[m], a.keys[m], b.queries[g - 1], b.keys[g - 1], batch).item()
                          for m, g in enumerate(layers))
     return total / (held_out.sequences * len(layers))

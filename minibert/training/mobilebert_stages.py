@@ -1,12 +1,13 @@
 """MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6), as functions of the
-step. They give the stage of a step, the loss terms of a stage, and the learning rate of each part of the
-student.
+step. These functions give the stage of a step, the loss terms of a stage, and the learning rate of each part
+of the student.
 
     akt  auxiliary    one stage: the transfer of all layers together with pre-training distillation
     jkt  joint        the transfer of all layers; then distillation
     pkt  progressive  the transfer of layer 1, 2 ... L, lower layers nearly frozen; then distillation
 
-Part 0 of the student is everything outside its layers (embeddings and head). Parts 1 to L are its layers.
+Part 0 of the student is everything outside its layers (embeddings and head). Parts 1 to L are the student's
+layers.
 """
 
 import re
@@ -38,8 +39,8 @@ class Stage(NamedTuple):
 
 
 def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANSFER_SHARE) -> list[Stage]:
-    """The stages of a run in order. Together they have all its steps. Raises `UserError` if a stage would
-    have no step.
+    """The stages of a run in order. Together the stages have all steps of the run. Raises `UserError` if a
+    stage would have no step.
     """
     every = tuple(range(1, layers + 1))
     if schedule == "akt":
@@ -47,9 +48,9 @@ def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANS
     transfer = round(steps * transfer_share)
     groups = [every] if schedule == "jkt" else [(layer,) for layer in every]
     if not len(groups) <= transfer < steps:
-        raise UserError(f"of {steps} steps {transfer} are for the transfer, which has {len(groups)} stages "
-                        f"under {schedule} and leaves some for distillation: take more steps or another "
-                        "share")
+        raise UserError(f"of {steps} steps, {transfer} are for the transfer; but with --schedule {schedule} "
+                        f"each of its {len(groups)} stages and the distillation need at least one step: take "
+                        "more steps or another --transfer-share")
     ends = [transfer * i // len(groups) for i in range(len(groups) + 1)]
     return [*(Stage(first, last, group, False) for first, last, group in zip(ends, ends[1:], groups)),
             Stage(transfer, steps, (), True)]

@@ -31,7 +31,7 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
-    """Checks the teacher of the method `embedding`. Prints its pooling if the files in its folder do not
+    """Checks the teacher of the method `embedding`. Prints the pooling if the files of the teacher do not
     state it. Raises `UserError` if the teacher changes texts before its tokenizer reads them, because
     train.py does not change the lines of a corpus.
     """
@@ -39,16 +39,17 @@ def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
     pooling = pooling_of(teacher)
     if pooling.prompt:
-        raise UserError(f"the teacher puts the prompt {pooling.prompt!r} before each text. Begin the lines of the "
-                        "corpus with it, and set default_prompt_name in a copy of its folder to null")
+        raise UserError(f"the teacher puts the prompt {pooling.prompt!r} before each text. Put this prompt "
+                        "before each line of the corpus, and set default_prompt_name in a copy of its "
+                        "folder to null")
     if pooling.lowercase and tokenizer.encode(["A"])[0] != tokenizer.lowercased().encode(["A"])[0]:
-        raise UserError("the teacher lower-cases each text before its cased tokenizer reads it. Lower-case the "
-                        "corpus, and set do_lower_case in a copy of its folder to false")
+        raise UserError("the teacher lower-cases each text before its cased tokenizer reads it. Lower-case "
+                        "the corpus, and set do_lower_case in a copy of its folder to false")
 
 
 def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Loads a model and its tokenizer from a folder. The model is then trained without a teacher. If it has
-    no MLM head, it gets a new one.
+    """Loads a model, which will be trained without a teacher, and its tokenizer from a folder. A model
+    without an MLM head gets a new MLM head.
     """
     model, tokenizer = load(name), load_tokenizer(name)
     if isinstance(model, PreTraining):  # this project does not train the next-sentence head
@@ -64,8 +65,8 @@ def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[
     `corpus`. The model has the vocabulary of this tokenizer.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
-        raise UserError(f"--student {name} starts without a vocabulary: "
-                        "give --corpus a folder made by data/prepare.py, whose tokenizer it takes")
+        raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "
+                        "data/prepare.py; the student gets the tokenizer of this folder")
     tokenizer = load_tokenizer(Path(corpus) / "tokenizer")
     config = replace(PRESETS[name], vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
     if layers:
@@ -74,8 +75,8 @@ def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[
 
 
 def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
-    """A masked language model that has the given encoder and a new head. With it, a sentence encoder can be a
-    teacher of masked words.
+    """A masked language model that has the given encoder and a new head. So a sentence encoder can be the
+    teacher of a method that predicts masked tokens.
     """
     model = random_weights(MaskedLM(encoder.config), seed)
     weights = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
@@ -103,10 +104,10 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, its
-    matrices are converted to 16 bits. Otherwise autocast would convert them again for every micro-batch,
-    because autocast keeps only the converted weights of trained models. Biases, LayerNorms, positions, token
-    types and residual sums stay in fp32.
+    """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, the
+    matrices of the model are converted to 16 bits. Otherwise autocast would convert them again for every
+    micro-batch, because autocast keeps only the converted weights of trained models. Biases, LayerNorms,
+    positions, token types and residual sums stay in fp32.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
@@ -116,9 +117,9 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
 
 
 # The text of pre-training has only token type 0, so the other rows of the table are not trained. In a student
-# with random weights they are equal to row 0 at the start. They stay equal to row 0. Otherwise, in
-# fine-tuning on pairs, the difference would be added to the second text of every pair. note: BERT and
-# TinyBERT pre-train on pairs of texts instead.
+# with random weights, all rows are equal at the start, and `keep_token_types_equal` makes them equal again
+# after training. Otherwise, in fine-tuning on pairs, the difference would be added to the second text of
+# every pair. note: BERT and TinyBERT pre-train on pairs of texts instead.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """The numbers (from 1) of the rows of the token-type table that are equal to row 0."""

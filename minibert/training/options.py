@@ -45,8 +45,8 @@ class Options(MachineOptions):
     layers: int | None = option(None, "number of the student's layers (default: that of the preset, or half "
                                       "of the teacher's layers; with tinybert, minilm, minilmv2: "
                                       "4)", metavar="LAYERS")
-    init: str | None = option(None, "first weights of the student: copied from the teacher, only embeddings "
-                                    "and head copied, or random", choices=STARTS)
+    init: str | None = option(None, "initial weights of the student: all copied from the teacher (teacher), "
+                                    "only embeddings and head copied (embeddings), or random", choices=STARTS)
     layer_map: str | None = option(
         None, "with --init teacher: for each student layer, the teacher layer (from 0) that it is copied "
               "from, like 0,2,5 (default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
@@ -67,7 +67,7 @@ class Options(MachineOptions):
     eval_corpus: tuple[str, ...] = option(
         (), "text for the evaluation, in the same forms as --corpus (default: the held-out part of "
             "--corpus)", metavar="FILE")
-    wikitext: str = option("auto", "whether text files are tokenised WikiText; auto: found from the "
+    wikitext: str = option("auto", "whether text files are tokenised WikiText; auto decides this from the "
                                    "text", choices=("auto", "yes", "no"))
     one_line: bool = option(False, "use each line as one sequence; without this option, lines are joined up "
                                    "to --max-length")
@@ -146,10 +146,10 @@ class Options(MachineOptions):
         within(self, 0, 1, "mask_share", open_low=METHODS[self.method].head == "mlm", open_high=True)
         within(self, 0, 1, "transfer_share", open_low=True, open_high=True)
         if self.schedule == "akt" and self.transfer_share is not None:
-            raise UserError("--transfer-share goes with --schedule jkt and pkt: akt transfers in every step")
+            raise UserError("--transfer-share needs --schedule jkt or pkt: in akt, every step transfers")
         if self.method == "mlm" and self.student is None and self.teacher is None:
-            raise UserError("--method mlm needs --student, a preset to train from scratch or a folder to "
-                            "continue from, or --teacher, whose student it then trains without distillation")
+            raise UserError("--method mlm needs --student (a preset for a new model, or the folder of a "
+                            "model to train further) or --teacher (a model whose layers are copied)")
         self.loss_weights()
 
     def resolved(self) -> "Options":
@@ -161,8 +161,7 @@ class Options(MachineOptions):
                                               if getattr(self, name) is None})
         self.check_read(filled.init)
         if self.masking is not None and filled.mask_share == 0:
-            raise UserError(f"--masking would not be read: {self.method} masks no tokens without "
-                            "--mask-share")
+            raise UserError(f"--masking has no effect: {self.method} masks no tokens without --mask-share")
         return filled
 
     def check_read(self, init: str) -> None:
@@ -172,14 +171,14 @@ class Options(MachineOptions):
         unread = {}
         if self.student is not None and self.student not in PRESETS:
             unread = dict.fromkeys(("layers", "layer_map", "init", "token_types"),
-                                   f"--student {self.student} is a model as it is")
+                                   f"--student {self.student} is a complete model, which is not changed")
         elif self.method == "mlm" and self.teacher is None:
             unread = dict.fromkeys(("layer_map", "token_types"),
-                                   "a preset without --teacher starts at random")
+                                   "a preset without --teacher gets random weights")
             if self.init != "random":
                 unread["init"] = unread["layer_map"]
         elif self.method == "mobilebert" and self.student is None:
-            unread = {"layers": "a MobileBERT has the layers of its teacher"}
+            unread = {"layers": "a MobileBERT has as many layers as its teacher"}
         elif init == "random":
             unread = dict.fromkeys(("layer_map", "token_types"),
                                    "nothing is copied from the teacher without --init teacher")
@@ -187,7 +186,7 @@ class Options(MachineOptions):
             unread = {"layer_map": "no layers are copied from the teacher without --init teacher"}
         for name, why in unread.items():
             if getattr(self, name) not in (None, "fold"):
-                raise UserError(f"{flag(name)} would not be read: {why}")
+                raise UserError(f"{flag(name)} has no effect: {why}")
 
     def loss_weights(self):
         """The weights of the method's loss. They are the published weights, except where an option changes

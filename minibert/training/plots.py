@@ -17,8 +17,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws the curve of each term in metrics.jsonl. The horizontal axis is the number of tokens. Returns
-    False if there are no rows or if matplotlib is not installed.
+    """Draws the curve of each loss term in metrics.jsonl. The horizontal axis is the number of tokens.
+    Returns False if there are no rows or if matplotlib is not installed.
     """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
@@ -97,8 +97,8 @@ def plot_quality(points: dict[str, Point], quality: str, target: Path) -> bool:
 
 
 def frontier(points: dict[str, Point]) -> list[str]:
-    """The models on the frontier, from slow to fast. No other model is at least as good in speed and in
-    quality and better in one of them.
+    """The models on the frontier, from slow to fast. A model is on the frontier if no other model is at least
+    as good in speed and in quality, and better in one of the two.
     """
     def beats(other: Point, point: Point) -> bool:
         return other.speed >= point.speed and other.quality >= point.quality and other[:2] != point[:2]
@@ -161,7 +161,7 @@ def plot_attention(teacher: nn.Module, students: dict[str, nn.Module], layers: S
             axis.set_title(f"{name}: layer {layer}", fontsize=9)
             axis.set_xticks(range(len(pieces)), pieces if row == len(models) - 1 else [], rotation=90, size=7)
             axis.set_yticks(range(len(pieces)), pieces if column == 0 else [], size=7)
-    figure.suptitle("attention, mean over heads: how much a row's token looks at a column's", size=9)
+    figure.suptitle("attention of each row's token to each column's token, mean over heads", size=9)
     save_figure(figure, target)
     return True
 

@@ -19,12 +19,12 @@ from minibert.hub.weight_files import weights_hash
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In this block, the signals SIGTERM and SIGINT do not end the process. They are added to a list. So a
-    training loop can first finish its step.
+    """In this block, the signals SIGTERM and SIGINT do not end the process. The signals are added to the list
+    that the block gets. So a training loop can first finish its step.
 
-    After the block the signals end the process again. A signal that the loop has not seen also ends the
-    process then. A signal that was ignored before the block stays ignored. For example, a shell starts
-    commands with `&` so that they ignore Ctrl-C.
+    After the block the signals end the process again. If the list is not empty after the block, its first
+    signal ends the process. A signal that was ignored before the block stays ignored. For example, a command
+    that a shell script starts with `&` ignores Ctrl-C.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -39,16 +39,16 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:
-    """Ends the process after a signal to stop. The exit code is that of the signal, which another rank may
-    have received.
+    """Ends the process after a signal to stop. The exit code is that of the first signal in `stop`. If the
+    list is empty, another rank received a signal, and the exit code is that of SIGTERM.
     """
     say(f"\nstopped after {after}; continue with --resume")
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
-    """Creates the run folder. If it has a run already, `resume` must be set, and the options must be those of
-    the first start. Only options in `may_change` may differ.
+    """Creates the run folder. If the folder has a run already, the option `resume` must be true, and the
+    options must be those of the first start. Only options in `may_change` may differ.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -57,7 +57,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
         other = [as_given(name, before.get(name)) for name in now
                  if name not in may_change and now[name] != before.get(name)]
         if other:
-            raise UserError(f"the run in {out} was started {', '.join(other)}: resume it like that")
+            raise UserError(f"the run in {out} was started {', '.join(other)}: resume it in the same way")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
@@ -79,15 +79,16 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns the hash of each model's weights, by the name of its option. Raises `UserError` if the weights
-    have changed since the start of the run in `out`.
+    """Returns the hash of each model's weights as a dict from option names to hashes. `models` is a dict from
+    option names to folders or hub names. Raises `UserError` if the weights have changed since the start of
+    the run in `out`.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     before = read_json(out / "config.json")["weights"] if (out / "config.json").exists() else now
     for option, value in now.items():
         if before.get(option) != value:
             raise UserError(f"the weights of --{option} {models[option]} are not those that the run in {out} "
-                            "was started with; give the same, or start a new run with another --out")
+                            "was started with; give the same weights, or start a new run with another --out")
     return now
 
 

@@ -41,8 +41,8 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
 
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
-    """The held-out figures in a table, each with its heading and its format. `scores` are dictionaries from
-    the names of figures to their values.
+    """The held-out figures that the table shows: for each name of a figure, the heading and the format.
+    `scores` are dictionaries from the names of figures to their values.
     """
     names = dict.fromkeys(name for score in scores for name in score)  # each name once, in order
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
@@ -53,7 +53,7 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
 
 
 def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
-    """The rows of the table. Each row has a model's number of parameters (a tied table is counted once), its
+    """The rows of the table. Each row has a model's number of parameters (tied weights are counted once), its
     size in fp32, its speed, and its held-out figures.
     """
     rows = []

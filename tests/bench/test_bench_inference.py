@@ -140,7 +140,7 @@ def test_wrong_data_is_said_before_files_are_made(monkeypatch):
 
 def test_who_cannot_take_part(monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
-    assert why_not("onnxruntime fp32", torch.device("cuda")) == "measured on CPUs only"
+    assert why_not("onnxruntime fp32", torch.device("cuda")) == "this engine is measured on CPUs only"
     assert why_not("onnxruntime fp32", CPU) is None
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     assert why_not("ctranslate2 int8", CPU) == "ctranslate2 is not installed"

@@ -24,14 +24,16 @@ def put(path, content):
 
 def tuned(folder, model, task, scores, metric="accuracy", finished=True, baseline=None, **changed):
     """A run of finetune.py with these scores, one a seed."""
-    options = {"model": str(model), "task": task, "method": "kd", "teacher": None} | changed
+    options = {"model": model and str(model), "task": task, "method": "kd", "teacher": None,
+               "alpha": 0.5} | changed
     settings = {name: changed.get(name, getattr(TASKS.get(task), name, 1))
                 for name in ("batch", "epochs", "lr", "max_length")}
     put(folder / "config.json", {"options": options, "task": settings, **MACHINE})
     results = [{"seed": k + 1, "best": {"scores": {"dev": {metric: score}}}, "seconds": 60.0}
                for k, score in enumerate(scores)]
     if finished:
-        put(folder / "summary.json", {"results": results, "dev": {"baseline": baseline and {metric: baseline}}})
+        dev = {"baseline": baseline and {metric: baseline}}
+        put(folder / "summary.json", {"results": results, "dev": dev})
 
 
 def trained(folder, finished=True, curve=(), method="distilbert", lr=5e-4):
@@ -105,7 +107,7 @@ def test_scores_by_hand(runs):
 def test_both_formulas_of_the_share_by_hand(runs):
     text, result = report(runs)
     share = cells(text, "Share kept", "small")  # medians: 40 and 60 of 50 and 50
-    assert share["mean"] == "50.0" and "over cola, wnli." in text
+    assert share["mean"] == "50.0" and "The tasks are cola, wnli." in text
     assert share["ratio of means"].startswith("100.0 %<br>(")
     assert share["mean of ratios"].startswith("100.0 %<br>(")
     [alone] = [row for row in result["shares"] if row["model"] == "alone"]
@@ -114,7 +116,9 @@ def test_both_formulas_of_the_share_by_hand(runs):
 
 
 def test_shares_over_the_same_tasks_for_all(runs):
-    """`wide` has a task more, `narrow` one less: the one is judged on those named, the other not at all."""
+    """Model `wide` has one more task, and its share uses only the named tasks. Model `narrow` has one task
+    less, so it has no share.
+    """
     for name, tasks in (("wide", {"cola": 25.0, "wnli": 50.0, "rte": 6.0}), ("narrow", {"wnli": 50.0})):
         for task, value in tasks.items():
             tuned(runs / f"{name}-{task}", f"models/{name}", task, [value],
@@ -124,8 +128,8 @@ def test_shares_over_the_same_tasks_for_all(runs):
     assert wide["mean of ratios"][0] == pytest.approx((25 / 50 + 50 / 50) / 2)
     assert all(row["model"] != "narrow" for row in result["shares"])
     text, _ = report(runs)
-    assert "over wnli." in text
-    with pytest.raises(UserError, match="--share-tasks rte: big has not finished it"):
+    assert "The tasks are wnli." in text
+    with pytest.raises(UserError, match="--share-tasks rte: big has no finished run"):
         report(runs, share_tasks=("cola", "rte"))
     with pytest.raises(UserError, match="--share-tasks needs --teacher"):
         report(runs, teacher=None, share_tasks=("cola",))
@@ -144,13 +148,14 @@ def test_trainings_by_hand(runs):
     assert small["tokens"] == "3.00 M" and small["method"] == "distilbert"
     assert small["time"] == "1:15:00"  # 1.5 M tokens at 1,000 and at 500 a second
     assert small["accuracy"] == "35.0%" and small["KL to teacher"] == "0.125" and small["MLM loss"] == "3.500"
-    assert inner["attention relation"] == "0.500" and inner["perplexity: teacher / start / end"] == "- / - / -"
+    assert inner["attention relation"] == "0.500"
+    assert inner["perplexity: teacher / start / end"] == "- / - / -"
     assert inner["KL of attention"] == inner["MLM loss"] == small["attention relation"] == "-"
     assert result["unfinished"] == [str(runs / "begun")] and f"Not finished: {runs / 'begun'}." in text
 
 
 def test_a_student_is_drawn_in_each_way_it_was_fine_tuned(runs):
-    """Its speed is that of its training; the tasks are those that all ways have: not WNLI."""
+    """A model has the speed of its training. The tasks are those of all models, so WNLI is left out."""
     tuned(runs / "small-kd", runs / "small" / "model", "cola", [48.0], "matthews", teacher="models/big")
     text, _ = report(runs)
     plain, taught_too = (cells(text, "Quality against", name) for name in ("small", "small + kd"))
@@ -175,16 +180,25 @@ def test_scores_on_other_parts_of_the_data_are_not_compared(runs, changed):
     tuned(runs / "small-rte", runs / "small" / "model", "rte", [60.0], **changed)
     tuned(runs / "alone-rte", runs / "alone" / "model", "rte", [50.0])
     assert [row["model"] for row in report(runs, share_tasks=("rte",))[1]["shares"]] == ["alone"]
-    assert "over cola, wnli." in report(runs)[0]
+    assert "The tasks are cola, wnli." in report(runs)[0]
 
 
 @pytest.mark.parametrize("options, name", [
-    ({"teacher": None, "method": "kd"}, ""), ({"teacher": "a", "method": "kd"}, " + kd"),
-    ({"teacher": "a", "method": "kd", "transfer": ["b.txt"]}, " + pd"),
-    ({"teacher": "a", "method": "pkd", "transfer": []}, " + pkd"),
-    ({"teacher": "a", "method": "tinybert", "transfer": ["b.txt"]}, " + tinybert, pd")])
+    ({"teacher": None}, ""), ({}, " + kd"), ({"alpha": 1.0}, " + kd, alpha 1"), ({"method": "pkd"}, " + pkd"),
+    ({"transfer": ["b.txt"], "alpha": 1.0}, " + pd"),
+    ({"method": "tinybert", "transfer": ["b.txt"]}, " + tinybert, pd")])
 def test_how_a_teacher_taught_is_in_the_name(options, name):
-    assert taught(options) == name
+    assert taught({"teacher": "a", "method": "kd", "alpha": 0.5, "transfer": []} | options) == name
+
+
+def test_students_that_were_cut_out_of_the_teachers_of_two_tasks_are_one_model(runs):
+    for task, score in (("cola", 48.0), ("wnli", 54.0)):
+        metric = {"cola": "matthews", "wnli": "accuracy"}[task]
+        for how in ({"layers": 3}, {"layer_map": "0,2,4"}):
+            tuned(runs / f"{task}-{[*how][0]}", None, task, [score], metric,
+                  teacher=f"runs/{task}/model", **how)
+    shares = {row["model"]: row["mean"] for row in report(runs)[1]["shares"]}
+    assert shares["cut to 3 layers + kd"] == shares["cut to layers 0,2,4 + kd"]
 
 
 def test_a_report_of_one_kind_of_runs(runs, tmp_path):
@@ -194,7 +208,7 @@ def test_a_report_of_one_kind_of_runs(runs, tmp_path):
 
 
 def test_what_is_wrong_is_one_sentence(runs):
-    with pytest.raises(UserError, match="--teacher huge: no run fine-tunes it; these are: "):
+    with pytest.raises(UserError, match="--teacher huge: no run fine-tunes it; the models of the runs are: "):
         report(runs, teacher="huge")
     target = runs.parent / "results.md"
     assert not target.exists()
@@ -206,7 +220,7 @@ def test_what_is_wrong_is_one_sentence(runs):
     assert target.read_text() == "# My notes"
     target.unlink()
     tuned(runs / "again", "models/big", "wnli", [50.0])
-    with pytest.raises(UserError, match="both fine-tune big on wnli: leave one out by --without"):
+    with pytest.raises(UserError, match="both fine-tune big on wnli: leave out one of them with --without"):
         report(runs)
     report(runs, without=(str(runs / "again"),))
     tuned(runs / "again", "other/big", "rte", [50.0])
@@ -264,7 +278,7 @@ def test_csv_files_of_one_name_are_two_tasks(tmp_path, typed, task):
 
 @pytest.mark.parametrize("name, content, message", [
     ("summary.json", "{", "summary.json, line 1: not valid json"),
-    ("summary.json", {"held_out": {}}, "damaged or of another version .KeyError.'tokens'"),
+    ("summary.json", {"held_out": {}}, "damaged, or another version of minibert made it .KeyError.'tokens'"),
     ("config.json", {"options": 3}, "the run in .* is damaged")])
 def test_damaged_runs(tmp_path, name, content, message):
     trained(tmp_path / "kd")

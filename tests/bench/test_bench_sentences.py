@@ -51,7 +51,8 @@ def folder(tmp_path_factory):
     (folder / "glue" / "STS-B" / "dev.tsv").write_text("\n".join([header] + [
         f"{i}\tg\tf\t2012\t{i}\tnone\tnone\t{a}\t{b}\t{score}" for i, (a, b, score) in enumerate(PAIRS)]))
     paragraphs = [{"context": context, "qas": [
-        {"id": f"{context[:1]}{i}", "question": question, "answers": [{"text": context[:1], "answer_start": 0}]}
+        {"id": f"{context[:1]}{i}", "question": question,
+         "answers": [{"text": context[:1], "answer_start": 0}]}
         for i, question in enumerate(questions)]}
         for context, questions in (("a cat sits here", ["who sits", "where"]), ("dogs run", ["who runs"]))]
     (folder / "dev-v1.1.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
@@ -67,7 +68,8 @@ def folder(tmp_path_factory):
 def test_both_forms_of_stsb(folder):
     official, glue = read_sts(str(folder / "official")), read_sts(str(folder / "glue"))
     assert list(official) == ["dev", "test"] and list(glue) == ["dev"]
-    assert official["dev"] == glue["dev"] == ([a for a, _, _ in PAIRS], [b for _, b, _ in PAIRS], [5, 0.5, 4.2])
+    texts, pairs = [a for a, _, _ in PAIRS], [b for _, b, _ in PAIRS]
+    assert official["dev"] == glue["dev"] == (texts, pairs, [5, 0.5, 4.2])
     (folder / "bad").mkdir()
     (folder / "bad" / "sts-dev.csv").write_text("a\tb\n")
     with pytest.raises(UserError, match="line 1 has 2 columns"):

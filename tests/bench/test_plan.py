@@ -45,9 +45,9 @@ def test_command_line_prints_table_and_formula(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words, says", [
-    ("--corpus-tokens 1e6", "needs one rate"),
+    ("--corpus-tokens 1e6", "give either --tokens-per-second"),
     ("--corpus-tokens 1e6 --peak-tflops 10", "--share"),
-    ("--corpus-tokens 1e6 --tokens-per-second 10 --peak-tflops 10 --share 0.5", "needs one rate"),
+    ("--corpus-tokens 1e6 --tokens-per-second 10 --peak-tflops 10 --share 0.5", "give either --tokens"),
     ("--tokens-per-second 10", "--corpus-tokens"),
     ("--tokens-per-second 10 --corpus-tokens the-web", "wikitext-103"),
     ("--tokens-per-second 0 --corpus-tokens 1e6", "--tokens-per-second"),

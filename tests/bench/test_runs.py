@@ -36,7 +36,7 @@ if "slow" in words: print("waiting", flush=True); time.sleep(60)
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with a stand-in for the scripts, to run lists in."""
+    """A folder with small scripts that replace the real scripts, in which lists are run."""
     (tmp_path / "finetune.py").write_text(SCRIPT)
     monkeypatch.setattr(run_list, "ROOT", tmp_path)
     monkeypatch.setattr(run_list, "read_run", lambda folder: SimpleNamespace(seconds=60.0))
@@ -56,7 +56,7 @@ def test_skips_resumes_and_goes_on_after_a_failure(place, capsys):
     (place / "done" / "summary.json").touch()
     text = "\n".join(f"finetune.py --out {name}{more}" for name, more in (
         ("done", ""), ("begun", ""), ("bad", " fail"), ("new", " # a comment")))
-    with pytest.raises(UserError, match="1 of 4 failed, as these say: bad.log"):
+    with pytest.raises(UserError, match="1 of 4 runs failed; see bad.log"):
         work(place, text)
     assert (place / "order").read_text() == "begun --resume\nbad fail\nnew new\n"
     said = capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_skips_resumes_and_goes_on_after_a_failure(place, capsys):
 
 
 def test_a_training_killed_before_its_first_line_is_resumed(place):
-    """It has prepared its corpus, and train.py wants --resume to take it."""
+    """Such a run has only its prepared corpus. train.py needs --resume to continue the run."""
     for name in ("corpus", "eval-corpus"):
         (place / name / name).mkdir(parents=True)
         (place / name / name / "corpus.json").write_text("{}")
@@ -93,7 +93,7 @@ def test_a_stop_reaches_the_run_once_and_ends_the_list(place):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 130 and "goes on where a was left" in said
+    assert process.returncode == 130 and "the same command will resume a" in said
     assert not (place / "a" / "summary.json").exists() and not (place / "b").exists()
 
 
@@ -114,7 +114,7 @@ def test_times(tmp_path, monkeypatch, capsys):
     ("train.py --teacher $NO_SUCH_NAME --out x", "NO_SUCH_NAME is not set; give it before"),
     ("train.py --steps 3", "'train.py --steps 3' needs --out"),
     ("train.py --out", "needs --out"),
-    ("train.py --out x\ntrain.py --steps 3 --out x", "x is written by a command before it, too"),
+    ("train.py --out x\ntrain.py --steps 3 --out x", "an earlier command also writes x"),
     ("train.py --out 'x", "No closing quotation"),
     ("# nothing", "holds no command")])
 def test_bad_lists_are_one_sentence(tmp_path, text, message):
@@ -127,7 +127,8 @@ def test_bad_lists_are_one_sentence(tmp_path, text, message):
 
 def test_names_and_continued_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("TEACHER", "a folder")
-    (tmp_path / "runs.txt").write_text("# a list \\\ntrain.py --teacher $TEACHER \\\n    --out runs/x   # twice\n")
+    (tmp_path / "runs.txt").write_text("# a list \\\ntrain.py --teacher $TEACHER \\\n"
+                                       "    --out runs/x   # twice\n")
     [line] = read_list(tmp_path / "runs.txt")
     assert line.words == ["--teacher", "a folder", "--out", "runs/x"] and line.log == Path("runs/x.log")
 
@@ -142,7 +143,7 @@ def test_a_file_that_is_there_is_done(tmp_path):
 
 @pytest.mark.parametrize("name", ["runs.txt", "runs-inside.txt", "runs-ablation.txt", "runs-compress.txt"])
 def test_the_lists_of_the_project_are_sound(name, monkeypatch):
-    """Every line is taken by its script, and what it starts from is made by a line before it."""
+    """The script of each line accepts its options. The files that it reads come from an earlier line."""
     monkeypatch.setenv("TEACHER", "weights/teacher")
     made, forms = set(), {}
     for line in read_list(ROOT / "docs" / name):

@@ -29,7 +29,7 @@ def test_medians_over_seeds_and_an_interval_around_them():
 
 
 def test_the_interval_of_normal_scores_is_that_of_their_median():
-    """Of many seeds the median's standard error is 1.2533 sigma / sqrt(n)."""
+    """For many seeds, the standard error of the median is 1.2533 sigma / sqrt(n)."""
     seeds = np.random.default_rng(1).normal(100.0, 5.0, 400)
     _, low, high = share_kept("mean of ratios", [list(seeds)], [[100.0]])
     assert (high - low) * 100 == pytest.approx(2 * 1.96 * 1.2533 * 5 / 20, rel=0.25)
@@ -43,4 +43,4 @@ def test_there_is_no_share_of_nothing():
 def test_a_mean_score_and_its_interval():
     assert mean_score([[10.0], [90.0]]) == pytest.approx((50.0,) * 3)
     mean, low, high = mean_score([[10.0, 20.0, 60.0], [90.0]])
-    assert mean == 55.0 and (low, high) == (50.0, 75.0)  # the medians of three draws are 10 or 60 often enough
+    assert mean == 55.0 and (low, high) == (50.0, 75.0)  # medians of three draws are often 10 or 60

@@ -1,4 +1,4 @@
-"""Contenders: what goes wrong in their processes is one sentence here."""
+"""An error in a measured process becomes one sentence in the parent process."""
 
 import sys
 

@@ -53,6 +53,6 @@ def test_a_tokenizer_alone_fetches_no_weights(hub):
 
 
 def test_a_name_that_is_none(hub):
-    with pytest.raises(UserError, match="is not a folder, nor a model's name"):
+    with pytest.raises(UserError, match="is neither a folder nor the name of a model"):
         local_folder("../elsewhere")
     assert not hub[1]

@@ -65,7 +65,7 @@ def test_an_option_that_is_not_read_is_refused_in_one_sentence(argv):
     with pytest.raises(UserError) as error:
         parse(Chosen, argv, "", "")
     option = next(word for word in argv if not word.startswith("--how")).split("=")[0]
-    assert str(error.value) == f"{option} is not read with --how fast: it goes with --how well"
+    assert str(error.value) == f"{option} has no effect with --how fast: it needs --how well"
 
 
 def test_what_is_read_is_taken_and_the_rest_has_its_defaults():

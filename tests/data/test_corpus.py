@@ -119,7 +119,7 @@ def damage(path, change):
     ("train.lines", lambda data: data + b"\0\0\0\0", "train.lines has"),
     ("train.counts", lambda data: data[8:], "train.counts has"),
     ("corpus.json", lambda data: data[:-5], "corpus.json, line .*: not valid json"),
-    ("corpus.json", lambda data: data.replace(b'"format": 2', b'"format": 99'), "not of format 2"),
+    ("corpus.json", lambda data: data.replace(b'"format": 2', b'"format": 99'), "does not have format 2"),
     ("corpus.json", lambda data: b"[]", "not a json object"),
 ])
 def test_damaged_folders_are_refused(tmp_path, name, change, message):

@@ -139,8 +139,8 @@ def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
     ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.txt is a git-LFS pointer"),
     ("a.txt.zst", b"\x28\xb5\x2f\xfd\x04\x00", "a.txt.zst: unknown kind of file"),
     ("a.jsonl", b'{"text": "ba"}\n{"text": }\n', "a.jsonl, line 2: not valid json"),
-    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: json that cannot be read"),
-    ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"}", "a.jsonl, line 1: json that cannot be read"),
+    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: this json cannot be read"),
+    ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"}", "a.jsonl, line 1: this json cannot be read"),
     ("a.jsonl", b'{"text": "ba"}\n\n{"body": "ba"}\n', 'a.jsonl, line 3: .*"text"'),
     ("a.jsonl", b'{"text": 5}\n', 'a.jsonl, line 1: .*"text"'),
     ("a.jsonl", b'["text"]\n', 'a.jsonl, line 1: .*"text"'),
@@ -182,7 +182,7 @@ def test_folders_are_read_in_sorted_order_without_prepared_corpora(tmp_path):
         write(folder / name, b"\x00\x05\x16\x07")
     said = []
     assert [source.name for source in find_sources([folder], said.append)] == names
-    assert said == [f"{folder}: files are not read whose names end in .md (1 in all)"]
+    assert said == [f"{folder}: files whose names end in .md are not read (1 in all)"]
     (tmp_path / "endless.txt").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="endless.txt cannot be read: it is not a file"):
         find_sources([tmp_path / "endless.txt"])
@@ -354,7 +354,7 @@ def test_the_script_trains_a_vocabulary_and_prepares(tmp_path):
     corpus = open_corpus(tmp_path / "out", min_length=3)
     tokenizer = minibert.load_tokenizer(tmp_path / "out" / "tokenizer")
     assert 30 < tokenizer.vocab_size == len(corpus.counts) < 90 and corpus.counts[tokenizer.unk_id] == 0
-    assert f"the new vocabulary has {tokenizer.vocab_size} pieces: the text is too small" in done.stdout
+    assert f"the new vocabulary has only {tokenizer.vocab_size} pieces" in done.stdout
     again = run("gone.txt", "--vocab-size", 90, "--out", "out", cwd=tmp_path, env=environment)
     assert again.returncode == 2 and again.stderr.startswith("error: out exists already")
     assert "Traceback" not in again.stderr

@@ -282,7 +282,7 @@ def test_transformers_has_the_same_ids_before_and_after(form, tmp_path):
         assert ([pair["input_ids"]], [pair["token_type_ids"]]) == load(folder).encode([TEXT], ["hello"])
 
 
-ONLY = "only BERT's WordPiece is read here"
+ONLY = "minibert reads only BERT's WordPiece"
 REFUSED = {
     "a BPE": (file(description={"model": {"type": "BPE", "vocab": {}, "merges": []}}), "['BPE', None, None]"),
     "a BPE of 2019": (file(description={"model": {"vocab": {}, "merges": [], "continuing_subword_prefix": ""}}),
@@ -291,25 +291,25 @@ REFUSED = {
     "words alone": (file(GENERIC, described(model__type="WordLevel")), "'WordLevel'"),
     "generic, another normaliser": (file(GENERIC, described(normalizer={"type": "NFC"})), "'NFC'"),
     "generic, another pre-tokeniser": (file(GENERIC, described(pre_tokenizer={"type": "Whitespace"})), "'Whitespace'"),
-    "generic, nothing around a text": (file(GENERIC, described(post_processor=None)), "around an empty pair"),
+    "generic, nothing around a text": (file(GENERIC, described(post_processor=None)), "an empty pair becomes"),
     "generic, RoBERTa around a text": (file(GENERIC, described(post_processor={
         "type": "RobertaProcessing", "sep": ["[SEP]", 4], "cls": ["[CLS]", 3], "trim_offsets": True,
         "add_prefix_space": False})), "[CLS]', '[SEP]', '[SEP]', '[SEP]"),
     "generic, special tokens unstated": (file({"tokenizer_class": "PreTrainedTokenizerFast"}, described(
-        added_tokens=[])), "[PAD] [UNK] [CLS] [SEP] [MASK] is not among"),
-    "generic, without tokenizer.json": (beside(GENERIC), "missing; fetch it"),
+        added_tokens=[])), "[PAD] [UNK] [CLS] [SEP] [MASK] among"),
+    "generic, without tokenizer.json": (beside(GENERIC), "missing; download this file"),
     "another prefix": (file(description=described(model__continuing_subword_prefix="@@")), "'@@'"),
     "BertJapanese": (beside({"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}),
-                     f"BertJapaneseTokenizer with mecab, and {ONLY}"),
+                     f"BertJapaneseTokenizer with mecab, but {ONLY}"),
     "BertJapanese, characters": (beside({"tokenizer_class": "BertJapaneseTokenizer",
                                          "subword_tokenizer_type": "character"}), ONLY),
     "BertJapanese in config.json": (beside(config={"tokenizer_class": "BertJapaneseTokenizer"}), ONLY),
     "mecab without a class": (beside({"word_tokenizer_type": "mecab"}), "BertTokenizer with mecab"),
-    **{name: (beside({"tokenizer_class": name}), f"its tokenizer is {name}, and {ONLY}") for name in (
+    **{name: (beside({"tokenizer_class": name}), f"its tokenizer is {name}, but {ONLY}") for name in (
         "BertweetTokenizer", "RobertaTokenizerFast", "XLMRobertaTokenizer", "GPT2Tokenizer", "HerbertTokenizer",
         "TapasTokenizer", "MPNetTokenizer", "FunnelTokenizer", "SplinterTokenizer", "RoFormerTokenizer",
         "DPRReaderTokenizer")},
-    "a model of another tokenizer": (beside(model_type="funnel"), f"that of a funnel, and {ONLY}"),
+    "a model of another tokenizer": (beside(model_type="funnel"), f"that of a funnel, but {ONLY}"),
     "split_special_tokens": (beside({"split_special_tokens": True}), "split_special_tokens"),
     "no [MASK]": (beside(vocabulary=[p for p in PIECES if p != "[MASK]"]), "lacks [MASK]"),
     "an id that it cannot have": (beside({"added_tokens_decoder": {"99": FLAGS | {"content": "<user>"}}}),
@@ -360,7 +360,7 @@ def vocabulary(capitals, n=2000):
 @pytest.mark.parametrize("capitals, cased", [(0, False), (2, False), (24, True), (600, True)])
 def test_casing_is_decided_by_share_and_said(capitals, cased, tmp_path):
     """0.1 % of pieces with capitals are found in uncased vocabularies, 1.2 % in cased ones."""
-    with pytest.warns(UserWarning, match=f"vocab.txt: nothing states its casing; {capitals} of 2000 pieces have "
+    with pytest.warns(UserWarning, match=f"vocab.txt: no file states whether it is cased; {capitals} of 2000 pieces have "
                                          f"capitals, so text is {'not ' * cased}lower-cased"):
         loaded = load_tokenizer(write(tmp_path / "t", vocabulary(capitals)))
     assert loaded.lowercase is not cased

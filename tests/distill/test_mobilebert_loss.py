@@ -172,9 +172,9 @@ def test_stages_cover_the_run(schedule, steps):
 
 
 def test_a_run_too_short_for_its_stages_is_refused():
-    with pytest.raises(UserError, match="of 30 steps 10 are for the transfer, which has 24 stages"):
+    with pytest.raises(UserError, match="of 30 steps, 10 are for the transfer.*each of its 24 stages"):
         stages("pkt", 30, 24)
-    with pytest.raises(UserError, match="leaves some for distillation"):
+    with pytest.raises(UserError, match="and the distillation need"):
         stages("jkt", 30, 3, transfer_share=1.0)
 
 

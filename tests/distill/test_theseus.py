@@ -264,12 +264,12 @@ def test_options_of_theseus(folder, models, tmp_path):
     found = resolve(Options(**given))
     assert (found.alpha, found.replace_rate, found.replace_until) == (0.0, 0.3, 0.68)
     assert resolve(Options(**given, transfer=("a.txt",), temperature=3.0)).alpha == 1.0
-    for changed, says in (({"layers": None, "model": "m"}, "in place of --model"),
+    for changed, says in (({"layers": None, "model": "m"}, "instead of --model"),
                           ({"replace_rate": 1.5}, "--replace-rate must be"),
                           ({"replace_until": -0.1}, "--replace-until must be")):
         with pytest.raises(UserError, match=says):
             Options(**given | changed)
-    refused(run_of(folder, models, tmp_path / "a", method="kd"), "--replace-rate is not read")
+    refused(run_of(folder, models, tmp_path / "a", method="kd"), "--replace-rate has no effect")
     refused(run_of(folder, models, tmp_path / "b", layers=None, **{"layer-map": "0,1,2,3,3"}), "5 has more")
 
 

@@ -176,7 +176,7 @@ def test_what_no_term_reads_is_not_changed_by_the_intermediate_stage(folder, stu
     finetune.main(distilled(folder, student, tuned, out))
     between = minibert.load(out / "seed-1" / "intermediate" / "model")
     torch.manual_seed(1)
-    with pytest.warns(UserWarning, match="start anew"):
+    with pytest.warns(UserWarning, match="get new weights"):
         fresh = minibert.load(student, "classification", labels=("no", "yes"))
     assert torch.equal(between.encoder.pooler.weight, fresh.encoder.pooler.weight)
     assert torch.equal(between.classifier.weight, fresh.classifier.weight)

@@ -166,7 +166,7 @@ def test_a_compiled_model_is_saved_as_it_is(tmp_path):
 def test_shapes_without_counterpart_say_why(tmp_path):
     for config, why in ((Config(**TINY, segments=0), "token types"),
                         (Config(architecture="distilbert", segments=0, norm_eps=1e-5, **TINY), "norm_eps")):
-        with pytest.raises(minibert.UserError, match=f"no counterpart.*{why}"):
+        with pytest.raises(minibert.UserError, match=f"does not support this model.*{why}"):
             save(random_model(MaskedLM, config), tmp_path / "no")
         assert not (tmp_path / "no").exists()
         save(random_model(MaskedLM, config), tmp_path / why, format="minibert")
@@ -239,13 +239,13 @@ def test_new_heads_start_with_a_warning(config, tmp_path):
     assert classifier.classifier.weight.shape == (3, 16)
     assert 0.01 < classifier.classifier.weight.std() < 0.03 and classifier.classifier.bias.abs().max() == 0
     assert torch.equal(classifier.encoder.word.weight, model.encoder.word.weight)
-    with pytest.warns(UserWarning, match="start anew: span.weight, span.bias$"):
+    with pytest.warns(UserWarning, match="get new weights: span.weight, span.bias$"):
         load(tmp_path, "span")
 
 
 def test_new_labels_are_a_new_classifier(tmp_path):
     save(random_model(Classifier, BERT), tmp_path)
-    with pytest.warns(UserWarning, match="start anew: classifier.weight, classifier.bias$"):
+    with pytest.warns(UserWarning, match="get new weights: classifier.weight, classifier.bias$"):
         model = load(tmp_path, labels=("one", "two", "three"))
     assert model.classifier.out_features == 3
     with pytest.warns(UserWarning, match="classifier.bias"):
@@ -260,7 +260,7 @@ def test_heads_that_cannot_start_anew(tmp_path):
     assert "no pretraining head" in fails(tmp_path, "pretraining")
     assert "'speech' is not known" in fails(tmp_path, "speech")
     save(random_model(MaskedLM, DISTILBERT), tmp_path)
-    assert "distilbert, for which there is no pretraining head" in fails(tmp_path, "pretraining")
+    assert "distilbert, which has no pretraining head" in fails(tmp_path, "pretraining")
 
 
 def test_an_unknown_head_leaves_the_encoder_and_its_classifier_is_not_ours(tmp_path):
@@ -269,7 +269,7 @@ def test_an_unknown_head_leaves_the_encoder_and_its_classifier_is_not_ours(tmp_p
     change(tmp_path, architectures=["BertForMultipleChoice"])
     assert "is a BertForMultipleChoice" in fails(tmp_path)
     assert same(load(tmp_path, "encoder"), model.encoder)
-    with pytest.warns(UserWarning, match="start anew: classifier.weight, classifier.bias$"):
+    with pytest.warns(UserWarning, match="get new weights: classifier.weight, classifier.bias$"):
         load(tmp_path, "classification")
 
 
@@ -426,8 +426,8 @@ def test_folders_that_hold_no_model(tmp_path):
     assert "there is no model.safetensors" in fails(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert f"python weights/convert.py {tmp_path} TARGET" in fails(tmp_path)
-    assert "is not a folder" in fails(tmp_path / "config.json")
-    assert "is not a folder" in fails("../nowhere")
+    assert "is neither a folder" in fails(tmp_path / "config.json")
+    assert "is neither a folder" in fails("../nowhere")
 
 
 def test_the_folder_of_a_run_names_that_of_its_model(tmp_path):
@@ -444,7 +444,7 @@ def test_the_folder_of_a_run_names_that_of_its_model(tmp_path):
     (dict(hidden_size="16"), "hidden_size is '16', where int is expected"),
     (dict(hidden_size=True), "hidden_size is True"),
     (dict(hidden_size=15), "hidden_size 15 is not a multiple of heads 2"),
-    (dict(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, and must be between"),
+    (dict(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, but must be between"),
     (dict(vocab_size=-1), "vocab_size is -1"),
     (dict(num_attention_heads=0), "heads is 0"),
     (dict(layer_norm_eps="tiny"), "layer_norm_eps is 'tiny'"),
@@ -536,7 +536,7 @@ def test_settings_for_other_readers_are_carried_over(form, tmp_path):
     assert OTHERS.items() <= raw.items() and raw["attention_probs_dropout_prob"] == 0.1
     assert raw["hidden_act"] == "gelu_python"
     assert not {"_name_or_path", "transformers_version", "auto_map", "num_labels"} & raw.keys()
-    with pytest.warns(UserWarning, match="start anew"):
+    with pytest.warns(UserWarning, match="get new weights"):
         save(load(tmp_path / "a", labels=("x", "y", "z"), attention_dropout=0.2), tmp_path / "d")
     raw = json.loads((tmp_path / "d" / "config.json").read_text())  # they were about another classifier
     assert not OTHERS.keys() & raw.keys() and raw["attention_probs_dropout_prob"] == 0.2
@@ -570,7 +570,7 @@ def test_labels_as_found(tmp_path):
     assert load(tmp_path / "b").config.labels == ("0", "1")
     assert raw["id2label"] == {"1": 1, "0": 0} and raw["label2id"] == {"0": "0", "1": "1"}
     change(tmp_path / "a", id2label={"0": "no", "1": "yes"}, label2id={"yes": 0, "no": 1})
-    with pytest.warns(UserWarning, match="label2id numbers the classes otherwise"):
+    with pytest.warns(UserWarning, match="label2id and id2label number the classes differently"):
         assert load(tmp_path / "a").config.labels == ("no", "yes")
     change(tmp_path / "a", label2id={"LABEL_0": 0, "LABEL_1": 1})  # says nothing else
     assert load_config(tmp_path / "a").labels == ("no", "yes")
@@ -687,7 +687,7 @@ def test_sizes_that_only_config_json_says_take_no_memory(size, tmp_path):
     assert "num_labels" in said or "misshapen" in said
 
 
-@pytest.mark.filterwarnings("ignore:.*start anew")
+@pytest.mark.filterwarnings("ignore:.*get new weights")
 def test_a_new_head_of_initializer_range_zero(tmp_path):
     save(random_model(Encoder, BERT), tmp_path)
     change(tmp_path, initializer_range=0.0)

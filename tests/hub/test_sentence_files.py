@@ -222,16 +222,16 @@ def test_a_cut_sentence_encoder_pools_as_before(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling pools by median; embed knows cls"),
-    "a switch": (dict(pooling=MEAN | {"pooling_mode_median": True}), "pools by pooling_mode_median"),
+    "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling uses the pooling median; embed supports cls"),
+    "a switch": (dict(pooling=MEAN | {"pooling_mode_median": True}), "the pooling pooling_mode_median"),
     "a module": (dict(after=["LSTM"]), "names a module LSTM, which embed does not know"),
     "a module of others": (dict(after=["Dense"], names={"Dense": "pylate.models.Dense.Dense"}) | dict(
         after=[dense(16, 5)]), "names a module pylate.models.Dense.Dense"),
-    "no pooling": (dict(names={"Pooling": OLD + "WordWeights"}), "begin with a Transformer and a Pooling"),
-    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "activation mine.Act, which is none of"),
+    "no pooling": (dict(names={"Pooling": OLD + "WordWeights"}), "needs a Transformer and then a Pooling"),
+    "an activation": (dict(after=[dense(16, 5, "mine.Act")]), "activation mine.Act, which is not a class of"),
     "a residual": (dict(after=[dense(16, 5, use_residual=True)]), "a residual connection"),
-    "tokens": (dict(after=[dense(16, 5, module_input_name="token_embeddings")]), "works on token_embeddings"),
-    "a size": (dict(after=[dense(15, 5)]), "2_Dense reads 15 numbers, where 16 come"),
+    "tokens": (dict(after=[dense(16, 5, module_input_name="token_embeddings")]), "reads token_embeddings"),
+    "a size": (dict(after=[dense(15, 5)]), "2_Dense needs vectors of 15 numbers, but gets vectors of 16"),
     "a setting": (dict(own={"query_length": 5}), "sentence_bert_config.json of .* sets query_length"),
     "prompt": (dict(pooling={"pooling_mode": "mean", "include_prompt": False},
                     shared={"prompts": {"q": "a "}, "default_prompt_name": "q"}), "include_prompt"),
@@ -261,7 +261,7 @@ def test_a_damaged_list_of_modules(text, tmp_path):
 
 def test_a_new_head_is_no_sentence_encoder(tmp_path):
     folder = sentence_folder(tmp_path / "a", pooling={"pooling_mode": "cls"})
-    with pytest.warns(UserWarning, match="start anew"):
+    with pytest.warns(UserWarning, match="get new weights"):
         model = load(folder, "classification", labels=("a", "b"))
     assert model.sentences is None
     save(model, tmp_path / "b", tokenizer())
@@ -303,5 +303,5 @@ def test_other_outputs_of_the_model_are_refused(tmp_path):
 def test_weights_that_are_not_those_of_the_settings(tmp_path):
     folder = sentence_folder(tmp_path, after=[dense(16, 5)])
     save_file({"linear.weight": torch.zeros(5, 16)}, folder / "2_Dense" / "model.safetensors")
-    with pytest.raises(minibert.UserError, match="2_Dense are not those of its config.json: linear.bias"):
+    with pytest.raises(minibert.UserError, match="2_Dense do not fit its config.json, which needs linear.bias"):
         vectors(folder)

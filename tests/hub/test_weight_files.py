@@ -138,10 +138,10 @@ class Whole(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("content, why", [
-    (Whole(2, 2), r"it would run \S+\.Whole, and code in a file is not run here; .*model\.state_dict\(\)"),
+    (Whole(2, 2), r"it would run \S+\.Whole, and minibert runs no code from a file; .*model\.state_dict\(\)"),
     ({"a": pickle.dumps}, "it would run pickle.dumps"),
     ({"epoch": 3, "state_dict": {"a": torch.ones(1)}, "optimizer": {}},
-     r"training checkpoint: its tensors lie under 'state_dict', 'optimizer'; .*\['state_dict'\]"),
+     r"training checkpoint: its tensors are under 'state_dict', 'optimizer'; .*\['state_dict'\]"),
     ([torch.ones(1)], "is not a dictionary of tensors"), ({"a": 1}, "is not a dictionary of tensors")])
 def test_a_pickle_of_something_else(content, why, tmp_path):
     path = tmp_path / "pytorch_model.bin"
@@ -156,7 +156,7 @@ def test_a_pickle_of_something_else(content, why, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04zz", b"\x80\x02zz"])
 def test_a_damaged_pickle(content, tmp_path):
     (tmp_path / "x.bin").write_bytes(content)
-    with pytest.raises(UserError, match="x.bin is damaged, or is no file of torch.save; download it again"):
+    with pytest.raises(UserError, match="x.bin is damaged, or was not written by torch.save; download it again"):
         read_bin(tmp_path / "x.bin")
 
 
@@ -164,25 +164,25 @@ def test_a_pickle_named_safetensors(tmp_path):
     saved(tmp_path)
     for zipped in (True, False):
         torch.save({"a": torch.ones(1)}, tmp_path / "model.safetensors", _use_new_zipfile_serialization=zipped)
-        assert "is a pickle under the name of a safetensors file; rename it" in refused(tmp_path)
+        assert "is a pickled file with the name of a safetensors file; rename it" in refused(tmp_path)
 
 
 # --- folders that are something else ---
 
 @pytest.mark.parametrize("files, why", [
-    (["bert_config.json", "bert_model.ckpt.index"], "holds no config.json; bert_config.json is the original name of "
-                                                    "config.json, and the checkpoint is TensorFlow's"),
-    (["bert_config.json", "pytorch_model.bin"], "the original name of config.json, so copy it"),
+    (["bert_config.json", "bert_model.ckpt.index"], "holds no config.json; bert_config.json is the old name of "
+                                                    "config.json, and the checkpoint is a TensorFlow file"),
+    (["bert_config.json", "pytorch_model.bin"], "the old name of config.json, so copy it"),
     (["adapter_config.json", "adapter_model.safetensors"], "an adapter to another model, .*merge_and_unload"),
     (["config.json", "adapter_config.json"], "holds no weights: there is no model.safetensors; it is an adapter"),
-    (["0_Transformer/config.json", "modules.json"], "old sentence encoder, .*/0_Transformer$"),
-    (["config.json", "tf_model.h5"], "tf_model.h5 is not of PyTorch: convert it with transformers"),
-    (["config.json", "model.ckpt.index"], "model.ckpt.index is not of PyTorch"),
-    (["config.json", "flax_model.msgpack"], "flax_model.msgpack is not of PyTorch"),
+    (["0_Transformer/config.json", "modules.json"], "sentence encoder in the old layout; .*/0_Transformer$"),
+    (["config.json", "tf_model.h5"], "tf_model.h5 is not a PyTorch file: convert it with transformers"),
+    (["config.json", "model.ckpt.index"], "model.ckpt.index is not a PyTorch file"),
+    (["config.json", "flax_model.msgpack"], "flax_model.msgpack is not a PyTorch file"),
     (["config.json", "onnx/model.onnx"], "model.onnx is for ONNX Runtime only"),
     (["config.json", "model.fp16.safetensors"], "model.fp16.safetensors is a variant .*rename it to model.safetensors"),
     (["config.json", "pytorch_model.fp16.bin"], "rename it to pytorch_model.bin"),
-    (["config.json", "model-00001-of-00002.safetensors"], "the index that names all is missing"),
+    (["config.json", "model-00001-of-00002.safetensors"], "download the index file too"),
     (["config.json"], "there is no model.safetensors$"),
     (["model.safetensors"], "holds no config.json$"),
 ])
@@ -198,7 +198,7 @@ def test_a_folder_of_the_cache_names_the_one_below(tmp_path):
     place = tmp_path / "models--someone--bert"
     saved(place / "snapshots" / "abc")
     for read in (load, load_tokenizer):
-        with pytest.raises(UserError, match=f"cache; the model is one below: {place / 'snapshots' / 'abc'}"):
+        with pytest.raises(UserError, match=f"cache; the files of the model are in a subfolder: {place / 'snapshots' / 'abc'}"):
             read(place)
     load(place / "snapshots" / "abc")
 

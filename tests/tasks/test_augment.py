@@ -53,7 +53,7 @@ def asked():
 
 
 def one_at_a_time(text, asked, k):
-    """Each word's candidates from a pass of its own over the whole text: [(span, words)]."""
+    """Each word with its candidates, computed in one pass for each word over the whole text."""
     model, tokenizer = asked
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     found = []
@@ -207,7 +207,7 @@ def test_a_file_that_is_broken_off_is_not_there(tmp_path):
 
 @pytest.fixture
 def main():
-    """data/augment.py in this process, which keeps its handler of SIGTERM to itself."""
+    """The `main` of data/augment.py, for this process. The handler of SIGTERM is restored after the test."""
     before, path = signal.getsignal(signal.SIGTERM), list(sys.path)
     yield runpy.run_path(str(SCRIPT))["main"]
     signal.signal(signal.SIGTERM, before)

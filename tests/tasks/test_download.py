@@ -53,7 +53,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """The handler's class, to be told what to serve, and `address`."""
+    """The class of the handler, which has the files to serve and the server's `address`."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     Server.files, Server.cut, Server.asked = {"/a/file": CONTENT}, False, []
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
@@ -65,7 +65,7 @@ def server(monkeypatch):
 
 
 def described(server, content=CONTENT, path="file", url="/a/file", folder=""):
-    """The `File` of this content, which the server may serve or not."""
+    """A `File` with this content. The server may have the file or not."""
     return File(path, len(content), hashlib.sha256(content).hexdigest(), (server.address + url,), folder)
 
 
@@ -90,7 +90,7 @@ def tarred(*members):
 
 
 def names(folder):
-    """All paths below a folder, hidden ones, too."""
+    """All paths below a folder, including hidden paths."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -166,7 +166,7 @@ def test_an_archive_is_fetched_and_unpacked_once(server, tmp_path, pack, path):
 
 @pytest.mark.skipif(os.name != "posix", reason="links, mount points")
 def test_where_an_archive_is_unpacked_to(server, tmp_path, monkeypatch):
-    """Behind a link to an empty folder; on a mount point not at all, which is said before the download."""
+    """A link to an empty folder is accepted. A mount point is refused before the download."""
     server.files["/a/file"] = content = zipped(("set/a.tsv", b"a\n"))
     file = described(server, content, "set.zip", folder="set")
     (tmp_path / "other").mkdir()

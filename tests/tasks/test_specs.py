@@ -23,7 +23,8 @@ def put(path, text):
 
 
 def official_file(task, table, n=3):
-    """A file with the official header, or none, and `n` rows whose columns say where they stand."""
+    """A file with `n` rows, and with the official header if there is one. Each cell names its row and column.
+    """
     names = table.header.split("\t")
     lines = [table.header] if table.has_header else []
     for i in range(n):
@@ -78,7 +79,7 @@ def test_labels_mean_what_the_files_say(name, label, meaning):
 
 
 def test_class_numbers_are_the_usual_ones():
-    """f1 is that of class 1, and entailment is where Hugging Face's copy of the data has it."""
+    """The metric f1 belongs to class 1. The class entailment has the same number as on Hugging Face."""
     inference = ("rte", "qnli", "mnli", "wnli")
     assert [TASKS[name].labels.index("entailment") for name in inference] == [0, 0, 0, 1]
     assert TASKS["mrpc"].labels[1] == "equivalent" and TASKS["qqp"].labels[1] == "duplicate"
@@ -230,7 +231,7 @@ def test_csv_read_as_a_known_task(tmp_path):
 
 
 def test_numbers_with_a_point_are_scores_under_the_name_label_too(tmp_path, capsys):
-    """As for run_glue.py; STS-B so written has 51 different ones."""
+    """As in run_glue.py. STS-B in this form has 51 different labels."""
     rows = "".join(f"text {i},{i % 51 / 10}\n" for i in range(500))
     task, examples = read_csv(put(tmp_path / "a.csv", "text,label\n" + rows))
     assert task.kind == "score" and examples[3].label == 0.3
@@ -265,7 +266,7 @@ def test_a_class_that_is_held_out_whole_is_named(tmp_path, capsys):
     rows = "".join(f"{text},{'xy'[i % 2]}\n" for i, text in enumerate(train)) + f"{held_out},rare\n"
     read_csv_splits(put(tmp_path / "a.csv", "text,label\n" + rows))
     printed = capsys.readouterr().out
-    assert "warning: all rows of the class 'rare' are held out, so it is not learned" in printed
+    assert "warning: all rows of the class 'rare' are held out, so the model does not learn" in printed
 
 
 @pytest.mark.parametrize("text, message", [
@@ -273,9 +274,9 @@ def test_a_class_that_is_held_out_whole_is_named(tmp_path, capsys):
     ("text,label\n", "holds no rows"),
     ("words,label\nA,x\n", "line 1: the header must name a column 'text'; it is: words, label"),
     ("text;label\nA;x\n", "it is: text;label"),
-    ("text,class\nA,x\n", "one column 'label' or 'score', and names neither: text, class"),
-    ("text,label,score\nA,x,1\n", "and names both"),
-    ("text,label,text\nA,x,B\n", "a column name is there twice"),
+    ("text,class\nA,x\n", "one column 'label' or 'score', but it names neither: text, class"),
+    ("text,label,score\nA,x,1\n", "but it names both"),
+    ("text,label,text\nA,x,B\n", "a column name occurs twice"),
     ('text,label\n"A\nB",x\nC\n', "line 4 has 1 columns instead of 2: text, label"),
     ("text,label\nA, b,x\n", "line 2 has 3 columns instead of 2: text, label; texts with commas need quotes"),
     ('text,label\nA,x\n"B,y\nC,x\n', "line 3: not valid csv"),

@@ -9,7 +9,7 @@ from minibert.tasks.splits import Split, baseline, some_numbers, write_errors
 
 
 def test_the_worst_errors_of_scores_come_first(tmp_path):
-    """A tenth of the rows, by the distance between answer and score."""
+    """The table has the tenth of the rows with the largest distance between answer and score."""
     labels = np.linspace(0, 5, 20, dtype=np.float32)
     answers = labels + 0.01
     answers[[4, 11, 17]] += (-2, 1, 1.5)
@@ -20,7 +20,7 @@ def test_the_worst_errors_of_scores_come_first(tmp_path):
 
 
 def test_some_examples_are_spread_over_the_whole_and_always_the_same():
-    """The first ones of a sorted file would have one label."""
+    """The first examples of a sorted file would all have one label."""
     chosen = some_numbers(1000, 100)
     assert (np.diff(chosen) > 0).all() and np.array_equal(chosen, some_numbers(1000, 100))
     assert 400 < chosen.mean() < 600

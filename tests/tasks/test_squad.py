@@ -42,7 +42,7 @@ def ask(context, text=None, start=None, question="Who?", id="q"):
 
 
 def random_context(generator, words):
-    """Words with accents, CJK and emoji among plain ones, between spaces of several kinds."""
+    """A text of plain words, words with accents, CJK characters and emoji, with several kinds of spaces."""
     return "".join(generator.choice(WORDS + ["ab", "c", "def", "the"] * 4) + generator.choice("  \n\u00a0")
                    for _ in range(words))
 
@@ -141,14 +141,14 @@ def test_reading_keeps_order_and_counts_in_characters(tmp_path):
     ('{"data": [{"title": "x"}]}', r"not the json of SQuAD 1.1 \(KeyError\('paragraphs'\)\)"),
     (json.dumps(squad(question="\ud83d")), "not valid json, .*surrogates"),
     (squad(entry=[1]), "not the json"), (squad(id=5), "article 1, question 5: this is not the json"),
-    (squad(id="one"), "article 1, question 'one': an earlier question has this id"),
+    (squad(id="one"), "article 1, question 'one': an earlier question has the same id"),
     (squad(question=None), "question 'two': this is not the json"),
     (squad(answers=[]), r"question 'two': no answer; .*SQuAD 2.0"),
     (squad(answers=["owl"]), "question 'two': this is not the json"),
     (squad(answers=[{"text": "owl", "answer_start": "5"}]), "question 'two': this is not the json"),
-    (squad(answers=[{"text": "owl", "answer_start": 4}]), "question 'two': the answer 'owl' .* character 4"),
-    (squad(answers=[{"text": "owl", "answer_start": -3}]), "'owl' does not stand"),
-    (squad(answers=[{"text": "", "answer_start": 0}]), "the answer '' does not"),
+    (squad(answers=[{"text": "owl", "answer_start": 4}]), "the answer 'owl' at character 4"),
+    (squad(answers=[{"text": "owl", "answer_start": -3}]), "does not have the answer 'owl'"),
+    (squad(answers=[{"text": "", "answer_start": 0}]), "does not have the answer ''"),
 ])
 def test_a_bad_file_is_one_sentence_that_names_the_place(tmp_path, content, message):
     path = tmp_path / "train.json"

@@ -64,7 +64,7 @@ def saved(tiny_config, tmp_path):
 
 @pytest.mark.parametrize("load", [load_tuned, lambda name, task: load_for_task(name, task, 1)])
 def test_rows_of_the_head_follow_the_classes(saved, load):
-    """The same classes in another order, otherwise spelt: the head's rows are moved, and nothing else."""
+    """If the classes have another order or spelling, the rows of the head are moved. Nothing else changes."""
     path = saved(labels=("NEUTRAL", "contradiction", "Entailment"))
     found, before = load(path, TASKS["mnli"]), minibert.load(path)
     for own, kept in zip(found.classifier.parameters(), before.classifier.parameters()):
@@ -94,14 +94,14 @@ def test_which_heads_fit_a_task(saved, kind, changed, task, kept):
     if kept:
         load_tuned(path, task)
     else:
-        with pytest.raises(UserError, match="fine-tune it first|predicts scores, rte has classes"):
+        with pytest.raises(UserError, match="fine-tune the model first|predicts scores, but rte has classes"):
             load_tuned(path, task)
 
 
 def test_a_multi_label_model_is_refused(saved):
-    """As a teacher, and to be judged; as a student it gets a new head, of one class a text."""
+    """It is refused as a teacher and with --evaluate. As a student, it gets a new head for one class."""
     path = saved(labels=("no", "yes"), problem_type="multi_label_classification")
-    task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither judged nor distilled"
+    task, says = task_of("no", "yes"), "model is a multi-label classifier .*neither be evaluated nor"
     with pytest.raises(UserError, match=says):
         load_tuned(path, task)
     model = load_for_task(path, task, 1)
@@ -118,7 +118,7 @@ def test_a_teacher_of_other_labels_is_refused_with_the_remedy(saved):
 @pytest.mark.parametrize("kind, changed", [(Classifier, {"labels": ("score",), "problem_type": "regression"}),
                                            (Span, {})])
 def test_the_last_product_is_not_rounded_to_16_bits(tiny_config, kind, changed):
-    """Under bf16 scores near 3 would be multiples of 1/64, and most of 300 would tie with another."""
+    """With bf16, scores near 3 would be multiples of 1/64, and most of the 300 scores would not be unique."""
     model = init_weights(kind(replace(tiny_config, **changed))).eval()
     layer = model.span if kind is Span else model.classifier
     layer.bias.data += 3.0
