@@ -56,7 +56,8 @@ def prepared_documents(folder, part="train"):
     ids, lengths, counts = (np.fromfile(folder / f"{part}.{suffix}", dtype)
                             for suffix, dtype in file_types(TOKENIZER.vocab_size).items())
     lines = [TOKENIZER.decode(line) for line in np.split(ids, np.cumsum(lengths)[:-1])]
-    return [list(document) for document in np.split(np.array(lines, object), np.cumsum(counts.astype(int))[:-1])]
+    return [list(document) for document in np.split(np.array(lines, object),
+                                                    np.cumsum(counts.astype(int))[:-1])]
 
 
 # ---------------------------------------------------------------- reading
@@ -130,7 +131,8 @@ def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
     ("a.txt", "ba be".encode("utf-16-be"), "a.txt has many zero bytes"),
     ("a.txt", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X", "a.txt is a companion file of macOS"),
     ("a.txt", gzip.compress(b"ba", mtime=0), "a.txt is compressed with gzip; add .gz"),
-    ("a.txt.gz", gzip.compress(gzip.compress(b"ba", mtime=0), mtime=0), "a.txt.gz is compressed with gzip; add .gz"),
+    ("a.txt.gz", gzip.compress(gzip.compress(b"ba", mtime=0), mtime=0), "a.txt.gz is compressed with gzip; "
+                                                                        "add .gz"),
     ("a.txt", lzma.compress(b"ba"), "a.txt is compressed with xz; add .xz"),
     ("a.jsonl", b"\x28\xb5\x2f\xfd\x04\x00", "a.jsonl is compressed with zstd"),
     ("a.txt", b"PK\x03\x04\x14\x00", "a.txt is a zip archive"),
@@ -288,7 +290,8 @@ def test_held_out_documents_are_chosen_by_their_text(tmp_path):
 
 def test_a_very_long_document_is_read_as_several(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "DOCUMENT_CHARACTERS", 5)
-    assert read(write(tmp_path / "a.txt", "ba be\nbi\nbo bu\nca\n\nce")) == [["ba be", "bi"], ["bo bu", "ca"], ["ce"]]
+    assert read(write(tmp_path / "a.txt", "ba be\nbi\nbo bu\nca\n\nce")) == [
+        ["ba be", "bi"], ["bo bu", "ca"], ["ce"]]
 
 
 def test_impossible_shares_are_refused(tmp_path):

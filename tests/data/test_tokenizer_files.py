@@ -363,8 +363,8 @@ def vocabulary(capitals, n=2000):
 @pytest.mark.parametrize("capitals, cased", [(0, False), (2, False), (24, True), (600, True)])
 def test_casing_is_decided_by_share_and_said(capitals, cased, tmp_path):
     """Real uncased vocabularies have up to 0.1 % of pieces with capitals, and cased ones at least 1.2 %."""
-    with pytest.warns(UserWarning, match=f"vocab.txt: no file states whether it is cased; {capitals} of 2000 pieces have "
-                                         f"capitals, so text is {'not ' * cased}lower-cased"):
+    with pytest.warns(UserWarning, match=f"vocab.txt: no file states whether it is cased; {capitals} of 2000 "
+                                         f"pieces have capitals, so text is {'not ' * cased}lower-cased"):
         loaded = load_tokenizer(write(tmp_path / "t", vocabulary(capitals)))
     assert loaded.lowercase is not cased
 

@@ -223,7 +223,8 @@ def test_a_cut_sentence_encoder_pools_as_before(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling uses the pooling median; embed supports cls"),
+    "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling uses the pooling median; embed supports "
+                                                         "cls"),
     "a switch": (dict(pooling=MEAN | {"pooling_mode_median": True}), "the pooling pooling_mode_median"),
     "a module": (dict(after=["LSTM"]), "names a module LSTM, which embed does not know"),
     "a module of others": (dict(after=["Dense"], names={"Dense": "pylate.models.Dense.Dense"}) | dict(
@@ -305,5 +306,6 @@ def test_other_outputs_of_the_model_are_refused(tmp_path):
 def test_weights_that_are_not_those_of_the_settings(tmp_path):
     folder = sentence_folder(tmp_path, after=[dense(16, 5)])
     save_file({"linear.weight": torch.zeros(5, 16)}, folder / "2_Dense" / "model.safetensors")
-    with pytest.raises(minibert.UserError, match="2_Dense do not fit its config.json, which needs linear.bias"):
+    with pytest.raises(minibert.UserError, match="2_Dense do not fit its config.json, which needs "
+                                                 "linear.bias"):
         vectors(folder)
