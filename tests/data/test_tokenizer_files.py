@@ -387,7 +387,7 @@ def test_nothing_is_said_where_all_is_stated(tmp_path):
     (file(NAMES, described(lowercase=False)), "lowercase is False, strip_accents is False, but"),
     (file({"strip_accents": False}), "strip_accents is True, but"),
     (FORMS["BERT's class, another normaliser"], "normaliser or pre-tokeniser is not BERT's, but"),
-    (FORMS["vocab.txt, a piece twice"], rf"lines 7 and {N + 1} are both 'hello'; .* the last of them counts"),
+    (FORMS["vocab.txt, a piece twice"], rf"lines 7 and {N + 1} are both 'hello'; .* the last line counts"),
 ])
 def test_a_contradiction_is_said_aloud(files, what, tmp_path):
     with pytest.warns(UserWarning, match=what):
