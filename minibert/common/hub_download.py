@@ -26,7 +26,7 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
     `weights=False` downloads only config.json and the tokenizer. The environment variables of huggingface_hub
     are used (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no folder or model
-    with this name, or if `name` is the folder of a run, because the model is in its subfolder model/.
+    with this name, or if `name` is the folder of a run. The model of a run is in the subfolder model/.
     """
     if Path(name).is_dir():
         if (Path(name) / "snapshots").is_dir():

@@ -34,8 +34,8 @@ class Examples:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """The index of the first token of each sequence, (n,). It is computed once, because computing it
-        takes O(n) time.
+        """The index of the first token of each sequence, (n,). The array is computed once, because computing
+        it takes O(n) time.
         """
         return np.cumsum(self.lengths) - self.lengths
 

@@ -317,7 +317,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         (made / "README.md").write_text(model_card(model, head, format, parameters, stored,
                                                    folder.resolve().name, card), encoding="utf-8")
         (made / "config.json").write_text(dump(description), encoding="utf-8")
-        # other users may read the file too, which safetensors would not allow
+        # this gives the file the usual rights, because safetensors lets only the owner read it
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:

@@ -33,7 +33,7 @@ OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classificatio
 OPSET = 18  # version of the ONNX operators: torch writes it without a conversion
 # random batches that check an exported file: lengths of the sequences, and length to which they are padded
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
-TOLERANCE = 1e-5  # of all fp32 comparisons; relative to the largest output if this output is above 1
+TOLERANCE = 1e-5  # largest allowed difference in fp32, divided by the largest output if this is above 1
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:

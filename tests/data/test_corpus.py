@@ -1,4 +1,4 @@
-"""Prepared corpora: the sequences that documents are cut into, and what is refused.
+"""Tests that documents are cut into the right sequences, and that damaged corpora are refused.
 
     python -m pytest tests/data/test_corpus.py
 """
@@ -38,7 +38,9 @@ def random_documents(n, longest_line=30, seed=0):
 
 
 def expected_sequences(documents, room, one_line=False):
-    """The rule, written out: cut long lines, then join pieces of one document while they fit."""
+    """The rule of `open_corpus`, written out: cut long lines, then join pieces of one document while they
+    fit.
+    """
     for document in documents:
         pieces = [line[i:i + room] for line in document for i in range(0, len(line), room)]
         sequence = []

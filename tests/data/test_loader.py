@@ -1,4 +1,4 @@
-"""From corpus to micro-batches: the step is the same however it is cut and dealt."""
+"""Tests that a step is the same for any size of the micro-batches and any number of ranks."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_a_corpus_smaller_than_a_batch_comes_again():
 
 
 def test_the_same_sequence_is_masked_anew_in_every_step():
-    """Of one sequence every step is an epoch: the masks are those of (seed, step)."""
+    """The corpus has one sequence, so every step is an epoch. The masks depend on (seed, step)."""
     corpus = FakeCorpus(1)
     corpus.data = [np.arange(5, V).astype(np.uint16)]
 
@@ -74,7 +74,7 @@ def test_the_same_sequence_is_masked_anew_in_every_step():
 
 
 def test_a_step_is_masked_as_asked_for():
-    """Its kind and share: of "bert" an exact number in each sequence, of the whole step its count."""
+    """"bert" masks an exact number of tokens in each sequence, and the step has the count of all of them."""
     step = make_step(FakeCorpus(), TOKENIZER, 0, batch=40, micro_tokens=10_000, seed=7,
                      masking=Masking("bert", 0.4))
     for inputs, labels in rows_of(step):

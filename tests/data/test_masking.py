@@ -1,5 +1,4 @@
-"""Masking against its definitions:
-what is selected, what stands in its place, and that nothing has a history.
+"""Tests of masking: which tokens are selected, what replaces them, and that no call depends on earlier calls.
 """
 
 from types import SimpleNamespace
@@ -17,7 +16,9 @@ CLS, SEP, UNK, MASK = 2, 3, 1, 4
 
 
 def sequences(n=400, seed=0):
-    """[CLS] 5 to 60 tokens [SEP], now and then an [UNK] among them; ids (N,) and lengths (S,)."""
+    """Random sequences of [CLS], 5 to 60 tokens and [SEP], with some [UNK]. Returns ids (N,) and lengths
+    (S,).
+    """
     rng = np.random.default_rng(seed)
     lists = [np.concatenate(([CLS], np.where(rng.random(k := rng.integers(5, 60)) < 0.02, UNK,
                                              rng.integers(5, V, k)), [SEP]))
@@ -50,7 +51,8 @@ def test_special_tokens_are_never_masked_and_replacement_is_80_10_10(selection):
 
 
 def test_every_piece_is_drawn_as_a_replacement_and_each_as_often():
-    """In a vocabulary of 12, all tokens selected: a tenth becomes any of the 12, first and last included."""
+    """All tokens are selected. A tenth of them becomes any of the 12 pieces, also the first and the last one.
+    """
     small = SimpleNamespace(special=np.arange(12) < 5, continuation=np.zeros(12, bool), vocab_size=12,
                             mask_id=MASK)
     ids, lengths = np.full(60_000, 7), np.full(600, 100)

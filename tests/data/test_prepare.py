@@ -1,4 +1,4 @@
-"""Text files to a prepared corpus: formats, borders, the held-out part, no half-written folders.
+"""Tests of preparing a corpus: formats of text, ends of documents, the held-out part, complete folders.
 
     python -m pytest tests/data/test_prepare.py
 """
@@ -52,11 +52,12 @@ def sample_text(n, seed=0):
 
 
 def prepared_documents(folder, part="train"):
-    """All documents of a part as lists of lines of text, straight from the files."""
+    """All documents of a part as lists of lines of text, read from the prepared files."""
     ids, lengths, counts = (np.fromfile(folder / f"{part}.{suffix}", dtype)
                             for suffix, dtype in file_types(TOKENIZER.vocab_size).items())
     lines = [TOKENIZER.decode(line) for line in np.split(ids, np.cumsum(lengths)[:-1])]
-    return [list(document) for document in np.split(np.array(lines, object), np.cumsum(counts.astype(int))[:-1])]
+    return [list(document) for document in np.split(np.array(lines, object),
+                                                    np.cumsum(counts.astype(int))[:-1])]
 
 
 # ---------------------------------------------------------------- reading
@@ -74,7 +75,7 @@ def test_lines_end_as_on_every_system(tmp_path, end):
 
 
 def test_line_ends_of_several_kinds(tmp_path):
-    """Mixed line ends are read alike; what ends a line only for Unicode ends no document."""
+    """Mixed line ends give the same lines. A line end that only Unicode has does not end a document."""
     path = write(tmp_path / "a.txt", "ba\r\nbe\rbi\nbo\r\rbu\x85ca\u2028ce\u2029ci\x0cco\x0c\r\ncu")
     assert read(path) == [["ba", "be", "bi", "bo"], ["bu", "ca", "ce", "ci", "co", "cu"]]
     record = {"text": "ba\r\nbe\rbi\u2028bo"}
@@ -116,7 +117,7 @@ def test_wikitext_becomes_plain_text(tmp_path):
 
 
 def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
-    """What has no width, like U+200B, is no space."""
+    """A character without width, like U+200B, is not a space."""
     spaces = [chr(c) for c in range(0x110000) if chr(c).isspace() and chr(c) != "\n"]
     assert len(spaces) > 25
     for blank in ["", *spaces, "\u00a0 \u00a0"]:
@@ -130,7 +131,8 @@ def test_a_line_is_blank_if_only_spaces_of_any_kind_are_in_it(tmp_path):
     ("a.txt", "ba be".encode("utf-16-be"), "a.txt has many zero bytes"),
     ("a.txt", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X", "a.txt is a companion file of macOS"),
     ("a.txt", gzip.compress(b"ba", mtime=0), "a.txt is compressed with gzip; add .gz"),
-    ("a.txt.gz", gzip.compress(gzip.compress(b"ba", mtime=0), mtime=0), "a.txt.gz is compressed with gzip; add .gz"),
+    ("a.txt.gz", gzip.compress(gzip.compress(b"ba", mtime=0), mtime=0), "a.txt.gz is compressed with gzip; "
+                                                                        "add .gz"),
     ("a.txt", lzma.compress(b"ba"), "a.txt is compressed with xz; add .xz"),
     ("a.jsonl", b"\x28\xb5\x2f\xfd\x04\x00", "a.jsonl is compressed with zstd"),
     ("a.txt", b"PK\x03\x04\x14\x00", "a.txt is a zip archive"),
@@ -288,7 +290,8 @@ def test_held_out_documents_are_chosen_by_their_text(tmp_path):
 
 def test_a_very_long_document_is_read_as_several(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "DOCUMENT_CHARACTERS", 5)
-    assert read(write(tmp_path / "a.txt", "ba be\nbi\nbo bu\nca\n\nce")) == [["ba be", "bi"], ["bo bu", "ca"], ["ce"]]
+    assert read(write(tmp_path / "a.txt", "ba be\nbi\nbo bu\nca\n\nce")) == [
+        ["ba be", "bi"], ["bo bu", "ca"], ["ce"]]
 
 
 def test_impossible_shares_are_refused(tmp_path):
@@ -378,7 +381,7 @@ def test_a_pipe_is_read_like_a_file_but_only_once(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_leaves_nothing(tmp_path, which):
-    """The text comes through a pipe that never ends, so that the run is surely in the middle of it."""
+    """The text comes from a pipe that never ends, so the run is stopped in the middle of the text."""
     os.mkfifo(tmp_path / "a.txt")
     TOKENIZER.save(tmp_path / "tokenizer")
     process = subprocess.Popen(

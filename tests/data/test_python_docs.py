@@ -1,4 +1,4 @@
-"""The documentation of Python as a corpus: what is read, and what is held out.
+"""Tests of Python's documentation as a corpus: which text is read, and which modules are held out.
 
     python -m pytest tests/data/test_python_docs.py
 """
@@ -79,7 +79,9 @@ def test_no_paragraph_is_in_both_parts():
 
 @pytest.mark.slow
 def test_this_python_is_prepared(tmp_path, monkeypatch):
-    """Of the real library: plausible size, disjoint parts, and what is written is what was split."""
+    """The corpus of the real library has a plausible size and disjoint parts, and it has the text of
+    `split_docs`.
+    """
     docs = list(python_docs())
     # read once: it takes seconds
     monkeypatch.setattr(minibert.data.python_docs, "python_docs", lambda: iter(docs))

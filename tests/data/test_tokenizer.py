@@ -1,4 +1,4 @@
-"""The tokenizer: BERT's ids, whatever file they come from, and errors that name the file.
+"""Tests that all kinds of tokenizer files give BERT's ids, and that errors name the file.
 
     python -m pytest tests/data/test_tokenizer.py
 """
@@ -44,7 +44,9 @@ def ids_of(tokenizer, text):
 
 
 def test_recorded_pieces(tokenizer):
-    """Worked out by hand from BERT's rules: accents go, control characters go, CJK stands alone."""
+    """The expected pieces follow from BERT's rules: no accents, no control characters, each CJK character
+    alone.
+    """
     assert ids_of(tokenizer, "The unaffable CAFÉS, 你好.") == "the un ##aff ##able cafe ##s , 你 好 .".split()
     assert ids_of(tokenizer, "hel\x00lo\ufffd\tworld\u2003the 12") == "hello world the 1 ##2".split()
     assert ids_of(tokenizer, "unknown the") == ["[UNK]", "the"]
@@ -100,7 +102,7 @@ def test_encode_single_and_pair(tokenizer):
 
 
 def test_longest_first_takes_away_one_token_at_a_time():
-    """Removing from the longer, one by one: what is cut is at most one shorter than what is not."""
+    """The result equals removing one token at a time from the longer text."""
     for n_a in range(12):
         for n_b in range(12):
             for room in range(0, 24):
@@ -127,7 +129,7 @@ def test_saved_files_load_to_the_same_tokenizer(tmp_path, tokenizer):
 
 
 def added_to(folder, where, **tokens):
-    """A vocab.txt with tokens beside it, {content: id}, as slow tokenizers of either age wrote them."""
+    """A folder with a vocab.txt and added tokens, {content: id}, in the old or in the new file."""
     if where == "added_tokens.json":
         write_vocabulary(folder, uncased(), do_lower_case=True)
         (folder / where).write_text(json.dumps(tokens))
@@ -328,7 +330,7 @@ def test_json_that_python_cannot_hold_is_one_sentence(tmp_path, content):
 @pytest.mark.skipif(os.name != "posix", reason="links, pipes, devices")
 @pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
 def test_what_is_no_file_is_not_read(tmp_path, kind):
-    """A device would never end, and a pipe never begin."""
+    """Reading a device would never end, and reading a pipe would never begin."""
     path = tmp_path / "vocab.txt"
     {"device": lambda: path.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(path),
      "folder": path.mkdir}[kind]()
@@ -337,7 +339,7 @@ def test_what_is_no_file_is_not_read(tmp_path, kind):
 
 
 def test_a_temporary_folder_that_cannot_be_written_is_named(monkeypatch):
-    """Learning a vocabulary keeps the texts there meanwhile."""
+    """The training of a vocabulary keeps the texts in this folder."""
     monkeypatch.setattr("tempfile.tempdir", "/no-such-folder")
     with pytest.raises(UserError, match="/no-such-folder cannot be written"):
         train_tokenizer(["some text"], 30)

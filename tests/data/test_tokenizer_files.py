@@ -1,7 +1,8 @@
-"""Tokenizer folders in the forms that circulate: the ids of transformers, or one sentence (docs/formats.md).
+"""Tests that all published forms of tokenizer folders give the ids of transformers or an error of one
+sentence (docs/formats.md).
 
-Every form is a small folder of a made-up vocabulary. The expected ids are those of transformers 5, to which
-they are compared again where it is installed.
+Every form is a small folder of a made-up vocabulary. The expected ids are those of transformers 5. If
+transformers is installed, the ids are compared again.
 
     python -m pytest tests/data/test_tokenizer_files.py
 """
@@ -28,7 +29,9 @@ EXTRA = {"additional_special_tokens": ["[NAME]", "<user>"]}
 
 
 def described(lowercase=True, added=(), names=SPECIAL_TOKENS, without=(), **changes):
-    """A tokenizer.json, as a dictionary: of `names` and more added tokens, without some of its fields."""
+    """The content of a tokenizer.json with the special tokens `names` and other added tokens, without some
+    fields.
+    """
     ids = {piece: i for i, piece in enumerate(PIECES)}
     tokens = [{"id": ids[name], "content": name, "special": True, **FLAGS} for name in names]
     tokens += [{"id": N + i, "special": False, **FLAGS, "normalized": True, **token} for i, token in enumerate(added)]
@@ -61,7 +64,7 @@ def described(lowercase=True, added=(), names=SPECIAL_TOKENS, without=(), **chan
 
 
 def write(folder, vocabulary=None, model_type="bert", **files):
-    """A folder with a vocab.txt of pieces, or of text as it is, and json files."""
+    """Writes a folder with json files and a vocab.txt, whose content is a list of pieces or a text."""
     folder.mkdir(exist_ok=True)
     if vocabulary is not None:
         text = vocabulary if isinstance(vocabulary, str) else "".join(f"{piece}\n" for piece in vocabulary)
@@ -343,7 +346,7 @@ def test_json_that_is_only_a_pointer_or_a_page_is_named(name, start, why, tmp_pa
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_pieces(tmp_path):
-    """Where transformers makes [PAD] a new piece, of which no model knows."""
+    """In these folders, transformers makes [PAD] a new piece, for which no model has a vector."""
     for name, text in (("blank", "\n".join(PIECES) + "\n\n\n"), ("mark", "\ufeff" + "\n".join(PIECES))):
         loaded = load(write(tmp_path / name, text, tokenizer_config=LOWER))
         assert (loaded.vocab_size, loaded.pad_id) == (N, 0)
@@ -359,9 +362,9 @@ def vocabulary(capitals, n=2000):
 
 @pytest.mark.parametrize("capitals, cased", [(0, False), (2, False), (24, True), (600, True)])
 def test_casing_is_decided_by_share_and_said(capitals, cased, tmp_path):
-    """0.1 % of pieces with capitals are found in uncased vocabularies, 1.2 % in cased ones."""
-    with pytest.warns(UserWarning, match=f"vocab.txt: no file states whether it is cased; {capitals} of 2000 pieces have "
-                                         f"capitals, so text is {'not ' * cased}lower-cased"):
+    """Real uncased vocabularies have up to 0.1 % of pieces with capitals, and cased ones at least 1.2 %."""
+    with pytest.warns(UserWarning, match=f"vocab.txt: no file states whether it is cased; {capitals} of 2000 "
+                                         f"pieces have capitals, so text is {'not ' * cased}lower-cased"):
         loaded = load_tokenizer(write(tmp_path / "t", vocabulary(capitals)))
     assert loaded.lowercase is not cased
 
@@ -384,7 +387,7 @@ def test_nothing_is_said_where_all_is_stated(tmp_path):
     (file(NAMES, described(lowercase=False)), "lowercase is False, strip_accents is False, but"),
     (file({"strip_accents": False}), "strip_accents is True, but"),
     (FORMS["BERT's class, another normaliser"], "normaliser or pre-tokeniser is not BERT's, but"),
-    (FORMS["vocab.txt, a piece twice"], rf"lines 7 and {N + 1} are both 'hello'; .* the last of them counts"),
+    (FORMS["vocab.txt, a piece twice"], rf"lines 7 and {N + 1} are both 'hello'; .* the last line counts"),
 ])
 def test_a_contradiction_is_said_aloud(files, what, tmp_path):
     with pytest.warns(UserWarning, match=what):

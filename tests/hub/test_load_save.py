@@ -1,6 +1,4 @@
-"""Folders written and read:
-names, precisions, layouts, what is dropped, and every way a folder can be wrong.
-"""
+"""Tests of `load` and `save`: names, precisions, layouts, tensors that are left out, and damaged folders."""
 
 import json
 import warnings
@@ -54,13 +52,13 @@ def change(folder, **config):
 
 
 def retensor(folder, function):
-    """Replaces the tensors of a saved folder by what `function` makes of them."""
+    """Replaces the tensors of a saved folder by the result of `function`."""
     tensors = function(load_file(folder / "model.safetensors"))
     save_file({name: t.clone() for name, t in tensors.items()}, folder / "model.safetensors")
 
 
 def same(a, b):
-    """Whether two models are of one kind, with the same tensors to the bit."""
+    """Whether two models have the same class and the same tensors, equal to the bit."""
     x, y = a.state_dict(), b.state_dict()
     return type(a) is type(b) and x.keys() == y.keys() and all(
         x[name].dtype == y[name].dtype and torch.equal(x[name], y[name]) for name in x)
@@ -103,7 +101,7 @@ def test_a_regression_stays_one(form, tmp_path):
 
 
 def test_a_loaded_model_is_its_own(tmp_path):
-    """Not a view of the file: what is written over the file later does not reach the model."""
+    """The model is not a view of the file. Writing over the file later does not change the model."""
     model = random_model(MaskedLM, BERT)
     save(model, tmp_path)
     loaded = load(tmp_path)
@@ -277,8 +275,8 @@ def test_an_unknown_head_leaves_the_encoder_and_its_classifier_is_not_ours(tmp_p
 
 @pytest.mark.parametrize("config, kind", KINDS)
 def test_names_of_other_times(config, kind, tmp_path):
-    """gamma and beta, buffers, tied tensors stored twice, no prefix, a bare TinyBERT config:
-    nothing of it matters.
+    """Old forms load too: gamma and beta, buffers, tied tensors stored twice, no prefix, a short TinyBERT
+    config.
     """
     model = random_model(kind, config)
     save(model, tmp_path)
@@ -557,7 +555,7 @@ def test_attention_dropout_of_a_file_is_not_read(tmp_path, config, key):
 
 
 def test_labels_are_in_the_order_of_their_numbers(tmp_path):
-    """As a text, "10" comes before "2"."""
+    """Sorted as text, "10" would come before "2"."""
     save(random_model(Classifier, Config(**TINY, labels=tuple("abcdefghijkl"))), tmp_path)
     assert load_config(tmp_path).labels == tuple("abcdefghijkl")
 
@@ -608,7 +606,7 @@ def test_a_class_of_another_framework(tmp_path):
 @pytest.mark.parametrize("form", ["hf", "minibert"])
 @pytest.mark.parametrize("lacks", [(), ("cls.seq_relationship.",)])
 def test_a_pooler_is_kept_beside_a_language_model(lacks, form, tmp_path):
-    """As bert-base-uncased has it, and as transformers 3 saved language models."""
+    """bert-base-uncased has such a pooler, and transformers 3 saved it with language models."""
     model = random_model(PreTraining, BERT)
     save(model, tmp_path / "a")
     change(tmp_path / "a", architectures=["BertForMaskedLM"])
@@ -680,7 +678,7 @@ def test_transformers_keeps_labels_and_regression(tmp_path):
 
 @pytest.mark.parametrize("size", [dict(num_labels=10**6), dict(num_labels=10**5, hidden_size=10**6)])
 def test_sizes_that_only_config_json_says_take_no_memory(size, tmp_path):
-    """A new head is made only once all other tensors fit."""
+    """A new head is made only if all other tensors have the right shape."""
     save(random_model(Encoder, BERT), tmp_path)
     change(tmp_path, id2label=None, label2id=None, **size)
     said = fails(tmp_path, "classification")
@@ -729,7 +727,9 @@ def test_a_pipeline_reads_the_outputs_as_they_are_meant(config, change_to, of_lo
 
 @pytest.mark.parametrize("activation", ["linear.Identity", "activation.Tanh", None])
 def test_a_cross_encoder_stays_what_it_is(activation, tmp_path, tokenizer):
-    """Its scores in sentence-transformers, with the function that its config.json names or the sigmoid."""
+    """Its scores in sentence-transformers do not change. They use the function in its config.json or the
+    sigmoid.
+    """
     CrossEncoder = pytest.importorskip("sentence_transformers").CrossEncoder
     model = random_model(Classifier, Config(**TINY, **CROSS))
     save(model, tmp_path / "a", tokenizer)

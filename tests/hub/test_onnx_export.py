@@ -1,4 +1,6 @@
-"""ONNX export: padded equals packed, the file in ONNX Runtime equals the model, errors are one sentence."""
+"""Tests of the ONNX export: padded and packed outputs are equal, also in ONNX Runtime; errors are one
+sentence.
+"""
 
 import dataclasses
 import json
@@ -27,7 +29,9 @@ FAMILIES = ["bert", "distilbert"]
 
 
 def small(head, family, layers=2):
-    """A model of random weights, biases and norms too: zeros and ones would hide what is left out."""
+    """A model with random weights, biases and norms. With zeros and ones, a missing term would not be
+    noticed.
+    """
     config = Config(architecture=family, segments=2 if family == "bert" else 0, vocab_size=60, hidden_size=24,
                     layers=layers, heads=3, intermediate_size=40, max_positions=32, pad_id=3)
     model = head(config).eval()
@@ -38,7 +42,7 @@ def small(head, family, layers=2):
 
 
 def tokenizer():
-    """One of 60 pieces."""
+    """A tokenizer with 60 pieces."""
     pieces = [*SPECIAL_TOKENS, *(chr(97 + i) for i in range(26)), *(f"##{chr(97 + i)}" for i in range(26))]
     return Tokenizer({piece: i for i, piece in enumerate(pieces[:60])})
 
@@ -75,7 +79,7 @@ def test_a_row_of_padding_alone_is_no_nan():
 
 
 def check_folder(model, folder):
-    """The folder's file with inputs of its own making, past what the export itself has tried."""
+    """Checks the file of a folder with more inputs than the export itself uses."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     bert = model.config.architecture == "bert"
@@ -94,7 +98,7 @@ def check_folder(model, folder):
 
 
 def test_converted_folder(tmp_path, monkeypatch, capsys):
-    """One export through the script, of the head with the tied table; the others are slow, as torch is."""
+    """Only the head with the tied table is exported here, because each export takes long."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -168,7 +172,7 @@ def test_errors_are_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_int8_is_judged_before_it_gets_its_name(tmp_path, monkeypatch, capsys):
-    """One export, kept; then the same files with a limit that no file meets."""
+    """The first export is kept. The second one has a limit that no file can meet."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -1,5 +1,5 @@
-"""Sentence encoders: the vectors of every form of folder are those of sentence-transformers, before and after
-`save`; the pooling itself against formulas written out.
+"""Tests that every form of folder gives the vectors of sentence-transformers, before and after `save`, and
+that pooling equals formulas written out.
 """
 
 import json
@@ -34,7 +34,7 @@ MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pool
 
 
 def tokenizer(lowercase=True):
-    """A few letters, small and capital."""
+    """A tokenizer with some small and capital letters."""
     letters = "abcdefx" if lowercase else "abcdefxABCDEF"
     pieces = [*SPECIAL_TOKENS, *letters, *(f"##{c}" for c in letters)]
     return Tokenizer({piece: i for i, piece in enumerate(pieces)}, {"lowercase": lowercase})
@@ -50,7 +50,7 @@ def encoder(config=Config(**TINY), kind=Encoder):
 
 
 def write(path, content):
-    """A json file, and the folder that it is in."""
+    """Writes a json file and the folder that contains it."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
 
@@ -142,7 +142,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_vectors_equal_sentence_transformers(form, tmp_path):
-    """Of the folder, of the one that is saved from it, and what sentence-transformers makes of that."""
+    """The vectors of a folder and of its saved copy are equal, also in sentence-transformers."""
     st = pytest.importorskip("sentence_transformers")
     logging.disable(logging.WARNING)
     folder = sentence_folder(tmp_path / "a", **FORMS[form])
@@ -209,7 +209,8 @@ def test_convert_keeps_the_files_and_unpickles_once(tmp_path, monkeypatch, capsy
 
 
 def test_a_cut_sentence_encoder_pools_as_before(tmp_path, monkeypatch):
-    """All its layers are the same model; fewer are another, with the same files."""
+    """With all layers kept, the model is the same. With fewer layers it is another model with the same files.
+    """
     folder = sentence_folder(tmp_path / "a", after=[dense(16, 5), "Normalize"], own={"max_seq_length": 9})
     n = load(folder).config.layers
     for name, layers in (("all", range(n)), ("one", [n - 1])):
@@ -222,7 +223,8 @@ def test_a_cut_sentence_encoder_pools_as_before(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling uses the pooling median; embed supports cls"),
+    "median": (dict(pooling={"pooling_mode": "median"}), "1_Pooling uses the pooling median; embed supports "
+                                                         "cls"),
     "a switch": (dict(pooling=MEAN | {"pooling_mode_median": True}), "the pooling pooling_mode_median"),
     "a module": (dict(after=["LSTM"]), "names a module LSTM, which embed does not know"),
     "a module of others": (dict(after=["Dense"], names={"Dense": "pylate.models.Dense.Dense"}) | dict(
@@ -277,7 +279,8 @@ def test_the_encoder_of_a_language_model_pools_as_the_folder_says(tmp_path):
 
 
 def test_where_no_setting_states_a_length_the_tokenizer_does(tmp_path):
-    """As sentence-transformers 6 saves it; never more than the model has positions."""
+    """sentence-transformers 6 saves such folders. The length is never above the model's number of positions.
+    """
     folder = sentence_folder(tmp_path / "a", own={"transformer_task": "feature-extraction"})
     raw = json.loads((folder / "tokenizer_config.json").read_text())
     for stated, read in ((9, 9), (10**6, 24)):
@@ -303,5 +306,6 @@ def test_other_outputs_of_the_model_are_refused(tmp_path):
 def test_weights_that_are_not_those_of_the_settings(tmp_path):
     folder = sentence_folder(tmp_path, after=[dense(16, 5)])
     save_file({"linear.weight": torch.zeros(5, 16)}, folder / "2_Dense" / "model.safetensors")
-    with pytest.raises(minibert.UserError, match="2_Dense do not fit its config.json, which needs linear.bias"):
+    with pytest.raises(minibert.UserError, match="2_Dense do not fit its config.json, which needs "
+                                                 "linear.bias"):
         vectors(folder)

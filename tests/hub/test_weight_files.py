@@ -1,5 +1,4 @@
-"""Weights as they lie about: names with prefixes, damaged values, and files that are something else
-(docs/formats.md).
+"""Tests of weight files: names with prefixes, damaged values, and files of other kinds (docs/formats.md).
 
     python -m pytest tests/hub/test_weight_files.py
 """
@@ -70,7 +69,7 @@ def test_a_part_that_was_compiled_loads(tmp_path):
 
 
 def test_a_prefix_that_only_most_names_share_is_none(tmp_path):
-    """The names that do not fit come first, a few, and how many more."""
+    """The message has the first unexpected names, and the number of the other ones."""
     saved(tmp_path, Classifier)
     retensor(tmp_path, lambda tensors: {f"net.{name}": t for name, t in tensors.items()} | {"loss.weight": torch.ones(2)})
     said = refused(tmp_path)
@@ -134,7 +133,7 @@ def test_a_pointer_or_a_page_in_place_of_a_file(name, tmp_path):
 
 
 class Whole(torch.nn.Linear):
-    """A module of this file, pickled whole."""
+    """A module that is pickled as a whole, with its class."""
 
 
 @pytest.mark.parametrize("content, why", [
@@ -156,7 +155,7 @@ def test_a_pickle_of_something_else(content, why, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04zz", b"\x80\x02zz"])
 def test_a_damaged_pickle(content, tmp_path):
     (tmp_path / "x.bin").write_bytes(content)
-    with pytest.raises(UserError, match="x.bin is damaged, or was not written by torch.save; download it again"):
+    with pytest.raises(UserError, match="x.bin is damaged, or was not written by torch.save; download it"):
         read_bin(tmp_path / "x.bin")
 
 

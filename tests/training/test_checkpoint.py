@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, damage is named, everything comes back to the bit."""
+"""Tests that checkpoints are complete, that damage is reported, and that the state is restored to the bit."""
 
 import os
 
@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tiny_config, tmp_
 
 
 def test_a_damaged_one_is_not_counted_among_those_kept(tiny_config, tmp_path):
-    """The run went back before it: two whole ones are kept."""
+    """The run resumes from an older checkpoint. Two complete checkpoints are kept."""
     model, optimizer = trained(tiny_config)
     for step in (5, 10, 6):
         save_checkpoint(tmp_path, step, model, optimizer, {})

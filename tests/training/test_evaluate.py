@@ -1,4 +1,4 @@
-"""Held-out figures against their formulas, whatever the micro-batches and whatever mode the model is in."""
+"""Tests that held-out figures equal their formulas, for any micro-batches and in both modes of the model."""
 
 import math
 from dataclasses import replace
@@ -50,7 +50,8 @@ def test_language_models(micro_tokens, with_teacher, tiny_config):
 
 @pytest.mark.parametrize("micro_tokens", [32, 1000])
 def test_attention(micro_tokens, tiny_config):
-    """Layers 1 and 2 against the teacher's 2 and 4, one sequence and one head at a time."""
+    """The expected KL compares layers 1 and 2 with the teacher's layers 2 and 4, for each sequence and head.
+    """
     student, teacher = models(tiny_config)
     student.eval()
     (held_out,) = data(micro_tokens)
@@ -73,7 +74,7 @@ def test_attention(micro_tokens, tiny_config):
     ("tinybert", {"hidden": 0.5}), ("minilm", {"value_relation": 2.0}),
     ("minilmv2", {"k_relation": 3.0, "relation_heads": 6})])
 def test_terms_of_a_method(method, changed, tiny_config):
-    """In micro-batches, the loss and the terms of one batch without dropout."""
+    """Several micro-batches give the loss and the terms of one batch without dropout."""
     student, teacher = models(tiny_config)
     weights = METHODS[method].weights(**changed)
     (held_out,), (whole,) = data(32), data(1000)
@@ -89,7 +90,9 @@ def test_terms_of_a_method(method, changed, tiny_config):
 
 
 def test_held_out_text_is_masked_the_same_way_whatever_training_does():
-    """Every token with probability `share`, by itself: not "bert", which takes an exact number."""
+    """Every token is masked independently with probability `share`. This is not "bert", which masks an exact
+    number.
+    """
     corpus = FakeCorpus(50)
     found = held_out_step(corpus, TOKENIZER, 20, 10_000, share=0.3)
     assert rows_of(found) == rows_of(held_out_step(corpus, TOKENIZER, 20, 10_000, share=0.3))

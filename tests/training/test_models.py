@@ -1,4 +1,4 @@
-"""The models of a run: frozen teachers."""
+"""Tests of the models of a run: a frozen teacher in 16 bits."""
 
 import torch
 

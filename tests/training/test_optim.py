@@ -1,4 +1,4 @@
-"""Learning rate, parameter groups, AdamW and LAMB against their formulas."""
+"""Tests that the learning rate, the parameter groups, AdamW and LAMB equal their formulas."""
 
 import pytest
 import torch
@@ -50,7 +50,8 @@ def test_groups_by_part_hold_every_parameter_once(tiny_config):
 
 
 def test_three_steps_of_lamb_by_hand():
-    """Element by element in Python's floats; the second tensor has no decay and is not adapted."""
+    """The expected values are computed with Python's floats. LAMB does not decay or adapt the second tensor.
+    """
     model = torch.nn.Linear(2, 1).double()
     start = {"weight": [2.0, -1.0], "bias": [0.5]}
     for name, values in start.items():

@@ -1,4 +1,6 @@
-"""The plots of runs: which models are on the frontier, names that can be read, whose attention is drawn."""
+"""Tests of the plots: the models on the frontier, the places of names, and the layers whose attention is
+drawn.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The folder of a run: rows of metrics that are whole, what is damaged or gone is one sentence."""
+"""Tests of the run folder: complete rows of metrics, and one sentence for each damaged or missing file."""
 
 import json
 import shutil

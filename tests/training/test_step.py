@@ -1,4 +1,6 @@
-"""The optimiser step: exact accounting over micro-batches, terms against the papers' formulas, guards."""
+"""Tests of the optimiser step: counts over micro-batches, terms equal to the papers' formulas, limits of
+skips.
+"""
 
 import pytest
 import torch
@@ -113,7 +115,7 @@ def test_a_non_finite_gradient_skips_the_step(tiny_config):
 
 
 class OneOfTwo(Runtime):
-    """A rank whose neighbour has a gradient of 1 for every parameter."""
+    """A rank of two. The other rank has the gradient 1 for every parameter."""
 
     def sum_over_ranks(self, tensors):
         torch._foreach_add_(tensors, 1.0)
@@ -145,7 +147,7 @@ def test_one_batch_can_be_learned(method, tiny_config):
 
 
 def test_parts_learn_at_their_own_rates(tiny_config):
-    """With plain gradient descent, the steps of a part are its rate times those of a rate of 1."""
+    """With plain gradient descent, the steps of a part are proportional to the rate of the part."""
     moves = {}
     for rates in (None, [1.0, 1.0], [0.0, 0.5]):
         torch.manual_seed(0)
