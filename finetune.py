@@ -446,7 +446,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         # The run may have been killed after it saved the checkpoint and before it saved the model.
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
-    # This draws data for a step after the last step, because theseus then uses all layers of the student.
+    # The loss must use all layers of the student. In theseus this is certain only at the end of the training,
+    # so the data are drawn for the step after the last one.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 

@@ -24,9 +24,12 @@ def cells_of(source: str) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Writes the notebook with its outputs. If a cell fails, no notebook is written."""
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    try:
+        import nbformat
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError
+    except ImportError as error:
+        sys.exit(f"error: the package {error.name} is missing: `make tour` installs all that is needed")
 
     begun = time.perf_counter()
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
@@ -36,9 +39,12 @@ def main() -> None:
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     try:
         NotebookClient(notebook, timeout=900, startup_timeout=300,
+                       extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+                       on_cell_start=lambda cell, cell_index: print(f"cell {cell_index} of {len(cells) - 1}"),
                        resources={"metadata": {"path": str(HERE)}}).execute()
     except CellExecutionError as error:
-        sys.exit(f"error: a cell failed, so the notebook was not written: {error}")
+        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the codes of colours
+        sys.exit(f"error: a cell failed, so the notebook was not written: {message}")
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # removes the times of execution

@@ -1,10 +1,13 @@
 # %% [markdown]
 # # A BERT and its student, cell by cell
 #
-# This tour builds a batch, looks inside a BERT, and makes a smaller BERT from it. The tour runs in less than
-# three minutes on two CPU cores. It uses the small teacher in `weights/teacher` and downloads nothing.
+# A BERT is a network that reads text in both directions. It is trained by masked language modelling (MLM):
+# some words are hidden, and it must predict them. Distillation trains a small model, the student, to imitate
+# a large model, the teacher.
 #
-# An `assert` checks each statement of the text. You can change a cell and run it again.
+# This tour builds a batch, looks inside a BERT, and makes a smaller BERT from it. It takes about three
+# minutes on two CPU cores. It uses the small teacher in `weights/teacher` and downloads nothing. An `assert`
+# checks each important number. You can change a cell and run it again.
 #
 # The letters are those of the whole project: S sequences, N tokens of the batch, T tokens of one sequence, D
 # the width of hidden states, H heads, E = D / H the size of a head, V the size of the vocabulary, L layers.
@@ -38,7 +41,8 @@ print(f"{sum(p.numel() for p in teacher.parameters()):,} parameters")
 # ## 1. From text to a packed batch
 #
 # A tokenizer divides text into pieces of a fixed vocabulary. A piece that continues a word starts with `##`.
-# The tokenizer puts `[CLS]` before each text and `[SEP]` after it.
+# The tokenizer puts `[CLS]` before each text and `[SEP]` after it. This model makes no difference between
+# upper and lower case, so all text becomes lower case.
 
 # %%
 texts = ["The function returns a list of strings.",
@@ -64,8 +68,8 @@ colours = ["tab:blue", "tab:orange", "tab:green"]
 
 
 def draw(axis, row, column, colour, piece=""):
-    axis.add_patch(plt.Rectangle((column, -row), 0.94, 0.94, color=colour))
-    axis.text(column + 0.47, 0.47 - row, piece, rotation=90, size=7, color="w", ha="center", va="center")
+    axis.add_patch(plt.Rectangle((column, -row), 1, 1, facecolor=colour, edgecolor="w", linewidth=1.5))
+    axis.text(column + 0.5, 0.5 - row, piece, rotation=90, size=7, color="w", ha="center", va="center")
 
 
 for s, sequence in enumerate(ids):
@@ -79,11 +83,13 @@ for axis, rows, title in zip((padded, packed), (S, 1), titles):
     axis.set(xlim=(0, N), ylim=(1 - rows, 1))
     axis.set_title(title, loc="left")
     axis.axis("off")
+for offset in batch.offsets.tolist():
+    packed.text(offset, -0.35, offset, size=8, ha="center")  # where a sequence begins, or the last one ends
 plt.show()
 
 # %% [markdown]
-# Only attention needs to know where a sequence begins. In a packed batch, the result of a sequence is the
-# same as if the sequence were alone.
+# Only attention and the position numbers need to know where a sequence begins. In a packed batch, the result
+# of a sequence is the same as if the sequence were alone.
 
 # %%
 with torch.no_grad():
@@ -95,9 +101,17 @@ assert torch.allclose(together, alone, atol=1e-5)
 # %% [markdown]
 # ## 2. Attention
 #
-# For each token and each head, a layer computes a query q, a key k and a value v. The score of token i and
-# token j is q_i k_j' / sqrt(E). The attention is the softmax of the scores over all tokens j. The output for
-# token i is the mean of the values, weighted with the attention (Vaswani et al. 2017, equation 1).
+# The hidden state of a token is a vector of D numbers. It starts as the sum of three rows of tables: one row
+# for the piece, one for the position, and one for the first or second text. Then each layer changes it in two
+# parts. Each part adds its result to the hidden state, and a LayerNorm follows:
+#
+# 1. **attention**, which takes information from the other tokens of the sequence
+# 2. **feed-forward**, a small network that sees one token at a time
+#
+# In attention, the query q, the key k and the value v of a token are linear functions of its hidden state,
+# for each head. The score of token i and token j is q_i k_j' / sqrt(E), where ' means transposed. The
+# attention is the softmax of the scores over all tokens j. The output for token i is the mean of the values,
+# weighted with the attention (Vaswani et al. 2017, equation 1).
 
 # %%
 def attention(q, k):
@@ -118,18 +132,21 @@ print("largest difference", f"{(by_hand - fast).abs().max():.1e}")
 assert torch.allclose(by_hand, fast, atol=1e-5)
 
 # %% [markdown]
-# Each row of a heat map has the attention of one token, and its sum is 1. The heads differ. In some heads, a
-# token attends to its neighbours. In other heads it attends to itself, or to `[CLS]`.
+# Each row of a heat map has the attention of one token, and its sum is 1. The heads differ: most of the
+# attention of head 1 is near the diagonal, so a token attends to its neighbours. In head 7 most tokens attend
+# to `[CLS]`.
 
 # %%
 sentence = "If the file does not exist, an error is raised."
 
 
 def heat(axis, matrix, pieces, title):
-    axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
-    axis.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=6)
-    axis.set_yticks(range(len(pieces)), pieces, fontsize=6)
+    image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+    axis.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(pieces)), pieces, fontsize=7)
+    axis.set_xlabel("attends to", fontsize=8)
     axis.set_title(title, fontsize=9)
+    return image
 
 
 def attention_of(model, sentence, layer):
@@ -141,10 +158,11 @@ def attention_of(model, sentence, layer):
 
 
 heads, pieces = attention_of(teacher, sentence, layer=1)
-figure, axes = plt.subplots(1, 4, figsize=(11, 3.2))
-for axis, head in zip(axes, (0, 3, 6, 9)):
-    heat(axis, heads[head], pieces, f"layer 2, head {head + 1}")
-figure.tight_layout()
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+for axis, head in zip(axes, (0, 3, 6)):
+    image = heat(axis, heads[head], pieces, f"layer 2, head {head + 1}")
+axes[0].set_ylabel("token", fontsize=8)
+figure.colorbar(image, ax=axes, label="attention", shrink=0.7)
 plt.show()
 assert torch.allclose(heads.sum(-1), torch.ones(c.heads, len(pieces)), atol=1e-5)
 
@@ -179,8 +197,8 @@ assert "list" in [tokenizer.id_to_piece(i) for i in best[:3]]
 # ## 4. Masking: 80, 10, 10
 #
 # In every step of the training, 15 % of the tokens are selected at random. 80 % of the selected tokens become
-# `[MASK]`, 10 % become another piece, and 10 % do not change (Devlin et al. 2018). The model must predict the
-# original pieces of the selected tokens. It does not know which of the unmasked tokens were selected.
+# `[MASK]`, 10 % become a random piece, and 10 % do not change (Devlin et al. 2018). The model must predict
+# the original pieces of the selected tokens. It does not know which of the unmasked tokens were selected.
 
 # %%
 from minibert.data.masking import Masking, mask_tokens
@@ -240,13 +258,15 @@ assert torch.equal(student.encoder.layers[1].query.weight, teacher.encoder.layer
 # %%
 from minibert.inference.predict import where_it_is
 from minibert.model.batch import Step
-from minibert.training.evaluate import evaluate
+from minibert.training.evaluate import evaluate_mlm
 
 unseen = minibert.masked_batch(tokenizer, held_out_lines, selection="bernoulli")
-held_out = Step([unseen], len(unseen.labels), len(unseen.masked), len(held_out_lines))
-runtime = where_it_is(teacher)
-scores = {"teacher": evaluate(teacher, held_out, runtime),
-          "cut": evaluate(student, held_out, runtime, teacher)}
+held_out = Step(micro_batches=[unseen], tokens=len(unseen.labels), masked=len(unseen.masked),
+                sequences=len(held_out_lines))
+runtime = where_it_is(teacher)  # the device and the precision of the model
+print(f"{held_out.masked} masked tokens")
+scores = {"teacher": evaluate_mlm(teacher, held_out, runtime),
+          "cut": evaluate_mlm(student, held_out, runtime, teacher)}
 for name, score in scores.items():
     print(f"{name:8} perplexity {score['perplexity']:6.1f}   right at masks {score['accuracy']:.1%}")
 assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
@@ -258,8 +278,8 @@ assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
 #
 # - **KL**: at all tokens, the student should predict the same probabilities as the teacher. T is the
 #   temperature, here 2. `L_kl = T² mean over tokens of KL(softmax(z_t / T) || softmax(z_s / T))`
-# - **MLM**: the student should predict the original words of the masked tokens.
-#   `L_mlm = mean over masked tokens of -log softmax(z_s)[word]`
+# - **MLM**: the student should predict the original words of the tokens that were selected in masking.
+#   `L_mlm = mean over selected tokens of -log softmax(z_s)[word]`
 # - **cosine**: the student's last hidden states should have the directions of the teacher's last hidden
 #   states.
 #   `L_cos = mean over tokens of 1 - cos(h_s, h_t)`
@@ -269,15 +289,15 @@ assert scores["cut"]["perplexity"] > 2 * scores["teacher"]["perplexity"]
 
 # %%
 masked_lines = minibert.masked_batch(tokenizer, training_lines[:16])
-batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): the word, or -100 if not masked
+batch, labels = masked_lines.batch, masked_lines.labels  # labels (N,): the word, or -100 if not selected
 
 h_s, h_t = student.encoder(batch), teacher.encoder(batch)  # (N, D); both are in eval mode
 z_s = student.mlm.logits(h_s, student.encoder.word.weight)  # (N, V)
 z_t = teacher.mlm.logits(h_t, teacher.encoder.word.weight)
-z_s.retain_grad()
 temperature = 2.0
-p_t, p_s = (z_t / temperature).softmax(-1), (z_s / temperature).softmax(-1)
-kl = temperature**2 * (p_t * (p_t.log() - p_s.log())).sum(-1).mean()
+log_p_t, log_p_s = (z_t / temperature).log_softmax(-1), (z_s / temperature).log_softmax(-1)
+p_t, p_s = log_p_t.exp(), log_p_s.exp()
+kl = temperature**2 * (p_t * (log_p_t - log_p_s)).sum(-1).mean()
 at_masks = labels != -100
 mlm = -z_s.log_softmax(-1)[at_masks, labels[at_masks]].mean()
 cosine = (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).mean()
@@ -311,7 +331,7 @@ print("largest difference by the logits", f"{(by_hand - automatic[0]).abs().max(
 assert torch.allclose(by_hand, automatic[0], atol=1e-6)
 
 library = torch.autograd.grad(library_loss, parameters)
-library, automatic = (torch.cat([g.flatten() for g in some]) for some in (library, automatic[1:]))
+library, automatic = (torch.cat([g.flatten() for g in gradients]) for gradients in (library, automatic[1:]))
 print("relative difference by the parameters", f"{(library - automatic).norm() / automatic.norm():.1e}")
 assert (library - automatic).norm() < 1e-5 * automatic.norm()
 
@@ -322,9 +342,9 @@ assert (library - automatic).norm() < 1e-5 * automatic.norm()
 # teacher's second and third choices. But a higher temperature makes the gradient smaller. For large T, the
 # gradient shrinks like 1 / T². One factor 1 / T comes from z / T. The other factor comes from the difference
 # of the two distributions, which become more similar (Hinton et al. 2015). The factor T² in the loss
-# compensates for this: from T = 4 on, the orange line is nearly horizontal. Without T², the KL would be very
-# small compared with the other two terms. (Between T = 2 and T = 4 both lines fall, because the formula 1 /
-# T² is only true for large T.)
+# compensates for this: from T = 4 on, the orange line falls much less than the blue line. Without T², the
+# weight of the KL in the loss would depend on T. Between T = 2 and T = 4 both lines fall, because 1 / T² is
+# only true for large T.
 
 # %%
 temperatures = [1, 2, 4, 8, 16]
@@ -335,9 +355,11 @@ for T_ in temperatures:
 sizes = torch.stack(sizes)
 
 figure, axis = plt.subplots(figsize=(5, 2.6))
-axis.loglog(temperatures, sizes / sizes[0], "o-", label="without")
+axis.loglog(temperatures, sizes / sizes[0], "o-", label="without T²")
 axis.loglog(temperatures, sizes * torch.tensor(temperatures)**2 / sizes[0], "o-", label="times T²")
-axis.set(xlabel="T", title="size of the gradient by the logits, T = 1 is 1")
+axis.set(xlabel="T", title="gradient by the logits, compared with T = 1")
+axis.set_xticks(temperatures, temperatures)
+axis.minorticks_off()
 axis.legend(frameon=False)
 plt.show()
 assert sizes[4] / sizes[3] < 0.3  # from T = 8 to 16 the gradient falls to about a quarter
@@ -347,7 +369,8 @@ assert 0.5 < sizes[4] * 256 / (sizes[3] * 64) < 1.5  # with T squared it stays a
 # ## 8. Fifty steps
 #
 # In each step, 16 lines get new masks. Then the loss and its gradient are computed, and AdamW changes the
-# weights. The learning rate rises for 5 steps and then falls to 0.
+# weights. The learning rate rises for 5 steps and then falls to 0. The KL and the cosine term fall quickly.
+# The MLM term varies much, because a step has few masked tokens.
 
 # %%
 import copy
@@ -359,8 +382,9 @@ student.train()  # with dropout
 optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
 steps, rows, rng = 50, [], np.random.default_rng(0)
 for step in range(steps):
-    some = rng.choice(len(training_lines), 16, replace=False)
-    data = minibert.masked_batch(tokenizer, [training_lines[i] for i in some], seed=step, max_length=64)
+    chosen_lines = rng.choice(len(training_lines), 16, replace=False)
+    lines = [training_lines[i] for i in chosen_lines]
+    data = minibert.masked_batch(tokenizer, lines, seed=step, max_length=64)
     loss, terms = minibert.distillation_loss("distilbert", student, teacher, data)
     optimizer.zero_grad()
     loss.backward()
@@ -384,10 +408,11 @@ assert final < first
 # ## 9. Before and after
 #
 # Fifty steps are few: the published student was trained for 90 hours on eight GPUs. But the student is now
-# more similar to its teacher, also on held-out lines.
+# more similar to its teacher, also on held-out lines. The KL below has the temperature 1. Most of the trained
+# student's answers are still wrong.
 
 # %%
-scores["trained"] = evaluate(student, held_out, runtime, teacher)
+scores["trained"] = evaluate_mlm(student, held_out, runtime, teacher)
 for name, score in scores.items():
     closeness = f"   KL to the teacher {score['kl']:.3f}" if "kl" in score else ""
     print(f"{name:8} perplexity {score['perplexity']:6.1f}   right at masks {score['accuracy']:.1%}"
@@ -407,15 +432,22 @@ for question in (gap, "If the file does not [MASK], an error is raised.",
 
 # %% [markdown]
 # The heat maps show the attention of the last layer, as a mean over its heads. The student's layer 2 was
-# copied from the teacher's layer 4.
+# copied from the teacher's layer 4, but its input comes from layer 1 and not from layer 3. After the
+# training, the student's attention is nearer to the teacher's.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(11, 4))
-for axis, (name, model) in zip(axes, models.items()):
-    heads, pieces = attention_of(model, sentence, layer=-1)
-    heat(axis, heads.mean(0), pieces, f"{name}, last layer")
-figure.tight_layout()
+maps = {name: attention_of(model, sentence, layer=-1)[0].mean(0) for name, model in models.items()}
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+for axis, (name, attended) in zip(axes, maps.items()):
+    image = heat(axis, attended, pieces, f"{name}, last layer")
+axes[0].set_ylabel("token", fontsize=8)
+figure.colorbar(image, ax=axes, label="attention", shrink=0.7)
 plt.show()
+distance = {name: (maps[name] - maps["teacher"]).abs().sum(-1).mean().item() / 2
+            for name in ("cut", "trained")}
+print("share of the attention that is at other tokens than the teacher's:",
+      "  ".join(f"{name} {share:.0%}" for name, share in distance.items()))
+assert distance["trained"] < distance["cut"]
 
 # %% [markdown]
 # ## 10. The same student in `transformers`
@@ -442,7 +474,7 @@ with tempfile.TemporaryDirectory() as folder:
         print(type(loaded).__name__, "largest difference of logits", f"{(there - here).abs().max():.1e}")
         assert torch.allclose(there, here, atol=1e-4)
     else:
-        print("transformers is not installed, so this is not compared.")
+        print("transformers is not installed, so this is not compared: pip install transformers")
 
 # %% [markdown]
 # ## What to read next

@@ -33,6 +33,13 @@ def test_the_notebook_is_the_script_with_its_outputs():
     assert NOTEBOOK.stat().st_size < 1.5e6
 
 
+def test_what_the_tour_imports_exists():
+    """The tour itself runs in the slow tests only, so a renamed function would not be noticed here."""
+    for line in (ROOT / "docs" / "tour.py").read_text(encoding="utf-8").split("\n"):
+        if line.startswith("from minibert."):
+            exec(line, {})
+
+
 @pytest.mark.slow
 def test_the_tour_runs_and_its_claims_hold(tmp_path):
     pytest.importorskip("matplotlib")

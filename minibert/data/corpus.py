@@ -17,7 +17,7 @@ from minibert.common.errors import UserError
 from minibert.data.corpus_writer import FORMAT, MIN_LENGTH, SPECIALS, file_types
 from minibert.data.tokenizer import Tokenizer
 
-WINDOW_LINES = 1 << 14  # the sequences of about this many lines are computed at a time
+WINDOW_LINES = 1 << 14  # the corpus is read in windows of about this many lines
 
 
 class NoSequences(UserError):

@@ -86,8 +86,8 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
     `logits` is (N, 2). `starts` and `ends` (S,), int64, are the first and the last token of the answer,
     counted from 0 in each sequence. Token 0 is [CLS], which means "no answer". This function does not check
-    if the numbers are below the lengths, because this check would wait for the GPU. note: in BERT's
-    run_squad.py the softmax also runs over the padding.
+    that `starts` and `ends` are smaller than the lengths of their sequences, because the CPU would have to
+    wait for the GPU. note: in BERT's run_squad.py the softmax also runs over the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()

@@ -86,7 +86,7 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
 
 def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     """The sum over examples of the mean squared difference of normalised [CLS] states. The states of each
-    model are (S, pairs, D).
+    model are (S, P, D), with P pairs of layers (see `patience_layers`).
 
     note: the paper (eq. 7) sums over layers and elements. The authors' code takes the mean, and the published
     values of beta (10 to 1000) are for this mean. This function also takes the mean. It normalises the states

@@ -22,7 +22,7 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# an argument of `uniform` that only theseus uses: its random numbers are independent of all others
+# Only theseus passes this number to `uniform`. So theseus has random numbers of its own.
 DRAW = 0x7E5E05
 
 

@@ -84,7 +84,7 @@ MODULES = {  # minibert's module -> Hugging Face's module; both call the tensors
     },
 }
 
-# architecture -> the second name of a tensor in files that store it twice -> its name in MODULES
+# Some files store a tensor twice, under two names. For each architecture: the second name -> the first name.
 TIED = {architecture: {
     "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}

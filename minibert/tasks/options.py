@@ -108,7 +108,7 @@ class Options(MachineOptions):
     checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
     evaluate: bool = option(False, "only evaluate --model, without training: on the dev set, or on all rows "
                            "of the task's csv file, even if the model was trained on these rows")
-    predict: bool = option(False, "write predictions for the test set in the leaderboard's format")
+    predict: bool = option(False, "write predictions for the test set in the format of the GLUE leaderboard")
 
     def __post_init__(self):
         super().__post_init__()

@@ -71,9 +71,9 @@ class Lamb(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0, or if `group["adapt"]` is
-    false. note:
-    the paper corrects the bias of m and v. MobileBERT's code and BERT's Adam do not.
+    with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0. It is also 1 for biases
+    and LayerNorms, which have `group["adapt"]` false. note: the paper applies Adam's bias correction to m and
+    v. MobileBERT's code and BERT's Adam do not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

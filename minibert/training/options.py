@@ -108,7 +108,8 @@ class Options(MachineOptions):
                                      "--epochs)", metavar="STEPS",
                                group="optimisation")
     epochs: float = option(3.0, "number of passes over the corpus", metavar="PASSES")
-    batch: int = option(128, "number of sequences in one optimiser step, over all ranks (DistilBERT: 4000)",
+    batch: int = option(128, "number of sequences in one optimiser step, over all ranks (the "
+                        "DistilBERT paper uses 4000)",
                         metavar="SEQUENCES")
     optimizer: str | None = option(
         None, "the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))

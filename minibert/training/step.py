@@ -53,7 +53,8 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
            ) -> tuple[dict, bool]:
     """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model.
 
-    `counts` has the divisor of each term's sum: the count of the whole step. Returns the figures of the step,
+    For each term, `counts` has the number that its sum is divided by,
+    for example the tokens or the sequences of the whole step. Returns the figures of the step,
     and whether any rank is `stopping`. The figures are `loss`, the mean of each term, `grad_norm` (before
     clipping) and `skipped`. A step is skipped if the loss or the gradient is not finite. Then no rank updates
     its model. This function waits for the device once.
