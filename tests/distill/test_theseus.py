@@ -297,4 +297,4 @@ def test_tinybert_has_projections_from_a_cut_start_only_if_asked(folder, models,
     narrow = replace(minibert.load(folder / "model").config, hidden_size=8, labels=("no", "yes"))
     minibert.save(init_weights(Classifier(narrow)), tmp_path / "narrow", tokenizer)
     refused(options(folder, "reviews.csv", tmp_path / "no", "--no-project",
-                    **given | {"model": tmp_path / "narrow", "layers": None}), "8 against 16")
+                    **given | {"model": tmp_path / "narrow", "layers": None}), "the student has 8")

@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_one_clear_sentence(folder, student, tuned, tmp_pat
             ({"intermediate-epochs": -1}, ["--intermediate-epochs"]),
             ({"augmented": tmp_path / "none.csv"}, ["none.csv"]),
             ({"augmented": tmp_path / "pairs.csv"}, ["pairs.csv", "single"]),
-            ({"augmented": tmp_path / "held-out.csv"}, ["held out"]),
+            ({"augmented": tmp_path / "held-out.csv"}, ["dev rows here"]),
             ({"augmented": folder / "dev.csv", "transfer": folder / "unlabelled.txt"}, ["--augmented"])):
         refused(run(**changed), *words)
     # another number of heads fits where attention is not compared
