@@ -103,8 +103,8 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # files and settings may contain numbers of positions or ids of pieces, which are wrong now; tensors
-        # of other heads still fit
+        # the old model's files and settings may contain numbers of positions or ids of pieces, which are
+        # wrong now; its tensors of other heads still fit
         beside = Beside(tensors=beside.tensors)
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"

@@ -68,7 +68,7 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
     names = [one.any_name for one in model.inputs]
     sentences = [dict(zip(names, (x.numpy() for x in padded([one], [types]))))
                  for one, types in zip(ids, segments)]
-    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars, which are no results
         quantised = nncf.quantize(model, nncf.Dataset(sentences), model_type=nncf.ModelType.TRANSFORMER,
                                   subset_size=len(sentences))
     openvino.save_model(quantised, folder / "int8.xml")

@@ -28,7 +28,7 @@ def linear_elements(config: Config) -> int:
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    encoder = on_meta(build_encoder, replace(config, layers=1))  # all layers have equal sizes
+    encoder = on_meta(build_encoder, replace(config, layers=1))  # one is enough: all layers have equal sizes
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
 

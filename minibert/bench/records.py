@@ -81,7 +81,7 @@ def _run_folders(name: str) -> Iterator[Path]:
     for place, below, files in os.walk(name):
         below.sort()
         path = Path(place, "config.json")
-        if "config.json" in files and "options" in read_json(path):  # a model's config.json has no "options"
+        if "config.json" in files and "options" in read_json(path):  # only a run's config.json has "options"
             found = True
             below.clear()
             yield Path(place)

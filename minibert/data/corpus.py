@@ -140,7 +140,7 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
     if size != expected:
         raise UserError(f"{path} has {size} bytes instead of {expected}; prepare the corpus again")
-    # an empty file cannot be mapped
+    # an empty file cannot be mapped into memory, so the result for it is an empty array
     with disk_errors(path, "read"):
         return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
 

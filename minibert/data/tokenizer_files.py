@@ -34,7 +34,7 @@ GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
-FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token" and so on
+FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # keys of the files: "pad_token" ...
 # transformers adds missing special tokens to a vocabulary in this order.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 # In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
@@ -253,7 +253,7 @@ def _in_order(added: dict[int, dict], special: dict[str, str | dict]
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
         token, i = tokens.get(content) or (AddedToken(content, **flags), None)
-        token.special = True  # decoding leaves out special tokens
+        token.special = True  # so that decoding leaves out this token
         tokens[content] = token, i
     return tokens
 

@@ -27,16 +27,16 @@ class Method(NamedTuple):
     these functions.
     """
 
-    loss: Callable  # (student, teacher, micro-batch, weights, counts) -> the loss and the sums of its terms
+    loss: Callable  # of (student, teacher, micro-batch, weights, counts); returns loss and sums of terms
     weights: type  # a class: the weights of the terms and other settings of the loss, as published
-    counts: Callable  # (step, weights) -> for each term, the number that its sum is divided by
-    # (student's config, teacher's config, weights) -> a sentence about the comparison, or an empty
-    # text. Raises `UserError` if the two models cannot be compared.
+    counts: Callable  # of (step, weights); returns, for each term, the number that its sum is divided by
+    # A function of (student's config, teacher's config, weights). It returns a sentence about the comparison,
+    # or an empty text. It raises `UserError` if the two models cannot be compared.
     fit: Callable
-    shape: Callable  # (teacher's config, layers) -> the student's default config
+    shape: Callable  # of (teacher's config, number of layers); returns the student's default config
     head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
     defaults: dict  # the default values of options of train.py
-    module: Callable | None = None  # (student, teacher) -> the module that is trained; None: the student
+    module: Callable | None = None  # of (student, teacher); returns the trained module. None: the student
 
 
 # These are the settings of BERT's own pre-training. The other methods change some of them. note: TinyBERT's
@@ -49,7 +49,7 @@ METHODS = {
         distilbert, DistilBERTWeights, distilbert_counts, fit_distilbert, distilbert_of, "mlm",
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
-    # note: TinyBERT and MiniLM compare hidden states and attention, so their text needs no masks
+    # note: TinyBERT and MiniLM compare hidden states and attention, so no token of their text is masked
     # (`mask_share` 0).
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",

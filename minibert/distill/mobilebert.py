@@ -32,8 +32,8 @@ class MobileBERTWeights:
     mean: float = 5000.0
     variance: float = 5.0
     attention: float = 1.0
-    mlm: float = 0.5  # alpha in the paper
-    kd: float = 0.5  # 1 - alpha in the paper
+    mlm: float = 0.5  # weight of the MLM term, alpha in the paper
+    kd: float = 0.5  # weight of the KD term, 1 - alpha in the paper
     temperature: float = 1.0  # temperature of the KD term; the paper has no temperature
     layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 

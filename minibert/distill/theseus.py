@@ -22,7 +22,7 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# Only theseus passes this number to `uniform`. So theseus has random numbers of its own.
+# This number is an argument of `uniform` that only theseus uses. So no other part draws the same numbers.
 DRAW = 0x7E5E05
 
 

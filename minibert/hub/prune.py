@@ -108,7 +108,7 @@ def _prefix(model: nn.Module) -> str:
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # returns a model with the same kind of head, a changed config and these weights
+    # the result is a model with the same kind of head, the changed config and the given weights
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))

@@ -78,7 +78,7 @@ def _has_varlen(device: torch.device) -> bool:
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # exists only with CUDA
+    from torch.nn.attention.varlen import varlen_attn  # torch has this function only with CUDA
 
     size, longest = q.shape[-1], int(batch.lengths.max())
     # The kernel needs a head size that is a multiple of 8. The added zeros change neither the scores nor the

@@ -178,7 +178,7 @@ def resolve(options: Options) -> Options:
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
-        defaults = defaults | {"project": False}  # copied layers already give states like the teacher's
+        defaults = defaults | {"project": False}  # copied layers have states like the teacher's already
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

@@ -83,7 +83,7 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX is a separate download
+            if name != "ax":  # AX may be missing: its file is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows

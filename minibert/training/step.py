@@ -40,7 +40,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
         torch.manual_seed(micro.seed)
         with runtime.autocast():
             loss, terms = loss_of(micro)
-        if loss.requires_grad:  # not so where theseus drew no layer of the student: the gradient is zero
+        if loss.requires_grad:  # False if theseus drew no layer of the student; the gradient is then zero
             scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, term in terms.items():
