@@ -222,7 +222,7 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
 
 
 def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
-    """Writes the model's predictions for every test split, in the format of the leaderboard."""
+    """Writes the model's predictions for every test split, in the format of GLUE's leaderboard."""
     for name in run.task.test_splits:
         if name in splits:
             logits = model_outputs(model, splits[name], run.runtime, run.options.micro_tokens,

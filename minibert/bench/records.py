@@ -39,7 +39,7 @@ class TuneRun(NamedTuple):
     @property
     def start(self) -> str:
         """The model that was fine-tuned: a folder, a hub name, or the layers that were cut out of a teacher.
-        The teacher of each task is another folder, and its name is left out.
+        The teacher's folder is left out, because each task has another one.
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"

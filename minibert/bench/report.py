@@ -69,8 +69,8 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """The folder whose name the model gets in the tables. If the folder `model` has the name "model", this is
-    its parent folder, which is the run folder. Otherwise this is the folder `model` itself.
+    """The folder whose name the model gets in the tables. For a folder `model` with the name "model", it is
+    the parent folder, which is the run folder. For other folders it is the folder `model` itself.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path

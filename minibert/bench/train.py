@@ -65,7 +65,7 @@ class TrainBench:
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The random sequences of each step of a turn: (ids, lengths, selected). They do not change.
+    """The random sequences of each step, the same in all turns: (ids, lengths, selected).
 
     `selected` is True for the 15 % of the tokens that are masked.
     """

@@ -148,7 +148,7 @@ class Tokenizer:
         return self.unk_id if i is None else i
 
     def lowercased(self) -> "Tokenizer":
-        """A copy of this tokenizer that first lower-cases all texts. Both treat accents in the same way."""
+        """A copy that first lower-cases all texts. It removes or keeps accents as this tokenizer does."""
         made = copy.copy(self)
         made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])

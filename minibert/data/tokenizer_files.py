@@ -153,7 +153,7 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """The model and the normaliser of a tokenizer.json. Raises `UserError` if they are not those of BERT.
 
     BERT's classes use only the vocabulary of tokenizer.json, so for these classes the normaliser may be of
-    another kind. Then None is returned in its place.
+    another kind. Then the second result is None.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -198,7 +198,7 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     special tokens in the form of tokenizer_config.json.
 
     `inside` are the "added_tokens" of tokenizer.json. If tokenizer_config.json has an "added_tokens_decoder",
-    its tokens are used instead. Without it, special_tokens_map.json and added_tokens.json are also read.
+    its tokens are used instead. Otherwise, special_tokens_map.json and added_tokens.json are also read.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}

@@ -65,7 +65,7 @@ def forward_in_half_pays() -> bool:
 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
-    """[5, 5, 3, 5] -> [(2, 5), (1, 3), (1, 5)]: the runs of equal lengths, as (number of sequences, length).
+    """The runs of equal lengths, as (number, length): [5, 5, 3, 5] gives [(2, 5), (1, 3), (1, 5)].
     """
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 

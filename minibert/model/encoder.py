@@ -53,7 +53,7 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(D, config.norm_eps)
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, D) -> the block's output (N, D) and its q, k, v (N, H, E each)."""
+        """Maps hidden states (N, D) to the block's output (N, D) and its q, k, v, (N, H, E) each."""
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
                    for project in (self.query, self.key, self.value))

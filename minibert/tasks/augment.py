@@ -127,7 +127,7 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """For the number of each masked word, the `k` words with the highest probability in its place."""
+    """A dictionary from the number of each masked word to the `k` most probable words at its place."""
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}

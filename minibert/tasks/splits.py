@@ -195,7 +195,7 @@ def answers_of(task: Task, split: Split, logits: np.ndarray):
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
-    """The task's metrics in percent. `answers` is a result of `answers_of`."""
+    """The task's metrics in percent. `answers` are the model's answers, as `answers_of` returns them."""
     if task.kind == "span":
         return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value

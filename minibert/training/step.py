@@ -86,9 +86,9 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
     """Freezes the parameters that get no gradient from the loss. It is called before the first step.
 
-    In MiniLM these are all parameters after the queries, keys and values of the last layer. Without a
-    gradient, weight decay would make these weights smaller. In LAMB even a very small decay would change the
-    weights by the whole learning rate.
+    In MiniLM these are all parameters after the queries, keys and values of the last layer. If they were not
+    frozen, weight decay would make these weights smaller, and LAMB would even change them by the whole
+    learning rate, however small the decay is.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
