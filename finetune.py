@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # frees the teacher's memory, if only its outputs are needed
+        del teacher  # frees the teacher's memory, if `teaching` has only its outputs
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)

@@ -30,7 +30,7 @@ from minibert.data.text import find_sources, read_documents
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
-LINES = 1000  # `tokenizers` gets this many lines in a call, as in `datasets.map`; more is not faster
+LINES = 1000  # lines in each call of `tokenizers`, as in `datasets.map`; other numbers are not faster
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class PlanBench:
     peak_tflops: float | None = option(None, "peak of one device in 10^12 FLOP/s (needs --share)")
     share: float | None = option(None, "share of the peak that the training reaches, above 0 and at most 1")
     price: float | None = option(None, "price of one device for one hour, in any currency")
-    bandwidth: float = option(25.0, "bandwidth of each device's link in 10^9 bytes a second; a 200 Gbit/s "
+    bandwidth: float = option(25.0, "bandwidth of each device's network in 10^9 bytes a second; a 200 Gbit/s "
                                    "network has 25")
     teacher: str = option("bert-base", "preset of the teacher")
     student: str = option("distilbert", "preset of the student")

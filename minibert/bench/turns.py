@@ -24,7 +24,7 @@ def serve(turn: Callable, pipe, device=None) -> None:
     After each turn, it sends the value that `turn` returned, or the seconds of the turn if the value is None.
     At the end it sends the peak memory in bytes. `device` is the device of torch, if the turns use torch.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets Ctrl-C and ends this process
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         import torch

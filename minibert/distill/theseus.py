@@ -22,7 +22,7 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# This number is an argument of `uniform` that only theseus uses. So no other part draws the same numbers.
+# Only theseus gives this number to `uniform`, so its random numbers are not those of masking or of the data.
 DRAW = 0x7E5E05
 
 

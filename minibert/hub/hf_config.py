@@ -199,7 +199,7 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # `load` sets it to 0, so the user chose another value
+    if config.attention_dropout:  # `load` sets it to 0, so a user chose this value
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

@@ -112,5 +112,5 @@ def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))
-    other.load_state_dict(weights)  # the tensors are copied, not shared
+    other.load_state_dict(weights)  # copies the tensors, so the two models share none
     return other.train(model.training)

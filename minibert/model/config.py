@@ -41,10 +41,10 @@ class Config:
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes
-    # The problem type in config.json, one of PROBLEM_TYPES. None: config.json has no problem type.
+    # The problem type in config.json is one of PROBLEM_TYPES. None: config.json has no problem type.
     problem_type: str | None = None
 
-    # These two are no fields: the architectures of this class, and the name of the field that must be H * E.
+    # These are no fields: the architectures of this class, and the name of the field that must be H * E.
     _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 

@@ -67,7 +67,7 @@ class MobileLayer(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, B) for width in (qk_width, qk_width, v_width))
         self.out, self.attention_norm = nn.Linear(B, B), norm(config, B)
         self.stacked = nn.ModuleList(FeedForward(config) for _ in range(config.feed_forwards - 1))
-        self.feed_forward = FeedForward(config)  # the last network of the block
+        self.feed_forward = FeedForward(config)  # the last of the block's feed-forward networks
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

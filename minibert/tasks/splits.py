@@ -147,7 +147,7 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    if task.kind == "span":  # these texts have no answers and are not divided into windows
+    if task.kind == "span":  # these texts have no answers, so they are read whole, not in windows
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
 
