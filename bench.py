@@ -30,7 +30,7 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# for some commands, an option whose name may be left out: its values stand right after the command
+# for some commands, the option whose name may be left out: its values then stand right after the command
 PLAIN = {"sentences": "--models", "data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:

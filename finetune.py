@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # frees the teacher's memory, if only its outputs are needed
+        del teacher  # frees the teacher's memory, if `teaching` has only its outputs
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)
@@ -128,7 +128,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     else:
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
-        own_file = options.task not in TASKS and not options.dev  # rows of a csv file may have equal ids
+        own_file = options.task not in TASKS and not options.dev  # a csv file may repeat ids
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
         rows["augmented"] = read_augmented(options.augmented, task, pairs, held_out)
@@ -222,7 +222,7 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
 
 
 def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
-    """Writes the model's predictions for every test split, in the format of the leaderboard."""
+    """Writes the model's predictions for every test split, in the format of GLUE's leaderboard."""
     for name in run.task.test_splits:
         if name in splits:
             logits = model_outputs(model, splits[name], run.runtime, run.options.micro_tokens,
@@ -429,7 +429,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # last step of an epoch -> the number of epochs until this step; the last epoch may be incomplete
+    # for the last step of each epoch, the number of epochs up to this step; the last epoch may be incomplete
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()

@@ -404,7 +404,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     # A method that reads only the encoder trains no head, so only the encoder is saved.
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):
-        # the model that gave the student its pooling
+        # `source` is the model from which the student took its pooling
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
         # The files of sentence-transformers are saved with the model, so that other programs pool in the same

@@ -35,7 +35,7 @@ class Options(MachineOptions):
     task: str = option(None, "name of a task of GLUE, or imdb, or a FILE.csv or FILE.tsv as for finetune.py",
                        metavar="TASK")
     data: str | None = option(None, "folder of the task's official files, or its parent", metavar="FOLDER")
-    dev: str | None = option(None, "csv file with the dev examples, if finetune.py will also get --dev",
+    dev: str | None = option(None, "csv file that finetune.py will get as --dev, if any",
                              metavar="FILE.csv")
     model: str = option(None, "folder or hub name of a masked language model, if possible the teacher before "
                         "its fine-tuning", metavar="FOLDER")

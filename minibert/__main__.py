@@ -42,7 +42,7 @@ EXAMPLES = """examples:
   printf 'Who wrote it?\\tThe book was written by Ada.\\n' | python -m minibert runs/squad/model
 """
 
-CELL = 60  # the largest width of a column in characters
+CELL = 60  # a printed table has columns of at most this many characters
 
 
 class Guest(NamedTuple):
@@ -135,7 +135,7 @@ def printable(text: str) -> str:
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """The most likely tokens for each [MASK], with their probabilities."""
-    # some vocabularies have another name for [MASK]
+    # the user writes [MASK], but some vocabularies have another name for this token
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):

@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("target", metavar="TARGET", type=Path,
                         help="a folder that does not exist yet, or is empty")
     parser.add_argument("--to", choices=("hf", "minibert", "onnx"), default="hf",
-                        help="hf: Hugging Face's names and config; minibert: our names and config; onnx: an "
-                        "ONNX file (default: %(default)s)")
+                        help="hf: Hugging Face's names and config; minibert: its own names and config; onnx: "
+                        "an ONNX file (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32",
                         help="precision of the stored weights (default: %(default)s)")
     parser.add_argument("--head", choices=MODELS,
@@ -103,8 +103,8 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # files and settings may contain numbers of positions or ids of pieces, which are wrong now; tensors
-        # of other heads still fit
+        # the old model's files and settings may contain numbers of positions or ids of pieces, which are
+        # wrong now; its tensors of other heads still fit
         beside = Beside(tensors=beside.tensors)
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"

@@ -30,7 +30,7 @@ from minibert.data.text import find_sources, read_documents
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "teacher"
-LINES = 1000  # the number of lines in a batch for `tokenizers`, as in `datasets.map`; others are not faster
+LINES = 1000  # lines in each call of `tokenizers`, as in `datasets.map`; other numbers are not faster
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def prepare_turn(text: Path, tokenizer: Tokenizer) -> tuple[float, int]:
     The seconds include the time in which the files are flushed to the disk.
     """
     out = text.with_suffix(".prepared")
-    shutil.rmtree(out, ignore_errors=True)  # the folder of the last turn
+    shutil.rmtree(out, ignore_errors=True)  # removes the folder that the last turn made
     begun = time.perf_counter()
     prepare([text], tokenizer, out, wikitext="no", report=None)
     seconds = time.perf_counter() - begun
@@ -113,7 +113,7 @@ def data_worker(kind: str, job: tuple[Path, str, int], pipe) -> None:
     """Runs the turns of one program in its own process. A turn returns the seconds and the number of tokens.
     """
     text, tokenizer, threads = job
-    # `tokenizers` reads these variables at its first call
+    # `tokenizers` reads these variables at its first call, so they are set before
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
     loaded = load_tokenizer(tokenizer)
     serve(lambda: TURNS[kind](text, loaded), pipe)
@@ -121,7 +121,7 @@ def data_worker(kind: str, job: tuple[Path, str, int], pipe) -> None:
 
 def bench_data(options: DataBench) -> dict:
     """Measures and prints. Returns the content of the JSON line as a dict."""
-    # an error of the tokenizer's folder is raised here, before the child processes start
+    # a faulty tokenizer folder raises its error here, before the child processes start
     vocabulary = load_tokenizer(options.tokenizer).vocab_size
     with tempfile.TemporaryDirectory() as folder:
         base, text = Path(folder) / "base.txt", Path(folder) / "text.txt"

@@ -39,7 +39,7 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
     """Writes the files that the engines read: the folder model/, and files in the formats of other engines.
 
-    `calibration` has the ids and segments of sentences. From these, the scales of OpenVINO's int8 are chosen.
+    `calibration` has the ids and segments of sentences, which give OpenVINO's int8 its scales.
     """
     minibert.save(model, folder / "model", tokenizer, format="auto")
     kinds = {engine.split()[0] for engine in engines}
@@ -68,7 +68,7 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
     names = [one.any_name for one in model.inputs]
     sentences = [dict(zip(names, (x.numpy() for x in padded([one], [types]))))
                  for one, types in zip(ids, segments)]
-    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars, which are no results
         quantised = nncf.quantize(model, nncf.Dataset(sentences), model_type=nncf.ModelType.TRANSFORMER,
                                   subset_size=len(sentences))
     openvino.save_model(quantised, folder / "int8.xml")
@@ -130,7 +130,7 @@ def _quiet_transformers():
 
 
 def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """The engine ONNX Runtime on the CPU, with all graph optimisations. `file` is a name in `folder`."""
+    """The engine ONNX Runtime on the CPU, with all graph optimisations, for `file` in `folder`."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

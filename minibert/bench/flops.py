@@ -28,7 +28,7 @@ def linear_elements(config: Config) -> int:
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    encoder = on_meta(build_encoder, replace(config, layers=1))  # all layers have equal sizes
+    encoder = on_meta(build_encoder, replace(config, layers=1))  # one is enough: all layers have equal sizes
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
 
@@ -41,7 +41,7 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
     """The necessary multiplications and additions of a training step. `lengths` has the number of tokens of
     each sequence.
 
-    These are the teacher's forward pass and the student's forward and backward passes. For each token, a
+    A step needs the teacher's forward pass and the student's forward and backward passes. For each token, a
     linear layer costs 2 x its number of weights, and attention costs 4 T D in each layer. A backward pass
     costs twice as much as its forward pass. The logits of the vocabulary count as follows. With the method
     `distilbert`, they count for every token of both models. With `mlm`, they count for 15 % of the student's

@@ -121,8 +121,8 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """For every mode that runs here, the scores of a fine-tuned model in percent, and how much the mode
-    changes its logits.
+    """For every mode that runs on this machine, the scores of a fine-tuned model in percent, and how much the
+    mode changes the model's logits.
 
     The model is evaluated on the dev set of the task, or on only `limit` of its examples if this is not None.
     """

@@ -25,8 +25,8 @@ STEP_FORMULA = """seconds a step = B / (K R) + 2 (K - 1) / K x G / W
   gets the same number of tokens. It assumes that one ring all-reduce of the gradient starts after the last
   micro-batch. It assumes that latency, evaluation and checkpoints take no time."""
 
-# The mean number of pieces of one word, in BERT's uncased vocabulary. The pieces were counted in 634,000
-# words of English Wikipedia and in 181,000 words of public-domain books.
+# These are the mean numbers of pieces of one word, in BERT's uncased vocabulary. The pieces were counted in
+# 634,000 words of English Wikipedia and in 181,000 words of public-domain books.
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
 # the number of tokens of each corpus, without [CLS] and [SEP], and its source
@@ -53,7 +53,7 @@ class PlanBench:
     peak_tflops: float | None = option(None, "peak of one device in 10^12 FLOP/s (needs --share)")
     share: float | None = option(None, "share of the peak that the training reaches, above 0 and at most 1")
     price: float | None = option(None, "price of one device for one hour, in any currency")
-    bandwidth: float = option(25.0, "bandwidth of each device's link in 10^9 bytes a second; a 200 Gbit/s "
+    bandwidth: float = option(25.0, "bandwidth of each device's network in 10^9 bytes a second; a 200 Gbit/s "
                                    "network has 25")
     teacher: str = option("bert-base", "preset of the teacher")
     student: str = option("distilbert", "preset of the student")

@@ -39,7 +39,7 @@ class TuneRun(NamedTuple):
     @property
     def start(self) -> str:
         """The model that was fine-tuned: a folder, a hub name, or the layers that were cut out of a teacher.
-        The teacher of each task is another folder, and its name is left out.
+        The teacher's folder is left out, because each task has another one.
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
@@ -81,7 +81,7 @@ def _run_folders(name: str) -> Iterator[Path]:
     for place, below, files in os.walk(name):
         below.sort()
         path = Path(place, "config.json")
-        if "config.json" in files and "options" in read_json(path):  # a model's config.json has no "options"
+        if "config.json" in files and "options" in read_json(path):  # only a run's config.json has "options"
             found = True
             below.clear()
             yield Path(place)

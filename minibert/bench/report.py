@@ -25,9 +25,9 @@ from minibert.training.summary import figures_of
 
 MARK = "<!-- This file was written by bench.py report. -->"
 NOT_RUN = "not run"
-Scores = dict[str, dict[str, TuneRun]]  # model -> task -> run
+Scores = dict[str, dict[str, TuneRun]]  # `scores[model][task]` is the run of the model on the task
 
-# the texts below the tables
+# these texts are printed below the tables
 SCORES_NOTE = """Scores are in percent, on the dev set. MNLI has the score on the matched dev set, and IMDb on
 the test set. Each seed counts with its best epoch. A cell has the median score over n seeds of fine-tuning,
 and in brackets the range. If the ranges of two models overlap, or if one of them has one seed, their
@@ -69,8 +69,8 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """The folder whose name the model gets in the tables. If the folder `model` has the name "model", this is
-    its parent folder, which is the run folder. Otherwise this is the folder `model` itself.
+    """The folder whose name the model gets in the tables. For a folder `model` with the name "model", it is
+    the parent folder, which is the run folder. For other folders it is the folder `model` itself.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path
@@ -174,7 +174,7 @@ def score_table(scores: Scores) -> str:
             metric = next(iter(run.scores))
             heads[task] = f"{task}<br>{metric}"
             rows[name][task] = cell(run.values)
-            if run.baseline:  # SQuAD has no constant prediction
+            if run.baseline:  # SQuAD has no constant prediction to compare with
                 rows["a constant prediction"][task] = f"{run.baseline[metric]:.1f}"
     return "\n\n".join([
         markdown([{"model": name} | {heads[task]: row.get(task, NOT_RUN if name in scores else "-")

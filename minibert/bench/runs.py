@@ -28,7 +28,7 @@ from minibert.common.options import option
 from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-# A run is finished if --out has this file. "": --out itself is the file. None: the command is always run.
+# A run of the script is finished if --out has this file. "": --out itself is the file. None: it always runs.
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
 
@@ -124,8 +124,8 @@ def work(line: Line, stop: list[int]) -> int:
         log = open(line.log, "a", encoding="utf-8")
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # The run has its own session, so the terminal does not send Ctrl-C to it. It gets the signal once,
-        # from this process, and then writes a checkpoint.
+        # The run has its own session, so the terminal does not send Ctrl-C to it. This process sends it the
+        # signal once, and the run then writes a checkpoint.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
         signalled = False

@@ -12,7 +12,7 @@ import numpy as np
 DRAWS = 10_000  # the number of samples in the bootstrap
 
 
-# s and t are the scores of student and teacher, (tasks, ...) each; the result is (...)
+# s and t (tasks, ...) are the scores of student and teacher; each formula averages over the tasks
 FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
             "mean of ratios": lambda s, t: (s / t).mean(0)}
 

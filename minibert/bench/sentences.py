@@ -91,7 +91,7 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
             rows = []
             for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
                 columns, where = line.split("\t"), f"{path}, line {number}"
-                if len(columns) < 7:  # genre, file, year, number, score, two sentences; some rows have more
+                if len(columns) < 7:  # genre, file, year, number, score and two sentences must be there
                     raise UserError(f"{where} has {len(columns)} columns; the official file has at least 7")
                 rows.append((columns[5], columns[6], label_of(columns[4], task, where)))
             parts[part] = tuple(map(list, zip(*rows)))
@@ -136,8 +136,8 @@ def sentences_per_second(models: dict, texts: list[str], turns: int, runtime: Ru
     for turn in range(turns + 1):
         for name, (model, tokenizer) in models.items():
             begun = time.perf_counter()
-            embed(model, tokenizer, texts, runtime=runtime)  # the result is on the CPU, so a GPU has finished
-            if turn:  # turn 0 is the warm-up
+            embed(model, tokenizer, texts, runtime=runtime)  # the vectors are on the CPU: a GPU has finished
+            if turn:  # turn 0 is the warm-up, and its time is not used
                 seconds[name].append(time.perf_counter() - begun)
     return {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
 

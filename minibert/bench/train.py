@@ -65,7 +65,7 @@ class TrainBench:
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The random sequences of each step of a turn: (ids, lengths, selected). They do not change.
+    """The random sequences of each step, the same in all turns: (ids, lengths, selected).
 
     `selected` is True for the 15 % of the tokens that are masked.
     """
@@ -173,7 +173,7 @@ def bench_train(options: TrainBench) -> dict:
         used, _ = rate(flops, seconds[kind])
         figures[kind] |= {"flops_per_second": used, "share_of_peak": used / peak}
         rows[kind] |= {"GFLOP/s": f"{used / 1e9:,.0f}", "of matrix peak": f"{100 * used / peak:.0f} %",
-                       "peak memory": rows[kind].pop("peak memory")}  # the last column
+                       "peak memory": rows[kind].pop("peak memory")}  # puts the memory into the last column
     title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {options.min_length} to "
              f"{options.max_length} tokens, {tokens / options.steps:,.0f} tokens a step, "
              f"{runtime.precision}, dropout {options.dropout}")

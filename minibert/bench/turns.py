@@ -24,11 +24,11 @@ def serve(turn: Callable, pipe, device=None) -> None:
     After each turn, it sends the value that `turn` returned, or the seconds of the turn if the value is None.
     At the end it sends the peak memory in bytes. `device` is the device of torch, if the turns use torch.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets Ctrl-C and ends this process
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         import torch
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent process has ended
+    with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
         while pipe.recv():
             begun = time.perf_counter()
             measured = turn()
@@ -40,7 +40,7 @@ def serve(turn: Callable, pipe, device=None) -> None:
 
 def peak_memory() -> int:
     """The peak memory of this process in bytes."""
-    try:  # VmHWM is better on Linux, where a new process inherits the ru_maxrss of its parent
+    try:  # VmHWM is read on Linux, because a process inherits ru_maxrss from its parent there
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
     except (OSError, TypeError):
@@ -54,7 +54,7 @@ def run(worker: Callable, *given) -> None:
     try:
         worker(*given)
     except UserError as error:
-        with contextlib.suppress(BrokenPipeError):  # the parent process has ended
+        with contextlib.suppress(BrokenPipeError):  # raised if the parent process has ended
             given[-1].send(error)
 
 
@@ -68,7 +68,7 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
-    # the process is no daemon, because a daemon may not start processes
+    # the process is no daemon, because a worker may start processes, and a daemon may not
     process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
     worker_end.close()

@@ -37,7 +37,7 @@ class MachineOptions:
         metavar="TOKENS", group="machine")
     precision: str = option(
         "auto", "precision of matrix products; auto means 16 bits if the hardware supports this",
-        choices=("auto", "fp32", "bf16", "fp16"))  # not runtime.PRECISIONS: runtime imports torch
+        choices=("auto", "fp32", "bf16", "fp16"))  # written out: runtime.PRECISIONS would import torch
     device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
 

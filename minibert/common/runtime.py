@@ -120,7 +120,7 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
         # The other ranks wait while the first rank evaluates and saves, so the time limit is long. If a rank
-        # ends, the other ranks notice this without the limit.
+        # ends, the other ranks notice it at once, before the time limit.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
@@ -134,7 +134,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(M_MMAP_MAX, 0)  # all blocks come from the heap: glibc would return freed blocks of mmap
+        mallopt(M_MMAP_MAX, 0)  # large blocks also come from the heap: glibc would return mmap's blocks
         mallopt(M_TRIM_THRESHOLD, -1)  # glibc keeps the free memory at the end of the heap
 
 

@@ -88,7 +88,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]  # starts and lengths of the kept sequences
     found = short = unknown = 0  # numbers of sequences: all, too short, and at least half [UNK]
-    checksum = 0  # computed here, because this loop reads every id
+    checksum = 0  # computed in this loop, which reads every id
     for part in parts:
         if part not in description["parts"]:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(description['parts'])}")
@@ -140,7 +140,7 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
     if size != expected:
         raise UserError(f"{path} has {size} bytes instead of {expected}; prepare the corpus again")
-    # an empty file cannot be mapped
+    # an empty file cannot be mapped into memory, so the result for it is an empty array
     with disk_errors(path, "read"):
         return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
 

@@ -115,7 +115,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_
 
 
 class Drawn(NamedTuple):
-    """The micro-batches of one rank in an optimiser step. The counts include all ranks."""
+    """The micro-batches of one rank in an optimiser step, and two counts over the examples of all ranks."""
 
     step: int  # from 0
     micro_batches: list[LabelledBatch]

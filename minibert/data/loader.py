@@ -96,7 +96,7 @@ def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.n
     starts, labels = np.cumsum(lengths) - lengths, np.where(selected, ids, IGNORE)
     made = []
     for group in groups(lengths, micro_tokens, rank, ranks):
-        # this is not `batch.pack`, which takes lists: a step can have a million tokens in its arrays
+        # `batch.pack` takes lists, which would be slow: a step has arrays with up to a million tokens
         rows, positions, offsets = rows_of(starts[group], lengths[group])
         segments = np.zeros(len(rows), np.int64)
         packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, segments, offsets, lengths[group])))

@@ -72,7 +72,7 @@ def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) ->
     """Selects each word with probability `share`. All tokens of a word are selected, or none."""
     # A word starts at each piece without ##. Special tokens have no ##, so no word is in two sequences.
     starts = ~tokenizer.continuation[ids]  # (N,)
-    word = np.cumsum(starts) - 1  # (N,) the number of each piece's word
+    word = np.cumsum(starts) - 1  # (N,) for each piece, the number of its word
     return ~tokenizer.special[ids] & (draw[starts][word] < masking.share)
 
 
@@ -82,10 +82,10 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
     """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    # the tokens are sorted inside each sequence; the order of the sequences does not change
+    # sorts the tokens of each sequence by `draw`; the order of the sequences does not change
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
-    # the rank of a token is its position after the sort
+    # the rank of a token is its position in its sequence after the sort; the first ranks are selected
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # (S,)
     return allowed & (rank < np.repeat(budget, lengths))

@@ -73,8 +73,8 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
                  report: Callable | None, **notes) -> None:
     """Tokenises documents, each with its part, and writes a prepared corpus into the new folder `out`.
 
-    `notes` are further entries of corpus.json. `report` is as in `prepare`. Raises `UserError` if all tokens
-    are [UNK].
+    `notes` are further entries of corpus.json. `report(line)` prints a line (None: no line is printed).
+    Raises `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
     unknown = ""  # the end of a message, with examples of text that became [UNK]

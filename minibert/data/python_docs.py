@@ -30,7 +30,7 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     one line of the text.
 
     `library` is the folder of the standard library (default: that of this interpreter). Raises `UserError` if
-    it has no source files.
+    this folder has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))

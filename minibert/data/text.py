@@ -84,7 +84,7 @@ def walk(folder: Path) -> Iterator[Path]:
     is read only once.
     """
     real = Path(os.path.realpath(folder))
-    entered = {real, *real.parents}  # no link to a parent folder is followed: it leads to other files too
+    entered = {real, *real.parents}  # links to these parents would also lead to files outside `path`
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found, folders[:] = Path(inside), sorted(folders), []
         yield from (inside / name for name in names if not name.startswith("."))
@@ -125,7 +125,7 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
                 is_wikitext = looks_like_wikitext(start, suffix) if wikitext == "auto" else wikitext == "yes"
                 found = text_documents(lines, is_wikitext)
             for document in found:
-                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position
+                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position, so it gets 0
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut off compressed file ({error})") from None
     except OSError as error:

@@ -25,7 +25,7 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# number of texts in one call of the library, because its results need much more memory than the ids
+# the library gets this many texts in one call, because its results need much more memory than the ids
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
 MAX_ALPHABET = 1000  # most characters in a trained vocabulary; rarer characters become [UNK]
@@ -148,7 +148,7 @@ class Tokenizer:
         return self.unk_id if i is None else i
 
     def lowercased(self) -> "Tokenizer":
-        """A copy of this tokenizer that first lower-cases all texts. Both treat accents in the same way."""
+        """A copy that first lower-cases all texts. It removes or keeps accents as this tokenizer does."""
         made = copy.copy(self)
         made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
@@ -164,7 +164,7 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Python writes the files, because its errors name the problem of the disk
+        # Python writes the file, and not the library, because Python's errors name the problem of the disk
         text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
@@ -174,7 +174,7 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        if self.max_word != 100 or not self.options["clean_text"]:  # BERT's class ignores these two
+        if self.max_word != 100 or not self.options["clean_text"]:  # BERT's class ignores both settings
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
             config["model_input_names"] = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]

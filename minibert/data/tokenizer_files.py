@@ -34,7 +34,7 @@ GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
-FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # "pad_token" and so on
+FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # keys of the files: "pad_token" ...
 # transformers adds missing special tokens to a vocabulary in this order.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 # In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
@@ -153,7 +153,7 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """The model and the normaliser of a tokenizer.json. Raises `UserError` if they are not those of BERT.
 
     BERT's classes use only the vocabulary of tokenizer.json, so for these classes the normaliser may be of
-    another kind. Then None is returned in its place.
+    another kind. Then the second result is None.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -198,7 +198,7 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     special tokens in the form of tokenizer_config.json.
 
     `inside` are the "added_tokens" of tokenizer.json. If tokenizer_config.json has an "added_tokens_decoder",
-    its tokens are used instead. Without it, special_tokens_map.json and added_tokens.json are also read.
+    its tokens are used instead. Otherwise, special_tokens_map.json and added_tokens.json are also read.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -253,7 +253,7 @@ def _in_order(added: dict[int, dict], special: dict[str, str | dict]
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
         token, i = tokens.get(content) or (AddedToken(content, **flags), None)
-        token.special = True  # decoding leaves out special tokens
+        token.special = True  # so that decoding leaves out this token
         tokens[content] = token, i
     return tokens
 

@@ -30,7 +30,7 @@ class DistilBERTWeights:
     mlm: float = 2.0
     cosine: float = 1.0
     temperature: float = 2.0
-    kl_masked_only: bool = False  # --restrict_ce_to_mask in DistilBERT's code
+    kl_masked_only: bool = False  # True: no KL at other tokens (--restrict_ce_to_mask in DistilBERT's code)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # With this option, the MLM heads compute the logits of masked tokens only. The loss does not use the
-        # logits of other tokens.
+        # If `kl_masked_only` is true, the loss reads only the logits of masked tokens. So the MLM heads
+        # compute only these logits.
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])

@@ -30,7 +30,7 @@ class EmbeddingWeights:
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # compares the last hidden states of tokens; needs equal widths
+    hidden: float = 0.0  # weight of the squared error of the last hidden states; needs equal widths
 
 
 class SentenceStudent(nn.Module):
@@ -57,7 +57,7 @@ class SentenceStudent(nn.Module):
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
-                # a Dense module of sentence-transformers always has an activation
+                # a Dense module of sentence-transformers always has an activation; Identity stands for none
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
         # as an attribute, the layers are part of this module, so they are trained and saved

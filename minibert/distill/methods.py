@@ -27,19 +27,19 @@ class Method(NamedTuple):
     these functions.
     """
 
-    loss: Callable  # (student, teacher, micro-batch, weights, counts) -> the loss and the sums of its terms
+    loss: Callable  # takes (student, teacher, micro-batch, weights, counts); returns loss and sums of terms
     weights: type  # a class: the weights of the terms and other settings of the loss, as published
-    counts: Callable  # (step, weights) -> for each term, the number that its sum is divided by
-    # (student's config, teacher's config, weights) -> a sentence about the comparison, or an empty
-    # text. Raises `UserError` if the two models cannot be compared.
+    counts: Callable  # takes (step, weights); returns, for each term, the number that its sum is divided by
+    # Takes (student's config, teacher's config, weights). Returns a sentence about the comparison, or an
+    # empty text. Raises `UserError` if the two models cannot be compared.
     fit: Callable
-    shape: Callable  # (teacher's config, layers) -> the student's default config
+    shape: Callable  # takes (teacher's config, number of layers); returns the student's default config
     head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
     defaults: dict  # the default values of options of train.py
-    module: Callable | None = None  # (student, teacher) -> the module that is trained; None: the student
+    module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
-# These are the settings of BERT's own pre-training. The other methods change some of them. note: TinyBERT's
+# These are the settings of BERT's own pre-training. The methods below change some of them. note: TinyBERT's
 # code has a learning rate of 5e-5 and 10 % warm-up.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
@@ -49,7 +49,7 @@ METHODS = {
         distilbert, DistilBERTWeights, distilbert_counts, fit_distilbert, distilbert_of, "mlm",
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
-    # note: TinyBERT and MiniLM compare hidden states and attention, so their text needs no masks
+    # note: TinyBERT and MiniLM compare hidden states and attention, so no token of their text is masked
     # (`mask_share` 0).
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
@@ -63,12 +63,12 @@ METHODS = {
         BERT | dict(init="random", mask_share=0.0, lr=5e-4)),
     "mobilebert": Method(
         mobilebert, MobileBERTWeights, mobilebert_counts, fit_mobilebert, mobilebert_of, "mlm",
-        # this learning rate is for batches of 2,048 sequences
+        # the learning rate 1.5e-3 is for batches of 2,048 sequences
         BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),
     "embedding": Method(
         embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
-        # The teacher computes its vectors without masks and without dropout, so the student is trained
-        # without both. A text may have a single token besides [CLS] and [SEP]. With batches of 32 texts, the
+        # The teacher computes its vectors without masks and without dropout, and so does the student in
+        # training. A text may have a single token besides [CLS] and [SEP]. With batches of 32 texts, the
         # learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
         BERT | dict(mask_share=0.0, dropout=0.0, lr=2e-4, warmup=0.05, min_length=3), SentenceStudent),
 }

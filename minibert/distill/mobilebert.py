@@ -32,8 +32,8 @@ class MobileBERTWeights:
     mean: float = 5000.0
     variance: float = 5.0
     attention: float = 1.0
-    mlm: float = 0.5  # alpha in the paper
-    kd: float = 0.5  # 1 - alpha in the paper
+    mlm: float = 0.5  # weight of the MLM term, alpha in the paper
+    kd: float = 0.5  # weight of the KD term, 1 - alpha in the paper
     temperature: float = 1.0  # temperature of the KD term; the paper has no temperature
     layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 
@@ -54,7 +54,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    deepest = L if distils else max(layers)  # layers above this layer are not computed
+    deepest = L if distils else max(layers)  # the layers above this one are not needed, and not computed
     with torch.no_grad():
         teacher_trace = trace(teacher.encoder, micro, bool(layers), deepest)
     student_trace = trace(student.encoder, micro, bool(layers), deepest)
@@ -65,7 +65,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
             terms["attention"] = relation_sum(
                 student_trace.queries[layer - 1], student_trace.keys[layer - 1],
                 teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)
-        # a term with weight 0 is not in the returned sums, so it is not in metrics.jsonl
+        # a term with weight 0 is left out of the sums, and so of metrics.jsonl
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L

@@ -48,7 +48,7 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     if layers not in (None, teacher.layers):
         raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
-    inside = teacher.hidden_size // 4  # in the published models, 128 is a quarter of 512
+    inside = teacher.hidden_size // 4  # as in the published models, where 128 is a quarter of 512
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}

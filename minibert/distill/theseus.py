@@ -22,7 +22,7 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# Only theseus passes this number to `uniform`. So theseus has random numbers of its own.
+# Only theseus gives this number to `uniform`, so its random numbers are not those of masking or of the data.
 DRAW = 0x7E5E05
 
 

@@ -29,8 +29,8 @@ class TinyBERTWeights:
     """
 
     embedding: float = 1.0
-    hidden: float = 1.0  # weight of the sum over the student's layers
-    attention: float = 1.0  # weight of the sum over the student's layers
+    hidden: float = 1.0  # weight of this term, a sum over the student's layers
+    attention: float = 1.0  # weight of this term, a sum over the student's layers
     # the imitated teacher layers g(1) ... g(L_s), numbered from 1; None: see `imitated_layers`
     layers: tuple[int, ...] | None = None
 

@@ -227,7 +227,7 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
     are computed once.
     """
     p = z.softmax(-1)
-    # log p = z - log sum exp(z), used at the most likely token, whose p is not too small for a logarithm
+    # log sum exp(z) = z - log p for any token; the most likely one has a p that is not too small for log
     return p, z.amax(-1) - p.amax(-1).log()
 
 

@@ -128,7 +128,7 @@ def _labels(raw: dict) -> dict:
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
                         "valid number")
-    if count != len(labels):  # transformers 4 reads one of these two fields, and transformers 5 the other one
+    if count != len(labels):  # transformers 4 reads one of the two, transformers 5 the other one
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     numbers = raw.get("label2id")
     if isinstance(numbers, dict) and numbers.keys() == set(labels) and (
@@ -175,7 +175,7 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
     if form == "minibert":
         return {"format": "minibert", "head": head, **asdict(config)} | ({"others": others} if others else {})
     architecture = config.architecture
-    rules = {  # what transformers requires of its models
+    rules = {  # transformers requires these conditions of its models
         "the norm_eps of a DistilBERT is 1e-12": architecture != "distilbert" or config.norm_eps == 1e-12,
         "a BERT or MobileBERT has token types": architecture == "distilbert" or config.segments > 0,
         "with attention_input hidden, hidden_size and bottleneck_size of a MobileBERT are equal":
@@ -199,7 +199,7 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # `load` sets it to 0, so the user chose another value
+    if config.attention_dropout:  # `load` sets it to 0, so a user chose this value
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

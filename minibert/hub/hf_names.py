@@ -10,8 +10,8 @@ Any other difference between a file and its model is an error (load_save.py).
 
 import re
 
-HEADS = {  # minibert's module -> Hugging Face's module, for the heads of BERT and MobileBERT
-    "mlm": "cls.predictions",  # the tensor is mlm.bias, the bias over the vocabulary
+HEADS = {  # the heads of BERT and MobileBERT: minibert's names of the modules, and Hugging Face's
+    "mlm": "cls.predictions",  # this name is for the tensor mlm.bias, the bias over the vocabulary
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",
     "nsp": "cls.seq_relationship",
@@ -19,7 +19,7 @@ HEADS = {  # minibert's module -> Hugging Face's module, for the heads of BERT a
     "span": "qa_outputs",
 }
 
-MODULES = {  # minibert's module -> Hugging Face's module; both call the tensors of a module .weight and .bias
+MODULES = {  # minibert's names of modules, and Hugging Face's; both add .weight and .bias for the tensors
     "bert": {
         "encoder.word": "bert.embeddings.word_embeddings",
         "encoder.position": "bert.embeddings.position_embeddings",
@@ -48,7 +48,7 @@ MODULES = {  # minibert's module -> Hugging Face's module; both call the tensors
         "encoder.layers.{}.up": "distilbert.transformer.layer.{}.ffn.lin1",
         "encoder.layers.{}.down": "distilbert.transformer.layer.{}.ffn.lin2",
         "encoder.layers.{}.output_norm": "distilbert.transformer.layer.{}.output_layer_norm",
-        "mlm": "vocab_projector",  # the tensor is mlm.bias, the bias over the vocabulary
+        "mlm": "vocab_projector",  # this name is for the tensor mlm.bias, the bias over the vocabulary
         "mlm.dense": "vocab_transform",
         "mlm.norm": "vocab_layer_norm",
         "pre_classifier": "pre_classifier",
@@ -84,26 +84,25 @@ MODULES = {  # minibert's module -> Hugging Face's module; both call the tensors
     },
 }
 
-# Some files store a tensor twice, under two names. For each architecture: the second name -> the first name.
+# Some files store a tensor twice, under two names. Each second name stands here with its first name.
 TIED = {architecture: {
     "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}
 TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}
 
-DROPPED = (  # patterns of tensors that no model here has
+DROPPED = (  # tensors whose names match these patterns belong to no model of minibert
     # Old versions of transformers store two constants: the positions 0, 1, 2 ... and the token types, all 0.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
-    # TinyBERT's projections from the student's width to the teacher's width. Only the distillation uses them.
+    # TinyBERT's files have projections from the student's to the teacher's width, for distillation only.
     r"fit_dense\.(weight|bias)",
     r"fit_denses\.\d+\.(weight|bias)",  # "v2" files of TinyBERT have one projection for each layer
 )
 
-# Modules that only some heads have. If the file has such a module and the model does not, the module is left
-# out.
+# Only some heads have these modules. If the file has such a module and the model does not, it is left out.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
-# architecture -> head -> the class in transformers
+# `CLASSES[architecture][head]` is the name of the class in transformers.
 CLASSES = {architecture: {
     "encoder": f"{name}Model",
     "mlm": f"{name}ForMaskedLM",
@@ -113,7 +112,7 @@ CLASSES = {architecture: {
 } for architecture, name in (("bert", "Bert"), ("distilbert", "DistilBert"), ("mobilebert", "MobileBert"))}
 del CLASSES["distilbert"]["pretraining"]  # DistilBERT has no next-sentence head
 
-FIELDS = {  # architecture -> our config field -> Hugging Face's field with the same value
+FIELDS = {  # for each architecture, the fields of `Config` and Hugging Face's names of these fields
     "bert": {
         "vocab_size": "vocab_size",
         "hidden_size": "hidden_size",
@@ -148,21 +147,21 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# architecture -> another name of a field in Hugging Face's files -> the name of this field in FIELDS. If a
-# file has both names, the value of the other name is used.
+# Some files of Hugging Face have another name of a field. Each stands here with the field's name in FIELDS.
+# If a file has both names, the value of the other name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# Keys of a config.json that are not copied to a saved model. They repeat the model's own config, or name the
+# These keys of a config.json are not copied to a saved model. They repeat the model's own config, or name the
 # file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
-            *(name for fields in FIELDS.values() for name in fields.values())}  # with the names in ALIASES
+            *(name for fields in FIELDS.values() for name in fields.values())}  # also the names in FIELDS
 # These fields are translated by hf_config.py, not by FIELDS. Attention dropout is written but not read
 # (`_parse_hf` in hf_config.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}
-ATTENTION_INPUT = {  # `attention_input` of a MobileBERT -> the two fields in Hugging Face's config
+ATTENTION_INPUT = {  # for each `attention_input` of a MobileBERT, two fields of Hugging Face's config
     "shared": {"key_query_shared_bottleneck": True, "use_bottleneck_attention": False},
     "hidden": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": False},
     "bottleneck": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": True},
@@ -170,7 +169,7 @@ ATTENTION_INPUT = {  # `attention_input` of a MobileBERT -> the two fields in Hu
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# The first parts of the tensor names in the file of an encoder without a head.
+# In the file of an encoder without a head, the names of tensors start with these parts.
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}

@@ -74,7 +74,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
     # a head that minibert does not know, for example a classifier of tokens, may also have a module
-    # "classifier", which cannot be used
+    # "classifier"; its tensors cannot be used and are left out
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):

@@ -69,8 +69,8 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
 
     If both vocabularies have a piece, its row in the word table is copied. The old tokenizer divides any
     other piece into old pieces, and the new row is the mean of their rows. In MobileBERT, the extra columns
-    of the MLM head's table are computed in the same way. The bias of such a new piece in an MLM head is the
-    smallest bias of these old pieces, because a bias is roughly the log of a frequency.
+    of the MLM head's table are computed in the same way. In an MLM head, the bias of a new row is the
+    smallest bias of the old pieces of this row, because a bias is roughly the log of a frequency.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)
@@ -108,9 +108,9 @@ def _prefix(model: nn.Module) -> str:
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # returns a model with the same kind of head, a changed config and these weights
+    # the result is a model with the same kind of head, the changed config and the given weights
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))
-    other.load_state_dict(weights)  # the tensors are copied, not shared
+    other.load_state_dict(weights)  # copies the tensors, so the two models share none
     return other.train(model.training)

@@ -235,7 +235,7 @@ def best_int8() -> type[Int8] | None:
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
     """The seconds of one product with this kernel: the shortest of several products."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
-    for _ in range(6):  # the first product also prepares the kernel
+    for _ in range(6):  # the first product is slow, because it also prepares the kernel
         begun = time.perf_counter()
         product(x)
         taken.append(time.perf_counter() - begun)

@@ -65,7 +65,7 @@ def forward_in_half_pays() -> bool:
 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
-    """[5, 5, 3, 5] -> [(2, 5), (1, 3), (1, 5)]: the runs of equal lengths, as (number of sequences, length).
+    """The runs of equal lengths, as (number, length): [5, 5, 3, 5] gives [(2, 5), (1, 3), (1, 5)].
     """
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 
@@ -78,7 +78,7 @@ def _has_varlen(device: torch.device) -> bool:
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # exists only with CUDA
+    from torch.nn.attention.varlen import varlen_attn  # torch has this function only with CUDA
 
     size, longest = q.shape[-1], int(batch.lengths.max())
     # The kernel needs a head size that is a multiple of 8. The added zeros change neither the scores nor the

@@ -30,8 +30,8 @@ class Batch(NamedTuple):
     `lengths` stays on the CPU, because attention reads it there. The other tensors are on the device.
     """
 
-    ids: Tensor  # (N,) int64, token ids
-    positions: Tensor  # (N,) int64, position of each token inside its sequence
+    ids: Tensor  # (N,) int64, the token ids
+    positions: Tensor  # (N,) int64, the position of each token inside its sequence
     segments: Tensor  # (N,) int64, token types
     offsets: Tensor  # (S + 1,) int32, the first row of each sequence; the last offset is N
     lengths: Tensor  # (S,) int64, on the CPU

@@ -41,10 +41,10 @@ class Config:
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes
-    # The problem type in config.json, one of PROBLEM_TYPES. None: config.json has no problem type.
+    # The problem type in config.json is one of PROBLEM_TYPES. None: config.json has no problem type.
     problem_type: str | None = None
 
-    # not fields: the architectures of this class, and the name of the field that must be H * E
+    # These are no fields: the architectures of this class, and the name of the field that must be H * E.
     _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 
@@ -119,7 +119,7 @@ class MobileConfig(Config):
     activation: str = "relu"
     dropout: float = 0.0  # dropout of embeddings and block outputs
     classifier_dropout: float = 0.0
-    # width of the word table; a token's embedding is made from three vectors: its own and its neighbours'
+    # width of the word table; an embedding is made from three vectors: of the token and of its two neighbours
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block

@@ -24,7 +24,7 @@ class Trace(NamedTuple):
     `hiddens` has L + 1 entries. The first entry is the embedding output (after LayerNorm).
     """
 
-    hiddens: tuple[Tensor, ...]  # (N, D) each
+    hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
     queries: tuple[Tensor, ...]  # L tensors (N, H, E), not divided by sqrt(E)
     keys: tuple[Tensor, ...]  # L tensors (N, H, E)
     values: tuple[Tensor, ...]  # L tensors (N, H, E)
@@ -53,7 +53,7 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(D, config.norm_eps)
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, D) -> the block's output (N, D) and its q, k, v (N, H, E each)."""
+        """Maps hidden states (N, D) to the block's output (N, D) and its q, k, v, (N, H, E) each."""
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
                    for project in (self.query, self.key, self.value))
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_positions, D)
-        # the token types; a DistilBERT has none
+        # the table of token types; DistilBERT has no token types
         self.segment = nn.Embedding(config.segments, D) if config.segments else None
         self.norm = nn.LayerNorm(D, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
-        x = self.words(batch)  # (N, D), all that follows treats each token by itself
+        x = self.words(batch)  # (N, D); the next operations treat each token by itself
         if self.segment is not None:
             x = x + self.segment(batch.segments)
         # BERT learns its position vectors. The original transformer has fixed sinusoids (Devlin et al. 2018,

@@ -43,8 +43,8 @@ class MLMHead(nn.Module):
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """(N, D) -> LN(act(W h + b)), (N, D); the logits are the product of this result and the table, plus
-        `bias`.
+        """Returns LN(act(W h + b)) (N, D) of hidden states h. Its product with the table, plus `bias`, is the
+        logits.
         """
         # The norm comes after the activation here (run_pretraining.py, get_masked_lm_output).
         return self.norm(activation(self.config.activation, self.dense(last)))
@@ -144,7 +144,7 @@ class Span(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """The same logits, computed from the encoder's last hidden states (N, D)."""
+        """The start and end logits (N, 2), computed from the encoder's last hidden states (N, D)."""
         # note: DistilBERT has dropout before the span head. BERT and MobileBERT have none.
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)

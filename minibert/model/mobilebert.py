@@ -67,11 +67,11 @@ class MobileLayer(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, B) for width in (qk_width, qk_width, v_width))
         self.out, self.attention_norm = nn.Linear(B, B), norm(config, B)
         self.stacked = nn.ModuleList(FeedForward(config) for _ in range(config.feed_forwards - 1))
-        self.feed_forward = FeedForward(config)  # the last network of the block
+        self.feed_forward = FeedForward(config)  # the last of the block's feed-forward networks
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, D) -> the block's output (N, D) and its q, k, v (N, H, E each)."""
+        """Maps hidden states (N, D) to the block's output (N, D) and its q, k, v, (N, H, E) each."""
         c = self.config
         x = self.bottleneck_norm(self.bottleneck(h))  # (N, B)
         if c.attention_input == "shared":
@@ -112,7 +112,7 @@ class MobileEncoder(Encoder):
         (section 3.3). The neighbour of the first or last token outside the sequence is a vector of zeros.
 
         note: in `transformers` the neighbour of the last token may be padding. So in `transformers` the
-        result of a sequence changes if it is padded. The result here is that of the sequence alone.
+        result of a sequence changes if it is padded. Here padding changes nothing.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

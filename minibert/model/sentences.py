@@ -24,8 +24,8 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """The settings for the vector of a text. The default is the mean of the tokens' hidden states, divided by
-    its length.
+    """The settings for the vector of a text. The default is the mean of the tokens' hidden states, scaled to
+    length 1.
     """
 
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
@@ -52,7 +52,7 @@ class SentencePooling:
 
 def pooling_of(model: nn.Module) -> SentencePooling:
     """The pooling of a model. It comes from the files of sentence-transformers in the model's folder. Without
-    such files it is the default. Raises `UserError` if the files name something that is not supported here.
+    such files it is the mean. Raises `UserError` if the files name something that is not supported here.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:

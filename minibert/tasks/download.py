@@ -191,7 +191,7 @@ def unpack(archive: Path, folder: str) -> None:
     """
     target = place_for(archive.parent / folder)
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
-    # tarfile can refuse unsafe paths since Python 3.11.4
+    # "filter" makes tarfile refuse unsafe paths; it exists since Python 3.11.4
     safe = {"filter": "data"} if archive.suffix == ".gz" and hasattr(tarfile, "data_filter") else {}
     with (disk_errors(target),
           tempfile.TemporaryDirectory(prefix=f".{folder}.", dir=target.parent) as temporary):

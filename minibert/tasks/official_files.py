@@ -1,4 +1,4 @@
-"""Reads the official files of the tasks of specs.py into examples, and writes leaderboard submissions."""
+"""Reads the official files of the tasks into examples, and writes files for GLUE's leaderboard."""
 
 import math
 import re
@@ -115,7 +115,7 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
     """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
     and all other pairs of the training file are the train split.
 
-    The test examples have labels. Microsoft's test file has labels, but the leaderboard's test.tsv does not.
+    The test examples of Microsoft have labels; those of test.tsv, the file of GLUE's leaderboard, have none.
     """
     table = task.splits["train"]
     path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS

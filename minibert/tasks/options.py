@@ -31,7 +31,7 @@ class Options(MachineOptions):
 
     task: str = option(None, f"name of a task ({', '.join(TASKS)}), or a FILE.csv or FILE.tsv with the "
                        "columns text, pair (optional), and label or score", metavar="TASK", group="data")
-    data: str | None = option(None, "folder of the task's official files, or its parent",
+    data: str | None = option(None, "folder of the task's official files, or its parent folder",
                               metavar="FOLDER")
     dev: str | None = option(None, "csv file with the examples to evaluate on (default: a tenth of the "
                              "task's csv file, chosen by a hash of the text)", metavar="FILE.csv")
@@ -64,7 +64,7 @@ class Options(MachineOptions):
                                         "evenly spaced layers; last: the last layers below the top layer",
                                         choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
-        None, "number of epochs of the intermediate stage; with 0 there is no such stage (default: 20, 10 or "
+        None, "number of epochs of the intermediate stage; with 0 this stage is left out (default: 20, 10 or "
         "50, depending on the task)", metavar="EPOCHS", only_with=TINYBERT)
     intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
@@ -93,7 +93,7 @@ class Options(MachineOptions):
     clip: float = option(
         1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
         metavar="NORM")
-    dropout: float | None = option(None, "dropout of embeddings and block outputs (default: the model's)")
+    dropout: float | None = option(None, "dropout of embeddings and block outputs (default: as in the model)")
     attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, but "
                                       "training is then much slower")
     seed: int = option(
@@ -178,7 +178,7 @@ def resolve(options: Options) -> Options:
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
-        defaults = defaults | {"project": False}  # copied layers already give states like the teacher's
+        defaults = defaults | {"project": False}  # copied layers have states like the teacher's already
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

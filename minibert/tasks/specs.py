@@ -48,7 +48,7 @@ class Task:
     """A task and its training settings.
 
     `kind` is "classes" (a model chooses one of the K `labels`), "score" (a model gives each text a number) or
-    "span" (a model finds an answer inside a text). Official files and the leaderboard write `words[k]` for
+    "span" (a model finds an answer inside a text). Official files and GLUE's leaderboard write `words[k]` for
     the class `labels[k]`. The first of `metrics` (see metrics.py) decides which epoch is the best. Batch
     size, learning rate, epochs and maximum length are those of the transformers examples (run_glue README
     @05ce25be), with 5 epochs for MRPC and WNLI. The DistilBERT paper does not state its settings.
@@ -76,7 +76,7 @@ class Task:
 
     @property
     def test_splits(self) -> tuple[str, ...]:
-        """The test splits for which the leaderboard takes predictions."""
+        """The test splits for which GLUE's leaderboard takes predictions."""
         return tuple(name for name, table in self.splits.items() if table.submission)
 
 

@@ -83,7 +83,7 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX is a separate download
+            if name != "ax":  # AX may be missing: its file is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -147,7 +147,7 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    if task.kind == "span":  # these texts have no answers and are not divided into windows
+    if task.kind == "span":  # these texts have no answers, so they are read whole, not in windows
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
 
@@ -195,7 +195,7 @@ def answers_of(task: Task, split: Split, logits: np.ndarray):
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
-    """The task's metrics in percent. `answers` is a result of `answers_of`."""
+    """The task's metrics in percent. `answers` are the model's answers, as `answers_of` returns them."""
     if task.kind == "span":
         return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value

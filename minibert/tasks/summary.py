@@ -81,8 +81,8 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 
 def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes the wrong answers to errors.tsv. `answers` is a result of `answers_of`. For SQuAD, this function
-    also writes predictions.json, from which the official script computes the scores.
+    """Writes the wrong answers to errors.tsv. `answers` is what `answers_of` returns. For SQuAD, this
+    function also writes predictions.json, from which the official script computes the scores.
     """
     write_errors(out / "errors.tsv", task, split, answers)
     if task.kind == "span":

@@ -39,11 +39,11 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # unfinished files are removed: the disk is full, or an earlier process was killed
+        finally:  # removes unfinished files of this process (full disk) and of earlier, killed ones
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # A checkpoint of a later step is damaged: the run was resumed from an older one. It is also removed.
+        # The run was resumed from an older checkpoint, so those of later steps are damaged, and are removed.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:

@@ -71,10 +71,10 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     """The factors of the peak learning rate at a step. There are L + 1 factors, one for each part of the
     student.
 
-    In a stage with distillation, all parts have the same rate. It rises linearly in the first part of the
-    stage (`warmup` is its share) and then falls linearly to 0. In a stage with transfer only, the layers of
-    the stage are trained, and the layers below them with a lower rate. The rate rises in the first tenth of
-    the stage and then falls to 0.9 of its peak.
+    In a stage with distillation, all parts have the same rate. This rate rises linearly in the first part of
+    the stage (`warmup` is its share) and then falls linearly to 0. In a stage with transfer only, the layers
+    of the stage are trained, and the layers below them with a lower rate. The rate rises in the first tenth
+    of the stage and then falls to 0.9 of its peak.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:

@@ -49,7 +49,7 @@ class Options(MachineOptions):
                                     "only embeddings and head copied (embeddings), or random", choices=STARTS)
     layer_map: str | None = option(
         None, "with --init teacher: for each student layer, the teacher layer (from 0) that it is copied "
-              "from, like 0,2,5 (default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
+              "from, for example 0,2,5 (default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
     token_types: str = option(
         "fold", "with --init teacher, for a student without token types: add the teacher's token type 0 to "
                 "the positions (fold), or leave it out as in DistilBERT's code "
@@ -80,14 +80,14 @@ class Options(MachineOptions):
                                        "0", choices=tuple(SELECTIONS))
     mask_share: float | None = option(None, "share of tokens that are masked", metavar="SHARE")
 
-    weights: tuple[str, ...] = option((), "weights of the loss terms, like mlm=1", group="loss",
+    weights: tuple[str, ...] = option((), "weights of the loss terms, for example mlm=1", group="loss",
                                       metavar="TERM=WEIGHT")
     temperature: float | None = option(None, "temperature of the KL between teacher and student",
                                        metavar="T", only_with=only("distilbert", "mobilebert"))
     kl_masked_only: bool = option(False, "compute the KL to the teacher at masked tokens only",
                                   only_with=only("distilbert"))
     imitate: str | None = option(
-        None, "for each student layer, the teacher layer (from 1) that it learns from, like 2,4,6 (default: "
+        None, "for each student layer, the teacher layer (from 1) that it learns from, as 2,4,6 (default: "
               "evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
     teacher_layer: int | None = option(
         None, "the teacher layer (from 1) that the student's last layer learns from (default: the last "

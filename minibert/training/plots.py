@@ -30,7 +30,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        if held_out and term != "kl":  # the held-out KL has another temperature (1)
+        if held_out and term != "kl":  # the held-out KL has the temperature 1, unlike that in training
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")
     axes[0][-1].legend()

@@ -36,11 +36,11 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)
-        # the seed of dropout: a resumed run draws the same numbers as a run without a stop
+        # this seed is for dropout: a resumed run draws the same numbers as a run without a stop
         torch.manual_seed(micro.seed)
         with runtime.autocast():
             loss, terms = loss_of(micro)
-        if loss.requires_grad:  # not so where theseus drew no layer of the student: the gradient is zero
+        if loss.requires_grad:  # False if theseus drew no layer of the student; the gradient is then zero
             scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, term in terms.items():
@@ -61,9 +61,9 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
-        if p.grad is None:  # a rank without a sequence has no gradients
+        if p.grad is None:  # a rank without a sequence has no gradients, but must join the sum
             p.grad = torch.zeros_like(p)
-    names = sorted(counts)  # the ranks sum the figures, so the order is the same on every rank
+    names = sorted(counts)  # the ranks sum the figures, so all ranks need the same order
     zero = torch.zeros((), device=runtime.device)
     figures = torch.stack([sums.loss, *(sums.terms.get(name, zero).float() for name in names),
                            torch.full_like(zero, stopping)])
@@ -71,7 +71,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     scaler.unscale_(optimizer)
     # the L2 norm of all gradients together
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    # `tolist` waits for the device; nothing else in a step does
+    # `tolist` waits for the device; no other line of a step waits for it
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
@@ -86,9 +86,9 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
     """Freezes the parameters that get no gradient from the loss. It is called before the first step.
 
-    In MiniLM these are all parameters after the queries, keys and values of the last layer. Without a
-    gradient, weight decay would make these weights smaller. In LAMB even a very small decay would change the
-    weights by the whole learning rate.
+    In MiniLM these are all parameters after the queries, keys and values of the last layer. If they were not
+    frozen, weight decay would make these weights smaller, and LAMB would even change them by the whole
+    learning rate, however small the decay is.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
