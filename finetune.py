@@ -252,7 +252,7 @@ def cut_student(run: Run) -> None:
 
 
 def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
-    """Returns the frozen teacher. Raises `UserError` if it does not fit task, student and examples."""
+    """Returns the frozen teacher. Raises `UserError` if it does not suit task, student and examples."""
     options, student = run.options, load_config(run.student)
     teacher = hold_frozen(load_tuned(options.teacher, run.task), run.runtime)
     if minibert.load_tokenizer(options.teacher).sha256 != run.tokenizer.sha256:

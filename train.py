@@ -120,7 +120,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
                       TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     held_out = None
     if unseen is not None:
-        # every MLM is evaluated with the same share of masks
+        # 0.15 for every method with MLM heads, so that their figures can be compared
         share = 0.15 if method.head == "mlm" else options.mask_share
         # The same sequences and masks are used in every evaluation, so the figures can be compared.
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
@@ -452,7 +452,7 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         scores["teacher"] = {}
         if run.method.head == "mlm":
             scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
-    if run.method.head == "encoder":  # without TinyBERT's projections, which are not part of the student
+    if run.method.head == "encoder":  # without TinyBERT's projections: they are no part of the student
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 

@@ -1,4 +1,4 @@
-"""Compares sentence encoders with their teacher, without training. The first model is the teacher.
+"""Compares sentence encoders with their teacher, without training. The first given model is the teacher.
 
 Two scores are measured. The score on STS-B says how well the cosines of pairs of sentences agree with the
 similarities in the data. The score on SQuAD says how often the paragraph that answers a question is found.

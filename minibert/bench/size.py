@@ -32,7 +32,7 @@ PUBLISHED = {
     # Jiao et al. 2020 (TinyBERT)
     "distilbert-4": (52.2, 7.6), "bert-pkd-4": (52.2, 7.6), "bert-pkd-6": (67.0, 11.3),
     "tinybert-4": (14.5, 1.2), "tinybert-6": (67.0, 11.3), "bert-small": (29.2, 3.4),
-    # Sun et al. 2019 (PKD), FLOPs from the MobileBERT paper; other sources quote both papers so
+    # Sun et al. 2019 (PKD), and FLOPs of the MobileBERT paper, both as other sources quote them
     "bert-pkd-3": (45.7, 5.7),
     # Sun et al. 2020 (MobileBERT), as other sources quote the paper
     "mobilebert-paper": (25.3, 5.7), "mobilebert-tiny": (15.1, 3.1), "mobilebert-without-opt": (25.3, 5.7),

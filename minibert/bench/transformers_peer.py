@@ -62,7 +62,7 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
 
     Returns the loss.
     """
-    ids, labels = (pad_sequences(rows, value).to(runtime.device)  # (S, T) each
+    ids, labels = (pad_sequences(rows, value).to(runtime.device)  # two tensors (S, T)
                    for rows, value in ((inputs, 0), (labels, IGNORE)))
     lengths = torch.tensor([len(sequence) for sequence in inputs])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(runtime.device)

@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
-    # thousands of nested brackets cause a RecursionError, numbers with thousands of digits a ValueError
+    # thousands of nested brackets cause a RecursionError, and numbers with thousands of digits a ValueError
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: this json cannot be read ({error})") from None
     if not isinstance(content, dict):

@@ -2,8 +2,8 @@
 
 The masks depend only on (seed, step, sample, position). The masks do not depend on the micro-batches or the
 number of ranks. The arrays in this file have the N tokens of a whole optimiser step over all ranks.
-`SELECTIONS` has several ways to choose the tokens. As in BERT, 80 % of the chosen tokens become [MASK], 10 %
-become a random token, and 10 % stay (Devlin et al. 2018, section 3.1, Task 1).
+The dict `SELECTIONS` has several functions that choose the tokens. As in BERT, 80 % of the chosen tokens
+become [MASK], 10 % become a random token, and 10 % stay (Devlin et al. 2018, section 3.1, Task 1).
 """
 
 from typing import NamedTuple
@@ -19,13 +19,13 @@ class Masking(NamedTuple):
 
     selection: str = "bert"  # a name in `SELECTIONS`
     share: float = 0.15  # share of masked tokens; 0 masks no token
-    weights: np.ndarray | None = None  # (V,) for "smoothed" only: see `smoothed_weights`
+    weights: np.ndarray | None = None  # (V,), the weight of each id; only for "smoothed"
 
 
 class Masked(NamedTuple):
     """The tokens of a step after masking. Both arrays are (N,)."""
 
-    inputs: np.ndarray  # the ids after masking
+    inputs: np.ndarray  # the ids that the model reads
     selected: np.ndarray  # bool: True if the original token is predicted
 
 

@@ -24,7 +24,7 @@ COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 PREVIEW_CHARACTERS = 1 << 20  # the first characters of a file decide whether it is WikiText
 DOCUMENT_CHARACTERS = 1 << 22  # a longer document is read as several documents, so that the memory is limited
 HEAD_CHARACTERS = 1 << 16  # the hash of this many characters decides whether a document is held out
-NOT_TEXT = {  # the first bytes of files that are not UTF-8 text, whatever their names are
+NOT_TEXT = {  # files that begin with these bytes are not UTF-8 text, whatever their names are
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
     b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
     b"\x00\x05\x16\x07": "is a companion file of macOS without text; leave it out",
@@ -36,7 +36,7 @@ NOT_TEXT = {  # the first bytes of files that are not UTF-8 text, whatever their
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
-HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without the spaces around it
+HEADING = re.compile(r"= (?!= ).* =")  # matches a stripped line that is a top-level heading of WikiText
 JOINER = re.compile(r" @([-,.])@ ")
 MARKER = re.compile(r" @[-,.]@ |<unk>")
 

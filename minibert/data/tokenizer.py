@@ -28,7 +28,7 @@ from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS
 # the library gets this many texts in one call, because its results need much more memory than the ids
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
-MAX_ALPHABET = 1000  # most characters in a trained vocabulary; rarer characters become [UNK]
+MAX_ALPHABET = 1000  # a trained vocabulary has at most this many characters; rarer ones become [UNK]
 
 
 class Tokenizer:
@@ -73,7 +73,7 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # this is checked because a very large id would need a list of billions of names
+        # a very large id is refused, because it would need a list of billions of names
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")

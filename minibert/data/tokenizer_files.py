@@ -21,15 +21,16 @@ CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# Three groups of tokenizer classes in transformers. Each name may also end in Fast. Classes of the first
-# group work like BertTokenizer. Classes of the second group work like BertTokenizer for a vocab.txt, but take
-# all settings from a tokenizer.json if there is one. Classes of the third group need a tokenizer.json.
+# These are three groups of tokenizer classes in transformers. Each name may also end in Fast. Classes of the
+# first group work like BertTokenizer. Classes of the second group work like BertTokenizer for a vocab.txt,
+# but take all settings from a tokenizer.json if there is one. Classes of the third group need a
+# tokenizer.json.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# The models that have BERT's tokenizer if their files name no tokenizer class. None is for old files of BERT,
+# These models have BERT's tokenizer if their files name no tokenizer class. None is for old files of BERT,
 # which name no model.
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
@@ -40,7 +41,7 @@ NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", 
 # In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
 # at least 1.18 % if it is cased. CASED_SHARE is between these two shares.
 CASED_SHARE = 0.004
-# The characters that the `tokenizers` library removes at the end of a line. Python's rstrip removes more.
+# The `tokenizers` library removes these characters at the end of a line. Python's rstrip removes more.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
 # `Tokenizer.save` does not copy these settings of tokenizer_config.json: it writes its own values, or the
@@ -226,7 +227,7 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    if not generic:  # BERT's class has default names for the special tokens
+    if not generic:  # BERT's class also has the default names of the special tokens
         named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value
                for value in [*named.values(), *(() if isinstance(extra, dict) else extra)] if value}

@@ -31,9 +31,8 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# The number of scores of one model in a chunk (8 MB in fp32). A chunk has at least one matrix (T, T). On a
-# CPU, values from 1/30 of this number to twice this number took the same time. The time on a GPU was not
-# measured.
+# A chunk has about this many scores of one model (8 MB in fp32), but at least one matrix (T, T). On a CPU,
+# values from 1/30 of this number to twice this number took the same time. The time on a GPU was not measured.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -121,7 +120,7 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                several = max(1, chunk // (H * T**2))  # the number of sequences in a chunk
+                several = max(1, chunk // (H * T**2))  # this number of sequences fits into a chunk
                 for i in range(0, count, several):
                     for h in range(0, H, heads):
                         x, y, t_x, t_y, g_x, g_y = (  # (several, heads, T, E)

@@ -35,7 +35,7 @@ class DistilBERTWeights:
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """The weight of the MLM loss, which is the only term. So this weight only scales the loss."""
+    """The weight of the MLM loss. The MLM loss is the only term, so this weight only scales the loss."""
 
     mlm: float = 1.0
 

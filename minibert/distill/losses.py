@@ -34,7 +34,7 @@ def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
 def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
     """The sum over tokens of 1 - cos(h_s, h_t). `student` h_s and `teacher` h_t are hidden states (N, D).
 
-    This is L_cos of DistilBERT (Sanh et al. 2019, section 3).
+    DistilBERT calls this loss L_cos (Sanh et al. 2019, section 3).
     """
     # The cosine is computed in fp32, because 16 bits are too few for values near 1.
     return (1 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(teacher), dim=-1)).sum()
@@ -43,9 +43,9 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
     """The sum over tokens of the mean over D_t of (W h_s - h_t)^2.
 
-    This is L_hidn and L_embd of TinyBERT (Jiao et al. 2019, section 3.1). The hidden states are `student` h_s
-    (N, D_s) and `teacher` h_t (N, D_t). `projection` is W (D_t, D_s); None is the identity. note: the
-    original code also includes padding tokens in the mean.
+    TinyBERT calls this loss L_hidn, and L_embd for embeddings (Jiao et al. 2019, section 3.1). The hidden
+    states are `student` h_s (N, D_s) and `teacher` h_t (N, D_t). `projection` is W (D_t, D_s); None is the
+    identity. note: the original code also includes padding tokens in the mean.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)

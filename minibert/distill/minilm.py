@@ -1,4 +1,4 @@
-"""The losses of MiniLM and MiniLMv2. They compare the attention of the student's last layer with the
+"""The losses of MiniLM and MiniLMv2. These losses compare the attention of the student's last layer with the
 attention of one teacher layer.
 
 distilbert.py describes the arguments and results of a loss. These losses use no labels, and the text may have
@@ -68,8 +68,8 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     among values. These relations are computed in R relation heads, so the two models may have different
     numbers of heads.
 
-    note: the scores are divided by sqrt(D / R), in which D / R is the size of a relation head. MiniLM divides
-    its scores in the same way. This was not checked against the paper of MiniLMv2.
+    note: the scores are divided by sqrt(D / R), in which D / R is the size of a relation head. MiniLM also
+    divides by the root of the head size. This was not checked against the paper of MiniLMv2.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):

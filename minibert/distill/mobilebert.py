@@ -1,5 +1,5 @@
-"""The losses of MobileBERT (Sun et al. 2020, section 3.5). They compare the feature maps and the attention of
-student and teacher in each layer, and the outputs of both models at masked tokens.
+"""The losses of MobileBERT (Sun et al. 2020, section 3.5). The losses compare the feature maps and the
+attention of student and teacher in each layer, and the outputs of both models at masked tokens.
 
 distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
 a step uses.

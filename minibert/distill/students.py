@@ -40,8 +40,8 @@ def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
     """The config of a MobileBERT whose teacher is this IB-BERT.
 
-    The width inside the student's blocks is a quarter of the teacher's width. The settings in `same` are the
-    teacher's. All other settings are those of the published MobileBERT.
+    The width inside the student's blocks is a quarter of the teacher's width. The settings that the code
+    lists in `same` are the teacher's. All other settings are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
@@ -80,7 +80,7 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
                         f"from a teacher of {teacher_layers} layers")
-    if student_layers == 1:  # with one layer the formula divides by zero
+    if student_layers == 1:  # the formula below would divide by zero
         return [0]
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
 

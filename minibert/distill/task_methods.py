@@ -11,7 +11,7 @@ from typing import NamedTuple
 class TaskMethod(NamedTuple):
     """The requirements and the default options of one method."""
 
-    learns: str  # a text that says what the student learns from the teacher
+    learns: str  # what the student learns from the teacher, as a text for the help
     needs_teacher: bool  # false: without a teacher, the method learns from the labels alone
     spans: bool  # true: the method can learn SQuAD
     cut: bool  # true: the student must start as copies of layers of its teacher

@@ -54,8 +54,8 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Chooses the groups that are replaced in this step. Returns True or False for each of the `groups`.
-    `rate` is the probability of True.
+    """Chooses the groups that are replaced in this step. Returns a bool for each of the `groups`; `rate` is
+    the probability of True, which means "replaced".
 
     The result depends only on the arguments. So all micro-batches and ranks of a step replace the same
     groups, and a resumed run draws the same groups as an uninterrupted run. note: the original code draws

@@ -1,4 +1,4 @@
-"""The loss of TinyBERT (Jiao et al. 2019, section 3.1). It compares the embeddings, hidden states and
+"""The loss of TinyBERT (Jiao et al. 2019, section 3.1). The loss compares the embeddings, hidden states and
 attention scores of student and teacher in each student layer.
 
 distilbert.py describes the arguments and results of a loss. This loss uses no labels, and the text may have

@@ -111,7 +111,7 @@ class _VocabLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
-            # converted once, and not again for every chunk
+            # these tensors are converted once here, and not again for every chunk
             states, table, bias = states.to(low), table.to(low), bias.to(full)
             if terms.teacher is not None:
                 t_states, t_table, t_bias = terms.teacher
@@ -131,8 +131,8 @@ class _VocabLoss(torch.autograd.Function):
             marked = terms.labelled.to(states.device, non_blocking=True)
             chunk = terms.chunk or CHUNK_BYTES // (len(table) * table.element_size())
             chunk = max(1, min(chunk, len(states)))
-            # The buffers are allocated once, because new memory pages for every chunk take as much time as
-            # one operation on the chunk.
+            # The buffers are allocated once for all chunks: new memory pages for a chunk take as long as one
+            # operation on it.
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
@@ -206,7 +206,7 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
     # The in-place operations avoid a new tensor of vocabulary size for every operation.
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
     p_t, log_sum_t = _softmax(z_t.div_(temperature))
-    # sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)
+    # the KL is the sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)
     kl = z_t.sub_(z_s).mul_(p_t).sum(-1) + log_sum_s - log_sum_t
     return kl * temperature**2, p_s.sub_(p_t).mul_(temperature)
 

@@ -17,7 +17,7 @@ from minibert.model.config import DISTILBERT, Config, MobileConfig
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
 # in transformers, two LayerNorms of MobileBERT always have this epsilon and do not read it from the config
 MOBILE_NORM_EPS = 1e-5
-# The largest sizes that a config may have. Every real model is smaller, but a damaged file may have any size.
+# Larger sizes are refused. Every real model is smaller, but a damaged file may have any size.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
@@ -128,7 +128,7 @@ def _labels(raw: dict) -> dict:
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
                         "valid number")
-    if count != len(labels):  # transformers 4 reads one of the two, transformers 5 the other one
+    if count != len(labels):  # transformers 4 reads one of these two numbers, version 5 the other
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     numbers = raw.get("label2id")
     if isinstance(numbers, dict) and numbers.keys() == set(labels) and (

@@ -95,7 +95,7 @@ DROPPED = (  # tensors whose names match these patterns belong to no model of mi
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
     # TinyBERT's files have projections from the student's to the teacher's width, for distillation only.
     r"fit_dense\.(weight|bias)",
-    r"fit_denses\.\d+\.(weight|bias)",  # "v2" files of TinyBERT have one projection for each layer
+    r"fit_denses\.\d+\.(weight|bias)",  # files of TinyBERT's version 2 have one for each layer
 )
 
 # Only some heads have these modules. If the file has such a module and the model does not, it is left out.

@@ -1,8 +1,8 @@
 """Exports models to ONNX files, which take padded batches and are run by ONNX Runtime.
 
 The models of minibert take packed batches without padding. Programs that run ONNX files give a table of token
-ids (S, T) and a mask. So the class `Padded` is exported. It has the modules of the model, but its attention
-works on padded rows. The export needs the `onnx` extra.
+ids (S, T) and a mask. So the class `Padded` is exported. `Padded` has the modules of the model, but its
+attention works on padded rows. The export needs the `onnx` extra.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
-OPSET = 18  # version of the ONNX operators: torch writes it without a conversion
-# random batches that check an exported file: lengths of the sequences, and length to which they are padded
+OPSET = 18  # this version of the ONNX operators is the one that torch writes without a conversion
+# an exported file is checked with these batches: lengths of sequences, and length to which they are padded
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
-TOLERANCE = 1e-5  # largest allowed difference in fp32, divided by the largest output if this is above 1
+TOLERANCE = 1e-5  # `deviation` of the fp32 file must not be larger
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Padded(nn.Module):
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)
             return (self.model.classify(x[:, 0], Batch(None, None, None, firsts, None)),)  # (S, K)
         if isinstance(self.model, Span):
-            return tuple(self.model.span(x).unbind(-1))  # (S, T) each
+            return tuple(self.model.span(x).unbind(-1))  # start and end logits, (S, T) each
         return (x,)
 
 

@@ -68,9 +68,9 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     `new` is the tokenizer of the copy.
 
     If both vocabularies have a piece, its row in the word table is copied. The old tokenizer divides any
-    other piece into old pieces, and the new row is the mean of their rows. In MobileBERT, the extra columns
-    of the MLM head's table are computed in the same way. In an MLM head, the bias of a new row is the
-    smallest bias of the old pieces of this row, because a bias is roughly the log of a frequency.
+    other piece into old pieces, and the row of the new piece is the mean of their rows. In MobileBERT, the
+    extra columns of the MLM head's table are computed in the same way. In an MLM head, the bias of a new row
+    is the smallest bias of the old pieces of this row, because a bias is roughly the log of a frequency.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)

@@ -25,7 +25,7 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-IGNORED = {  # settings of sentence_bert_config.json that do not change a vector
+IGNORED = {  # these settings of sentence_bert_config.json do not change a vector
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
 
@@ -79,7 +79,7 @@ def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | N
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # the old fields (SWITCHES) cannot store this order
+        modes = {"pooling_mode": pooling.modes}  # the old fields (SWITCHES) have a fixed order
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)

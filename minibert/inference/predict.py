@@ -18,7 +18,7 @@ from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
 from minibert.model.sentences import pooling_of
 
-MICRO_TOKENS = 4096  # the default limit for the number of tokens in a batch
+MICRO_TOKENS = 4096  # a batch has at most this many tokens by default
 
 
 def where_it_is(model: nn.Module) -> Runtime:
@@ -107,7 +107,7 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tupl
 def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
                runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
     """For each [MASK] of a text or a pair of texts, a list of the most likely pieces with their
-    probabilities. A list has `best` pieces.
+    probabilities. Each of these lists has `best` pieces.
 
     Raises `UserError` if the text has no [MASK], or if it has more tokens than the model has positions.
     """

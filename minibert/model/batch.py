@@ -1,7 +1,7 @@
 """Packed batches: all sequences of a batch in one list of tokens, without padding.
 
 A padded batch of three sequences with 3, 2 and 4 tokens is a table (3, 4). Three of its cells are empty, and
-a mask marks these cells. It is on the left:
+a mask marks these cells. The padded batch is on the left:
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 
     ids: Tensor  # (N,) int64, the token ids
     positions: Tensor  # (N,) int64, the position of each token inside its sequence
-    segments: Tensor  # (N,) int64, token types
+    segments: Tensor  # (N,) int64, the token types
     offsets: Tensor  # (S + 1,) int32, the first row of each sequence; the last offset is N
-    lengths: Tensor  # (S,) int64, on the CPU
+    lengths: Tensor  # (S,) int64, the numbers of tokens; on the CPU
 
     def to(self, device) -> "Batch":
         """The same batch with its token tensors on `device`."""

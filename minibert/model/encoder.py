@@ -25,7 +25,7 @@ class Trace(NamedTuple):
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
-    queries: tuple[Tensor, ...]  # L tensors (N, H, E), not divided by sqrt(E)
+    queries: tuple[Tensor, ...]  # L tensors (N, H, E), without the factor 1 / sqrt(E)
     keys: tuple[Tensor, ...]  # L tensors (N, H, E)
     values: tuple[Tensor, ...]  # L tensors (N, H, E)
 

@@ -46,7 +46,7 @@ class MLMHead(nn.Module):
         """Returns LN(act(W h + b)) (N, D) of hidden states h. Its product with the table, plus `bias`, is the
         logits.
         """
-        # The norm comes after the activation here (run_pretraining.py, get_masked_lm_output).
+        # As in BERT's run_pretraining.py (get_masked_lm_output), the norm comes after the activation.
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
     compared with each other. In 16 bits, different values could be rounded to the same value.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # This product is very small, so fp32 costs almost no time.
+    # The product of this layer is very small, so fp32 costs almost no time.
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 

@@ -29,7 +29,7 @@ class SentencePooling:
     """
 
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
-    # the modules after the pooling
+    # these modules map the pooled vector to the sentence vector
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
     # the most tokens that are read of a text; None: the number of the model's positions
     max_length: int | None = None

@@ -33,7 +33,7 @@ from minibert.inference.predict import MICRO_TOKENS
 from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
-BLOCK = 128  # the candidates for this number of rows are computed together
+BLOCK = 128  # candidates are computed for this number of rows at a time
 MASK_SHARE = 0.15  # the largest share of the pieces of a text that are masked in one pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case

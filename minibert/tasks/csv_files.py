@@ -103,7 +103,7 @@ def read_csv_splits(path: str | Path,
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """The column names in lower case, and the rows. Each row has the number of the line in which it starts.
 
-    Spreadsheets write blank lines, lines of commas, and columns without a name. All of these are left out.
+    Blank lines, lines of commas and columns without a name, which spreadsheets write, are left out.
     """
     csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)

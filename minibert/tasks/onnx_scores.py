@@ -22,7 +22,7 @@ MICRO_TOKENS = 1024  # maximum tokens of a batch; it is small, because rows are 
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """Runs the ONNX file of `model` on a split. Returns its outputs in the form of `predict.outputs`."""
+    """Runs the ONNX file of `model` on a split. Returns the outputs in the form of `predict.outputs`."""
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group)

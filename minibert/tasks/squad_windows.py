@@ -26,7 +26,7 @@ class Window(NamedTuple):
     """
 
     question: int  # the index of the window's question
-    ids: list[int]  # the T token ids
+    ids: list[int]  # the ids of the T tokens
     first: int  # the position of the first context token; the last context token is at first + M - 1
     chars: np.ndarray  # (M, 2) int32, the characters [begin, end) of the context for each context token
     max_context: np.ndarray  # (M,) bool, True if this window owns the context token (see `_owners`)
@@ -142,7 +142,7 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
     to 1. note: run_squad.py first takes the best tokens of the whole window and then removes impossible
     spans, so it may combine fewer tokens.
     """
-    spans = []  # (score, begin, end) in characters of the context
+    spans = []  # (score, begin, end) of possible answers, in characters of the context
     for window, logits in found:
         context = np.asarray(logits, np.float64)[window.first:window.first + len(window.chars)]
         starts, ends = context.T  # (M,) each

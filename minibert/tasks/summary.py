@@ -12,7 +12,7 @@ from minibert.common.disk import write_json
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, baseline, write_errors
 
-OUTPUTS = "dev-outputs.safetensors"  # the outputs of the kept model on the first dev split
+OUTPUTS = "dev-outputs.safetensors"  # this file has the kept model's outputs on the first dev split
 
 
 def rank(scores: dict[str, float], metric: str) -> float:

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, weight_decay: float,
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # a tied table has two names, but it is one parameter
+            # a tied table has two names, but it is one parameter and must be in one group only
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
@@ -73,7 +73,7 @@ class Lamb(torch.optim.Optimizer):
 
     with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0. It is also 1 for biases
     and LayerNorms, which have `group["adapt"]` false. note: the paper applies Adam's bias correction to m and
-    v. MobileBERT's code and BERT's Adam do not.
+    v. MobileBERT's code and BERT's Adam have no such correction.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

@@ -69,7 +69,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
                            torch.full_like(zero, stopping)])
     runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
     scaler.unscale_(optimizer)
-    # the L2 norm of all gradients together
+    # the L2 norm over the gradients of all parameters, for clipping
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     # `tolist` waits for the device; no other line of a step waits for it
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
