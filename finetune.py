@@ -128,7 +128,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     else:
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
-        own_file = options.task not in TASKS and not options.dev  # a csv file may repeat ids
+        own_file = options.task not in TASKS and not options.dev  # rows of such a file may have equal ids
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
         rows["augmented"] = read_augmented(options.augmented, task, pairs, held_out)
@@ -404,7 +404,7 @@ class Stage(NamedTuple):
 
     name: str  # the name of the stage in messages
     module: nn.Module  # the module that is trained and saved in checkpoints
-    loss: Callable  # takes the data of a step, see `loss_of_task`
+    loss: Callable  # takes the data of a step; returns its loss function and its counts (`loss_of_task`)
     examples: Examples  # the training examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
     epochs: float

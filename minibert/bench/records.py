@@ -32,9 +32,9 @@ class TuneRun(NamedTuple):
     machine: str
     task: str
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
-    scores: dict[str, list[float]]  # metric -> one value in percent for each seed; the first metric decides
+    scores: dict[str, list[float]]  # by metric, one value in percent for each seed; the first metric decides
     seconds: float  # the training time of all seeds
-    baseline: dict[str, float] | None  # the scores of a constant prediction
+    baseline: dict[str, float] | None  # the scores of a constant prediction; None for SQuAD
 
     @property
     def start(self) -> str:

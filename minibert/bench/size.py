@@ -29,7 +29,7 @@ PUBLISHED = {
     "bert-base": (110, 22.5),
     "bert-large": (340, None),  # Devlin et al. 2018
     "distilbert": (66, 11.3),  # Sanh et al. 2019, table 3; the FLOPs are from the TinyBERT paper
-    # Jiao et al. 2020 (TinyBERT)
+    # the next figures are those of Jiao et al. 2020 (TinyBERT)
     "distilbert-4": (52.2, 7.6), "bert-pkd-4": (52.2, 7.6), "bert-pkd-6": (67.0, 11.3),
     "tinybert-4": (14.5, 1.2), "tinybert-6": (67.0, 11.3), "bert-small": (29.2, 3.4),
     # Sun et al. 2019 (PKD), and FLOPs of the MobileBERT paper, both as other sources quote them

@@ -97,8 +97,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         # of 16 is enough, because one pass through a layer uses fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # The number of threads is set even without --threads. Then MKL uses all threads, even on a busy machine.
-    # With fewer threads the order of sums would change, and a resumed run could differ in the last bit.
+    # The number of threads is set even without --threads: then MKL uses all of them, even on a busy machine.
+    # If MKL used fewer, the order of sums would change, and a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))

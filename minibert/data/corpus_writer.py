@@ -74,7 +74,7 @@ class CorpusWriter:
         self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
                       for part in PARTS for suffix in self.types}
         self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
-        # numbers of tokens, lines and documents; `short` counts documents that are too short for training
+        # `totals` counts tokens, lines and documents; `short` are documents that are too short for training
         self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
         tokenizer.save(folder / "tokenizer")
 

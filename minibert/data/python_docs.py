@@ -97,7 +97,7 @@ def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     once. A paragraph that is in both parts is kept in "train".
     """
     seen, found = set(), []
-    for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):  # the training part is first
+    for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):  # puts the training part first
         new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
         seen.update(new)
         if new:

@@ -21,7 +21,7 @@ from minibert.common.errors import UserError
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
-PREVIEW_CHARACTERS = 1 << 20  # the first characters of a file decide whether it is WikiText
+PREVIEW_CHARACTERS = 1 << 20  # this many first characters of a file decide whether it is WikiText
 DOCUMENT_CHARACTERS = 1 << 22  # a longer document is read as several documents, so that the memory is limited
 HEAD_CHARACTERS = 1 << 16  # the hash of this many characters decides whether a document is held out
 NOT_TEXT = {  # files that begin with these bytes are not UTF-8 text, whatever their names are

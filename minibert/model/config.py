@@ -123,9 +123,9 @@ class MobileConfig(Config):
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
-    # The input of queries and keys. With "shared" it is the output of an own layer of width B. With "hidden"
-    # it is the block's input. With "bottleneck" it is the block's state of width B. The input of the values
-    # is the block's input. With "bottleneck" it is also the state of width B.
+    # Chooses the input of queries and keys. With "shared" it is the output of an own layer of width B. With
+    # "hidden" it is the block's input. With "bottleneck" it is the block's state of width B. The input of the
+    # values is the block's input. With "bottleneck" it is also the state of width B.
     attention_input: str = "shared"
     norm: str = "no_norm"  # "layer_norm", or "no_norm": only a factor and a bias for each unit
     tanh_pooler: bool = True  # False: no pooler; the pooled vector is the hidden state of [CLS]
@@ -150,8 +150,8 @@ class MobileConfig(Config):
 BERT_BASE = Config()
 # the settings of DistilBERT that differ from BERT's
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
-# Sun et al. 2020. The released model shares the input of queries and keys. The model with the paper's 25.3M
-    # parameters does not.
+# Sun et al. 2020. The released model shares the input of queries and keys. In the paper's model, with 25.3M
+# parameters, their input is the hidden states.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,
@@ -173,8 +173,8 @@ PRESETS: dict[str, Config] = {
     **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
-    # The shape of the small teacher in weights/, which has its own vocabulary. It can be trained on two CPU
-    # cores.
+    # This is the shape of the small teacher in weights/, which has its own vocabulary. It can be trained on
+    # two CPU cores.
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
     "mobilebert": MOBILEBERT,
@@ -182,7 +182,7 @@ PRESETS: dict[str, Config] = {
     "mobilebert-tiny": replace(MOBILEBERT, attention_input="bottleneck", feed_forwards=2),
     "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
     "ib-bert-large": IB_BERT,
-    # A small teacher and a small student of MobileBERT that can be trained on two CPU cores.
+    # These small models, a teacher and a student of MobileBERT, can be trained on two CPU cores.
     "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
                              bottleneck_size=128, intermediate_size=512, max_positions=256),
     "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,

@@ -31,7 +31,7 @@ class SentencePooling:
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
     # these modules map the pooled vector to the sentence vector
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
-    # the most tokens that are read of a text; None: the number of the model's positions
+    # at most this number of tokens of a text is read; None: the number of the model's positions
     max_length: int | None = None
     lowercase: bool = False  # texts are lower-cased before tokenising
     prompt: str = ""  # this text is put before each text

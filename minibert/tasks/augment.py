@@ -55,13 +55,13 @@ class Text(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]  # for each word, its characters [start, end) in the text
-    candidates: list[list[str]]  # for each word, its candidates
+    candidates: list[list[str]]  # for each word, the words that may replace it
 
 
 class Query(NamedTuple):
     """A part of a text that the model reads in one pass."""
 
-    ids: list[int]  # the pieces of this part
+    ids: list[int]  # the ids of the pieces of this part
     masked: list[int]  # the positions in `ids` that are masked
     words: list[int]  # for each masked position, the number of its word among the words of all texts
 

@@ -142,7 +142,7 @@ def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
     defaults of `Task`.
     """
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
-    # all labels are numbers, and at least one number has a decimal point
+    # labels are scores if all are numbers, and at least one number has a decimal point
     if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
         say(f"{path}: the labels are numbers with a point, so they are learned as scores; if they are "
             "classes, write them without a point, or as words")

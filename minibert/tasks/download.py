@@ -175,7 +175,7 @@ def fetch(file: File, target: Path) -> bool:
         try:
             download_url_to_file(url, str(target), file.sha256)
             return True
-        # a RuntimeError means that the sha256 is wrong
+        # a RuntimeError means here that the sha256 of a file is wrong
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 with disk_errors(target):

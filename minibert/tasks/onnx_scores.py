@@ -18,7 +18,7 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-MICRO_TOKENS = 1024  # maximum tokens of a batch; it is small, because rows are padded to the longest row
+MICRO_TOKENS = 1024  # a batch has at most this many tokens: few, because rows are padded to the longest row
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:

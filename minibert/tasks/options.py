@@ -163,11 +163,11 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
 
 # For each method, the defaults of its options. They are used only with a teacher.
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
-TEACHING = ("alpha", "temperature")  # options that are read only if there is a teacher
-# The options that --evaluate reads. All other options are for training.
+TEACHING = ("alpha", "temperature")  # these options are read only if there is a teacher
+# --evaluate reads only these options. All other options are for training.
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
            "threads"}
-# Options that may differ when a run is resumed.
+# These options may have other values when a run is resumed.
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
               "predict", "seeds"}
 

@@ -203,10 +203,10 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 # the tasks with one class or score for each text or pair of texts
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# The settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2). The prediction stage has 3
-# epochs, and its learning rate is one of the three that the authors tried. Tasks of single sentences have at
-# most 64 tokens. The paper has no settings for IMDb. SQuAD keeps the length of BERT's README. note: the
-# original code has a table of other epochs and lengths, but a spelling mistake keeps it from being read.
+# These are the settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2). The prediction stage
+# has 3 epochs, and its learning rate is one of the three that the authors tried. Tasks of single sentences
+# have at most 64 tokens. The paper has no settings for IMDb. SQuAD keeps the length of BERT's README. note:
+# the original code has a table of other epochs and lengths, but a spelling mistake keeps it from being read.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

@@ -52,7 +52,7 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
     without an MLM head gets a new MLM head.
     """
     model, tokenizer = load(name), load_tokenizer(name)
-    if isinstance(model, PreTraining):  # this project does not train the next-sentence head
+    if isinstance(model, PreTraining):  # the next-sentence head is left out: this project does not train it
         model = load(name, head="mlm")
     if not isinstance(model, MaskedLM):
         say(f"{name} has no MLM head: a new one is trained")

@@ -111,7 +111,7 @@ def place_names(axis, places: dict[str, tuple[float, float]], size: int = 8) -> 
     """Writes a name to the right of each point. If two names would overlap, one name is moved up and gets a
     line to its point. The axis must have its final size and limits.
     """
-    gap = 1.5 * size * axis.figure.dpi / 72  # pixels between two lines of text
+    gap = 1.5 * size * axis.figure.dpi / 72  # the distance of two lines of text in pixels
     pixels = {name: axis.transData.transform(place) for name, place in places.items()}
     columns: list[list[str]] = []  # names of points that are near each other, from left to right
     for name in sorted(places, key=lambda name: pixels[name][0]):
@@ -141,7 +141,7 @@ def plot_attention(teacher: nn.Module, students: dict[str, nn.Module], layers: S
     if plt is None or len(ids[0]) > min(encoder_of(model).config.max_positions for model in models.values()):
         return False
     pieces = [tokenizer.id_to_piece(i) for i in ids[0]]
-    shown = sorted({round(i * (len(layers) - 1) / 3) for i in range(4)})  # student layers, from 0
+    shown = sorted({round(i * (len(layers) - 1) / 3) for i in range(4)})  # drawn layers, from 0
     maps = {}
     for name, model in models.items():
         with runtime.autocast():
