@@ -435,7 +435,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     stage.module.to(runtime.device).train()
     optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
-    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # the steps and time of earlier sessions
+    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # what earlier sessions have done
     history = state.get("history", [])  # the epoch, step and scores of each finished epoch
     if done:
         say(f"{stage.name}: resuming after step {done}")

@@ -9,7 +9,7 @@ t_i is the teacher's score. Both scores are medians over seeds.
 
 import numpy as np
 
-DRAWS = 10_000  # the number of samples in the bootstrap
+DRAWS = 10_000  # the bootstrap draws this number of samples
 
 
 # s and t (tasks, ...) are the scores of student and teacher; each formula averages over the tasks

@@ -17,7 +17,7 @@ from minibert.data.tokenizer import Tokenizer
 class Masking(NamedTuple):
     """The settings that choose the masked tokens."""
 
-    selection: str = "bert"  # a name in `SELECTIONS`
+    selection: str = "bert"  # how tokens are chosen: a name in `SELECTIONS`
     share: float = 0.15  # share of masked tokens; 0 masks no token
     weights: np.ndarray | None = None  # (V,), the weight of each id; only for "smoothed"
 

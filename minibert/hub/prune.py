@@ -103,7 +103,7 @@ def keep_positions(model: nn.Module, positions: int) -> nn.Module:
 
 
 def _prefix(model: nn.Module) -> str:
-    # the names of all tensors of the encoder start with this text
+    # in the model, the names of all tensors of the encoder start with this text
     return "" if isinstance(model, Encoder) else "encoder."
 
 

@@ -45,7 +45,7 @@ class Options(MachineOptions):
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
     max_length: int | None = option(
         None, "maximum length of an example in tokens; longer texts are cut, and SQuAD's contexts are read "
-        "in windows of this length (default: the task's)", metavar="TOKENS")
+        "in windows of this length (default: as for the task)", metavar="TOKENS")
     stride: int = option(128, "distance between the starts of two windows of SQuAD, in tokens (this is not "
                          "their overlap)", metavar="TOKENS")
 
@@ -83,11 +83,11 @@ class Options(MachineOptions):
         None, "share of the steps in which the probability rises from --replace-rate to 1; in later steps "
         "the student is trained without teacher layers", metavar="SHARE", only_with=THESEUS)
 
-    epochs: float | None = option(None, "number of passes over the training set (default: the task's)",
+    epochs: float | None = option(None, "number of passes over the training set (default: as for the task)",
                                   metavar="EPOCHS", group="optimisation")
-    batch: int | None = option(None, "number of examples in one optimiser step (default: the task's)",
+    batch: int | None = option(None, "number of examples in one optimiser step (default: as for the task)",
                                metavar="EXAMPLES")
-    lr: float | None = option(None, "peak learning rate (default: the task's)", metavar="RATE")
+    lr: float | None = option(None, "peak learning rate (default: as for the task)", metavar="RATE")
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", metavar="SHARE")
     weight_decay: float = option(0.01, "weight decay of all weights except biases and LayerNorm")
     clip: float = option(
