@@ -234,8 +234,8 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 # ---------------------------------------------------------------- the teacher
 
 def cut_student(run: Run) -> None:
-    """Saves the student from which every seed starts. It has copies of some layers of the teacher, and of the
-    teacher's embeddings, pooler and head.
+    """Saves the student from which every seed starts. This student has copies of some layers of the teacher,
+    and of the teacher's embeddings, pooler and head.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():

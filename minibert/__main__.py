@@ -1,9 +1,9 @@
 """Try models: type a sentence. Each model prints its answer and the time of the answer, side by side.
 
 A masked language model fills in each [MASK]. A classifier prints its most likely labels, and a regression
-model prints its score. They also read pairs of texts, on one line with a tab between them. A model with a
-span head answers questions: type the question, a tab, and the text that has the answer. An encoder prints the
-most similar of the earlier sentences, by the cosine of their vectors (`minibert.embed`).
+model prints its score. Classifiers also read pairs of texts, on one line with a tab between them. A model
+with a span head answers questions: type the question, a tab, and the text that has the answer. An encoder
+prints the most similar of the earlier sentences, by the cosine of their vectors (`minibert.embed`).
 
 Sentences are typed at a prompt, or read from a pipe. Each line is one sentence.
 """

@@ -13,14 +13,14 @@ SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin i
 programs read: settings in its config.json, a pooler that the model does not use, and the files of
 sentence-transformers.
 
-`--to onnx` writes TARGET/model.onnx in fp32. The file takes padded batches of any size. It is checked in ONNX
-Runtime before it gets its name (minibert/hub/onnx_export.py). This needs the `onnx` extra. With `--int8`, the
-file is TARGET/model_quantized.onnx. With `--task`, the int8 file is evaluated on the task's dev set. If it
-loses too many points, nothing is saved.
+`--to onnx` writes TARGET/model.onnx in fp32. The file takes padded batches of any size. ONNX Runtime checks
+the file before it gets its name (minibert/hub/onnx_export.py). The export needs the `onnx` extra. With
+`--int8`, the file is TARGET/model_quantized.onnx. With `--task`, the int8 file is evaluated on the task's dev
+set. If it loses too many points, nothing is saved.
 
 The last two commands above cut a smaller model with the same head out of a large one (minibert/hub/prune.py).
-The smaller model may have another vocabulary. It is a good start for a training, because it needs much less
-training than random weights.
+The smaller model may have another vocabulary. Such a model is a good start for a training, because it needs
+much less training than random weights.
 """
 
 import argparse

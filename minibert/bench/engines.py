@@ -156,7 +156,7 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """The encoder of CTranslate2 on the CPU. It has no classification head, so minibert's head is used."""
+    """The encoder of CTranslate2 on the CPU. The head is minibert's, because CTranslate2 has none."""
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
                                   inter_threads=1, intra_threads=torch.get_num_threads())

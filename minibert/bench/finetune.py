@@ -1,9 +1,9 @@
 """Times the fine-tuning step of finetune.py and the same step on `transformers`, on examples of a real task.
 
 The programs take turns on the same examples, with random weights. transformers pads each batch to its longest
-example. Its step is measured in two ways. In the first way, the batches are random, as in finetune.py and by
-default in the trainer of transformers. In the second way, a batch has examples of similar length. This is an
-option of that trainer, and it needs less padding.
+example. The step of transformers is measured in two ways. In the first way, the batches are random, as in
+finetune.py and by default in the trainer of transformers. In the second way, a batch has examples of similar
+length. Such batches are an option of that trainer, and need less padding.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Times inference with minibert and with other installed engines, and measures the scores of each mode.
 
 First, all examples run one at a time, as in the DistilBERT paper (Sanh et al. 2019, table 3, on the pairs of
-the STS-B dev set). Then --batch of them run together. Every engine has its own process with a given number of
-threads. The engines take turns on the same examples, with the same weights. A result is copied to the CPU
+the STS-B dev set). Then --batch examples run together. Every engine has its own process with a given number
+of threads. The engines take turns on the same examples, with the same weights. A result is copied to the CPU
 before the clock stops, so the time includes the work of the GPU.
 """
 

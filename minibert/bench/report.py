@@ -82,7 +82,7 @@ def student_of(run: TrainRun) -> Path:
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """The folder whose name a training's teacher gets. It is "none" for the method mlm without a teacher."""
+    """The folder whose name a training's teacher gets. Without a teacher (mlm), it is "none"."""
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
 

@@ -1,4 +1,4 @@
-"""Runs a list of commands, one after another. It skips finished runs and resumes stopped runs.
+"""Runs a list of commands, one after another. The command skips finished runs and resumes stopped runs.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 

@@ -1,7 +1,7 @@
 """The share of the teacher's score that a student keeps, and mean scores, with intervals over seeds.
 
 Papers use one of two formulas and often do not say which one. Here s_i is the student's score on task i, and
-t_i is the teacher's score. Both are medians over seeds.
+t_i is the teacher's score. Both scores are medians over seeds.
 
     ratio of means:  mean_i s_i / mean_i t_i        DistilBERT's 97 %; tasks with large scores weigh more
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight

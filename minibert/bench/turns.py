@@ -97,8 +97,8 @@ def alternate(worker: Callable, kinds: list[str], options,
     """Starts a process with `worker(kind, options, pipe)` for each kind of program. Runs one warm-up turn of
     each kind, and then `turns` turns of each kind, alternately.
 
-    Returns two dictionaries by kind. They have the results of the turns (usually seconds), and the peak
-    memory in bytes.
+    Returns two dictionaries by kind. The first has the results of the turns (usually seconds), the second the
+    peak memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}

@@ -60,8 +60,8 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
 
 def what_else(folder: Path) -> str:
-    """The reason why a model in a folder cannot be loaded, as the end of a sentence. It is "" if no reason is
-    known.
+    """The reason why a model in a folder cannot be loaded, as the end of a sentence. The result is "" if no
+    reason is known.
     """
     def holds(*names: str) -> str | None:
         return next((path.name for name in names for path in sorted(folder.glob(name))), None)

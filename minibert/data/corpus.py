@@ -1,8 +1,8 @@
 """Reads prepared corpora. Cuts documents into sequences and reads their tokens from memory maps.
 
 A *sequence* has consecutive tokens of one document. Its length is at most `max_length`, with [CLS] and [SEP],
-which loader.py adds. The starts and lengths of all sequences are computed when the corpus is opened. They
-need 12 bytes of memory for each sequence.
+which loader.py adds. The starts and lengths of all sequences are computed when the corpus is opened. Starts
+and lengths need 12 bytes of memory for each sequence.
 """
 
 import hashlib

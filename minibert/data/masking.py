@@ -30,8 +30,8 @@ class Masked(NamedTuple):
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
-    """The weight of each id, (V,): max(count, 1)^-0.7, and 0 for special tokens. This is the "MLM smoothing"
-    in DistilBERT's code.
+    """The weight of each id, (V,): max(count, 1)^-0.7, and 0 for special tokens. DistilBERT's code calls this
+    "MLM smoothing".
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -43,7 +43,7 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     """Masks the S sequences of a step. `ids` is (N,) and `lengths` (S,). The random numbers depend only on
     `key`, for example (seed, step). Special tokens are never selected. A random replacement is drawn from the
     whole vocabulary with its special tokens, as in BERT's code. note: BERT's code excludes only [CLS] and
-    [SEP] from the selection. Here [UNK] is also excluded, as in DistilBERT's code.
+    [SEP] from the selection. This function also excludes [UNK], as DistilBERT's code does.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))

@@ -1,6 +1,6 @@
 """A corpus that every machine has: the documentation in its Python installation.
 
-The text is the docstrings of the standard library and the help topics of `pydoc`. They are read from the
+The text is the docstrings of the standard library and the help topics of `pydoc`. Both are read from the
 source files, and no module is imported. Each module is one document, and each paragraph is one line. A hash
 of a module's name decides whether the module is held out, so the choice is the same for every Python version.
 """

@@ -143,7 +143,7 @@ class Tokenizer:
         return self.vocabulary[i]
 
     def piece_to_id(self, piece: str) -> int:
-        """The id of a piece. It is `unk_id` if the piece is not in the vocabulary."""
+        """The id of a piece. The result is `unk_id` if the piece is not in the vocabulary."""
         i = self.backend.token_to_id(piece)
         return self.unk_id if i is None else i
 
@@ -194,7 +194,7 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
 
-    It reads all published forms of BERT's tokenizer files (docs/formats.md). If no file states whether a
+    All published forms of BERT's tokenizer files are read (docs/formats.md). If no file states whether a
     vocab.txt is cased, its pieces decide, and a warning is printed. No file is written. Raises `UserError` if
     a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """

@@ -1,11 +1,11 @@
 """The losses of DistilBERT and of BERT's own pre-training, which is masked language modelling (MLM) alone.
 
-Each loss is a function of (student, teacher, micro-batch, weights, counts). It returns two results. The first
-result is the micro-batch's share of the loss of the whole step. The second result is a dictionary: for each
-term, its sum over the micro-batch, detached. Every sum is divided by a count of the *whole* step (all
-micro-batches, all ranks), for example the number of its masked tokens. So the gradients of micro-batches add
-up to the gradient of one batch. `distilbert_counts` and `mlm_counts` compute the counts of a step, before the
-loss is computed. The functions of all other methods have the same arguments and results.
+Each loss is a function of (student, teacher, micro-batch, weights, counts). The function returns two results.
+The first result is the micro-batch's share of the loss of the whole step. The second result is a dictionary:
+for each term, its sum over the micro-batch, detached. Every sum is divided by a count of the *whole* step
+(all micro-batches, all ranks), for example the number of its masked tokens. So the gradients of micro-batches
+add up to the gradient of one batch. `distilbert_counts` and `mlm_counts` compute the counts of a step, before
+the loss is computed. The functions of all other methods have the same arguments and results.
 """
 
 from dataclasses import dataclass
@@ -81,8 +81,8 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by. It is the number of tokens, or of masked tokens,
-    of the whole step.
+    """For each term, the number that its sum is divided by. This is the number of all tokens, or of masked
+    tokens, in the whole step.
     """
     masked = max(1, step.masked)  # a step may have no masked token; this avoids a division by zero
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,

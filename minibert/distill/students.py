@@ -23,8 +23,8 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The config of a DistilBERT for this teacher. It has half of the teacher's layers (or `layers`), no
-    token types and no pooler. All other settings are the teacher's.
+    """The config of a DistilBERT for this teacher. The student has half of the teacher's layers (or
+    `layers`), no token types and no pooler. All other settings are the teacher's.
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT has half the layers of a BERT, and the teacher is a MobileBERT: give "
@@ -113,8 +113,8 @@ STARTS = ("teacher", "embeddings", "random")
 def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layers: int | None = None,
                  layer_map: Sequence[int] | None = None, init: str = "teacher", seed: int = 0,
                  fold_segments: bool = True) -> nn.Module:
-    """Builds a student with the same kind of head as its teacher. It is on the teacher's device and in the
-    teacher's mode (train or eval).
+    """Builds a student with the same kind of head as its teacher. The student is on the teacher's device and
+    in the teacher's mode (train or eval).
 
     `shape` is the name of a preset or a `Config`. None is the teacher's config with half of its layers. If
     `layers` is given, the student has this number of layers instead. `init` says which weights are copied.
@@ -154,7 +154,7 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """A model of this config with the same kind of head as the teacher. Its weights are torch's own initial
+    """A model of this config with the same kind of head as the teacher. The weights are torch's own initial
     weights.
 
     If the teacher is an encoder, the model has a pooler if `pooler` is true and the teacher has a pooler.

@@ -1,6 +1,6 @@
-"""The loss of fine-tuning, with or without a teacher. It has three terms. L_hard compares the student with
-the labels, L_soft with the teacher's outputs, and L_patience with the teacher's [CLS] states (PKD, Sun et al.
-2019).
+"""The loss of fine-tuning, with or without a teacher. The loss has three terms. L_hard compares the student
+with the labels, L_soft with the teacher's outputs, and L_patience with the teacher's [CLS] states (PKD, Sun
+et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
@@ -89,8 +89,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     model are (S, P, D), with P pairs of layers (see `patience_layers`).
 
     note: the paper (eq. 7) sums over layers and elements. The authors' code takes the mean, and the published
-    values of beta (10 to 1000) are for this mean. This function also takes the mean. It normalises the states
-    as the paper does.
+    values of beta (10 to 1000) are for this mean. This function also takes the mean, but normalises the
+    states as the paper does.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))

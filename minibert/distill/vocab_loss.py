@@ -78,8 +78,8 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """The definition of the loss. It keeps the logits of all rows in memory. A test compares `vocab_loss` and
-    its gradients with this function.
+    """The definition of the loss. This function keeps the logits of all rows in memory. A test compares
+    `vocab_loss` and its gradients with this function.
     """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
@@ -232,7 +232,7 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes the products h W' (C, V) into `out`. They are the logits without the bias.
+    """Writes the products h W' (C, V) into `out`. The products are the logits without the bias.
 
     On a CPU the product is computed for 1,024 tokens of the vocabulary at a time. This is faster by a third,
     because these rows of the table stay in the cache.

@@ -21,7 +21,7 @@ WHAT = {
 
 def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
-    """The text of a model card. It has YAML front matter, a description of the model, the markdown text
+    """The text of a model card. A card has YAML front matter, a description of the model, the markdown text
     `extra`, and code that loads the model.
     """
     c = model.config

@@ -223,7 +223,7 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     With `reduce_range`, the weights have 7 bits. Some processors add two products in 16 bits, which may
     overflow without an error if the weights have 8 bits (`processor.sums_bytes_in_32_bits`). All activations
     of a batch have the same scale. So the outputs of a sentence change slightly with the other sentences in
-    its batch. This does not happen with `minibert.fast`.
+    its batch. With `minibert.fast` they do not change.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -1,5 +1,5 @@
 """Makes a smaller model from the weights of a larger model, without training. The smaller model has the same
-kind of head. It has fewer layers, a smaller feed-forward size, fewer positions or another vocabulary.
+kind of head. This model has fewer layers, a smaller feed-forward size, fewer positions or another vocabulary.
 
 The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
 takes much less time than training from random weights, because the model keeps the attention that the larger

@@ -1,10 +1,10 @@
 """Matrix products for inference, y = f(x W' + b). The weights are packed once.
 
 The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to y
-(N, out). It is made from a weight (out, in), a bias (out,) and the name of an activation or None. The modules
-have no gradient. Row i of y depends only on row i of x. The method `runs` of a class tests if its operators
-can be used: it returns False if this torch has no such operators for this processor. For `Packed` it also tests
-if the results are correct.
+(N, out). A module is made from a weight (out, in), a bias (out,) and the name of an activation or None. The
+modules have no gradient. Row i of y depends only on row i of x. The method `runs` of a class tests if its
+operators can be used: it returns False if this torch has no such operators for this processor. For `Packed`
+it also tests if the results are correct.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ TINY = torch.finfo(torch.float32).tiny  # the smallest scale, so that nothing is
 class Plain(nn.Module):
     """torch's usual product and activation, in the precision of the weight. y has the same precision.
 
-    This class defines what the other classes must compute. It is used if `Packed` does not run.
+    This class defines what the other classes must compute. `Plain` is used if `Packed` does not run.
     """
 
     name = "torch's linear"
@@ -118,8 +118,8 @@ class Int8(nn.Module):
 
     Weights are quantised once, with one scale for each row of W. Each token of x is quantised with its own
     scale, s = max |x| / 127, so tokens that are packed together cannot influence each other. The kernels
-    accept only one scale for all tokens. They get x / s and the scale 1, and their result is multiplied by s.
-    Sums of integers are exact, so all subclasses give the same numbers.
+    accept only one scale for all tokens. So they get x / s and the scale 1, and their result is multiplied by
+    s. Sums of integers are exact, so all subclasses give the same numbers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):

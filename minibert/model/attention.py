@@ -71,8 +71,8 @@ def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """Whether the variable-length flash kernel can be used. It needs an A100 or a newer GPU, and a torch
-    version with an argument for the scale of the scores. A T4 or V100 uses the dense calls.
+    """Whether the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU, and a
+    torch version with an argument for the scale of the scores. A T4 or V100 uses the dense calls.
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 

@@ -7,8 +7,8 @@ a mask marks these cells. The padded batch is on the left:
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-The packed batch is on the right. It has N = 9 tokens and S + 1 = 4 offsets, where the sequences begin and
-end. All parts of BERT except attention treat each token by itself, so they do not need the offsets. Only
+The packed batch is on the right. This batch has N = 9 tokens and S + 1 = 4 offsets, where the sequences begin
+and end. All parts of BERT except attention treat each token by itself, so they do not need the offsets. Only
 attention (attention.py) reads the offsets. Hidden states have the shape (S, T, D) in a padded batch, and (N,
 D) in a packed batch. A mean over the tokens of a packed batch needs no mask.
 """
@@ -52,7 +52,7 @@ def pack(ids, segments=None, positions=None) -> Batch:
     """Builds a packed batch from lists of token ids. Each list is one sequence.
 
     `segments` are lists of token types (default: 0). `positions` are lists of positions (default: 0, 1, 2
-    ...). They must have the same lengths as the lists of `ids`. Raises `UserError` if there is no sequence,
+    ...). Both must have the same lengths as the lists of `ids`. Raises `UserError` if there is no sequence,
     if a sequence is empty, or if the lengths differ.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)

@@ -83,8 +83,8 @@ class Config:
 
     @property
     def regression(self) -> bool:
-        """Whether the output is a score. This is so if there is one label and the problem type is
-        "regression" or None.
+        """Whether the output is a score. A model has a score as output if there is one label and the problem
+        type is "regression" or None.
         """
         return len(self.labels) == 1 and self.problem_type in (None, "regression")
 

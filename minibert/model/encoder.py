@@ -1,8 +1,8 @@
 """The encoder of BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019), over packed batches.
 
-It is a post-LN transformer. A block computes LN(x + attention(x)), and then LN(x + feed-forward(x)). The
-letters of the shapes are: N tokens of the batch, D hidden size, H heads, E head size, F feed-forward size.
-config.py lists all letters.
+The encoder is a post-LN transformer. A block computes LN(x + attention(x)), and then LN(x + feed-forward(x)).
+The letters of the shapes are: N tokens of the batch, D hidden size, H heads, E head size, F feed-forward
+size. config.py lists all letters.
 """
 
 from typing import NamedTuple

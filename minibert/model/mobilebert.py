@@ -1,6 +1,6 @@
 """The encoder of MobileBERT and of its teacher IB-BERT (Sun et al. 2020), over packed batches.
 
-It is a post-LN encoder like BERT's, but its blocks are narrow. Hidden states have the width D between blocks
+Each is a post-LN encoder like BERT's, but with other blocks. Hidden states have the width D between blocks
 and the width B inside a block:
 
     x = Norm(W_in h)                          D -> B, the bottleneck
@@ -34,7 +34,7 @@ class NoNorm(nn.LayerNorm):
 
 
 def norm(config: MobileConfig, width: int) -> nn.LayerNorm:
-    """A new norm of the kind that `config` names. It has `width` units."""
+    """A new norm of the kind that `config` names. The norm has `width` units."""
     return (NoNorm if config.norm == "no_norm" else nn.LayerNorm)(width, config.norm_eps)
 
 

@@ -70,7 +70,7 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
     """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
-    `model` has an MLM head. It is frozen and on the runtime's device. It reads each text twice in one
+    `model` has an MLM head. The model is frozen and on the runtime's device. It reads each text twice in one
     sequence, so a long text is divided into parts. `micro_tokens` limits the tokens of a forward pass.
     """
     room = (model.config.max_positions - 3) // 2
@@ -87,8 +87,8 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Whether a piece of the vocabulary can be a candidate. It must have at least two characters, consist of
-    letters, and not be a stop word.
+    """Whether a piece of the vocabulary can be a candidate. A candidate has at least two characters, consists
+    of letters, and is not a stop word.
     """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 

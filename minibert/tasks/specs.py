@@ -1,8 +1,8 @@
 """The tasks of finetune.py as data: files, labels, metrics and published figures of GLUE, IMDb and SQuAD.
 
 The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
-diagnostic set of GLUE, has no labels. Here AX is one of the test splits of MNLI, because a model that was
-trained on MNLI makes the predictions for AX.
+diagnostic set of GLUE, has no labels. In this file AX is one of the test splits of MNLI, because a model that
+was trained on MNLI makes the predictions for AX.
 """
 
 from dataclasses import dataclass, field, replace

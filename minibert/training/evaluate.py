@@ -89,8 +89,8 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 @torch.no_grad()
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
-    """The KL(teacher || student) of the attention distributions in nats. It is the mean over rows, heads,
-    sequences and student layers.
+    """The KL(teacher || student) of the attention distributions in nats. The result is the mean over rows,
+    heads, sequences and student layers.
 
     `layers` has, for each student layer, the teacher layer (from 1) that it is compared with.
 

@@ -95,8 +95,8 @@ def part_of(name: str) -> int:
 
 
 def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Prepares the student and the optimiser for a stage. It is called at the first step of a stage, and when
-    a run is resumed.
+    """Prepares the student and the optimiser for a stage. The loop calls it at the first step of a stage, and
+    when a run is resumed.
 
     Only the parts that are trained in the stage get a gradient. The other parts are not in the norm that is
     clipped, and the optimiser keeps no moments of them. The optimiser's state is empty at the start of the

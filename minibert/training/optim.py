@@ -8,8 +8,8 @@ from torch import nn
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """The learning rate at a step (from 0). It rises linearly for `warmup` steps and then falls linearly to
-    0.
+    """The learning rate at a step (from 0). The rate rises linearly for `warmup` steps and then falls
+    linearly to 0.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -50,7 +50,7 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """The fused AdamW of torch with the groups of `parameter_groups`. note: the Adam of Google's BERT has no
-    bias correction, and torch's Adam has one. This changes only the first steps.
+    bias correction, and torch's Adam has one. The correction changes only the first steps.
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)

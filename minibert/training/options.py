@@ -190,7 +190,7 @@ class Options(MachineOptions):
                 raise UserError(f"{flag(name)} has no effect: {why}")
 
     def loss_weights(self):
-        """The weights of the method's loss. They are the published weights, except where an option changes
+        """The weights of the method's loss. These are the published weights, except where an option changes
         them.
         """
         given = {"temperature": self.temperature, "kl_masked_only": self.kl_masked_only or None,

@@ -1,4 +1,4 @@
-"""One optimiser step, in two functions. Both scripts that train and all methods use them.
+"""One optimiser step, in two functions. train.py and finetune.py use them for all methods.
 
 `accumulate` computes the gradients of this rank's micro-batches. `update` sums the gradients over the ranks,
 clips their norm and updates the weights.
@@ -84,7 +84,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that get no gradient from the loss. It is called before the first step.
+    """Freezes the parameters that get no gradient from the loss. Both scripts call it before the first step.
 
     In MiniLM these are all parameters after the queries, keys and values of the last layer. If they were not
     frozen, weight decay would make these weights smaller, and LAMB would even change them by the whole
