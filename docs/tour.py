@@ -5,9 +5,9 @@
 # some words are hidden, and it must predict them. Distillation trains a small model, the student, to imitate
 # a large model, the teacher.
 #
-# This tour builds a batch, looks inside a BERT, and makes a smaller BERT from it. It takes about three
-# minutes on two CPU cores. It uses the small teacher in `weights/teacher` and downloads nothing. An `assert`
-# checks each important number. You can change a cell and run it again.
+# This tour builds a batch, looks inside a BERT, and makes a smaller BERT from it. It takes half a minute on
+# two free CPU cores. It uses the small teacher in `weights/teacher` and downloads nothing. An `assert` checks
+# each important number. You can change a cell and run it again.
 #
 # The letters are those of the whole project: S sequences, N tokens of the batch, T tokens of one sequence, D
 # the width of hidden states, H heads, E = D / H the size of a head, V the size of the vocabulary, L layers.

@@ -44,7 +44,8 @@ def test_the_terms_are_those_of_the_method(name):
         others = {"mean", "variance"} if name == "mobilebert" else set()  # a note names them
         assert shown | others == set(terms_of(name))
     else:
-        assert shown == {"kd": {"soft", "hard"}, "pkd": {"soft", "hard", "patience"}, "theseus": {"hard"}}[name]
+        assert shown == {"kd": {"soft", "hard"}, "pkd": {"soft", "hard", "patience"},
+                         "theseus": {"hard"}}[name]
     assert all(term.name in FILES[f"{name}.svg"] for term in figures.FIGURES[name]().terms)
 
 

@@ -91,7 +91,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file. All line ends become '\\n'. Error messages name the file.
+    """Reads a small UTF-8 file. All line ends in the text become '\\n'. Error messages name the file.
 
     Raises `UserError` for a device or a pipe, because reading it may never end.
     """

@@ -39,8 +39,8 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
 
 def split_documents(sources: list[Source], wikitext: str, held_out: float
                     ) -> Iterator[tuple[str, list[str]]]:
-    """Yields the documents of files, each with its part, and shows the progress. Raises `UserError` if
-    `wikitext` or `held_out` has a wrong value.
+    """Yields (part, document) for the documents of files and shows the progress. `part` says if a document is
+    training text or held-out text. Raises `UserError` if `wikitext` or `held_out` has a wrong value.
     """
     if wikitext not in ("auto", "yes", "no"):
         raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
@@ -71,7 +71,8 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 
 def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, out: str | Path,
                  report: Callable | None, **notes) -> None:
-    """Tokenises documents, each with its part, and writes a prepared corpus into the new folder `out`.
+    """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs:
+    the part that a document belongs to ("train" or "held-out"), and the document.
 
     `notes` are further entries of corpus.json. `report(line)` prints a line (None: no line is printed).
     Raises `UserError` if all tokens are [UNK].

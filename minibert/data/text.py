@@ -66,9 +66,12 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
         if not found:
             raise UserError(f"{path} holds no text files ({KINDS})" if path.is_dir() else
                             f"{path}: unknown kind of file; text files end in {KINDS}")
-        if others := sorted({file.suffix or file.name for file in files if file not in set(found)}):
-            report(f"{path}: files whose names end in {', '.join(others[:8])}{' and others' * (len(others) > 8)} "
-                   f"are not read ({len(files) - len(found):,} in all)")
+        left_out = [file for file in files if text_suffix(file) not in SUFFIXES]
+        if left_out:
+            kinds = sorted({file.suffix or file.name for file in left_out})
+            more = " and others" if len(kinds) > 8 else ""
+            report(f"{path}: files whose names end in {', '.join(kinds[:8])}{more} are not read "
+                   f"({len(left_out):,} in all)")
         for file in found:
             if not (file.is_file() or file.is_fifo()):  # for example a link to a missing file or to a device
                 raise UserError(f"{file} cannot be read: it is not a file")
@@ -86,7 +89,8 @@ def walk(folder: Path) -> Iterator[Path]:
     real = Path(os.path.realpath(folder))
     entered = {real, *real.parents}  # links to these parents would also lead to files outside `path`
     for inside, folders, names in os.walk(folder, followlinks=True):
-        inside, found, folders[:] = Path(inside), sorted(folders), []
+        inside, found = Path(inside), sorted(folders)
+        folders.clear()  # os.walk enters the folders that are in this list at the end of the loop
         yield from (inside / name for name in names if not name.startswith("."))
         for name in found:
             real = Path(os.path.realpath(inside / name))
