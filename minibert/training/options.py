@@ -45,8 +45,8 @@ class Options(MachineOptions):
               "half of its layers with embedding. mlm needs --student or --teacher", metavar="PRESET")
     layers: int | None = option(
         None, "number of the student's layers (default: the number of the preset that --student names; "
-              "without --student, half of the teacher's layers, 4 with tinybert, minilm and minilmv2, and all "
-              "layers with mobilebert)", metavar="LAYERS")
+              "without --student, half of the teacher's layers, 4 with tinybert, minilm and minilmv2, and "
+              "all layers with mobilebert)", metavar="LAYERS")
     init: str | None = option(
         None, "initial weights of the student. teacher: all weights are copied from the teacher; embeddings: "
               "only embeddings and head are copied; random: no weights are copied", choices=STARTS)
@@ -65,8 +65,8 @@ class Options(MachineOptions):
              "above 0", metavar="RATE")
 
     corpus: tuple[str, ...] = option(
-        ("python-docs",), "training text: text files, folders of text files, a folder made by data/prepare.py, "
-                          "or python-docs (Python's documentation)",
+        ("python-docs",), "training text: text files, folders of text files, a folder made by "
+                          "data/prepare.py, or python-docs (Python's documentation)",
         metavar="FILE", group="data")
     eval_corpus: tuple[str, ...] = option(
         (), "text for the evaluation; possible values are those of --corpus (default: the held-out part of "
@@ -102,8 +102,8 @@ class Options(MachineOptions):
               "width of the student and of the teacher)", metavar="HEADS", only_with=only("minilmv2"))
     schedule: str | None = option(
         None, "order of knowledge transfer and distillation. akt: both together in every step; jkt: first "
-              "the transfer of all layers together, then distillation; pkt: first the transfer layer by layer, "
-              "then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
+              "the transfer of all layers together, then distillation; pkt: first the transfer layer by "
+              "layer, then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
     transfer_share: float | None = option(None, "share of the steps that are used for the knowledge "
                                                 "transfer in jkt and pkt",
                                           metavar="SHARE", only_with=only("mobilebert"))
