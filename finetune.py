@@ -42,15 +42,15 @@ from minibert.tasks.official_files import write_submission
 from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve,
                                     task_settings)
 from minibert.tasks.specs import TASKS, Task
-from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, judge, model_outputs,
+from minibert.tasks.splits import (Split, answers_of, dev_of, judge, model_outputs,
                                    read_augmented, read_rows, read_rows_to_judge, read_transfer, some_of,
                                    tokenise_splits)
 from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise, write_answers
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
-from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
-                                          open_run, stop_requests)
+from minibert.training.run_folder import (append_row, check_unchanged, check_weights, cut_metrics,
+                                          end_stopped, in_words, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:
@@ -167,7 +167,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
-    check_data(run.out, data)
+    check_unchanged(run.out, "data", data, "the {} examples")
     weights = check_weights(run.out, {"model": options.model, "teacher": options.teacher})
     settings = {name: getattr(run.task, name)
                 for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}

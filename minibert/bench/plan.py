@@ -88,7 +88,8 @@ def plan(options: PlanBench) -> dict:
              ("trained", f"{trained:,.0f} tokens", f"{options.epochs:g} x corpus, and [CLS] and [SEP]; "
                                                    f"assumed: {options.length:g} tokens a sequence"),
              ("rate", f"{rate:,.0f} tokens/s", origin)]
-    return {"hours": trained / rate / 3600, "tokens_per_second": rate, "flops_per_token": flops, "basis": basis}
+    return {"hours": trained / rate / 3600, "tokens_per_second": rate, "flops_per_token": flops,
+            "basis": basis}
 
 
 def bench_plan(options: PlanBench) -> dict:

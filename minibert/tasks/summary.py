@@ -49,10 +49,9 @@ def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | Non
                         for metric in task.metrics}})
     figures: dict[str, dict[str, float]] = {}
     for known in task.published:
-        if known.split in ("dev", split):
-            name = f"{known.model}, published [{known.source.split(',')[0].split(':')[0]}]"
-            name += "" if known.metric else ", metric not stated"
-            figures.setdefault(name, {})[known.metric or task.metrics[0]] = known.value
+        name = f"{known.model}, published [{known.source.split(',')[0].split(':')[0]}]"
+        name += "" if known.metric else ", metric not stated"
+        figures.setdefault(name, {})[known.metric or task.metrics[0]] = known.value
     return rows + [row(name, scores) for name, scores in figures.items()]
 
 
