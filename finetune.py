@@ -44,8 +44,8 @@ from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_
 from minibert.tasks.specs import TASKS, Task
 from minibert.tasks.splits import (Split, answers_of, dev_of, judge, model_outputs,
                                    read_augmented, read_rows, read_rows_to_judge, read_transfer, some_of,
-                                   tokenise_splits)
-from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise, write_answers
+                                   tokenise_splits, write_errors)
+from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
@@ -197,7 +197,9 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     deciding = next(iter(dev))
     best = keep_best_seed(out, results, deciding, task.metrics[0])
     answers = answers_of(task, dev[deciding], read_safetensors(out / OUTPUTS)["outputs"].numpy())
-    write_answers(out, task, dev[deciding], answers)
+    write_errors(out / "errors.tsv", task, dev[deciding], answers)
+    if task.kind == "span":  # the official script of SQuAD computes the scores from this file
+        write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
     scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
     # summary.json is written before the table is printed, because printing fails if the terminal is closed
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
