@@ -144,9 +144,10 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
             raise UserError(f"the {whose} of --method mobilebert is a MobileBERT or an IB-BERT, and this one "
                             f"is a {config.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     check_equal(student, teacher, OUTER_SIZES | {
-        "layers": "layers", "heads": "heads", "embedding_size": "width of the word table",
-        "segments": "token types"}, "--method mobilebert needs equal values, because it compares the models "
-        "layer by layer and copies the embeddings and the head")
+        "layers": "layers", "hidden_size": "width between blocks", "heads": "heads",
+        "embedding_size": "width of the word table", "segments": "token types"},
+        "--method mobilebert needs equal values, because it compares the models layer by layer and copies the "
+        "embeddings and the head")
     transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
     for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):
