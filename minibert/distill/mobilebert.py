@@ -146,8 +146,8 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
     check_equal(student, teacher, OUTER_SIZES | {
         "layers": "layers", "hidden_size": "width between blocks", "heads": "heads",
         "embedding_size": "width of the word table", "segments": "token types"},
-        "--method mobilebert needs equal values, because it compares the models layer by layer and copies the "
-        "embeddings and the head")
+        "--method mobilebert needs equal values, because it compares the models layer by layer and copies "
+        "the embeddings and the head")
     transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
     for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):
