@@ -83,7 +83,7 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
     `entry` is the name of these hashes in config.json. `what` is the start of the error message, in which {}
     is the name of the hash.
     """
-    before = read_json(out / "config.json")[entry] if (out / "config.json").exists() else now
+    before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now
     for name, value in now.items():
         if before.get(name) != value:
             raise UserError(f"{what.format(name)} are not those that the run in {out} was started with; give "
