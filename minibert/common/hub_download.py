@@ -1,6 +1,7 @@
-"""Finds the folder of a model. A model of the hub is downloaded once and then read from the cache.
+"""Finds the folder of a model. A model of the Hugging Face hub is downloaded once and then read from the
+cache.
 
-note: this module does not import torch, because a process that only tokenises does not need torch.
+This module does not import torch, because a process that only tokenises does not need torch.
 """
 
 import re
@@ -11,8 +12,8 @@ from minibert.common.errors import UserError
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json",
                 "special_tokens_map.json", "modules.json", "sentence_*_config.json",
                 "config_sentence_transformers.json", "[0-9]_*/config.json",
-                # The last two files belong to formats that minibert does not read. They are downloaded so
-                # that the error message can name the format (`what_else`).
+                # The last two files belong to formats that minibert does not read. These two files are
+                # downloaded so that the error message can name the format (`what_else`).
                 "adapter_config.json", "bert_config.json")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
@@ -53,15 +54,16 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"there is no folder {name} here, and no model of this name on the hub that you may "
                         "read") from None
-    except Exception as error:  # the HTTP client and the disk raise errors of many classes
+    # every exception is caught, because the HTTP client and the disk raise many different classes
+    except Exception as error:
         why = str(error).strip().splitlines()
         raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "
                         f"({why[0] if why else type(error).__name__})") from None
 
 
 def what_else(folder: Path) -> str:
-    """The reason why a model in a folder cannot be loaded, as the end of a sentence. The result is "" if no
-    reason is known.
+    """Returns the reason why the model in this folder cannot be loaded, or "" if no reason is known. The text
+    is added to the end of an error message.
     """
     def holds(*names: str) -> str | None:
         return next((path.name for name in names for path in sorted(folder.glob(name))), None)
