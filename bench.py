@@ -7,7 +7,7 @@
     bench.py plan      calculates the hours of a training from the tokens a second
     bench.py size      counts parameters, bytes on disk and FLOPs of models; shows published figures
     bench.py runs      runs a list of commands; skips finished runs and resumes stopped runs
-    bench.py report    writes tables and plots of finished runs into a markdown file
+    bench.py report    writes tables and a plot of finished runs into a markdown file
 """
 
 import importlib

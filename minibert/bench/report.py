@@ -1,4 +1,4 @@
-"""Writes tables and plots of finished runs into a markdown file.
+"""Writes tables and a plot of finished runs into a markdown file.
 
     bench.py report runs/ --teacher TEACHER --out report.md
 
@@ -54,7 +54,7 @@ class ReportBench:
                                               "be left out: bench.py report FOLDER ...")
     without: tuple[str, ...] = option((), "folders of runs to leave out, for example the runs of a search "
                                           "for a learning rate")
-    out: str = option("report.md", "markdown file to write; the plots are written next to it")
+    out: str = option("report.md", "markdown file to write; the plot is written next to it")
     teacher: str | None = option(None, "name of the teacher's run folder; the table of shares divides the "
                                       "scores of the other models by the scores of this teacher")
     share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; the table then has only models "
