@@ -81,7 +81,7 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
     `SentenceStudent`, its vectors are computed with the pooling of the teacher.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
-        teacher_last = encoder_of(teacher)(micro.batch)  # (N, D)
+        teacher_last = encoder_of(teacher)(micro.batch)  # (N, hidden size)
         teacher_vectors = pooling_of(teacher)(teacher_last, micro.batch)  # (S, D)
     last = encoder_of(student)(micro.batch)
     pooling = student.sentences if isinstance(student, SentenceStudent) else pooling_of(teacher)

@@ -61,7 +61,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     sums: dict[str, Tensor] = {}
     for layer in layers:
         terms = feature_map_sums(student_trace.hiddens[layer], teacher_trace.hiddens[layer])
-        if weights.attention:  # `queries[0]` has the queries of layer 1: the embeddings have none
+        if weights.attention:  # `queries` begins with layer 1, because the embeddings have no queries
             terms["attention"] = relation_sum(
                 student_trace.queries[layer - 1], student_trace.keys[layer - 1],
                 teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)

@@ -1,9 +1,9 @@
-"""Multi-head attention inside each sequence of a packed batch: the definition, and faster functions that
-compute the same numbers.
+"""Multi-head attention inside each sequence of a packed batch.
 
-`attend_one` computes `softmax(Q K' / sqrt(E)) V` of one sequence (Vaswani et al. 2017, eq. 1). The other
-functions compute the same numbers for a whole batch. tests/model/test_attention.py compares them with
-`attend_one`, forward and backward. A token attends only to tokens of its own sequence.
+`attend_one` defines attention for one sequence: `softmax(Q K' / sqrt(E)) V`, where E is the head size
+(Vaswani et al. 2017, eq. 1). `attend` computes the same result for a whole batch, and is faster.
+tests/model/test_attention.py compares the results and gradients of both functions. A token attends only to
+tokens of its own sequence.
 """
 
 import math
@@ -18,24 +18,25 @@ from minibert.model.batch import Batch
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The definition of attention for one sequence. q, k, v and the result are (T, H, E)."""
+    """The definition of attention for one sequence of T tokens. q, k, v and the result are (T, H, E)."""
     scores = torch.einsum("ihe,jhe->hij", q, k) / math.sqrt(q.shape[-1])  # (H, T, T)
     return torch.einsum("hij,jhe->ihe", scores.softmax(-1), v)  # (T, H, E)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) -> Tensor:
-    """Attention inside each sequence of a batch. q, k, v and the result are (N, H, E). `dropout` is the
-    dropout of the attention probabilities.
+    """Attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E). `dropout`
+    is the dropout of the attention probabilities.
 
-    Neighbouring sequences of equal length are computed in one call. So a batch that is sorted by length needs
-    few calls. A GPU in 16 bits uses the variable-length flash kernel if torch has it and `dropout` is 0,
-    because this kernel has no dropout. A CPU computes attention in fp32, even if the model runs in 16 bits.
-    The exception is a forward pass without gradients if `forward_in_half_pays()`.
+    Neighbouring sequences of equal length are computed in one call, so a batch that is sorted by length needs
+    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has this kernel. The
+    kernel has no dropout, so it is used only if `dropout` is 0. A CPU computes attention in fp32, even if the
+    model runs in 16 bits. Only a forward pass without gradients may run in 16 bits on a CPU (see
+    `forward_in_half_pays`).
     """
     if torch.compiler.is_compiling():
-        # Every batch has other sequence lengths. torch would compile attention again for each batch, so
-        # attention is not compiled.
-        # A decorator could do the same, but it would import the compiler (1.7 s) at every start.
+        # Attention is not compiled, because torch would compile it again for each new set of sequence
+        # lengths. The decorator @torch.compiler.disable is not used, because it would import the compiler
+        # (1.7 s) whenever this module is imported.
         return torch.compiler.disable(attend)(q, k, v, batch, dropout)
     half = q.dtype in (torch.float16, torch.bfloat16)
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
@@ -48,8 +49,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     runs = runs_of_equal_length(batch.lengths.tolist())
     sizes = [count * length for count, length in runs]
     pieces = []
-    # The backward pass of `split` is one concatenation. The backward pass of slices would fill a tensor (N,
-    # H, E) with zeros for every piece.
+    # The backward pass of `split` is one concatenation. With slices instead of `split`, it would fill a whole
+    # tensor (N, H, E) with zeros for every slice.
     for (count, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes)):
         dense = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (count, H, T, E)
         piece = F.scaled_dot_product_attention(*dense, dropout_p=dropout)
@@ -58,27 +59,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 
 def forward_in_half_pays() -> bool:
-    """Whether this CPU computes attention faster in bf16 than in fp32. A CPU with AMX needs 40 % of the time.
-    Other CPUs are not faster in bf16.
+    """Whether this CPU computes attention faster in bf16 than in fp32. On a CPU with AMX, bf16 takes 40 % of
+    the time of fp32. Other CPUs are not faster in bf16.
     """
     return "amx_bf16" in features()
 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
-    """The runs of equal lengths, as (number, length): [5, 5, 3, 5] gives [(2, 5), (1, 3), (1, 5)].
+    """Groups neighbouring sequences of equal length. A group is (number of sequences, length). [5, 5, 3, 5]
+    gives [(2, 5), (1, 3), (1, 5)].
     """
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """Whether the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU, and a
-    torch version with an argument for the scale of the scores. A T4 or V100 uses the dense calls.
+    """Whether the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU. It also
+    needs torch 2.12 or newer, because `varlen_attn` has no argument `scale` in older versions. On older GPUs,
+    for example a T4 or a V100, `scaled_dot_product_attention` is used instead.
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # torch has this function only with CUDA
+    # older versions of torch do not have this module, so it is not imported at the top
+    from torch.nn.attention.varlen import varlen_attn
 
     size, longest = q.shape[-1], int(batch.lengths.max())
     # The kernel needs a head size that is a multiple of 8. The added zeros change neither the scores nor the

@@ -1,16 +1,21 @@
 """Packed batches: all sequences of a batch in one list of tokens, without padding.
 
-A padded batch of three sequences with 3, 2 and 4 tokens is a table (3, 4). Three of its cells are empty, and
-a mask marks these cells. The padded batch is on the left:
+A padded batch of three sequences with 3, 2 and 4 tokens is a table with 3 rows and 4 columns. Three cells of
+the table are empty, and a mask marks these cells. The figure has the padded batch on the left and the packed
+batch of the same sequences on the right:
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-The packed batch is on the right. This batch has N = 9 tokens and S + 1 = 4 offsets, where the sequences begin
-and end. All parts of BERT except attention treat each token by itself, so they do not need the offsets. Only
-attention (attention.py) reads the offsets. Hidden states have the shape (S, T, D) in a padded batch, and (N,
-D) in a packed batch. A mean over the tokens of a packed batch needs no mask.
+The packed batch has N = 9 tokens. Its S + 1 = 4 offsets are the places where the S = 3 sequences begin and
+end. Hidden states of width D have the shape (N, D) in a packed batch. In a padded batch they have the shape
+(S, T, D), where T is the largest number of tokens of a sequence. A mean over the tokens of a packed batch
+needs no mask.
+
+Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets,
+because a token attends only to its own sequence. The pooler needs them to find the first token of each
+sequence. MobileBERT's embeddings need them, because they read the neighbours of each token.
 """
 
 from typing import NamedTuple
@@ -34,10 +39,10 @@ class Batch(NamedTuple):
     positions: Tensor  # (N,) int64, the position of each token inside its sequence
     segments: Tensor  # (N,) int64, the token types
     offsets: Tensor  # (S + 1,) int32, the first row of each sequence; the last offset is N
-    lengths: Tensor  # (S,) int64, the numbers of tokens; on the CPU
+    lengths: Tensor  # (S,) int64, on the CPU: the number of tokens of each sequence
 
     def to(self, device) -> "Batch":
-        """The same batch with its token tensors on `device`."""
+        """Returns the batch on `device`; only `lengths` stays on the CPU."""
         if self.ids.device == torch.device(device):
             return self
         return Batch(*(t.to(device, non_blocking=True) for t in self[:-1]), self.lengths)
@@ -52,8 +57,8 @@ def pack(ids, segments=None, positions=None) -> Batch:
     """Builds a packed batch from lists of token ids. Each list is one sequence.
 
     `segments` are lists of token types (default: 0). `positions` are lists of positions (default: 0, 1, 2
-    ...). Both must have the same lengths as the lists of `ids`. Raises `UserError` if there is no sequence,
-    if a sequence is empty, or if the lengths differ.
+    ...). Each of these lists must be as long as the list of ids of the same sequence. Raises `UserError` if
+    there is no sequence, if a sequence is empty, or if the lengths differ.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -77,8 +82,9 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds the tokens of some sequences in an array of tokens. Returns their rows (N,), the position of each
-    row inside its sequence (N,), and the offsets (S + 1,).
+    """Finds the N tokens of S sequences in an array of tokens. Returns three arrays: the index of each token
+    in the array of tokens (N,), the position of each token inside its sequence (N,), and the offsets of the
+    sequences (S + 1,).
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -104,7 +110,8 @@ class MicroBatch(NamedTuple):
 class Step(NamedTuple):
     """The data of one optimiser step on one rank.
 
-    `tokens`, `masked` and `sequences` are the counts of the *whole* step: all micro-batches of all ranks.
+    `tokens`, `masked` and `sequences` are the numbers of tokens, of masked tokens and of sequences in the
+    *whole* step: all micro-batches of all ranks.
     """
 
     micro_batches: list[MicroBatch]
@@ -114,11 +121,13 @@ class Step(NamedTuple):
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Divides this rank's sequences into micro-batches, as arrays of indices. A micro-batch has at most
-    `micro_tokens` tokens, or it has one sequence.
+    """Divides this rank's sequences into micro-batches. Each micro-batch is an array with the indices of its
+    sequences. A micro-batch has at most `micro_tokens` tokens. A sequence with more tokens gets a micro-batch
+    of its own.
 
-    The sequences are sorted by length, and the longest sequence is first. So all ranks get about the same
-    number of tokens, and neighbours of equal length can share one attention call.
+    The sequences are sorted by length, and the longest sequence is first. Each rank takes every `ranks`-th
+    sequence of the sorted list, so all ranks get about the same number of tokens. Sequences of equal length
+    are next to each other, so one attention call can compute them.
     """
     made, group, size = [], [], 0
     # The sort is stable, so every rank computes the same order.

@@ -1,17 +1,17 @@
-"""The shape of a model: a frozen dataclass for BERT, a subclass for MobileBERT, and presets with the shapes
-of the papers.
+"""The shapes of models: `Config` for BERT and DistilBERT, `MobileConfig` for MobileBERT, and `PRESETS` with
+the shapes of the papers.
 
-The alphabet of the whole project: S sequences, N tokens of the packed batch, T tokens of one sequence, D
-hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
+The whole project uses these letters for sizes: S sequences, N tokens of the packed batch, T tokens of one
+sequence, D hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
 """
 
 from dataclasses import dataclass, replace
 
 from minibert.common.errors import UserError
 
-# The problem type decides how transformers and its pipelines convert the outputs of a sequence classifier: as
-# scores, with a softmax, or with a sigmoid for each label. Without a problem type, a pipeline uses a sigmoid
-# for one label and a softmax for several labels.
+# The problem type tells transformers how to use the outputs of a sequence classifier: as scores, with a
+# softmax over the classes, or with a sigmoid for each class. Without a problem type, a pipeline of
+# transformers uses a sigmoid for one label and a softmax for several labels.
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -19,9 +19,9 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 class Config:
     """The shape and the numerical settings of a BERT or DistilBERT.
 
-    `architecture` is the model family in the Hugging Face format. It also decides two differences in the
-    model. A DistilBERT has no dropout after the output projection of attention, and its sequence classifier
-    has a layer with ReLU instead of BERT's pooler.
+    `architecture` is the model family in the Hugging Face format. A DistilBERT differs from a BERT in two
+    places. It has no dropout after the output projection of attention, and its sequence classifier has a
+    layer with ReLU instead of BERT's pooler.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -44,7 +44,8 @@ class Config:
     # The problem type in config.json is one of PROBLEM_TYPES. None: config.json has no problem type.
     problem_type: str | None = None
 
-    # These are no fields: the architectures of this class, and the name of the field that must be H * E.
+    # The next two names are class attributes, not fields of the dataclass. `_attention_field` is the name of
+    # the field with the width H * E of all attention heads together.
     _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 
@@ -119,15 +120,18 @@ class MobileConfig(Config):
     activation: str = "relu"
     dropout: float = 0.0  # dropout of embeddings and block outputs
     classifier_dropout: float = 0.0
-    # width of the word table; an embedding is made from three vectors: of the token and of its two neighbours
+    # The width of the word table. A token's embedding is computed from the vectors of three tokens: the token
+    # itself, the token before it and the token after it.
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
-    # Chooses the input of queries and keys. With "shared" it is the output of an own layer of width B. With
-    # "hidden" it is the block's input. With "bottleneck" it is the block's state of width B. The input of the
-    # values is the block's input. With "bottleneck" it is also the state of width B.
+    # `attention_input` is the input of the layers that compute queries and keys. "shared": the output of an
+    # extra linear layer of width B, which queries and keys share. "hidden": the block's input of width D.
+    # "bottleneck": the output of the bottleneck layer, of width B. Values are computed from the block's
+    # input, but with "bottleneck" from the output of the bottleneck layer.
     attention_input: str = "shared"
-    norm: str = "no_norm"  # "layer_norm", or "no_norm": only a factor and a bias for each unit
+    # "layer_norm", or "no_norm", which only multiplies each unit by a factor and adds a bias
+    norm: str = "no_norm"
     tanh_pooler: bool = True  # False: no pooler; the pooled vector is the hidden state of [CLS]
 
     _architectures = ("mobilebert",)
@@ -150,8 +154,8 @@ class MobileConfig(Config):
 BERT_BASE = Config()
 # the settings of DistilBERT that differ from BERT's
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
-# Sun et al. 2020. The released model shares the input of queries and keys. In the paper's model, with 25.3M
-# parameters, their input is the hidden states.
+# Sun et al. 2020. In the released MobileBERT, queries and keys share an extra input layer. In the paper's
+# MobileBERT (25.3M parameters), queries and keys are computed from the hidden states.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,
@@ -165,16 +169,17 @@ PRESETS: dict[str, Config] = {
     "bert-pkd-3": replace(BERT_BASE, layers=3),
     "bert-pkd-4": replace(BERT_BASE, layers=4),
     "bert-pkd-6": replace(BERT_BASE, layers=6),
-    # The papers on TinyBERT call this shape "BERT-TINY". Google's bert-L2-H128 is another model.
+    # The TinyBERT paper calls a BERT of this shape "BERT-TINY". Google's BERT-Tiny is smaller: bert-L2-H128.
     "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
     "tinybert-6": replace(BERT_BASE, layers=6),
     "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),
-    # Google's miniatures (Turc et al., "Well-read students learn better", 2019): H = D / 64 heads, F = 4 D.
+    # Google's small BERTs (Turc et al., "Well-read students learn better", 2019) have D / 64 heads, and their
+    # feed-forward size is 4 D.
     **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
-    # This is the shape of the small teacher in weights/, which has its own vocabulary. It can be trained on
-    # two CPU cores.
+    # The small teacher in weights/ has this shape, and a vocabulary of its own. A model of this shape can be
+    # trained on two CPU cores.
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
     "mobilebert": MOBILEBERT,

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014). On a CPU it needs fewer random bits than torch's dropout."""
+"""Dropout (Srivastava et al. 2014). On a CPU, this function draws fewer random bits than torch's dropout."""
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     - p).
 
     On a GPU this is torch's dropout. On a CPU torch draws 32 random bits for each element. This function
-    draws 64 random bits for four elements, 16 bits for each. So `p` is rounded to a multiple of 2^-16 (0.1 to
-    0.100006). The scale uses the rounded `p`, so the expectation of the result is `x`.
+    draws 64 random bits for four elements, 16 bits for each. So `p` is rounded to a multiple of 2^-16; for
+    example, 0.1 becomes 0.100006. The scale uses the rounded `p`, so the expectation of the result is `x`.
     """
     if not training or p == 0:
         return x
@@ -22,7 +22,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1
-    # The comparison writes 0 or 1 in the dtype of x. A mask of bools would have to be converted, which takes
-    # as much time as the random bits.
+    # The comparison writes 0 or 1 in the dtype of x. A bool mask would have to be converted to this dtype,
+    # which takes as long as drawing the random bits.
     keep = torch.ge(draws, dropped - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
     return x * (2**16 / (2**16 - dropped)) * keep

@@ -1,8 +1,8 @@
 """The encoder of BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019), over packed batches.
 
-The encoder is a post-LN transformer. A block computes LN(x + attention(x)), and then LN(x + feed-forward(x)).
-The letters of the shapes are: N tokens of the batch, D hidden size, H heads, E head size, F feed-forward
-size. config.py lists all letters.
+The encoder is a post-LN transformer. A block computes y = LN(x + attention(x)), and then LN(y +
+feed-forward(y)). The letters of the shapes are: N tokens of the batch, D hidden size, H heads, E head size, F
+feed-forward size. config.py explains the letters of the whole project.
 """
 
 from typing import NamedTuple
@@ -36,7 +36,8 @@ def activation(name: str, x: Tensor) -> Tensor:
     """
     if name == "relu":
         return F.relu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")  # both GELUs differ by up to 5e-4
+    # the results of the two GELUs differ by at most 5e-4
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class Layer(nn.Module):
@@ -53,14 +54,16 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(D, config.norm_eps)
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps hidden states (N, D) to the block's output (N, D) and its q, k, v, (N, H, E) each."""
+        """Takes hidden states (N, D). Returns the block's output (N, D) and its queries, keys and values,
+        each (N, H, E).
+        """
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
                    for project in (self.query, self.key, self.value))
         # Attention is the only operation that mixes tokens (Vaswani et al. 2017, section 3.2).
         context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
         attended = self.out(context.flatten(-2))  # (N, D)
-        if c.architecture == "bert":  # note: DistilBERT has no dropout after attention
+        if c.architecture == "bert":  # DistilBERT has no dropout after attention
             attended = dropout(attended, c.dropout, self.training)
         # In a post-LN model, the norm comes after the residual sum. In later models (pre-LN), it comes before
         # attention.
@@ -71,7 +74,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The embeddings and the L layers of a BERT: batch -> the last hidden states (N, D).
+    """The embeddings and the L layers of a BERT. `forward` returns the last hidden states (N, D) of a batch.
 
     `pool` returns BERT's [CLS] vector if the encoder has a pooler.
     """
@@ -128,7 +131,7 @@ class Encoder(nn.Module):
         return Trace(tuple(hiddens), *(tuple(per_layer) for per_layer in zip(*qkv)))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """tanh(W h_[CLS] + b), (S, D): the vector of the pooler, which was trained with next-sentence
-        prediction in BERT.
+        """The pooler's output for each sequence, (S, D): tanh(W h_[CLS] + b), where h_[CLS] is the last
+        hidden state of [CLS]. BERT's pooler was trained with next-sentence prediction.
         """
         return torch.tanh(self.pooler(last[batch.first_tokens]))

@@ -1,5 +1,5 @@
-"""The heads: the MLM head, the pre-training heads (MLM and next sentence), the sequence classifier (or
-regression), and the span head for questions.
+"""The heads: the MLM head, the pre-training heads (MLM and next sentence), the head for sequence
+classification or regression, and the span head for question answering.
 
 Each model here is an encoder with a head, and its `forward(batch)` returns logits. The losses are in
 vocab_loss.py, losses.py and task_kd.py.
@@ -17,18 +17,18 @@ from minibert.model.mobilebert import MobileEncoder
 
 
 def build_encoder(config: Config, pooler: bool = False) -> Encoder:
-    """Builds the encoder that `config` describes. If `pooler` is true, it has a pooler, provided that this
-    kind of encoder has one.
+    """Builds the encoder that `config` describes. If `pooler` is true, the encoder has a pooler. Only a
+    MobileBERT with `tanh_pooler=False` never has a pooler.
     """
     return (MobileEncoder if isinstance(config, MobileConfig) else Encoder)(config, pooler)
 
 
 class MLMHead(nn.Module):
-    """The MLM head: it maps hidden states (N, D) to other states (N, D). The products of these states with
-    the vectors of all tokens are the logits.
+    """The MLM head maps hidden states (N, D) to new states (N, D). The logits are the products of the new
+    states with the vectors of all V tokens of the vocabulary, plus a bias for each of these tokens.
 
     The token vectors are the encoder's word table (tied weights). In MobileBERT the word table is narrower
-    than the hidden states. The head has the missing columns (`extra`).
+    than the hidden states. The columns that the word table lacks are a parameter of the head (`extra`).
     """
 
     def __init__(self, config: Config):
@@ -43,24 +43,24 @@ class MLMHead(nn.Module):
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """Returns LN(act(W h + b)) (N, D) of hidden states h. Its product with the table, plus `bias`, is the
-        logits.
+        """Returns the new states LN(act(W h + b)), (N, D), for hidden states h. `logits` multiplies the new
+        states by `table` and adds `bias`.
         """
         # As in BERT's run_pretraining.py (get_masked_lm_output), the norm comes after the activation.
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """The table (V, D): the encoder's word table, or MobileBERT's [word, extra]."""
+        """The token vectors (V, D): the encoder's word table, or MobileBERT's [word, extra]."""
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
-        """(N, D) -> (N, V)."""
+        """The logits (N, V) for the last hidden states (N, D). `word` is the encoder's word table."""
         return F.linear(self(last), self.table(word), self.bias)
 
 
 class MaskedLM(nn.Module):
-    """An encoder with the MLM head: batch -> logits (N, V). Training does not call `forward`, because
-    vocab_loss.py computes the logits in chunks.
+    """An encoder with the MLM head. Training does not call `forward`: vocab_loss.py computes the logits in
+    chunks, which needs less memory.
     """
 
     def __init__(self, config: Config):
@@ -76,7 +76,8 @@ class MaskedLM(nn.Module):
 
 
 class PreTraining(nn.Module):
-    """BERT with its two heads of pre-training: MLM and next sentence (class 0: is next).
+    """BERT with its two heads of pre-training: MLM and next-sentence prediction. Class 0 of the next-sentence
+    head means that the second text follows the first.
 
     This class is only for loading published models. This project does not train the next-sentence head.
     """
@@ -97,16 +98,15 @@ class PreTraining(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Sequence classification, or regression with K = 1: batch -> logits or scores (S, K).
+    """An encoder with a head for K classes, or for one score (regression).
 
-    In BERT and MobileBERT the input of the classifier is the encoder's pooled vector. In DistilBERT it is
-    ReLU(W h_[CLS] + b), a layer of the head that is trained with the classifier.
+    In BERT and MobileBERT the input of the classifier is the encoder's pooled vector. In DistilBERT the input
+    of the classifier is ReLU(W h_[CLS] + b), where W and b belong to the head.
     """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # note: DistilBERT has no pooler. Its head has a layer with ReLU instead.
         D, own_layer = config.hidden_size, config.architecture == "distilbert"
         self.encoder = build_encoder(config, pooler=not own_layer)
         self.pre_classifier = nn.Linear(D, D) if own_layer else None
@@ -126,8 +126,7 @@ class Classifier(nn.Module):
 
 
 class Span(nn.Module):
-    """Extractive question answering: batch -> start and end logits (N, 2) in the order of the packed batch.
-    """
+    """An encoder with a head for extractive question answering."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -145,18 +144,18 @@ class Span(nn.Module):
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
         """The start and end logits (N, 2), computed from the encoder's last hidden states (N, D)."""
-        # note: DistilBERT has dropout before the span head. BERT and MobileBERT have none.
+        # DistilBERT has dropout before the span head. BERT and MobileBERT have none.
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
         return in_fp32(self.span, last)
 
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """The output of the last layer of a task model, in fp32 even under autocast. Scores and span logits are
-    compared with each other. In 16 bits, different values could be rounded to the same value.
+    """The output of the last layer of a task model, in fp32 even under autocast. In 16 bits, different scores
+    or span logits could be rounded to the same value, and then they could not be ranked.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # The product of this layer is very small, so fp32 costs almost no time.
+    # The last layer is a small matrix product, so fp32 costs almost no time.
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 

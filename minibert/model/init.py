@@ -1,4 +1,4 @@
-"""Functions that give a new model random weights, or build a model without them."""
+"""Functions that give a new model random weights, or build a model whose tensors have no memory."""
 
 from collections.abc import Callable
 
@@ -52,8 +52,8 @@ def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
     """Returns `build(*arguments, **more)` on the meta device: a module whose tensors have shapes but no
     memory.
 
-    No random weights are drawn, because the tensors have no memory. For a normal distribution on the meta
-    device, torch would import its compiler, which takes more than a second.
+    No random weights are drawn. To draw normal numbers on the meta device, torch would import its compiler,
+    which takes more than a second.
     """
     with torch.device("meta"), _Undrawn():
         return build(*arguments, **more)

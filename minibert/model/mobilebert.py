@@ -1,15 +1,17 @@
 """The encoder of MobileBERT and of its teacher IB-BERT (Sun et al. 2020), over packed batches.
 
-Each is a post-LN encoder like BERT's, but with other blocks. Hidden states have the width D between blocks
-and the width B inside a block:
+MobileBERT and IB-BERT are post-LN encoders like BERT, but their blocks are different. The hidden states h
+between the blocks have the width D. The states x inside a block have the width B:
 
     x = Norm(W_in h)                          D -> B, the bottleneck
-    x = Norm(x + attention(h or x))           queries, keys and values from either, see config.py
+    x = Norm(x + attention(h or x))
     x = Norm(x + feed-forward(x))             several times, each with its own weights
     h = Norm(h + W_out x)                     B -> D
 
-In IB-BERT ("inverted bottleneck") B is larger than D. So the teacher has wide blocks, and its hidden states
-between blocks have the student's width.
+`attention_input` in config.py says whether queries, keys and values are computed from h or from x.
+
+In IB-BERT ("inverted bottleneck") B is larger than D. So the teacher's blocks are wide inside, but its hidden
+states between the blocks have the same width as the student's.
 """
 
 import torch
@@ -23,13 +25,14 @@ from minibert.model.encoder import Encoder, activation
 
 
 class NoNorm(nn.LayerNorm):
-    """Computes gamma * x + beta. It replaces a LayerNorm, but computes no mean and no variance (section 3.4).
+    """Computes gamma * x + beta. A NoNorm replaces a LayerNorm, but computes no mean and no variance (Sun et
+    al. 2020, section 3.4).
 
-    Its weights are initialised and saved like those of a LayerNorm. They have no weight decay.
+    The weights of a NoNorm are initialised and saved like those of a LayerNorm, and have no weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D)."""
+        """Returns gamma * x + beta, in the shape of x."""
         return x * self.weight + self.bias
 
 
@@ -49,12 +52,14 @@ class FeedForward(nn.Module):
         self.norm = norm(config, B)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, B) -> (N, B)."""
+        """Returns the output (N, B) for the states x (N, B)."""
         return self.norm(x + self.down(activation(self.config.activation, self.up(x))))
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT. Its only dropout is before the last sum with the hidden states."""
+    """A block of MobileBERT. Its only dropout is on the output of the last linear layer (B to D), before the
+    residual sum.
+    """
 
     def __init__(self, config: MobileConfig):
         super().__init__()
@@ -71,7 +76,9 @@ class MobileLayer(nn.Module):
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps hidden states (N, D) to the block's output (N, D) and its q, k, v, (N, H, E) each."""
+        """Takes hidden states (N, D). Returns the block's output (N, D) and its queries, keys and values,
+        each (N, H, E).
+        """
         c = self.config
         x = self.bottleneck_norm(self.bottleneck(h))  # (N, B)
         if c.attention_input == "shared":
@@ -89,9 +96,11 @@ class MobileLayer(nn.Module):
 
 
 class MobileEncoder(Encoder):
-    """The embeddings and the L layers of a MobileBERT: batch -> the last hidden states (N, D).
+    """The embeddings and the L layers of a MobileBERT. `forward` returns the last hidden states (N, D) of a
+    batch.
 
-    `pool` returns BERT's pooled vector. If `tanh_pooler` is false, it returns the last hidden state of [CLS].
+    `pool` returns tanh(W h_[CLS] + b), as in BERT. If `tanh_pooler` is false, `pool` returns h_[CLS], the
+    last hidden state of [CLS].
     """
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
@@ -108,11 +117,12 @@ class MobileEncoder(Encoder):
         self.pooler = nn.Linear(D, D) if pooler and config.tanh_pooler else None
 
     def words(self, batch: Batch) -> Tensor:
-        """W [w_next, w_own, w_previous] + b, (N, D): the vectors of each token and its two neighbours
-        (section 3.3). The neighbour of the first or last token outside the sequence is a vector of zeros.
+        """The input vector of each token, (N, D): W [w_next, w_own, w_previous] + b, where w are the word
+        vectors of the next token, the token itself and the previous token (section 3.3). Before the first
+        token and after the last token of a sequence, w is a vector of zeros.
 
-        note: in `transformers` the neighbour of the last token may be padding. So in `transformers` the
-        result of a sequence changes if it is padded. Here padding changes nothing.
+        In `transformers` the token after the last token may be padding. So the outputs of `transformers`
+        change if a sequence is padded. A packed batch has no padding.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

@@ -1,6 +1,7 @@
-"""Computes one vector of a text from the hidden states of its tokens, as sentence encoders do.
+"""Computes one vector for each text from the hidden states of its tokens, as sentence encoders do.
 
-The source is Reimers and Gurevych 2019, "Sentence-BERT". The names are those of sentence-transformers.
+The method is that of Reimers and Gurevych 2019, "Sentence-BERT". The pooling modes in `POOLING` have the same
+names as in sentence-transformers.
 """
 
 from dataclasses import dataclass, field
@@ -15,17 +16,17 @@ from minibert.model.config import Config
 
 
 class Normalize(nn.Module):
-    """Divides each vector by its length: (S, D) -> vectors of length 1."""
+    """Divides each vector by its length, so that its new length is 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(S, D) -> (S, D)."""
+        """The vectors x / |x|, (S, D)."""
         return F.normalize(x, dim=-1)
 
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """The settings for the vector of a text. The default is the mean of the tokens' hidden states, scaled to
-    length 1.
+    """The settings that say how the vector of a text is computed. The default vector is the mean of the
+    tokens' hidden states, scaled to length 1.
     """
 
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
@@ -34,25 +35,26 @@ class SentencePooling:
     # at most this number of tokens of a text is read; None: the number of the model's positions
     max_length: int | None = None
     lowercase: bool = False  # texts are lower-cased before tokenising
-    prompt: str = ""  # this text is put before each text
+    prompt: str = ""  # a prefix that is put before each text
     width: int | None = None  # only the first `width` elements of a vector are kept; None: all
-    refused: str | None = None  # the error message if no vector can be made
+    refused: str | None = None  # the reason why no vectors can be computed; None: vectors can be computed
 
     def __call__(self, last: Tensor, batch: Batch) -> Tensor:
-        """Last hidden states (N, D) -> vectors of the sequences (S, D'), fp32."""
+        """The vectors of the S sequences, (S, `vector_width`) in fp32, from the last hidden states (N, D)."""
         pooled = torch.cat([POOLING[mode](last.float(), batch) for mode in self.modes], -1)
         return self.layers.to(last.device)(pooled)[:, :self.width]
 
     def vector_width(self, config: Config) -> int:
-        """The number of elements of the vectors that a model of this `config` makes."""
+        """The width of the sentence vectors of a model with this `config`."""
         linear = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
         width = linear[-1] if linear else len(self.modes) * config.hidden_size
         return min(width, self.width or width)
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """The pooling of a model. It comes from the files of sentence-transformers in the model's folder. Without
-    such files it is the mean. Raises `UserError` if the files name something that is not supported here.
+    """The pooling of a model. The pooling is read from the files of sentence-transformers in the model's
+    folder. Without such files, the sentence vector is the mean of the hidden states, scaled to length 1.
+    Raises `UserError` if the files name something that is not supported here.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:
