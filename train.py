@@ -58,7 +58,7 @@ from minibert.training.summary import SENTENCES, comparison, filled_sentences, t
 BUNDLED_TEACHER = Path(__file__).resolve().parent / "weights" / "teacher"
 
 EXAMPLES = """examples:
-  python train.py --batch 32 --epochs 0.5 --out runs/first    bundled teacher, Python's documentation: minutes
+  python train.py --batch 32 --epochs 0.5 --out runs/first    takes some minutes, with the bundled teacher
   python train.py --teacher bert-base-uncased --corpus my_text/ --batch 4000 --epochs 3 --out runs/mine
   python train.py --method mlm --student bert-L4-H256 --corpus data/prepared --steps 10000 --out runs/scratch
 """
@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
     # The summary compares the trained student with this copy of the untrained student.
     initial = copy.deepcopy(run.module) if run.held_out else None
-    equal_types = equal_token_types(encoder_of(run.module))  # found before a checkpoint changes the table
+    # Token types with equal vectors must be found before `learn`, which changes the vectors.
+    equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
         keep_token_types_equal(encoder_of(run.module), equal_types)
@@ -112,7 +113,8 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
     corpus, unseen = corpora(options, models.tokenizer, runtime, out)
-    # The last step of an epoch may read the first sequences of the next epoch.
+    # The number of steps is rounded up, so the last step of an epoch may also read the first sequences of the
+    # next epoch.
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan = []
     if options.method == "mobilebert":
@@ -120,9 +122,11 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
                       TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     held_out = None
     if unseen is not None:
-        # 0.15 for every method with MLM heads, so that their figures can be compared
+        # In the evaluation, 15 % of the tokens are masked for every method with MLM heads, so that the
+        # held-out losses of these methods can be compared.
         share = 0.15 if method.head == "mlm" else options.mask_share
-        # The same sequences and masks are used in every evaluation, so the figures can be compared.
+        # Every evaluation of a run uses the same sequences and masks, so that the held-out losses at
+        # different steps can be compared.
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
     # Some methods train more than the student, for example the projections of TinyBERT.
@@ -156,7 +160,8 @@ def make_models(options: Options, method: Method, weights) -> Models:
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
-    # note: attention has no dropout by default. The papers use 0.1, but fused kernels have none.
+    # By default the attention probabilities have no dropout. The papers use 0.1, but attention with dropout
+    # is slower.
     with_dropout(models.student, options.dropout, options.attention_dropout)
     return models
 
@@ -179,7 +184,8 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
-    # This check raises an error if the teacher would change the text before reading it.
+    # Raises an error if the teacher needs a prompt before each text or lower-cased texts, because train.py
+    # does not change the corpus in this way.
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -190,7 +196,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         config = student.config
     else:
         config = method.shape(teacher.config, options.layers)
-    # `fit` checks the config first, because building the student takes longer
+    # `fit` reports a wrong config before the student is built, because building a student takes time.
     compared = method.fit(config, teacher.config, weights)
     if compared:
         say(compared)
@@ -267,8 +273,8 @@ def learn(run: Run) -> None:
     # Adam's beta1 is 0.9 and its epsilon 1e-6, as in BERT's own optimiser.
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
-    # The scaler does nothing in fp32 and bf16. In fp16 it multiplies the loss, because small gradients would
-    # become 0.
+    # The scaler does nothing in fp32 and bf16. In fp16 the scaler multiplies the loss by a large factor.
+    # Without this factor, small gradients would be rounded to 0.
     scaler, done = runtime.scaler(), 0
     if options.resume:
         state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
@@ -278,7 +284,7 @@ def learn(run: Run) -> None:
     # All ranks compute the same order of the text, and each rank takes its own part.
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
-    weights, stage = run.weights, None  # for MobileBERT, `weights` are those of the current stage
+    weights, stage = run.weights, None  # for MobileBERT, `weights` has the loss weights of the current stage
     if not run.plan:
         freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
     tokens = 0
@@ -294,7 +300,8 @@ def learn(run: Run) -> None:
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
-                # A new stage of MobileBERT trains other layers and has other loss terms.
+                # Each stage of MobileBERT trains its own layers with its own loss terms, so the set of
+                # trained parameters must be chosen again.
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
@@ -316,13 +323,13 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank evaluates, although only one rank writes the figures. So no rank runs ahead of the
-            # other ranks.
+            # Every rank runs the evaluation, although only the first rank writes the result. Otherwise the
+            # other ranks would go on to the next step and wait there.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
-                # The row is written before the checkpoint, because a run cannot be resumed from a checkpoint
-                # without its row.
+                # The row of metrics.jsonl is written first. If the run is killed between the two writes,
+                # every checkpoint still has its row.
                 append_row(run.out / "metrics.jsonl", row)
                 progress(1, in_words(row))
                 if stopping or done % options.checkpoint_every == 0 or done == run.steps:
@@ -333,26 +340,29 @@ def learn(run: Run) -> None:
 
 
 def drawing(run: Run) -> Callable[..., Step]:
-    """The function `make_step` with the text and the options of the run. The arguments `step`, `batch` and
-    `part` remain.
+    """Returns `make_step` with the corpus and the options of the run already filled in. The caller gives only
+    the arguments `step`, `batch` and `part`.
     """
     options, smoothing = run.options, None
     if options.masking == "smoothed":
-        # Rare tokens are masked more often, as in DistilBERT's code.
+        # Rare tokens are masked more often than frequent tokens, as in DistilBERT's code.
         smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
     return partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
                    masking=Masking(options.masking, options.mask_share, smoothing))
 
 
 def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
-    """The loss of a step as a function of a micro-batch, and the divisor of the sum of each term."""
-    counts = run.method.counts(data, weights)  # the counts of the whole step: all micro-batches of all ranks
+    """Returns the function that computes the loss of one micro-batch, and a dictionary with the divisor of
+    each loss term's sum.
+    """
+    # the numbers of tokens or sequences in the whole step: all micro-batches of all ranks
+    counts = run.method.counts(data, weights)
     return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step, and one factor of it for each part of the student (None: no
-    factors).
+    """Returns the learning rate of a step. For MobileBERT it also returns a list of factors of the learning
+    rate, one for each part of the student (see `rates`). For other methods the list is None.
     """
     options = run.options
     if not run.plan:
@@ -361,8 +371,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the same text and weights as before, removes the rows of later steps from
-    metrics.jsonl, and writes config.json.
+    """Checks that a resumed run has the same text and weights as before. Removes from metrics.jsonl the rows
+    of the steps after the checkpoint. Writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus.fingerprint)
@@ -387,7 +397,8 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
-    # The divisors are the counts of the held-out text, so the terms are means over this text.
+    # Each term's sum is divided by the number of tokens or sequences of the held-out text, so the result is a
+    # mean over this text.
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -407,8 +418,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # `source` is the model from which the student took its pooling
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
-        # The files of sentence-transformers are saved with the model, so that other programs pool in the same
-        # way.
+        # The files of sentence-transformers are saved with the model. From these files, other programs read
+        # how the sentence vector is computed.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     minibert.save(student, out / "model", run.tokenizer, card=card)
@@ -424,7 +435,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
-    # The figures are drawn only if matplotlib is installed.
+    # The curves are plotted only if matplotlib is installed.
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
     layers = compared_layers(run) if run.held_out and run.teacher is not None else None
     if layers:
@@ -451,7 +462,8 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         scores["teacher"] = {}
         if run.method.head == "mlm":
             scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
-    if run.method.head == "encoder":  # without TinyBERT's projections: they are no part of the student
+    if run.method.head == "encoder":
+        # TinyBERT's projections are not counted, because they are not part of the student.
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 
@@ -460,9 +472,10 @@ def compared_layers(run: Run) -> tuple[int, ...] | None:
     """Returns, for each student layer, the number (from 1) of the teacher layer that its attention is
     compared with.
 
-    With the method `tinybert` this is the layer that the student layer imitates. Otherwise it is the layer
-    that the student layer was copied from. If nothing was copied, it is the layer in TinyBERT's uniform map.
-    Returns None if the student has more layers than the teacher and no layer was copied.
+    With the method `tinybert`, a student layer is compared with the teacher layer that it imitates. With
+    other methods, a student layer is compared with the teacher layer that it was copied from. If no layer was
+    copied, the teacher layers are evenly spread (`imitated_layers`). Returns None if the student has more
+    layers than the teacher and no layer was copied.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

@@ -1,5 +1,5 @@
-"""Functions that print lines, tables, times and progress. This module does not import torch, because that
-import takes seconds.
+"""Functions that print lines, tables, times and progress. This module does not import torch, because
+importing torch takes seconds.
 """
 
 import os
@@ -42,14 +42,15 @@ class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time.
 
     On a terminal the line is replaced twice a second, and it is removed at the end. If stderr is a file, a
-    new line is printed every ten seconds. Work that takes less time prints no line. Only the first rank
-    prints progress. With `stays=True` the first and the last line are always printed, and the last line is
-    not removed.
+    new line is printed every ten seconds. If the work ends before the first ten seconds have passed, no line
+    is printed. Only the first rank prints progress. With `stays=True` the first and the last line are always
+    printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
         """`what` is the name of the work. `total` is the amount of all work, and `done` is the amount that
-        was finished earlier, both in `unit`s. The rate counts only the work after that.
+        was finished earlier, both in `unit`s. The rate is computed from the work that was done since this
+        object was made.
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()

@@ -19,11 +19,13 @@ WINDOWS = os.name == "nt"
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Turns an error of the disk in the block into a `UserError`. An error of the network is not changed."""
+    """Turns an OSError that is raised inside the `with` block into a `UserError`. Only a BrokenPipeError is
+    not changed.
+    """
     try:
         yield
     except BrokenPipeError:
-        raise  # the program that reads the output has ended; this is not an error of the disk
+        raise  # the program that reads this program's output has ended, which is no error of the disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, and {path} cannot be written; make room on the disk and run "
@@ -32,7 +34,7 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
 
 
 def fsync(path: Path) -> None:
-    """Flushes a file, or the list of names in a folder, to the disk."""
+    """Waits until the content of a file, or the list of the names in a folder, is on the disk."""
     # Windows can flush only files that are open for writing, and it cannot open folders.
     if path.is_dir() and WINDOWS:
         return
@@ -61,10 +63,10 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path of `folder` with all links resolved. At the end of the work, a finished folder is
-    renamed to this path. Raises `UserError` if the path exists and is not an empty folder.
+    """Returns the path of `folder` with all links resolved. The caller writes into a temporary folder and
+    renames it to this path at the end. Raises `UserError` if the path exists and is not an empty folder.
 
-    A mount point also raises `UserError`, because no folder can be renamed to a mount point.
+    Also raises `UserError` if the path is a mount point, because no folder can be renamed to a mount point.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -81,7 +83,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
     removed at the end of the block.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".saving-*"):  # a process that was killed left these folders
+    for left_over in folder.glob(".saving-*"):  # temporary folders of killed processes
         shutil.rmtree(left_over)
     made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:

@@ -1,5 +1,5 @@
-"""The exception for errors that a user can cause and correct, and how scripts report them:
-one sentence on stderr and exit code 2.
+"""`UserError` is the exception for errors that a user can cause and correct. `run_script` reports it as one
+sentence on stderr, with exit code 2.
 """
 
 import os
@@ -39,7 +39,7 @@ def run_script(main) -> None:
     except BrokenPipeError:  # the program that reads the output, for example `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    # for example a folder without permission, a name that is too long, or a full disk
+    # errors of the operating system, for example a folder without permission or a full disk
     except OSError as error:
         where = f"{error.filename} cannot be used: " if error.filename else ""
         print(f"error: {sentence(where + (error.strerror or str(error)))}", file=sys.stderr)

@@ -1,6 +1,7 @@
-"""Finds the folder of a model. A model of the hub is downloaded once and then read from the cache.
+"""Finds the folder of a model. A model of the Hugging Face hub is downloaded once and then read from the
+cache.
 
-note: this module does not import torch, because a process that only tokenises does not need torch.
+This module does not import torch, because a process that only tokenises does not need torch.
 """
 
 import re
@@ -45,7 +46,8 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"there is no folder {name} here, and no model of this name on the hub that you may "
                         "read") from None
-    except Exception as error:  # the HTTP client and the disk raise errors of many classes
+    # every exception is caught, because the HTTP client and the disk raise many different classes
+    except Exception as error:
         why = str(error).strip().splitlines()
         raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "
                         f"({why[0] if why else type(error).__name__})") from None

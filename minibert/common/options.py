@@ -1,8 +1,8 @@
 """Makes command-line options from a frozen dataclass. Each field is one option with its help text.
 
 `--help` shows the options in the order of the fields. Some options are used only with certain values of
-another option. With other values they are not shown, and giving them is an error. For example, `train.py
---method tinybert --help` shows the options of TinyBERT.
+another option. If the other option has another value, `--help` does not show these options, and using one of
+them is an error. For example, `train.py --method tinybert --help` shows the options of TinyBERT.
 """
 
 import argparse
@@ -18,10 +18,11 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` is the word that stands for the value in the help, for example FOLDER. `group` is the heading of
-    a new group of options in the help, which ends before the next field with a `group`. `only_with` is a dict
-    from the names of other options to tuples of values, for example {"method": ("tinybert",)}. The new option
-    is used only if each of the other options has one of its values.
+    `metavar` is the word that stands for the value in the help, for example FOLDER. `group` starts a new
+    group of options in the help, with this heading. The group ends before the next field that has a `group`.
+    `only_with` is a dict from the names of other options to tuples of values, for example {"method":
+    ("tinybert",)}. The new option has an effect only if every option named in `only_with` has one of the
+    values listed there.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -32,12 +33,14 @@ class MachineOptions:
     """The options of every script that runs a model."""
 
     micro_tokens: int = option(
-        4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory, "
-              "and only rounding and the random numbers of dropout change the result",
+        4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory. "
+              "The results differ only by rounding and by the random numbers of dropout",
         metavar="TOKENS", group="machine")
     precision: str = option(
-        "auto", "precision of matrix products; auto means 16 bits if the hardware supports this",
-        choices=("auto", "fp32", "bf16", "fp16"))  # written out: runtime.PRECISIONS would import torch
+        "auto", "precision of matrix products; auto: 16 bits on hardware with fast 16-bit products, "
+                "otherwise fp32",
+        # the names are repeated here, because importing PRECISIONS from runtime.py would import torch
+        choices=("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
 
@@ -51,10 +54,11 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
     A `bool` field becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes several values. A `T | None`
     field may be left out. Any other field with the default None is required. Inherited fields are shown last.
-    `prog` is the name of the program in the usage line. `defaults` are default values that depend on another
-    option, for the help only. For example, {"method": {"tinybert": {"lr": 1e-4}}} is the default of --lr with
-    --method tinybert. An unknown option or a value of a wrong type ends the program with exit code 2. Raises
-    `UserError` for an option that has no effect with the other given options.
+    `prog` is the name of the program in the usage line. `defaults` has the default values that `--help` shows
+    for options whose default depends on another option. For example, {"method": {"tinybert": {"lr": 1e-4}}}
+    means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value of a wrong
+    type ends the program with exit code 2. Raises `UserError` if an option is given that has no effect
+    together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -79,8 +83,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """The names of the options of `cls` that have no effect with the option values in `given`, and for each
-    name the reason.
+    """Returns a dict. Its keys are the options of `cls` that have no effect if the options in `given` have
+    these values. Its values are the reasons.
     """
     reasons = {}
     for field in dataclasses.fields(cls):
@@ -130,8 +134,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """The values of the options `names`, and of all options that decide whether other options are used. These
-    options are parsed before the others.
+    """Returns the values of the options `names`, and of all options that appear in an `only_with`. These
+    options are parsed before the others, because their values decide which other options exist.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]

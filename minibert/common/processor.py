@@ -1,4 +1,6 @@
-"""Functions that report which features the CPU has. Which kernel is the fastest depends on these features."""
+"""Functions that report which features the CPU has. The fastest way to compute attention or int8 products
+depends on these features.
+"""
 
 from functools import cache
 
@@ -22,9 +24,10 @@ def multiplies_bf16() -> bool:
 
 
 def sums_bytes_in_32_bits() -> bool:
-    """Whether the CPU has dot products of 8-bit numbers (VNNI, AMX).
+    """Whether the CPU adds products of 8-bit numbers without overflow. True for every CPU that is not x86.
 
-    An x86 CPU without these instructions adds two products in 16 bits, and the sum may overflow.
+    An x86 CPU needs VNNI or AMX. Without VNNI and AMX, an x86 CPU adds two products in 16 bits, and the sum
+    may overflow.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

@@ -1,5 +1,5 @@
-"""Random numbers that are functions of (seed, step, sample, position ...). So a run can be resumed at any
-step and divided among any number of ranks.
+"""Each random number of this module is computed from (seed, step, sample, position ...) alone. So a run that
+is resumed, or divided among other numbers of ranks, draws the same random numbers.
 
 There is no generator with a state. Each random number is a hash of its arguments. The order of the data is a
 permutation that is computed and not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood
@@ -12,8 +12,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(*words) -> np.ndarray:
-    """Hashes integers or integer arrays (broadcast together) to uint64. Another order of the words gives
-    another hash.
+    """Hashes integers or integer arrays (broadcast together) to uint64. If the arguments have another order,
+    the hash is different.
     """
     # The state is an array, because numpy gives a warning if a scalar overflows. The overflow here is
     # intended.
@@ -30,12 +30,13 @@ def uniform(*words) -> np.ndarray:
     """Uniform random floats in (0, 1) from the hash of `mix`. A float u is never 0 or 1, so log(u) is finite,
     and u * n is below n.
     """
-    # 52 bits are used. With 53 bits, the sum with 0.5 would be rounded, and the largest value would become 1.
+    # 52 bits are used. With 53 bits, the addition of 0.5 would be rounded, and the largest result would
+    # become 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def seed_of(*words) -> int:
-    """A seed for a random generator of torch, from the hash of `mix`: an integer from 0 to 2^63 - 1."""
+    """A seed for torch: an integer from 0 to 2^63 - 1, computed from the hash of `mix`."""
     return int(mix(*words)[0] >> np.uint64(1))
 
 
@@ -43,9 +44,9 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
     result is int64.
 
-    The permutation is a balanced Feistel network on the smallest even number of bits that can hold n - 1. A
-    result of n or more goes through the network again ("cycle walking", Black and Rogaway 2002). On average,
-    fewer than four passes are needed.
+    The permutation is a balanced Feistel network on the smallest even number of bits that can hold n - 1. If
+    a result is n or more, the network is applied to it again ("cycle walking", Black and Rogaway 2002). On
+    average, the network is applied fewer than four times.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -63,7 +64,7 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
     """The indices (0 to n-1, int64) of the `batch` sequences in optimiser step `step` (from 0).
 
-    Each epoch has another permutation of all n sequences.
+    The n sequences are permuted anew in each epoch.
     """
     drawn = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epochs = drawn // n

@@ -1,5 +1,4 @@
-"""The device, the precision, the ranks and the CPU threads of a run. The code of the models does not use this
-module.
+"""The device, the precision, the ranks and the CPU threads of a run.
 
 With torchrun every rank is one process. Without torchrun there is one rank.
 """
@@ -18,7 +17,7 @@ from torch import Tensor
 from minibert.common.errors import UserError
 from minibert.common.processor import multiplies_bf16
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # constants from glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,7 +44,7 @@ class Runtime:
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """The gradient scaler for fp16. In other precisions it does nothing."""
+        """The gradient scaler for fp16. With fp32 and bf16 the scaler does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def barrier(self) -> None:
@@ -76,7 +75,7 @@ def _another_rank_may_end():
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
-            raise  # this is an error of the device, not of the connection
+            raise  # this error comes from the device, not from the connection between ranks
         raise UserError("another rank has ended or cannot be reached, so this rank also ends "
                         f"({str(error).splitlines()[0]}); the message of the other rank says why; continue "
                         "from the last checkpoint with --resume") from None
@@ -87,9 +86,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     """Chooses the device, the precision and the number of CPU threads. If torchrun started several ranks,
     this function connects them.
 
-    The device "auto" is a GPU if there is one. The precision "auto" is bf16 if the hardware multiplies bf16,
-    fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, the memory settings of the process are
-    changed, so that its memory does not grow during many hours of training.
+    The device "auto" is a GPU if there is one. The precision "auto" is bf16 on hardware that multiplies bf16.
+    On other GPUs it is fp16, and on other CPUs fp32. If `training` is true, settings of oneDNN and glibc are
+    changed, because otherwise the memory of the process would grow during many hours of training.
     """
     if training:
         # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Packed batches always have
@@ -97,8 +96,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         # of 16 is enough, because one pass through a layer uses fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # The number of threads is set even without --threads: then MKL uses all of them, even on a busy machine.
-    # If MKL used fewer, the order of sums would change, and a resumed run could differ in the last bit.
+    # `set_num_threads` is called even without --threads. After this call, MKL always uses this number of
+    # threads, also on a busy machine. With fewer threads, MKL would add numbers in another order, and a
+    # resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -125,16 +125,17 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory. Other allocators are not changed.
+    """Stops glibc from returning freed memory to the system. Other allocators are not changed.
 
     By default glibc returns large blocks of memory to the system, and later requests them again page by page.
-    In one measured step of DistilBERT in bf16, glibc did this with 268 MiB, which took a fifth of the time.
-    With this setting, the process keeps all memory until it ends.
+    In a measured training step of DistilBERT in bf16, glibc returned and requested 268 MiB, which took a
+    fifth of the step's time. With this setting, the process keeps all memory until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(M_MMAP_MAX, 0)  # large blocks also come from the heap: glibc would return mmap's blocks
-        mallopt(M_TRIM_THRESHOLD, -1)  # glibc keeps the free memory at the end of the heap
+        # Large blocks come from the heap and not from mmap, because glibc always returns mmap blocks.
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from minibert.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 18  # number of characters that are tokenised in one call; this limits the memory
 BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
-UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is at least this
+UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is above this
 
 
 def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wikitext: str = "auto",

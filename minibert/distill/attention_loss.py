@@ -4,20 +4,23 @@ The training step divides each sum by the number of sequences of the whole step 
 ranks).
 
 z = a b' / sqrt(E) is the (T, T) matrix of scores of one head in one sequence. In attention, a are the queries
-(T, E) and b the keys (T, E). MiniLM also compares relations, in which a and b are both queries, both keys or
-both values. z_s are the student's scores, and z_t are the teacher's. The loss of row i is:
+(T, E) and b the keys (T, E). MiniLM also compares value relations, in which a and b are both the values.
+MiniLMv2 compares three relations: a and b are both the queries, both the keys or both the values. z_s are the
+student's scores, and z_t are the teacher's. There are two losses of row i of the scores:
 
     squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relations
 
-Both losses are averaged over the rows and heads of each sequence and summed over the sequences. All scores of
-one layer are S x H x T^2 numbers for each model: 400 MB in fp32 for 32 sequences of 512 tokens and 12 heads.
-So the scores are computed in chunks. A chunk has several sequences, or several heads of one sequence. The
-gradients of a chunk are computed together with its loss. The gradient with respect to z_s is G = 2 (z_s -
-z_t) / T for the squares, and G = softmax(z_s) - softmax(z_t) for the KL. The gradients with respect to a and
-b are G b / sqrt(E) and G' a / sqrt(E). Only the sum and the gradients of a and b stay in memory.
-torch.utils.checkpoint would keep less, but it would compute the forward products twice, and its backward pass
-would need all scores at the same time.
+Both losses are averaged over the rows and heads of each sequence and summed over the sequences. The scores of
+one layer are S x H x T^2 numbers for S sequences and H heads. For 32 sequences of 512 tokens and 12 heads,
+the scores of one model take 400 MB in fp32. So the scores are computed in chunks. A chunk has several
+sequences, or several heads of one sequence.
+
+The gradients of a chunk are computed together with its loss. The gradient of the sum over rows with respect
+to z_s is G = 2 (z_s - z_t) / T for the squares, and G = softmax(z_s) - softmax(z_t) for the KL. The gradients
+with respect to a and b are G b / sqrt(E) and G' a / sqrt(E). After a chunk, only the sum of the loss and the
+gradients of a and b stay in memory. torch.utils.checkpoint is not used, because its backward pass would need
+all scores at the same time.
 """
 
 import math
@@ -32,21 +35,22 @@ from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
 # A chunk has about this many scores of one model (8 MB in fp32), but at least one matrix (T, T). On a CPU,
-# values from 1/30 of this number to twice this number took the same time. The time on a GPU was not measured.
+# the loss took the same time with any number from 70,000 to 4 million. On a GPU, other numbers were not
+# tried.
 CHUNK_ELEMENTS = 1 << 21
 
 
 def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
                   chunk: int | None = None) -> Tensor:
     """The attention loss L_attn of TinyBERT (Jiao et al. 2019, section 3.1): the squared difference of the
-    scores q k' / sqrt(E) before the softmax. The square is averaged over heads and the T^2 cells, and summed
-    over sequences.
+    scores q k' / sqrt(E) before the softmax. The squared difference is averaged over the heads and over the
+    T^2 scores of each head, and summed over the sequences.
 
     q, k (N, H, E_s) are the student's queries and keys, and t_q, t_k (N, H, E_t) are the teacher's. `chunk`
-    is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). note: the original code averages over
-    a padded (T, T) matrix, in which T is the length of the longest sequence of the batch. So the mean
-    includes the rows and columns of padding tokens, and a short sequence has less weight than a long
-    sequence. Here all sequences have the same weight, as in the formula.
+    is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). TinyBERT's own code averages over a
+    padded matrix: its T is the length of the longest sequence of the batch. So a short sequence has less
+    weight in its loss than a long sequence. In this function all sequences have the same weight, as in the
+    paper's formula.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
@@ -56,11 +60,12 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
     """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))). The KL is
     averaged over heads and rows, and summed over sequences.
 
-    a, b (N, H, E_s) are the student's, and t_a, t_b (N, H, E_t) are the teacher's. `chunk` is the largest
-    number of scores in a chunk (None: `CHUNK_ELEMENTS`). If a are queries and b are keys, this is the loss
-    L_AT of MiniLM. If a and b are the values, this is the loss L_VR (Wang et al. 2020, sections 3.1 and 3.2).
-    MiniLMv2 calls this function three times after `split_heads`: a and b are then both the queries, both the
-    keys or both the values (Wang et al. 2021, section 3.1).
+    a and b (N, H, E_s) are queries, keys or values of the student, and t_a and t_b (N, H, E_t) are those of
+    the teacher. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). With queries as
+    a and keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is MiniLM's loss
+    L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 splits the heads (`split_heads`) and calls this
+    function three times: with the queries as a and b, with the keys, and with the values (Wang et al. 2021,
+    section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
@@ -68,7 +73,8 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
     """Joins the heads of `x` (N, H, E) and splits them into R relation heads (MiniLMv2): (N, R, D / R).
 
-    D is H E, the width of all heads together. Raises `UserError` if R, `relation_heads`, does not divide D.
+    D = H * E is the width of all heads together. Raises `UserError` if D is not a multiple of
+    `relation_heads` (R).
     """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:
@@ -83,8 +89,8 @@ def _sequence_sum(row_loss: Callable, a, b, t_a, t_b, batch: Batch, chunk: int |
     return _RowLoss.apply(a, b, t_a, t_b, row_loss, batch.lengths.tolist(), chunk or CHUNK_ELEMENTS)
 
 
-# `_squares` and `_divergences` take scores (..., T, T). They return the sum of the loss over all rows, and
-# its gradient with respect to z_s.
+# `_squares` and `_divergences` take scores (..., T, T). Both functions return the sum of the row losses, and
+# the gradient of this sum with respect to z_s.
 
 def _squares(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
     difference = z_s.sub_(z_t)

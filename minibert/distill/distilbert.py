@@ -1,11 +1,13 @@
 """The losses of DistilBERT and of BERT's own pre-training, which is masked language modelling (MLM) alone.
 
 Each loss is a function of (student, teacher, micro-batch, weights, counts). The function returns two results.
-The first result is the micro-batch's share of the loss of the whole step. The second result is a dictionary:
-for each term, its sum over the micro-batch, detached. Every sum is divided by a count of the *whole* step
-(all micro-batches, all ranks), for example the number of its masked tokens. So the gradients of micro-batches
-add up to the gradient of one batch. `distilbert_counts` and `mlm_counts` compute the counts of a step, before
-the loss is computed. The functions of all other methods have the same arguments and results.
+The first result is the part of the step's loss that comes from this micro-batch. The second result is a
+dictionary with the detached sum of each loss term over the micro-batch.
+
+In the loss, the sum of each term is divided by a number of the *whole* step (all micro-batches, all ranks),
+for example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient that
+the whole step would have as a single batch. `distilbert_counts` and `mlm_counts` return these divisors. The
+loss functions of all other methods have the same arguments and results as the functions of this file.
 """
 
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class DistilBERTWeights:
     mlm: float = 2.0
     cosine: float = 1.0
     temperature: float = 2.0
-    kl_masked_only: bool = False  # True: no KL at other tokens (--restrict_ce_to_mask in DistilBERT's code)
+    kl_masked_only: bool = False  # True: KL only at masked tokens (DistilBERT's --restrict_ce_to_mask)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
         mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kl / counts["kl"])
-    # The authors compute the cosine term (L_cos) at all tokens, not only at masked tokens.
+    # As in the authors' code, the cosine term (L_cos) is computed at all tokens, not only at masked tokens.
     cosine = cosine_sum(last, teacher_last)
     loss = loss + weights.cosine / counts["cosine"] * cosine
     return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
@@ -81,8 +83,9 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by. This is the number of all tokens, or of masked
-    tokens, in the whole step.
+    """Returns the divisor of each loss term's sum: for `cosine` the number of tokens in the whole step, for
+    `mlm` and `accuracy` the number of masked tokens. `kl` has the number of masked tokens if `kl_masked_only`
+    is true, and otherwise the number of all tokens.
     """
     masked = max(1, step.masked)  # a step may have no masked token; this avoids a division by zero
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
@@ -90,13 +93,13 @@ def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
 
 
 def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the number of masked tokens of the whole step."""
+    """Returns the divisor of each loss term's sum: the number of masked tokens in the whole step."""
     return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """The tensors of one model that `vocab_loss` needs. `last` (N, D) has some rows of the model's last
-    hidden states.
+    """The tensors of one model that `vocab_loss` needs. `last` (N, D) has the last hidden states of the
+    tokens whose logits are needed.
     """
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 

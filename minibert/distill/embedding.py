@@ -1,8 +1,9 @@
-"""The loss of sentence encoders: the distance between the student's vector and the teacher's vector of a text
-(Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
-Distillation", section 2, with one language).
+"""The loss that trains a sentence encoder: the distance between the student's vector and the teacher's vector
+of a text.
 
-distilbert.py describes the arguments and results of a loss. This loss uses no labels and no masks.
+The method is that of Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using
+Knowledge Distillation", section 2, but the texts are in one language only. distilbert.py describes the
+arguments and results of a loss. This loss uses no labels and no masks.
 """
 
 import copy
@@ -24,8 +25,8 @@ from minibert.model.sentences import pooling_of
 
 @dataclass(frozen=True)
 class EmbeddingWeights:
-    """The weights of the loss terms of a sentence encoder. note: Reimers and Gurevych minimise the mean
-    squared error, `mse`.
+    """The weights of the loss terms of a sentence encoder. Reimers and Gurevych minimise the mean squared
+    error (`mse`). The default of this project is the cosine.
     """
 
     cosine: float = 1.0
@@ -37,10 +38,10 @@ class SentenceStudent(nn.Module):
     """The module that is trained: the student's encoder, and the layers that map its pooled vector to the
     sentence vector.
 
-    These layers are copies of the teacher's layers. If the pooled vectors of the two models have different
-    widths, a new linear layer comes before these layers. The new layer maps the student's width to the
-    teacher's width, and it stays part of the student. If the student is already a sentence encoder, it keeps
-    its own layers.
+    The layers after the pooling are copied from the teacher. If the pooled vectors of student and teacher
+    have different widths, a new linear layer is put before the copied layers. The new layer maps the
+    student's width to the teacher's width, and it stays part of the student. If the student is already a
+    sentence encoder, it keeps its own layers.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -57,10 +58,11 @@ class SentenceStudent(nn.Module):
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
-                # a Dense module of sentence-transformers always has an activation; Identity stands for none
+                # The linear layer is saved as a Dense module of sentence-transformers. A Dense module always
+                # has an activation, and Identity means "no activation".
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # as an attribute, the layers are part of this module, so they are trained and saved
+        # The layers are also an attribute of this module, so that they are trained and saved with it.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -94,15 +96,16 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by. It is the number of sequences, or of tokens, of
-    the whole step.
+    """Returns the divisor of each loss term's sum: the number of sequences in the whole step for `cosine` and
+    `mse`, and the number of tokens for `hidden`.
     """
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """Returns a sentence about the new linear layer if the widths differ, and an empty text otherwise. Raises
-    `UserError` if the vocabularies differ.
+    """If the hidden states of student and teacher have different widths, returns a sentence for the user
+    about the new linear layer. Otherwise returns an empty text. Raises `UserError` if the vocabularies
+    differ.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

@@ -14,16 +14,16 @@ from minibert.common.errors import UserError
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Converts a 16-bit tensor to fp32. An fp32 or fp64 tensor is returned unchanged. No loss is summed in 16
-    bits.
+    """Converts a 16-bit tensor to fp32, because a sum in 16 bits loses small terms. An fp32 or fp64 tensor is
+    returned unchanged.
     """
     return x if x.dtype == torch.float64 else x.float()
 
 
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss and the detached sums. The loss is a sum over all terms: weight / count * sum of the
-    term.
+    """Returns the loss and the detached sums. The loss is the sum over all terms of weight * (sum of the
+    term) / count.
 
     The attributes of `weights` and the keys of `counts` are the names of the terms.
     """
@@ -43,9 +43,9 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
     """The sum over tokens of the mean over D_t of (W h_s - h_t)^2.
 
-    TinyBERT calls this loss L_hidn, and L_embd for embeddings (Jiao et al. 2019, section 3.1). The hidden
-    states are `student` h_s (N, D_s) and `teacher` h_t (N, D_t). `projection` is W (D_t, D_s); None is the
-    identity. note: the original code also includes padding tokens in the mean.
+    TinyBERT calls this loss L_hidn for hidden states, and L_embd for embeddings (Jiao et al. 2019, section
+    3.1). `student` has the hidden states h_s (N, D_s), and `teacher` has h_t (N, D_t). `projection` is W
+    (D_t, D_s); None is the identity. TinyBERT's own code also averages over padding tokens.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -55,21 +55,20 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
     return (at_least_fp32(student) - at_least_fp32(teacher.detach())).square().mean(-1).sum()
 
 
-# The start of an answer is one token of its own sequence, and the end is another. The logits of a packed
-# batch are one list of N rows. So each softmax runs over the rows of one sequence only.
+# The start and the end of an answer are tokens of the same sequence. So a softmax is computed over the rows
+# of each sequence, and not over all N rows of the packed batch.
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """The log-softmax of each column of `x` (N, K) over the rows of each sequence. The result is (N, K), in
     fp32 or fp64.
 
-    `offsets` (S + 1,) are the offsets of the `Batch`. There is no loop over sequences, and no operation waits
-    for the GPU.
+    `offsets` (S + 1,) are the offsets of the `Batch`.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
     sequences = len(offsets) - 1
     lengths = torch.diff(offsets).long()
-    # (N,) the number of each row's sequence. Without `output_size`, torch would wait for the GPU.
+    # (N,) for each row, the number of its sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
     # Subtracting the maximum prevents an overflow of exp. It does not change the result, so it needs no
     # gradient.
@@ -81,13 +80,13 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """The sum over sequences of the mean of two cross-entropies: of the start and of the end of the answer
-    (Devlin et al. 2018, section 4.2).
+    """For each sequence, the mean of two cross-entropies, one for the start of the answer and one for the
+    end. The result is the sum over sequences (Devlin et al. 2018, section 4.2).
 
     `logits` is (N, 2). `starts` and `ends` (S,), int64, are the first and the last token of the answer,
-    counted from 0 in each sequence. Token 0 is [CLS], which means "no answer". This function does not check
-    that `starts` and `ends` are smaller than the lengths of their sequences, because the CPU would have to
-    wait for the GPU. note: in BERT's run_squad.py the softmax also runs over the padding.
+    counted from 0 in each sequence. Token 0 is [CLS], which means "no answer". `starts` and `ends` must be
+    smaller than the lengths of their sequences. This is not checked, because the check would wait for the
+    GPU. In BERT's run_squad.py the softmax also runs over the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -95,12 +94,13 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """The sum over sequences of the mean KL(teacher || student) of start and end, times the squared
-    temperature.
+    """For each sequence, the mean of two KL(teacher || student), one for the start of the answer and one for
+    the end. The result is the sum over sequences, multiplied by the squared temperature.
 
-    `student` and `teacher` are logits (N, 2). The teacher gets no gradient. This is the second distillation
-    step of "DistilBERT (D)" (Sanh et al. 2019, section 4.1). The authors' run_squad_w_distillation.py divides
-    the sum by the number of sequences.
+    `student` and `teacher` are logits (N, 2). The teacher gets no gradient. "DistilBERT (D)" is fine-tuned on
+    SQuAD with this loss, in a second distillation after pre-training (Sanh et al. 2019, section 4.1). The
+    authors' run_squad_w_distillation.py divides the sum by the number of sequences; this function leaves the
+    division to the caller.
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

@@ -29,9 +29,10 @@ class Method(NamedTuple):
 
     loss: Callable  # takes (student, teacher, micro-batch, weights, counts); returns loss and sums of terms
     weights: type  # a class: the weights of the terms and other settings of the loss, as published
-    counts: Callable  # takes (step, weights); returns, for each term, the number that its sum is divided by
-    # Takes (student's config, teacher's config, weights). Returns a sentence about the comparison, or an
-    # empty text. Raises `UserError` if the two models cannot be compared.
+    counts: Callable  # takes (step, weights); returns the divisor of each term's sum
+    # Takes (student's config, teacher's config, weights). Returns a sentence for the user about the
+    # comparison of both models, for example the layer map, or an empty text. Raises `UserError` if the two
+    # models cannot be compared.
     fit: Callable
     shape: Callable  # takes (teacher's config, number of layers); returns the student's default config
     head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
@@ -39,8 +40,7 @@ class Method(NamedTuple):
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
-# These are the settings of BERT's own pre-training. The methods below change some of them. note: TinyBERT's
-# code has a learning rate of 5e-5 and 10 % warm-up.
+# These are the settings of BERT's own pre-training. Each method below changes some of these settings.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 
@@ -49,8 +49,8 @@ METHODS = {
         distilbert, DistilBERTWeights, distilbert_counts, fit_distilbert, distilbert_of, "mlm",
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
-    # note: TinyBERT and MiniLM compare hidden states and attention, so no token of their text is masked
-    # (`mask_share` 0).
+    # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0). TinyBERT's
+    # own code has a learning rate of 5e-5 and 10 % warm-up; tinybert has the values 1e-4 and 1 % of `BERT`.
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -63,13 +63,13 @@ METHODS = {
         BERT | dict(init="random", mask_share=0.0, lr=5e-4)),
     "mobilebert": Method(
         mobilebert, MobileBERTWeights, mobilebert_counts, fit_mobilebert, mobilebert_of, "mlm",
-        # the learning rate 1.5e-3 is for batches of 2,048 sequences
+        # MobileBERT's authors use the learning rate 1.5e-3 with batches of 2,048 sequences.
         BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),
     "embedding": Method(
         embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
-        # The teacher computes its vectors without masks and without dropout, and so does the student in
-        # training. A text may have a single token besides [CLS] and [SEP]. With batches of 32 texts, the
-        # learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
+        # In training, teacher and student both compute their vectors without masks and without dropout.
+        # `min_length` is 3, so that a text may have one token besides [CLS] and [SEP]. With batches of 32
+        # texts, the learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
         BERT | dict(mask_share=0.0, dropout=0.0, lr=2e-4, warmup=0.05, min_length=3), SentenceStudent),
 }
 
@@ -79,7 +79,7 @@ def terms_of(method: str) -> tuple[str, ...]:
     out.
     """
     weights = METHODS[method].weights()
-    # Only the names of the counts are read, so the numbers in this empty step do not matter.
+    # Only the keys of this dictionary are used, so the numbers in the `Step` do not matter.
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 
@@ -99,8 +99,8 @@ def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None
     """Returns the loss of a method on one batch, and a dictionary with the mean of each term. The loss has a
     graph, so `backward()` can be called.
 
-    `changed` replaces published weights, for example `distillation_loss("distilbert", ..., cosine=0)`. This
-    function does not change the modes of the models. So first call `student.train()` and `teacher.eval()`.
+    `changed` replaces published weights, for example `distillation_loss("distilbert", ..., cosine=0)`. Call
+    `student.train()` and `teacher.eval()` first, because this function does not set these modes.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

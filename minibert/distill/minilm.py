@@ -1,8 +1,8 @@
 """The losses of MiniLM and MiniLMv2. These losses compare the attention of the student's last layer with the
 attention of one teacher layer.
 
-distilbert.py describes the arguments and results of a loss. These losses use no labels, and the text may have
-masks or no masks. Student and teacher may have different widths.
+distilbert.py describes the arguments and results of a loss. MiniLM's losses use no labels, so the text may be
+masked or not. Student and teacher may have different widths.
 """
 
 import math
@@ -68,8 +68,8 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     among values. These relations are computed in R relation heads, so the two models may have different
     numbers of heads.
 
-    note: the scores are divided by sqrt(D / R), in which D / R is the size of a relation head. MiniLM also
-    divides by the root of the head size. This was not checked against the paper of MiniLMv2.
+    The scores are divided by sqrt(D / R), where D / R is the size of a relation head. Whether the paper of
+    MiniLMv2 divides by the same number was not checked.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
@@ -95,8 +95,9 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """The default number of relation heads R for a student and a teacher of these widths. It is the published
-    48, or the largest smaller number that divides both widths (24 for 312 and 768).
+    """The default number of relation heads R for a student and a teacher of these widths. The default is 48,
+    as in the paper, if 48 divides both widths. Otherwise it is the largest number below 48 that divides both
+    widths, for example 24 for the widths 312 and 768.
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 

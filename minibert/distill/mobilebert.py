@@ -25,7 +25,8 @@ from minibert.model.encoder import Encoder, Trace
 class MobileBERTWeights:
     """The weights of MobileBERT's loss terms as in the authors' code, and the layers that are compared.
 
-    The first four weights multiply the mean over all L layers. So a single layer has 1 / L of each weight.
+    `feature_map`, `mean`, `variance` and `attention` are weights of terms that are averaged over all L
+    layers.
     """
 
     feature_map: float = 100.0
@@ -40,21 +41,24 @@ class MobileBERTWeights:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MobileBERT's knowledge transfer for the layers in `weights.layers`, and its pre-training distillation
-    if the weight of `mlm` or `kd` is not 0.
+    """The loss of MobileBERT's knowledge transfer for the layers in `weights.layers`. If the weight of `mlm`
+    or `kd` is not 0, the loss of pre-training distillation is added.
 
-    The knowledge transfer has four terms, and the attention term is one of them. Each of these terms is
-    summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention term
-    is KL(a_t || a_s), averaged over the heads and rows of each sequence. a_t and a_s are the attention
-    distributions of teacher and student. The distillation is alpha MLM + (1 - alpha) KD at masked tokens. The
-    distillation has no next-sentence prediction. note: the authors' code averages the attention term over all
-    rows of a batch. Both means are equal if all sequences have equal lengths. Their code minimises
-    cross-entropies instead of KLs, which gives the same gradients.
+    The knowledge transfer has the terms `feature_map`, `mean`, `variance` and `attention`. Each of these
+    terms is summed over the layers in `weights.layers` and divided by L, the number of all layers. The
+    attention term is KL(a_t || a_s), where a_t and a_s are the attention distributions of teacher and
+    student. The attention term is averaged over the heads and rows of each sequence. The authors' code
+    averages this term over all rows of a batch, which gives the same mean if all sequences have the same
+    length.
+
+    The distillation is alpha MLM + (1 - alpha) KD at masked tokens. The distillation has no next-sentence
+    prediction. The authors' code minimises cross-entropies instead of KLs, which gives the same gradients.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    deepest = L if distils else max(layers)  # the layers above this one are not needed, and not computed
+    # the layers above layer `deepest` are not computed, because the loss does not need them
+    deepest = L if distils else max(layers)
     with torch.no_grad():
         teacher_trace = trace(teacher.encoder, micro, bool(layers), deepest)
     student_trace = trace(student.encoder, micro, bool(layers), deepest)
@@ -65,7 +69,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
             terms["attention"] = relation_sum(
                 student_trace.queries[layer - 1], student_trace.keys[layer - 1],
                 teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)
-        # a term with weight 0 is left out of the sums, and so of metrics.jsonl
+        # a term with weight 0 is not added to `sums`, so metrics.jsonl has no column for it
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
@@ -85,12 +89,10 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    In the paper, L_FMT is the mean square of h_s - h_t. The authors' code minimises these three terms
-    instead. note: their code computes the teacher's mean and variance over the list of all layers. Here the
-    mean and the variance are those of one layer.
+    In the paper, L_FMT is the mean square of h_s - h_t. The authors' code minimises the three terms above
+    instead of L_FMT. The authors' code takes the teacher's mean and variance over the list of all layers. In
+    this function, the mean and the variance are those of one layer.
     """
-    # "Feature map transfer" is in section 3.5 of the paper. Only the authors' code has separate terms for
-    # mean and variance.
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
     var_s, var_t = (h.var(-1, correction=0) for h in (h_s, h_t))
@@ -116,8 +118,8 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """The trace of the layers up to layer `deepest`. If `every_layer` is false, the trace has only the last
-    hidden states.
+    """Returns the hidden states, queries, keys and values (`Trace`) of the layers up to layer `deepest`. If
+    `every_layer` is false, the `Trace` has only the last hidden states.
     """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
@@ -125,8 +127,8 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by. It is the number of tokens, of sequences or of
-    masked tokens of the whole step.
+    """Returns the divisor of each loss term's sum. Depending on the term, the divisor is the number of
+    tokens, of sequences or of masked tokens in the whole step.
     """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
@@ -134,9 +136,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, if the teacher's
-    embeddings and head cannot be copied, or if a stage of the training has no loss term. Otherwise returns an
-    empty text.
+    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, or if the
+    teacher's embeddings and head cannot be copied. Also raises `UserError` if all terms of the transfer, or
+    all terms of the distillation, have weight 0. Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -40,8 +40,8 @@ def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
     """The config of a MobileBERT whose teacher is this IB-BERT.
 
-    The width inside the student's blocks is a quarter of the teacher's width. The settings that the code
-    lists in `same` are the teacher's. All other settings are those of the published MobileBERT.
+    Inside its blocks, the student has a quarter of the teacher's hidden size. The settings listed in `same`
+    are taken from the teacher. All other settings are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
@@ -56,7 +56,7 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """The config of a preset with the teacher's vocabulary, positions and labels.
+    """The config of a preset, but with the teacher's vocabulary size, number of positions and labels.
 
     If `layers` is given, the config has this number of layers. If `copied` is true, weights of the teacher
     will be copied, so the config also has the teacher's activation and its epsilon of LayerNorm.
@@ -72,10 +72,11 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher layers (from 0) that the student's layers are copied from. Layer i of the student is a copy
-    of teacher layer round(i (L_t - 1) / (L_s - 1)).
+    of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers of teacher
+    and student.
 
-    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. The published DistilBERT
-    started as a copy of these layers. The first and the last teacher layer are always copied.
+    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. DistilBERT's authors copied
+    the same layers. The first and the last teacher layer are always copied.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -87,12 +88,13 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """The layer map g(0), g(1) ... g(L_s). Student layer m imitates teacher layer g(m).
+    """The layer map g(0), g(1) ... g(L_s). Student layer m imitates teacher layer g(m). L_s and L_t are the
+    numbers of layers of student and teacher.
 
-    Layers are numbered from 1, as in `Trace.hiddens`. Number 0 is the embedding output, and g(0) = 0. If
-    `given` is None, the map is uniform: g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise `given` has
-    g(1) ... g(L_s). Queries, keys and values have no entry for the embeddings. So the queries of layer g are
-    `queries[g - 1]`.
+    Layers are numbered from 1, so layer m has the index m in `Trace.hiddens`. Number 0 is the embedding
+    output, and g(0) = 0. If `given` is None, the map is uniform: g(m) = m L_t / L_s, rounded (Jiao et al.
+    2019). Otherwise `given` is the list g(1), ..., g(L_s). Queries, keys and values have no entry for the
+    embeddings, so the queries of layer g are `queries[g - 1]`.
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -116,14 +118,17 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     """Builds a student with the same kind of head as its teacher. The student is on the teacher's device and
     in the teacher's mode (train or eval).
 
-    `shape` is the name of a preset or a `Config`. None is the teacher's config with half of its layers. If
-    `layers` is given, the student has this number of layers instead. `init` says which weights are copied.
-    "teacher" copies the embeddings, the head and the layers in `layer_map` (from 0; None: see
-    `copied_layers`). "embeddings" copies the embeddings and the head only. "random" copies nothing: the
-    weights are random numbers from `seed`, and the student may have any width. `fold_segments` is for a
-    student without token types. If it is true, row 0 of the teacher's token types is added to every position
-    vector, so the embedding outputs of both models are equal on single texts. If it is false, this row is not
-    added, as in DistilBERT's original script.
+    `shape` is the name of a preset or a `Config`. If `shape` is None, the student has the teacher's config
+    with half of the layers. If `layers` is given, it replaces the number of layers of the shape.
+
+    `init` says which weights are copied. "teacher" copies the embeddings, the head and the teacher layers in
+    `layer_map`, which are numbered from 0. If `layer_map` is None, `copied_layers` chooses the layers.
+    "embeddings" copies the embeddings and the head only. "random" copies nothing: the weights are random
+    numbers from `seed`, and the student may have any width.
+
+    `fold_segments` is for a student without token types. If `fold_segments` is true, the teacher's vector of
+    token type 0 is added to every position vector. Then student and teacher compute the same embeddings for a
+    single text. If `fold_segments` is false, this vector is left out, as in DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
@@ -157,7 +162,7 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
     """A model of this config with the same kind of head as the teacher. The weights are torch's own initial
     weights.
 
-    If the teacher is an encoder, the model has a pooler if `pooler` is true and the teacher has a pooler.
+    If the teacher is a bare encoder, the model has a pooler only if `pooler` is true and the teacher has one.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -169,9 +174,9 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Gives a model random weights, in place, and returns the model. The weights depend only on `seed` and
     the config.
 
-    All token types get the same row. The text of pre-training has only token type 0, so the rows of other
-    types are not trained. In fine-tuning on pairs, random values in row 1 would add noise to the second text
-    of every pair.
+    All token types get the same vector. The text of pre-training has only token type 0, so the vectors of
+    other token types are not trained. In fine-tuning on pairs of texts, a random vector of token type 1 would
+    add noise to the second text of every pair.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -190,13 +195,13 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
-    # The tensors of student layer i are copied from teacher layer `layers[i]`. Only the number of the layer
-    # differs in their names.
+    # The tensors of student layer i are copied from teacher layer `layers[i]`. A copied tensor has the same
+    # name in both models, except for the number of the layer.
     teacher_weights, student_weights = teacher.state_dict(), {}
     for name in student.state_dict():
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
         if layer and layers is None or other_norm and re.match(r"(encoder\.)?norm\.", name):
-            continue  # note: a norm of another kind is not copied, as in MobileBERT's code
+            continue  # a norm is copied only into a norm of the same kind, as in MobileBERT's code
         if layer:
             origin = f"{layer[1]}{layers[int(layer[2])]}{layer[3]}"
         if origin not in teacher_weights:

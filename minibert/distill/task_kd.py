@@ -5,7 +5,8 @@ et al. 2019).
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
 Each term is a sum over examples, divided by the number of examples of the whole step. The teacher computes
-its outputs for all examples once, before training. The batches contain these outputs.
+its outputs for all examples once, before training. Each batch contains the teacher's outputs for its
+examples.
 """
 
 from dataclasses import dataclass
@@ -37,9 +38,9 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
     """The pairs (student layer, teacher layer), from 1, whose [CLS] states are compared in PKD (Sun et al.
     2019, section 3.3).
 
-    The student's last layer is in no pair, because it learns from the soft labels. If `which` is "skip", the
-    teacher layers have equal distances: 2, 4, 6, 8, 10 for 6 student layers and 12 teacher layers. If `which`
-    is "last", they are the last layers below the top layer: 7 to 11.
+    The student's last layer is in no pair, because it learns from the soft labels. With 6 student layers and
+    12 teacher layers, "skip" takes every second teacher layer: 2, 4, 6, 8 and 10. "last" takes the teacher
+    layers directly below the top layer: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -51,12 +52,12 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """The sum over labelled examples of the cross-entropy (classes and spans) or of the squared error
-    (scores).
+    """The loss on the labels, summed over the examples that have a label. For classes and spans it is the
+    cross-entropy, and for scores the squared error.
 
-    `labels` (S,) are classes or scores. An example without a label has the class -1 or the score NaN. For
-    spans, `labels` (S, 2) has the start and the end of each answer. `offsets` are the offsets of the `Batch`;
-    only the loss of spans uses them.
+    `labels` (S,) are classes or scores. The label of an example without a label is -1 (class) or NaN (score).
+    For spans, `labels` (S, 2) has the start and the end of each answer. `offsets` are the offsets of the
+    `Batch`; only the loss of spans uses them.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
@@ -70,9 +71,10 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
     """The sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015). For scores
-    it is the sum of the squared differences of both models' scores.
+    (regression), the loss is the squared difference between the scores of student and teacher, summed over
+    the examples.
 
-    note: PKD's code takes the mean over examples and classes. So the KL in PKD's code is smaller: it is
+    PKD's code takes the mean over examples and classes. So the KL in PKD's code is the KL of this function
     divided by the number of classes.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
@@ -85,12 +87,12 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
 
 
 def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
-    """The sum over examples of the mean squared difference of normalised [CLS] states. The states of each
-    model are (S, P, D), with P pairs of layers (see `patience_layers`).
+    """The sum over examples of the mean squared difference of normalised [CLS] states. `student_cls` and
+    `teacher_cls` are (S, P, D): the [CLS] states of P layers for S examples (see `patience_layers`).
 
-    note: the paper (eq. 7) sums over layers and elements. The authors' code takes the mean, and the published
-    values of beta (10 to 1000) are for this mean. This function also takes the mean, but normalises the
-    states as the paper does.
+    The paper (eq. 7) sums over layers and elements. The authors' code takes the mean over layers and
+    elements, and the published values of beta (10 to 1000) are for this mean. This function takes the mean,
+    as the authors' code does, and normalises the states, as the paper does.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))
@@ -99,8 +101,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns a micro-batch's share of the loss of the whole step, for hard and soft labels, and the detached
-    sum of each term.
+    """Returns the part of the step's loss that comes from this micro-batch (the terms L_hard and L_soft), and
+    the sum of each term, detached.
 
     `logits` are the outputs of `model` for this micro-batch.
     """
@@ -116,7 +118,8 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns a micro-batch's share of the loss of the whole step, and the detached sum of each term.
+    """Returns the part of the step's loss that comes from this micro-batch, and the sum of each term,
+    detached.
 
     `layers` are the student layers, numbered from 1, whose [CLS] states are compared. An empty list means
     that the loss has no patience term.

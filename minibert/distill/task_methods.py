@@ -12,10 +12,10 @@ class TaskMethod(NamedTuple):
     """The requirements and the default options of one method."""
 
     learns: str  # what the student learns from the teacher, as a text for the help
-    needs_teacher: bool  # false: without a teacher, the method learns from the labels alone
+    needs_teacher: bool  # false: the method also works without a teacher, from the labels alone
     spans: bool  # true: the method can learn SQuAD
-    cut: bool  # true: the student must start as copies of layers of its teacher
-    defaults: dict  # the default values of options of finetune.py, if there is a teacher
+    cut: bool  # true: the student's layers must be copied from the teacher at the start
+    defaults: dict  # default values of options of finetune.py that are used with --teacher
 
 
 TASK_METHODS = {
@@ -26,8 +26,8 @@ TASK_METHODS = {
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
-    # These defaults are from the command of the original code for MRPC. In this command, the probability of a
-    # replacement becomes 1 after 1,167 of 1,725 steps.
+    # These values are those of the MRPC command in the README of the original code. In that command, the
+    # probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
         "the labels, while student layers replace random layers of the teacher", True, True, True,
         dict(alpha=0.0, temperature=2.0, replace_rate=0.3, replace_until=0.68)),

@@ -7,8 +7,9 @@ the student's layers are trained. The method has no loss of its own: the loss is
 
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
-When p is 1, no teacher layer is used, and the training of the student's layers continues. So one run has both
-stages of the paper: the training with the teacher's layers, and the training without them.
+b is the probability in the first step, and `replace_rate` chooses k. When p is 1, no teacher layer is used,
+and the training of the student's layers continues. So one run has both stages of the paper: the training with
+the teacher's layers, and the training without them.
 """
 
 import math
@@ -22,17 +23,19 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# Only theseus gives this number to `uniform`, so its random numbers are not those of masking or of the data.
+# Only this file has this number as the first argument of `uniform`. So the choice of groups and the masking
+# use different random numbers.
 DRAW = 0x7E5E05
 
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
-    """For each student layer, the group of teacher layers (from 0) that it replaces.
+    """Returns, for each student layer, the numbers (from 0) of the teacher layers that this student layer
+    replaces.
 
     Student layer m (from 1) replaces the teacher layers g(m - 1) to g(m) - 1. Here g is the uniform layer map
     of TinyBERT (see `imitated_layers`). With 12 teacher layers and 6 student layers, each group has two
-    layers. With 6 and 4 layers, the groups are (0, 1), (2), (3) and (4, 5). note: in the original code all
-    groups have the same size.
+    layers. With 6 teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5). In the
+    original code all groups have the same size.
     """
     if student_layers > teacher_layers:
         raise UserError("theseus replaces each group of teacher layers with one student layer, and a student "
@@ -54,24 +57,24 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Chooses the groups that are replaced in this step. Returns a bool for each of the `groups`; `rate` is
-    the probability of True, which means "replaced".
+    """Chooses the groups that are replaced in this step. Returns one bool for each group: True if the
+    student's layer replaces the group. `rate` is the probability of True.
 
     The result depends only on the arguments. So all micro-batches and ranks of a step replace the same
-    groups, and a resumed run draws the same groups as an uninterrupted run. note: the original code draws
-    groups for each micro-batch.
+    groups, and a resumed run draws the same groups as an uninterrupted run. The original code draws groups
+    for each micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
 
 def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
                  ) -> Tensor:
-    """The outputs of the mixed model. If a group is replaced, its student layer is used; otherwise the
-    teacher layers of the group are used.
+    """The outputs of a model that consists of student layers and teacher layers. If a group is replaced, its
+    student layer is used; otherwise the teacher layers of the group are used.
 
-    Gradients flow through the teacher's layers, but these layers are frozen. This function does not change
-    the modes of the models. note: in the original code the teacher's layers have dropout. finetune.py sets
-    the teacher to train mode, so here they also have dropout.
+    Gradients pass through the teacher's layers to the student's layers below them, but the teacher's weights
+    are not trained. As in the original code, the teacher's layers have dropout: finetune.py sets the teacher
+    to train mode.
     """
     groups = layer_groups(len(student.encoder.layers), len(teacher.encoder.layers))
     x = student.encoder.embed(micro.batch)
@@ -83,8 +86,8 @@ def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], m
 
 def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], weights: TaskWeights,
                  counts: dict[str, int], micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns a micro-batch's share of the loss of the whole step, and the detached sum of each term. The
-    loss is `output_loss` of the mixed model.
+    """Returns the part of the step's loss that comes from this micro-batch, and the sum of each term,
+    detached. The loss is `output_loss` for the outputs of `mixed_logits`.
     """
     return output_loss(student, mixed_logits(student, teacher, replaced, micro), weights, counts, micro)
 

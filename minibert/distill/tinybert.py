@@ -1,9 +1,8 @@
 """The loss of TinyBERT (Jiao et al. 2019, section 3.1). The loss compares the embeddings, hidden states and
 attention scores of student and teacher in each student layer.
 
-distilbert.py describes the arguments and results of a loss. This loss uses no labels, and the text may have
-masks or no masks. note: TinyBERT's paper pre-trains "as BERT", with masks. The first version of the authors'
-code has masks. The second version masks one token of each sequence.
+distilbert.py describes the arguments and results of a loss. This loss uses no labels, so the text may be
+masked or not.
 """
 
 from dataclasses import dataclass
@@ -29,20 +28,22 @@ class TinyBERTWeights:
     """
 
     embedding: float = 1.0
-    hidden: float = 1.0  # weight of this term, a sum over the student's layers
-    attention: float = 1.0  # weight of this term, a sum over the student's layers
-    # the imitated teacher layers g(1) ... g(L_s), numbered from 1; None: see `imitated_layers`
+    hidden: float = 1.0  # weight of the hidden-state term, which is summed over the student's layers
+    attention: float = 1.0  # weight of the attention term, which is summed over the student's layers
+    # For each student layer, the teacher layer (from 1) that it learns from. None: evenly spread layers
+    # (`imitated_layers`).
     layers: tuple[int, ...] | None = None
 
 
 class TinyBERTStudent(nn.Module):
-    """The module that is trained: the student's encoder, and the projections W_e and W_h of TinyBERT. The
-    projections map the student's states to the teacher's width.
+    """The module that is trained: the student's encoder, and TinyBERT's projection matrices W_e (for the
+    embeddings) and W_h (for the hidden states). The projections map the student's states to the teacher's
+    width.
 
-    The first projection is for the embeddings. Each layer also has its own projection. The projections are
-    trained and saved in checkpoints, but they are not part of the student. note: the original code has one
-    matrix with a bias for the embeddings and all layers. The paper writes W_e and W_h without a bias. The
-    paper does not say if all layers share W_h.
+    Each student layer has a matrix W_h of its own. The projections are trained and saved in checkpoints, but
+    they are not part of the student. TinyBERT's own code has a single linear layer, with a bias, for the
+    embeddings and all hidden states. In the paper, as here, the projections have no bias. The paper does not
+    say if all layers share W_h.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -58,18 +59,18 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """TinyBERT's Transformer distillation. If the student is not a `TinyBERTStudent`, it must have the
-    teacher's width, and its states are compared without projections.
+    """TinyBERT's Transformer distillation. A student that is not a `TinyBERTStudent` must have the teacher's
+    width. Its states are compared without projections.
 
-    note: in the original code the teacher is in train mode, so it has dropout. In this project the teacher is
-    in eval mode.
+    In the original code the teacher is in train mode, so it has dropout. In this project the teacher is in
+    eval mode.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_trace = encoder_of(teacher).trace(micro.batch)
     student_trace = encoder_of(student).trace(micro.batch)
     # student layer m learns from teacher layer g[m]; layer 0 is the embedding output
     g = imitated_layers(len(student_trace.queries), len(teacher_trace.queries), weights.layers)
-    matrices = [None] * len(g)  # None: there is no projection, because the widths are equal
+    matrices = [None] * len(g)  # None: no projection, because both models have the same width
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
@@ -81,8 +82,9 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
         sums["hidden"] = sum(
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
             for m in range(1, len(g)))
-    # L_attn compares the scores before the softmax. The authors found that this converges faster. Layer m has
-    # index m - 1 in `queries` and `keys`, because the embeddings have no queries and keys.
+    # L_attn compares the scores before the softmax. According to the paper, training with the scores
+    # converges faster than training with the probabilities. Layer m has index m - 1 in `queries` and `keys`,
+    # because the embeddings have no queries and keys.
     if weights.attention:
         sums["attention"] = sum(
             attention_sum(student_trace.queries[m - 1], student_trace.keys[m - 1],
@@ -92,14 +94,15 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by. It is the number of tokens, or of sequences, of
-    the whole step.
+    """Returns the divisor of each loss term's sum: the number of tokens in the whole step for `embedding` and
+    `hidden`, and the number of sequences for `attention`.
     """
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
-    """Returns a sentence with the layer map. Raises `UserError` if TinyBERT cannot compare these two models.
+    """Returns a sentence for the user that says which teacher layer each student layer imitates. Raises
+    `UserError` if TinyBERT cannot compare these two models.
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)

@@ -1,18 +1,23 @@
-"""Cross-entropy and distillation KL over the vocabulary. The logits are computed for some rows at a time, so
-that they need little memory.
+"""Cross-entropy and distillation KL over the vocabulary. To save memory, the logits are computed for some
+rows at a time.
 
-`vocab_loss_plain` is the definition in ten lines. `vocab_loss` computes the same numbers with less memory.
+`vocab_loss_plain` defines the loss in ten lines of code. `vocab_loss` computes the same loss with less
+memory.
 
 The logits of a row are z = h W' + b. W is the word table (tied), and b is the bias. z_s are the student's
-logits, z_t the teacher's. T is the temperature here.
+logits, z_t the teacher's. In this file T is the temperature, not the sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
-The logits of N rows are N x V numbers: 250 MB in fp32 for 2,048 tokens of BERT. So the rows are divided into
-chunks of C rows. The gradients of a chunk are computed together with its loss: d KL / d z_s = T (softmax(z_s
-/ T) - softmax(z_t / T)), d MLM / d z_s = softmax(z_s) - onehot(label). After each chunk, only the sums and
-the gradients of h, W and b stay in memory.
+The logits of N rows are N x V numbers, where V is the size of the vocabulary. For 2,048 tokens and BERT's
+vocabulary, they take 250 MB in fp32. So the rows are divided into chunks of C rows. The gradients of a chunk
+are computed together with its loss:
+
+    d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T))
+    d MLM / d z_s = softmax(z_s) - onehot(label)
+
+After each chunk, only the sums and the gradients of h, W and b stay in memory.
 """
 
 import math
@@ -24,9 +29,9 @@ from torch import Tensor
 
 from minibert.model.batch import IGNORE
 
-# A matrix product is fast if it has many rows. Elementwise operations are fast if their numbers fit in the
-# CPU's cache. So a product computes one chunk (64 MB of logits: 549 rows of BERT's vocabulary in fp32, 1,099
-# in 16 bits), and elementwise operations compute one tile of it at a time (0.5 M logits, 2 MB in fp32).
+# A matrix product is fast if it has many rows. Elementwise operations are fast if their input fits in the
+# CPU's cache. So a matrix product computes a chunk of 64 MB of logits. The elementwise operations then go
+# through the chunk in tiles of 0.5 M logits (2 MB in fp32).
 CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
@@ -41,8 +46,8 @@ class Vocab(NamedTuple):
 
 
 class VocabSums(NamedTuple):
-    """Detached sums over the rows: the KL times T^2, the MLM cross-entropy (nats), and the number of rows
-    whose most likely token is the label.
+    """Sums over all rows of logits, detached: the KL multiplied by T^2, the MLM cross-entropy in nats, and
+    the number of rows whose label is the most likely token.
     """
 
     kl: Tensor
@@ -53,17 +58,18 @@ class VocabSums(NamedTuple):
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, VocabSums]:
-    """Returns `mlm_weight` * MLM sum + `kl_weight` * KL sum as a differentiable scalar, and the unweighted
-    sums (`VocabSums`).
+    """Returns the loss, a differentiable scalar, and the sums of its terms without weights (`VocabSums`). The
+    loss is `mlm_weight` * MLM sum + `kl_weight` * KL sum.
 
-    The caller divides the weights by the counts of the whole step. `labels` (N,) is `IGNORE` for a row
-    without a label. `labelled` (M,), on the CPU, has the numbers of the rows with a label, in order. If it is
-    None, this function finds these rows, which waits for the GPU. `chunk` is the number of rows in one chunk.
-    The student's states, table and bias get gradients; the teacher gets none. Under autocast, logits and
-    their gradients have the dtype of autocast. Softmaxes, sums and results are in fp32.
+    To get means, the caller divides the weights by the number of tokens, or of masked tokens, in the whole
+    step. `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the numbers of
+    the rows with a label, in order. If `labelled` is None, this function searches for the labelled rows, and
+    the CPU must wait for the GPU. `chunk` is the number of rows in one chunk. The student's states, table and
+    bias get gradients; the teacher gets none. Under autocast, logits and their gradients have the dtype of
+    autocast. Softmaxes, sums and results are in fp32.
     """
-    # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without this line, gradients would
-    # be computed that nobody needs.
+    # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without `detach`, gradients would
+    # be computed that are not used.
     if not torch.is_grad_enabled():
         student = Vocab(*(t.detach() for t in student))
     if teacher is None:
@@ -120,9 +126,10 @@ class _VocabLoss(torch.autograd.Function):
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
             sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
-            # The weights are divided by the step's counts, so the gradients of the logits are very small. In
-            # fp16 most of them would become 0 before loss scaling. So they are multiplied by `up`, and the
-            # results are divided by `up` at the end.
+            # The weights were divided by the number of tokens of the step, so the gradients of the logits are
+            # very small. In fp16 most of these gradients would be rounded to 0 before the loss scale is
+            # applied. So the weights are multiplied by `up`, and at the end the gradients of states, table
+            # and bias are divided by `up`.
             up = 1.0
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
@@ -131,8 +138,8 @@ class _VocabLoss(torch.autograd.Function):
             marked = terms.labelled.to(states.device, non_blocking=True)
             chunk = terms.chunk or CHUNK_BYTES // (len(table) * table.element_size())
             chunk = max(1, min(chunk, len(states)))
-            # The buffers are allocated once for all chunks: new memory pages for a chunk take as long as one
-            # operation on it.
+            # The buffers are allocated once and used for all chunks. Allocating new memory for each chunk
+            # would take as long as one operation on the chunk.
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
@@ -159,8 +166,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale the factor is 1 and nothing is multiplied. On a GPU this comparison would wait
-        # for the device.
+        # Without a loss scale, `grad_loss` is 1, and nothing is multiplied. Only a CPU compares `grad_loss`
+        # with 1, because on a GPU the comparison would wait for the device.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -168,9 +175,9 @@ class _VocabLoss(torch.autograd.Function):
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
-    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient. It adds the
-    losses of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the
-    chunk's first row. `marked` are the rows with a label, on the device of z.
+    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient. The function
+    also adds the losses of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the
+    number of the chunk's first row. `marked` are the rows with a label, on the device of z.
     """
     # one tile of logits fits in the cache of a CPU
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
@@ -200,8 +207,8 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Returns T^2 KL of each row (...,), and its gradient (..., V) with respect to z_s. T is the temperature.
-    The content of z_s and z_t is overwritten.
+    """Returns, for each row, the KL multiplied by T^2, and the gradient (..., V) of this number with respect
+    to z_s. T is `temperature`. The content of z_s and z_t is overwritten.
     """
     # The in-place operations avoid a new tensor of vocabulary size for every operation.
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
@@ -213,7 +220,7 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns three tensors for the M rows `labelled`: the gradient of the cross-entropy (M, V), the
-    cross-entropy (M, 1), and whether the most likely token is the label (M, 1).
+    cross-entropy (M, 1), and a bool (M, 1) that is True if the most likely token is the label.
     """
     target = labels[labelled, None]
     z = z if len(labelled) == len(z) else z[labelled]  # (M, V)
@@ -227,15 +234,16 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
     are computed once.
     """
     p = z.softmax(-1)
-    # log sum exp(z) = z - log p for any token; the most likely one has a p that is not too small for log
+    # log sum exp(z) equals z - log p for every token. The most likely token is used, because its p is never
+    # 0.
     return p, z.amax(-1) - p.amax(-1).log()
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
     """Writes the products h W' (C, V) into `out`. The products are the logits without the bias.
 
-    On a CPU the product is computed for 1,024 tokens of the vocabulary at a time. This is faster by a third,
-    because these rows of the table stay in the cache.
+    On a CPU the product is computed for 1,024 tokens of the vocabulary at a time. This is a third faster than
+    one product with the whole table, because 1,024 rows of the table stay in the cache.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

@@ -30,54 +30,58 @@ class Options(MachineOptions):
     """The options of train.py. An option whose value is None gets the default of the method."""
 
     method: str = option(
-        "distilbert", "method of training; `--method NAME --help` shows the options and defaults of this "
-                      "method",
+        "distilbert", "training method; `--method NAME --help` shows the options and defaults of the method "
+                      "NAME",
         choices=tuple(METHODS))
 
     teacher: str | None = option(
-        None, "folder or hub name of the teacher (default: the bundled teacher); with mlm, the teacher is "
-              "only a source of copied layers (default: no teacher)", metavar="FOLDER", group="model")
+        None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
+              "teacher by default; a given teacher is used only for the student's initial weights and the "
+              "evaluation", metavar="FOLDER", group="model")
     student: str | None = option(
-        None, "shape of the student: a preset (`bench.py size` lists them), or the folder of a model to "
-              "start from. Default: half of the teacher's layers, as in DistilBERT; with tinybert, minilm, "
-              "minilmv2: tinybert-4; with mobilebert: a MobileBERT. mlm needs --student or "
-              "--teacher", metavar="PRESET")
-    layers: int | None = option(None, "number of the student's layers (default: that of the preset, or half "
-                                      "of the teacher's layers; with tinybert, minilm, minilmv2: "
-                                      "4)", metavar="LAYERS")
-    init: str | None = option(None, "initial weights of the student: all copied from the teacher (teacher), "
-                                    "only embeddings and head copied (embeddings), or random", choices=STARTS)
+        None, "shape of the student (a preset; `bench.py size` lists all presets), or the folder of a model "
+              "that is trained further. Default: a DistilBERT with half of the teacher's layers; tinybert-4 "
+              "with tinybert, minilm and minilmv2; a MobileBERT with mobilebert; the teacher's shape with "
+              "half of its layers with embedding. mlm needs --student or --teacher", metavar="PRESET")
+    layers: int | None = option(
+        None, "number of the student's layers (default: the number of the preset that --student names; "
+              "without --student, half of the teacher's layers, 4 with tinybert, minilm and minilmv2, and all "
+              "layers with mobilebert)", metavar="LAYERS")
+    init: str | None = option(
+        None, "initial weights of the student. teacher: all weights are copied from the teacher; embeddings: "
+              "only embeddings and head are copied; random: no weights are copied", choices=STARTS)
     layer_map: str | None = option(
         None, "with --init teacher: for each student layer, the teacher layer (from 0) that it is copied "
               "from, for example 0,2,5 (default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
     token_types: str = option(
-        "fold", "with --init teacher, for a student without token types: add the teacher's token type 0 to "
-                "the positions (fold), or leave it out as in DistilBERT's code "
-                "(drop)", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
+        "fold", "for a student without token types whose weights are copied from the teacher. fold: the "
+                "teacher's vector of token type 0 is added to the position vectors; drop: this vector is "
+                "left out, as in DistilBERT's code", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
         None, "dropout of the student's embeddings and block outputs (default: the value in the model's "
               "config)", metavar="RATE")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, but it "
-                                           "makes training slower",
-                                      metavar="RATE")
+    attention_dropout: float = option(
+        0.0, "dropout of attention probabilities; the papers use 0.1, but training is slower with a value "
+             "above 0", metavar="RATE")
 
     corpus: tuple[str, ...] = option(
-        ("python-docs",), "training text: a prepared folder, text files or folders, or python-docs",
+        ("python-docs",), "training text: text files, folders of text files, a folder made by data/prepare.py, "
+                          "or python-docs (Python's documentation)",
         metavar="FILE", group="data")
     eval_corpus: tuple[str, ...] = option(
-        (), "text for the evaluation, in the same forms as --corpus (default: the held-out part of "
+        (), "text for the evaluation; possible values are those of --corpus (default: the held-out part of "
             "--corpus)", metavar="FILE")
-    wikitext: str = option("auto", "whether text files are tokenised WikiText; auto decides this from the "
-                                   "text", choices=("auto", "yes", "no"))
+    wikitext: str = option("auto", "yes: the text files are tokenised WikiText; auto: WikiText is "
+                                   "recognised from the text", choices=("auto", "yes", "no"))
     one_line: bool = option(False, "use each line as one sequence; without this option, lines are joined up "
                                    "to --max-length")
     max_length: int = option(128, "length of the longest sequence in tokens, with [CLS] and "
                                   "[SEP]", metavar="TOKENS")
     min_length: int | None = option(None, "length of the shortest sequence in tokens, with [CLS] and [SEP]; "
-                                          "shorter ones are left out",
+                                          "shorter sequences are left out",
                                     metavar="TOKENS")
-    masking: str | None = option(None, "method of choosing the masked tokens; needs a --mask-share above "
-                                       "0", choices=tuple(SELECTIONS))
+    masking: str | None = option(None, "how the masked tokens are chosen; needs a --mask-share above 0",
+                                 choices=tuple(SELECTIONS))
     mask_share: float | None = option(None, "share of tokens that are masked", metavar="SHARE")
 
     weights: tuple[str, ...] = option((), "weights of the loss terms, for example mlm=1", group="loss",
@@ -87,19 +91,19 @@ class Options(MachineOptions):
     kl_masked_only: bool = option(False, "compute the KL to the teacher at masked tokens only",
                                   only_with=only("distilbert"))
     imitate: str | None = option(
-        None, "for each student layer, the teacher layer (from 1) that it learns from, as 2,4,6 (default: "
-              "evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
+        None, "for each student layer, the teacher layer (from 1) that it learns from, for example "
+              "2,4,6 (default: evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
     teacher_layer: int | None = option(
         None, "the teacher layer (from 1) that the student's last layer learns from (default: the last "
               "layer)",
         metavar="NUMBER", only_with=only("minilm", "minilmv2"))
     relation_heads: int | None = option(
-        None, "number of relation heads (default: 48, or the largest smaller number that divides both "
-        "widths)", metavar="HEADS", only_with=only("minilmv2"))
+        None, "number of relation heads (default: the largest number up to 48 that divides the attention "
+              "width of the student and of the teacher)", metavar="HEADS", only_with=only("minilmv2"))
     schedule: str | None = option(
-        None, "schedule of knowledge transfer and distillation. akt: both in every step; jkt: transfer of "
-              "all layers, then distillation; pkt: transfer of one layer after another, then "
-              "distillation", choices=SCHEDULES, only_with=only("mobilebert"))
+        None, "order of knowledge transfer and distillation. akt: both together in every step; jkt: first "
+              "the transfer of all layers together, then distillation; pkt: first the transfer layer by layer, "
+              "then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
     transfer_share: float | None = option(None, "share of the steps that are used for the knowledge "
                                                 "transfer in jkt and pkt",
                                           metavar="SHARE", only_with=only("mobilebert"))
@@ -108,7 +112,7 @@ class Options(MachineOptions):
                                      "--epochs)", metavar="STEPS",
                                group="optimisation")
     epochs: float = option(3.0, "number of passes over the corpus", metavar="PASSES")
-    batch: int = option(128, "number of sequences in one optimiser step, over all ranks (the "
+    batch: int = option(128, "number of sequences in one optimiser step, on all ranks together (the "
                         "DistilBERT paper uses 4000)",
                         metavar="SEQUENCES")
     optimizer: str | None = option(
@@ -121,7 +125,7 @@ class Options(MachineOptions):
         None, "weight decay of all weights except biases and norms", metavar="DECAY")
     clip: float | None = option(
         None, "largest norm of the gradient; a larger gradient is scaled down to this norm", metavar="NORM")
-    seed: int = option(56, "random seed of new weights, the order of the text, masks and "
+    seed: int = option(56, "random seed for new weights, the order of the text, the masks and "
                            "dropout", metavar="NUMBER")
 
     out: str = option("runs/train", "folder of the run", metavar="FOLDER", group="output")
