@@ -279,7 +279,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
         write_tensors(made / "model.safetensors", state, {"format": "pt"})
         (made / "README.md").write_text(model_card(model, head, parameters, stored, folder.resolve().name,
                                                    card), encoding="utf-8")
-        (made / "config.json").write_text(dump(describe(config, head, stored, beside.settings)), encoding="utf-8")
+        (made / "config.json").write_text(dump(describe(config, head, stored, beside.settings)),
+                                          encoding="utf-8")
         # this gives the file the usual rights, because safetensors lets only the owner read it
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
