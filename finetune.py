@@ -248,7 +248,7 @@ def cut_student(run: Run) -> None:
     layers = layer_map or copied_layers(student.config.layers, teacher.config.layers)
     say(f"the student starts as a copy of the layers {', '.join(map(str, layers))} (counted from 0) of "
         f"{options.teacher}")
-    minibert.save(student, run.student, run.tokenizer, format="auto",
+    minibert.save(student, run.student, run.tokenizer,
                   card=f"Layers of `{Path(options.teacher).name}`, copied by `finetune.py` of minibert and "
                   "not trained after that.")
 
@@ -385,7 +385,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
         if run.runtime.is_writer:
             if options.project:
                 write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
-            minibert.save(student, out / "model", run.tokenizer, format="auto",
+            minibert.save(student, out / "model", run.tokenizer,
                           card=card_of(options, task) + " This stage did not train its task head.")
             write_json(out / "result.json", {"seconds": seconds})
         run.runtime.barrier()
@@ -512,7 +512,7 @@ def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
 def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray) -> None:
     """Saves the model in out/model, and its outputs on the first dev split in the file `OUTPUTS` in `out`."""
     write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(logits)})
-    minibert.save(stage.module, out / "model", run.tokenizer, format="auto",
+    minibert.save(stage.module, out / "model", run.tokenizer,
                   card=card_of(run.options, run.task))
 
 

@@ -422,8 +422,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # how the sentence vector is computed.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
-    if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
-        say("transformers does not support a model of this shape, so model/ is in minibert's own format")
+    minibert.save(student, out / "model", run.tokenizer, card=card)
     figures = {"tokens": last_tokens(out / "metrics.jsonl")}
     if run.held_out:
         scores, rows = compare(run, initial.eval())

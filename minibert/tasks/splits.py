@@ -15,7 +15,7 @@ from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples, check_examples, check_pieces, encode, make_examples
 from minibert.data.tokenizer import Tokenizer
-from minibert.hub.load_save import load_config, stated_head
+from minibert.hub.load_save import config_and_head
 from minibert.inference.predict import MICRO_TOKENS, outputs
 from minibert.model.config import Config
 from minibert.tasks import metrics, squad_windows, squad
@@ -64,7 +64,7 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
-    config, head = load_config(model), stated_head(model)
+    config, head = config_and_head(model)
     if head not in ("classification", None):
         raise UserError(f"{model} has no head for {task}: fine-tune the model first")
     judged = Task(Path(task).name, config.labels, config.labels, ("accuracy", "matthews"))
