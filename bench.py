@@ -4,11 +4,10 @@
     bench.py inference measures latency and throughput of minibert and other engines, and scores of each mode
     bench.py finetune  times the fine-tuning step on a real task, and the same step on `transformers`
     bench.py sentences compares sentence encoders with their teacher: STS-B, retrieval on SQuAD, speed
-    bench.py data      measures speed and memory of data/prepare.py, compared with `tokenizers` alone
-    bench.py plan      calculates hours and cost of a training from the tokens a second
+    bench.py plan      calculates the hours of a training from the tokens a second
     bench.py size      counts parameters, bytes on disk and FLOPs of models; shows published figures
     bench.py runs      runs a list of commands; skips finished runs and resumes stopped runs
-    bench.py report    writes tables and plots of finished runs into a markdown file
+    bench.py report    writes tables and a plot of finished runs into a markdown file
 """
 
 import importlib
@@ -24,14 +23,13 @@ BENCHES = {
     "inference": ("minibert.bench.inference", "InferenceBench", "bench_inference"),
     "finetune": ("minibert.bench.finetune", "FinetuneBench", "bench_finetune"),
     "sentences": ("minibert.bench.sentences", "SentencesBench", "bench_sentences"),
-    "data": ("minibert.bench.data", "DataBench", "bench_data"),
     "plan": ("minibert.bench.plan", "PlanBench", "bench_plan"),
     "size": ("minibert.bench.size", "SizeBench", "bench_size"),
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
 # for some commands, the option whose name may be left out: its values then stand right after the command
-PLAIN = {"sentences": "--models", "data": "--files", "size": "--models", "runs": "--file", "report": "--runs"}
+PLAIN = {"sentences": "--models", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
   python bench.py train --teacher bert-L4-H256 --student bert-L2-H256 --steps 1 --turns 2    a minute on a CPU
@@ -42,10 +40,8 @@ EXAMPLES = """examples:
   python bench.py inference --data data/glue_data --tokenizer weights/bert-base-uncased
   python bench.py inference --models runs/mrpc/model --task mrpc --data data/glue_data
   python bench.py sentences TEACHER runs/mine/model --sts data/glue_data --squad data/squad
-  python bench.py data                       with Python's documentation and the bundled tokenizer
-  python bench.py data my_text/ --tokenizer weights/bert-base-uncased --threads 2 --megabytes 100
   python bench.py plan --corpus-tokens wikitext-103 --peak-tflops 65 --share 0.3
-  python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000 --machines 1,8 --price 1.50
+  python bench.py plan --corpus-tokens wikitext-103 --tokens-per-second 50000
   python bench.py size                       all presets
   python bench.py size bert-base distilbert weights/teacher --length 128
   TEACHER=FOLDER python bench.py runs docs/runs.txt --show    shows the state of each run
@@ -69,8 +65,6 @@ def main() -> None:
         raise UserError(f"bench.py has no command {what!r}; its commands are {', '.join(BENCHES)}")
     if what in PLAIN and words and not words[0].startswith("-"):
         words = [PLAIN[what], *words]
-    # The module is imported only here. So the processes that `data` measures can import this file without
-    # torch.
     place, options_class, function = BENCHES[what]
     module = importlib.import_module(place)
     options = parse(getattr(module, options_class), words, module.__doc__, examples_of(what),

@@ -42,15 +42,15 @@ from minibert.tasks.official_files import write_submission
 from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve,
                                     task_settings)
 from minibert.tasks.specs import TASKS, Task
-from minibert.tasks.splits import (Split, answers_of, check_data, dev_of, judge, model_outputs,
+from minibert.tasks.splits import (Split, answers_of, dev_of, judge, model_outputs,
                                    read_augmented, read_rows, read_rows_to_judge, read_transfer, some_of,
-                                   tokenise_splits)
-from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise, write_answers
+                                   tokenise_splits, write_errors)
+from minibert.tasks.summary import OUTPUTS, keep_best_seed, on_one_line, rank, summarise
 from minibert.training.checkpoint import load_checkpoint, save_checkpoint
 from minibert.training.models import hold_frozen, with_dropout
 from minibert.training.optim import adamw, learning_rate, set_learning_rate, warmup_steps
-from minibert.training.run_folder import (append_row, check_weights, cut_metrics, end_stopped, in_words,
-                                          open_run, stop_requests)
+from minibert.training.run_folder import (append_row, check_unchanged, check_weights, cut_metrics,
+                                          end_stopped, in_words, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
 
 EXAMPLES = """examples:
@@ -167,7 +167,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
-    check_data(run.out, data)
+    check_unchanged(run.out, "data", data, "the {} examples")
     weights = check_weights(run.out, {"model": options.model, "teacher": options.teacher})
     settings = {name: getattr(run.task, name)
                 for name in ("batch", "lr", "epochs", "max_length", "intermediate_epochs")}
@@ -197,7 +197,9 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     deciding = next(iter(dev))
     best = keep_best_seed(out, results, deciding, task.metrics[0])
     answers = answers_of(task, dev[deciding], read_safetensors(out / OUTPUTS)["outputs"].numpy())
-    write_answers(out, task, dev[deciding], answers)
+    write_errors(out / "errors.tsv", task, dev[deciding], answers)
+    if task.kind == "span":  # the official script of SQuAD computes the scores from this file
+        write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
     scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
     # summary.json is written before the table is printed, because printing fails if the terminal is closed
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
@@ -246,7 +248,7 @@ def cut_student(run: Run) -> None:
     layers = layer_map or copied_layers(student.config.layers, teacher.config.layers)
     say(f"the student starts as a copy of the layers {', '.join(map(str, layers))} (counted from 0) of "
         f"{options.teacher}")
-    minibert.save(student, run.student, run.tokenizer, format="auto",
+    minibert.save(student, run.student, run.tokenizer,
                   card=f"Layers of `{Path(options.teacher).name}`, copied by `finetune.py` of minibert and "
                   "not trained after that.")
 
@@ -383,7 +385,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
         if run.runtime.is_writer:
             if options.project:
                 write_tensors(out / "projections.safetensors", imitator.projections.state_dict())
-            minibert.save(student, out / "model", run.tokenizer, format="auto",
+            minibert.save(student, out / "model", run.tokenizer,
                           card=card_of(options, task) + " This stage did not train its task head.")
             write_json(out / "result.json", {"seconds": seconds})
         run.runtime.barrier()
@@ -510,7 +512,7 @@ def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
 def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray) -> None:
     """Saves the model in out/model, and its outputs on the first dev split in the file `OUTPUTS` in `out`."""
     write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(logits)})
-    minibert.save(stage.module, out / "model", run.tokenizer, format="auto",
+    minibert.save(stage.module, out / "model", run.tokenizer,
                   card=card_of(run.options, run.task))
 
 

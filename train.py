@@ -49,11 +49,11 @@ from minibert.training.models import (check_positions, check_sentence_teacher, e
                                       with_dropout)
 from minibert.training.optim import OPTIMIZERS, learning_rate, set_learning_rate, warmup_steps
 from minibert.training.options import MAY_CHANGE, Options, shown_defaults
-from minibert.training.plots import plot_attention, plot_curves
+from minibert.training.plots import plot_curves
 from minibert.training.run_folder import (append_row, check_corpus, check_weights, cut_metrics, end_stopped,
                                           in_words, last_tokens, open_run, stop_requests)
 from minibert.training.step import accumulate, consecutive_skips, freeze_unread, update
-from minibert.training.summary import SENTENCES, comparison, filled_sentences, tokens_per_second
+from minibert.training.summary import comparison, filled_sentences, tokens_per_second
 
 BUNDLED_TEACHER = Path(__file__).resolve().parent / "weights" / "teacher"
 
@@ -422,8 +422,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # how the sentence vector is computed.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
-    if minibert.save(student, out / "model", run.tokenizer, format="auto", card=card) == "minibert":
-        say("transformers does not support a model of this shape, so model/ is in minibert's own format")
+    minibert.save(student, out / "model", run.tokenizer, card=card)
     figures = {"tokens": last_tokens(out / "metrics.jsonl")}
     if run.held_out:
         scores, rows = compare(run, initial.eval())
@@ -438,12 +437,6 @@ def finish(run: Run, initial: nn.Module | None) -> None:
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
     # The curves are plotted only if matplotlib is installed.
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
-    layers = compared_layers(run) if run.held_out and run.teacher is not None else None
-    if layers:
-        students = {"student, initial": initial, "student, trained": run.module}
-        sentence = SENTENCES[1].replace("[MASK]", run.tokenizer.names[4])
-        plot_attention(run.teacher, students, layers, run.tokenizer, sentence, run.runtime,
-                       out / "attention.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
 

@@ -45,18 +45,18 @@ class Reader(NamedTuple):
 
 # ---- good files --------------------------------------------------------------------------------------------
 
-def make_model(folder: Path, kind=MaskedLM, form: str = "hf", **config) -> None:
+def make_model(folder: Path, kind=MaskedLM, **config) -> None:
     """A tiny model with its tokenizer."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(TEXTS, 90)
     model = init_weights(kind(Config(**TINY | {"vocab_size": tokenizer.vocab_size} | config)))
-    minibert.save(model, folder, tokenizer, form)
+    minibert.save(model, folder, tokenizer)
 
 
 def make_config(folder: Path) -> None:
     make_model(folder / "hf")
     make_model(folder / "classes", Classifier, labels=("no", "yes", "perhaps"))
-    make_model(folder / "own", MaskedLM, "minibert", architecture="distilbert", segments=0)
+    make_model(folder / "own", MaskedLM, architecture="distilbert", segments=0, norm_eps=1e-5)
 
 
 def make_shards(folder: Path) -> None:

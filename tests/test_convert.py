@@ -82,13 +82,10 @@ def test_help_and_errors(tmp_path, monkeypatch, capsys):
     assert second.startswith("error: ") and "could not be downloaded" in second
 
 
-@pytest.mark.parametrize("form", ["hf", "minibert"])
-def test_layouts_and_heads(form, tmp_path, model, monkeypatch, capsys):
-    save(model, tmp_path / "source", format="hf" if form == "minibert" else "minibert")
-    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", "--to", form) == 0
+def test_heads(tmp_path, model, monkeypatch, capsys):
+    save(model, tmp_path / "source")
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target") == 0
     assert "no tokenizer" in capsys.readouterr().out
-    raw = json.loads((tmp_path / "target/config.json").read_text())
-    assert raw.get("format", "hf") == form
     assert same(load(tmp_path / "target"), model)
     assert convert(monkeypatch, tmp_path / "target", tmp_path / "encoder", "--head", "encoder") == 0
     assert same(load(tmp_path / "encoder"), model.encoder)

@@ -398,7 +398,7 @@ def test_a_run_is_not_resumed_with_other_weights_under_the_same_name(folder, tun
     finetune.main(argv)
     finetune.main([*argv, "--seeds", "2"])  # as they were
     changed_weights(tmp_path / option)
-    refused([*argv, "--seeds", "3"], f"the weights of --{option} {tmp_path / option} are not those", "--out")
+    refused([*argv, "--seeds", "3"], f"the weights of --{option} are not those", "--out")
 
 
 def test_a_pass_holds_no_more_than_micro_tokens_in_judging_too(folder, tuned, tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
     `calibration` has the ids and segments of sentences, which give OpenVINO's int8 its scales.
     """
-    minibert.save(model, folder / "model", tokenizer, format="auto")
+    minibert.save(model, folder / "model", tokenizer)
     kinds = {engine.split()[0] for engine in engines}
     if kinds & {"onnxruntime", "openvino"}:
         write_onnx(model, folder / "model.onnx")

@@ -1,4 +1,4 @@
-"""Writes tables and plots of finished runs into a markdown file.
+"""Writes tables and a plot of finished runs into a markdown file.
 
     bench.py report runs/ --teacher TEACHER --out report.md
 
@@ -8,7 +8,7 @@ fine-tuned model is called `distilled + kd`.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from minibert.common.errors import UserError
 from minibert.common.options import option
 from minibert.distill.task_methods import TASK_METHODS
 from minibert.tasks.specs import BERT, DISTILBERT, PAPER, PAPER_README, TASKS
-from minibert.training.plots import Point, plot_held_out, plot_quality
+from minibert.training.plots import plot_held_out
 from minibert.training.summary import figures_of
 
 MARK = "<!-- This file was written by bench.py report. -->"
@@ -40,10 +40,10 @@ if the training of a model were repeated. 'Not defined' means that a score of th
 TRAININGS_NOTE = """All figures are on held-out text. They are figures of the student after the training,
 unless the column says otherwise. The MLM loss is in nats. A student with the learning rate 0 is an untrained
 copy of layers. A run with fewer than 5 million tokens shows that the code works, not how good the method is.
-Each run has one seed, so a small difference is not a finding. The time is the time of the training steps."""
-SIZES_NOTE = """The speed was measured at the end of each training. Teacher and student took turns on the same
-packed batch. Students of one shape should be equally fast, so their differences are noise. The 95 % intervals
-in the plot are from a bootstrap over the seeds of fine-tuning."""
+Each run has one seed, so a small difference is not a finding. The time is the time of the training steps. The
+speed is that of the student's encoder divided by that of the teacher's encoder. Both took turns on the same
+batch at the end of the training. The students of one shape should be equally fast: their differences are
+noise."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ReportBench:
                                               "be left out: bench.py report FOLDER ...")
     without: tuple[str, ...] = option((), "folders of runs to leave out, for example the runs of a search "
                                           "for a learning rate")
-    out: str = option("report.md", "markdown file to write; the plots are written next to it")
+    out: str = option("report.md", "markdown file to write; the plot is written next to it")
     teacher: str | None = option(None, "name of the teacher's run folder; the table of shares divides the "
                                       "scores of the other models by the scores of this teacher")
     share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; the table then has only models "
@@ -212,8 +212,8 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
     for name, of in scores.items():
         if name != teacher and set(tasks) <= set(common_tasks([of, teacher_runs])):
             student, taught_by = ([model[task].values for task in tasks] for model in (of, teacher_runs))
-            rows.append({"model": name, "mean": mean_score(student)[0],
-                         "mean of the teacher": mean_score(taught_by)[0],
+            rows.append({"model": name, "mean": mean_score(student),
+                         "mean of the teacher": mean_score(taught_by),
                          **{formula: share_kept(formula, student, taught_by) for formula in FORMULAS}})
     return rows
 
@@ -234,7 +234,9 @@ def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
 # ---------------------------------------------------------------- trainings
 
 def training_table(runs: list[TrainRun]) -> str:
-    """The table of all trainings, with their number of tokens, their time and their held-out scores."""
+    """The table of all trainings, with the student's size and speed, the number of tokens, the time and the
+    held-out scores.
+    """
     measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
     figures = {"mlm": ("MLM loss", "{:.3f}")} | {name: how for name, how in measured.items()
                                                  if name != "perplexity"}
@@ -243,9 +245,17 @@ def training_table(runs: list[TrainRun]) -> str:
         value = run.held_out.get(model, {}).get(name)
         return "-" if value is None else form.format(value)
 
+    def size_and_speed(run: TrainRun) -> dict[str, str]:
+        rows = {row["model"]: row for row in run.table}
+        student = rows.get("student, trained", {"layers": "-", "parameters": "-"})
+        speed = {name: float(row["encoder tok/s"].replace(",", "")) for name, row in rows.items()}
+        return {"layers": student["layers"], "parameters": student["parameters"],
+                "speed": f"{speed['student, trained'] / speed['teacher']:.2f}" if "teacher" in speed else "-"}
+
     return markdown([{
-        "run": student_of(run).name, "method": run.options["method"], "tokens": f"{run.tokens / 1e6:.2f} M",
-        "time": clock(run.seconds), "lr": f"{run.options['lr']:g}", "seed": run.options["seed"],
+        "run": student_of(run).name, "method": run.options["method"], **size_and_speed(run),
+        "tokens": f"{run.tokens / 1e6:.2f} M", "time": clock(run.seconds), "lr": f"{run.options['lr']:g}",
+        "seed": run.options["seed"],
         "perplexity: teacher / start / end": " / ".join(
             figure(run, "perplexity", "{:.1f}", model)
             for model in ("teacher", "student, initial", "student, trained")),
@@ -257,35 +267,6 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
     """All evaluations of a training, from start to end: (tokens, held-out scores)."""
     start, end = (run.held_out.get(name) for name in ("student, initial", "student, trained"))
     return [(tokens, scores) for tokens, scores in [(0, start), *run.curve, (run.tokens, end)] if scores]
-
-
-def sizes_of(runs: list[TrainRun]) -> dict[str, dict]:
-    """Size and speed of the models that were timed together with their teacher. The teacher's speed is 1."""
-    found: dict[str, dict] = {}
-    for run in runs:
-        rows = {row["model"]: row for row in run.table}
-        speed = {model: float(row["encoder tok/s"].replace(",", "")) for model, row in rows.items()}
-        for model, place in (("teacher", teacher_of(run)), ("student, trained", student_of(run))):
-            if model in rows and "teacher" in rows:
-                found.setdefault(place.name, rows[model] | {"speed": speed[model] / speed["teacher"]})
-    return found
-
-
-def size_part(sizes: dict[str, dict], scores: Scores, picture: Callable[..., str]) -> str:
-    """The table and the plot of size, speed and mean score, for the fine-tuned models that `sizes` contains.
-    """
-    known = {name: sizes[name.split(" + ")[0]] for name in scores if name.split(" + ")[0] in sizes}
-    tasks = common_tasks([scores[name] for name in known]) if known else []
-    if not tasks:
-        return f"{NOT_RUN}: this part needs a task on which all models were fine-tuned."
-    what = f"mean score over {', '.join(tasks)}"
-    quality = {name: mean_score([scores[name][task].values for task in tasks]) for name in known}
-    points = {name: Point(size["speed"], *quality[name], float(size["parameters"].removesuffix("M")))
-              for name, size in known.items()}
-    table = markdown([{"model": name, **{key: size[key] for key in ("layers", "parameters", "fp32 MB")},
-                       "encoder's speed, times the teacher's": f"{size['speed']:.2f}",
-                       what: f"{quality[name][0]:.1f}"} for name, size in known.items()])
-    return f"{table}\n\n{SIZES_NOTE}\n\n{picture('quality', plot_quality, points, what)}"
 
 
 # ---------------------------------------------------------------- the file
@@ -300,12 +281,6 @@ def bench_report(options: ReportBench) -> dict:
     scores, shares = scores_of(tune, options.teacher), []
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-
-    def picture(name: str, draw: Callable[..., bool], *what) -> str:
-        target = out.with_name(f"{out.stem}-{name}.png")
-        return (f"![{name}]({target.name})" if draw(*what, target)
-                else f"Plot: {NOT_RUN}, it needs matplotlib, which the plots extra installs.")
-
     parts = [f"{MARK}\n\n# Tables of runs",
              "\n".join(dict.fromkeys(f"- {run.machine}" for run in (*train, *tune)))]
     if unfinished:
@@ -320,8 +295,10 @@ def bench_report(options: ReportBench) -> dict:
     if train:
         curves = {student_of(run).name: curve_of(run) for run in train if curve_of(run)}
         parts += ["## Training runs", training_table(train)]
-        parts += [picture("curves", plot_held_out, curves)] if any(run.curve for run in train) else []
-        parts += ["## Quality against size and speed", size_part(sizes_of(train), scores, picture)]
+        if any(run.curve for run in train):
+            target = out.with_name(f"{out.stem}-curves.png")
+            parts.append(f"![curves]({target.name})" if plot_held_out(curves, target) else
+                         f"Plot: {NOT_RUN}, it needs matplotlib, which the plots extra installs.")
     write_text(out, "\n\n".join(part for part in parts if part) + "\n")
     print(f"{out}: {len(train)} trainings and {len(tune)} fine-tunings"
           + (f"; not finished: {', '.join(map(str, unfinished))}" if unfinished else ""))

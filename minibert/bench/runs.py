@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A run of the script is finished if --out has this file. "": --out itself is the file. None: it always runs.
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
+RESUMED = ("train.py", "finetune.py")  # the scripts with the option --resume
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RunsBench:
 
     file: str | None = option(None, "file with the commands; the name --file may be left out: bench.py runs "
                                     "FILE")
-    show: bool = option(False, "only show whether each run is done, begun or to do, and how long it took")
+    show: bool = option(False, "only show whether each run is done, and how long it took")
 
     def __post_init__(self):
         if self.file is None:
@@ -56,14 +57,6 @@ class Line(NamedTuple):
     def done(self) -> bool:
         """Whether the command is finished."""
         return DONE[self.script] is not None and (self.out / DONE[self.script]).exists()
-
-    @property
-    def begun(self) -> bool:
-        """Whether an unfinished run can be resumed. If a training was killed early, only its prepared corpus
-        may exist.
-        """
-        return not self.done and any((self.out / name).exists() for name in (
-            "config.json", "corpus/corpus.json", "eval-corpus/corpus.json"))
 
     @property
     def log(self) -> Path:
@@ -100,13 +93,12 @@ def read_list(path: Path) -> list[Line]:
 
 
 def shown_state(line: Line) -> str:
-    """The state of a run as text: done, begun or to do. For a finished training or fine-tuning, the text also
-    says how long it took.
+    """The state of a run as text: done or to do. For a finished training or fine-tuning, the text also says
+    how long it took.
     """
-    if line.done:
-        timed = line.script in ("train.py", "finetune.py")
-        return "done" + (f", took {clock(read_run(line.out).seconds)}" if timed else "")
-    return "begun, to be resumed" if line.begun else "to do"
+    if line.done and line.script in RESUMED:
+        return f"done, took {clock(read_run(line.out).seconds)}"
+    return "done" if line.done else "to do"
 
 
 def last_line(log: Path) -> str:
@@ -118,7 +110,7 @@ def work(line: Line, stop: list[int]) -> int:
     """Runs one command to its end and returns its exit code. `stop` is the list of the signals that this
     process got. The first of them is sent to the command, which then stops.
     """
-    words = line.words + (["--resume"] if line.begun and "--resume" not in line.words else [])
+    words = line.words + ["--resume"] * (line.script in RESUMED)  # without a run in --out, it has no effect
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(line.log, "a", encoding="utf-8")

@@ -5,9 +5,8 @@ similarities in the data. The score on SQuAD says how often the paragraph that a
 """
 
 import dataclasses
-import statistics
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from minibert.tasks.metrics import spearman
 from minibert.tasks.official_files import label_of, read_examples
 from minibert.tasks.specs import TASKS
 from minibert.tasks.squad import read_squad
+from minibert.training.summary import seconds_in_turns
 
 RANKS = (1, 10)  # recall@1 and recall@10 are measured
 
@@ -128,20 +128,6 @@ def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str
     return scores
 
 
-def sentences_per_second(models: dict, texts: list[str], turns: int, runtime: Runtime) -> dict[str, float]:
-    """For each model, the number of texts per second that it turns into vectors: the median over its turns.
-    The models take turns.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(turns + 1):
-        for name, (model, tokenizer) in models.items():
-            begun = time.perf_counter()
-            embed(model, tokenizer, texts, runtime=runtime)  # the vectors are on the CPU: a GPU has finished
-            if turn:  # turn 0 is the warm-up, and its time is not used
-                seconds[name].append(time.perf_counter() - begun)
-    return {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
-
-
 def bench_sentences(options: SentencesBench) -> dict:
     """Measures and prints. Returns the content of the JSON line as a dict."""
     runtime = start(options.device, options.precision, options.threads, training=False)
@@ -159,9 +145,10 @@ def bench_sentences(options: SentencesBench) -> dict:
             progress(1)
     if options.turns:
         texts = next(iter(sts.values()))[0] if sts else retrieval[0][:1500]
-        speeds = sentences_per_second(models, texts, options.turns, runtime)
-        for name, speed in speeds.items():
-            results[name]["sentences_per_second"] = speed
+        seconds = seconds_in_turns({name: partial(embed, model, tokenizer, texts, runtime=runtime)
+                                    for name, (model, tokenizer) in models.items()}, options.turns)
+        for name, taken in seconds.items():
+            results[name]["sentences_per_second"] = len(texts) / taken
     teacher = results[options.models[0]]
     for result in results.values():
         result["kept"] = {what: score / teacher["scores"][what] if teacher["scores"][what] else None

@@ -1,8 +1,4 @@
-"""Runs several programs in turns and times them. Each program has its own process and peak memory.
-
-note: torch is imported inside functions, because `bench.py data` measures the memory of processes that do not
-need torch.
-"""
+"""Runs several programs in turns and times them. Each program has its own process and peak memory."""
 
 import contextlib
 import multiprocessing
@@ -15,19 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from minibert.common.errors import UserError
 
 
-def serve(turn: Callable, pipe, device=None) -> None:
+def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Calls `turn` once for each request of the parent process. The process of each program runs this loop.
 
     After each turn, it sends the value that `turn` returned, or the seconds of the turn if the value is None.
-    At the end it sends the peak memory in bytes. `device` is the device of torch, if the turns use torch.
+    At the end it sends the peak memory in bytes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets Ctrl-C and ends this process
-    on_gpu = device is not None and device.type == "cuda"
-    if on_gpu:
-        import torch
+    on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
         while pipe.recv():
             begun = time.perf_counter()

@@ -11,10 +11,7 @@ from minibert.common.errors import UserError
 
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json",
                 "special_tokens_map.json", "modules.json", "sentence_*_config.json",
-                "config_sentence_transformers.json", "[0-9]_*/config.json",
-                # The last two files belong to formats that minibert does not read. These two files are
-                # downloaded so that the error message can name the format (`what_else`).
-                "adapter_config.json", "bert_config.json")
+                "config_sentence_transformers.json", "[0-9]_*/config.json")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
 # these files have the weights of the dense layers that a sentence encoder may have
@@ -30,11 +27,6 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     with this name, or if `name` is the folder of a run. The model of a run is in the subfolder model/.
     """
     if Path(name).is_dir():
-        if (Path(name) / "snapshots").is_dir():
-            inside = sorted(path for path in (Path(name) / "snapshots").iterdir() if path.is_dir())
-            raise UserError(f"{name} is a model's folder in the Hugging Face cache; the files of the model "
-                            "are in a subfolder"
-                            + (f": {inside[-1]}" if inside else ", but its snapshots/ is empty"))
         if (Path(name) / "summary.json").exists() and (Path(name) / "model" / "config.json").exists():
             raise UserError(f"{name} is the folder of a run; its model is {Path(name) / 'model'}")
         return Path(name)
@@ -61,32 +53,8 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
                         f"({why[0] if why else type(error).__name__})") from None
 
 
-def what_else(folder: Path) -> str:
-    """Returns the reason why the model in this folder cannot be loaded, or "" if no reason is known. The text
-    is added to the end of an error message.
-    """
-    def holds(*names: str) -> str | None:
-        return next((path.name for name in names for path in sorted(folder.glob(name))), None)
-
-    if (folder / "0_Transformer").is_dir():
-        return f"; it is a sentence encoder in the old layout; its model is in {folder / '0_Transformer'}"
-    if holds("adapter_config.json") and not holds("model*.safetensors", "pytorch_model*.bin"):
-        return ("; it is an adapter to another model, which adapter_config.json names: load both with peft, "
-                "call merge_and_unload(), and save the result")
-    if not holds("config.json") and (found := holds("bert_config.json")):
-        ending = ("and the checkpoint is a TensorFlow file: convert it with transformers"
-                  if holds("*.ckpt*") else "so copy it to config.json")
-        return f"; {found} is the old name of config.json, {ending}"
-    if holds("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin*"):
-        return ""
-    if found := holds("model.*.safetensors", "pytorch_model.*.bin"):
-        plain = "model.safetensors" if found.endswith("safetensors") else "pytorch_model.bin"
-        return f"; {found} is a variant of the weights: rename it to {plain} to load it"
-    if found := holds("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
-        return f"; {found} is one part of the weights; download the index file too, which lists all parts"
-    if found := holds("tf_model*.h5", "*.ckpt*", "flax_model*.msgpack", "rust_model.ot", "*.onnx",
-                      "onnx/*.onnx"):
-        return (f"; {found} is not a PyTorch file: convert it with transformers (from_tf or from_flax, "
-                "version 4), or look for a copy in safetensors" if "onnx" not in found else
-                f"; {found} is for ONNX Runtime only: look for a copy in safetensors")
-    return ""
+def what_it_holds(folder: Path, most: int = 10) -> str:
+    """The names of the files and folders in a folder, as the end of an error message."""
+    names = sorted(path.name for path in folder.glob("*"))
+    shown = ", ".join(names[:most]) or "no file"
+    return f"; it holds {shown} and others" if len(names) > most else f"; it holds {shown}"

@@ -7,7 +7,6 @@ The library `tokenizers` encodes the lines of a batch on all cores.
 import itertools
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -78,7 +77,6 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
     Raises `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
-    unknown = ""  # the end of a message, with examples of text that became [UNK]
     with new_folder(out) as folder:
         writer = CorpusWriter(folder, tokenizer)
         for batch in batches(documents):
@@ -87,13 +85,11 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
             encoded = encode_documents(tokenizer, [document for _, document in batch])
             for part in PARTS:
                 writer.add(part, [ids for (side, _), ids in zip(batch, encoded) if side == part and ids])
-            if not unknown and any(tokenizer.unk_id in line for document in encoded for line in document):
-                unknown = unknown_words(lines, tokenizer)
         description = writer.close(text_bytes=text_bytes, **notes)
         parts = description["parts"]
         share = sum(part["unk"] for part in parts.values()) / sum(part["tokens"] for part in parts.values())
         if share == 1:
-            raise UserError(f"every token of the text is [UNK]{unknown}: the tokenizer does not "
+            raise UserError(f"every token of the text is [UNK]: the tokenizer does not "
                             "know this writing system; take another one, or train one with --vocab-size")
     if not report:
         return
@@ -106,7 +102,7 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
     seconds = max(time.monotonic() - begun, 1e-3)
     report(f"{text_bytes:,} bytes of text in {seconds:.1f} s, {text_bytes / 1e6 / seconds:.1f} MB/s")
     if share > UNKNOWN_SHARE:
-        report(f"warning: {share:.1%} of the tokens are [UNK]{unknown}: the tokenizer does not fit the text")
+        report(f"warning: {share:.1%} of the tokens are [UNK]: the tokenizer does not fit the text")
 
 
 def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
@@ -141,10 +137,3 @@ def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
     if len(line) <= size:
         return [line]
     return re.findall(rf"(?s).{{1,{size}}}(?=[{BREAKS}]|\Z)|.{{1,{size}}}", line)
-
-
-def unknown_words(lines: list[str], tokenizer: Tokenizer, most: int = 5) -> str:
-    """The words of the first 1,000 lines that most often contain [UNK], as the end of a message."""
-    words = [word[:20] for line in lines[:1000] for word in line[:1000].split()]
-    found = Counter(word for word, ids in zip(words, tokenizer.pieces(words)) if tokenizer.unk_id in ids)
-    return ", for instance " + ", ".join(repr(word) for word, _ in found.most_common(most)) if found else ""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minibert.common.errors import UserError
 from minibert.distill.losses import cosine_sum
+from minibert.distill.students import OUTER_SIZES, check_equal
 from minibert.distill.vocab_loss import Vocab, vocab_loss
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config
@@ -108,13 +108,8 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
     """Raises `UserError` if the two models differ in vocabulary, width or number of positions, because their
     outputs could then not be compared. Otherwise returns an empty text.
     """
-    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
-                          ("max_positions", "positions")):
-        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
-        if student_size != teacher_size:
-            raise UserError(f"student and teacher do not fit: {meaning} {student_size} against "
-                            f"{teacher_size}; --method distilbert needs equal values (tinybert and minilm "
-                            "allow any width)")
+    check_equal(student, teacher, OUTER_SIZES,
+                "--method distilbert needs equal values (tinybert and minilm allow any width)")
     return ""
 
 
@@ -122,7 +117,6 @@ def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
     """Raises `UserError` if the two vocabularies differ, because the evaluation on held-out text computes the
     KL between the predictions of both models. Otherwise returns an empty text.
     """
-    if student.vocab_size != teacher.vocab_size:
-        raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
-                        f"{teacher.vocab_size}; leave out --teacher to train this student alone")
+    check_equal(student, teacher, {"vocab_size": "vocabulary"},
+                "leave out --teacher to train this student alone")
     return ""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minibert.common.errors import UserError
 from minibert.distill.attention_loss import relation_sum, split_heads
 from minibert.distill.losses import weighted_terms
-from minibert.distill.students import check_vocabulary
+from minibert.distill.students import check_heads, check_vocabulary
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config
 from minibert.model.heads import encoder_of
@@ -116,9 +116,7 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
     """Raises `UserError` if MiniLM cannot compare these two models. Otherwise returns an empty text."""
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
-    if student.heads != teacher.heads:
-        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: minilm "
-                        "compares head by head; minilmv2 allows different numbers of heads")
+    check_heads(student, teacher)
     return ""
 
 

@@ -15,6 +15,7 @@ from minibert.common.errors import UserError
 from minibert.distill.attention_loss import relation_sum
 from minibert.distill.distilbert import vocab_side
 from minibert.distill.losses import at_least_fp32, weighted_terms
+from minibert.distill.students import OUTER_SIZES, check_equal
 from minibert.distill.vocab_loss import vocab_loss
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config, MobileConfig
@@ -144,14 +145,11 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
         if not isinstance(config, MobileConfig):
             raise UserError(f"the {whose} of --method mobilebert is a MobileBERT or an IB-BERT, and this one "
                             f"is a {config.architecture}; minilmv2 teaches a MobileBERT from any teacher")
-    for name, meaning in (("layers", "layers"), ("hidden_size", "width between blocks"), ("heads", "heads"),
-                          ("vocab_size", "vocabulary"), ("embedding_size", "width of the word table"),
-                          ("max_positions", "positions"), ("segments", "token types")):
-        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
-        if student_size != teacher_size:
-            raise UserError(f"student and teacher do not fit: {meaning} {student_size} against "
-                            f"{teacher_size}; --method mobilebert needs equal values, because it compares "
-                            "the models layer by layer and copies the embeddings and the head")
+    check_equal(student, teacher, OUTER_SIZES | {
+        "layers": "layers", "hidden_size": "width between blocks", "heads": "heads",
+        "embedding_size": "width of the word table", "segments": "token types"},
+        "--method mobilebert needs equal values, because it compares the models layer by layer and copies "
+        "the embeddings and the head")
     transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")
     for terms in (transfer, distillation):
         if not any(getattr(weights, name) for name in terms):

@@ -216,22 +216,35 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
     return student
 
 
+def check_equal(student: Config, teacher: Config, sizes: dict[str, str], hint: str) -> None:
+    """Raises `UserError` if one of these sizes differs. `sizes` has the names of fields of a config and their
+    meanings. `hint` is the last part of the error message.
+    """
+    for name, meaning in sizes.items():
+        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
+        if student_size != teacher_size:
+            raise UserError(f"student and teacher do not fit: {meaning} {student_size} against "
+                            f"{teacher_size}; {hint}")
+
+
+OUTER_SIZES = {"vocab_size": "vocabulary", "hidden_size": "width", "max_positions": "positions"}
+
+
 def check_vocabulary(student: Config, teacher: Config) -> None:
     """Raises `UserError` if the vocabularies differ, because both models read the same token ids."""
-    if student.vocab_size != teacher.vocab_size:
-        raise UserError(f"student and teacher do not fit: vocabulary {student.vocab_size} against "
-                        f"{teacher.vocab_size}; both read the same ids")
+    check_equal(student, teacher, {"vocab_size": "vocabulary"}, "both read the same ids")
+
+
+def check_heads(student: Config, teacher: Config) -> None:
+    """Raises `UserError` if the numbers of heads differ, because attention is compared head by head."""
+    check_equal(student, teacher, {"heads": "heads"}, "the method compares attention head by head; minilmv2 "
+                "allows different numbers of heads")
 
 
 def check_embeddings(student: Config, teacher: Config) -> None:
     """Raises `UserError` if the teacher's embeddings cannot be copied."""
-    for name, meaning in (("vocab_size", "vocabulary"), ("hidden_size", "width"),
-                          ("max_positions", "positions"), ("embedding_size", "width of the word table")):
-        student_size, teacher_size = getattr(student, name), getattr(teacher, name)
-        if student_size != teacher_size:
-            raise UserError(f"student and teacher do not fit: {meaning} {student_size} against "
-                            f"{teacher_size}; to copy weights, vocabulary, width and positions must be equal "
-                            "(--init random allows any width)")
+    check_equal(student, teacher, OUTER_SIZES | {"embedding_size": "width of the word table"}, "to copy "
+                "weights, vocabulary, width and positions must be equal (--init random allows any width)")
 
 
 def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minibert.common.errors import UserError
 from minibert.distill.attention_loss import attention_sum
 from minibert.distill.losses import hidden_sum, weighted_terms
-from minibert.distill.students import check_vocabulary, imitated_layers
+from minibert.distill.students import check_heads, check_vocabulary, imitated_layers
 from minibert.model.batch import MicroBatch, Step
 from minibert.model.config import Config
 from minibert.model.encoder import Encoder
@@ -106,7 +105,6 @@ def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> 
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)
-    if weights.attention and student.heads != teacher.heads:
-        raise UserError(f"the student has {student.heads} heads and the teacher {teacher.heads}: tinybert "
-                        "compares head by head; minilmv2 allows different numbers of heads")
+    if weights.attention:
+        check_heads(student, teacher)
     return "student layer imitates teacher layer: " + ", ".join(f"{m} {g[m]}" for m in range(1, len(g)))

@@ -1,12 +1,12 @@
-"""Converts a config.json into a `Config`, and a `Config` into a config.json. The file has the form of Hugging
-Face or minibert's own form.
+"""Converts a config.json with Hugging Face's names into a `Config`, and a `Config` into a config.json.
+
+If `transformers` cannot compute a model as minibert does, `model_type` in its config.json begins with `OWN`.
+So `transformers` refuses the file, and minibert reads it.
 """
 
 import json
 import math
 import re
-import warnings
-from dataclasses import asdict, fields
 from pathlib import Path
 
 from minibert.common.errors import UserError
@@ -15,6 +15,7 @@ from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_D
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
+OWN = "minibert-"  # the start of `model_type` in the config.json of a model that transformers cannot compute
 # in transformers, two LayerNorms of MobileBERT always have this epsilon and do not read it from the config
 MOBILE_NORM_EPS = 1e-5
 # Larger sizes are refused. Every real model is smaller, but a damaged file may have any size.
@@ -31,32 +32,12 @@ def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
     out of bounds, the model is not a BERT, or minibert does not support this variant of BERT.
     """
     try:
-        return _parse_minibert(raw) if raw.get("format") == "minibert" else _parse_hf(raw)
+        return _parse(raw)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _parse_minibert(raw: dict) -> tuple[Config, str]:
-    default = DEFAULTS.get(str(raw.get("architecture")))
-    if default is None:
-        raise UserError("no known architecture")
-    names = {field.name for field in fields(default)}
-    unknown = sorted(raw.keys() - names - {"format", "head", "others"})
-    if unknown:
-        raise UserError(f"unknown fields {', '.join(unknown)}")
-    values = {name: _value(raw, name, name, getattr(default, name))
-              for name in names - {"labels", "problem_type"}}
-    if not isinstance(raw.get("others", {}), dict):
-        raise UserError("others is not an object")
-    labels = raw.get("labels", list(default.labels))
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise UserError("labels is not a list of names")
-    if str(raw.get("head")) not in CLASSES[raw["architecture"]]:
-        raise UserError(f"head {raw.get('head')!r} is not known: {', '.join(CLASSES[raw['architecture']])}")
-    return type(default)(**values, labels=tuple(labels), problem_type=raw.get("problem_type")), raw["head"]
-
-
-def _parse_hf(raw: dict) -> tuple[Config, str | None]:
+def _parse(raw: dict) -> tuple[Config, str | None]:
     classes = raw.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError("architectures is not a list of class names")
@@ -66,8 +47,10 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
         architecture = ("mobilebert" if stem.startswith("mobilebert") else
                         "distilbert" if stem.startswith("distilbert") or "n_layers" in raw else
                         "bert" if "num_hidden_layers" in raw else None)
-    if str(architecture) not in FIELDS:
-        raise UserError(f"model_type is {architecture!r}; only {', '.join(FIELDS)} load here")
+    own = str(architecture).startswith(OWN)
+    architecture = str(architecture).removeprefix(OWN)
+    if architecture not in FIELDS:
+        raise UserError(f"model_type is {raw.get('model_type')!r}; only {', '.join(FIELDS)} load here")
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UserError("a decoder does not load here: is_decoder or add_cross_attention is set")
     for name, usual in (("position_embedding_type", "absolute"), ("pruned_heads", {})):
@@ -77,12 +60,16 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     raw = raw | {name: raw[alias] for alias, name in ALIASES.get(architecture, {}).items()
                  if alias in raw}
     default = DEFAULTS[architecture]
-    values = {own: _value(raw, hf, own, getattr(default, own))
-              for own, hf in FIELDS[architecture].items()}
+    names = FIELDS[architecture] | ({"norm_eps": "layer_norm_eps"} if own else {})
+    values = {name: _value(raw, hf, name, getattr(default, name)) for name, hf in names.items()}
     if architecture != "distilbert" and raw.get("classifier_dropout") is None:
         values["classifier_dropout"] = values["dropout"]
     if architecture == "mobilebert":
-        values["attention_input"] = _attention_input(raw, values["norm"], values["norm_eps"])
+        values["attention_input"] = _attention_input(raw)
+        if values["norm"] == "layer_norm" and values["norm_eps"] != MOBILE_NORM_EPS and not own:
+            raise UserError(f"layer_norm_eps is {values['norm_eps']}, but with normalization_type "
+                            f"'layer_norm' transformers always uses {MOBILE_NORM_EPS} in some LayerNorms; "
+                            "only this value can be loaded")
     act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
@@ -94,17 +81,13 @@ def _parse_hf(raw: dict) -> tuple[Config, str | None]:
     return config, heads.get(re.sub("^(Tiny|TF|Flax)", "", classes[0]), classes[0]) if classes else None
 
 
-def _attention_input(raw: dict, norm: str, norm_eps: float) -> str:
+def _attention_input(raw: dict) -> str:
     """Returns `attention_input` of a MobileBERT. Raises `UserError` if the config describes a variant of
     MobileBERT that minibert does not support.
     """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
             raise UserError(f"{name} is false, and minibert cannot load a MobileBERT without it")
-    if norm == "layer_norm" and norm_eps != MOBILE_NORM_EPS:
-        raise UserError(f"layer_norm_eps is {norm_eps}, but with normalization_type 'layer_norm' "
-                        f"transformers always uses {MOBILE_NORM_EPS} in some LayerNorms; only this value can "
-                        "be loaded")
     switches = {name: _value(raw, name, name, default) for name, default in ATTENTION_INPUT["shared"].items()}
     found = [name for name, values in ATTENTION_INPUT.items() if values == switches]
     if not found:
@@ -130,11 +113,6 @@ def _labels(raw: dict) -> dict:
                         "valid number")
     if count != len(labels):  # transformers 4 reads one of these two numbers, version 5 the other
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
-    numbers = raw.get("label2id")
-    if isinstance(numbers, dict) and numbers.keys() == set(labels) and (
-            [str(numbers[label]) for label in labels] != [str(i) for i in range(len(labels))]):
-        warnings.warn("label2id and id2label number the classes differently; minibert uses id2label",
-                      stacklevel=4)
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 
 
@@ -159,37 +137,29 @@ def _value(raw: dict, key: str, field: str, default):
 
 def other_settings(raw: dict) -> dict:
     """The settings of a config.json that do not belong to a `Config`. `describe` writes them again."""
-    if raw.get("format") == "minibert":
-        return raw.get("others", {})
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
-def describe(config: Config, head: str, form: str, dtype: str, others: dict | None = None) -> dict:
-    """The content of config.json for a model. `form` is "hf" or "minibert". An example of `dtype` is
-    "float32".
+def difference(config: Config) -> str:
+    """What the model has and no model of `transformers` has, or "" if `transformers` supports the model."""
+    c, mobile = config, config.architecture == "mobilebert"
+    differences = {
+        f"a DistilBERT with norm_eps {c.norm_eps}": c.architecture == "distilbert" and c.norm_eps != 1e-12,
+        "no token types": c.architecture != "distilbert" and c.segments == 0,
+        "attention_input hidden, and hidden_size is not bottleneck_size":
+            mobile and c.attention_input == "hidden" and c.hidden_size != c.bottleneck_size,
+        f"a MobileBERT with layer_norm and norm_eps {c.norm_eps}":
+            mobile and c.norm == "layer_norm" and c.norm_eps != MOBILE_NORM_EPS,
+        "single_label_classification with one label":
+            c.problem_type == "single_label_classification" and len(c.labels) == 1}
+    return next((what for what, found in differences.items() if found), "")
 
-    `others` are the `other_settings` of the file from which the model was loaded. Raises `UserError` if
-    `form` is "hf" and `transformers` has no model with this config.
+
+def describe(config: Config, head: str, dtype: str, others: dict | None = None) -> dict:
+    """The content of config.json for a model. An example of `dtype` is "float32". `others` are the
+    `other_settings` of the file from which the model was loaded.
     """
-    others = others or {}
-    if form == "minibert":
-        return {"format": "minibert", "head": head, **asdict(config)} | ({"others": others} if others else {})
-    architecture = config.architecture
-    rules = {  # transformers requires these conditions of its models
-        "the norm_eps of a DistilBERT is 1e-12": architecture != "distilbert" or config.norm_eps == 1e-12,
-        "a BERT or MobileBERT has token types": architecture == "distilbert" or config.segments > 0,
-        "with attention_input hidden, hidden_size and bottleneck_size of a MobileBERT are equal":
-            architecture != "mobilebert" or config.attention_input != "hidden"
-            or config.hidden_size == config.bottleneck_size,
-        f"with layer_norm, the norm_eps of a MobileBERT is {MOBILE_NORM_EPS}":
-            architecture != "mobilebert" or config.norm != "layer_norm" or config.norm_eps == MOBILE_NORM_EPS,
-        "single_label_classification needs two labels or more":
-            config.problem_type != "single_label_classification" or len(config.labels) > 1}
-    for rule, holds in rules.items():
-        if not holds:
-            raise UserError(f"transformers does not support this model, because there {rule}; save it with "
-                            "format=\"minibert\"")
-
+    others, architecture = others or {}, config.architecture
     labels = {str(i): label for i, label in enumerate(config.labels)}
     found = others.get("id2label")
     if not (isinstance(found, dict) and {i: str(label) for i, label in found.items()} == labels):
@@ -207,6 +177,8 @@ def describe(config: Config, head: str, form: str, dtype: str, others: dict | No
         raw |= {"use_bottleneck": True, "trigram_input": True, **ATTENTION_INPUT[config.attention_input]}
     if config.problem_type is not None:
         raw["problem_type"] = config.problem_type
+    if difference(config):
+        raw |= {"model_type": OWN + architecture, "layer_norm_eps": config.norm_eps}
     return raw | {"tie_word_embeddings": True, "torch_dtype": dtype}
 
 

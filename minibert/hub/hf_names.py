@@ -154,10 +154,10 @@ ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
 # These keys of a config.json are not copied to a saved model. They repeat the model's own config, or name the
 # file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
-            "dtype", "transformers_version", "_name_or_path", "auto_map", "format",
+            "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # also the names in FIELDS
 # These fields are translated by hf_config.py, not by FIELDS. Attention dropout is written but not read
-# (`_parse_hf` in hf_config.py says why).
+# (`_parse` in hf_config.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}

@@ -1,5 +1,4 @@
-"""Loads models from folders or from the hub, and saves models, in Hugging Face's layout or in minibert's own
-layout.
+"""Loads models from folders or from the hub, and saves models, in Hugging Face's layout.
 
 Loading is strict. Every tensor of the model must be in the file, with the same shape. Every tensor of the
 file must be in the model, or in a table of tensors that are left out on purpose (`DROPPED` in hf_names.py).
@@ -21,7 +20,7 @@ from minibert.common.disk import disk_errors, folder_within, fsync, read_json
 from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer import Tokenizer
-from minibert.hub.hf_config import describe, dump, other_settings, parse
+from minibert.hub.hf_config import describe, difference, dump, other_settings, parse
 from minibert.hub.hf_names import CLASSES, DROPPED, HEAD_MODULES, TIED, from_hf, full_hf_name, to_hf
 from minibert.hub.model_card import model_card
 from minibert.hub.sentence_files import read_sentence_files
@@ -67,7 +66,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     raw = read_json(existing(folder / "config.json"))
     config, stated = parse(raw, folder / "config.json")
     tensors = read_tensors(folder, legacy_bin)
-    renamed, names, untied = _our_names(folder, tensors, config.architecture, raw.get("format") == "minibert")
+    renamed, names, untied = _our_names(folder, tensors, config.architecture)
 
     own = stated or _head_of_tensors(renamed)
     wanted = head or own
@@ -113,15 +112,10 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
 
 def load_config(folder_or_hub_name: str | Path) -> Config:
     """The `Config` of a model in a folder or on the hub. Only its config.json is read."""
-    return _described(folder_or_hub_name)[0]
+    return config_and_head(folder_or_hub_name)[0]
 
 
-def stated_head(folder_or_hub_name: str | Path) -> str | None:
-    """The head that config.json states for a model in a folder or on the hub, or None if it states none."""
-    return _described(folder_or_hub_name)[1]
-
-
-def _described(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
+def config_and_head(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
     """The `Config` and the head that config.json states. The head is None if config.json states none."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
@@ -141,22 +135,16 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
     return on_meta(MODELS[head], config), ""
 
 
-def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, native: bool
+def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """Returns two dictionaries, from minibert's names to the tensors of a file and to their names in the
-    file. The third result is a message if a tensor is stored twice with different values, else "". `native`
-    is true if the file has minibert's own layout.
+    file. The third result is a message if a tensor is stored twice with different values, else "".
 
     The tensors in `DROPPED` are left out. Unknown tensors are kept, so that `_check_tensors` reports them.
     """
-    if native:
-        prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
-        names = {prefix + name: name for name in tensors}
-        return {name: tensors[stored] for name, stored in names.items()}, names, ""
     full, untied = {}, ""
-    wrapped = _wrapping(tensors, architecture)
     for name, tensor in tensors.items():
-        long = _unwrapped(name, wrapped, architecture)
+        long = full_hf_name(name, architecture)
         if long in full:
             raise UserError(f"{folder} holds two tensors for {long}")
         full[long] = name, tensor
@@ -172,24 +160,6 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str, nati
             our_name = from_hf(long, architecture) or f"unknown {name}"
             renamed[our_name], names[our_name] = tensor, name
     return renamed, names, untied
-
-
-def _wrapping(names: Iterable[str], architecture: str) -> int:
-    """The number of parts at the start of all names that belong to modules around the model, such as
-    `module.` and `model.`. Of all possible numbers, the function returns the one with which minibert knows
-    the most names.
-    """
-    first = os.path.commonprefix([name.split(".")[:-1] for name in names])
-    return max(range(len(first) + 1), key=lambda n: sum(
-        from_hf(_unwrapped(name, n, architecture), architecture) is not None for name in names))
-
-
-def _unwrapped(name: str, parts: int, architecture: str) -> str:
-    """The full Hugging Face name without its first `parts` parts. The part `_orig_mod`, which torch.compile
-    adds, is also removed.
-    """
-    return full_hf_name(".".join(part for part in name.split(".")[parts:] if part != "_orig_mod"),
-                        architecture)
 
 
 def _few(names: Iterable[str], n: int = 5) -> str:
@@ -266,43 +236,36 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
                         f"config.json; {found}")
 
 
-def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, format: str = "hf",
-         dtype: torch.dtype | None = None, card: str | None = None) -> str:
+def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
+         dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and the tokenizer's files. For a loaded model, `save`
     also writes the parts of its old folder that only other programs read: settings, a pooler, the files of
     sentence-transformers.
 
-    With `format` "hf", `transformers` can also load the files, because tensor names and config.json are those
-    of Hugging Face. With `format` "minibert", they are minibert's own. With `format` "auto", the format is
-    "hf" if `transformers` supports the model, else "minibert". Returns the format that was used. `dtype` is
-    the precision of the stored weights, for example `torch.float16`. `card` is markdown for the model card.
+    `transformers` can also load the files. If it does not support the model, a warning gives the reason, and
+    `transformers` refuses the files, because config.json names another `model_type`. `dtype` is the precision
+    of the stored weights, for example `torch.float16`. `card` is markdown for the model card.
     The model in an existing folder is replaced, and other files in the folder stay. An interrupted save
     leaves the old model, or a folder without config.json, which `load` refuses. Raises `UserError` if
-    `format` is "hf" and `transformers` does not support the model, or if a value is not finite.
+    a value is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    if format not in ("hf", "minibert", "auto"):
-        raise UserError(f"format {format!r} is not known: hf, minibert or auto")
     # as in files that transformers writes, the tensor names of an encoder without a head have no prefix
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     stored = str(dtype).removeprefix("torch.")
-    if format == "auto":
-        try:
-            describe(config, head, format := "hf", stored)
-        except UserError:
-            format = "minibert"
-    description = describe(config, head, format, stored, beside.settings)
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"{name} holds values that are not finite numbers in {stored}; nothing was saved")
-    if format == "hf":
-        bare = head == "encoder" and not prefix
-        state = {to_hf(f"encoder.{name}", config.architecture).removeprefix(f"{config.architecture}.") if bare
-                 else to_hf(name, config.architecture): tensor for name, tensor in state.items()}
+    if what := difference(config):
+        warnings.warn(f"{folder}: transformers does not support this model ({what}), so only minibert loads "
+                      "it", stacklevel=2)
+    bare = head == "encoder" and not prefix
+    state = {to_hf(f"encoder.{name}", config.architecture).removeprefix(f"{config.architecture}.") if bare
+             else to_hf(name, config.architecture): tensor for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
     # All new files are complete on the disk before an old file is replaced. The old config.json is removed
@@ -314,9 +277,10 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
             (made / name).parent.mkdir(exist_ok=True)
             (made / name).write_bytes(content)
         write_tensors(made / "model.safetensors", state, {"format": "pt"})
-        (made / "README.md").write_text(model_card(model, head, format, parameters, stored,
-                                                   folder.resolve().name, card), encoding="utf-8")
-        (made / "config.json").write_text(dump(description), encoding="utf-8")
+        (made / "README.md").write_text(model_card(model, head, parameters, stored, folder.resolve().name,
+                                                   card), encoding="utf-8")
+        (made / "config.json").write_text(dump(describe(config, head, stored, beside.settings)),
+                                          encoding="utf-8")
         # this gives the file the usual rights, because safetensors lets only the owner read it
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
@@ -327,4 +291,3 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
             target = folder / path.relative_to(made)
             target.parent.mkdir(exist_ok=True)
             os.replace(path, target)
-    return format

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from minibert.hub.hf_config import difference
 from minibert.hub.hf_names import CLASSES
 
 FAMILIES = {"bert": "BERT", "distilbert": "DistilBERT", "mobilebert": "MobileBERT"}
@@ -19,7 +20,7 @@ WHAT = {
 }
 
 
-def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: str, name: str,
+def model_card(model: nn.Module, head: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
     """The text of a model card. A card has YAML front matter, a description of the model, the markdown text
     `extra`, and code that loads the model.
@@ -41,7 +42,8 @@ def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: s
     if head == "classification" and not c.regression:
         rows["labels"] = ", ".join(c.labels)
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    library = "minibert" if form != "hf" else "sentence-transformers" if sentences else "transformers"
+    alone = difference(c)  # only minibert loads the model
+    library = "minibert" if alone else "sentence-transformers" if sentences else "transformers"
     parts = [f"---\nlibrary_name: {library}\npipeline_tag: {task}\n"
              f"tags:\n- minibert\n- {c.architecture}\n---\n\n# {name}\n\n"
              f"This model is {what.format(D=c.hidden_size)}.\n\n| | |\n|---|---|\n{table}",
@@ -52,11 +54,11 @@ def model_card(model: nn.Module, head: str, form: str, parameters: int, dtype: s
     parts.append("## How to load it\n\nWith minibert:\n\n```python\nimport minibert\n\n"
                  "model = minibert.load(\"FOLDER\")\ntokenizer = minibert.load_tokenizer(\"FOLDER\")\n"
                  f"{use}```\n")
-    if form == "hf" and sentences:
+    if sentences and not alone:
         parts.append("With sentence-transformers:\n\n```python\nimport sentence_transformers\n\n"
                      "model = sentence_transformers.SentenceTransformer(\"FOLDER\")\n"
                      f"vectors = model.encode({texts})\n```\n")
-    elif form == "hf":
+    elif not alone:
         bare = head == "encoder" and model.pooler is None and (
             c.architecture == "bert" or c.architecture == "mobilebert" and c.tanh_pooler)
         parts.append("With transformers:\n\n```python\nimport transformers\n\n"

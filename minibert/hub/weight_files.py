@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minibert.common.disk import check_is_the_file, disk_errors, fsync, read_json, sha256_of
 from minibert.common.errors import UserError
-from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_folder, what_else
+from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_folder, what_it_holds
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
@@ -31,7 +31,8 @@ def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
             raise UserError(f"{folder} holds only pickled weights (.bin), which are not loaded; convert them "
                             f"once: python weights/convert.py {folder} TARGET")
         return read(whole) if whole.exists() else _read_shards(index, read)
-    raise UserError(f"{folder} holds no weights: there is no model.safetensors{what_else(folder)}")
+    raise UserError(f"{folder} holds no weights: there is no model.safetensors, which transformers can make "
+                    f"of other weights{what_it_holds(folder)}")
 
 
 def _read_shards(index: Path, read) -> dict[str, Tensor]:
@@ -73,10 +74,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one file. Raises `UserError` if the file is damaged."""
-    start = _first_bytes(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
-        raise UserError(f"{path} is a pickled file with the name of a safetensors file; rename it to "
-                        "pytorch_model.bin, and convert it with weights/convert.py")
+    _check_first_bytes(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
@@ -85,17 +83,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
-def _first_bytes(path: Path) -> bytes:
-    """The first bytes of a weight file. Raises `UserError` if the file is a git-LFS pointer or a web page."""
+def _check_first_bytes(path: Path) -> None:
+    """Raises `UserError` if the file is a git-LFS pointer or a web page."""
     with disk_errors(path, "read"), open(path, "rb") as file:
-        start = file.read(100)
-    check_is_the_file(path, start)
-    return start
+        check_is_the_file(path, file.read(100))
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
     """All tensors of one pickled file. Raises `UserError` if the file is damaged or has other content."""
-    _first_bytes(path)
+    _check_first_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the file format, not about the tensors
@@ -126,5 +122,5 @@ def existing(path: Path, what: str | None = None) -> Path:
     (default: its name).
     """
     if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
-        raise UserError(f"{path.parent} holds no {what or path.name}{what_else(path.parent)}")
+        raise UserError(f"{path.parent} holds no {what or path.name}{what_it_holds(path.parent)}")
     return path

@@ -53,17 +53,12 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 
 
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
-    """Checks and encodes texts: a list of texts, a list of (text, pair), or two lists.
+    """Checks and encodes texts, or pairs of texts in two lists.
 
     Raises `UserError` if an element is not a text; the message has the index of this element. Also raises
     `UserError` if a model with this `config` cannot read the texts.
     """
     texts, pairs = as_texts(texts, "texts"), None if pairs is None else as_texts(pairs, "pairs")
-    if pairs is None and texts and isinstance(texts[0], (tuple, list)):
-        for i, text in enumerate(texts):
-            if not isinstance(text, (tuple, list)) or len(text) != 2:
-                raise UserError(f"texts[{i}] is {text!r:.60}, and must be a pair, (text, pair)")
-        texts, pairs = ([pair[k] for pair in texts] for k in (0, 1))
     for name, given in (("texts", texts), ("pairs", pairs or [])):
         for i, text in enumerate(given):
             if not isinstance(text, str):
@@ -83,12 +78,12 @@ def as_texts(given, name: str) -> list:
     return list(given)
 
 
-def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str] | list[tuple[str, str]],
+def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
             pairs: list[str] | None = None, *, max_length: int | None = None,
             runtime: Runtime | None = None) -> np.ndarray:
     """Logits (n, K) of a classifier for n texts or pairs of texts. A regression model gives scores (n, 1).
 
-    Pairs can be given in two ways: as tuples (text, pair) in `texts`, or with the second texts in `pairs`.
+    `pairs` has the second texts of the pairs.
     `model.config.labels` has the names of the classes. If `model.config.problem_type` is
     multi_label_classification, the sigmoid of a logit is the probability of its label. Texts longer than
     `max_length` tokens are cut; by default, `max_length` is the number of positions of the model. Raises

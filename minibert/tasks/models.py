@@ -12,7 +12,7 @@ import minibert
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples
-from minibert.hub.load_save import load_config, stated_head
+from minibert.hub.load_save import config_and_head
 from minibert.inference.predict import MICRO_TOKENS, outputs
 from minibert.model.batch import groups
 from minibert.model.config import Config
@@ -48,7 +48,7 @@ def keeps_head(name: str, task: Task) -> bool:
     """Whether the model already has a head for the task: a span head, a score head, or a classifier with the
     task's classes in any order.
     """
-    config, head = load_config(name), stated_head(name)
+    config, head = config_and_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
                                 or config.regression != (task.kind == "score")
                                 or task.kind == "classes" and label_order(config.labels, task) is None):

@@ -10,12 +10,12 @@ import numpy as np
 from torch import nn
 
 from minibert.common.console import Progress, say
-from minibert.common.disk import read_json, read_text, write_text
+from minibert.common.disk import read_text, write_text
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.data.examples import Examples, check_examples, check_pieces, encode, make_examples
 from minibert.data.tokenizer import Tokenizer
-from minibert.hub.load_save import load_config, stated_head
+from minibert.hub.load_save import config_and_head
 from minibert.inference.predict import MICRO_TOKENS, outputs
 from minibert.model.config import Config
 from minibert.tasks import metrics, squad_windows, squad
@@ -64,7 +64,7 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
-    config, head = load_config(model), stated_head(model)
+    config, head = config_and_head(model)
     if head not in ("classification", None):
         raise UserError(f"{model} has no head for {task}: fine-tune the model first")
     judged = Task(Path(task).name, config.labels, config.labels, ("accuracy", "matthews"))
@@ -150,19 +150,6 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
     if task.kind == "span":  # these texts have no answers, so they are read whole, not in windows
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
-
-
-def check_data(out: Path, now: dict[str, str]) -> None:
-    """Raises `UserError` if the run in `out` was started with other examples. For each split, `now` has the
-    fingerprint of the present examples.
-    """
-    if not (out / "config.json").exists():
-        return
-    before = read_json(out / "config.json").get("data") or {}
-    other = [split for split in now if before.get(split) != now[split]]
-    if other:
-        raise UserError(f"the {other[0]} examples are not those that the run in {out} was started with; give "
-                        "the same files, or start a new run with another --out")
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:

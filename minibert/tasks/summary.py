@@ -1,5 +1,5 @@
-"""The end of a fine-tuning: keeps the model of the best seed, writes its errors and predictions, and makes
-the final table. The table compares a constant answer, the teacher, the model and published figures.
+"""The end of a fine-tuning: keeps the model of the best seed and makes the final table. The table compares a
+constant answer, the teacher, the model and published figures.
 """
 
 import math
@@ -8,9 +8,8 @@ import shutil
 import statistics
 from pathlib import Path
 
-from minibert.common.disk import write_json
 from minibert.tasks.specs import Task
-from minibert.tasks.splits import Split, baseline, write_errors
+from minibert.tasks.splits import Split, baseline
 
 OUTPUTS = "dev-outputs.safetensors"  # this file has the kept model's outputs on the first dev split
 
@@ -49,10 +48,9 @@ def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | Non
                         for metric in task.metrics}})
     figures: dict[str, dict[str, float]] = {}
     for known in task.published:
-        if known.split in ("dev", split):
-            name = f"{known.model}, published [{known.source.split(',')[0].split(':')[0]}]"
-            name += "" if known.metric else ", metric not stated"
-            figures.setdefault(name, {})[known.metric or task.metrics[0]] = known.value
+        name = f"{known.model}, published [{known.source.split(',')[0].split(':')[0]}]"
+        name += "" if known.metric else ", metric not stated"
+        figures.setdefault(name, {})[known.metric or task.metrics[0]] = known.value
     return rows + [row(name, scores) for name, scores in figures.items()]
 
 
@@ -78,15 +76,6 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
         shutil.rmtree(out / f"seed-{result['seed']}" / "model", ignore_errors=True)
         (out / f"seed-{result['seed']}" / OUTPUTS).unlink(missing_ok=True)
     return best
-
-
-def write_answers(out: Path, task: Task, split: Split, answers) -> None:
-    """Writes the wrong answers to errors.tsv. `answers` is what `answers_of` returns. For SQuAD, this
-    function also writes predictions.json, from which the official script computes the scores.
-    """
-    write_errors(out / "errors.tsv", task, split, answers)
-    if task.kind == "span":
-        write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
 
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],

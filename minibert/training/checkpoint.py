@@ -63,8 +63,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     """Loads the newest checkpoint that can be read into the model, the optimiser and the scaler.
 
     Returns the state in its metadata, or None if there is no checkpoint. A damaged checkpoint is reported,
-    and the previous one is used. Raises `UserError` if all checkpoints are damaged, or if a checkpoint
-    belongs to another model.
+    and the previous one is used. Raises `UserError` if all checkpoints are damaged, if a checkpoint belongs
+    to another model, or if the folder has only checkpoints of an earlier version (folders `step-N`).
     """
     found = checkpoints(folder)
     for _, path in found:
@@ -81,6 +81,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         return state
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged; remove the folder to start anew")
+    if any(path.is_dir() for path in folder.glob("step-*")):
+        raise UserError(f"the checkpoints in {folder} are of an earlier version of minibert and cannot be "
+                        "read; resume the run with that version, or start a new run with another --out")
     return None
 
 

@@ -14,8 +14,6 @@ from minibert.model.config import PRESETS
 from minibert.training.mobilebert_stages import SCHEDULES, TRANSFER_SHARE
 from minibert.training.optim import OPTIMIZERS
 
-METHOD_DEFAULTS = {name: method.defaults for name, method in METHODS.items()}
-
 
 def only(*methods: str) -> dict[str, tuple]:
     """The value of `only_with` for an option that only these methods use."""

@@ -78,17 +78,24 @@ def check_corpus(out: Path, fingerprint: str) -> None:
                         "text, or start a new run with another --out")
 
 
+def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
+    """Raises `UserError` if one of the hashes `now` is not the hash with which the run in `out` was started.
+    `entry` is the name of these hashes in config.json. `what` is the start of the error message, in which {}
+    is the name of the hash.
+    """
+    before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(f"{what.format(name)} are not those that the run in {out} was started with; give "
+                            "the same files, or start a new run with another --out")
+
+
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns the hash of each model's weights as a dict from option names to hashes. `models` is a dict from
-    option names to folders or hub names. Raises `UserError` if the weights have changed since the start of
-    the run in `out`.
+    """Returns the hash of each model's weights, by the name of the option. `models` has the folders or hub
+    names. Raises `UserError` if the weights have changed since the start of the run in `out`.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
-    before = read_json(out / "config.json")["weights"] if (out / "config.json").exists() else now
-    for option, value in now.items():
-        if before.get(option) != value:
-            raise UserError(f"the weights of --{option} {models[option]} are not those that the run in {out} "
-                            "was started with; give the same weights, or start a new run with another --out")
+    check_unchanged(out, "weights", now, "the weights of --{}")
     return now
 
 

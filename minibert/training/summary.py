@@ -4,7 +4,8 @@ which the models fill in the masks.
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,25 +20,33 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
              "The city is the [MASK] of the country.")
 
 
-@torch.no_grad()
-def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Runtime,
-                      rounds: int = 5) -> dict[str, float]:
-    """The speed of each encoder in tokens per second. In each round every model runs once. The result is the
-    median over the rounds.
+def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
+    """The median time of each function in seconds. In each turn every function runs once. The functions run
+    once more before the first turn, because first calls are slow.
     """
-    batch = held_out.micro_batches[0].to(runtime.device).batch
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for round_number in range(rounds + 1):
-        for name, model in models.items():
-            model.eval()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(turns + 1):
+        for name, function in functions.items():
             begun = time.perf_counter()
-            with runtime.autocast():
-                encoder_of(model)(batch)
-            if runtime.device.type == "cuda":
-                torch.cuda.synchronize(runtime.device)
-            if round_number:  # the first round is not measured, because first passes are slow
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
                 seconds[name].append(time.perf_counter() - begun)
-    return {name: len(batch.ids) / statistics.median(times) for name, times in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+@torch.no_grad()
+def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Runtime) -> dict[str, float]:
+    """The speed of each encoder in tokens per second. All encoders run on the same batch."""
+    batch = held_out.micro_batches[0].to(runtime.device).batch
+
+    def run(model: nn.Module) -> None:
+        with runtime.autocast():
+            encoder_of(model)(batch)
+
+    seconds = seconds_in_turns({name: partial(run, model.eval()) for name, model in models.items()})
+    return {name: len(batch.ids) / taken for name, taken in seconds.items()}
 
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:

@@ -40,7 +40,5 @@ def test_there_is_no_share_of_nothing():
         assert share_kept(formula, [[10.0]], [[0.0, 5.0]]) is None
 
 
-def test_a_mean_score_and_its_interval():
-    assert mean_score([[10.0], [90.0]]) == pytest.approx((50.0,) * 3)
-    mean, low, high = mean_score([[10.0, 20.0, 60.0], [90.0]])
-    assert mean == 55.0 and (low, high) == (50.0, 75.0)  # medians of three draws are often 10 or 60
+def test_a_mean_score():
+    assert mean_score([[10.0, 20.0, 60.0], [90.0]]) == 55.0

@@ -12,7 +12,7 @@ from minibert.common.hub_download import local_folder
 
 SMALL = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
          "added_tokens.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json",
-         "sentence_bert_config.json", "config_sentence_transformers.json", "adapter_config.json"]
+         "sentence_bert_config.json", "config_sentence_transformers.json"]
 OTHERS = ["README.md", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx/model.onnx", "openvino/model.bin",
           "model.fp16.safetensors", "onnx/config.json", "checkpoint-500/config.json", "training_args.bin",
           "checkpoint-500/model.safetensors", "coreml/model.mlpackage", "data/train.json"]

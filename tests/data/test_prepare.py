@@ -228,9 +228,9 @@ def test_text_that_the_tokenizer_does_not_know_is_named(tmp_path):
         prepare([write(tmp_path / f"{name}.txt", content)], TOKENIZER, tmp_path / name, held_out=0,
                 report=said.append)
         warnings = [line for line in said if line.startswith("warning")]
-        assert warnings == ([f"warning: {share} of the tokens are [UNK], for instance '字', 'Ж': the "
+        assert warnings == ([f"warning: {share} of the tokens are [UNK]: the "
                              "tokenizer does not fit the text"] if share else [])
-    with pytest.raises(UserError, match="every token of the text is \\[UNK\\], for instance '字', 'Ж'"):
+    with pytest.raises(UserError, match="every token of the text is \\[UNK\\]"):
         path = write(tmp_path / "all.txt", "字 Ж\n字 字\n\n字\n")
         prepare([path], TOKENIZER, tmp_path / "all", report=None)
     assert not (tmp_path / "all").exists()

@@ -276,8 +276,8 @@ def test_the_compared_layers_and_terms_can_be_chosen(tiny_config):
 def test_models_that_do_not_fit_are_refused(tiny_config):
     wide = replace(tiny_config, layers=4)
     for method, student, changed, match in (
-            ("tinybert", replace(wide, heads=2), {}, "2 heads and the teacher 3"),
-            ("minilm", replace(wide, heads=2), {}, "2 heads and the teacher 3"),
+            ("tinybert", replace(wide, heads=2), {}, "heads 2 against 3"),
+            ("minilm", replace(wide, heads=2), {}, "heads 2 against 3"),
             ("tinybert", replace(wide, vocab_size=50), {}, "vocabulary 50 against 60"),
             ("tinybert", wide, {"layers": (1, 2)}, "must have 4 numbers"),
             ("minilmv2", wide, {"teacher_layer": 5}, "and no layer 5"),

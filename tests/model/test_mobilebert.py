@@ -205,17 +205,16 @@ def test_a_sequence_beyond_the_positions_is_named(random_batch):
 # --- folders ---
 
 @pytest.mark.parametrize("change, why", [
-    (dict(attention_input="hidden"), "hidden_size and bottleneck_size of a MobileBERT are equal"),
-    (dict(norm="layer_norm"), "norm_eps of a MobileBERT is 1e-05"),
+    (dict(attention_input="hidden"), "hidden_size is not bottleneck_size"),
+    (dict(norm="layer_norm"), "MobileBERT with layer_norm and norm_eps 1e-12"),
     (dict(segments=0), "token types"),
 ])
-def test_shapes_without_counterpart_say_why_and_keep_our_format(change, why, tmp_path):
+def test_shapes_without_counterpart_say_why_and_load(change, why, tmp_path):
     model = init_weights(MaskedLM(replace(TINY, **change)))
-    with pytest.raises(UserError, match=f"does not support this model.*{why}.*minibert"):
-        save(model, tmp_path / "no")
-    assert not (tmp_path / "no").exists()
-    save(model, tmp_path / "ours", format="minibert")
-    loaded = load(tmp_path / "ours")
+    with pytest.warns(UserWarning, match=f"does not support this model.*{why}"):
+        save(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "minibert-mobilebert"
+    loaded = load(tmp_path)
     assert loaded.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters()))
 
@@ -223,9 +222,8 @@ def test_shapes_without_counterpart_say_why_and_keep_our_format(change, why, tmp
 def test_every_field_survives(tmp_path):
     config = replace(TINY, attention_input="bottleneck", norm="layer_norm", norm_eps=1e-5, tanh_pooler=False,
                      dropout=0.2, classifier_dropout=0.3, feed_forwards=2, activation="gelu")
-    for form in ("hf", "minibert"):
-        save(init_weights(Classifier(config)), tmp_path / form, format=form)
-        assert load(tmp_path / form).config == config
+    save(init_weights(Classifier(config)), tmp_path)
+    assert load(tmp_path).config == config
 
 
 @pytest.mark.parametrize("change, says", [

@@ -46,6 +46,17 @@ def test_the_one_before_is_kept_and_older_ones_go(tiny_config, tmp_path):
     assert [step for step, _ in checkpoints(tmp_path)] == [15, 10]
 
 
+def test_a_checkpoint_of_an_earlier_version_is_an_error(tiny_config, tmp_path):
+    """Such a checkpoint was a folder. Without this error the run would start again at step 0."""
+    model, optimizer = trained(tiny_config)
+    assert load_checkpoint(tmp_path / "none", model, optimizer) is None
+    (tmp_path / "step-2").mkdir()
+    with pytest.raises(UserError, match="are of an earlier version of minibert.*another --out"):
+        load_checkpoint(tmp_path, model, optimizer)
+    save_checkpoint(tmp_path, 3, model, optimizer, {})
+    assert load_checkpoint(tmp_path, model, optimizer)["step"] == 3
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "header"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tiny_config, tmp_path, damage):
     model, optimizer = trained(tiny_config)
