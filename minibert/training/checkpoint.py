@@ -1,9 +1,9 @@
 """Checkpoints: the whole state of a run (weights, optimiser, step) in one safetensors file.
 
-A checkpoint is a file `step-N.safetensors`. Its metadata has the parts of the state that are not tensors, as
-JSON. The file is written under another name, flushed to the disk and renamed. After that, older checkpoints
-are removed, but the previous checkpoint is kept. So there is always a complete checkpoint, even if the
-process is killed.
+A checkpoint is a file `step-N.safetensors`. The metadata of this file has everything that is not a tensor, as
+JSON, for example the number of the step. The file is written under a temporary name, flushed to the disk and
+then renamed. After that, all older checkpoints except the last one are removed. So there is always a complete
+checkpoint, even if the process is killed.
 """
 
 import json
@@ -24,8 +24,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
                     extra: dict) -> None:
     """Writes `folder/step-N.safetensors` after N finished steps and keeps the previous checkpoint.
 
-    The names of the tensors are `model.*`, and for each parameter `optimizer.*.exp_avg`,
-    `optimizer.*.exp_avg_sq` and `optimizer.*.step`. The entries of `extra` are added to the metadata.
+    The tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME are named
+    `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and `optimizer.NAME.step`. The entries of `extra`
+    are added to the metadata.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -39,11 +40,11 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # removes unfinished files of this process (full disk) and of earlier, killed ones
+        finally:  # unfinished files stay behind if the disk is full or a process was killed
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # The run was resumed from an older checkpoint, so those of later steps are damaged, and are removed.
+        # A checkpoint of a later step is removed, too. It is damaged: the run was resumed from an older one.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
@@ -60,11 +61,13 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
-    """Loads the newest checkpoint that can be read into the model, the optimiser and the scaler.
+    """Finds the newest checkpoint that is not damaged, and loads it into the model, the optimiser and the
+    scaler.
 
-    Returns the state in its metadata, or None if there is no checkpoint. A damaged checkpoint is reported,
-    and the previous one is used. Raises `UserError` if all checkpoints are damaged, if a checkpoint belongs
-    to another model, or if the folder has only checkpoints of an earlier version (folders `step-N`).
+    Returns the entries of the checkpoint's metadata (the step and `extra`), or None if the folder has no
+    checkpoint. A damaged checkpoint is reported, and the previous one is used. Raises `UserError` if all
+    checkpoints are damaged, if a checkpoint belongs to another model, or if the folder has only checkpoints
+    of an earlier version (folders `step-N`).
     """
     found = checkpoints(folder)
     for _, path in found:
@@ -96,7 +99,7 @@ def _restore(path: Path, tensors: dict[str, Tensor], model: nn.Module,
         raise UserError(f"checkpoint {path} is of another model ({error})") from None
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        # a parameter has no moments before its first update
+        # a parameter that was never updated has no optimiser state in the file
         moments = {key: tensors[f"optimizer.{name}.{key}"].to(parameter.device)
                    for key in ("exp_avg", "exp_avg_sq", "step") if f"optimizer.{name}.{key}" in tensors}
         if moments:

@@ -1,6 +1,6 @@
-"""The evaluation on held-out text. A masked language model is evaluated by its loss, perplexity and accuracy
-at masked tokens, and by its KL to a teacher. Any student can be evaluated by the loss terms of its method,
-and by the KL between its attention and the teacher's attention.
+"""The evaluation on held-out text. For a masked language model, the file computes the loss, perplexity and
+accuracy at masked tokens, and the KL divergence between teacher and student. For the student of any method,
+it computes the loss terms of the method, and the KL between the attention of teacher and student.
 """
 
 import math
@@ -25,8 +25,9 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """Draws `sequences` sequences of a corpus and masks them. The sequences and the masks are the same in
-    every call. Each token is masked with probability `share` ("bernoulli").
+    """Draws sequences from a corpus and masks their tokens. `sequences` is the number of sequences. The
+    sequences and the masks are the same in every call. Each token is masked with probability `share`
+    ("bernoulli").
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -38,8 +39,9 @@ def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_to
 @torch.no_grad()
 def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None
                  ) -> dict[str, float]:
-    """Returns the MLM loss (nats per masked token), the perplexity and the accuracy. With a teacher, it also
-    returns the KL to the teacher (per token, temperature 1).
+    """Returns the MLM loss (nats per masked token), the perplexity and the accuracy. With a teacher, the dict
+    also has the KL divergence between the predictions of teacher and student. This KL is the mean over all
+    tokens, in nats, at temperature 1.
     """
     training = model.training
     model.eval()
@@ -50,7 +52,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
-            else:  # without a teacher, only masked tokens are needed
+            else:  # the MLM loss needs only the masked tokens; the KL to a teacher would need all tokens
                 rows = labelled.to(last.device)
                 last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
             _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
@@ -67,11 +69,12 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
 @torch.no_grad()
 def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
                    runtime: Runtime) -> dict[str, float]:
-    """Returns the mean of each loss term of a method on held-out text, and their weighted sum, `loss`.
-    Dropout is off.
+    """Returns the mean of each loss term on held-out text. The entry `loss` is the weighted sum of these
+    means. Dropout is off.
 
-    `loss_of(student, micro)` returns a micro-batch's share of the loss, and the sum of each term. `counts`
-    has the divisors of these sums.
+    `loss_of(student, micro)` returns the part of the loss that comes from one micro-batch, and the sum of
+    each loss term over this micro-batch. For each term, `counts` has the number of tokens or sequences by
+    which the sum over all micro-batches is divided.
     """
     training = student.training
     student.eval()
@@ -89,10 +92,10 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 @torch.no_grad()
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
-    """The KL(teacher || student) of the attention distributions in nats. The result is the mean over rows,
-    heads, sequences and student layers.
+    """The KL(teacher || student) of the attention distributions in nats. The result is the mean over query
+    tokens, heads, sequences and student layers.
 
-    `layers` has, for each student layer, the teacher layer (from 1) that it is compared with.
+    `layers` has one number for each student layer: the teacher layer to compare it with, counted from 1.
 
     Returns None if the two models have different numbers of heads. Both models must be in eval mode.
     """

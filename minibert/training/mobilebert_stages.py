@@ -1,13 +1,15 @@
-"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6), as functions of the
-step. These functions give the stage of a step, the loss terms of a stage, and the learning rate of each part
-of the student.
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions say which
+stage a step belongs to, which loss terms a stage has, and which learning rate each part of the student has.
 
-    akt  auxiliary    one stage: the transfer of all layers together with pre-training distillation
-    jkt  joint        the transfer of all layers; then distillation
-    pkt  progressive  the transfer of layer 1, 2 ... L, lower layers nearly frozen; then distillation
+In knowledge transfer, a student layer learns the feature maps and the attention of the teacher layer with the
+same number. In distillation, the student learns masked tokens and the teacher's predictions.
 
-Part 0 of the student is everything outside its layers (embeddings and head). Parts 1 to L are the student's
-layers.
+    akt (auxiliary)    one stage, which has both knowledge transfer in all layers and distillation
+    jkt (joint)        a stage of knowledge transfer in all layers together, then a stage of distillation
+    pkt (progressive)  a stage of knowledge transfer for each layer, from 1 to L, then a stage of distillation
+
+The student has L layers. Part 0 of the student is everything outside its layers (embeddings and head). Parts
+1 to L are the student's layers.
 """
 
 import re
@@ -23,8 +25,9 @@ from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
 
-# These numbers are those of the authors' code. 240,000 of its 740,000 steps are for the transfer. A layer has
-# three times the learning rate in its own stage, and 0.3 times the learning rate in later stages.
+# The three numbers below come from the authors' code. In this code, 240,000 of 740,000 steps are for the
+# transfer. In the transfer stages, a layer's learning rate is multiplied by 3 in its own stage, and by 0.3 in
+# later stages.
 TRANSFER_SHARE = 24 / 74
 IN_STAGE, AFTER_STAGE = 3.0, 0.3
 
@@ -34,14 +37,12 @@ class Stage(NamedTuple):
 
     first: int
     last: int
-    layers: tuple[int, ...]  # the numbers of the transferred layers, from 1
-    distil: bool  # whether the stage has pre-training distillation
+    layers: tuple[int, ...]  # the layers with knowledge transfer in this stage, counted from 1
+    distil: bool  # whether the stage has distillation
 
 
 def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANSFER_SHARE) -> list[Stage]:
-    """The stages of a run in order. Together the stages have all steps of the run. Raises `UserError` if a
-    stage would have no step.
-    """
+    """The stages of a run in order. Raises `UserError` if a stage would have no step."""
     every = tuple(range(1, layers + 1))
     if schedule == "akt":
         return [Stage(0, steps, every, True)]
@@ -62,25 +63,27 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights:
-    """The weights of the terms that the stage minimises."""
+    """Returns the weights of the loss terms in this stage. In a stage without distillation, the terms `mlm`
+    and `kd` have the weight 0.
+    """
     weights = replace(weights, layers=stage.layers)
     return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
 
 
 def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
-    """The factors of the peak learning rate at a step. There are L + 1 factors, one for each part of the
-    student.
+    """Returns the numbers by which the peak learning rate is multiplied at a step: one number for part 0 of
+    the student, and one for each of its layers.
 
-    In a stage with distillation, all parts have the same rate. This rate rises linearly in the first part of
-    the stage (`warmup` is its share) and then falls linearly to 0. In a stage with transfer only, the layers
-    of the stage are trained, and the layers below them with a lower rate. The rate rises in the first tenth
-    of the stage and then falls to 0.9 of its peak.
+    In a stage with distillation, all parts have the same rate. This rate rises linearly in the first steps of
+    the stage (`warmup` is the share of these steps) and then falls linearly to 0. In a stage with transfer
+    only, the layers of the stage are trained. The layers below them are trained with a lower rate, and all
+    other parts are frozen. All rates of such a stage rise in the first tenth of the stage. After that, they
+    slowly fall to 0.9 of the highest rate.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
         return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
-    # note: the authors' code has `done` instead of `done + 1` in both formulas, so its first step has the
-    # rate 0
+    # the authors' code has `done` and not `done + 1` as the numerator, so the first step there has the rate 0
     progress = (done + 1) / length
     background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
     lowest, highest = stage.layers[0], stage.layers[-1]
@@ -89,18 +92,20 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
 
 
 def part_of(name: str) -> int:
-    """The number of the student's part that the parameter with this name belongs to."""
+    """Returns the part of the student to which the parameter with this name belongs: 0 for the embeddings and
+    the head, or the number of the layer, counted from 1.
+    """
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)
     return int(layer[1]) + 1 if layer else 0
 
 
 def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Prepares the student and the optimiser for a stage. The loop calls it at the first step of a stage, and
-    when a run is resumed.
+    """Prepares the student and the optimiser for a stage. The training loop calls this function at the first
+    step of each stage, and when a run is resumed.
 
-    Only the parts that are trained in the stage get a gradient. The other parts are not in the norm that is
-    clipped, and the optimiser keeps no moments of them. The optimiser's state is empty at the start of the
-    distillation, because the authors' code starts a new run for it.
+    Only the parts that are trained in the stage get a gradient. The frozen parts do not count in the gradient
+    norm, and the optimiser makes no moments for them. The optimiser's state is cleared before the first step
+    of the distillation, because the authors' code starts a new run for the distillation.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

@@ -1,5 +1,5 @@
-"""Loads and prepares the models of train.py: a student from a folder, a student without a teacher, and the
-teacher, which is not trained.
+"""Loads and prepares the models of train.py. A model is a student from a folder, a model that is trained
+without a teacher, or a teacher (which is not trained).
 """
 
 from dataclasses import replace
@@ -21,8 +21,8 @@ from minibert.model.sentences import pooling_of
 
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
-    """Loads a student from a folder with the head `head`. Raises `UserError` if its vocabulary is not that of
-    `tokenizer`.
+    """Loads a student with the head `head` from a folder. Raises `UserError` if the student has another
+    tokenizer than its teacher. `tokenizer` is the teacher's tokenizer.
     """
     if load_tokenizer(name).sha256 != tokenizer.sha256:
         raise UserError(f"--student {name} has another tokenizer than its teacher: the same ids would be "
@@ -31,9 +31,11 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
-    """Checks the teacher of the method `embedding`. Prints the pooling if the files of the teacher do not
-    state it. Raises `UserError` if the teacher changes texts before its tokenizer reads them, because
-    train.py does not change the lines of a corpus.
+    """Checks the teacher of the method `embedding`. If the teacher has no files about its pooling, the
+    function prints that the mean is used.
+
+    Raises `UserError` if the teacher changes a text before its tokenizer reads it (a prompt or lower-casing).
+    train.py does not change the lines of the corpus, so such a teacher would give wrong vectors.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -48,8 +50,8 @@ def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
 
 
 def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Loads a model, which will be trained without a teacher, and its tokenizer from a folder. A model
-    without an MLM head gets a new MLM head.
+    """Loads a model and its tokenizer from a folder, to train the model without a teacher. A model without
+    an MLM head gets a new MLM head.
     """
     model, tokenizer = load(name), load_tokenizer(name)
     if isinstance(model, PreTraining):  # the next-sentence head is left out: this project does not train it
@@ -61,8 +63,10 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Returns a model with the shape of a preset and random weights, and the tokenizer of the prepared
-    `corpus`. The model has the vocabulary of this tokenizer.
+    """Makes a model with random weights and the sizes of the preset `name`. Returns the model and the
+    tokenizer of the prepared `corpus`. The model has the vocabulary of this tokenizer.
+
+    Raises `UserError` if `corpus` is not a prepared folder.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "
@@ -75,9 +79,7 @@ def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[
 
 
 def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
-    """A masked language model that has the given encoder and a new head. So a sentence encoder can be the
-    teacher of a method that predicts masked tokens.
-    """
+    """Returns a masked language model with the weights of `encoder` and a new head with random weights."""
     model = random_weights(MaskedLM(encoder.config), seed)
     weights = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
     model.encoder.load_state_dict(weights)
@@ -105,9 +107,9 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, the
-    matrices of the model are converted to 16 bits. Otherwise autocast would convert them again for every
-    micro-batch, because autocast keeps only the converted weights of trained models. Biases, LayerNorms,
-    positions, token types and residual sums stay in fp32.
+    matrices of the model are converted to 16 bits. Without this, autocast would convert the matrices again
+    for every micro-batch, because it stores converted weights only if they have gradients. Biases,
+    LayerNorms, positions, token types and residual sums stay in fp32.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
@@ -116,13 +118,14 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     return model
 
 
-# The text of pre-training has only token type 0, so the other rows of the table are not trained. In a student
-# with random weights, all rows are equal at the start, and `keep_token_types_equal` makes them equal again
-# after training. Otherwise, in fine-tuning on pairs, the difference would be added to the second text of
-# every pair. note: BERT and TinyBERT pre-train on pairs of texts instead.
+# In pre-training, all tokens have the token type 0, so only row 0 of the token-type table is trained. In a
+# student with random weights, all rows are equal before the training. After the training,
+# `keep_token_types_equal` makes the rows equal again. With different rows, fine-tuning on pairs would start
+# with a difference between first and second texts that no training has learned. BERT and TinyBERT are
+# pre-trained on pairs of texts, so they train two rows.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
-    """The numbers (from 1) of the rows of the token-type table that are equal to row 0."""
+    """The indices of the rows of the token-type table that are equal to row 0. Index 0 is left out."""
     if encoder.segment is None:
         return []
     rows = encoder.segment.weight
@@ -131,6 +134,6 @@ def equal_token_types(encoder: Encoder) -> list[int]:
 
 @torch.no_grad()
 def keep_token_types_equal(encoder: Encoder, rows: list[int]) -> None:
-    """Copies row 0 of the token-type table to the rows with these numbers."""
+    """Copies row 0 of the token-type table to the rows with the indices `rows`."""
     for i in rows:
         encoder.segment.weight[i] = encoder.segment.weight[0]

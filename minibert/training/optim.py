@@ -18,7 +18,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update. `factors` has one factor of `lr` for each part of the model.
+    """Sets the learning rate of the next update. If `factors` is given, the learning rate of each part of the
+    model is `lr` times the factor of this part.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
@@ -26,17 +27,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Divides all trainable parameters into groups, by their part of the model. Each parameter is in one
-    group.
+    """Divides all trainable parameters into groups. Each parameter is in one group. All parameters of a group
+    belong to the same part of the model.
 
-    Biases and LayerNorms have their own groups, without weight decay. `part_of` returns the part of the
-    parameter with a given name. If it is None, all parameters are one part. `group["part"]` is the part of a
-    group.
+    Biases and LayerNorms have their own groups, without weight decay. `part_of` is a function from the name
+    of a parameter to the number of its part. If `part_of` is None, the whole model is one part.
+    `group["part"]` is the number of the part.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # a tied table has two names, but it is one parameter and must be in one group only
+            # the word table has two names if the MLM head shares it, but it must be in one group only
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
@@ -49,8 +50,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
-    """The fused AdamW of torch with the groups of `parameter_groups`. note: the Adam of Google's BERT has no
-    bias correction, and torch's Adam has one. The correction changes only the first steps.
+    """The fused AdamW of torch with the groups of `parameter_groups`. Unlike the Adam in Google's BERT code,
+    it has bias correction, which makes a difference only in the first steps of a training.
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)
@@ -58,8 +59,8 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
          part_of: Callable[[str], int] | None = None) -> "Lamb":
-    """LAMB with the groups of `parameter_groups`. Biases and LayerNorms have neither weight decay nor LAMB's
-    ratio |w| / |u|.
+    """LAMB with the groups of `parameter_groups`. Biases and LayerNorms have no weight decay, and their
+    updates are not scaled by LAMB's ratio |w| / |u|.
     """
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
@@ -71,9 +72,9 @@ class Lamb(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    with norms over each tensor. The ratio |w| / |u| is 1 if one of the norms is 0. It is also 1 for biases
-    and LayerNorms, which have `group["adapt"]` false. note: the paper applies Adam's bias correction to m and
-    v. MobileBERT's code and BERT's Adam have no such correction.
+    |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if one of the norms is 0. For
+    biases and LayerNorms (`group["adapt"]` is False), the ratio is always 1. The paper applies Adam's bias
+    correction to m and v. This class does not, as in MobileBERT's code.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

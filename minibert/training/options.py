@@ -1,5 +1,4 @@
-"""The options of train.py, the defaults of each method, and the weights of the loss.
-"""
+"""The options of train.py, the defaults of each method, and the weights of the loss."""
 
 import dataclasses
 import math
@@ -34,45 +33,48 @@ class Options(MachineOptions):
 
     teacher: str | None = option(
         None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
-              "teacher by default; a given teacher is used only for the student's initial weights and the "
-              "evaluation", metavar="FOLDER", group="model")
+              "teacher by default. If you give it a teacher, this model is used only for the student's "
+              "initial weights and for the evaluation", metavar="FOLDER", group="model")
     student: str | None = option(
-        None, "shape of the student (a preset; `bench.py size` lists all presets), or the folder of a model "
-              "that is trained further. Default: a DistilBERT with half of the teacher's layers; tinybert-4 "
-              "with tinybert, minilm and minilmv2; a MobileBERT with mobilebert; the teacher's shape with "
-              "half of its layers with embedding. mlm needs --student or --teacher", metavar="PRESET")
+        None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "
+              "model that is trained further. Default for tinybert, minilm and minilmv2: tinybert-4; for "
+              "mobilebert: a MobileBERT; for embedding: the teacher's sizes with half of its layers; for "
+              "distilbert: a DistilBERT with half of the teacher's layers. mlm needs --student or --teacher",
+        metavar="PRESET")
     layers: int | None = option(
-        None, "number of the student's layers (default: the number of the preset that --student names; "
-              "without --student, half of the teacher's layers, 4 with tinybert, minilm and minilmv2, and "
-              "all layers with mobilebert)", metavar="LAYERS")
+        None, "number of the student's layers. The default is the number of the preset that --student names. "
+              "Default without --student: half of the teacher's layers; for tinybert, minilm and minilmv2: "
+              "4; for mobilebert: all layers", metavar="LAYERS")
     init: str | None = option(
         None, "initial weights of the student. teacher: all weights are copied from the teacher; embeddings: "
               "only embeddings and head are copied; random: no weights are copied", choices=STARTS)
     layer_map: str | None = option(
-        None, "with --init teacher: for each student layer, the teacher layer (from 0) that it is copied "
-              "from, for example 0,2,5 (default: evenly spread)", metavar="NUMBERS", only_with=NOT_MOBILEBERT)
+        None, "with --init teacher: for each student layer, the number of the teacher layer to copy, counted "
+              "from 0; for example 0,2,5 (default: evenly spread)", metavar="NUMBERS",
+        only_with=NOT_MOBILEBERT)
     token_types: str = option(
-        "fold", "for a student without token types whose weights are copied from the teacher. fold: the "
-                "teacher's vector of token type 0 is added to the position vectors; drop: this vector is "
-                "left out, as in DistilBERT's code", choices=("fold", "drop"), only_with=NOT_MOBILEBERT)
+        "fold", "what is done with the teacher's token types if the student has none and is copied from the "
+                "teacher. fold: the teacher's vector of token type 0 is added to the position vectors; drop: "
+                "this vector is not used, as in DistilBERT's code", choices=("fold", "drop"),
+        only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
-        None, "dropout of the student's embeddings and block outputs (default: the value in the model's "
-              "config)", metavar="RATE")
+        None, "dropout rate after the student's embeddings and after each attention and feed-forward block "
+              "(default: the value in the model's config)", metavar="RATE")
     attention_dropout: float = option(
-        0.0, "dropout of attention probabilities; the papers use 0.1, but training is slower with a value "
-             "above 0", metavar="RATE")
+        0.0, "dropout rate of the attention probabilities. The papers use 0.1. Training is faster with 0",
+        metavar="RATE")
 
     corpus: tuple[str, ...] = option(
         ("python-docs",), "training text: text files, folders of text files, a folder made by "
                           "data/prepare.py, or python-docs (Python's documentation)",
         metavar="FILE", group="data")
     eval_corpus: tuple[str, ...] = option(
-        (), "text for the evaluation; possible values are those of --corpus (default: the held-out part of "
-            "--corpus)", metavar="FILE")
+        (), "text for the evaluation: files, folders or python-docs, as for --corpus (default: the held-out "
+            "part of --corpus)", metavar="FILE")
     wikitext: str = option("auto", "yes: the text files are tokenised WikiText; auto: WikiText is "
                                    "recognised from the text", choices=("auto", "yes", "no"))
-    one_line: bool = option(False, "use each line as one sequence; without this option, lines are joined up "
-                                   "to --max-length")
+    one_line: bool = option(False, "use each line as one sequence. Without this option, consecutive lines "
+                                   "are joined into sequences of at most --max-length tokens")
     max_length: int = option(128, "length of the longest sequence in tokens, with [CLS] and "
                                   "[SEP]", metavar="TOKENS")
     min_length: int | None = option(None, "length of the shortest sequence in tokens, with [CLS] and [SEP]; "
@@ -84,24 +86,25 @@ class Options(MachineOptions):
 
     weights: tuple[str, ...] = option((), "weights of the loss terms, for example mlm=1", group="loss",
                                       metavar="TERM=WEIGHT")
-    temperature: float | None = option(None, "temperature of the KL between teacher and student",
-                                       metavar="T", only_with=only("distilbert", "mobilebert"))
+    temperature: float | None = option(
+        None, "temperature of the KL divergence between the predictions of teacher and student",
+        metavar="T", only_with=only("distilbert", "mobilebert"))
     kl_masked_only: bool = option(False, "compute the KL to the teacher at masked tokens only",
                                   only_with=only("distilbert"))
     imitate: str | None = option(
-        None, "for each student layer, the teacher layer (from 1) that it learns from, for example "
-              "2,4,6 (default: evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
+        None, "for each student layer, the number of the teacher layer that it learns from, counted from 1; "
+              "for example 2,4,6 (default: evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
     teacher_layer: int | None = option(
-        None, "the teacher layer (from 1) that the student's last layer learns from (default: the last "
-              "layer)",
+        None, "number of the teacher layer that the student's last layer learns from, counted from 1 "
+              "(default: the teacher's last layer)",
         metavar="NUMBER", only_with=only("minilm", "minilmv2"))
     relation_heads: int | None = option(
         None, "number of relation heads (default: the largest number up to 48 that divides the attention "
               "width of the student and of the teacher)", metavar="HEADS", only_with=only("minilmv2"))
     schedule: str | None = option(
-        None, "order of knowledge transfer and distillation. akt: both together in every step; jkt: first "
-              "the transfer of all layers together, then distillation; pkt: first the transfer layer by "
-              "layer, then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
+        None, "order of knowledge transfer and distillation. akt: every step has transfer and distillation; "
+              "jkt: first transfer in all layers together, then distillation; pkt: first transfer in one "
+              "layer after another, then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
     transfer_share: float | None = option(None, "share of the steps that are used for the knowledge "
                                                 "transfer in jkt and pkt",
                                           metavar="SHARE", only_with=only("mobilebert"))
@@ -156,8 +159,8 @@ class Options(MachineOptions):
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """Returns these options with the defaults of the method. Raises `UserError` if an option is given
-        that the run would not use.
+        """Returns a copy in which each option that is None has the default of the method. Raises `UserError`
+        if an option is given that the run would not use.
         """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()
@@ -192,8 +195,8 @@ class Options(MachineOptions):
                 raise UserError(f"{flag(name)} has no effect: {why}")
 
     def loss_weights(self):
-        """The weights of the method's loss. These are the published weights, except where an option changes
-        them.
+        """The weights of the method's loss. A weight has its published value, unless an option such as
+        --weights changes it.
         """
         given = {"temperature": self.temperature, "kl_masked_only": self.kl_masked_only or None,
                  "teacher_layer": self.teacher_layer, "relation_heads": self.relation_heads,
@@ -202,13 +205,13 @@ class Options(MachineOptions):
                           **{name: value for name, value in given.items() if value is not None})
 
 
-# These options may have other values when a run is resumed.
+# the options that may be changed when a run is resumed
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "eval_every",
               "eval_sequences", "checkpoint_every"}
 
 
 def shown_defaults() -> dict[str, dict]:
-    """For each method, the default values that the help shows."""
+    """Returns the default values that the help shows, one dict for each method."""
     shown = {}
     for name, method in METHODS.items():
         weights = method.weights()

@@ -1,5 +1,5 @@
-"""The folder of a run: functions that create it, open it again to resume the run, and remove the rows of
-later steps from metrics.jsonl.
+"""Functions for the folder of a run. They create the folder and check it when the run is resumed. They also
+read and write metrics.jsonl.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from minibert.hub.weight_files import weights_hash
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In this block, the signals SIGTERM and SIGINT do not end the process. The signals are added to the list
-    that the block gets. So a training loop can first finish its step.
+    """In a `with` block of this function, the signals SIGTERM and SIGINT do not end the process. The signals
+    are added to the list that the `with` statement gives. So a training loop can first finish its step.
 
-    After the block the signals end the process again. If the list is not empty after the block, its first
-    signal ends the process. A signal that was ignored before the block stays ignored. For example, a command
-    that a shell script starts with `&` ignores Ctrl-C.
+    After the block, signals end the process again. If a signal arrived in the block, the first such signal
+    ends the process at the end of the block. A signal that was ignored before the block stays ignored: a
+    command that a shell script starts with `&` ignores Ctrl-C.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -39,16 +39,16 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:
-    """Ends the process after a signal to stop. The exit code is that of the first signal in `stop`. If the
-    list is empty, another rank received a signal, and the exit code is that of SIGTERM.
+    """Ends the process after a signal to stop. The exit code is 128 plus the first signal in `stop`. If
+    `stop` is empty, another rank received a signal, and the exit code is 128 plus SIGTERM (143).
     """
     say(f"\nstopped after {after}; continue with --resume")
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
-    """Creates the run folder. If the folder has a run already, the option `resume` must be true, and the
-    options must be those of the first start. Only options in `may_change` may differ.
+    """Creates the run folder. Raises `UserError` if the folder already has a run and the option `resume` is
+    false. Also raises it if an option outside `may_change` has another value than at the first start.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -65,7 +65,9 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """The words after "was started" in an error message: "with" and the option, or "without" and its name."""
+    """Returns words for an error message about how a run was started: "with" an option and its value, or
+    "without" this option.
+    """
     if value in (None, [], False):
         return f"without {flag(name)}"
     return f"with {flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -100,7 +102,7 @@ def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, 
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Keeps the rows of metrics.jsonl up to `step`, because a resumed run writes the later rows again."""
+    """Removes the rows after `step` from metrics.jsonl, because a resumed run writes them again."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows_up_to(path, step)))
 
 
@@ -117,13 +119,13 @@ def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
     return [row for row in rows if row["step"] <= step]
 
 
-# These fields of a row in metrics.jsonl are not terms of the loss.
+# the fields of a row in metrics.jsonl that are not terms of the loss
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out",
            "dev")
 
 
 def terms_of_row(row: dict) -> list[str]:
-    """The names of the loss terms in a row of metrics.jsonl. Accuracy is one of these names."""
+    """The names of the loss terms in a row of metrics.jsonl. Accuracy is treated as a loss term, too."""
     return [name for name in row if name not in COLUMNS]
 
 
@@ -135,7 +137,8 @@ def in_words(row: dict) -> str:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one object to metrics.jsonl. The file is opened for each row, so a removed folder causes an error.
+    """Adds one row to metrics.jsonl. The file is opened again for each row. So an error is raised at once if
+    the folder was removed during the run.
     """
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

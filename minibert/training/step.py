@@ -1,4 +1,4 @@
-"""One optimiser step, in two functions. train.py and finetune.py use them for all methods.
+"""One optimiser step, in two functions that train.py and finetune.py use for all methods.
 
 `accumulate` computes the gradients of this rank's micro-batches. `update` sums the gradients over the ranks,
 clips their norm and updates the weights.
@@ -16,10 +16,12 @@ from minibert.common.runtime import Runtime
 
 
 class Sums(NamedTuple):
-    """The sums over the micro-batches of one rank, detached and on the device."""
+    """The loss and the loss terms, summed over the micro-batches of one rank. The tensors are detached and on
+    the device.
+    """
 
-    loss: Tensor  # this rank's share of the loss of the whole step
-    terms: dict[str, Tensor]  # the sum of each term, not yet divided by its count
+    loss: Tensor  # the part of the step's loss that comes from this rank
+    terms: dict[str, Tensor]  # the sum of each loss term, not yet divided by a number of tokens or sequences
 
 
 def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler: torch.amp.GradScaler,
@@ -27,12 +29,12 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
     """Runs the forward and backward pass of each micro-batch. The gradients are summed in the model. The list
     of micro-batches may be empty.
 
-    `loss_of(micro)` returns a micro-batch's share of the loss of the whole step, and the detached sum of each
-    term by name.
+    `loss_of(micro)` returns the part of the step's loss that comes from this micro-batch, and a dict with the
+    detached sum of each loss term.
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
-    scaler.scale(loss_sum)  # creates the scaler's factor, even on a rank without a sequence
+    scaler.scale(loss_sum)  # creates the loss scale, because `update` needs it even without a micro-batch
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)
@@ -40,7 +42,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
         torch.manual_seed(micro.seed)
         with runtime.autocast():
             loss, terms = loss_of(micro)
-        if loss.requires_grad:  # False if theseus drew no layer of the student; the gradient is then zero
+        if loss.requires_grad:  # the method theseus has no gradient in steps in which it replaces no layer
             scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, term in terms.items():
@@ -53,17 +55,16 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
            ) -> tuple[dict, bool]:
     """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model.
 
-    For each term, `counts` has the number that its sum is divided by,
-    for example the tokens or the sequences of the whole step. Returns the figures of the step,
-    and whether any rank is `stopping`. The figures are `loss`, the mean of each term, `grad_norm` (before
-    clipping) and `skipped`. A step is skipped if the loss or the gradient is not finite. Then no rank updates
-    its model. This function waits for the device once.
+    For each loss term, `counts` has the number that its sum is divided by, for example the number of tokens
+    or sequences in the whole step. Returns a dict with figures about the step, and whether `stopping` is true
+    on any rank. The figures are `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. A
+    step is skipped if the loss or the gradient is not finite. In a skipped step, no rank updates its model.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
-        if p.grad is None:  # a rank without a sequence has no gradients, but must join the sum
+        if p.grad is None:  # a rank without micro-batches has no gradients, but all ranks must join the sum
             p.grad = torch.zeros_like(p)
-    names = sorted(counts)  # the ranks sum the figures, so all ranks need the same order
+    names = sorted(counts)  # the loss terms are summed over the ranks, so all ranks need them in one order
     zero = torch.zeros((), device=runtime.device)
     figures = torch.stack([sums.loss, *(sums.terms.get(name, zero).float() for name in names),
                            torch.full_like(zero, stopping)])
@@ -71,7 +72,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     scaler.unscale_(optimizer)
     # the L2 norm over the gradients of all parameters, for clipping
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    # `tolist` waits for the device; no other line of a step waits for it
+    # `tolist` is the only call in a step that waits for the device
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
@@ -84,11 +85,12 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that get no gradient from the loss. Both scripts call it before the first step.
+    """Freezes the parameters that get no gradient from the loss. train.py and finetune.py call this function
+    before the first step.
 
-    In MiniLM these are all parameters after the queries, keys and values of the last layer. If they were not
-    frozen, weight decay would make these weights smaller, and LAMB would even change them by the whole
-    learning rate, however small the decay is.
+    In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
+    gradient. If they were not frozen, weight decay would make them smaller. With LAMB, this would be fast:
+    LAMB scales the update, however small the weight decay is, to the norm of the weights.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -98,8 +100,8 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
-    """The number of steps that were skipped one after the other. `before` is this number without the current
-    step. Raises `UserError` after five skipped steps.
+    """The number of steps in a row that were skipped. `before` is the number of skipped steps directly before
+    the current step. Raises `UserError` if five steps in a row were skipped.
 
     In fp16, steps are skipped until the loss scale is small enough. So a skipped step counts only if the loss
     scale cannot become smaller.

@@ -1,5 +1,5 @@
-"""The output of train.py at the end of a run: a table that compares teacher and student, and sentences in
-which the models fill in the masks.
+"""Makes what train.py prints at the end of a run. This is a table that compares teacher and student, and some
+sentences in which each model predicts the [MASK].
 """
 
 import statistics
@@ -50,10 +50,11 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
 
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
-    """The held-out figures that the table shows: for each name of a figure, the heading and the format.
-    `scores` are dictionaries from the names of figures to their values.
+    """Returns the held-out figures that the table shows, as a dict from the name of a figure to its heading
+    and its number format. `scores` are dictionaries from the names of figures to their values.
     """
-    names = dict.fromkeys(name for score in scores for name in score)  # each name once, in order
+    # a dict, and not a set, keeps the names in order
+    names = dict.fromkeys(name for score in scores for name in score)
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
     special = {"perplexity": ("perplexity", "{:.1f}"), "accuracy": ("accuracy", "{:.1%}"),
                "kl": ("KL to teacher", "{:.3f}"), "attention_kl": ("KL of attention", "{:.3f}")}
@@ -62,8 +63,8 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
 
 
 def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
-    """The rows of the table. Each row has a model's number of parameters (tied weights are counted once), its
-    size in fp32, its speed, and its held-out figures.
+    """The rows of the table. Each row has a model's number of layers and parameters, its size in fp32, its
+    speed and its held-out figures. Tied weights are counted once.
     """
     rows = []
     for name, model in models.items():
@@ -80,8 +81,8 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
 
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
-    """Lines with the tokens that each model predicts at the masks of some sentences. The list is empty if a
-    model has too few positions.
+    """Returns lines of text: sentences with a [MASK], and under each sentence the tokens that each model
+    predicts for the [MASK]. A sentence is left out if it is too long for one of the models.
     """
     lines, models = [], {name: model for name, model in models.items() if model is not None}
     positions = min(model.config.max_positions for model in models.values())
