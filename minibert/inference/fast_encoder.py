@@ -1,12 +1,13 @@
-"""A fast copy of a trained model for inference. Its weights are packed for the kernels of the processor.
+"""A fast copy of a trained model for inference. The weights of the copy are packed: they are stored in the
+order that the processor's kernels need.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-The copy has the same `forward(batch)`. Only the matrix products of the layers differ (`FastLayer`).
-Embeddings, attention and heads are those of the model, in fp32. On CUDA and on a CPU with AMX, attention is
-in 16 bits if the matrix products are in 16 bits. `model.kernels` names the chosen kernels. docs/inference.md
-has the measurements.
+The copy is called like the model: `forward(batch)`. Only the matrix products of the layers are computed in
+another way (`FastLayer`). Embeddings and heads are in fp32. Attention is also in fp32, with two exceptions.
+On CUDA, attention has the precision of the matrix products. On a CPU with AMX, attention is in bf16 in the
+mode "bf16". `model.kernels` names the chosen kernels. docs/inference.md has the measurements.
 """
 
 import copy
@@ -28,10 +29,11 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 
 class FastLayer(nn.Module):
-    """A copy of a `Layer` for inference, with packed weights. One matrix product computes q, k and v.
+    """A copy of a `Layer` for inference, with packed weights. One matrix product computes the queries, keys
+    and values together.
 
-    `product(weight, bias, activation)` returns a module that computes one matrix product and the activation
-    (see packed_linear.py).
+    The argument `product` is a function. `product(weight, bias, activation)` returns a module that computes
+    one matrix product and the activation (see packed_linear.py).
     """
 
     def __init__(self, layer: Layer, product):
@@ -45,8 +47,8 @@ class FastLayer(nn.Module):
         self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the output of the layer (N, D) for the hidden states `x` (N, D), and its q, k and v, each
-        (N, H, E).
+        """Returns the output of the layer for the hidden states `x`. Both have the shape (N, D): N tokens and
+        the hidden size D. Also returns the queries, keys and values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         q, k, v = self.qkv(x).unflatten(-1, (3, c.heads, c.head_size)).unbind(1)  # (N, H, E) each
@@ -65,20 +67,22 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """A copy of `model` for inference, with the same `forward(batch)`. The copy shares the tensors of
-    embeddings and heads with `model`.
+    """A copy of `model` for inference, which is called like `model`: `forward(batch)`. The copy shares the
+    tensors of embeddings and heads with `model`.
 
-    `mode` is the arithmetic of the encoder's matrix products:
+    `mode` is the precision of the encoder's matrix products:
 
     - "fp32"
     - "bf16", only on hardware with native bf16
-    - "fp16": on a CPU the weights are in fp16 and the arithmetic is in fp32; on CUDA both are in fp16
+    - "fp16": on CUDA, weights and arithmetic are in fp16; on a CPU, the weights are stored in fp16 and the
+      arithmetic is in fp32
     - "int8", only on CPUs (`packed_linear.Int8`)
 
     The attribute `kernels` of the copy is a text that names the kernels. The copy cannot be trained or saved.
-    Raises `UserError` if the device does not support the mode. This function never emulates a mode.
+    Raises `UserError` if the device does not support the mode. A mode is never emulated with slower
+    arithmetic.
     """
-    model = getattr(model, "_orig_mod", model)  # the model inside the wrapper, if torch.compile wraps it
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps a model and stores it as `_orig_mod`
     product, kernels = kernels_of(mode, next(model.parameters()).device)
     foreign = next((layer for layer in encoder_of(model).layers if not isinstance(layer, Layer)), None)
     if foreign is not None:
@@ -94,10 +98,10 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
 
 
 def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module], str]:
-    """Chooses the kernels of a mode on a device. No other function chooses kernels.
+    """Chooses the kernels for a mode and a device.
 
-    Returns a function `product(weight, bias, activation)`, which makes a module for one matrix product, and a
-    text that names the kernels. Raises `UserError` if the device does not support the mode.
+    Returns a function and a text. The function `product(weight, bias, activation)` makes a module for one
+    matrix product. The text names the kernels. Raises `UserError` if the device does not support the mode.
     """
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not known: {', '.join(MODES)}")
@@ -121,7 +125,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits, as under autocast. Its weights are cast once, when it
-    is made.
+    """Makes a module for a matrix product in 16 bits, as under autocast. The weights are converted to 16 bits
+    only once, when the module is made.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

@@ -1,10 +1,12 @@
-"""Matrix products for inference, y = f(x W' + b). The weights are packed once.
+"""Matrix products for inference: y = f(x W' + b), where W' is the transposed weight and f an activation. The
+weights are packed once: they are stored in the order that the matrix kernel needs.
 
 The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to y
-(N, out). A module is made from a weight (out, in), a bias (out,) and the name of an activation or None. The
-modules have no gradient. Row i of y depends only on row i of x. The method `runs` of a class tests if its
-operators can be used: it returns False if this torch has no such operators for this processor. For `Packed`
-it also tests if the results are correct.
+(N, out) for N tokens. A module is made from a weight (out, in), a bias (out,) and the name of an activation
+(None: no activation). No gradient can be computed through the modules. Row i of y depends only on row i of x.
+
+The method `runs` of a class returns False if the installed torch has no such operators for this processor.
+`Packed.runs` also tests if the results are correct.
 """
 
 import contextlib
@@ -20,15 +22,17 @@ from minibert.common.errors import UserError
 from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# In fp32 with AVX2, oneDNN's packed product is faster up to this number of tokens. For more tokens MKL's
-# plain product is faster. With AVX-512 oneDNN's packed product is always faster on AMD processors, because
-# MKL does not use AVX-512 there (docs/inference.md).
+# On processors with AVX2, oneDNN's packed product in fp32 is faster than MKL's plain product for at most
+# FEW_TOKENS tokens. For more tokens, MKL's plain product is faster than oneDNN's. On AMD processors with
+# AVX-512, oneDNN's packed product is always faster, because MKL uses AVX-512 only on Intel processors
+# (docs/inference.md).
 FEW_TOKENS = 128
-TINY = torch.finfo(torch.float32).tiny  # the smallest scale, so that nothing is divided by 0
+TINY = torch.finfo(torch.float32).tiny  # scales of weights and tokens are at least TINY, to divide by them
 
 
 class Plain(nn.Module):
-    """torch's usual product and activation, in the precision of the weight. y has the same precision.
+    """Computes the product and the activation with torch's usual functions. The arithmetic and y have the
+    precision of the weight.
 
     This class defines what the other classes must compute. `Plain` is used if `Packed` does not run.
     """
@@ -48,10 +52,11 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """oneDNN's product in fp32 or bf16. oneDNN reorders the weight, and its kernel computes the activation.
+    """Computes the product with oneDNN in fp32 or bf16. oneDNN packs the weight once. One kernel of oneDNN
+    computes both the product and the activation.
 
-    In fp32 without AVX-512 the module stores the weight twice, packed and plain, because the plain product is
-    faster for many tokens.
+    On processors without AVX-512, the plain product in fp32 is faster for many tokens. On them, the module
+    stores an fp32 weight twice, packed and plain.
     """
 
     name = "oneDNN on packed weights"
@@ -86,10 +91,11 @@ class Packed(Plain):
 
 
 class HalfWeights(nn.Module):
-    """Products in fp32 with weights stored in fp16. FBGEMM converts the weights to fp32 when it reads them.
+    """Computes products in fp32 from weights that are stored in fp16. FBGEMM converts the weights to fp32
+    when it reads them.
 
-    FBGEMM reads half the bytes of fp32 weights, and its kernel is fast for few rows. Only the weights are
-    rounded, to 11 significant bits.
+    The fp16 weights have half the size of fp32 weights. FBGEMM's kernel is fast if x has few tokens. Only the
+    weights are rounded (fp16 has 11 significant bits).
     """
 
     name = "FBGEMM on weights in fp16"
@@ -104,7 +110,7 @@ class HalfWeights(nn.Module):
 
     @staticmethod
     def runs() -> bool:
-        """Returns True if this torch has the operators for this processor."""
+        """Returns True if the installed torch has FBGEMM's operators for this processor."""
         return _has_fbgemm()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,12 +120,14 @@ class HalfWeights(nn.Module):
 
 
 class Int8(nn.Module):
-    """Products of 8-bit integers with sums in 32 bits. x and y are fp32. Each subclass has its own kernel.
+    """Computes products of 8-bit integers and adds them in 32 bits. x and y are fp32. Each subclass has its
+    own kernel.
 
-    Weights are quantised once, with one scale for each row of W. Each token of x is quantised with its own
-    scale, s = max |x| / 127, so tokens that are packed together cannot influence each other. The kernels
-    accept only one scale for all tokens. So they get x / s and the scale 1, and their result is multiplied by
-    s. Sums of integers are exact, so all subclasses give the same numbers.
+    Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
+    with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
+    kernels accept only one scale for all tokens. So x is divided by s, the kernel gets the scale 1, and the
+    result of the kernel is multiplied by s. Sums of integers are exact, so all subclasses give the same
+    numbers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
@@ -131,19 +139,22 @@ class Int8(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """Returns round(W / scale), packed for the kernel of the subclass. Each row of W has its own scale.
+        """Returns round(weight / scale), packed for the kernel of the subclass. Each row of the weight has
+        its own scale.
         """
         raise NotImplementedError
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns round(x) W' (N, out) in fp32 for x (N, in) with |x| <= 127. It may overwrite x."""
+        """Returns the product (N, out) of round(x) and the packed integer weights, in fp32. x is (N, in), and
+        no |x| may be above 127. The method may overwrite x.
+        """
         raise NotImplementedError
 
     @classmethod
     @cache
     def runs(cls) -> bool:
-        """Returns True if this torch has the operators for this processor."""
+        """Returns True if the installed torch has the operators of this class for this processor."""
         try:
             return cls.weight_range() > 0
         except (AttributeError, RuntimeError):
@@ -152,11 +163,12 @@ class Int8(nn.Module):
     @classmethod
     @cache
     def weight_range(cls) -> int:
-        """The largest absolute value of a quantised weight: 127, or 63 if the kernel of this processor would
-        overflow with 127.
+        """Returns the largest absolute value that a quantised weight may have on this processor: 127, or 63
+        if sums in the kernel overflow with weights of 127.
 
-        Without the dot-product instructions (VNNI) a kernel adds two products of 8-bit numbers in 16 bits. 16
-        bits can hold 2 x 255 x 63, but not 2 x 255 x 127. In an overflow the kernel uses the largest 16-bit
+        Without the dot-product instructions (VNNI), a kernel adds two products of 8-bit numbers in 16 bits.
+        The largest activation is 255. So a sum is at most 2 x 255 x 63 with weights up to 63, which fits into
+        16 bits. With weights up to 127 it does not fit. In an overflow, the kernel uses the largest 16-bit
         number and reports no error. This method computes a test product to find out if the kernel overflows.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
@@ -171,7 +183,7 @@ class Int8(nn.Module):
 
 
 class FbgemmInt8(Int8):
-    """Int8 products of FBGEMM, which uses AVX2, AVX-512 and VNNI, but not AMX."""
+    """Computes int8 products with FBGEMM, which uses the instructions AVX2, AVX-512 and VNNI, but not AMX."""
 
     name = "FBGEMM in int8"
 
@@ -181,7 +193,8 @@ class FbgemmInt8(Int8):
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # torch warns that it will remove its quantised tensors; FBGEMM cannot be used without them
+            # torch warns that quantised tensors will be removed from torch; FBGEMM needs a quantised tensor,
+            # so this warning is hidden
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -189,15 +202,19 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns round(x) W'. The kernel rounds x to unsigned integers, and the integer 128 means 0."""
+        """Returns the product of round(x) and the packed weights. The kernel adds 128 to x and rounds it to
+        unsigned integers.
+        """
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x.contiguous(), 1.0, 128, packed)
 
 
 class OneDnnInt8(Int8):
-    """Int8 products of oneDNN, which also uses AMX. The integers of x are unsigned, and 128 means 0.
+    """Computes int8 products with oneDNN, which also uses AMX. x is stored in unsigned integers, where 128
+    stands for the value 0.
 
-    warning: with signed integers and AVX-512, oneDNN uses a kernel that is a thousand times slower.
+    Do not use signed integers here. With AVX-512, oneDNN's kernel for signed integers is a thousand times
+    slower than the kernel for unsigned integers.
     """
 
     name = "oneDNN in int8"
@@ -205,15 +222,18 @@ class OneDnnInt8(Int8):
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
         """Returns the packed integers of the weight, their scales and their zero points."""
-        # Multiplying by 1 / scale gives the same integers as torch.quantize_per_channel in `FbgemmInt8`.
+        # torch.quantize_per_channel in `FbgemmInt8` multiplies by 1 / scale and does not divide. This line
+        # does the same, so that both classes round to the same integers.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns round(x) W'. This method rounds x to integers, because the kernel does not round."""
-        x = x.add_(128).round_().to(torch.uint8)  # FBGEMM also adds 128 before it rounds
+        """Returns the product of round(x) and the packed weights. The method rounds x, because the kernel
+        does not round.
+        """
+        x = x.add_(128).round_().to(torch.uint8)  # in this order, x is rounded exactly as by FBGEMM
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")
 
@@ -222,9 +242,9 @@ class OneDnnInt8(Int8):
 def best_int8() -> type[Int8] | None:
     """The int8 kernel for this processor, or None if no int8 kernel runs.
 
-    FBGEMM and oneDNN give the same numbers. Without AMX, FBGEMM is used if it runs, because oneDNN is not
-    faster there (docs/inference.md). With AMX this function measures both once, in some milliseconds, and
-    returns the faster one.
+    FBGEMM and oneDNN give the same numbers. On a processor without AMX, oneDNN is not faster than FBGEMM
+    (docs/inference.md), so FBGEMM is used if it runs. On a processor with AMX, this function measures both
+    kernels once, in some milliseconds, and returns the faster kernel.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():
@@ -233,7 +253,9 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """The seconds of one product with this kernel: the shortest of several products."""
+    """How many seconds one product takes with this kernel. Several products are timed, and the shortest time
+    is returned.
+    """
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
     for _ in range(6):  # the first product is slow, because it also prepares the kernel
         begun = time.perf_counter()
@@ -248,7 +270,9 @@ def _has_fbgemm() -> bool:
 
 @contextlib.contextmanager
 def _fbgemm():
-    """In this block torch packs weights for FBGEMM, even if the user has chosen another engine."""
+    """In a `with` block of this function, torch packs weights for FBGEMM, even if the user has chosen another
+    engine.
+    """
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

@@ -31,9 +31,10 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
     """The outputs of the model for all examples, in fp32 and in the order of the examples.
 
-    The result is (n, K) for n examples. For a span model it has one row for each token of all examples: (N,
-    2). A batch has at most `micro_tokens` tokens, or it has one example. After each batch, `progress` is
-    called with the number of tokens in the batch.
+    A classifier's result has one row of logits for each example. A span model's result has one row for each
+    token of all examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens. An
+    example with more tokens is alone in its batch. After each batch, `progress` is called with the number of
+    tokens in the batch.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -53,7 +54,7 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 
 
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
-    """Checks and encodes texts, or pairs of texts in two lists.
+    """Checks and tokenises a list of texts. For pairs of texts, `pairs` has the second texts, otherwise None.
 
     Raises `UserError` if an element is not a text; the message has the index of this element. Also raises
     `UserError` if a model with this `config` cannot read the texts.
@@ -70,8 +71,8 @@ def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: 
 
 
 def as_texts(given, name: str) -> list:
-    """`given` as a list. Raises `UserError` if `given` is not a list of texts, for example if it is one text
-    or a dict.
+    """Returns `given` as a list. Raises `UserError` if `given` is one text, a dict, or another value that is
+    not a list of texts.
     """
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
         raise UserError(f"{name} is a {type(given).__name__}, and must be a list of texts")
@@ -81,13 +82,13 @@ def as_texts(given, name: str) -> list:
 def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
             pairs: list[str] | None = None, *, max_length: int | None = None,
             runtime: Runtime | None = None) -> np.ndarray:
-    """Logits (n, K) of a classifier for n texts or pairs of texts. A regression model gives scores (n, 1).
+    """Returns the logits of a classifier for n texts or pairs of texts, with the shape (n, K) for K classes.
+    A regression model gives scores (n, 1).
 
-    `pairs` has the second texts of the pairs.
-    `model.config.labels` has the names of the classes. If `model.config.problem_type` is
-    multi_label_classification, the sigmoid of a logit is the probability of its label. Texts longer than
-    `max_length` tokens are cut; by default, `max_length` is the number of positions of the model. Raises
-    `UserError` if the model is no classifier, or if an element is not a text.
+    `pairs` has the second texts of the pairs. `model.config.labels` has the names of the classes. If
+    `model.config.problem_type` is multi_label_classification, the sigmoid of a logit is the probability of
+    its label. Texts longer than `max_length` tokens are cut. By default, `max_length` is the number of
+    positions of the model. Raises `UserError` if the model is no classifier, or if an element is not a text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -101,8 +102,8 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
 @torch.no_grad()
 def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
                runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
-    """For each [MASK] of a text or a pair of texts, a list of the most likely pieces with their
-    probabilities. Each of these lists has `best` pieces.
+    """Returns one list for each [MASK] in a text or a pair of texts. The list has the `best` most likely
+    tokens with their probabilities.
 
     Raises `UserError` if the text has no [MASK], or if it has more tokens than the model has positions.
     """
@@ -127,13 +128,14 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | No
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """The sentence vectors (n, D) of n texts. The files of sentence-transformers in the folder of the model
-    say how a vector is computed.
+    """Returns the sentence vectors of n texts, with the shape (n, D). The files of sentence-transformers in
+    the model's folder say how a vector is computed.
 
-    If the folder has no such files, a vector is the mean of the last hidden states of all tokens, [CLS] and
-    [SEP] included (Reimers and Gurevych 2019, section 3), scaled to length 1. Texts longer than `max_length`
-    tokens are cut. By default, `max_length` is the limit in the files, and at most the number of positions of
-    the model. Raises `UserError` if the files ask for something that minibert does not support.
+    Without such files, a vector is the mean of the last hidden states of all tokens, [CLS] and [SEP] included
+    (Reimers and Gurevych 2019, section 3). This mean is then scaled to length 1. Texts longer than
+    `max_length` tokens are cut. By default, `max_length` is the limit in the files of sentence-transformers,
+    or the model's number of positions if this is smaller. Raises `UserError` if the files need a feature that
+    minibert does not support.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)
