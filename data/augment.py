@@ -2,7 +2,7 @@
 replaced by similar words.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
-    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  the bundled model (CPU)
+    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  # the bundled model
 
 The option --augmented of finetune.py takes the file that this script writes.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
 
 import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -32,22 +32,23 @@ from minibert.training.models import hold_frozen  # noqa: E402
 class Options(MachineOptions):
     """All options of data/augment.py. Their defaults are the settings of the TinyBERT paper."""
 
-    task: str = option(None, "name of a task of GLUE, or imdb, or a FILE.csv or FILE.tsv as for finetune.py",
-                       metavar="TASK")
-    data: str | None = option(None, "folder of the task's official files, or its parent", metavar="FOLDER")
-    dev: str | None = option(None, "csv file that finetune.py will get as --dev, if any",
+    task: str = option(None, "a GLUE task, imdb, or a file FILE.csv or FILE.tsv in the form that finetune.py "
+                       "reads", metavar="TASK")
+    data: str | None = option(None, "folder with the task's official files, or the folder that contains this "
+                              "folder", metavar="FOLDER")
+    dev: str | None = option(None, "the csv file that you will give to finetune.py --dev, if there is one",
                              metavar="FILE.csv")
-    model: str = option(None, "folder or hub name of a masked language model, if possible the teacher before "
-                        "its fine-tuning", metavar="FOLDER")
+    model: str = option(None, "folder or hub name of the masked language model that proposes the words. If "
+                        "possible, take the teacher before its fine-tuning", metavar="FOLDER")
     out: str = option(None, "FILE.csv or FILE.tsv to write, which must not exist yet", metavar="FILE")
-    copies: int = option(20, "number of variants of each example (N_a in the paper); equal variants are "
-                         "written once", metavar="COPIES")
+    copies: int = option(20, "number of variants of each example (N_a in the paper). If two variants are "
+                         "equal, only one is written", metavar="COPIES")
     probability: float = option(0.4, "probability that a word is replaced (p in the paper)")
-    candidates: int = option(15, "number of words of which one may replace a word (K in the paper)",
-                             metavar="WORDS")
+    candidates: int = option(15, "number of candidate words from which the replacement of a word is chosen "
+                             "(K in the paper)", metavar="WORDS")
     train_examples: int | None = option(
-        None, "augment only this number of examples; finetune.py --train-examples chooses the same examples",
-        metavar="EXAMPLES")
+        None, "augment only this number of training examples. With the same number, finetune.py "
+              "--train-examples uses the same examples", metavar="EXAMPLES")
     seed: int = option(1, "random seed of the replacements", metavar="NUMBER")
 
     def __post_init__(self):

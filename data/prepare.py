@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
 
 from minibert.common.disk import place_for  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -24,10 +24,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILES",
-                        help="text files, or folders with text files: .txt (with a blank line between "
-                        "documents), .jsonl (with a field \"text\"), and WikiText's .tokens and .raw; all "
-                        "may be compressed as .gz or .xz. The word python-docs means the documentation of "
-                        "Python's standard library")
+                        help="text files, or folders with text files. A .txt file has a blank line between "
+                        "documents. A .jsonl file has the text of a document in the field \"text\". Files "
+                        "of WikiText (.tokens, .raw) are also read. All files may be compressed (.gz, .xz). "
+                        "The word python-docs stands for the documentation of Python's standard library")
     parser.add_argument("--out", required=True, metavar="DIR",
                         help="folder of the prepared corpus; it must be new or empty")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
@@ -38,11 +38,12 @@ def main() -> None:
     parser.add_argument("--cased", action="store_true",
                         help="keep upper case and accents in the new vocabulary")
     parser.add_argument("--wikitext", choices=("auto", "yes", "no"), default="auto",
-                        help="whether the files are WikiText, whose tokens are converted back to plain text "
-                        "(default: auto, which decides by the content of the files)")
+                        help="whether the files are WikiText, which is changed back to plain text, for "
+                        "example \"@-@\" to \"-\". auto: this is decided from the content of each file "
+                        "(default: auto)")
     parser.add_argument("--held-out", type=float, metavar="SHARE",
-                        help="share of the documents that is not used for training (default: 0.01; "
-                        "python-docs has its own split)")
+                        help="share of the documents that are not used for training but for the evaluation "
+                        "(default: 0.01). Not possible with python-docs, whose held-out modules are fixed")
     args = parser.parse_args()
 
     docs = args.files == ["python-docs"]
@@ -54,7 +55,7 @@ def main() -> None:
     # after SIGTERM, the unfinished folder is removed, as after Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    place_for(Path(args.out))  # raises the error of a wrong --out before a vocabulary is trained
+    place_for(Path(args.out))  # checks --out before a vocabulary is trained, which takes long
     if args.vocab_size is None:
         tokenizer = load_tokenizer(args.tokenizer)
     else:

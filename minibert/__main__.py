@@ -1,9 +1,11 @@
-"""Try models: type a sentence. Each model prints its answer and the time of the answer, side by side.
+"""Try one or more models: type a sentence, and each model answers. The answers of all models are printed side
+by side, each with its time in milliseconds.
 
 A masked language model fills in each [MASK]. A classifier prints its most likely labels, and a regression
 model prints its score. Classifiers also read pairs of texts, on one line with a tab between them. A model
 with a span head answers questions: type the question, a tab, and the text that has the answer. An encoder
-prints the most similar of the earlier sentences, by the cosine of their vectors (`minibert.embed`).
+compares the sentence with all sentences that you typed before, and prints the most similar ones. The
+similarity is the cosine of two sentence vectors (`minibert.embed`).
 
 Sentences are typed at a prompt, or read from a pipe. Each line is one sentence.
 """
@@ -42,7 +44,7 @@ EXAMPLES = """examples:
   printf 'Who wrote it?\\tThe book was written by Ada.\\n' | python -m minibert runs/squad/model
 """
 
-CELL = 60  # a printed table has columns of at most this many characters
+CELL = 60  # an answer with more characters is cut in the printed table
 
 
 class Guest(NamedTuple):
@@ -51,7 +53,7 @@ class Guest(NamedTuple):
     name: str
     model: nn.Module
     tokenizer: Tokenizer
-    vectors: dict[str, np.ndarray]  # for encoders: the vector (D,) of each earlier sentence, with length 1
+    vectors: dict[str, np.ndarray]  # for encoders: the vector of each earlier sentence, scaled to length 1
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,8 +80,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """Loads a model and its tokenizer, and moves the model to the device. Runs the model once, because the
-    first pass is slow. Raises `UserError` if the model or the tokenizer is missing.
+    """Loads a model and its tokenizer, and moves the model to the device. Runs the model once here, because
+    the first pass is slow and would make the first printed time too long. Raises `UserError` if the model or
+    the tokenizer is missing.
     """
     model = load(folder)
     if isinstance(model, PreTraining):  # the published BERT has two heads; only the MLM head is used here
@@ -96,7 +99,7 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
     """Yields the lines of stdin with their numbers from 1. Blank lines are left out."""
     if terminal:
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 - the arrow keys work in input()
+            import readline  # noqa: F401 - this import makes the arrow keys work in input()
         print("Type a sentence and press Enter. To end, press Ctrl-D.")
     else:
         sys.stdin.reconfigure(encoding="utf-8-sig")
@@ -112,8 +115,8 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
-    """The answers of all models to a line, side by side. If `echo` is true, the line is printed above them.
-    Raises `UserError` if a model cannot read the line.
+    """Returns the answers of all models to a line, side by side. If `echo` is true, the returned text begins
+    with the line itself. Raises `UserError` if a model cannot read the line.
     """
     columns = {}
     for guest in guests:
@@ -127,7 +130,9 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """The text with escapes such as \\x1b instead of control characters, which could change the terminal."""
+    """Returns the text with escapes such as \\x1b instead of control characters. A printed control character
+    could change the settings of the terminal.
+    """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
 
@@ -159,8 +164,8 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """The best answers to a question in its text, with their probabilities. A long text is divided into
-    overlapping windows.
+    """The most probable answers to a question, with their probabilities. The answers are parts of the text
+    after the tab. A long text is divided into overlapping windows.
     """
     text, pair = parts(line)
     if pair is None:
@@ -191,7 +196,9 @@ KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find,
 
 
 def parts(line: str) -> tuple[str, str | None]:
-    """Divides a line into the text before its tab and the text after its tab (None: the line has no tab)."""
+    """Divides a line at its tab into two texts. Without a tab, the second text is None. Raises `UserError` if
+    a text is empty, or if there are more tabs.
+    """
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:
         raise UserError("a line must be one text, or two texts with one tab between them")
@@ -204,7 +211,9 @@ def row(text: str, figure: str) -> str:
 
 
 def cut_remark(guest: Guest, text: str, pair: str | None) -> list[str]:
-    """A list with one remark if the model cannot read the whole text, and else an empty list."""
+    """Returns a list with one remark if the text has more tokens than the model reads, and otherwise an empty
+    list.
+    """
     pieces = guest.tokenizer.pieces([text] if pair is None else [text, pair])
     tokens, room = sum(map(len, pieces)) + 1 + len(pieces), guest.model.config.max_positions
     if guest.model.sentences and guest.model.sentences.max_length:

@@ -9,17 +9,17 @@
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin is read with
-`weights_only=True`, so no code in the file is run. TARGET also gets the parts of SOURCE that only other
-programs read: settings in its config.json, a pooler that the model does not use, and the files of
-sentence-transformers.
+`weights_only=True`, so no code in the file is run. Some parts of SOURCE are copied to TARGET for other
+programs: settings in config.json, a pooler that the model does not use, and files of sentence-transformers.
 
-`--to onnx` writes TARGET/model.onnx in fp32. The file takes padded batches of any size. ONNX Runtime checks
-the file before it gets its name (minibert/hub/onnx_export.py). The export needs the `onnx` extra. With
-`--int8`, the file is TARGET/model_quantized.onnx.
+`--to onnx` writes TARGET/model.onnx in fp32. The file takes padded batches of any size. Before the file is
+moved to TARGET, its outputs in ONNX Runtime are compared with the model's outputs
+(minibert/hub/onnx_export.py). The export needs the `onnx` extra. With `--int8`, the file is
+TARGET/model_quantized.onnx.
 
-The last two commands above cut a smaller model with the same head out of a large one (minibert/hub/prune.py).
-The smaller model may have another vocabulary. Such a model is a good start for a training, because it needs
-much less training than random weights.
+The last two commands above make a smaller model from a large one (minibert/hub/prune.py). Both models have
+the same head. The smaller model may have another vocabulary. Train the smaller model afterwards: it needs
+much less training than a model with random weights.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
 
 import torch  # noqa: E402
 
@@ -59,19 +59,19 @@ def main() -> None:
                         help="head of the saved model (default: the head of SOURCE)")
     int8 = parser.add_argument_group("with --to onnx")
     int8.add_argument("--int8", action="store_true",
-                      help="compute matrix products in int8; each output has its own scale for the weights, "
-                      "and each batch has its own scale for the activations")
+                      help="compute matrix products in int8. Each output column of a product has its own "
+                      "scale for the weights. Each batch has one scale for the activations")
     int8.add_argument("--reduce-range", action="store_true",
-                      help="store the weights in 7 bits, for processors without VNNI (always done if this "
-                      "processor has no VNNI)")
-    carving = parser.add_argument_group("to cut a smaller model out of SOURCE")
+                      help="store the weights in 7 bits, which processors without VNNI need. If this "
+                      "processor has no VNNI, this is the default")
+    carving = parser.add_argument_group("to make a smaller model from SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
                          help="keep only this number of feed-forward units of each layer")
     carving.add_argument("--positions", metavar="P", type=int, help="keep only the first P positions")
     carving.add_argument("--tokenizer", metavar="DIR",
-                         help="folder of another tokenizer, whose vocabulary the new model gets; the rows of "
-                         "pieces that both vocabularies have are kept")
+                         help="folder of another tokenizer. The new model gets the vocabulary of this "
+                         "tokenizer. Tokens that are in both vocabularies keep their word vectors")
     args = parser.parse_args()
     place_for(args.target)
     if args.int8 and args.to != "onnx":
@@ -94,8 +94,8 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # the old model's files and settings may contain numbers of positions or ids of pieces, which are
-        # wrong now; its tensors of other heads still fit
+        # files and settings of the old model may contain token ids or a number of positions; these are wrong
+        # for the new model, so only the tensors of unused heads are copied
         beside = Beside(tensors=beside.tensors)
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"
@@ -115,7 +115,9 @@ def main() -> None:
 
 
 def carve(model, tokenizer, args):
-    """Cuts a smaller model out of `model` as the options say. Returns the smaller model and its tokenizer."""
+    """Makes a smaller model from `model`, as the command-line options say. Returns the new model and its
+    tokenizer.
+    """
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))
     if args.feed_forward is not None:
