@@ -1,8 +1,9 @@
-"""Reads prepared corpora. Cuts documents into sequences and reads their tokens from memory maps.
+"""Reads a prepared corpus, which is a folder of token ids that corpus_writer.py has written. Cuts the
+documents of the corpus into sequences. The token ids stay on the disk and are read through memory maps.
 
-A *sequence* has consecutive tokens of one document. Its length is at most `max_length`, with [CLS] and [SEP],
-which loader.py adds. The starts and lengths of all sequences are computed when the corpus is opened. Starts
-and lengths need 12 bytes of memory for each sequence.
+A *sequence* has consecutive tokens of one document. A sequence has at most `max_length` tokens, [CLS] and
+[SEP] included. (loader.py adds [CLS] and [SEP].) When the corpus is opened, the start and the length of each
+sequence are computed, which need 12 bytes of memory for each sequence.
 """
 
 import hashlib
@@ -21,17 +22,18 @@ WINDOW_LINES = 1 << 14  # the corpus is read in windows of about this many lines
 
 
 class NoSequences(UserError):
-    """Raised if no sequence of a corpus is long enough."""
+    """Raised if all sequences of a corpus are shorter than the minimum length."""
 
 
 class Corpus:
     """The sequences of a prepared folder. `open_corpus` makes objects of this class.
 
-    `counts` uint64 (V,) has the number of times that each id occurs. `tokens_of_parts` has the token ids of
-    each part, and `first` has the number of the first sequence of each part. `starts` has the index of the
-    first token of each sequence in its part. `checksum` is the CRC-32 of all ids in order. `n_tokens` is the
-    number of tokens of all sequences, with [CLS] and [SEP]. `left_out` is a sentence about the sequences that
-    are left out, or "".
+    `counts` says for each token id how often it occurs in the corpus (uint64). `tokens_of_parts` has one
+    array of token ids for each part ("train", "held-out"). `first` has the index of the first sequence of
+    each part. `starts` says for each sequence where it starts in the array of its part. `checksum` is the
+    CRC-32 of all token ids in the order of the text. `n_tokens` is the number of tokens of all sequences,
+    with [CLS] and [SEP]. `left_out` is a message about the sequences that are not used, or "" if all are
+    used.
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -45,15 +47,15 @@ class Corpus:
         return len(self.starts)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """The numbers of tokens of the sequences `indices`, without [CLS] and [SEP]. The result is int64 with
-        the shape of `indices`.
+        """Returns the number of tokens of each sequence whose index is in `indices`. [CLS] and [SEP] are not
+        counted. The result is int64 with the shape of `indices`.
         """
         return self.sequence_lengths[indices].astype(np.int64)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the counts, ids and sequences. Two corpora with the same text in the same order have the
-        same hash.
+        """A hash of the token counts, the token ids and the lengths of the sequences. Two corpora with the
+        same text in the same order have the same hash.
         """
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
@@ -72,11 +74,13 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                 min_length: int = MIN_LENGTH) -> Corpus:
     """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
 
-    Consecutive lines of a document are joined up to this length. With `one_line` each line is one sequence. A
-    longer line is cut. As in DistilBERT's code, two kinds of sequences are left out: those shorter than
-    `min_length` (with [CLS] and [SEP]), and those in which at least half of the tokens are [UNK]. Raises
-    `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another tokenizer
-    than `tokenizer`. Raises `NoSequences` if all sequences are too short.
+    Consecutive lines of a document are joined into one sequence of at most `max_length` tokens. With
+    `one_line`, each line is one sequence. A line that is too long for one sequence is cut. Two kinds of
+    sequences are left out, as in DistilBERT's code. The first kind is shorter than `min_length` tokens, [CLS]
+    and [SEP] included. In the second kind, at least half of the tokens are [UNK].
+
+    Raises `UserError` if a file is missing or has a wrong size. Also raises it if the corpus was prepared
+    with another tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
     """
     folder = Path(folder)
     if max_length <= SPECIALS:
@@ -86,9 +90,11 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]  # starts and lengths of the kept sequences
-    found = short = unknown = 0  # numbers of sequences: all, too short, and at least half [UNK]
-    checksum = 0  # computed in this loop, which reads every id
+    # the starts and lengths of the sequences that are used; the first entry is empty, because np.concatenate
+    # needs at least one array
+    kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
+    found = short = unknown = 0  # how many sequences there are, are too short, and have too many [UNK]
+    checksum = 0  # of all token ids
     for part in parts:
         if part not in description["parts"]:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(description['parts'])}")
@@ -121,7 +127,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
 
 
 def read_description(folder: Path) -> dict:
-    """The content of corpus.json. Raises `UserError` if its format is not the one that this version reads."""
+    """The content of corpus.json. Raises `UserError` if its "format" is not `FORMAT`."""
     path = folder / "corpus.json"
     if not path.exists():
         raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
@@ -147,13 +153,14 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the token offsets and the lengths (int64) of the sequences of a part. Each result is for some
-    consecutive documents. Every token is in a sequence.
+    """Yields two int64 arrays: where each sequence starts in the tokens of its part, and the length of each
+    sequence. Each pair of arrays is for several consecutive documents. Every token is in a sequence.
 
     `lines` has the number of tokens of each line, and `documents` the number of lines of each document.
     `room` is the largest number of tokens in a sequence.
     """
-    ends = np.cumsum(documents, dtype=np.int64)  # for each document, the number of lines up to its end
+    # for each document, the number of lines from the start of the part to the end of this document
+    ends = np.cumsum(documents, dtype=np.int64)
     document = line = token = 0
     while document < len(ends):
         following = max(document + 1, int(np.searchsorted(ends, line + WINDOW_LINES, side="right")))
@@ -167,8 +174,8 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts lines into pieces of at most `room` tokens. Returns the lengths of the pieces, and for each line
-    the number of pieces up to its end.
+    """Cuts lines into pieces of at most `room` tokens. Returns the lengths of the pieces. Also returns for
+    each line how many pieces this line and all lines before it have together.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)
@@ -179,7 +186,8 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
     """Joins as many pieces of a document as fit into each sequence. Returns the lengths of the sequences.
 
-    `document_ends` has, for each document, the number of pieces up to its end.
+    `document_ends` says for each document how many pieces this document and all documents before it have
+    together.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

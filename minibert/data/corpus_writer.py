@@ -1,14 +1,16 @@
-"""Writes a prepared corpus: a folder with the tokens of a text. The folder gets its name only when it is
-complete.
+"""Writes a prepared corpus: a folder with the tokens of a text. The folder is written under a temporary name
+and is renamed when it is complete.
 
-    corpus.json        format, tokenizer sha256, vocab_size, dtype, unk_id, sources, parts
+    corpus.json        a description: format number, sha256 of the tokenizer, vocab_size, unk_id, dtype of the
+                       token ids, sources, and the sizes of each part
     tokenizer/         the tokenizer's own files
-    train.counts       number of times that each of the V ids occurs, uint64
-    train.tokens       ids of all lines, one after the other, without [CLS] and [SEP]; uint16 or uint32
-    train.lines        number of tokens of each line, uint32
-    train.documents    number of lines of each document, uint64
+    train.counts       for each token id, how often it occurs (uint64)
+    train.tokens       the token ids of all lines, without [CLS] and [SEP] (uint16 or uint32)
+    train.lines        the number of tokens of each line (uint32)
+    train.documents    the number of lines of each document (uint64)
 
-The part held-out has files of the same four kinds. All numbers are little-endian.
+The held-out text has four files, too: held-out.counts, held-out.tokens, held-out.lines and
+held-out.documents. All numbers are little-endian.
 """
 
 import contextlib
@@ -28,21 +30,21 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 2
 PARTS = ("train", "held-out")
-MIN_LENGTH = 12  # shorter sequences are not used for training; [CLS] and [SEP] are included
+MIN_LENGTH = 12  # a sequence with fewer tokens, [CLS] and [SEP] included, is not used for training
 SPECIALS = 2  # the number of special tokens in a sequence: [CLS] and [SEP]
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Makes a temporary folder beside `out`. At the end of the block it is renamed to `out`. After an
-    exception it is removed.
+    """Makes a temporary folder beside `out`. At the end of the `with` block, the temporary folder is renamed
+    to `out`. If the block raises an exception, the temporary folder is removed.
 
-    Raises `UserError` if `out` exists and is not empty, if it cannot be replaced, or if the block cannot
-    write.
+    Raises `UserError` if `out` is not an empty folder, if `out` cannot be replaced, or if a file cannot be
+    written.
     """
     out = place_for(Path(out))
-    # The name is chosen before the folder is made. So the folder is removed even if Ctrl-C comes directly
-    # after it was made.
+    # The name of the temporary folder is chosen before `try`, so that the folder is removed even if Ctrl-C is
+    # pressed directly after `mkdir`.
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(out):
@@ -60,8 +62,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """The suffixes of the files of a part and their number types. Token ids are uint16 if all ids fit into 16
-    bits.
+    """Returns a dict from the file name endings of a part to the number types of these files. Token ids are
+    uint16 if all ids fit into 16 bits.
     """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 
@@ -74,7 +76,8 @@ class CorpusWriter:
         self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
                       for part in PARTS for suffix in self.types}
         self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
-        # `totals` counts tokens, lines and documents; `short` are documents that are too short for training
+        # for each part, the numbers of tokens, lines and documents; "short" counts the documents that are too
+        # short for training
         self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
         tokenizer.save(folder / "tokenizer")
 
@@ -92,9 +95,9 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json with the entries of `notes` and returns its content. For each part it has the
-        number of tokens, of [UNK] (`unk`), and of documents that are too short for training (`short`). Raises
-        `UserError` if there is no text for training.
+        """Writes corpus.json with the entries of `notes` and returns its content. For each part, corpus.json
+        has several counts, among them [UNK] tokens (`unk`) and documents that are too short for training
+        (`short`). Raises `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()

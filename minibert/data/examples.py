@@ -1,4 +1,4 @@
-"""Tokenised examples for fine-tuning and inference, and the batches of a step.
+"""Stores tokenised examples for fine-tuning and inference, and makes the micro-batches of a fine-tuning step.
 
 loader.py makes the batches of masked text for pre-training.
 """
@@ -21,21 +21,22 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """n tokenised sequences and their labels. All sequences are in one array, and they have N tokens
-    together.
+    """The tokenised sequences of a data set and their labels. n is the number of sequences. The tokens of all
+    sequences are stored one after the other in one array. N is the total number of tokens.
     """
 
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # (n,) int64 classes or float32 scores. An example without a label has the class -1 or the score NaN.
-    # Spans are (n, 2) int64, the first and the last token of the answer.
+    # For classification, `labels` has one int64 class for each sequence. For regression, it has one float32
+    # score for each sequence. An example without a label has the class -1 or the score NaN. For questions,
+    # `labels` (n, 2) has the first and the last token of each answer, int64.
     labels: np.ndarray
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """The index of the first token of each sequence, (n,). The array is computed once, because computing
-        it takes O(n) time.
+        """The index of the first token of each sequence, (n,). The array is computed only once, because every
+        micro-batch needs it.
         """
         return np.cumsum(self.lengths) - self.lengths
 
@@ -48,21 +49,21 @@ class Examples:
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """A packed batch of the sequences `indices`, in this order."""
+        """Returns a packed batch of the sequences with these indices, in the order of `indices`."""
         rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
                      torch.from_numpy(self.lengths[indices]))
 
     def part(self, indices: np.ndarray) -> "Examples":
-        """New `Examples` with only the examples `indices`, in this order."""
+        """Returns new `Examples` with only the examples with these indices, in the order of `indices`."""
         rows, _, _ = rows_of(self.starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """Raises `UserError` if the tokenizer of the model `name` has more pieces than the model's word table has
-    rows.
+    """Raises `UserError` if the tokenizer has more tokens than the model's word table has rows. `name` is the
+    name of the model in the message.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
@@ -70,8 +71,11 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
-    """Raises `UserError` if the model `name` has too few positions for the longest example, or if it has only
-    one token type and the examples are pairs of texts. A model without token types can read pairs.
+    """Raises `UserError` if the longest example has more tokens than the model has positions. Also raises it
+    if the examples are pairs of texts and the model has only one token type.
+
+    A model with no token types at all (DistilBERT) can read pairs. `name` is the name of the model in the
+    message.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -85,7 +89,8 @@ class LabelledBatch(NamedTuple):
     """A micro-batch of fine-tuning."""
 
     batch: Batch
-    # (S,) classes or scores; or (S, 2) first and last token of the answer, counted inside its sequence
+    # One class or score for each of the S sequences, (S,). For questions (S, 2): the positions of the first
+    # and the last token of the answer, counted from the start of the sequence.
     labels: Tensor
     targets: dict[str, Tensor]  # the teacher's outputs for these examples (distill/task_kd.py)
     seed: int  # the random seed of dropout in this micro-batch
@@ -98,7 +103,7 @@ class LabelledBatch(NamedTuple):
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Makes `Examples` from ids and segments. Both have one list for each sequence."""
+    """Makes `Examples` from ids and segments. `ids` and `segments` have one list for each sequence."""
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -115,9 +120,9 @@ def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_
 
 
 class Drawn(NamedTuple):
-    """The micro-batches of one rank in an optimiser step, and two counts over the examples of all ranks."""
+    """The micro-batches of one rank in an optimiser step, and three counts over the examples of all ranks."""
 
-    step: int  # from 0
+    step: int  # the number of the optimiser step, counted from 0
     micro_batches: list[LabelledBatch]
     tokens: int
     labelled: int  # number of examples with a label
@@ -126,11 +131,12 @@ class Drawn(NamedTuple):
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
-    """Draws the examples of optimiser step `step` (from 0) and returns one rank's part of them. All ranks
-    together have `batch` examples. A micro-batch has at most `micro_tokens` tokens.
+    """Draws the examples of optimiser step `step` (the first step is 0), and returns the examples of the rank
+    `rank`. In one step, all ranks together draw `batch` examples. A micro-batch has at most `micro_tokens`
+    tokens.
 
-    `targets` are the teacher's outputs, with one row for each example. Only the outputs of a span head have
-    one row for each token.
+    `targets` are the teacher's outputs. They have one row for each example, or one row for each token if the
+    teacher has a span head.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

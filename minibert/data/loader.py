@@ -1,9 +1,10 @@
-"""Makes the micro-batches of a step from a corpus. The sequences are drawn, masked, divided among the ranks,
-and packed.
+"""Makes the micro-batches of an optimiser step from a corpus. The sequences of the step are drawn, masked,
+divided among the ranks, and packed into batches without padding.
 
 `--batch` is the number of sequences in one optimiser step over all ranks. `--micro-tokens` is the largest
-number of tokens in one forward pass. The losses are divided by the counts of the whole step, which are known
-before the first forward pass.
+number of tokens in one forward pass. Each loss is divided by a count over the whole step, for example the
+number of masked tokens. This count is known before the first forward pass, because the whole step is drawn
+first.
 """
 
 import contextlib
@@ -24,8 +25,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ids (N,) of the sequences `indices` in one array, with [CLS] and [SEP] around each
-    sequence, and the lengths of the sequences (S,).
+    """Returns two arrays for the sequences with these indices. The first array has the token ids of all
+    sequences, each sequence with its [CLS] and [SEP]. The second array has the lengths of the sequences.
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -39,10 +40,10 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
               masking: Masking, part: tuple[int, int] = (0, 1)) -> Step:
-    """Makes the data of optimiser step `step` (from 0) for one rank. If there are fewer sequences than ranks,
-    a rank may have no micro-batch.
+    """Makes the data of optimiser step `step` (the first step is 0) for one rank. If the step has fewer
+    sequences than there are ranks, some ranks get no micro-batch.
 
-    `part` is (number of this rank, number of ranks).
+    `part` is the pair (rank of this process, number of ranks).
     """
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
     masked = mask_tokens(ids, lengths, tokenizer, masking, seed, step)
@@ -52,16 +53,17 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
 
 def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 512, selection: str = "bert",
                  share: float = 0.15, seed: int = 0) -> MicroBatch:
-    """Makes a masked batch of texts for `minibert.distillation_loss`. The longest text is first.
+    """Tokenises and masks texts, and makes the batch that `minibert.distillation_loss` takes. In the batch,
+    the texts are sorted by length, and the longest text is first.
 
-    A text with more than `max_length` tokens is cut. `selection` is "bert", "bernoulli" or "whole-word"
-    (`masking.SELECTIONS`). With another `seed`, other tokens are masked. Raises `UserError` if there is no
-    text.
+    A text with more than `max_length` tokens is cut. `selection` says how the masked tokens are chosen:
+    "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). With another `seed`, other tokens are masked.
+    Raises `UserError` if there is no text.
     """
     # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
-    if isinstance(texts, str) or not texts:  # a string would be used as a list of letters
+    if isinstance(texts, str) or not texts:  # Python would treat one string as a list of characters
         raise UserError("masked_batch takes a list of texts, at least one")
     sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
     ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
@@ -71,8 +73,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
-    """A context with an iterator over make(step), make(step + 1) and so on. A thread makes the next result
-    while the current result is in use.
+    """A context manager that gives an iterator over make(step), make(step + 1) and so on. A thread makes the
+    next result while the current result is in use.
     """
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(make, step)
@@ -90,13 +92,13 @@ def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
         key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
-    """Divides masked sequences into packed micro-batches of at most `micro_tokens` tokens. A longer sequence
-    is a micro-batch of its own.
+    """Makes the packed micro-batches of one rank from the masked sequences of a step. A micro-batch has at
+    most `micro_tokens` tokens. A sequence with more tokens is alone in its micro-batch.
     """
     starts, labels = np.cumsum(lengths) - lengths, np.where(selected, ids, IGNORE)
     made = []
     for group in groups(lengths, micro_tokens, rank, ranks):
-        # `batch.pack` takes lists, which would be slow: a step has arrays with up to a million tokens
+        # the function `pack` is not used, because it takes lists and is slow for a million tokens
         rows, positions, offsets = rows_of(starts[group], lengths[group])
         segments = np.zeros(len(rows), np.int64)
         packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, segments, offsets, lengths[group])))

@@ -1,9 +1,10 @@
 """Dynamic masking: functions that choose the tokens to predict in a step, and replace them.
 
-The masks depend only on (seed, step, sample, position). The masks do not depend on the micro-batches or the
-number of ranks. The arrays in this file have the N tokens of a whole optimiser step over all ranks.
+Which tokens are masked depends only on the seed, the step, the number of the sequence in the step, and the
+position of the token. The masks are the same for every size of the micro-batches and every number of ranks.
+Arrays with the shape (N,) have one value for each of the N tokens in a whole optimiser step (all ranks).
 The dict `SELECTIONS` has several functions that choose the tokens. As in BERT, 80 % of the chosen tokens
-become [MASK], 10 % become a random token, and 10 % stay (Devlin et al. 2018, section 3.1, Task 1).
+become [MASK], 10 % become a random token, and 10 % are not changed (Devlin et al. 2018, section 3.1, Task 1).
 """
 
 from typing import NamedTuple
@@ -15,11 +16,11 @@ from minibert.data.tokenizer import Tokenizer
 
 
 class Masking(NamedTuple):
-    """The settings that choose the masked tokens."""
+    """The settings of the masking: how tokens are chosen, and how many."""
 
     selection: str = "bert"  # how tokens are chosen: a name in `SELECTIONS`
     share: float = 0.15  # share of masked tokens; 0 masks no token
-    weights: np.ndarray | None = None  # (V,), the weight of each id; only for "smoothed"
+    weights: np.ndarray | None = None  # the weight of each token id of the vocabulary; only for "smoothed"
 
 
 class Masked(NamedTuple):
@@ -30,8 +31,9 @@ class Masked(NamedTuple):
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
-    """The weight of each id, (V,): max(count, 1)^-0.7, and 0 for special tokens. DistilBERT's code calls this
-    "MLM smoothing".
+    """Returns for each token id a weight for the choice of masked tokens: max(count, 1)^-exponent, where
+    `count` is how often the id occurs in the corpus. Special tokens have the weight 0. DistilBERT's code
+    calls this "MLM smoothing".
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -40,10 +42,13 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
 
 def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
                 *key: int) -> Masked:
-    """Masks the S sequences of a step. `ids` is (N,) and `lengths` (S,). The random numbers depend only on
-    `key`, for example (seed, step). Special tokens are never selected. A random replacement is drawn from the
-    whole vocabulary with its special tokens, as in BERT's code. note: BERT's code excludes only [CLS] and
-    [SEP] from the selection. This function also excludes [UNK], as DistilBERT's code does.
+    """Masks the sequences of a step. `ids` has the token ids of all sequences, one after the other. `lengths`
+    has the number of tokens of each sequence. The random numbers depend only on `key`, for example (seed,
+    step).
+
+    Special tokens are never selected. BERT's code can select [UNK]. This function never selects [UNK], as in
+    DistilBERT's code. A token that is replaced by a random token can become any token of the vocabulary, even
+    a special token, as in BERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -60,8 +65,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# In each of these functions, `draw` (N,) has a uniform random number for each token. The result is bool (N,),
-# and it is True for the selected tokens.
+# The four functions below choose the tokens to predict. `draw` has one uniform random number for each token.
+# Each function returns one bool for each token: True if the token is selected.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects each token independently with probability `share`."""
@@ -70,33 +75,33 @@ def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -
 
 def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects each word with probability `share`. All tokens of a word are selected, or none."""
-    # A word starts at each piece without ##. Special tokens have no ##, so no word is in two sequences.
+    # A word starts at each token without ##. [CLS] has no ##, so no word reaches into the next sequence.
     starts = ~tokenizer.continuation[ids]  # (N,)
-    word = np.cumsum(starts) - 1  # (N,) for each piece, the number of its word
+    word = np.cumsum(starts) - 1  # (N,): for each token, the number of the word that it belongs to
     return ~tokenizer.special[ids] & (draw[starts][word] < masking.share)
 
 
 def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects floor(share * T + 0.5) tokens of every sequence, but at least one, as in BERT's code. [CLS] and
-    [SEP] count in T.
+    """In each sequence of T tokens ([CLS] and [SEP] included), selects floor(share * T + 0.5) tokens, but at
+    least one, as in BERT's code.
     """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    # sorts the tokens of each sequence by `draw`; the order of the sequences does not change
+    # the tokens of each sequence in random order (sorted by `draw`), with the special tokens at the end
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
-    # the rank of a token is its position in its sequence after the sort; the first ranks are selected
+    # `rank` is the place of a token in this random order; the first `budget` tokens are selected
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # (S,)
     return allowed & (rank < np.repeat(budget, lengths))
 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects the share `share` of all tokens in the step, without replacement, with probabilities
-    proportional to the weights, as in DistilBERT's code.
+    """Selects a fixed share of all tokens in the step. The tokens are drawn without replacement, with
+    probabilities proportional to the weights of their ids, as in DistilBERT's code.
 
-    The selected tokens are those with the largest log(u) / w, where u is the random number of a token and w
-    its weight (Efraimidis and Spirakis 2006). DistilBERT's code calls a multinomial sampler instead.
+    The tokens with the largest log(u) / w are selected, where u is the random number of a token and w is its
+    weight (Efraimidis and Spirakis 2006). DistilBERT's code uses a multinomial sampler for the same purpose.
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

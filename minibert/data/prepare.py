@@ -1,7 +1,5 @@
-"""Prepares a corpus: tokenises documents and writes their tokens. The memory does not depend on the size of
-the corpus.
-
-The library `tokenizers` encodes the lines of a batch on all cores.
+"""Prepares a corpus: tokenises documents and writes their tokens. The memory that is needed does not depend
+on the size of the corpus. The library `tokenizers` uses all CPU cores.
 """
 
 import itertools
@@ -16,7 +14,7 @@ from minibert.data.corpus_writer import MIN_LENGTH, PARTS, CorpusWriter, new_fol
 from minibert.data.text import Source, find_sources, hash_share, read_documents
 from minibert.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 18  # number of characters that are tokenised in one call; this limits the memory
+BATCH_CHARACTERS = 1 << 18  # about so many characters are tokenised in one call, to need little memory
 BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
 UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is above this
 
@@ -25,10 +23,12 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    The sha256 of a document's text (of its first 65,536 characters) is read as a number in [0, 1). If this
-    number is less than `held_out`, the document belongs to the part "held-out", otherwise to "train". So
-    duplicates are always in the same part. `report(line)` prints a line of the summary or a warning. If
-    `report` is None, no summary is printed.
+    A hash decides whether a document belongs to the part "held-out" or "train". The sha256 of the first
+    65,536 characters of the document is read as a number in [0, 1). If this number is less than `held_out`,
+    the document is held out. Two equal documents have the same hash, so they are always in the same part.
+
+    The function `report` is called with each line of the summary and with each warning. If `report` is None,
+    no summary is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -38,8 +38,8 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
 
 def split_documents(sources: list[Source], wikitext: str, held_out: float
                     ) -> Iterator[tuple[str, list[str]]]:
-    """Yields (part, document) for the documents of files and shows the progress. `part` says if a document is
-    training text or held-out text. Raises `UserError` if `wikitext` or `held_out` has a wrong value.
+    """Yields (part, document) for each document of the source files, and shows a progress bar. `part` is
+    "train" or "held-out". Raises `UserError` if `wikitext` or `held_out` has a wrong value.
     """
     if wikitext not in ("auto", "yes", "no"):
         raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
@@ -54,9 +54,11 @@ def split_documents(sources: list[Source], wikitext: str, held_out: float
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """The lines that `prepare` puts in the part "train". A vocabulary can be trained on them.
+    """Yields the lines that `prepare` puts in the part "train". A new vocabulary is trained on these lines,
+    so that it does not depend on held-out text.
 
-    Raises `UserError` for a pipe, because it would be empty when `prepare` reads it again.
+    Raises `UserError` if a source is a pipe. A pipe can be read only once, and `prepare` must read the text a
+    second time.
     """
     sources = find_sources(paths)
     for source in sources:
@@ -70,8 +72,8 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 
 def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, out: str | Path,
                  report: Callable | None, **notes) -> None:
-    """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs:
-    the part that a document belongs to ("train" or "held-out"), and the document.
+    """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
+    (part, document), where `part` is "train" or "held-out".
 
     `notes` are further entries of corpus.json. `report(line)` prints a line (None: no line is printed).
     Raises `UserError` if all tokens are [UNK].
@@ -131,8 +133,8 @@ def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[l
 
 def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
     """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation. BERT's
-    tokenizer begins a new word at these places, so the parts give the same pieces as the whole line. A part
-    without such a place is cut after `size` characters.
+    tokenizer begins a new word at each space and punctuation mark, so the parts give the same tokens as the
+    whole line. A part without a space or punctuation mark is cut after `size` characters.
     """
     if len(line) <= size:
         return [line]

@@ -1,8 +1,9 @@
 """A corpus that every machine has: the documentation in its Python installation.
 
-The text is the docstrings of the standard library and the help topics of `pydoc`. Both are read from the
+The text is the docstrings of the standard library and the help topics of `pydoc`. The text is read from the
 source files, and no module is imported. Each module is one document, and each paragraph is one line. A hash
-of a module's name decides whether the module is held out, so the choice is the same for every Python version.
+of a module's name decides whether the module is held out. So a module is in the same part for every Python
+version.
 """
 
 import ast
@@ -21,7 +22,7 @@ from minibert.data.text import hash_share
 from minibert.data.tokenizer import Tokenizer
 
 HELD_OUT = 0.1
-TOPICS = "pydoc_data"  # the package of the help topics; it is a fifth of the text, so it is never held out
+TOPICS = "pydoc_data"  # the package of the help topics, a fifth of the text; it is always training text
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"}
 
 
@@ -29,8 +30,8 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yields (module name, text) for the modules of the standard library in sorted order. Each paragraph is
     one line of the text.
 
-    `library` is the folder of the standard library (default: that of this interpreter). Raises `UserError` if
-    this folder has no source files.
+    `library` is the folder of the standard library. By default, this is the folder of the running Python.
+    Raises `UserError` if the folder has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -81,9 +82,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Whether a module is held out. A hash of the last part of its name decides, and about a tenth of all
-    modules are held out. Two versions of a module, in C and in Python (`_pydecimal` and `decimal`, `_io` and
-    `io`), are in the same part.
+    """Whether a module is held out. A hash of the last part of the module's name decides. About a tenth of
+    all modules are held out. Leading underscores and a "py" after them are removed first. So related
+    modules such as `decimal` and `_pydecimal` are in the same part.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -92,12 +93,13 @@ def is_held_out(module: str) -> bool:
 
 
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Divides documents into the parts "train" and "held-out". Returns the documents with their parts. A
-    document is a list of lines. Many docstrings are copies of each other, so each paragraph is kept only
-    once. A paragraph that is in both parts is kept in "train".
+    """Divides documents into the parts "train" and "held-out". Returns a list of pairs (part, document). A
+    document is a list of lines. Many docstrings are copies of each other, so a paragraph that occurs several
+    times is used only once. If one of its copies is training text, the paragraph is used in "train".
     """
     seen, found = set(), []
-    for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):  # puts the training part first
+    # training modules come first, so that a repeated paragraph is used in "train"
+    for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):
         new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
         seen.update(new)
         if new:
@@ -106,15 +108,15 @@ def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
 
 
 def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report: Callable | None = print) -> None:
-    """Writes the documentation as a prepared corpus (train and held-out) into the new folder `out`."""
+    """Writes Python's documentation as a prepared corpus into the new folder `out`."""
     write_corpus(split_docs(python_docs()), tokenizer, out, report, held_out=HELD_OUT,
                  sources=[{"name": "python-docs"}], python=platform.python_version())
 
 
-# python -m minibert.data.python_docs: this command prints the training part as text, with a blank line
-# between documents
+# The command `python -m minibert.data.python_docs` prints the training text, with a blank line between
+# documents.
 if __name__ == "__main__":
-    # the output is data, so it does not depend on the terminal's encoding
+    # the output is usually written to a file that data/prepare.py reads as UTF-8
     sys.stdout.reconfigure(encoding="utf-8")
     for part, document in split_docs(python_docs()):
         if part == "train":
