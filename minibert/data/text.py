@@ -1,6 +1,7 @@
-"""Reads text corpora: .txt, .jsonl and WikiText files, plain or compressed, one document at a time.
+"""Reads text files one document at a time. The files are .txt, .jsonl or WikiText, and may be compressed.
 
-A document is a list of lines. The memory depends only on the longest document and the longest line.
+A document is a list of lines. The memory that is needed depends only on the longest document and the longest
+line, not on the size of the files.
 """
 
 import gzip
@@ -21,9 +22,9 @@ from minibert.common.errors import UserError
 SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
-PREVIEW_CHARACTERS = 1 << 20  # this many first characters of a file decide whether it is WikiText
-DOCUMENT_CHARACTERS = 1 << 22  # a longer document is read as several documents, so that the memory is limited
-HEAD_CHARACTERS = 1 << 16  # the hash of this many characters decides whether a document is held out
+PREVIEW_CHARACTERS = 1 << 20  # how many characters of a file are searched for signs of WikiText
+DOCUMENT_CHARACTERS = 1 << 22  # a document with more characters is divided into several, to need less memory
+HEAD_CHARACTERS = 1 << 16  # how many characters at the start of a document are hashed by `hash_share`
 NOT_TEXT = {  # files that begin with these bytes are not UTF-8 text, whatever their names are
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
     b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
@@ -36,7 +37,7 @@ NOT_TEXT = {  # files that begin with these bytes are not UTF-8 text, whatever t
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
-HEADING = re.compile(r"= (?!= ).* =")  # matches a stripped line that is a top-level heading of WikiText
+HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without spaces around it
 JOINER = re.compile(r" @([-,.])@ ")
 MARKER = re.compile(r" @[-,.]@ |<unk>")
 
@@ -52,7 +53,8 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
     """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora
     are left out.
 
-    `report(line)` prints a line about files in a folder that are left out because of their names.
+    Files of a folder with other name endings are not read, and `report` is called with a message about them.
+    Raises `UserError` if a path does not exist, or if it has no text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -73,7 +75,7 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
             report(f"{path}: files whose names end in {', '.join(kinds[:8])}{more} are not read "
                    f"({len(left_out):,} in all)")
         for file in found:
-            if not (file.is_file() or file.is_fifo()):  # for example a link to a missing file or to a device
+            if not (file.is_file() or file.is_fifo()):  # true for a link to a missing file, or for a device
                 raise UserError(f"{file} cannot be read: it is not a file")
             sources.append(Source(file, file.relative_to(path.parent).as_posix(), file.stat().st_size))
     if not sources:
@@ -82,15 +84,17 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files below `folder`. Prepared corpora and names that start with a dot are left out
-    (.DS_Store, or ._a.txt, which macOS writes beside a.txt). Links to folders are followed, but each folder
-    is read only once.
+    """Yields the files below `folder`. Prepared corpora are left out. Files and folders whose names start
+    with a dot are left out, too, for example .DS_Store. Links to folders are followed, but each folder is
+    read only once.
     """
     real = Path(os.path.realpath(folder))
-    entered = {real, *real.parents}  # links to these parents would also lead to files outside `path`
+    # These folders are not entered again. The parents of `folder` are among them, because a link to a parent
+    # would lead to files outside `folder`.
+    entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
-        folders.clear()  # os.walk enters the folders that are in this list at the end of the loop
+        folders.clear()  # os.walk enters only folders in this list; the loop below adds those to be read
         yield from (inside / name for name in names if not name.startswith("."))
         for name in found:
             real = Path(os.path.realpath(inside / name))
@@ -108,18 +112,18 @@ def text_suffix(path: Path) -> str:
 
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
-    """Yields the documents of a file, and for each the number of bytes of the file that were read so far.
-    Each document is a list of lines, and no line is empty. `wikitext` is auto, yes or no.
+    """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
+    read so far. A document is a list of lines, and no line is empty. `wikitext` is auto, yes or no.
 
-    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but they
-    never end a document. Raises `UserError` if a file is not UTF-8 text.
+    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line. Two of
+    them are not a blank line, so they never end a document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:
         with open(path, "rb") as raw:
             unpacked = COMPRESSED.get(path.suffix.lower(), lambda file: file)(raw)
             check_is_text(unpacked.peek(64), path)
-            # an invalid byte becomes a lone surrogate, so that `checked_lines` can name its line
+            # an invalid byte is no error here; `checked_lines` finds it later and reports the line number
             file = io.TextIOWrapper(unpacked, "utf-8-sig", "surrogateescape")
             start = file.read(PREVIEW_CHARACTERS) + file.readline()
             lines = checked_lines(itertools.chain(io.StringIO(start), file), path)
@@ -129,7 +133,7 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
                 is_wikitext = looks_like_wikitext(start, suffix) if wikitext == "auto" else wikitext == "yes"
                 found = text_documents(lines, is_wikitext)
             for document in found:
-                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position, so it gets 0
+                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position to report
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut off compressed file ({error})") from None
     except OSError as error:
@@ -158,8 +162,8 @@ def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def looks_like_wikitext(start: str, suffix: str) -> bool:
-    """Whether a file is tokenised WikiText. Such a file has headings ` = Title = `, and it has ` @-@ ` or
-    `<unk>`. In .tokens and .raw files, one of these two signs is enough.
+    """Whether a file is tokenised WikiText. The first sign of WikiText is a heading ` = Title = `. The second
+    sign is ` @-@ ` or `<unk>`. A .tokens or .raw file needs one of the two signs, any other file needs both.
     """
     signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
              MARKER.search(start) is not None]
@@ -196,13 +200,15 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
             text = None
         if not isinstance(text, str):
             raise UserError(f'{path}, line {number}: each line must be a json object with a string "text"')
-        # removes halves of surrogate pairs, which are not allowed in UTF-8
+        # json may have half of a surrogate pair (such as "\ud83d"), which UTF-8 cannot store; it is removed
         if document := stripped(text.encode(errors="ignore").decode()):
             yield document
 
 
 def stripped(text: str) -> list[str]:
-    """The lines of a text without spaces at their start and end. Blank lines are left out."""
+    """The lines of a text. Spaces at the start and the end of each line are removed, and blank lines are left
+    out.
+    """
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
@@ -216,6 +222,7 @@ def plain_wikitext(line: str) -> str:
 
 
 def hash_share(text: str) -> float:
-    """A number in [0, 1) from the sha256 of the first 65,536 characters of a text."""
+    """Hashes a text to a number in [0, 1). Only the first 65,536 characters of the text are hashed (sha256).
+    """
     digest = hashlib.sha256(text[:HEAD_CHARACTERS].encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

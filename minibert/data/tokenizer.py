@@ -1,8 +1,9 @@
 """BERT's WordPiece tokenizer: reads, trains and writes the files that `transformers` reads and writes.
 
-The library `tokenizers` divides texts into tokens. A tokenizer is always built from its vocabulary, the
-options of its normaliser and its added tokens. So a vocab.txt and the equivalent tokenizer.json give the same
-tokenizer with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no effect.
+The library `tokenizers` divides texts into tokens. A tokenizer is built from three things only: its
+vocabulary, the options of its normaliser, and its added tokens. So a vocab.txt and the equivalent
+tokenizer.json give the same tokenizer with the same `sha256`. Settings for truncation or padding in a
+tokenizer.json have no effect.
 """
 
 import copy
@@ -25,24 +26,26 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# the library gets this many texts in one call, because its results need much more memory than the ids
+# The library tokenises this number of texts in one call. Its results need much memory, so they are not kept
+# for all texts.
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
 MAX_WORD = 100  # a word with more characters becomes [UNK]
-MAX_ALPHABET = 1000  # a trained vocabulary has at most this many characters; rarer ones become [UNK]
+MAX_ALPHABET = 1000  # a trained vocabulary knows only the most frequent characters, at most this number
 
 
 class Tokenizer:
     """A WordPiece tokenizer with BERT's normaliser.
 
-    `added` are tokens that are found in a text before it is normalised. `names` are the names of the five
-    special tokens, in the order of `SPECIAL_TOKENS`. `states` are other settings of a tokenizer_config.json,
-    and `save` writes them again.
+    `added` are whole tokens, such as [MASK], that are searched in a text before the text is normalised.
+    `names` are the names of the five special tokens, in the order of `SPECIAL_TOKENS`. `states` are all other
+    settings of a loaded tokenizer_config.json. They have no effect here, and `save` writes them unchanged.
 
-    `cls_id`, `sep_id`, `mask_id`, `pad_id`, `unk_id`: int. `vocab_size` V: largest id + 1. `lowercase`: bool.
-    `special`: bool (V,), True for the five special tokens. `continuation`: bool (V,), True for pieces that
-    start with '##'. `sha256`: a hash of everything that decides the ids (pieces in id order, normaliser
-    options, added tokens).
+    `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
+    the largest id plus 1; some ids may be unused. `special` and `continuation` have one bool for each id.
+    `special` is True for the five special tokens. `continuation` is True for tokens that start with '##'.
+    `sha256` is a hash of everything that can change the ids of a text: the vocabulary, the options of the
+    normaliser and the added tokens.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -74,14 +77,15 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # a very large id is refused, because it would need a list of billions of names
+        # A damaged file may have a very large id. `self.vocabulary` has a name for each id, so it would fill
+        # the memory.
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
         if len(set(ids.values())) < len(ids):
             raise UserError("an added token has the id of a piece, because ids of the vocabulary are missing")
-        # An id without a piece gets a name that cannot occur in a text. So in vocab.txt the line number is
-        # still the id.
+        # An id that no token has gets a name here, because the line number in vocab.txt must be the id. The
+        # tokenizer never produces this name.
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
             self.vocabulary[i] = piece
@@ -98,11 +102,12 @@ class Tokenizer:
 
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. If there are more than
-        `max_length` tokens, the longer text is cut.
+        """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. A text is cut if the
+        sequence has more than `max_length` tokens. Of a pair, the longer text is cut first.
 
-        Returns ids and segments, both as lists of S lists. The segment is 0 in the first text and 1 in the
-        second text.
+        Returns two lists, the token ids and the segments. Both have one list for each sequence. The segment
+        of a token is 0 if it belongs to the first text or its [CLS] and [SEP]. It is 1 if the token belongs
+        to the second text or its [SEP].
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -121,14 +126,14 @@ class Tokenizer:
         return ids, segments
 
     def pieces(self, lines: list[str]) -> list[list[int]]:
-        """The ids of each line without special tokens. Lines are not cut."""
+        """The token ids of each line. No special tokens are added, and lines are not cut."""
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """The encoding of each line by the library `tokenizers`, without special tokens. Lines are not cut.
-        If `offsets` is true, the encodings have character offsets.
+        """Yields an `Encoding` of the library `tokenizers` for each line. No special tokens are added, and
+        lines are not cut. If `offsets` is true, the encodings have character offsets.
         """
-        if isinstance(lines, str):  # a string would be used as a list of characters
+        if isinstance(lines, str):  # Python would treat one string as a list of characters
             raise UserError("texts must be a list, even if there is only one text: [text]")
         lines = list(lines)
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
@@ -149,7 +154,7 @@ class Tokenizer:
         return self.unk_id if i is None else i
 
     def lowercased(self) -> "Tokenizer":
-        """A copy that first lower-cases all texts. It removes or keeps accents as this tokenizer does."""
+        """Returns a copy that first lower-cases all texts. The copy treats accents like the original."""
         made = copy.copy(self)
         made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
@@ -158,14 +163,16 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
-        `max_length` is the longest sequence of the model, which `transformers` needs. If the loaded files had
-        a shorter length, or stated that there is no limit, this setting is written again. `segments` is
-        whether the model has token types. In `transformers` a DistilBERT raises an error if it gets token
-        types.
+        `max_length` is the number of positions of the model. It is written as model_max_length, which
+        `transformers` reads. If the loaded tokenizer_config.json has a smaller model_max_length, or one that
+        means "no limit", this value is written instead.
+
+        `segments` is True if the model has token types. A DistilBERT has none. In `transformers`, a
+        DistilBERT raises an error if the tokenizer returns token types.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Python writes the file, and not the library, because Python's errors name the problem of the disk
+        # the library's own `save` is not used, because its error does not say what is wrong with the disk
         text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
@@ -181,8 +188,9 @@ class Tokenizer:
 
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
-    """The numbers of tokens to keep of two texts with `n_a` and `n_b` tokens, so that they fit in `room`. The
-    longer text is cut first, until both have the same length. Then both are cut.
+    """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
+    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until both have the same length.
+    After that, both texts are cut.
     """
     if n_a + n_b <= room:
         return n_a, n_b
@@ -193,9 +201,9 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
 
-    All published forms of BERT's tokenizer files are read (docs/formats.md). If no file states whether a
-    vocab.txt is cased, its pieces decide, and a warning is printed. No file is written. Raises `UserError` if
-    a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    All published forms of BERT's tokenizer files are read (docs/formats.md). If no file says whether a
+    vocab.txt is cased, this is guessed from its tokens, and a warning is printed. Raises `UserError` if a
+    file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -217,10 +225,12 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines always give the same vocabulary. The trainer
-    of `tokenizers` gives ids to inner characters ('##a') in random order, so this function chooses their ids
-    before the training. The texts are kept in a temporary file until then, because all their characters must
-    be known first. Raises `UserError` if `vocab_size` is too small for the alphabet.
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines always give the same vocabulary. By itself,
+    the trainer of `tokenizers` would give ids to characters inside words ('##a') in random order. So this
+    function chooses these ids before the training. For this, it must first count the characters of all texts.
+    It writes the texts to a temporary file, which the trainer then reads.
+
+    Raises `UserError` if `vocab_size` is smaller than the number of special tokens and single characters.
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
@@ -251,8 +261,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 
 def continues_words(character: str) -> bool:
-    """Whether a character can be inside a word. BERT's pre-tokeniser makes a separate word of each
-    punctuation mark and each Chinese character.
+    """Whether a character can be inside a word. Punctuation marks and Chinese characters cannot: BERT's
+    pre-tokeniser makes each of them a separate word.
     """
     if character.isascii():
         return character.isalnum()

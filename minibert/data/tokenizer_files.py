@@ -1,6 +1,6 @@
 """Reads the files of a tokenizer folder in all published forms (docs/formats.md).
 
-The class that reads the folder, and the file that decides each setting, are chosen as in `transformers` 5.
+If several files state a setting, the file that decides is the same as in `transformers` 5.
 """
 
 import warnings
@@ -17,22 +17,23 @@ from minibert.common.hub_download import what_it_holds
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # the options of BERT's normaliser; if strip_accents is None, it has the value of lowercase
 DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
-# the names of these options in tokenizer_config.json
+# the names of three options of the normaliser in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# These tokenizer classes of transformers work like BertTokenizer. Each name may also end in Fast.
+# the tokenizer classes of transformers that work like BertTokenizer; each name may also end in Fast
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
-FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # keys of the files: "pad_token" ...
-# transformers adds missing special tokens to a vocabulary in this order.
+# the keys of the five special tokens in tokenizer_config.json: "pad_token" and so on
+FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]
+# the keys of special tokens, in the order in which transformers adds missing tokens to a vocabulary
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-# In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
-# at least 1.18 % if it is cased. CASED_SHARE is between these two shares.
+# A vocabulary is treated as cased if a larger share of its tokens has capitals. In the vocabularies on the
+# hub, this share is at most 0.12 % for uncased vocabularies and at least 1.18 % for cased vocabularies.
 CASED_SHARE = 0.004
-# `Tokenizer.save` does not copy these settings of tokenizer_config.json: it writes its own values, or the
-# settings have no meaning in another folder.
+# `Tokenizer.save` does not copy these settings of a loaded tokenizer_config.json. It writes new values for
+# some of them, and the others have a meaning only in the old folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
             "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only",
             "tokenizer_file", "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
@@ -43,8 +44,9 @@ class TokenizerFiles:
     """The content of a tokenizer folder.
 
     `source` is the file of the vocabulary. `names` are the names of the five special tokens, in the order of
-    `SPECIAL_TOKENS`. `added` are the added tokens, each with the id that the files give it. None means the
-    next free id. `states` are the other settings of tokenizer_config.json.
+    `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
+    the token, which then gets the next free id. `states` are the settings of tokenizer_config.json that
+    minibert does not use, but writes again.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -57,10 +59,10 @@ class TokenizerFiles:
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
-    The vocabulary is read from tokenizer.json if there is one, else from vocab.txt. The options are read from
-    tokenizer_config.json, even if tokenizer.json has others. If no file states whether a vocab.txt is cased,
-    its pieces decide, and a warning is printed. Raises `UserError` if a file is missing or damaged, or if the
-    tokenizer is not a BERT tokenizer.
+    The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. The options of
+    the normaliser are read from tokenizer_config.json, even if tokenizer.json states other values. If no file
+    says whether a vocab.txt is cased, this is guessed from its tokens, and a warning is printed. Raises
+    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -82,12 +84,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         else:
             vocabulary, normalizer = _bert_parts(description)
             _say_differences(source, options, normalizer)
-        # A special token that is in no file is removed, because it would get a new id, and no model has a
-        # vector for this id.
+        # A special token is left out if neither the vocabulary nor another file has an id for it. It would
+        # get a new id, and the model has no word vector for this id.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # transformers counts blank lines at the end as one piece, so the ids of added tokens begin after this
-        # piece
+        # In transformers, blank lines at the end of vocab.txt are one token "", and new added tokens get the
+        # ids after it. If no added token needs a new id, the token "" is not needed.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -117,10 +119,11 @@ def _check_class(config: dict, model: dict) -> None:
 
 
 def _bert_parts(description: dict) -> tuple[dict, dict | None]:
-    """The vocabulary and the normaliser of a tokenizer.json. Raises `UserError` if the model is not BERT's.
+    """Returns the vocabulary and the normaliser of a tokenizer.json. Raises `UserError` if the tokenizer is
+    not BERT's WordPiece.
 
-    BERT's classes use only the vocabulary of tokenizer.json, so the normaliser may be of another kind. Then
-    the second result is None.
+    The classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json, so the normaliser may be of any
+    kind. If it is not BERT's, None is returned in its place.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -143,8 +146,8 @@ def _bert_parts(description: dict) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Prints a warning if tokenizer.json has another normaliser than the one that BERT's classes make for the
-    folder.
+    """Prints a warning if the normaliser in tokenizer.json has other options than `options`. These come from
+    tokenizer_config.json and are the ones that are used.
     """
     used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -161,11 +164,12 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
 
 def _special_and_added(folder: Path, config: dict, inside: list[dict]
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
-    """Returns the names of the five special tokens, all added tokens with their ids, and the additional
-    special tokens in the form of tokenizer_config.json.
+    """Returns three things: the names of the five special tokens, all added tokens with their ids, and the
+    additional special tokens in the form of tokenizer_config.json.
 
     `inside` are the "added_tokens" of tokenizer.json. If tokenizer_config.json has an "added_tokens_decoder",
-    its tokens are used instead. Otherwise, special_tokens_map.json and added_tokens.json are also read.
+    the tokens of this entry are used and `inside` is not. If it has none, special_tokens_map.json and
+    added_tokens.json are read in addition to `inside`.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -186,13 +190,14 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict]
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # As in transformers, special tokens are searched in the text before it is lower-cased. In transformers,
-    # two kinds of tokens are not special: additional tokens in special_tokens_map.json, and BERT's own
-    # special tokens if no file names them.
+    # As in transformers, special tokens are searched in a text before the text is lower-cased. Two kinds of
+    # tokens are searched after it, because transformers does not treat them as special. The first kind is
+    # additional tokens in special_tokens_map.json. The second kind is BERT's own special tokens if no file
+    # names them.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    # BERT's class also has the default names of the special tokens
+    # if no file names a special token, BertTokenizer uses its default name, for example [CLS]
     named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value
                for value in [*named.values(), *(() if isinstance(extra, dict) else extra)] if value}
@@ -204,9 +209,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict]
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
-    """Maps the text of each added token to the token and its id. The order is the order in which transformers
-    adds the tokens, because the order decides the new ids. Tokens with an id come first, sorted by id. The
-    other special tokens follow.
+    """Maps the text of each added token to the token and its id. The entries have the order in which
+    transformers adds the tokens, because tokens without an id get new ids in this order. Tokens with an id
+    come first, sorted by id. Special tokens without an id come after them.
     """
     tokens = {}
     for i, entry in sorted(added.items()):
@@ -215,7 +220,7 @@ def _in_order(added: dict[int, dict], special: dict[str, str | dict]
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
         token, i = tokens.get(content) or (AddedToken(content, **flags), None)
-        token.special = True  # so that decoding leaves out this token
+        token.special = True  # only special tokens can be left out by `Tokenizer.decode`
         tokens[content] = token, i
     return tokens
 
@@ -225,11 +230,11 @@ def _content(token: str | dict) -> str:
 
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
-    """Whether a vocabulary is cased. This function is called if no file states the casing, and it prints a
-    warning.
+    """Guesses whether a vocabulary is cased, and prints a warning with the guess. This function is called
+    only if no file says whether the vocabulary is cased.
 
-    The share of pieces with a capital letter decides, because many uncased vocabularies have a few such
-    pieces. Pieces like [UNK] and <URL> are not counted.
+    The share of tokens with a capital letter decides. A few such tokens are no proof, because many uncased
+    vocabularies have some. Tokens like [UNK] and <URL> are not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
@@ -241,8 +246,8 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Reads a vocab.txt and returns a dictionary from pieces to ids. The id is the line number, counted from
-    0. If two lines are equal, the piece gets the id of the last one.
+    """Reads a vocab.txt and returns a dictionary from tokens to ids. The id is the line number, counted from
+    0. If a token is on several lines, its id is the number of the last of these lines.
     """
     check_is_the_file(path, read_text(path)[:100].encode())
     return WordPiece.read_file(str(path))

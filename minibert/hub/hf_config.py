@@ -16,20 +16,21 @@ from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
 OWN = "minibert-"  # the start of `model_type` in the config.json of a model that transformers cannot compute
-# in transformers, two LayerNorms of MobileBERT always have this epsilon and do not read it from the config
+# in two LayerNorms of MobileBERT, transformers always uses this epsilon, whatever config.json says
 MOBILE_NORM_EPS = 1e-5
-# Larger sizes are refused. Every real model is smaller, but a damaged file may have any size.
+# A config.json with a size above these limits is refused. All real models are smaller. With a size from a
+# damaged file, the model could fill the memory.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """Returns the `Config` of a parsed config.json and the name of the head. The name is None if the file
-    names no head.
+    """Returns the `Config` of a parsed config.json and the name of the head. The name of the head is None if
+    config.json names no model class (`architectures`). If minibert does not know the head, the name of the
+    model class is returned instead of the head's name.
 
-    If minibert does not know the head, the second value is the model class that config.json names
-    (`architectures`). Raises `UserError` with the file and the field if a value has a wrong type, a size is
-    out of bounds, the model is not a BERT, or minibert does not support this variant of BERT.
+    Raises `UserError` if a value has a wrong type or is out of bounds, or if minibert does not support the
+    model. The message names the file and the field.
     """
     try:
         return _parse(raw)
@@ -42,7 +43,7 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError("architectures is not a list of class names")
     architecture = raw.get("model_type")
-    if architecture is None:  # old files, for example TinyBERT's, have no model_type
+    if architecture is None:  # old files, for example TinyBERT's, have no model_type, so it is guessed
         stem = classes[0].lower() if classes else ""
         architecture = ("mobilebert" if stem.startswith("mobilebert") else
                         "distilbert" if stem.startswith("distilbert") or "n_layers" in raw else
@@ -73,8 +74,8 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
     act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
-    # The file's attention dropout is not read. Nearly every file has 0.1, but fused kernels need 0, the
-    # default of `Config`.
+    # The attention dropout in the file is not read, and `Config` has its default 0. Nearly every file has
+    # 0.1, but fused attention kernels work only with 0.
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
@@ -82,8 +83,8 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
 
 
 def _attention_input(raw: dict) -> str:
-    """Returns `attention_input` of a MobileBERT. Raises `UserError` if the config describes a variant of
-    MobileBERT that minibert does not support.
+    """Returns the value of `attention_input` for a MobileBERT: a key of `ATTENTION_INPUT`. Raises `UserError`
+    if the config describes a variant of MobileBERT that minibert does not support.
     """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
@@ -97,8 +98,9 @@ def _attention_input(raw: dict) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """Returns `labels` and `problem_type` of a config. The labels are those of id2label in the order of their
-    ids. If there is no id2label, num_labels is the number of labels.
+    """Returns a dict with the fields `labels` and `problem_type` of a `Config`. The labels are those of
+    id2label in the order of their ids. Without id2label, the labels are LABEL_0, LABEL_1 and so on, and
+    num_labels is the number of labels.
     """
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
@@ -111,7 +113,7 @@ def _labels(raw: dict) -> dict:
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
                         "valid number")
-    if count != len(labels):  # transformers 4 reads one of these two numbers, version 5 the other
+    if count != len(labels):  # transformers 4 and transformers 5 read different ones of these two numbers
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 
@@ -126,7 +128,7 @@ def _value(raw: dict, key: str, field: str, default):
     kind = type(default)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:  # isinstance would accept True as an int
+    if type(value) is not kind:  # isinstance is not used, because it accepts True as an int
         raise UserError(f"{key} is {value!r:.60}, where {kind.__name__} is expected")
     if kind is float and not (math.isfinite(value) and value >= 0):
         raise UserError(f"{key} is {value}, but must be at least 0")
@@ -156,8 +158,8 @@ def difference(config: Config) -> str:
 
 
 def describe(config: Config, head: str, dtype: str, others: dict | None = None) -> dict:
-    """The content of config.json for a model. An example of `dtype` is "float32". `others` are the
-    `other_settings` of the file from which the model was loaded.
+    """The content of config.json for a model. `dtype` is the precision of the stored weights, for example
+    "float32". `others` is the result of `other_settings` for the config.json from which the model was loaded.
     """
     others, architecture = others or {}, config.architecture
     labels = {str(i): label for i, label in enumerate(config.labels)}
@@ -169,7 +171,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # `load` sets it to 0, so a user chose this value
+    if config.attention_dropout:  # `load` sets the attention dropout to 0, so a user chose another value
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

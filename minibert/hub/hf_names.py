@@ -1,17 +1,20 @@
-"""Tables that translate minibert's names of modules and config fields to Hugging Face's names, for each
-architecture.
+"""Tables that translate names of modules and config fields between minibert and Hugging Face. Each
+architecture has its own table.
 
-Saving uses the tables from left to right, and loading uses them from right to left. The first `{}` of a name
-is the number of the layer. A second `{}` is the number of a feed-forward network in the layer. A file may
-have tensors that minibert's model does not have. The tensors in `TIED` are stored twice. The tensors in
-`DROPPED` are left out on purpose. The modules in `HEAD_MODULES` belong to heads that the caller may not need.
-Any other difference between a file and its model is an error (load_save.py).
+The left side of a table has minibert's name, and the right side has Hugging Face's name. The first `{}` of a
+name is the number of the layer. In MobileBERT, a second `{}` is the number of a feed-forward network in the
+layer.
+
+A weight file may have tensors that minibert's model does not have. Three tables list the allowed ones. The
+tensors in `TIED` are second copies of other tensors. The tensors in `DROPPED` have no use in minibert. The
+modules in `HEAD_MODULES` belong to heads that the caller may not need. Any other difference between a file
+and its model is an error (load_save.py).
 """
 
 import re
 
-HEADS = {  # the heads of BERT and MobileBERT: minibert's names of the modules, and Hugging Face's
-    "mlm": "cls.predictions",  # this name is for the tensor mlm.bias, the bias over the vocabulary
+HEADS = {  # the heads of BERT and MobileBERT: minibert's name of a module, and Hugging Face's name
+    "mlm": "cls.predictions",  # only for the tensor mlm.bias, which has one value for each token id
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",
     "nsp": "cls.seq_relationship",
@@ -19,7 +22,9 @@ HEADS = {  # the heads of BERT and MobileBERT: minibert's names of the modules, 
     "span": "qa_outputs",
 }
 
-MODULES = {  # minibert's names of modules, and Hugging Face's; both add .weight and .bias for the tensors
+# For each architecture: minibert's name of a module, and Hugging Face's name. The name of a tensor is the
+# name of its module with .weight or .bias after it.
+MODULES = {
     "bert": {
         "encoder.word": "bert.embeddings.word_embeddings",
         "encoder.position": "bert.embeddings.position_embeddings",
@@ -48,7 +53,7 @@ MODULES = {  # minibert's names of modules, and Hugging Face's; both add .weight
         "encoder.layers.{}.up": "distilbert.transformer.layer.{}.ffn.lin1",
         "encoder.layers.{}.down": "distilbert.transformer.layer.{}.ffn.lin2",
         "encoder.layers.{}.output_norm": "distilbert.transformer.layer.{}.output_layer_norm",
-        "mlm": "vocab_projector",  # this name is for the tensor mlm.bias, the bias over the vocabulary
+        "mlm": "vocab_projector",  # only for the tensor mlm.bias, which has one value for each token id
         "mlm.dense": "vocab_transform",
         "mlm.norm": "vocab_layer_norm",
         "pre_classifier": "pre_classifier",
@@ -84,7 +89,7 @@ MODULES = {  # minibert's names of modules, and Hugging Face's; both add .weight
     },
 }
 
-# Some files store a tensor twice, under two names. Each second name stands here with its first name.
+# Some files store a tensor twice, under two names. This dict maps the second name to the first name.
 TIED = {architecture: {
     "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}
@@ -93,12 +98,14 @@ TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embe
 DROPPED = (  # tensors whose names match these patterns belong to no model of minibert
     # Old versions of transformers store two constants: the positions 0, 1, 2 ... and the token types, all 0.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
-    # TinyBERT's files have projections from the student's to the teacher's width, for distillation only.
+    # TinyBERT's files have matrices that map the student's hidden states to the teacher's width. Only
+    # TinyBERT's distillation needs these matrices.
     r"fit_dense\.(weight|bias)",
-    r"fit_denses\.\d+\.(weight|bias)",  # files of TinyBERT's version 2 have one for each layer
+    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one such matrix for each layer
 )
 
-# Only some heads have these modules. If the file has such a module and the model does not, it is left out.
+# Each module in this list belongs to some heads only. If the file has such a module and the model does not,
+# the tensors of the module are not used.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
@@ -147,21 +154,21 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# Some files of Hugging Face have another name of a field. Each stands here with the field's name in FIELDS.
-# If a file has both names, the value of the other name is used.
+# Some config.json files on the hub use another name for a field. This dict maps such a name to the usual name
+# in FIELDS. If a config.json has both names, the value under the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# These keys of a config.json are not copied to a saved model. They repeat the model's own config, or name the
-# file or the code from which the model was loaded.
+# These keys of a loaded config.json are not copied to the config.json of a saved model. Some of them are
+# written from the model's `Config`. The others name the file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
-            *(name for fields in FIELDS.values() for name in fields.values())}  # also the names in FIELDS
-# These fields are translated by hf_config.py, not by FIELDS. Attention dropout is written but not read
-# (`_parse` in hf_config.py says why).
+            *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
+# The fields in the next three dicts are translated by code in hf_config.py, so they are not in FIELDS.
+# Attention dropout is written but not read (`_parse` in hf_config.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}
-ATTENTION_INPUT = {  # for each `attention_input` of a MobileBERT, two fields of Hugging Face's config
+ATTENTION_INPUT = {  # for each value of `attention_input` in minibert, two fields of Hugging Face's config
     "shared": {"key_query_shared_bottleneck": True, "use_bottleneck_attention": False},
     "hidden": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": False},
     "bottleneck": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": True},
@@ -169,7 +176,7 @@ ATTENTION_INPUT = {  # for each `attention_input` of a MobileBERT, two fields of
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# In the file of an encoder without a head, the names of tensors start with these parts.
+# If a file has an encoder without a head, the names of its tensors start with one of these prefixes.
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}
@@ -188,23 +195,23 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 
 def to_hf(name: str, architecture: str) -> str:
-    """Hugging Face's name of the tensor that minibert calls `name`. The result is the name in a model with a
-    head, where names of the encoder begin with the architecture.
+    """Hugging Face's name of the tensor that minibert calls `name`. The result is the full name, as in a
+    model with a head: names of the encoder begin with "bert.", "distilbert." or "mobilebert.".
     """
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """minibert's name of the tensor that Hugging Face calls `name`. `name` must be a result of
-    `full_hf_name`. Returns None if the name is not in the table.
+    """minibert's name of the tensor that Hugging Face calls `name`. `name` must be a full name, as
+    `full_hf_name` returns it. Returns None if the name is not in the table.
     """
     return translate(name, {hf: own for own, hf in MODULES[architecture].items()})
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """Changes an old or short name in Hugging Face's files to the present name in a model with a head.
-    `gamma` becomes `weight`, and `beta` becomes `bias`. The tensors of an encoder without a head get the
-    prefix of the architecture.
+    """Returns today's full name of a tensor for an old or short name in a Hugging Face file. The old names
+    `gamma` and `beta` of LayerNorm tensors become `weight` and `bias`. If the file has an encoder without a
+    head, "bert.", "distilbert." or "mobilebert." is added at the start of the name.
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

@@ -1,9 +1,8 @@
 """Loads models from folders or from the hub, and saves models, in Hugging Face's layout.
 
 Loading is strict. Every tensor of the model must be in the file, with the same shape. Every tensor of the
-file must be in the model, or in a table of tensors that are left out on purpose (`DROPPED` in hf_names.py).
-`load` reads no pickled files. weights/convert.py converts old pickled files (.bin), and reads them with
-`weights_only=True`.
+file must be in the model. The only exceptions are listed in hf_names.py. `load` reads no pickled files.
+weights/convert.py converts old pickled files (.bin), and reads them with `weights_only=True`.
 """
 
 import os
@@ -40,7 +39,7 @@ class Beside:
     """
 
     settings: dict = field(default_factory=dict)  # the settings in config.json that `Config` does not have
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads, by minibert's names
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # by minibert's names: tensors of unused heads
     files: dict[str, bytes] = field(default_factory=dict)  # the files of sentence-transformers by their paths
 
 
@@ -49,16 +48,22 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     """Loads a model from a folder or from the Hugging Face hub. The model is in eval mode, in fp32, on the
     CPU.
 
-    `head` is "encoder", "mlm", "pretraining", "classification" or "span". None means the head in the
-    checkpoint. A classification or span head that is not in the checkpoint gets new weights, and a warning
-    names its new tensors. Raises `UserError` if another kind of head is not in the checkpoint. Raises one
-    `UserError` that names all tensors that are missing, unexpected or of a wrong shape. `changes` replace
-    fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the classifier is new. The
-    attention dropout in a Hugging Face config.json is ignored. The model has the attention dropout 0, unless
-    `changes` sets another value. With `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin is
-    also read. The model has two attributes that `embed` and `save` read: `sentences` says how a sentence
-    encoder makes vectors, and `beside` has the other contents of the folder. Both are empty if `head` is
-    neither "encoder" nor the head in the checkpoint.
+    `head` is "encoder", "mlm", "pretraining", "classification" or "span". If `head` is None, the model has
+    the head of the checkpoint. If the checkpoint has no classification or span head, this head starts with
+    new random weights, and a warning names the new tensors. The heads "mlm" and "pretraining" must be in the
+    checkpoint.
+
+    `changes` replace fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the
+    classifier gets new random weights. The attention dropout in a Hugging Face config.json is ignored. The
+    model has the attention dropout 0, unless `changes` sets another value. With `legacy_bin`, which only
+    weights/convert.py uses, pytorch_model.bin is also read.
+
+    The model has two additional attributes. `sentences` says how `embed` computes a sentence vector. `beside`
+    has the other contents of the folder, which `save` writes again. Both are empty if `head` is neither
+    "encoder" nor the head of the checkpoint.
+
+    Raises `UserError` if the checkpoint does not have the head "mlm" or "pretraining" that is asked for. A
+    single `UserError` names all tensors that are missing, unexpected or of a wrong shape.
     """
     if head is not None and head not in MODELS:
         raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
@@ -72,8 +77,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # a head that minibert does not know, for example a classifier of tokens, may also have a module
-    # "classifier"; its tensors cannot be used and are left out
+    # A head that minibert does not know, for example a classifier of tokens, may also have a module
+    # "classifier". The tensors of this module belong to another task, so they are left out.
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -85,14 +90,15 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, renamed)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, renamed) if relabelled or wanted != own else []
-    # This check comes before new tensors are made, because a wrong size in config.json could fill the memory.
+    # The shapes are checked before new tensors are made. With a wrong size in config.json, the new tensors
+    # could fill the memory.
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, renamed, names)
     if new:
         warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and get new weights: "
                       f"{', '.join(new)}", stacklevel=2)
         renamed |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
-    # The tensors are copied, because the file in the memory map may change later.
+    # The tensors are copied from the memory-mapped file, because this file may change later.
     state = {name.removeprefix(prefix): renamed[name].to(torch.float32, copy=True) for name in shapes}
     bad = [names.get(prefix + name, name) for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
@@ -127,8 +133,8 @@ def head_of(model: nn.Module) -> str:
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model with the head `head`, whose tensors have no memory yet. The second result is the prefix
-    that hf_names.py adds to the names of its tensors.
+    """Returns a model with the head `head`. The model's tensors have shapes, but no memory yet. Also returns
+    the prefix that the names of these tensors have in hf_names.py ("encoder." for an encoder).
     """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
@@ -137,10 +143,12 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Returns two dictionaries, from minibert's names to the tensors of a file and to their names in the
-    file. The third result is a message if a tensor is stored twice with different values, else "".
+    """Returns three values. The first is a dict from minibert's names to the tensors of a file. The second is
+    a dict from minibert's names to the names in the file. The third is a message if a tensor is stored twice
+    with different values, and otherwise "".
 
-    The tensors in `DROPPED` are left out. Unknown tensors are kept, so that `_check_tensors` reports them.
+    The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so that
+    `_check_tensors` can report them.
     """
     full, untied = {}, ""
     for name, tensor in tensors.items():
@@ -163,7 +171,7 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
 
 
 def _few(names: Iterable[str], n: int = 5) -> str:
-    """The first `n` names in alphabetical order, and the number of further names, as text."""
+    """Returns a text with the first `n` names in alphabetical order and the number of further names."""
     names = sorted(names)
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
@@ -183,7 +191,7 @@ def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> l
 
 
 def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
-    """A tensor of a new head with initial weights, as in `init_weights` of the models."""
+    """Returns a new tensor for a head, as in `init_weights` of init.py: a weight is random, a bias is 0."""
     tensor = torch.zeros(shape)
     if name.endswith("weight") and std > 0:
         truncated_normal_(tensor, std)
@@ -191,8 +199,8 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
-    """Raises `UserError` if the head is not known for this architecture, or if the head is "mlm" or
-    "pretraining" and the file does not have it.
+    """Raises `UserError` if this architecture has no such head. Also raises it if the head is "mlm" or
+    "pretraining" and the file does not have its tensors.
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -238,20 +246,22 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
-    """Writes config.json, model.safetensors, README.md and the tokenizer's files. For a loaded model, `save`
-    also writes the parts of its old folder that only other programs read: settings, a pooler, the files of
-    sentence-transformers.
+    """Writes config.json, model.safetensors, README.md and the tokenizer's files. If the model was loaded
+    from a folder, `save` also writes what other programs need from this folder: settings, a pooler, and the
+    files of sentence-transformers.
 
-    `transformers` can also load the files. If it does not support the model, a warning gives the reason, and
-    `transformers` refuses the files, because config.json names another `model_type`. `dtype` is the precision
-    of the stored weights, for example `torch.float16`. `card` is markdown for the model card.
-    The model in an existing folder is replaced, and other files in the folder stay. An interrupted save
-    leaves the old model, or a folder without config.json, which `load` refuses. Raises `UserError` if
-    a value is not finite.
+    `transformers` can also load the files. If `transformers` does not support the model, a warning gives the
+    reason. `transformers` then refuses the files, because config.json names another `model_type`.
+
+    `dtype` is the precision of the stored weights, for example `torch.float16`. `card` is markdown for the
+    model card. The model in an existing folder is replaced, and other files in the folder stay. If saving is
+    interrupted, the folder has either the complete old model or no config.json. `load` refuses a folder
+    without config.json. Raises `UserError` if a value is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # as in files that transformers writes, the tensor names of an encoder without a head have no prefix
+    # An encoder without a head is saved without a prefix, as transformers does. If tensors of an unused head
+    # are saved with the encoder, the encoder's names need the prefix.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -281,7 +291,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
                                                    card), encoding="utf-8")
         (made / "config.json").write_text(dump(describe(config, head, stored, beside.settings)),
                                           encoding="utf-8")
-        # this gives the file the usual rights, because safetensors lets only the owner read it
+        # safetensors makes a file that only its owner can read, so it gets the permissions of config.json
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:

@@ -1,8 +1,10 @@
-"""Exports models to ONNX files, which take padded batches and are run by ONNX Runtime.
+"""Exports models to ONNX files for ONNX Runtime. The exported models take padded batches.
 
-The models of minibert take packed batches without padding. Programs that run ONNX files give a table of token
-ids (S, T) and a mask. So the class `Padded` is exported. `Padded` has the modules of the model, but its
-attention works on padded rows. The export needs the `onnx` extra.
+The models of minibert take packed batches without padding. Programs that run ONNX files pass a table of token
+ids and a mask to the model. So the model is put into a `Padded` before the export. `Padded` uses the modules
+of the model, but computes attention on padded rows. The export needs the `onnx` extra.
+
+The shapes have S sequences, T tokens of a padded row, H heads, head size E, hidden size D and K classes.
 """
 
 import contextlib
@@ -30,21 +32,22 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
-OPSET = 18  # this version of the ONNX operators is the one that torch writes without a conversion
-# an exported file is checked with these batches: lengths of sequences, and length to which they are padded
+OPSET = 18  # the version of the ONNX operators that torch writes without a conversion
+# An exported file is checked with one batch for each entry. An entry has the lengths of the sequences and the
+# length of the padded rows.
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
-TOLERANCE = 1e-5  # `deviation` of the fp32 file must not be larger
+TOLERANCE = 1e-5  # an fp32 file with a larger `deviation` from the model is refused
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
-    """Attention inside each row of a padded batch. `q`, `k`, `v` and the result are (S, H, T, E), and `keep`
-    is (S, T) bool: True for tokens, False for padding.
+    """Attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape (S, H, T, E).
+    `keep` (S, T) is True for tokens and False for padding.
 
     No token attends to padding. The results for padding have no meaning.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
-    # The smallest finite number is used, and not -inf. So a row that may attend to no token gives the mean of
-    # all values, and not NaN.
+    # Scores of padding are set to the smallest finite number and not to -inf. With -inf, the softmax of a row
+    # that has only padding would be NaN.
     scores = scores.masked_fill(~keep[:, None, None, :], torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v
 
@@ -65,9 +68,9 @@ class Padded(nn.Module):
     """A model that takes padded batches. Its inputs are the token ids, the mask and the token types, each
     (S, T) int64. It returns the tensors that `OUTPUTS` names.
 
-    The mask is 1 for tokens and 0 for padding. Outputs for tokens are (S, T, ...), and the output of a
-    classifier is (S, K). The outputs for padding have no meaning. The weights are shared with `model`, not
-    copied. The module works in eval mode only.
+    The mask is 1 for tokens and 0 for padding. A classifier has one output for each sequence, (S, K). All
+    other models have one output for each token, (S, T, ...). The outputs for padding have no meaning. The
+    weights are shared with `model`, not copied. The module works in eval mode only.
     """
 
     def __init__(self, model: nn.Module):
@@ -78,7 +81,7 @@ class Padded(nn.Module):
                 token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """The outputs, in the order of `OUTPUTS`."""
         encoder, keep = encoder_of(self.model), attention_mask != 0
-        # the embeddings treat each token by itself, so they also work on a table (S, T) of tokens
+        # `embed` computes each token separately, so it can get a padded table (S, T) instead of packed tokens
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         lengths = torch.full(input_ids.shape[:1], input_ids.shape[1])
         x = encoder.embed(Batch(input_ids, positions, token_type_ids, None, lengths))  # (S, T, D)
@@ -87,7 +90,7 @@ class Padded(nn.Module):
         if isinstance(self.model, MaskedLM):
             return (self.model.mlm.logits(x, encoder.word.weight),)  # (S, T, V)
         if isinstance(self.model, Classifier):
-            # the first tokens of all rows form a packed batch of sequences with one token each
+            # the classifier takes a packed batch, so it gets the first token of each row as a sequence
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)
             return (self.model.classify(x[:, 0], Batch(None, None, None, firsts, None)),)  # (S, K)
         if isinstance(self.model, Span):
@@ -96,8 +99,8 @@ class Padded(nn.Module):
 
 
 def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The token ids, the mask and the token types of a packed batch as padded tables (S, length) int64. The
-    padding is at the end of each row.
+    """Pads a packed batch to rows of `length` tokens. The padding is at the end of each row. Returns the
+    token ids, the mask and the token types, each (S, length) int64.
     """
     keep = torch.arange(length) < batch.lengths[:, None]  # (S, length)
     ids, segments = torch.full(keep.shape, pad_id), torch.zeros(keep.shape, dtype=torch.int64)
@@ -107,21 +110,21 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """The outputs of the packed model in the order of `OUTPUTS`. Each output is (N, ...), or (S, K) for a
-    classifier.
+    """The outputs of the packed model in the order of `OUTPUTS`. A classifier's output has one row for each
+    sequence. All other outputs have one row for each token.
     """
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Removes the padding from padded outputs, so that they have the form of `packed_outputs`."""
+    """Removes the rows of padding from padded outputs. The result can be compared with `packed_outputs`."""
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Random batches with the lengths in `CHECKED`. With each batch comes the length to which it is padded.
+    """Random batches with the lengths in `CHECKED`. Each batch is a pair with the length of its padded rows.
     """
     config, rng, most = model.config, np.random.default_rng(0), model.config.max_positions
     made = []
@@ -141,8 +144,8 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 def packages():
     """The packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is missing, or
-    if torch is older than 2.13. Older versions were not tested, and a file from torch 2.6 takes only one
-    batch size.
+    if torch is older than 2.13. A file from torch 2.6 takes only the batch size of the example. The versions
+    between 2.6 and 2.13 were not tested.
     """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
@@ -186,13 +189,14 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes notes about the source code, and stores the weights of products
-    in transposed form.
+    """Changes an ONNX model in place: removes notes about the source code, and transposes the weights of
+    matrix products.
 
-    For every operator, torch stores the file and the line of the source code, with paths of this machine.
-    torch stores the weights of `nn.Linear` as (out, in), and a Transpose operator follows each of them.
-    Quantisation needs a weight that goes directly into its product. The tied word table is not changed,
-    because the embeddings also use its rows.
+    For every operator, torch writes a note about the source code, with paths of this machine. torch stores
+    each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds
+    only weights that are a direct input of a matrix product, so the weights are transposed here and the
+    Transpose operators are removed. The word table of an MLM model is not transposed, because the embeddings
+    also read its rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -217,13 +221,14 @@ def tidy(proto) -> None:
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
-    """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. The weights of each
-    output of a product have their own scale. The scale of the activations is computed for each batch.
+    """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. Each output column
+    of a product has its own scale for the weights.
 
-    With `reduce_range`, the weights have 7 bits. Some processors add two products in 16 bits, which may
-    overflow without an error if the weights have 8 bits (`processor.sums_bytes_in_32_bits`). All activations
-    of a batch have the same scale. So the outputs of a sentence change slightly with the other sentences in
-    its batch. With `minibert.fast` they do not change.
+    With `reduce_range`, the weights have 7 bits. Some processors add two 8-bit products in 16 bits. With
+    8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
+
+    All activations of a batch have the same scale. So the outputs for a sentence depend slightly on the other
+    sentences in its batch. The int8 mode of `minibert.fast` does not have this effect.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -237,8 +242,8 @@ def deviation(model: nn.Module, path: Path) -> float:
     """The largest difference between the outputs of the file in ONNX Runtime and those of the packed model,
     for the batches of `samples`.
 
-    If the largest output of a batch is above 1, the difference is divided by it. Padding is left out, because
-    its outputs have no meaning.
+    The difference is divided by the largest output of the batch if this output is above 1. The outputs for
+    padding are left out, because they have no meaning.
     """
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
@@ -259,12 +264,12 @@ def deviation(model: nn.Module, path: Path) -> float:
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
               bits: int | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
-    model.onnx. If `bits` (8 or 7) is given, it is model_quantized.onnx, whose weights have this number of
+    model.onnx. If `bits` is 8 or 7, the file is model_quantized.onnx instead, and its weights have 8 or 7
     bits (`quantize_file`). Returns the `deviation` of the file from the model.
 
-    The fp32 file is checked in ONNX Runtime before any file gets its final name. So a model.onnx in `folder`
-    is complete, and its outputs are those of the model. Raises `UserError` and writes nothing if the `onnx`
-    extra is missing, the head is not in `OUTPUTS`, or a check fails.
+    All files are first written to a temporary folder, and the fp32 file is checked there in ONNX Runtime. So
+    a model.onnx in `folder` is complete and gives the model's outputs (`TOLERANCE`). Raises `UserError` and
+    writes nothing if the `onnx` extra is missing, if the model cannot be exported, or if the check fails.
     """
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model here
     config, head, folder = model.config, head_of(model), Path(folder)

@@ -1,9 +1,10 @@
-"""Makes a smaller model from the weights of a larger model, without training. The smaller model has the same
-kind of head. This model has fewer layers, a smaller feed-forward size, fewer positions or another vocabulary.
+"""Makes a smaller model from the weights of a larger model, without training. The smaller model has fewer
+layers, a smaller feed-forward size, fewer positions or another vocabulary. Both models have the same kind of
+head.
 
 The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
-takes much less time than training from random weights, because the model keeps the attention that the larger
-model has learned. The training of the bundled teacher in weights/ started from such a model.
+training takes much less time than a training from random weights, because the larger model has already
+learned the attention weights. The bundled teacher in weights/ was trained from a model made in this way.
 """
 
 import re
@@ -40,12 +41,12 @@ LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a l
 
 @torch.no_grad()
 def keep_units(model: nn.Module, units: int) -> nn.Module:
-    """A copy of the model that keeps only `units` of the F feed-forward units of each layer. The units with
-    the largest |w_in| |w_out| are kept.
+    """Returns a copy of the model with only `units` feed-forward units in each layer.
 
-    A unit adds activation(w_in x + b) w_out to the state of its token. The input x is the same for all units
-    and comes from a LayerNorm. So the product of the two norms measures the effect of a unit, and no text is
-    needed.
+    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. Here w_in are the
+    input weights of the unit, and w_out are its output weights. The input x is the same for all units and
+    comes from a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit without any
+    text. The units with the largest product are kept.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -67,10 +68,12 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     """A copy of the model with the vocabulary of another tokenizer. `old` is the tokenizer of the model, and
     `new` is the tokenizer of the copy.
 
-    If both vocabularies have a piece, its row in the word table is copied. The old tokenizer divides any
-    other piece into old pieces, and the row of the new piece is the mean of their rows. In MobileBERT, the
-    extra columns of the MLM head's table are computed in the same way. In an MLM head, the bias of a new row
-    is the smallest bias of the old pieces of this row, because a bias is roughly the log of a frequency.
+    If both vocabularies have a token, its row in the word table is copied. If only the new vocabulary has a
+    token, the old tokenizer divides it into old tokens, and the new row is the mean of their rows. In
+    MobileBERT, the MLM head has additional columns beside the word table, which are computed in the same way.
+
+    In an MLM head, the bias of a new token is the smallest bias of its old tokens. A bias is roughly the log
+    of the token's frequency, and the new token is rarer than each of its parts.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)
@@ -103,7 +106,7 @@ def keep_positions(model: nn.Module, positions: int) -> nn.Module:
 
 
 def _prefix(model: nn.Module) -> str:
-    # in the model, the names of all tensors of the encoder start with this text
+    # returns the start of the names of all encoder tensors in the model's state dict
     return "" if isinstance(model, Encoder) else "encoder."
 
 

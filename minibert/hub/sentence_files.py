@@ -1,8 +1,10 @@
-"""Reads and writes the files of sentence-transformers in a model's folder. `embed` uses their settings.
+"""Reads and writes the files of sentence-transformers in a model's folder. The settings in these files say
+how `embed` computes a sentence vector.
 
     modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
-    1_Pooling/config.json               settings of a module; each module has a folder, also for its weights
-    sentence_bert_config.json           the length of the longest input, and whether it becomes lower case
+    1_Pooling/config.json               the settings of the module Pooling
+    2_Dense/                            the settings and weights of the module Dense
+    sentence_bert_config.json           the largest number of tokens, and whether texts are lower-cased
     config_sentence_transformers.json   the prompts, and the length to which vectors are cut
 """
 
@@ -19,25 +21,28 @@ from minibert.hub.weight_files import read_bin
 from minibert.model.sentences import POOLING, Normalize, SentencePooling
 
 # Older config files have one true or false field for each kind of pooling. If several fields are true, the
-# vectors are concatenated in this order.
+# pooled vectors are concatenated in the order of this dict.
 SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-IGNORED = {  # these settings of sentence_bert_config.json do not change a vector
+# Settings of sentence_bert_config.json that do not make `embed` refuse a model. `_pooling` reads
+# max_seq_length, do_lower_case and module_output_name. The other settings do not change a vector.
+IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
 
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """Returns a description of how the model in `folder` makes a vector from a text, and the files of
-    sentence-transformers by their paths. The description is None if modules.json is missing.
+    """Returns two things. The first is the `SentencePooling` of the model in `folder`, which says how a
+    vector is made from a text. It is None if there is no modules.json. The second is a dict from the paths of
+    the files of sentence-transformers to their contents.
 
-    modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder above.
-    If a setting is not known, the result is a `SentencePooling` with the reason in `refused`. Then `embed`
-    refuses the model, but the model can be loaded for other uses.
+    Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder
+    above. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
+    refuses such a model, but the model can be loaded for other uses.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -48,7 +53,7 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
         for name in (SHARED, *OWN):
             if (place / name).is_file():
                 files[name] = (place / name).read_bytes()
-    if not (root / "modules.json").is_file():  # a cross-encoder has other files, but no modules.json
+    if not (root / "modules.json").is_file():  # for example, a cross-encoder has only the other files
         return None, files
     try:
         modules = _modules(root)
@@ -70,8 +75,8 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """The files that describe `pooling`, as a dict from paths to contents, for the `Beside` of a model with
-    this `hidden_size`.
+    """Returns the files that describe `pooling`, as a dict from paths to contents. `hidden_size` is the
+    hidden size of the model. The dict is stored in the model's `Beside`, and `save` writes the files.
 
     `shared` is the content of config_sentence_transformers.json, which has the prompts and `pooling.width`.
     """
@@ -79,7 +84,7 @@ def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | N
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # the old fields (SWITCHES) have a fixed order
+        modes = {"pooling_mode": pooling.modes}  # the fields in SWITCHES cannot state another order
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)
@@ -112,14 +117,16 @@ def _modules(root: Path) -> list[dict]:
     if not isinstance(modules, list):
         raise UserError(f"{file} is not a list of modules")
     for module in modules:
-        # a path with "/" or ".." could name any file of the machine
+        # a path with "/" or ".." is refused, because it could name any file of the machine
         if Path(module["path"]).name != module["path"] or module["path"] == "..":
             raise UserError(f"{file}: {module['path']!r} is not the name of a folder beside it")
     return modules
 
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
-    """The files with the settings and weights of a module. A pickled file is converted to safetensors."""
+    """Returns the files with the settings and weights of a module. Pickled weights are converted to
+    safetensors if `legacy_bin` is true.
+    """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
         found[f"{name}/{path.name}"] = path.read_bytes()
@@ -135,7 +142,7 @@ def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
 
 def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, bytes], hidden_size: int
              ) -> SentencePooling:
-    """The `SentencePooling` that these modules and files describe. Raises `UserError` if a module or a
+    """Returns the `SentencePooling` that `modules` and `files` describe. Raises `UserError` if a module or a
     setting is not supported.
     """
     def settings(name: str) -> dict:

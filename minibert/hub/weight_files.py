@@ -1,5 +1,5 @@
-"""Reads and writes the weight files of a model folder: safetensors files, whole or in parts (shards), and for
-weights/convert.py pickled files.
+"""Reads and writes the weight files of a model folder. These are safetensors files: one file, or several
+shards. Pickled files are read only for weights/convert.py.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_fol
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
-    """All tensors of a folder by their names in its files. The weights are in one file, or in shards with an
-    index. With `legacy_bin`, pickled .bin files are also read.
+    """Returns all tensors of a model folder, as a dict from the names in the files to the tensors. The
+    weights are in one file, or in shards with an index. With `legacy_bin`, pickled .bin files are also read.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
                                ("pytorch_model", ".bin", read_bin)):
@@ -41,7 +41,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
         raise UserError(f"{index}: weight_map is not an object from tensors to files")
     tensors = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:  # a path with "/" could name any file of the machine
+        if Path(file).name != file:  # a name with "/" is refused: it could be any file of the machine
             raise UserError(f"{index}: {file!r} is not the name of a file in the same folder")
         shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
         absent = [name for name, home in weight_map.items() if home == file and name not in shard]
@@ -65,7 +65,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
-        except safetensors.SafetensorError as error:  # its text has the system's error number
+        except safetensors.SafetensorError as error:  # the message has the error number of the system
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
                    ) from None
@@ -79,7 +79,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three are for number types that torch does not have
+            AttributeError) as error:  # the last three classes: number types that torch does not have
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
@@ -94,7 +94,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     _check_first_bytes(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about the file format, not about the tensors
+            warnings.simplefilter("ignore")  # torch's warnings about the old format do not help the user
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can cause any error
         # torch's own message is not shown, because it recommends to run the code in the file
@@ -110,7 +110,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
-        # a damaged file could store 4 bytes as a tensor of a million equal rows, which would fill the memory
+        # A damaged file can have a tensor of a million rows that all share the same 4 bytes in the file. In
+        # use, this tensor would fill the memory.
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
