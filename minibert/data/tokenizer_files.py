@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken
-from tokenizers.models import WordPiece
 
 from minibert.common.disk import check_is_the_file, read_json, read_text
 from minibert.common.errors import UserError
@@ -22,9 +21,21 @@ CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# the tokenizer classes of transformers that work like BertTokenizer; each name may also end in Fast
+# The three sets below have the names of tokenizer classes in transformers. Each name may also end in Fast.
+# - The classes in BERT_CLASSES work like BertTokenizer: of a tokenizer.json, they use only the vocabulary.
+# - The classes in FILE_CLASSES take all settings from tokenizer.json. Without this file, they read vocab.txt
+#   like BertTokenizer.
+# - The classes in GENERIC_CLASSES take all settings from tokenizer.json. Without this file, they are refused.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
+FILE_CLASSES = {f"{name}Tokenizer" for name in (
+    "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
+GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
+# If the files of a folder name no tokenizer class, models of these types have a BertTokenizer. The entry None
+# stands for old config files without a model_type.
+MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
+               "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
+               "visual_bert", "vilt")
 # the keys of the five special tokens in tokenizer_config.json: "pad_token" and so on
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]
 # the keys of special tokens, in the order in which transformers adds missing tokens to a vocabulary
@@ -32,6 +43,10 @@ NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", 
 # A vocabulary is treated as cased if a larger share of its tokens has capitals. In the vocabularies on the
 # hub, this share is at most 0.12 % for uncased vocabularies and at least 1.18 % for cased vocabularies.
 CASED_SHARE = 0.004
+# When the library `tokenizers` reads a vocab.txt, it removes these characters at the end of each line.
+# Python's rstrip() without an argument would also remove other characters.
+WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+               "\u2028\u2029\u202f\u205f\u3000")
 # `Tokenizer.save` does not copy these settings of a loaded tokenizer_config.json. It writes new values for
 # some of them, and the others have a meaning only in the old folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
@@ -45,24 +60,29 @@ class TokenizerFiles:
 
     `source` is the file of the vocabulary. `names` are the names of the five special tokens, in the order of
     `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
-    the token, which then gets the next free id. `states` are the settings of tokenizer_config.json that
-    minibert does not use, but writes again.
+    the token, which then gets the next free id. A word with more than `max_word` characters becomes [UNK].
+    `states` are the settings of tokenizer_config.json that minibert does not use, but writes again. `generic`
+    is the content of tokenizer.json if the tokenizer class takes all settings from this file (see
+    `_is_generic`), and otherwise None.
     """
     source: Path
     vocabulary: dict[str, int]
     options: dict
     names: list[str]
     added: list[tuple[AddedToken, int | None]]
+    max_word: int
     states: dict
+    generic: dict | None
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
     The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. The options of
-    the normaliser are read from tokenizer_config.json, even if tokenizer.json states other values. If no file
-    says whether a vocab.txt is cased, this is guessed from its tokens, and a warning is printed. Raises
-    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    the normaliser are read from tokenizer_config.json, even if tokenizer.json states other values. If the
+    tokenizer class takes all settings from tokenizer.json (see `_is_generic`), the options are read from
+    there. If no file says whether a vocab.txt is cased, this is guessed from its tokens, and a warning is
+    printed. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -71,19 +91,25 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                         f"{what_it_holds(folder)}")
     try:
         config, model = (_json(folder / name) for name in ("tokenizer_config.json", "config.json"))
-        _check_class(config, model)
         description = read_json(source) if source.name == "tokenizer.json" else None
+        generic = _is_generic(config, model, description is not None)
         inside = (description or {}).get("added_tokens") or []
-        names, added, extra = _special_and_added(folder, config, inside)
+        names, added, extra = _special_and_added(folder, config, inside, generic)
         options = DEFAULTS | {option: config[name] for option, name in CONFIG_NAMES.items()
                               if config.get(name) is not None}
+        max_word = 100
         if description is None:
             vocabulary = read_vocabulary(source)
             if config.get("do_lower_case") is None:
                 options["lowercase"] = not is_cased(vocabulary, source)
         else:
-            vocabulary, normalizer = _bert_parts(description)
-            _say_differences(source, options, normalizer)
+            model, normalizer = _bert_parts(description, generic)
+            vocabulary = model["vocab"]
+            if generic:
+                options = {option: normalizer[option] for option in DEFAULTS if option in normalizer}
+                max_word = model.get("max_input_chars_per_word", 100)
+            else:
+                _say_differences(source, options, normalizer)
         # A special token is left out if neither the vocabulary nor another file has an id for it. It would
         # get a new id, and the model has no word vector for this id.
         added = [(token, i) for token, i in added
@@ -95,7 +121,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
         if config.get("model_max_length", config.get("max_len")) is not None:
             states["model_max_length"] = config.get("model_max_length", config.get("max_len"))
-        return TokenizerFiles(source, vocabulary, options, names, added, states)
+        return TokenizerFiles(source, vocabulary, options, names, added, max_word, states,
+                              description if generic else None)
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
 
@@ -104,26 +131,35 @@ def _json(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def _check_class(config: dict, model: dict) -> None:
-    """Raises `UserError` if the tokenizer class that the folder names is not one of BERT's."""
-    name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "BertTokenizer")
+def _is_generic(config: dict, model: dict, described: bool) -> bool:
+    """Whether the tokenizer class of the folder is generic, which means that it takes all settings from
+    tokenizer.json. `described` is true if there is a tokenizer.json. The result is False for `BERT_CLASSES`,
+    or if no file names a class. Raises `UserError` for a class that is in none of the three sets above.
+    """
+    kind = model.get("model_type")
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if name is None:
+        name = "BertTokenizer" if kind in MODEL_TYPES else f"that of a {kind}"
     if config.get("word_tokenizer_type") not in (None, "basic"):
         name = f"{name} with {config['word_tokenizer_type']}"
-    if name.removesuffix("Fast") not in BERT_CLASSES:
+    short = str(name).removesuffix("Fast")
+    if short not in BERT_CLASSES | FILE_CLASSES | GENERIC_CLASSES:
         raise UserError(f"its tokenizer is {name}, but minibert reads only BERT's WordPiece; encode the "
-                        "texts with transformers, and give the model the ids; or set \"tokenizer_class\": "
-                        "\"BertTokenizer\" in tokenizer_config.json, if this class gives the same ids")
+                        "texts with transformers, and give the model the ids")
+    if short in GENERIC_CLASSES and not described:
+        raise UserError(f"a {name} is read from tokenizer.json, which is missing; download this file too")
     if config.get("split_special_tokens"):
         raise UserError("tokenizer_config.json sets split_special_tokens, which minibert does not support; "
                         "remove this setting, and special tokens in a text are read as special tokens")
+    return described and short not in BERT_CLASSES
 
 
-def _bert_parts(description: dict) -> tuple[dict, dict | None]:
-    """Returns the vocabulary and the normaliser of a tokenizer.json. Raises `UserError` if the tokenizer is
-    not BERT's WordPiece.
+def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
+    """Returns the model and the normaliser of a tokenizer.json. Raises `UserError` if the model is not BERT's
+    WordPiece. If `generic` is true, also raises it if the normaliser or the pre-tokeniser is not BERT's.
 
-    The classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json, so the normaliser may be of any
-    kind. If it is not BERT's, None is returned in its place.
+    The classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json, so for them the normaliser may be
+    of any kind. If it is not BERT's, None is returned in its place.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -134,7 +170,7 @@ def _bert_parts(description: dict) -> tuple[dict, dict | None]:
         normalizer = normalizer["normalizers"][0]
     kinds = [kind, normalizer.get("type"), splitter.get("type")]
     known = kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
-    if kind != "WordPiece":
+    if kind != "WordPiece" or generic and not known:
         raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}; "
                         "encode the texts with transformers, and give the model the ids")
     if model.get("continuing_subword_prefix", "##") != "##":
@@ -142,7 +178,7 @@ def _bert_parts(description: dict) -> tuple[dict, dict | None]:
                         "'##'")
     if len(set(model["vocab"].values())) != len(model["vocab"]):
         raise UserError("two pieces of the vocabulary have the same id")
-    return model["vocab"], normalizer if known else None
+    return model, normalizer if known else None
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
@@ -162,7 +198,7 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
                       stacklevel=4)
 
 
-def _special_and_added(folder: Path, config: dict, inside: list[dict]
+def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
     """Returns three things: the names of the five special tokens, all added tokens with their ids, and the
     additional special tokens in the form of tokenizer_config.json.
@@ -174,7 +210,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict]
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
     if "added_tokens_decoder" in config:
-        entries = {int(i): entry for i, entry in config["added_tokens_decoder"].items()}
+        decoder = {int(i): entry for i, entry in config["added_tokens_decoder"].items()}
+        entries = entries | decoder if generic else decoder
     else:
         beside = _json(folder / "special_tokens_map.json")
         if "additional_special_tokens" in config or config.get("extra_special_tokens"):
@@ -197,14 +234,18 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict]
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    # if no file names a special token, BertTokenizer uses its default name, for example [CLS]
-    named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
+    if not generic:  # if no file names a special token, BertTokenizer uses its default name, such as [CLS]
+        named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value
                for value in [*named.values(), *(() if isinstance(extra, dict) else extra)] if value}
     added = {i: {"content": content, "special": content in apart, "normalized": content not in apart}
              for content, i in old.items()} | entries
     tokens = _in_order(added, special)
-    return [_content(named[role]) for role in FIVE], list(tokens.values()), kept
+    names = [_content(named[role] or name) for role, name in zip(FIVE, SPECIAL_TOKENS)]
+    if absent := [name for name in names if name not in tokens]:
+        raise UserError(f"the files of this PreTrainedTokenizerFast do not name {' '.join(absent)} among the "
+                        "special and added tokens; name all five special tokens in tokenizer_config.json")
+    return names, list(tokens.values()), kept
 
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
@@ -247,7 +288,20 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Reads a vocab.txt and returns a dictionary from tokens to ids. The id is the line number, counted from
-    0. If a token is on several lines, its id is the number of the last of these lines.
+    0.
+
+    White space at the end of a line is ignored, as in `transformers`. All blank lines at the end of the file
+    together are one token, the empty string. If a token is on several lines, its id is the number of the last
+    of these lines, and a warning is printed.
     """
-    check_is_the_file(path, read_text(path)[:100].encode())
-    return WordPiece.read_file(str(path))
+    vocabulary, doubled, text = {}, [], read_text(path)
+    check_is_the_file(path, text[:100].encode())
+    for i, line in enumerate(text.removesuffix("\n").split("\n")):
+        piece = line.rstrip(WHITE_SPACE)
+        if piece in vocabulary and piece:
+            doubled.append(f"lines {vocabulary[piece] + 1} and {i + 1} are both {piece!r}")
+        vocabulary[piece] = i
+    if doubled:
+        warnings.warn(f"{path}: {doubled[0]}{f', and {len(doubled) - 1} more' * (len(doubled) > 1)}; as in "
+                      "transformers, the last line counts", stacklevel=5)
+    return vocabulary
