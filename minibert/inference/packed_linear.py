@@ -24,7 +24,7 @@ from minibert.model.encoder import activation
 
 # On processors with AVX2, oneDNN's packed product in fp32 is faster than MKL's plain product for at most
 # FEW_TOKENS tokens. For more tokens, MKL's plain product is faster than oneDNN's. On AMD processors with
-# AVX-512, oneDNN's packed product is always faster, because MKL uses AVX-512 only on Intel processors
+# AVX-512, oneDNN's packed product is always faster, because MKL does not use AVX-512 on AMD processors
 # (docs/inference.md).
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny  # scales of weights and tokens are at least TINY, to divide by them
