@@ -1,4 +1,4 @@
-"""The metrics of GLUE, of arrays of class numbers or of scores. The largest possible result is 1.0.
+"""The metrics of GLUE. They compare two arrays of class numbers or of scores, and are at most 1.0.
 
 specs.py says which metrics belong to a task. If a metric is not defined, the result is 0.0. For example, the
 correlation is not defined if a model gives the same answer to all texts. The result is NaN only if
