@@ -95,7 +95,7 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """minibert as an engine. If `mode` is None, the model runs in fp32. Otherwise the model is first converted
+    """minibert as an engine. If `mode` is None, the model runs in fp32. Otherwise it is first converted
     to this fast mode, for example int8.
     """
     model = minibert.load(folder / "model").to(device)

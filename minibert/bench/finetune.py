@@ -56,8 +56,8 @@ class FinetuneBench:
     turns: int = option(3, "number of measurements of each program, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings, block outputs and "
                             "the classifier's input, in minibert and in transformers")
-    precision: str = option("auto", "precision of matrix products; auto: 16 bits on hardware with fast 16-bit "
-                                    "products, otherwise fp32", choices=("auto", *PRECISIONS))
+    precision: str = option("auto", "precision of matrix products; auto: 16 bits on hardware with fast "
+                                    "16-bit products, otherwise fp32", choices=("auto", *PRECISIONS))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1")
     threads: int | None = option(None, "number of CPU threads")
 
