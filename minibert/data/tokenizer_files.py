@@ -108,8 +108,8 @@ def _check_class(config: dict, model: dict) -> None:
     if config.get("word_tokenizer_type") not in (None, "basic"):
         name = f"{name} with {config['word_tokenizer_type']}"
     if name.removesuffix("Fast") not in BERT_CLASSES:
-        raise UserError(f"its tokenizer is {name}, but minibert reads only BERT's WordPiece; encode the texts "
-                        "with transformers, and give the model the ids; or set \"tokenizer_class\": "
+        raise UserError(f"its tokenizer is {name}, but minibert reads only BERT's WordPiece; encode the "
+                        "texts with transformers, and give the model the ids; or set \"tokenizer_class\": "
                         "\"BertTokenizer\" in tokenizer_config.json, if this class gives the same ids")
     if config.get("split_special_tokens"):
         raise UserError("tokenizer_config.json sets split_special_tokens, which minibert does not support; "
