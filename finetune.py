@@ -131,8 +131,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     else:
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
-        # Only a csv file that is divided into train and dev is checked. Several rows of this file may have
-        # the same id, so an id that occurs in both splits is not checked.
+        # If train and dev are parts of one csv file, the augmented file must have no copy of a dev row. Rows
+        # of the csv file may have equal ids, so an id that occurs in both parts is not checked.
         own_file = options.task not in TASKS and not options.dev
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None

@@ -46,11 +46,11 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
     """The FLOPs that a training step needs. Padding is not counted. `lengths` has the number of tokens of
     each sequence.
 
-    A step needs the teacher's forward pass and the student's forward and backward passes. The FLOPs of an
-    encoder's forward pass are those of `FLOPS_FORMULA`. A backward pass costs twice as much as its forward
-    pass. The method `distilbert` needs the logits of the vocabulary for every token of both models. The
-    method `mlm` needs the logits for 15 % of the student's tokens, and other methods need no logits. The
-    losses are never counted.
+    A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
+    backward passes. The FLOPs of an encoder's forward pass are those of `FLOPS_FORMULA`. A backward pass
+    costs twice as much as its forward pass. The method `distilbert` needs the logits of the vocabulary for
+    every token of both models. The method `mlm` needs the logits for 15 % of the student's tokens, and other
+    methods need no logits. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 

@@ -1,4 +1,4 @@
-"""Calculates the hours of a training on one device, from the number of tokens that it processes per second.
+"""Calculates the hours of a training on one device, from the number of tokens per second.
 
 This command measures nothing. Measure the number of tokens per second with `bench.py train`, and give it as
 --tokens-per-second. If it is unknown, give the peak FLOP/s of the device (--peak-tflops) and the share of

@@ -7,7 +7,7 @@ student's score on task i, and t_i is the teacher's score on task i. Both scores
     ratio of means:  mean_i s_i / mean_i t_i        tasks with large scores have more weight
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
 
-The 97 % in the DistilBERT paper are a ratio of means.
+The share of 97 % in the DistilBERT paper is a ratio of means.
 """
 
 import numpy as np

@@ -1,5 +1,5 @@
-"""Measures the time of a distillation step in train.py. Compares it with the same step in the library
-`transformers`, or compares several distillation methods.
+"""Measures the time of a distillation step in train.py, and of the same step in the library `transformers`.
+It can also compare several distillation methods.
 
 The programs run alternately, with the same sequences. Each program runs in its own process, so that its peak
 memory can be measured. The number of tokens per second does not include padding.

@@ -17,7 +17,7 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """All options of finetune.py. For many options, None means that the task or the method has the value."""
+    """All options of finetune.py. For many options, None means the value of the task or of the method."""
 
     model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
                                "--evaluate (default: a new model, made of copied layers of the --teacher)",
