@@ -4,7 +4,7 @@
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --head encoder
     python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
-    python weights/convert.py runs/mrpc/model runs/mrpc/int8 --to onnx --int8
+    python weights/convert.py runs/mrpc/model runs/mrpc/int8 --to onnx --int8 --task mrpc --data data
     python weights/convert.py runs/mrpc/model runs/mrpc-cut --layers 0,2,5
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
@@ -15,7 +15,8 @@ sentence-transformers.
 
 `--to onnx` writes TARGET/model.onnx in fp32. The file takes padded batches of any size. ONNX Runtime checks
 the file before it gets its name (minibert/hub/onnx_export.py). The export needs the `onnx` extra. With
-`--int8`, the file is TARGET/model_quantized.onnx.
+`--int8`, the file is TARGET/model_quantized.onnx. With `--task`, the int8 file is evaluated on the task's dev
+set. If it loses too many points, nothing is saved.
 
 The last two commands above cut a smaller model with the same head out of a large one (minibert/hub/prune.py).
 The smaller model may have another vocabulary. Such a model is a good start for a training, because it needs
@@ -64,6 +65,13 @@ def main() -> None:
     int8.add_argument("--reduce-range", action="store_true",
                       help="store the weights in 7 bits, for processors without VNNI (always done if this "
                       "processor has no VNNI)")
+    int8.add_argument("--task", metavar="TASK",
+                      help="compare the scores of the model and the int8 file on the dev set of this task; "
+                      "names are those of finetune.py --task")
+    int8.add_argument("--data", metavar="FOLDER", help="folder of the task's official files, or its parent")
+    int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
+                      help="save nothing if the int8 file loses more points of the task's first metric "
+                      "(default: %(default)s)")
     carving = parser.add_argument_group("to cut a smaller model out of SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
@@ -76,8 +84,9 @@ def main() -> None:
     place_for(args.target)
     if args.int8 and args.to != "onnx":
         raise UserError("--int8 needs --to onnx")
-    if args.reduce_range and not args.int8:
-        raise UserError("--reduce-range has no effect without --int8")
+    for name in ("reduce_range", "task", "data"):
+        if getattr(args, name) and not args.int8:
+            raise UserError(f"--{name.replace('_', '-')} has no effect without --int8")
     if args.to == "onnx":
         from minibert.hub.onnx_export import packages, save_onnx
         packages()  # missing packages are reported before the model is loaded
@@ -100,10 +109,15 @@ def main() -> None:
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"
     if args.to == "onnx":
-        bits = None
+        bits = judge = None
         if args.int8:
             bits = 8 if sums_bytes_in_32_bits() and not args.reduce_range else 7
-        apart = save_onnx(model, args.target, tokenizer, bits)
+        if args.task:
+            from minibert.tasks.onnx_scores import judge_of
+            if tokenizer is None:
+                raise UserError(f"{source} has no tokenizer, so it cannot be evaluated on --task")
+            judge = judge_of(model, tokenizer, str(source), args.task, args.data, args.most_loss)
+        apart = save_onnx(model, args.target, tokenizer, bits, judge)
         note += f"; outputs in ONNX Runtime differ by at most {apart:.0e} from the model's" + (
             f", weights of {bits} bits" if bits else "")
     else:

@@ -28,7 +28,6 @@ from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS
 # the library gets this many texts in one call, because its results need much more memory than the ids
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
-MAX_WORD = 100  # a word with more characters becomes [UNK]
 MAX_ALPHABET = 1000  # a trained vocabulary has at most this many characters; rarer ones become [UNK]
 
 
@@ -46,11 +45,11 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
-                 added: Iterable[AddedToken] = (), names: list[str] = SPECIAL_TOKENS,
+                 added: Iterable[AddedToken] = (), max_word: int = 100, names: list[str] = SPECIAL_TOKENS,
                  states: dict | None = None):
         self.options = DEFAULTS | (options or {})
         self.lowercase = bool(self.options["lowercase"])
-        self.names, self.states = list(names), states or {}
+        self.max_word, self.names, self.states = max_word, list(names), states or {}
         added = {token.content: token for token in added}
         missing = [name for name in names if name not in vocabulary and name not in added]
         if missing:
@@ -59,7 +58,7 @@ class Tokenizer:
         for name in names:
             added.setdefault(name, AddedToken(name, special=True, normalized=False))
         self.backend = tokenizers.Tokenizer(models.WordPiece(
-            vocabulary, unk_token=names[1], max_input_chars_per_word=MAX_WORD,
+            vocabulary, unk_token=names[1], max_input_chars_per_word=max_word,
             continuing_subword_prefix="##"))
         self.backend.normalizer = normalizers.BertNormalizer(**self.options)
         self.backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -92,7 +91,7 @@ class Tokenizer:
         strip_accents = self.lowercase if strip_accents is None else strip_accents
         flags = sorted([t.content, t.single_word, t.lstrip, t.rstrip, t.normalized] for t in added.values())
         identity = [self.vocabulary, self.lowercase, strip_accents, self.options["handle_chinese_chars"],
-                    self.options["clean_text"], MAX_WORD, flags]
+                    self.options["clean_text"], max_word, flags]
         identity += [self.names] if self.names != SPECIAL_TOKENS else []
         self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -175,8 +174,10 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        if not segments:
-            config["model_input_names"] = ["input_ids", "attention_mask"]
+        if self.max_word != 100 or not self.options["clean_text"]:  # BERT's class ignores both settings
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
+            config["model_input_names"] = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -202,16 +203,38 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
         files = read_tokenizer_files(folder)
         source = files.source
         tokenizer = Tokenizer(files.vocabulary, files.options, [token for token, _ in files.added],
-                              files.names, files.states)
+                              files.max_word, files.names, files.states)
         for token, i in files.added:
             if i is not None and (own := tokenizer.piece_to_id(token.content)) != i:
                 raise UserError(f"the added token {token.content!r} cannot have id {i}: it gets {own}")
+        if files.generic:
+            check_generic(tokenizer, files.generic)
         return tokenizer
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{source}: this file is damaged, or tokenizer_config.json, special_tokens_map.json "
                         f"or added_tokens.json is ({error!r})") from None
+
+
+def check_generic(tokenizer: Tokenizer, description: dict) -> None:
+    """Raises `UserError` if a tokenizer.json of a generic class (see `TokenizerFiles`) does not add BERT's
+    special tokens to a text.
+    """
+    try:
+        stored = tokenizers.Tokenizer.from_str(
+            json.dumps(description | {"truncation": None, "padding": None}))
+    except Exception as error:  # the library raises errors of the class Exception
+        raise UserError(f"tokenizer.json is damaged ({error})") from None
+    pair = stored.encode("", "")
+    sep = tokenizer.sep_id
+    if (pair.ids, pair.type_ids) != ([tokenizer.cls_id, sep, sep], [0, 0, 1]):
+        raise UserError("its post-processor does not add BERT's special tokens: an empty pair becomes "
+                        f"{pair.tokens} with the token types {pair.type_ids}; encode the texts with "
+                        "transformers, and give the model the ids")
+    if description["model"].get("unk_token") != tokenizer.names[1]:
+        raise UserError(f"unk_token is {description['model'].get('unk_token')!r} in tokenizer.json, but "
+                        f"{tokenizer.names[1]!r} in tokenizer_config.json")
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:

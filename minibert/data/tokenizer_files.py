@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken
-from tokenizers.models import WordPiece
 
 from minibert.common.disk import check_is_the_file, read_json, read_text
 from minibert.common.errors import UserError
@@ -22,15 +21,29 @@ CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# These tokenizer classes of transformers work like BertTokenizer. Each name may also end in Fast.
+# These are three groups of tokenizer classes in transformers. Each name may also end in Fast. Classes of the
+# first group work like BertTokenizer. Classes of the second group work like BertTokenizer for a vocab.txt,
+# but take all settings from a tokenizer.json if there is one. Classes of the third group need a
+# tokenizer.json.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
+FILE_CLASSES = {f"{name}Tokenizer" for name in (
+    "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
+GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
+# These models have BERT's tokenizer if their files name no tokenizer class. None is for old files of BERT,
+# which name no model.
+MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
+               "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
+               "visual_bert", "vilt")
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]  # keys of the files: "pad_token" ...
 # transformers adds missing special tokens to a vocabulary in this order.
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 # In the vocabularies of the hub, at most 0.12 % of the pieces have capitals if the vocabulary is uncased, and
 # at least 1.18 % if it is cased. CASED_SHARE is between these two shares.
 CASED_SHARE = 0.004
+# The `tokenizers` library removes these characters at the end of a line. Python's rstrip removes more.
+WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+               "\u2028\u2029\u202f\u205f\u3000")
 # `Tokenizer.save` does not copy these settings of tokenizer_config.json: it writes its own values, or the
 # settings have no meaning in another folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
@@ -44,23 +57,28 @@ class TokenizerFiles:
 
     `source` is the file of the vocabulary. `names` are the names of the five special tokens, in the order of
     `SPECIAL_TOKENS`. `added` are the added tokens, each with the id that the files give it. None means the
-    next free id. `states` are the other settings of tokenizer_config.json.
+    next free id. `max_word` is the number of characters of the longest word that does not become [UNK].
+    `states` are the other settings of tokenizer_config.json. `generic` is the content of tokenizer.json if
+    the tokenizer class takes all its settings from this file (see `_is_generic`), and None otherwise.
     """
     source: Path
     vocabulary: dict[str, int]
     options: dict
     names: list[str]
     added: list[tuple[AddedToken, int | None]]
+    max_word: int
     states: dict
+    generic: dict | None
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
     The vocabulary is read from tokenizer.json if there is one, else from vocab.txt. The options are read from
-    tokenizer_config.json, even if tokenizer.json has others. If no file states whether a vocab.txt is cased,
-    its pieces decide, and a warning is printed. Raises `UserError` if a file is missing or damaged, or if the
-    tokenizer is not a BERT tokenizer.
+    tokenizer_config.json, even if tokenizer.json has others. For a generic class (see `_is_generic`), the
+    options are read from tokenizer.json. If no file states whether a vocab.txt is cased, its pieces decide,
+    and a warning is printed. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a
+    BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -69,19 +87,25 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                         f"{what_it_holds(folder)}")
     try:
         config, model = (_json(folder / name) for name in ("tokenizer_config.json", "config.json"))
-        _check_class(config, model)
         description = read_json(source) if source.name == "tokenizer.json" else None
+        generic = _is_generic(config, model, description is not None)
         inside = (description or {}).get("added_tokens") or []
-        names, added, extra = _special_and_added(folder, config, inside)
+        names, added, extra = _special_and_added(folder, config, inside, generic)
         options = DEFAULTS | {option: config[name] for option, name in CONFIG_NAMES.items()
                               if config.get(name) is not None}
+        max_word = 100
         if description is None:
             vocabulary = read_vocabulary(source)
             if config.get("do_lower_case") is None:
                 options["lowercase"] = not is_cased(vocabulary, source)
         else:
-            vocabulary, normalizer = _bert_parts(description)
-            _say_differences(source, options, normalizer)
+            model, normalizer = _bert_parts(description, generic)
+            vocabulary = model["vocab"]
+            if generic:
+                options = {option: normalizer[option] for option in DEFAULTS if option in normalizer}
+                max_word = model.get("max_input_chars_per_word", 100)
+            else:
+                _say_differences(source, options, normalizer)
         # A special token that is in no file is removed, because it would get a new id, and no model has a
         # vector for this id.
         added = [(token, i) for token, i in added
@@ -93,7 +117,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
         if config.get("model_max_length", config.get("max_len")) is not None:
             states["model_max_length"] = config.get("model_max_length", config.get("max_len"))
-        return TokenizerFiles(source, vocabulary, options, names, added, states)
+        return TokenizerFiles(source, vocabulary, options, names, added, max_word, states,
+                              description if generic else None)
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{source}: {error}") from None
 
@@ -102,25 +127,34 @@ def _json(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def _check_class(config: dict, model: dict) -> None:
-    """Raises `UserError` if the tokenizer class that the folder names is not one of BERT's."""
-    name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "BertTokenizer")
+def _is_generic(config: dict, model: dict, described: bool) -> bool:
+    """Whether the tokenizer class of the folder is generic, which means that it takes all settings from
+    tokenizer.json. `described` is true if there is a tokenizer.json. The result is False for a class of BERT,
+    or if no class is named. Raises `UserError` for any other class.
+    """
+    kind = model.get("model_type")
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if name is None:
+        name = "BertTokenizer" if kind in MODEL_TYPES else f"that of a {kind}"
     if config.get("word_tokenizer_type") not in (None, "basic"):
         name = f"{name} with {config['word_tokenizer_type']}"
-    if name.removesuffix("Fast") not in BERT_CLASSES:
+    short = str(name).removesuffix("Fast")
+    if short not in BERT_CLASSES | FILE_CLASSES | GENERIC_CLASSES:
         raise UserError(f"its tokenizer is {name}, but minibert reads only BERT's WordPiece; encode the "
-                        "texts with transformers, and give the model the ids; or set \"tokenizer_class\": "
-                        "\"BertTokenizer\" in tokenizer_config.json, if this class gives the same ids")
+                        "texts with transformers, and give the model the ids")
+    if short in GENERIC_CLASSES and not described:
+        raise UserError(f"a {name} is read from tokenizer.json, which is missing; download this file too")
     if config.get("split_special_tokens"):
         raise UserError("tokenizer_config.json sets split_special_tokens, which minibert does not support; "
                         "remove this setting, and special tokens in a text are read as special tokens")
+    return described and short not in BERT_CLASSES
 
 
-def _bert_parts(description: dict) -> tuple[dict, dict | None]:
-    """The vocabulary and the normaliser of a tokenizer.json. Raises `UserError` if the model is not BERT's.
+def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
+    """The model and the normaliser of a tokenizer.json. Raises `UserError` if they are not those of BERT.
 
-    BERT's classes use only the vocabulary of tokenizer.json, so the normaliser may be of another kind. Then
-    the second result is None.
+    BERT's classes use only the vocabulary of tokenizer.json, so for these classes the normaliser may be of
+    another kind. Then the second result is None.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -131,7 +165,7 @@ def _bert_parts(description: dict) -> tuple[dict, dict | None]:
         normalizer = normalizer["normalizers"][0]
     kinds = [kind, normalizer.get("type"), splitter.get("type")]
     known = kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
-    if kind != "WordPiece":
+    if kind != "WordPiece" or generic and not known:
         raise UserError(f"not a BERT WordPiece tokenizer: model, normaliser and pre-tokeniser are {kinds}; "
                         "encode the texts with transformers, and give the model the ids")
     if model.get("continuing_subword_prefix", "##") != "##":
@@ -139,7 +173,7 @@ def _bert_parts(description: dict) -> tuple[dict, dict | None]:
                         "'##'")
     if len(set(model["vocab"].values())) != len(model["vocab"]):
         raise UserError("two pieces of the vocabulary have the same id")
-    return model["vocab"], normalizer if known else None
+    return model, normalizer if known else None
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
@@ -159,7 +193,7 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
                       stacklevel=4)
 
 
-def _special_and_added(folder: Path, config: dict, inside: list[dict]
+def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
     """Returns the names of the five special tokens, all added tokens with their ids, and the additional
     special tokens in the form of tokenizer_config.json.
@@ -170,7 +204,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict]
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
     if "added_tokens_decoder" in config:
-        entries = {int(i): entry for i, entry in config["added_tokens_decoder"].items()}
+        decoder = {int(i): entry for i, entry in config["added_tokens_decoder"].items()}
+        entries = entries | decoder if generic else decoder
     else:
         beside = _json(folder / "special_tokens_map.json")
         if "additional_special_tokens" in config or config.get("extra_special_tokens"):
@@ -192,14 +227,18 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict]
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    # BERT's class also has the default names of the special tokens
-    named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
+    if not generic:  # BERT's class also has the default names of the special tokens
+        named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value
                for value in [*named.values(), *(() if isinstance(extra, dict) else extra)] if value}
     added = {i: {"content": content, "special": content in apart, "normalized": content not in apart}
              for content, i in old.items()} | entries
     tokens = _in_order(added, special)
-    return [_content(named[role]) for role in FIVE], list(tokens.values()), kept
+    names = [_content(named[role] or name) for role, name in zip(FIVE, SPECIAL_TOKENS)]
+    if absent := [name for name in names if name not in tokens]:
+        raise UserError(f"the files of this PreTrainedTokenizerFast do not name {' '.join(absent)} among the "
+                        "special and added tokens; name all five special tokens in tokenizer_config.json")
+    return names, list(tokens.values()), kept
 
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
@@ -242,7 +281,19 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Reads a vocab.txt and returns a dictionary from pieces to ids. The id is the line number, counted from
-    0. If two lines are equal, the piece gets the id of the last one.
+    0.
+
+    As in `transformers`, white space at the end of a line is ignored, and blank lines at the end of the file
+    are one piece "". If two lines are equal, the piece gets the id of the last one, and a warning is printed.
     """
-    check_is_the_file(path, read_text(path)[:100].encode())
-    return WordPiece.read_file(str(path))
+    vocabulary, doubled, text = {}, [], read_text(path)
+    check_is_the_file(path, text[:100].encode())
+    for i, line in enumerate(text.removesuffix("\n").split("\n")):
+        piece = line.rstrip(WHITE_SPACE)
+        if piece in vocabulary and piece:
+            doubled.append(f"lines {vocabulary[piece] + 1} and {i + 1} are both {piece!r}")
+        vocabulary[piece] = i
+    if doubled:
+        warnings.warn(f"{path}: {doubled[0]}{f', and {len(doubled) - 1} more' * (len(doubled) > 1)}; as in "
+                      "transformers, the last line counts", stacklevel=5)
+    return vocabulary

@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +233,23 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
                          weight_type=QuantType.QInt8)
 
 
+def open_file(path: Path):
+    """Opens an ONNX file in ONNX Runtime on the CPU. Returns the session for `run_file`."""
+    _, onnxruntime = packages()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tensor, ...]:
+    """The outputs of the ONNX file of `model` for a batch that is padded to `length`, in the form of
+    `packed_outputs`.
+    """
+    inputs = pad(batch, model.config.pad_id, length)
+    feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
+    return on_tokens(model, session.run(OUTPUTS[head_of(model)], feed), inputs[1])
+
+
 def deviation(model: nn.Module, path: Path) -> float:
     """The largest difference between the outputs of the file in ONNX Runtime and those of the packed model,
     for the batches of `samples`.
@@ -240,15 +257,9 @@ def deviation(model: nn.Module, path: Path) -> float:
     If the largest output of a batch is above 1, the difference is divided by it. Padding is left out, because
     its outputs have no meaning.
     """
-    _, onnxruntime = packages()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session, worst = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), 0.0
+    session, worst = open_file(path), 0.0
     for batch, length in samples(model):
-        inputs = pad(batch, model.config.pad_id, length)
-        feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
-        found = on_tokens(model, session.run(OUTPUTS[head_of(model)], feed), inputs[1])
-        for expected, actual in zip(packed_outputs(model, batch), found):
+        for expected, actual in zip(packed_outputs(model, batch), run_file(session, model, batch, length)):
             if expected.shape != actual.shape:
                 return math.inf
             apart = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1))
@@ -257,14 +268,16 @@ def deviation(model: nn.Module, path: Path) -> float:
 
 
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
-              bits: int | None = None) -> float:
+              bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
     model.onnx. If `bits` (8 or 7) is given, it is model_quantized.onnx, whose weights have this number of
-    bits (`quantize_file`). Returns the `deviation` of the file from the model.
+    bits (`quantize_file`). Returns the `deviation` of the file from the model. `judge` takes the path of the
+    quantised file before it gets its final name, and raises `UserError` to refuse it.
 
     The fp32 file is checked in ONNX Runtime before any file gets its final name. So a model.onnx in `folder`
     is complete, and its outputs are those of the model. Raises `UserError` and writes nothing if the `onnx`
-    extra is missing, the head is not in `OUTPUTS`, or a check fails.
+    extra is missing, the head is not in `OUTPUTS`, `transformers` does not support the model, a check fails,
+    or `judge` raises `UserError`.
     """
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model here
     config, head, folder = model.config, head_of(model), Path(folder)
@@ -288,6 +301,8 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
             quantize_file(fp32, file, bits == 7)
             fp32.unlink()
             apart = deviation(model, file)
+            if judge:
+                judge(file)
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions)
         (made / "config.json").write_text(text, encoding="utf-8")

@@ -174,7 +174,7 @@ def test_sha256_tells_tokenisations_apart():
     vocabulary = {piece: i for i, piece in enumerate(PIECES)}
     swapped = vocabulary | {"hello": vocabulary["world"], "world": vocabulary["hello"]}
     different = [Tokenizer(vocabulary), Tokenizer(vocabulary, {"lowercase": False}), Tokenizer(swapped),
-                 Tokenizer(vocabulary, {"strip_accents": False})]
+                 Tokenizer(vocabulary, {"strip_accents": False}), Tokenizer(vocabulary, max_word=50)]
     assert len({t.sha256 for t in different}) == len(different)
     # stripping accents is what lower-casing means unless said otherwise
     assert Tokenizer(vocabulary, {"strip_accents": True}).sha256 == Tokenizer(vocabulary).sha256

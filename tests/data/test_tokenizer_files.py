@@ -24,7 +24,7 @@ TEXT = "Hello CAFÉ the[MASK]the [mask] [NAME]s <user> <USER>s 你好 <s>. hello
 NAMES = {f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS}
 FLAGS = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
 OTHER_NAMES = dict(pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="[unused0]")
-LOWER = {"do_lower_case": True}
+LOWER, GENERIC = {"do_lower_case": True}, NAMES | {"tokenizer_class": "PreTrainedTokenizerFast"}
 EXTRA = {"additional_special_tokens": ["[NAME]", "<user>"]}
 
 
@@ -89,6 +89,7 @@ def file(config=NAMES | LOWER, description=None, **files):
 FORMS = {
     # tokenizer.json
     "of 2019, without model.type": file(LOWER, described(model__type=None), vocabulary=PIECES),
+    "of 2019, generic class": file(GENERIC, described(model__type=None)),
     "without decoder": file(description=described(decoder=None)),
     "with truncation and padding": file(description=described(
         truncation={"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
@@ -96,14 +97,31 @@ FORMS = {
                  "pad_type_id": 0, "pad_token": "[PAD]"})),
     "no post-processor, BERT's class": file(description=described(post_processor=None)),
     "without added tokens, BERT's class": file(description=described(added_tokens=[])),
+    "without added tokens, generic, stated": file(GENERIC, described(added_tokens=[])),
+    # which file decides
     "BERT's class: config over tokenizer.json": file(NAMES | {"do_lower_case": False}),
     "BERT's class: its defaults over tokenizer.json": file(NAMES, described(lowercase=False)),
     "no class, no tokenizer_config.json": dict(tokenizer=described(lowercase=False)),
+    "generic class: tokenizer.json over config": file(GENERIC | {"do_lower_case": False}),
+    "generic class, named as transformers 5 does": file(GENERIC | {"tokenizer_class": "TokenizersBackend"},
+                                                        described(lowercase=False)),
+    "generic class, all options": file(GENERIC, described(
+        normalizer={"type": "BertNormalizer", "clean_text": False, "handle_chinese_chars": False,
+                    "strip_accents": True, "lowercase": False}, model__max_input_chars_per_word=6)),
     "BERT's class, all options": file(NAMES, described(
         normalizer={"type": "BertNormalizer", "clean_text": False, "handle_chinese_chars": False,
                     "strip_accents": True, "lowercase": False}, model__max_input_chars_per_word=6)),
+    "generic class, normaliser in a sequence": file(GENERIC, described(
+        normalizer={"type": "Sequence", "normalizers": [described()["normalizer"]]})),
+    "generic class, BertProcessing": file(GENERIC, described(
+        post_processor={"type": "BertProcessing", "sep": ["[SEP]", 4], "cls": ["[CLS]", 3]})),
     "BERT's class, another normaliser": file(description=described(
         normalizer={"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}]})),
+    "class in config.json": dict(vocabulary=PIECES, tokenizer=described(lowercase=False), tokenizer_config=NAMES,
+                                 config={"model_type": "bert", "tokenizer_class": "PreTrainedTokenizerFast"}),
+    "ConvBERT's class is what tokenizer.json says": file(
+        NAMES | {"tokenizer_class": "ConvBertTokenizer", "do_lower_case": False}),
+    # added and special tokens, wherever they are kept
     "special_tokens_map.json": beside(special_tokens_map=NAMES | EXTRA),
     "special_tokens_map.json, objects": beside(special_tokens_map={
         role: FLAGS | {"content": name, "lstrip": True, "rstrip": True} for role, name in NAMES.items()}),
@@ -124,6 +142,9 @@ FORMS = {
     "added_tokens_decoder and more": beside(decoder({"content": "<url>", "single_word": True}) | EXTRA),
     "added_tokens_decoder over tokenizer.json": file(
         NAMES | LOWER | decoder({"content": "<url>"}), described(added=[{"content": "<user>"}, {"content": "[NAME]"}])),
+    "added_tokens_decoder and tokenizer.json, generic": file(
+        GENERIC | {"added_tokens_decoder": {str(N + 2): FLAGS | {"content": "<url>"}}},
+        described(added=[{"content": "<user>"}, {"content": "[NAME]"}])),
     "added_tokens.json": beside(added_tokens={"<url>": N + 1, "<user>": N}),
     "added_tokens.json, special by the config": beside(EXTRA, added_tokens={"[NAME]": N, "<user>": N + 1}),
     "added_tokens.json, special by the map": beside(added_tokens={"[NAME]": N, "<user>": N + 1},
@@ -138,6 +159,9 @@ FORMS = {
     "other names": beside(special_tokens_map=OTHER_NAMES),
     "other names, objects": beside(special_tokens_map={
         role: FLAGS | {"content": name} for role, name in OTHER_NAMES.items()}),
+    "other names, generic": file(OTHER_NAMES | {"tokenizer_class": "PreTrainedTokenizerFast"},
+                                 described(names=[*OTHER_NAMES.values()])),
+    # vocab.txt
     "vocab.txt": beside(),
     "vocab.txt, cased": beside({"do_lower_case": False}),
     "vocab.txt, CRLF": beside(vocabulary="\r\n".join(PIECES) + "\r\n"),
@@ -153,13 +177,17 @@ FORMS = {
     "options null": beside({"strip_accents": None, "additional_special_tokens": None, "tokenizer_class": None}),
     **{f"class {name}": beside({"tokenizer_class": name}) for name in (
         "BertTokenizerFast", "DistilBertTokenizer", "MobileBertTokenizerFast", "ElectraTokenizer", "LxmertTokenizer",
-        "LayoutLMTokenizerFast", "SqueezeBertTokenizer")},
+        "LayoutLMTokenizerFast", "SqueezeBertTokenizer", "ConvBertTokenizer", "DPRContextEncoderTokenizer")},
     **{f"model_type {name}": beside(model_type=name) for name in ("distilbert", "mobilebert", "electra")},
 }
 UNCASED = "3 6 14 13 5 13 18 2 19 18 23 19 2 20 22 21 20 22 21 2 16 17 20 2 21 9 6 24 24 20 2 21 2 14 4"
 CASED = "3 25 2 13 5 13 18 2 19 18 2 19 2 20 22 21 20 2 21 2 16 17 20 2 21 9 6 24 24 20 2 21 2 27 4"
 EXPECTED = dict.fromkeys(FORMS, UNCASED) | {
     "BERT's class: config over tokenizer.json": CASED,
+    "generic class, named as transformers 5 does": CASED,
+    "generic class, all options":
+        "3 25 2 13 5 13 18 2 19 18 2 19 2 20 22 21 20 2 21 2 2 20 2 21 9 2 20 2 21 2 14 4",
+    "class in config.json": CASED,
     "special_tokens_map.json":
         "3 6 14 13 5 13 18 2 19 34 2 35 20 22 21 2 16 17 20 2 21 9 6 24 24 20 2 21 2 14 4",
     "special_tokens_map.json beside tokenizer.json":
@@ -186,6 +214,8 @@ EXPECTED = dict.fromkeys(FORMS, UNCASED) | {
         "3 6 14 13 5 13 18 2 19 35 2 36 20 22 21 2 16 17 20 2 21 9 6 24 24 20 2 21 2 14 4",
     "added_tokens_decoder over tokenizer.json":
         "3 6 14 13 5 13 18 2 19 18 23 19 2 20 22 21 20 22 21 2 16 17 20 2 21 9 6 24 24 34 2 14 4",
+    "added_tokens_decoder and tokenizer.json, generic":
+        "3 6 14 13 5 13 18 2 19 35 2 34 34 2 16 17 20 2 21 9 6 24 24 36 2 14 4",
     "added_tokens.json":
         "3 6 14 13 5 13 18 2 19 18 23 19 2 34 34 2 16 17 20 2 21 9 6 24 24 35 2 14 4",
     "added_tokens.json, special by the config":
@@ -202,6 +232,9 @@ EXPECTED = dict.fromkeys(FORMS, UNCASED) | {
         "29 6 14 13 18 32 19 13 18 32 19 18 23 19 32 20 22 21 20 22 21 32 16 17 29 9 6 24 24 20 32 21 32 "
         "14 30",
     "other names, objects":
+        "29 6 14 13 18 32 19 13 18 32 19 18 23 19 32 20 22 21 20 22 21 32 16 17 29 9 6 24 24 20 32 21 32 "
+        "14 30",
+    "other names, generic":
         "29 6 14 13 18 32 19 13 18 32 19 18 23 19 32 20 22 21 20 22 21 32 16 17 29 9 6 24 24 20 32 21 32 "
         "14 30",
     "vocab.txt, cased": CASED,
@@ -258,6 +291,16 @@ REFUSED = {
     "a BPE of 2019": (file(description={"model": {"vocab": {}, "merges": [], "continuing_subword_prefix": ""}}),
                       "[None, None, None]"),
     "a Unigram": (file(description={"model": {"type": "Unigram", "vocab": []}}), "'Unigram'"),
+    "words alone": (file(GENERIC, described(model__type="WordLevel")), "'WordLevel'"),
+    "generic, another normaliser": (file(GENERIC, described(normalizer={"type": "NFC"})), "'NFC'"),
+    "generic, another pre-tokeniser": (file(GENERIC, described(pre_tokenizer={"type": "Whitespace"})), "'Whitespace'"),
+    "generic, nothing around a text": (file(GENERIC, described(post_processor=None)), "an empty pair becomes"),
+    "generic, RoBERTa around a text": (file(GENERIC, described(post_processor={
+        "type": "RobertaProcessing", "sep": ["[SEP]", 4], "cls": ["[CLS]", 3], "trim_offsets": True,
+        "add_prefix_space": False})), "[CLS]', '[SEP]', '[SEP]', '[SEP]"),
+    "generic, special tokens unstated": (file({"tokenizer_class": "PreTrainedTokenizerFast"}, described(
+        added_tokens=[])), "[PAD] [UNK] [CLS] [SEP] [MASK] among"),
+    "generic, without tokenizer.json": (beside(GENERIC), "missing; download this file"),
     "another prefix": (file(description=described(model__continuing_subword_prefix="@@")), "'@@'"),
     "BertJapanese": (beside({"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}),
                      f"BertJapaneseTokenizer with mecab, but {ONLY}"),
@@ -268,9 +311,8 @@ REFUSED = {
     **{name: (beside({"tokenizer_class": name}), f"its tokenizer is {name}, but {ONLY}") for name in (
         "BertweetTokenizer", "RobertaTokenizerFast", "XLMRobertaTokenizer", "GPT2Tokenizer", "HerbertTokenizer",
         "TapasTokenizer", "MPNetTokenizer", "FunnelTokenizer", "SplinterTokenizer", "RoFormerTokenizer",
-        "DPRReaderTokenizer", "ConvBertTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")},
-    "PreTrainedTokenizerFast in config.json": (beside(config={"tokenizer_class": "PreTrainedTokenizerFast"}),
-                                               'set "tokenizer_class": "BertTokenizer"'),
+        "DPRReaderTokenizer")},
+    "a model of another tokenizer": (beside(model_type="funnel"), f"that of a funnel, but {ONLY}"),
     "split_special_tokens": (beside({"split_special_tokens": True}), "split_special_tokens"),
     "no [MASK]": (beside(vocabulary=[p for p in PIECES if p != "[MASK]"]), "lacks [MASK]"),
     "an id that it cannot have": (beside({"added_tokens_decoder": {"99": FLAGS | {"content": "<user>"}}}),
@@ -303,12 +345,12 @@ def test_json_that_is_only_a_pointer_or_a_page_is_named(name, start, why, tmp_pa
         load(tmp_path / "t")
 
 
-def test_blank_lines_are_no_pieces(tmp_path):
-    loaded = load(write(tmp_path / "blank", "\n".join(PIECES) + "\n\n\n", tokenizer_config=LOWER))
-    assert (loaded.vocab_size, loaded.pad_id) == (N, 0)
-    assert loaded.sha256 == load(write(tmp_path / "plain", PIECES, tokenizer_config=LOWER)).sha256
-    with pytest.raises(UserError, match=r"lacks \[PAD\]"):  # a byte order mark is part of the first piece
-        load(write(tmp_path / "mark", "\ufeff" + "\n".join(PIECES), tokenizer_config=LOWER))
+def test_blank_lines_and_a_byte_order_mark_are_no_pieces(tmp_path):
+    """In these folders, transformers makes [PAD] a new piece, for which no model has a vector."""
+    for name, text in (("blank", "\n".join(PIECES) + "\n\n\n"), ("mark", "\ufeff" + "\n".join(PIECES))):
+        loaded = load(write(tmp_path / name, text, tokenizer_config=LOWER))
+        assert (loaded.vocab_size, loaded.pad_id) == (N, 0)
+        assert loaded.sha256 == load(write(tmp_path / "plain", PIECES, tokenizer_config=LOWER)).sha256
 
 
 # --- the casing of a bare vocab.txt ---
@@ -338,12 +380,14 @@ def test_capitals_of_every_script_count():
 def test_nothing_is_said_where_all_is_stated(tmp_path):
     load_tokenizer(write(tmp_path / "a", PIECES, tokenizer_config={"do_lower_case": False}))
     load_tokenizer(write(tmp_path / "b", **file(LOWER)))
+    load_tokenizer(write(tmp_path / "c", **file(GENERIC, described(lowercase=False))))
 
 
 @pytest.mark.parametrize("files, what", [
     (file(NAMES, described(lowercase=False)), "lowercase is False, strip_accents is False, but"),
     (file({"strip_accents": False}), "strip_accents is True, but"),
     (FORMS["BERT's class, another normaliser"], "normaliser or pre-tokeniser is not BERT's, but"),
+    (FORMS["vocab.txt, a piece twice"], rf"lines 7 and {N + 1} are both 'hello'; .* the last line counts"),
 ])
 def test_a_contradiction_is_said_aloud(files, what, tmp_path):
     with pytest.warns(UserWarning, match=what):

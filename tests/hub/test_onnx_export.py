@@ -2,6 +2,7 @@
 sentence.
 """
 
+import dataclasses
 import json
 import re
 import sys
@@ -170,15 +171,23 @@ def test_errors_are_one_sentence(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "target").exists()
 
 
-def test_int8_of_seven_bits(tmp_path, monkeypatch, capsys):
+def test_int8_is_judged_before_it_gets_its_name(tmp_path, monkeypatch, capsys):
+    """The first export is kept. The second one has a limit that no file can meet."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     pytest.importorskip("torch", "2.13")
     source, target = tmp_path / "source", tmp_path / "target"
-    save(small(Classifier, "bert", layers=1), source, tokenizer())
-    assert convert(monkeypatch, source, target, "--to", "onnx", "--int8", "--reduce-range") == 0
-    assert "weights of 7 bits" in capsys.readouterr().out
+    model = small(Classifier, "bert", layers=1)
+    model.config = dataclasses.replace(model.config, labels=("b", "a"))
+    save(model, source, tokenizer())
+    rows = "".join(f"{'abcd'[i % 4:]} {'hello'[i % 5:]},{'ab'[i % 2]}\n" for i in range(30))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows)
+    command = ("--to", "onnx", "--int8", "--task", tmp_path / "rows.csv", "--most-loss")
+    assert convert(monkeypatch, source, target, *command, "100", "--reduce-range") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"rows.csv, 30 examples: accuracy [\d.]+ in fp32 and [\d.]+ in int8, .*answers changed\n", said)
+    assert "weights of 7 bits" in said
     assert {"config.json", "model_quantized.onnx"} < {path.name for path in target.iterdir()}
     assert not (target / "model.onnx").exists()
     weights = [onnx.numpy_helper.to_array(tensor)
@@ -187,9 +196,21 @@ def test_int8_of_seven_bits(tmp_path, monkeypatch, capsys):
     products = [weight for weight in weights if 60 not in weight.shape]
     assert len(products) >= 6 and max(int(abs(weight.astype(int)).max()) for weight in products) == 64
 
+    file = (target / "model_quantized.onnx").read_bytes()
+    monkeypatch.setattr(onnx_export, "write_onnx", lambda model, path: path.write_bytes(b""))
+    monkeypatch.setattr(onnx_export, "quantize_file", lambda source, path, reduce_range: path.write_bytes(file))
+    monkeypatch.setattr(onnx_export, "deviation", lambda model, path: 0.0)
+    assert convert(monkeypatch, source, tmp_path / "other", *command, "-200") == 2
+    assert "points of accuracy, more than --most-loss -200; nothing was saved" in capsys.readouterr().err
+    assert not list((tmp_path / "other").iterdir())
+
 
 def test_options_of_int8_alone(tmp_path, monkeypatch, capsys):
     save(small(Classifier, "bert"), tmp_path / "source")
-    for words in (("--int8",), ("--to", "onnx", "--reduce-range")):
+    for words in (("--int8",), ("--to", "onnx", "--task", "mrpc"), ("--to", "onnx", "--reduce-range")):
         assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", *words) == 2
         assert "--int8" in capsys.readouterr().err
+    monkeypatch.setattr(onnx_export, "packages", lambda: None)
+    command = ("--to", "onnx", "--int8", "--task", "mrpc", "--data", tmp_path)
+    assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", *command) == 2
+    assert "has no tokenizer, so it cannot be evaluated on --task" in capsys.readouterr().err

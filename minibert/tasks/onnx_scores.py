@@ -1,0 +1,63 @@
+"""Compares the dev scores of a fine-tuned model in fp32 with those of its int8 file in ONNX Runtime."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from minibert.common.console import say
+from minibert.common.errors import UserError
+from minibert.common.runtime import Runtime
+from minibert.data.tokenizer import Tokenizer
+from minibert.hub.onnx_export import open_file, run_file
+from minibert.model.batch import groups, rows_of
+from minibert.model.heads import Span
+from minibert.tasks.models import in_order
+from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
+
+MICRO_TOKENS = 1024  # a batch has at most this many tokens: few, because rows are padded to the longest row
+
+
+def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
+    """Runs the ONNX file of `model` on a split. Returns the outputs in the form of `predict.outputs`."""
+    session, examples, pieces, places = open_file(path), split.examples, [], []
+    for group in groups(examples.lengths, MICRO_TOKENS):
+        batch = examples.batch(group)
+        found = run_file(session, model, batch, int(batch.lengths.max()))
+        spans = isinstance(model, Span)
+        pieces.append(torch.stack(found, -1) if spans else found[0])
+        places.append(rows_of(examples.starts[group], examples.lengths[group])[0] if spans else group)
+    return torch.cat(pieces).numpy()[np.argsort(np.concatenate(places))]
+
+
+def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
+             most: float) -> Callable[[Path], None]:
+    """Returns a function that takes the path of an int8 file, and prints the scores of this file and of
+    `model` in fp32. It raises `UserError` if the file loses more than `most` points of the task's first
+    metric.
+
+    `name` is the folder of `model`. The model's classes are put into the task's order. `task` and `data` are
+    the values of --task and --data, as in finetune.py.
+    """
+    known, rows = read_rows_to_judge(task, data, name)
+    in_order(model, known, name)
+    known = replace(known, max_length=min(known.max_length, model.config.max_positions))
+    split = next(iter(tokenise_splits(known, rows, tokenizer, 128, model.config, name).values()))
+
+    def judge_file(path: Path) -> None:
+        before, exact = judge(model, known, split, Runtime(torch.device("cpu"), "fp32"))
+        found = file_outputs(path, model, split)
+        after = score(known, split, answers_of(known, split, found))
+        line = ", ".join(f"{metric} {value:.2f} in fp32 and {after[metric]:.2f} in int8"
+                         for metric, value in before.items())
+        if known.kind == "classes":
+            line += f"; {(found.argmax(-1) != exact.argmax(-1)).sum()} answers changed"
+        say(f"{known.name}, {len(split.rows):,} examples: {line}")
+        metric = next(iter(before))
+        if not before[metric] - after[metric] <= most:
+            raise UserError(f"int8 costs {before[metric] - after[metric]:.2f} points of {metric}, more than "
+                            f"--most-loss {most:g}; nothing was saved")
+    return judge_file
