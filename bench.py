@@ -1,10 +1,10 @@
 """Measures minibert and other programs. Prints a table. The last line of the output is one JSON document.
 
-    bench.py train     times the distillation step, and the same step on `transformers`
-    bench.py inference measures latency and throughput of minibert and other engines, and scores of each mode
-    bench.py finetune  times the fine-tuning step on a real task, and the same step on `transformers`
-    bench.py sentences compares sentence encoders with their teacher: STS-B, retrieval on SQuAD, speed
-    bench.py plan      calculates the hours of a training from the tokens a second
+    bench.py train     times the distillation step of train.py, and the same step in `transformers`
+    bench.py inference measures latency and throughput of minibert and of other inference libraries
+    bench.py finetune  times the fine-tuning step of finetune.py, and the same step in `transformers`
+    bench.py sentences compares the scores and the speed of sentence encoders with those of their teacher
+    bench.py plan      calculates the hours of a training from the number of tokens per second
     bench.py size      counts parameters, bytes on disk and FLOPs of models; shows published figures
     bench.py runs      runs a list of commands; skips finished runs and resumes stopped runs
     bench.py report    writes tables and a plot of finished runs into a markdown file
@@ -28,7 +28,8 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# for some commands, the option whose name may be left out: its values then stand right after the command
+# For each of these commands, the name of one option may be left out. For example, `bench.py size bert-base`
+# means `bench.py size --models bert-base`.
 PLAIN = {"sentences": "--models", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
@@ -50,7 +51,7 @@ EXAMPLES = """examples:
 
 
 def examples_of(what: str) -> str:
-    """The lines of `EXAMPLES` that show one command."""
+    """Returns the lines of `EXAMPLES` for the command `what`."""
     title, *lines = EXAMPLES.splitlines()
     return "\n".join([title, *(line for line in lines if f"bench.py {what} " in f"{line} ")])
 

@@ -1,10 +1,11 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-Read this file from top to bottom. `main` fine-tunes once for each seed and prints a table at the end. After
-it come the functions for the teacher, for one seed, and for one stage, which has the training loop. TinyBERT
-has two stages, and all other methods have one stage. The options are in minibert/tasks/options.py. The losses
-are in task_kd.py, tinybert.py and theseus.py in minibert/distill/. In minibert/tasks/, splits.py reads the
-data and computes the scores, models.py loads the student and the teacher, and summary.py ends a run.
+Read this file from top to bottom. `main` fine-tunes once for each seed and prints a table at the end. The
+functions that load and run the teacher come next, then `one_seed`, and then `train` with the training loop.
+TinyBERT trains the student in two stages, and every other method in one stage. The options are in
+minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/. In
+minibert/tasks/, splits.py reads the data and computes the scores, models.py loads the student and the
+teacher, and summary.py makes the final table.
 """
 
 import dataclasses
@@ -61,12 +62,12 @@ EXAMPLES = """examples:
 
 
 class Run(NamedTuple):
-    """The values that do not change during a run."""
+    """The options, the task, the tokenizer and the device, which are the same for all seeds."""
 
     options: Options
     out: Path
     student: str  # the folder or hub name of the model from which every seed starts
-    task: Task  # the task; options like --lr have replaced its own training settings
+    task: Task  # the task, with the training settings that the user gave as options
     tokenizer: Tokenizer
     runtime: Runtime
 
@@ -76,7 +77,7 @@ class Teaching(NamedTuple):
 
     teacher: nn.Module | None  # the frozen teacher, if the method runs it in training; otherwise None
     targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples (see `teacher_outputs`)
-    layers: list[int]  # the student layers, from 1, whose [CLS] states PKD trains; empty for other methods
+    layers: list[int]  # for pkd, the numbers (from 1) of the student layers that learn [CLS] states
 
 
 # ---------------------------------------------------------------- main
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     """Fine-tunes once for each seed and prints a table. With --evaluate, it only evaluates a model."""
     options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
     runtime = start(options.device, options.precision, options.threads)
-    reader = options.model or options.teacher  # without --model, the student has the teacher's tokenizer
+    # without --model, the student is made of the teacher's layers and has the teacher's tokenizer
+    reader = options.model or options.teacher
     tokenizer = minibert.load_tokenizer(reader)
     task, splits = read_task(options, reader, tokenizer)
     out = Path(options.out)
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # frees the teacher's memory, if `teaching` has only its outputs
+        del teacher  # frees the memory of the teacher, unless `teaching.teacher` still refers to it
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)
@@ -118,17 +120,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """Returns the task with the settings of the options, and its splits, tokenised for the model `reader`.
+    """Returns the task with the training settings that were given as options, and its tokenised splits.
 
-    The splits are those of `read_rows`. With --augmented and --transfer, there are also splits with these
-    names.
+    `reader` is the model whose tokenizer and config are used. The splits are train, the dev splits and, with
+    --predict, the test splits. --augmented adds a split `augmented`, and --transfer a split `transfer`. With
+    --evaluate, the result has only the splits to evaluate.
     """
     if options.evaluate:
         task, rows = read_rows_to_judge(options.task, options.data, reader)
     else:
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
-        own_file = options.task not in TASKS and not options.dev  # rows of such a file may have equal ids
+        # If train and dev are parts of one csv file, the augmented file must have no copy of a dev row. Rows
+        # of the csv file may have equal ids, so an id that occurs in both parts is not checked.
+        own_file = options.task not in TASKS and not options.dev
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
         rows["augmented"] = read_augmented(options.augmented, task, pairs, held_out)
@@ -136,7 +141,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        pairs = bool(splits["train"].examples.segments.any())  # also true for SQuAD, as it has two texts
+        # also true for SQuAD, where an example is a question and a context
+        pairs = bool(splits["train"].examples.segments.any())
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
     return task, splits
@@ -148,7 +154,8 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
-        then = splits["train"]  # as in the paper, augmented examples with scores are for the first stage only
+        # as in the paper: for a task of scores, only the intermediate stage uses augmented examples
+        then = splits["train"]
     elif options.augmented and then.rows[0].label is None and options.alpha != 1:
         raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn only from "
                         "the outputs of a --teacher, with --alpha 1")
@@ -163,7 +170,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # With fewer seeds than before, the best seed could be one whose model was already removed.
+    # A finished run has only the model of its best seed. Among fewer seeds, another seed may be the best.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
@@ -189,8 +196,8 @@ def announce(run: Run, first: Split, then: Split) -> None:
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
-    """Keeps the model of the best seed. Writes its errors, its predictions and summary.json, and prints the
-    final table.
+    """Moves the model of the best seed to the run's folder, and removes the other models. Writes the wrong
+    answers of this model and summary.json, and with --predict its predictions. Prints the final table.
     """
     options, task, out = run.options, run.task, run.out
     dev = dev_of(task, splits)
@@ -236,8 +243,8 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 # ---------------------------------------------------------------- the teacher
 
 def cut_student(run: Run) -> None:
-    """Saves the student from which every seed starts. This student has copies of some layers of the teacher,
-    and of the teacher's embeddings, pooler and head.
+    """Saves the student from which every seed starts. This student consists of copies of the teacher's
+    embeddings, of some of the teacher's layers, and of the teacher's pooler and head.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():
@@ -254,7 +261,9 @@ def cut_student(run: Run) -> None:
 
 
 def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
-    """Returns the frozen teacher. Raises `UserError` if it does not suit task, student and examples."""
+    """Returns the frozen teacher. Raises `UserError` if the teacher does not fit the task, the student or the
+    examples.
+    """
     options, student = run.options, load_config(run.student)
     teacher = hold_frozen(load_tuned(options.teacher, run.task), run.runtime)
     if minibert.load_tokenizer(options.teacher).sha256 != run.tokenizer.sha256:
@@ -274,8 +283,8 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
 
 
 def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
-    """Computes the teacher's outputs on the training examples. The result has the teacher only if the method
-    also runs it in training.
+    """Computes the teacher's outputs on the training examples. `Teaching.teacher` is None if the method does
+    not run the teacher during training.
     """
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
@@ -296,11 +305,11 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns the result. If an earlier session has finished this seed, its
-    stored result is returned.
+    """Fine-tunes with one seed and returns the result. If the run was stopped after this seed was finished,
+    the stored result is returned.
 
-    The model of the best epoch is in out/seed-N/model. `examples` has the examples of TinyBERT's intermediate
-    stage, and those of the prediction stage, which is the only stage of other methods.
+    The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of TinyBERT's
+    intermediate stage, and the examples of the last stage. All methods except TinyBERT use only the second.
     """
     options, task, out = run.options, run.task, run.out / f"seed-{seed}"
     if not (out / "result.json").exists():
@@ -330,17 +339,18 @@ def student_of(seed: int, run: Run, source: str | Path) -> nn.Module:
 
 
 def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, steps: int) -> Callable:
-    """Returns a function that is called with the data of each step. This function returns the loss function
-    for a micro-batch, and the counts by which the loss sums of the step are divided.
+    """Returns a function `loss(data)`. `data` are the examples of one training step.
 
-    `steps` is the number of steps of the whole stage.
+    `loss(data)` returns a function that computes the loss of one micro-batch, and a dict. For each loss term,
+    the dict has the number of examples by which the sum of the term over the step is divided. `steps` is the
+    number of steps of the whole stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
         weights = TaskWeights(options.alpha, options.temperature, options.beta or 0.0)
     if options.method == "theseus":
         train_layers_only(student)
-        # As in the original code, dropout is also on in the teacher's layers.
+        # As in the original code of BERT-of-Theseus, dropout is active in the teacher's layers, too.
         with_dropout(teacher, options.dropout, options.attention_dropout).train()
 
     def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
@@ -365,8 +375,9 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     embeddings, hidden states and attention of the fine-tuned teacher, without labels. Returns the training
     time in seconds.
 
-    The student is saved in out/model. Its task head is not trained in this stage. If the student's states are
-    projected, the projections are saved in out/projections.safetensors.
+    The student is saved in out/model. Its task head is not trained in this stage. With --project, linear
+    layers map the student's states to the teacher's hidden size. These linear layers are saved in
+    out/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -402,17 +413,17 @@ def card_of(options: Options, task: Task) -> str:
 # ---------------------------------------------------------------- one stage
 
 class Stage(NamedTuple):
-    """One training: its module, its loss, its data and its settings."""
+    """The module, the loss, the data and the settings of one training stage."""
 
     name: str  # the name of the stage in messages
     module: nn.Module  # the module that is trained and saved in checkpoints
-    loss: Callable  # takes the data of a step; returns its loss function and its counts (`loss_of_task`)
+    loss: Callable  # a function `loss(data)`, like the function that `loss_of_task` returns
     examples: Examples  # the training examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
     epochs: float
     lr: float
     warmup: float | None  # share of warm-up steps before the linear decay; None: a constant learning rate
-    dev: dict[str, Split]  # the splits on which each epoch is evaluated to keep the best model; may be empty
+    dev: dict[str, Split]  # after each epoch, the model is evaluated on these splits; empty: no evaluation
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
@@ -424,20 +435,23 @@ def best_of(history: list[dict], metric: str) -> dict | None:
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """Trains `stage.module` in the folder `out`. Returns the best epoch, the scores of all epochs, and the
-    seconds of all sessions. If a killed session lost steps, their time counts only once.
+    training time in seconds. If the run was resumed, the time is the sum over all its parts. If the run was
+    killed and some steps are repeated, only the repetition counts.
 
-    The model of the best epoch is kept in out/model, and its outputs on the first dev split are in `OUTPUTS`.
+    The model of the best epoch is saved in out/model, and its outputs on the first dev split are saved in
+    out/dev-outputs.safetensors.
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # for the last step of each epoch, the number of epochs up to this step; the last epoch may be incomplete
+    # keys: the last step of each epoch; values: the number of epochs up to this step, for example 2.5
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
     optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
-    done, seconds = state.get("step", 0), state.get("seconds", 0.0)  # what earlier sessions have done
+    # the number of steps and the seconds that the run was trained before it was resumed
+    done, seconds = state.get("step", 0), state.get("seconds", 0.0)
     history = state.get("history", [])  # the epoch, step and scores of each finished epoch
     if done:
         say(f"{stage.name}: resuming after step {done}")
@@ -445,11 +459,12 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-        # The run may have been killed after it saved the checkpoint and before it saved the model.
+        # If the run was killed between saving the checkpoint and saving the model, the model is saved now.
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
-    # The loss must use all layers of the student. In theseus this is certain only at the end of the training,
-    # so the data are drawn for the step after the last one.
+    # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
+    # training step uses only some student layers, drawn at random. The step after the last one uses all
+    # student layers, so the example is drawn for this step.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
@@ -497,7 +512,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
 
 
 def steps_of(epochs: float, examples: Examples, task: Task) -> int:
-    """The number of optimiser steps in this number of epochs. The last epoch may be incomplete."""
+    """The number of optimiser steps in `epochs` epochs. `epochs` may have a fraction, for example 2.5."""
     return math.ceil(epochs * len(examples.lengths) / task.batch)
 
 

@@ -1,10 +1,11 @@
-"""The engines of `bench.py inference`: the modes of this project, and other engines if they are installed.
+"""The engines that `bench.py inference` compares: minibert in fp32 and in its fast modes, and other inference
+libraries if they are installed.
 
-An engine is a function that opens the files of a model and returns a function `run`. `run(ids, segments)`
-takes S lists of ids and S lists of segments, as the tokenizer returns them. The result is the logits (S, K)
-of a classifier, computed on one device. All engines use the same weights. minibert packs sentences without
-padding. The other engines get padded batches, as is usual: sentences are sorted by length and divided into
-batches of `PADDED` sentences, and each batch is padded to its longest sentence.
+An engine opens the files of a model and returns a function `run`, which computes the logits of sentences.
+`run(ids, segments)` gets the token ids and the token types (`segments`) of S sentences. It returns the logits
+(S, K) of a classifier with K classes. All engines use the same weights. minibert packs sentences without
+padding. All other engines get padded batches. For these batches, the sentences are sorted by length and
+divided into groups of `PADDED` sentences. Each group is padded to its longest sentence.
 """
 
 import contextlib
@@ -39,7 +40,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
     """Writes the files that the engines read: the folder model/, and files in the formats of other engines.
 
-    `calibration` has the ids and segments of sentences, which give OpenVINO's int8 its scales.
+    `calibration` has the token ids and token types of some sentences. The conversion to int8 for OpenVINO
+    measures the range of the activations on these sentences.
     """
     minibert.save(model, folder / "model", tokenizer)
     kinds = {engine.split()[0] for engine in engines}
@@ -56,10 +58,10 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
-    """Writes int8.xml, the file for OpenVINO's static int8. The library NNCF makes it from model.onnx.
+    """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml, which OpenVINO reads.
 
-    The settings are those that NNCF's documentation gives for transformers. The scales of the activations are
-    measured on the given sentences, one sentence at a time.
+    The settings are those that NNCF's documentation gives for transformers. The quantisation scales of the
+    activations are measured on the given sentences, one sentence at a time.
     """
     import nncf
     import openvino
@@ -93,7 +95,9 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """The engine of minibert: the loaded model if `mode` is None, otherwise its copy in this fast mode."""
+    """minibert as an engine. If `mode` is None, the model runs in fp32. Otherwise it is first converted
+    to this fast mode, for example int8.
+    """
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)
@@ -102,7 +106,7 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """The engine `transformers` with SDPA attention. Dropout and gradients are off.
+    """The library `transformers` as an engine, with SDPA attention and without dropout and gradients.
 
     `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
     """
@@ -130,7 +134,7 @@ def _quiet_transformers():
 
 
 def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """The engine ONNX Runtime on the CPU, with all graph optimisations, for `file` in `folder`."""
+    """Runs `file`, an ONNX file in `folder`, with ONNX Runtime on the CPU, with all graph optimisations."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -144,7 +148,8 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """The engine OpenVINO on the CPU, with the setting for latency. Operations that are not int8 run in fp32.
+    """Runs `file` in `folder` with OpenVINO on the CPU, with OpenVINO's performance hint LATENCY. Operations
+    that are not int8 run in fp32.
     """
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {
@@ -156,7 +161,9 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """The encoder of CTranslate2 on the CPU. The head is minibert's, because CTranslate2 has none."""
+    """Runs the encoder with CTranslate2 on the CPU. CTranslate2 has no classification head, so minibert
+    computes the logits from CTranslate2's hidden states.
+    """
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
                                   inter_threads=1, intra_threads=torch.get_num_threads())
@@ -186,7 +193,7 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
 }
 
 
-# the packages that an engine or its files need, in addition to the packages that minibert needs
+# for each library or engine, the packages that must be installed to run it and to write its files
 PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["ctranslate2", "transformers"],
             "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],
             "openvino": ["openvino", "onnx", "onnxscript"],

@@ -1,9 +1,11 @@
-"""Times the fine-tuning step of finetune.py and the same step on `transformers`, on examples of a real task.
+"""Compares the time of the fine-tuning step in finetune.py with the time of the same step in the library
+`transformers`, on examples of a real task.
 
-The programs take turns on the same examples, with random weights. transformers pads each batch to its longest
-example. The step of transformers is measured in two ways. In the first way, the batches are random, as in
-finetune.py and by default in the trainer of transformers. In the second way, a batch has examples of similar
-length. Such batches are an option of that trainer, and need less padding.
+minibert and transformers run alternately on the same examples. Their models have random weights. transformers
+pads each batch to its longest example. The step of transformers is measured in two ways. In the first way,
+the batches are random, as in finetune.py and by default in the Trainer of transformers. In the second way, a
+batch has examples of similar length, which is an option of the Trainer. Batches of the second way need less
+padding.
 """
 
 import dataclasses
@@ -48,13 +50,14 @@ class FinetuneBench:
     batch: int = option(32, "number of examples of one step")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     micro_tokens: int = option(
-        4096, "largest number of tokens in one forward pass of minibert; a forward pass of transformers has "
-        "the whole batch")
-    steps: int = option(4, "number of training steps in one turn")
-    turns: int = option(3, "number of measured turns of each program, after one warm-up turn")
+        4096, "largest number of tokens in one forward pass of minibert; transformers always processes the "
+        "whole batch in one forward pass")
+    steps: int = option(4, "number of training steps in one measurement")
+    turns: int = option(3, "number of measurements of each program, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings, block outputs and "
                             "the classifier's input, in minibert and in transformers")
-    precision: str = option("auto", "precision of matrix products", choices=("auto", *PRECISIONS))
+    precision: str = option("auto", "precision of matrix products; auto: 16 bits on hardware with fast "
+                                    "16-bit products, otherwise fp32", choices=("auto", *PRECISIONS))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1")
     threads: int | None = option(None, "number of CPU threads")
 
@@ -65,7 +68,7 @@ class FinetuneBench:
 
 
 def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
-    """Returns the training examples for the steps of one turn, and the shape of the model."""
+    """Returns the training examples of one turn, and the configuration of the model."""
     task = dataclasses.replace(TASKS[options.task], max_length=options.max_length)
     tokenizer = minibert.load_tokenizer(options.tokenizer)
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]

@@ -1,4 +1,4 @@
-"""Counts the multiplications and additions of models and training steps, and measures the machine's peak."""
+"""Counts the FLOPs of models and of training steps, and measures the highest FLOP/s of the machine."""
 
 import functools
 import time
@@ -13,22 +13,27 @@ from minibert.model.config import Config
 from minibert.model.init import on_meta
 from minibert.model.heads import build_encoder
 
-FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L, multiplications and additions each counted
-  T is the number of tokens, L the number of layers, D the hidden size and F the feed-forward size. The
-  formula counts the linear layers and the attention of the encoder. For a MobileBERT with the bottleneck
-  size B it is 2 T x (weights of its linear layers) + 4 T^2 B L. The formula leaves out the pooler, the heads,
-  and everything that is no matrix product (biases, LayerNorm, GELU, softmax, look-ups in tables).
-with D x D = FLOPs + 2 T D^2, which adds one more D x D layer over all tokens. How the papers counted is not
-  known. Most of their figures are equal to this count after rounding."""
+FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L
+  A multiplication and an addition count as two operations. T is the number of tokens, L the number of layers,
+  D the hidden size and F the feed-forward size. The formula counts the linear layers and the attention of the
+  encoder. For a MobileBERT with the bottleneck size B, FLOPs = 2 T x (number of weights in its linear layers)
+  + 4 T^2 B L. The pooler, the heads, and operations that are not matrix products are not counted. Such
+  operations are biases, LayerNorm, GELU, softmax and look-ups in tables.
+with D x D = FLOPs + 2 T D^2
+  This column counts one more linear layer with D x D weights, for every token. The papers do not say how they
+  counted. Most of their figures are equal to this column after rounding."""
 
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """The number of weights in the encoder's linear layers. Each token is multiplied by all these weights."""
+    """The number of weights in the encoder's linear layers. For every token, each of these weights is used in
+    one multiplication.
+    """
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    encoder = on_meta(build_encoder, replace(config, layers=1))  # one is enough: all layers have equal sizes
+    # an encoder with one layer is built, because all layers have equal sizes
+    encoder = on_meta(build_encoder, replace(config, layers=1))
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
 
@@ -38,14 +43,14 @@ def encoder_flops(config: Config, length: int) -> int:
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """The necessary multiplications and additions of a training step. `lengths` has the number of tokens of
+    """The FLOPs that a training step needs. Padding is not counted. `lengths` has the number of tokens of
     each sequence.
 
-    A step needs the teacher's forward pass and the student's forward and backward passes. For each token, a
-    linear layer costs 2 x its number of weights, and attention costs 4 T D in each layer. A backward pass
-    costs twice as much as its forward pass. The logits of the vocabulary count as follows. With the method
-    `distilbert`, they count for every token of both models. With `mlm`, they count for 15 % of the student's
-    tokens. With other methods, they do not count. The losses are never counted.
+    A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
+    backward passes. The FLOPs of an encoder's forward pass are those of `FLOPS_FORMULA`. A backward pass
+    costs twice as much as its forward pass. The method `distilbert` needs the logits of the vocabulary for
+    every token of both models. The method `mlm` needs the logits for 15 % of the student's tokens, and other
+    methods need no logits. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -60,7 +65,8 @@ def matrix_peak(runtime: Runtime) -> float:
     precision of the runtime.
     """
     on_gpu = runtime.device.type == "cuda"
-    size = 8192 if on_gpu else 2048  # a GPU needs more time to start a small product than to compute it
+    # on a GPU, the time of a small product would be mainly the time to start its kernel
+    size = 8192 if on_gpu else 2048
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))
     best = float("inf")

@@ -1,9 +1,11 @@
-"""Times inference with minibert and with other installed engines, and measures the scores of each mode.
+"""Compares the speed of inference with minibert and with other installed inference libraries. Also measures
+the task scores of minibert's fast modes.
 
-First, all examples run one at a time, as in the DistilBERT paper (Sanh et al. 2019, table 3, on the pairs of
-the STS-B dev set). Then --batch examples run together. Every engine has its own process with a given number
-of threads. The engines take turns on the same examples, with the same weights. A result is copied to the CPU
-before the clock stops, so the time includes the work of the GPU.
+First, each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first B
+examples run together, where B is the value of --batch. The compared programs are called engines. Each engine
+has its own process with a given number of threads. The engines run alternately, with the same examples and
+the same weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all
+work of the GPU.
 """
 
 import dataclasses
@@ -35,8 +37,8 @@ from minibert.tasks.specs import TASKS, TEXT_TASKS
 from minibert.tasks.splits import judge, some_of, tokenised
 
 ROOT = Path(__file__).parents[2]
-# Random examples have lengths like those of the STS-B dev pairs in tokens of bert-base-uncased. This is a
-# log-normal distribution with the median 29 and at least 8 tokens.
+# The lengths of random examples are distributed like those of the STS-B dev pairs, in tokens of
+# bert-base-uncased. The distribution is log-normal with the median 29. Lengths below 8 are set to 8.
 LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 
@@ -45,8 +47,8 @@ class InferenceBench:
     """Every option of bench.py inference."""
 
     models: tuple[str, ...] = option(
-        ("bert-base", "distilbert"), "presets (random weights), or folders of models that were fine-tuned on "
-        "--task; for a folder, the scores of each mode are also measured")
+        ("bert-base", "distilbert"), "presets (with random weights), or folders of models that were "
+        "fine-tuned on --task. For a folder, the scores of minibert's fast modes are measured, too")
     task: str = option("stsb", "name of the task whose dev examples are used", choices=TEXT_TASKS)
     data: str | None = option(None, "folder of the official files of the task, or its parent folder; without "
                               "--data, the examples are random tokens, with lengths like those of STS-B")
@@ -54,13 +56,14 @@ class InferenceBench:
     examples: int | None = option(None, "number of examples of the dev set (default: all; without --data: "
                                   "100)")
     batch: int = option(32, "number of examples that run together, to measure the throughput")
-    turns: int = option(3, "number of measured turns of each engine, after one warm-up turn")
+    turns: int = option(3, "number of measurements of each engine, after one warm-up")
     engines: tuple[str, ...] = option(
         (), "engines to run, each in quotes, for example 'minibert int8' 'transformers fp32' (default: all "
         "engines that can run on this machine)",
         choices=tuple(ENGINES))
-    threads: tuple[int, ...] = option((), "numbers of CPU threads, which are measured one after the other "
-                                      "(default: 1, and the number that torch chooses)")
+    threads: tuple[int, ...] = option((), "one or several numbers of CPU threads; everything is measured "
+                                      "with each of these numbers (default: 1, and the number that torch "
+                                      "chooses)")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     device: str = option("auto", "device, for example cpu, cuda or cuda:1")
 
@@ -83,8 +86,8 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs one engine in its own process. A turn returns the seconds for each example alone, the seconds for
-    the batch, and the logits of the batch.
+    """Runs one engine in its own process. Each turn returns the seconds of each example when it runs alone,
+    the seconds of the batch, and the logits of the batch.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -121,10 +124,10 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """For every mode that runs on this machine, the scores of a fine-tuned model in percent, and how much the
-    mode changes the model's logits.
+    """Returns the scores of a fine-tuned model in percent, in fp32 and in each fast mode that this machine
+    supports. For each mode, the result also has the change of the logits compared with fp32.
 
-    The model is evaluated on the dev set of the task, or on only `limit` of its examples if this is not None.
+    The model is evaluated on `limit` examples of the dev set, or on all examples if `limit` is None.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
@@ -158,10 +161,12 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """The figures of one engine, from the times of its turns. `flops` is the work for all examples, and
-    `flops_together` the work for the batch. `peak` is the FLOP/s of the machine.
+    """Returns the latency, the throughput and the share of the peak of one engine. `turns` has the results of
+    its turns (see `inference_worker`), and `memory` is its peak memory in bytes.
 
-    A turn has the seconds for each example alone, whose sum is called a pass, and the seconds for the batch.
+    `flops` are the FLOPs of all examples, and `flops_together` are those of the batch. `peak` is the highest
+    FLOP/s of the machine. In each turn, the seconds of all single examples are added. This sum is called a
+    pass.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -174,7 +179,7 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
 
 
 def compare_engines(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
-    """Runs the engines in turns, prints a table and returns the figures of each engine."""
+    """Runs the engines alternately, prints a table, and returns the measured figures of each engine."""
     taken, memory = alternate(inference_worker, engines, job, turns)
     peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
@@ -239,8 +244,8 @@ def bench_inference(options: InferenceBench) -> dict:
 
 def write_model(name: str, tokenizer, folder: Path, engines: list[str],
                 examples: tuple[list[list[int]], list[list[int]]]) -> Config:
-    """Writes the files of the engines for a preset with random weights, or for the model in a folder. Returns
-    the model's configuration.
+    """Writes the files that the engines read. The model is a preset with random weights, or is loaded from a
+    folder. Returns the model's configuration.
     """
     if name in PRESETS:
         torch.manual_seed(0)

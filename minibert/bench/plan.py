@@ -1,8 +1,8 @@
-"""Calculates the hours of a training on one device, from its tokens a second.
+"""Calculates the hours of a training on one device, from the number of tokens per second.
 
-This command measures nothing. Give the tokens a second of the device, as measured by `bench.py train`
-(--tokens-per-second). If they are unknown, they are estimated from the peak FLOP/s of the device and the
-share of it that the training reaches (--peak-tflops, --share). The output names all assumptions.
+This command measures nothing. Measure the number of tokens per second with `bench.py train`, and give it as
+--tokens-per-second. If it is unknown, give the peak FLOP/s of the device (--peak-tflops) and the share of
+this peak that the training reaches (--share). The output names all assumptions.
 """
 
 import dataclasses
@@ -16,19 +16,20 @@ from minibert.common.options import option, within
 from minibert.data.corpus_writer import SPECIALS
 from minibert.model.config import preset
 
-# These are the mean numbers of pieces of one word, in BERT's uncased vocabulary. The pieces were counted in
-# 634,000 words of English Wikipedia and in 181,000 words of public-domain books.
+# The mean number of tokens per word with BERT's uncased vocabulary. The tokens were counted in 634,000 words
+# of English Wikipedia and in 181,000 words of public-domain books.
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
 # the number of tokens of each corpus, without [CLS] and [SEP], and its source
 CORPORA = {
     "wikitext-2": (2_153_632, "counted: wiki.train.tokens by data/prepare.py with BERT's uncased vocabulary"),
     "wikitext-103": (round(103_227_021 * 2_153_632 / 2_088_628),
-                     "estimated: 103,227,021 words (Merity et al. 2016) with 1.03 pieces a word, as in "
-                     "WikiText-2; WikiText-103 has fewer <unk>, so its true number may be higher"),
+                     "estimated: 103,227,021 words (Merity et al. 2016) with 1.03 tokens per word, as in "
+                     "WikiText-2. The true number may be higher: WikiText-103 has fewer <unk>, and each "
+                     "<unk> is only one token"),
     "bookcorpus+wikipedia": (round(800e6 * BOOK_PIECES + 2500e6 * WIKIPEDIA_PIECES),
                              f"estimated: 800 M and 2,500 M words (Devlin et al. 2019) with {BOOK_PIECES} "
-                             f"and {WIKIPEDIA_PIECES} pieces a word, as counted in samples of such texts"),
+                             f"and {WIKIPEDIA_PIECES} tokens per word, as counted in samples of such texts"),
 }
 
 
@@ -39,9 +40,10 @@ class PlanBench:
     corpus_tokens: str | None = option(None, f"number of tokens of the corpus, for example 2.5e9, or a name: "
                                              f"{', '.join(CORPORA)}")
     epochs: float = option(1.0, "number of passes over the corpus")
-    tokens_per_second: float | None = option(None, "number of tokens a second in training on the device")
-    peak_tflops: float | None = option(None, "peak of the device in 10^12 FLOP/s (needs --share)")
-    share: float | None = option(None, "share of the peak that the training reaches, above 0 and at most 1")
+    tokens_per_second: float | None = option(None, "number of tokens that the training processes per second")
+    peak_tflops: float | None = option(None, "peak speed of the device in 10^12 FLOP/s (needs --share)")
+    share: float | None = option(None, "share of --peak-tflops that the training reaches, more than 0 and at "
+                                       "most 1")
     teacher: str = option("bert-base", "preset of the teacher")
     student: str = option("distilbert", "preset of the student")
     length: float = option(128.0, "mean number of tokens of a sequence, with [CLS] and [SEP]")

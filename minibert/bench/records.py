@@ -12,41 +12,47 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has the scores of "teacher", "student, initial" and "student, trained" on
-    held-out text.
+    """A run of train.py. `held_out` has three scores on held-out text: those of the teacher, of the student
+    before the training and of the student after the training. Their keys are "teacher", "student, initial"
+    and "student, trained".
     """
     folder: Path
     options: dict
     machine: str
     tokens: int
     seconds: float  # the time of the steps, without the time to prepare the corpus and to evaluate
-    curve: list[tuple[int, dict]]  # (trained tokens, held-out scores) for each evaluation in the training
+    # for each evaluation during the training: the number of tokens so far, and the scores on held-out text
+    curve: list[tuple[int, dict]]
     held_out: dict[str, dict]
     table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. `scores` has the scores on the first dev split at the best epoch of each seed."""
+    """A run of finetune.py. `scores` are the scores on the first dev split. For each seed, they are the
+    scores of its best epoch.
+    """
     folder: Path
     options: dict
     machine: str
     task: str
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
-    scores: dict[str, list[float]]  # by metric, one value in percent for each seed; the first metric decides
+    # a dict from metrics to lists with one value in percent for each seed
+    scores: dict[str, list[float]]
     seconds: float  # the training time of all seeds
-    baseline: dict[str, float] | None  # the scores of a constant prediction; None for SQuAD
+    baseline: dict[str, float] | None  # the scores of a model that always gives one answer; None for SQuAD
 
     @property
     def start(self) -> str:
-        """The model that was fine-tuned: a folder, a hub name, or the layers that were cut out of a teacher.
-        The teacher's folder is left out, because each task has another one.
+        """The start of the fine-tuning: the folder or hub name of a model, or the teacher layers that were
+        copied into the student. The teacher's folder is not part of the text: every task has its own teacher,
+        and the text must be equal for all tasks.
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
 
     @property
     def values(self) -> list[float]:
-        """The values of the first metric, which decides which model is better, one for each seed."""
+        """For each seed, the value of the first metric. Models are compared by this metric."""
         return next(iter(self.scores.values()))
 
     @property
@@ -74,8 +80,8 @@ def read_runs(folders: Iterable[str], without: Iterable[str] = ()
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """The run folders in the folder `name`, which may itself be a run folder. Folders inside a run folder are
-    not searched.
+    """Finds all run folders in the folder `name`. `name` can also be a run folder. Folders inside a run
+    folder are not searched.
     """
     found = False
     for place, below, files in os.walk(name):

@@ -3,8 +3,8 @@
     bench.py report runs/ --teacher TEACHER --out report.md
 
 All figures come from the files of the runs. A model has the name of its run folder. For example, the model in
-`runs/distilled/model` is called `distilled`. If it was then fine-tuned with a teacher and --method kd, the
-fine-tuned model is called `distilled + kd`.
+`runs/distilled/model` is called `distilled`. If the model `distilled` was fine-tuned with a teacher and
+--method kd, the fine-tuned model is called `distilled + kd`.
 """
 
 import statistics
@@ -25,25 +25,27 @@ from minibert.training.summary import figures_of
 
 MARK = "<!-- This file was written by bench.py report. -->"
 NOT_RUN = "not run"
-Scores = dict[str, dict[str, TuneRun]]  # `scores[model][task]` is the run of the model on the task
+Scores = dict[str, dict[str, TuneRun]]  # `scores[model][task]` is the fine-tuning of the model on the task
 
-# these texts are printed below the tables
-SCORES_NOTE = """Scores are in percent, on the dev set. MNLI has the score on the matched dev set, and IMDb on
-the test set. Each seed counts with its best epoch. A cell has the median score over n seeds of fine-tuning,
-and in brackets the range. If the ranges of two models overlap, or if one of them has one seed, their
-difference is not a finding. Published figures are from tables 1 and 2 of the DistilBERT paper. † This figure
-is from the README of DistilBERT's code."""
-SHARES_NOTE = """A model has no row if it has no score on one of these tasks, or if it was trained on another
-part of the data. The brackets have the 95 % interval of a bootstrap over the seeds of fine-tuning. A task
-with one seed does not make the interval wider. The interval does not show how much the scores would change
-if the training of a model were repeated. 'Not defined' means that a score of the teacher is not above 0."""
-TRAININGS_NOTE = """All figures are on held-out text. They are figures of the student after the training,
-unless the column says otherwise. The MLM loss is in nats. A student with the learning rate 0 is an untrained
-copy of layers. A run with fewer than 5 million tokens shows that the code works, not how good the method is.
-Each run has one seed, so a small difference is not a finding. The time is the time of the training steps. The
-speed is that of the student's encoder divided by that of the teacher's encoder. Both took turns on the same
-batch at the end of the training. The students of one shape should be equally fast: their differences are
-noise."""
+# the notes below the tables of the report
+SCORES_NOTE = """Scores are in percent, on the dev set. For MNLI, the matched dev set is used, and for IMDb
+the test set. The score of a seed is the score of its best epoch. A cell shows the median over n seeds of
+fine-tuning and, in brackets, the lowest and the highest score. If the ranges of two models overlap, or if one
+of the models has only one seed, the difference of the models may be chance. Published figures are from tables
+1 and 2 of the DistilBERT paper. A figure with † is from the README of DistilBERT's code."""
+SHARES_NOTE = """A model is left out if it has no score on one of the tasks. It is also left out if its number
+of training examples or its maximum length differs from the teacher's. The brackets show a 95 % interval, from
+a bootstrap over the seeds of fine-tuning. If a task has only one seed, the interval is too narrow. The
+interval does not include the variation between repeated distillations. 'Not defined' means that a score of
+the teacher is not above 0."""
+TRAININGS_NOTE = """All figures were measured on held-out text. They are figures of the student after the
+training, unless the heading of the column names another model. The MLM loss is in nats. A student with the
+learning rate 0 is an untrained copy of teacher layers. Runs with fewer than 5 million tokens are too short to
+compare methods. Each run has only one seed, so a small difference may be chance. The column "time" has the
+time of the training steps, without evaluation. The column "speed" has the speed of the student's encoder
+divided by the speed of the teacher's encoder. Both were measured alternately, on the same batch, at the end
+of the training. Students with the same number and size of layers have the same speed; differences between
+them are measurement errors."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ class ReportBench:
     without: tuple[str, ...] = option((), "folders of runs to leave out, for example the runs of a search "
                                           "for a learning rate")
     out: str = option("report.md", "markdown file to write; the plot is written next to it")
-    teacher: str | None = option(None, "name of the teacher's run folder; the table of shares divides the "
-                                      "scores of the other models by the scores of this teacher")
-    share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; the table then has only models "
-                                              "with a score on each of these tasks (default: the tasks that "
-                                              "all models have)")
+    teacher: str | None = option(None, "name of the teacher's run folder; the report then has a table of "
+                                      "shares, which are the scores of the other models divided by the "
+                                      "scores of this teacher")
+    share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; models without a score on one "
+                                              "of them are left out (default: the tasks on which all models "
+                                              "were fine-tuned)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:
@@ -69,8 +72,8 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """The folder whose name the model gets in the tables. For a folder `model` with the name "model", it is
-    the parent folder, which is the run folder. For other folders it is the folder `model` itself.
+    """Returns the folder after which a model is named in the tables. This is the parent folder for a path
+    like runs/x/model, and the folder itself for all other paths.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path
@@ -82,13 +85,17 @@ def student_of(run: TrainRun) -> Path:
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """The folder whose name a training's teacher gets. Without a teacher (mlm), it is "none"."""
+    """Returns the folder after which the teacher of a training is named. The method mlm has no teacher, so
+    the name is "none".
+    """
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
 
 
 def check_names(places: Iterable[Path]) -> None:
-    """Raises `UserError` if two folders have the same name, because the tables would mix their models."""
+    """Raises `UserError` if two different folders have the same name, because their models would be in the
+    same row of a table.
+    """
     known: dict[str, Path] = {}
     for place in places:
         if known.setdefault(place.name, place) != place:
@@ -98,8 +105,9 @@ def check_names(places: Iterable[Path]) -> None:
 
 def taught(options: dict) -> str:
     """The suffix of a model's name, which says how the model learned from a teacher in fine-tuning. Without a
-    teacher, the suffix is "". With a teacher it is " + kd", for example, or " + kd, alpha 1" if alpha is not
-    the default. "pd" is distillation on texts without labels.
+    teacher, the suffix is "". With a teacher, the suffix is for example " + kd". If alpha is not the default
+    of the method, alpha is added: " + kd, alpha 1". With --transfer, the suffix has "pd" (pre-trained
+    distillation): the student learned from texts without labels.
     """
     if not options.get("teacher"):
         return ""
@@ -111,8 +119,8 @@ def taught(options: dict) -> str:
 
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
-    """Returns the runs by model and task, with the model `teacher` first. Raises `UserError` if two runs have
-    the same model and the same task, or if there is no run of the teacher.
+    """Returns a dict of dicts: `scores[model][task]` is a run. The model `teacher` is first. Raises
+    `UserError` if two runs have the same model and the same task, or if there is no run of the teacher.
     """
     found: Scores = {}
     for run in runs:
@@ -128,13 +136,15 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """The tasks of these runs: first the tasks of `TASKS` in the order of `TASKS`, and then the csv files."""
+    """The names of all tasks in `scores`: first the tasks of `TASKS`, in their order, and then csv files."""
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 
 
 def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
-    """The tasks on which all these models were fine-tuned with the same part of the training data."""
+    """The tasks on which all models were fine-tuned, with the same number of training examples and the same
+    maximum length.
+    """
     return [task for task in models[0] if all(task in of for of in models)
             and len({of[task].part for of in models}) == 1]
 
@@ -150,7 +160,9 @@ def markdown(rows: list[dict]) -> str:
 
 
 def published(model: str) -> dict[str, str]:
-    """The DistilBERT paper's figure for each task. A figure from the README of DistilBERT's code has a †."""
+    """For each task, the score of `model` that the DistilBERT paper gives. A score from the README of
+    DistilBERT's code has a †.
+    """
     return {name: f"{known.value:.1f}" + "†" * (known.source == PAPER_README)
             for name, task in TASKS.items() for known in task.published
             if known.model == model and known.metric in ("", task.metrics[0])
@@ -158,7 +170,8 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """The table of scores by model and task, and below it the settings of each task.
+    """Returns the table of scores, with a row for each model and a column for each task. Below the table are
+    the training settings that differ from the defaults.
 
     The first row is a constant prediction, and the last rows are published figures.
     """
@@ -202,8 +215,9 @@ def settings_of(scores: Scores) -> list[str]:
 
 
 def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]:
-    """The rows of the table of shares: one for each model that was fine-tuned on all `tasks`, on the same
-    part of the data as the teacher.
+    """The rows of the table of shares, in which the scores are divided by the teacher's scores. A model has a
+    row if it was fine-tuned on all `tasks`. Its number of training examples and its maximum length must be
+    the teacher's.
     """
     rows, teacher_runs = [], scores[teacher]
     for task in tasks:
@@ -219,7 +233,7 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
 
 
 def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
-    """The table of shares with their intervals, and a text that explains the table."""
+    """Returns the table of shares with the intervals of the shares, and the text below the table."""
     def cell(share: tuple[float, float, float] | None) -> str:
         return "not defined" if share is None else "{:.1f} %<br>({:.1f} to {:.1f})".format(
             *(100 * x for x in share))

@@ -1,4 +1,4 @@
-"""Runs a list of commands, one after another. The command skips finished runs and resumes stopped runs.
+"""Runs a list of commands, one after another. Finished runs are skipped, and stopped runs are resumed.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
@@ -28,7 +28,8 @@ from minibert.common.options import option
 from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-# A run of the script is finished if --out has this file. "": --out itself is the file. None: it always runs.
+# For each script, the name of a file in the --out folder that exists only after a run is finished. "" means
+# that --out is this file. None means that the command is always run.
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
 RESUMED = ("train.py", "finetune.py")  # the scripts with the option --resume
@@ -40,7 +41,8 @@ class RunsBench:
 
     file: str | None = option(None, "file with the commands; the name --file may be left out: bench.py runs "
                                     "FILE")
-    show: bool = option(False, "only show whether each run is done, and how long it took")
+    show: bool = option(False, "start nothing; show which runs are done or to do, and the time of each "
+                               "finished run")
 
     def __post_init__(self):
         if self.file is None:
@@ -65,7 +67,8 @@ class Line(NamedTuple):
 
 
 def read_list(path: Path) -> list[Line]:
-    """Reads all commands of a list. Raises `UserError` if one of them is wrong, before any command runs."""
+    """Reads all commands of a list. If a command is wrong, raises `UserError` before any command is started.
+    """
     text = re.sub(r"^\s*#.*\n", "", read_text(path), flags=re.MULTILINE)
     lines = []
     for command in text.replace("\\\n", " ").splitlines():
@@ -102,13 +105,15 @@ def shown_state(line: Line) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty. The first line of a log is the command."""
+    """Returns the last non-empty line of a log. The first line of a log is the command, so there is always
+    such a line.
+    """
     return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1].strip()
 
 
 def work(line: Line, stop: list[int]) -> int:
     """Runs one command to its end and returns its exit code. `stop` is the list of the signals that this
-    process got. The first of them is sent to the command, which then stops.
+    process received. The first signal is sent to the command, which then stops.
     """
     words = line.words + ["--resume"] * (line.script in RESUMED)  # without a run in --out, it has no effect
     with disk_errors(line.log):
@@ -116,8 +121,8 @@ def work(line: Line, stop: list[int]) -> int:
         log = open(line.log, "a", encoding="utf-8")
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # The run has its own session, so the terminal does not send Ctrl-C to it. This process sends it the
-        # signal once, and the run then writes a checkpoint.
+        # The command runs in its own session (setsid), so Ctrl-C in the terminal reaches only this process.
+        # This process sends the signal to the command once. The command then writes a checkpoint and ends.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
         signalled = False

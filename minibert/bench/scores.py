@@ -1,10 +1,13 @@
-"""The share of the teacher's score that a student keeps, with intervals over seeds, and mean scores.
+"""Computes the share of the teacher's score that a student keeps, with a confidence interval, and mean scores
+over tasks.
 
-Papers use one of two formulas and often do not say which one. Here s_i is the student's score on task i, and
-t_i is the teacher's score. Both scores are medians over seeds.
+Papers compute this share with one of two formulas, and often do not say with which one. Here s_i is the
+student's score on task i, and t_i is the teacher's score on task i. Both scores are medians over seeds.
 
-    ratio of means:  mean_i s_i / mean_i t_i        DistilBERT's 97 %; tasks with large scores weigh more
+    ratio of means:  mean_i s_i / mean_i t_i        tasks with large scores have more weight
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
+
+The share of 97 % in the DistilBERT paper is a ratio of means.
 """
 
 import numpy as np
@@ -12,19 +15,22 @@ import numpy as np
 DRAWS = 10_000  # the bootstrap draws this number of samples
 
 
-# s and t (tasks, ...) are the scores of student and teacher; each formula averages over the tasks
+# s and t are arrays of the student's and the teacher's scores, with one row for each task; both formulas
+# average over the rows
 FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
             "mean of ratios": lambda s, t: (s / t).mean(0)}
 
 
 def share_kept(formula: str, student: list[list[float]],
                teacher: list[list[float]]) -> tuple[float, float, float] | None:
-    """The share by one of `FORMULAS`, and its 2.5 % and 97.5 % quantiles over seeds of fine-tuning.
+    """Returns the share, computed with the formula named `formula`, and the ends of its 95 % bootstrap
+    interval (the 2.5 % and 97.5 % quantiles).
 
-    `student` and `teacher` have one list for each task, with one score for each seed. The quantiles come from
-    a bootstrap, which draws the seeds of each task and model with replacement. A task with one seed does not
-    make the interval wider. The interval does not show how much the scores would change if the training of
-    the student were repeated. The result is None if a score of the teacher is not above 0.
+    `student` and `teacher` have one list for each task, with one score for each seed of fine-tuning. For each
+    bootstrap sample, the scores of each task and model are drawn with replacement from these lists. If a task
+    has only one seed, its score is the same in all samples, so the interval is too narrow. The interval does
+    not include the variation between repeated distillations of the student. The result is None if a score of
+    the teacher is not above 0.
     """
     rng = np.random.default_rng(0)
     if min(map(min, teacher)) <= 0:
@@ -41,6 +47,7 @@ def mean_score(tasks: list[list[float]]) -> float:
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """Draws `DRAWS` samples of the seeds of each task with replacement. Returns the medians (tasks, DRAWS).
+    """For each task, draws the scores of its seeds with replacement, `DRAWS` times. Returns the median of
+    each draw, as an array (number of tasks, DRAWS).
     """
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

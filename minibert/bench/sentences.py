@@ -1,7 +1,8 @@
-"""Compares sentence encoders with their teacher, without training. The first given model is the teacher.
+"""Compares trained sentence encoders with their teacher. The first model on the command line is the teacher.
 
-Two scores are measured. The score on STS-B says how well the cosines of pairs of sentences agree with the
-similarities in the data. The score on SQuAD says how often the paragraph that answers a question is found.
+The score on STS-B is the rank correlation between the cosine of two sentence vectors and the similarity that
+people gave to the two sentences. For the score on SQuAD, all paragraphs are ranked by their cosine with a
+question. The score says how often the right paragraph is among the first 1 or 10 paragraphs.
 """
 
 import dataclasses
@@ -34,12 +35,13 @@ class SentencesBench:
 
     models: tuple[str, ...] = option((), "folders of sentence encoders, the teacher first; the name --models "
                                          "may be left out: bench.py sentences FOLDER ...", metavar="FOLDER")
-    sts: str | None = option(None, "folder with sts-dev.csv and sts-test.csv of the STS benchmark, or folder "
-                                   "of GLUE's STS-B, of which only the dev split is used", metavar="FOLDER")
+    sts: str | None = option(None, "folder with sts-dev.csv and sts-test.csv of the STS benchmark, or the "
+                                   "folder of GLUE's STS-B (then only the dev set is used)", metavar="FOLDER")
     squad: str | None = option(None, "folder with dev-v1.1.json of SQuAD", metavar="FOLDER")
-    turns: int = option(5, "number of measured turns of each model, after one warm-up turn; with 0, no "
-                           "speed is measured", metavar="NUMBER")
-    precision: str = option("fp32", "precision of matrix products", choices=("auto", *PRECISIONS))
+    turns: int = option(5, "number of speed measurements of each model, after one warm-up; 0: the speed is "
+                           "not measured", metavar="NUMBER")
+    precision: str = option("fp32", "precision of matrix products; auto: 16 bits on hardware with fast "
+                                    "16-bit products, otherwise fp32", choices=("auto", *PRECISIONS))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads", metavar="NUMBER")
 
@@ -56,16 +58,18 @@ class SentencesBench:
 # ---------------------------------------------------------------- metrics
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The cosines (n,) of the pairs of rows of `a` (n, D) and `b` (n, D). The cosine with a zero vector is 0.
+    """For each row of `a` and the same row of `b`, their cosine. `a` and `b` are (n, D) for n vectors of size
+    D, and the result is (n,). The cosine with a zero vector is 0.
     """
     return (unit(a) * unit(b)).sum(-1)
 
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
-    """The share of the queries whose right document is among the `k` documents with the largest cosines. A
-    document with an equal cosine counts as better than the right document.
+    """The share of the queries whose right document is among the `k` documents that have the largest cosine
+    with the query. If another document has the same cosine as the right document, it counts as better.
 
-    `queries` is (n, D), `documents` is (m, D), and `right` (n,) has the row of each query's right document.
+    `queries` (n, D) are the vectors of n queries, and `documents` (m, D) those of m documents. `right` (n,)
+    has the row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -81,8 +85,9 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- data
 
 def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """Reads STS-B. Returns the first texts, the second texts, and the scores from 0 to 5 of each split. The
-    files of the STS benchmark have the splits dev and test. From GLUE's files, only dev is read.
+    """Reads STS-B. Returns a dict from the names of the splits to three lists: the first texts, the second
+    texts, and the similarity scores (0 to 5). The files of the STS benchmark have the splits dev and test.
+    From GLUE's files, only dev is read.
     """
     task, parts = TASKS["stsb"], {}
     for part in ("dev", "test"):
@@ -160,7 +165,8 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """The row of a model in the printed table. `result` has its figures, and `teacher` the teacher's figures.
+    """The row of a model in the printed table. `result` has the scores and the speed of this model, and
+    `teacher` has those of the teacher.
     """
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():

@@ -1,7 +1,7 @@
 """Counts parameters, bytes on disk and FLOPs of models, and compares them with published figures.
 
-This command measures no speed. For a preset, it counts the encoder with its pooler, if there is one. A preset
-is built on torch's meta device, which needs no memory. For a folder, it counts the model with its own head.
+This command measures no speed. For a preset, the encoder and its pooler (if it has one) are counted. For a
+folder, the model is counted with its own head.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from minibert.model.config import PRESETS, preset
 from minibert.model.heads import build_encoder, encoder_of
 from minibert.model.init import on_meta
 
-NOTES = """fp32 MB: 4 bytes for each parameter; fp16 needs half as many
+NOTES = """fp32 MB: the size with 4 bytes for each parameter; the size in fp16 is half of it
 published: the figures of the papers; minibert/bench/size.py names the paper of each figure"""
-PUBLISHED_LENGTH = 128  # papers give the FLOPs of one sequence with this number of tokens
+PUBLISHED_LENGTH = 128  # the FLOPs in the papers are for one sequence of this number of tokens
 
-# Published numbers of parameters in millions, and of FLOPs in 10^9 (None: not published). The small models
-# bert-L*-H* (Turc et al. 2019) are missing, because their paper was not available.
+# Published numbers of parameters in millions, and of FLOPs in 10^9 (None: not published).
 PUBLISHED = {
-    # Devlin et al. 2018; the FLOPs are from the TinyBERT paper, which gives 109 M parameters
+    # the parameters are from Devlin et al. 2018, and the FLOPs from the TinyBERT paper
     "bert-base": (110, 22.5),
     "bert-large": (340, None),  # Devlin et al. 2018
     "distilbert": (66, 11.3),  # Sanh et al. 2019, table 3; the FLOPs are from the TinyBERT paper
     # the next figures are those of Jiao et al. 2020 (TinyBERT)
     "distilbert-4": (52.2, 7.6), "bert-pkd-4": (52.2, 7.6), "bert-pkd-6": (67.0, 11.3),
     "tinybert-4": (14.5, 1.2), "tinybert-6": (67.0, 11.3), "bert-small": (29.2, 3.4),
-    # Sun et al. 2019 (PKD), and FLOPs of the MobileBERT paper, both as other sources quote them
+    # The parameters are from the PKD paper (Sun et al. 2019), and the FLOPs from the MobileBERT paper. Both
+    # figures were copied from other sources that quote them.
     "bert-pkd-3": (45.7, 5.7),
-    # Sun et al. 2020 (MobileBERT), as other sources quote the paper
+    # figures of the MobileBERT paper (Sun et al. 2020), copied from other sources that quote them
     "mobilebert-paper": (25.3, 5.7), "mobilebert-tiny": (15.1, 3.1), "mobilebert-without-opt": (25.3, 5.7),
     "ib-bert-large": (293, None),
 }

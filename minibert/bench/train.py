@@ -1,8 +1,8 @@
-"""Times the distillation step of train.py and the same step on `transformers`, or the steps of several
-methods.
+"""Measures the time of a distillation step in train.py, and of the same step in the library `transformers`.
+It can also compare several distillation methods.
 
-The programs take turns on the same sequences. Each program has its own process, so the peak memory of each
-program is known. Only real tokens are counted, not padding.
+The programs run alternately, with the same sequences. Each program runs in its own process, so that its peak
+memory can be measured. The number of tokens per second does not include padding.
 """
 
 import dataclasses
@@ -49,14 +49,15 @@ class TrainBench:
     min_length: int = option(16, "minimum length of a sequence in tokens; all lengths from --min-length to "
                                   "--max-length are equally likely")
     micro_tokens: int = option(4096, "largest number of tokens in one forward pass of minibert")
-    steps: int = option(4, "number of training steps in one turn")
-    turns: int = option(5, "number of measured turns of each program, after one warm-up turn")
+    steps: int = option(4, "number of training steps in one measurement")
+    turns: int = option(5, "number of measurements of each program, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
-    precision: str = option("auto", "precision of matrix products", choices=("auto", *PRECISIONS))
+    precision: str = option("auto", "precision of matrix products; auto: 16 bits on hardware with fast "
+                                    "16-bit products, otherwise fp32", choices=("auto", *PRECISIONS))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1")
     threads: int | None = option(None, "number of CPU threads")
-    peer: bool = option(True, "also measure the step on transformers (with distilbert only)")
-    compiled_peer: bool = option(False, "also measure the step on transformers with torch.compile")
+    peer: bool = option(True, "also measure the same step in transformers (only if --methods is distilbert)")
+    compiled_peer: bool = option(False, "also measure the same step in transformers with torch.compile")
 
     def __post_init__(self):
         at_least_one(self, "batch", "steps", "turns", "threads")
@@ -65,9 +66,8 @@ class TrainBench:
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The random sequences of each step, the same in all turns: (ids, lengths, selected).
-
-    `selected` is True for the 15 % of the tokens that are masked.
+    """For each step, random sequences as a tuple (ids, lengths, selected). Every call returns the same
+    sequences. `selected` is True for the 15 % of the tokens that are masked.
     """
     rng = np.random.default_rng(0)
     steps = []
@@ -112,8 +112,8 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
     """Returns a function that runs the steps of one turn with transformers.
 
-    The sequences of a turn are sorted by length and then divided into batches. If `compiled` is true, the
-    models are compiled once, for sequences of any length.
+    The sequences of all steps are sorted by length and then divided into batches, so that the batches need
+    little padding. If `compiled` is true, the models are compiled once, for sequences of any length.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)

@@ -1,8 +1,9 @@
-"""Training steps on `transformers`, as its users usually write them. bench.py compares minibert with them.
+"""Training steps with the library `transformers`, written in the usual way. bench.py compares the speed of
+minibert with the speed of these steps.
 
 The steps use SDPA attention. A batch is padded to its longest sequence. Precision, dropout and optimiser are
-the same as in minibert's steps. The distillation losses are those of the original DistilBERT code, on the
-logits of all real tokens.
+the same as in minibert's steps. The distillation losses are those of the original DistilBERT code. They use
+the logits of all tokens except padding.
 """
 
 import importlib.util

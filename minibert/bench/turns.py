@@ -1,4 +1,7 @@
-"""Runs several programs in turns and times them. Each program has its own process and peak memory."""
+"""Runs several programs alternately and measures their times. One turn is one measurement of a program.
+
+Each program runs in its own process, so that its peak memory can be measured.
+"""
 
 import contextlib
 import multiprocessing
@@ -17,12 +20,13 @@ from minibert.common.errors import UserError
 
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
-    """Calls `turn` once for each request of the parent process. The process of each program runs this loop.
+    """The main loop in the process of each program: calls `turn` once for each request of the parent process.
 
-    After each turn, it sends the value that `turn` returned, or the seconds of the turn if the value is None.
-    At the end it sends the peak memory in bytes.
+    After each call, the process sends the result of `turn` to the parent. If the result is None, the seconds
+    of the call are sent. At the end the process sends its peak memory in bytes.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets Ctrl-C and ends this process
+    # Ctrl-C is ignored here, because the parent process also receives it, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
         while pipe.recv():
@@ -36,7 +40,7 @@ def serve(turn: Callable, pipe, device: torch.device) -> None:
 
 def peak_memory() -> int:
     """The peak memory of this process in bytes."""
-    try:  # VmHWM is read on Linux, because a process inherits ru_maxrss from its parent there
+    try:  # on Linux, VmHWM is read, because ru_maxrss starts with the peak of the parent process
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
     except (OSError, TypeError):
@@ -59,19 +63,20 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
     """Starts a new process that calls `worker(*given, pipe)`. The worker must call `serve`.
 
     Yields a function `ask`. `ask()` runs one turn and returns the result of the turn, usually its seconds.
-    `ask(False)` stops the worker and returns its peak memory in bytes. A `UserError` of the worker is raised
-    in this process.
+    `ask(False)` stops the worker and returns its peak memory in bytes. If the worker raises a `UserError`,
+    `ask` raises it in the parent process.
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
-    # the process is no daemon, because a worker may start processes, and a daemon may not
+    # `daemon` is not set, because some workers start child processes, and a daemon process must not do this
     process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
     worker_end.close()
 
     def ask(turn: bool = True):
         try:
-            with contextlib.suppress(ConnectionError):  # the worker has ended; its last message is read below
+            # if the worker has already ended, `send` fails, but its last message can still be read
+            with contextlib.suppress(ConnectionError):
                 pipe.send(turn)
             answer = pipe.recv()
         except (EOFError, ConnectionError):
@@ -90,11 +95,11 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts a process with `worker(kind, options, pipe)` for each kind of program. Runs one warm-up turn of
-    each kind, and then `turns` turns of each kind, alternately.
+    """Starts a process with `worker(kind, options, pipe)` for each kind of program. First runs each kind once
+    as a warm-up. Then runs all kinds one after another, and repeats this `turns` times.
 
-    Returns two dictionaries by kind. The first has the results of the turns (usually seconds), the second the
-    peak memory in bytes.
+    Returns two dicts with the kinds as keys. The values of the first dict are lists of the results of the
+    turns, usually seconds. The values of the second dict are the peak memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -111,14 +116,17 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """`count` divided by the seconds of each turn. Returns the median and [lowest, highest]."""
+    """Returns the rate, which is `count` divided by the seconds of a turn: the median over all turns, and
+    [lowest, highest].
+    """
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """The speed and the peak memory of each program, as figures for the JSON line and as rows of the table.
-    Each turn processes `amount` of `unit`. `form` is the format of a speed in the table.
+    """Returns the speed and the peak memory of each program, once for the JSON line and once as rows of the
+    printed table. A program processes `amount` units in each turn. `unit` is the name of a unit, for example
+    "examples". `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():
@@ -131,15 +139,16 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
 
 
 def ratios(peer: list[float], own: list[float]) -> list[float]:
-    """`peer` divided by `own` for each turn, sorted. 2.0 means that `own` took half the time of `peer`."""
+    """For each turn, the time `peer` of one program divided by the time `own` of another, sorted. 2.0 means
+    that `own` is half of `peer`.
+    """
     return sorted(a / b for a, b in zip(peer, own))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns minibert's speed divided by the peer's, and its memory divided by the peer's.
-
-    The ratio of the speeds is the median over the turns.
+    """Prints and returns two ratios: minibert's speed divided by the speed of the program `peer`, and
+    minibert's memory divided by the memory of `peer`. The ratio of the speeds is the median over the turns.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 class TaskMethod(NamedTuple):
     """The requirements and the default options of one method."""
 
-    learns: str  # what the student learns from the teacher, as a text for the help
+    learns: str  # what the student learns, as a text for the help
     needs_teacher: bool  # false: the method also works without a teacher, from the labels alone
     spans: bool  # true: the method can learn SQuAD
     cut: bool  # true: the student's layers must be copied from the teacher at the start
@@ -21,14 +21,15 @@ class TaskMethod(NamedTuple):
 TASK_METHODS = {
     "kd": TaskMethod("the teacher's outputs", False, True, False, dict(alpha=0.5, temperature=2.0)),
     "pkd": TaskMethod(
-        "also the teacher's [CLS] states", True, False, False,
+        "the teacher's outputs, and the [CLS] states of some of its layers", True, False, False,
         dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip")),
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
-    # These values are those of the MRPC command in the README of the original code. In that command, the
-    # probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
+    # The values of theseus are those of the MRPC command in the README of the original code. In that
+    # command, the probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
-        "the labels, while student layers replace random layers of the teacher", True, True, True,
+        "the labels, inside the teacher: student layers replace random groups of teacher layers",
+        True, True, True,
         dict(alpha=0.0, temperature=2.0, replace_rate=0.3, replace_until=0.68)),
 }

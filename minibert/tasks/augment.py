@@ -1,17 +1,19 @@
 """TinyBERT's data augmentation (Jiao et al. 2019, section 3.2, algorithm 1): copies of a text in which some
 words are replaced.
 
-The candidates for a word are the K words to which a masked language model gives the highest probability at
-its position. In each of N_a copies of a text, each word is replaced with probability p by one of its
-candidates. note: the paper replaces words of several pieces by their neighbours in GloVe. Here only words
-that are one piece of the vocabulary are replaced.
+A masked language model gives each word of the vocabulary a probability at the position of a masked word. The
+K most probable words are the candidates for the masked word. Several copies of each text are made. In a copy,
+each word is replaced with probability p by one of its candidates. As in the original code, a word is replaced
+only if it consists of letters and is not a stop word. A candidate is never a stop word or the replaced word.
 
-As in the original code, a word is replaced only if it consists of letters and is not a stop word. The model
-reads a pair of texts: the text with masked words, and the unchanged text. So the model also sees the masked
-words. The candidates are computed once for each text. note: algorithm 1 computes new candidates for each of
-the N_a copies, from a text in which words are already replaced. The original code masks one word at a time.
-Here up to 15 % of the pieces of a text are masked at once, as in pre-training. About 14 of 15 candidates are
-the same as with one masked word. A candidate is never a stop word or the replaced word.
+The input of the model is a pair of texts: the text with masked words, and the unchanged text. So the model
+also sees the words that are masked. This program differs from the paper and from the original code:
+- Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
+  tokens, by similar words from GloVe vectors.
+- The candidates are computed once for each text. Algorithm 1 of the paper computes new candidates for each
+  copy, after some words of the copy are already replaced.
+- Up to 15 % of the tokens of a text are masked in one forward pass. The original code masks one word in each
+  pass. In a measurement, about 14 of 15 candidates were the same with both ways of masking.
 """
 
 import re
@@ -34,10 +36,10 @@ from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
 BLOCK = 128  # candidates are computed for this number of rows at a time
-MASK_SHARE = 0.15  # the largest share of the pieces of a text that are masked in one pass
+MASK_SHARE = 0.15  # the largest share of the tokens of a text that are masked in one forward pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
-# These words are never replaced. They include the parts of words such as "don't", split at the apostrophe.
+# These words are never replaced. "don't" is split at the apostrophe, so the list has the parts don and t.
 STOP_WORDS = frozenset("""
 a about above after again against ain all am an and any are aren as at be because been before being below
 between both but by can could couldn d did didn do does doesn doing don down during each few for from further
@@ -51,27 +53,28 @@ yourself yourselves
 
 
 class Text(NamedTuple):
-    """A text, its w replaceable words, and the candidates for these words."""
+    """A text, the places of its replaceable words, and the candidates for each of these words."""
 
     text: str
-    spans: list[tuple[int, int]]  # for each word, its characters [start, end) in the text
+    spans: list[tuple[int, int]]  # for each word, the positions [start, end) of its characters in the text
     candidates: list[list[str]]  # for each word, the words that may replace it
 
 
 class Query(NamedTuple):
-    """A part of a text that the model reads in one pass."""
+    """A part of a text that the model reads in one forward pass."""
 
-    ids: list[int]  # the ids of the pieces of this part
+    ids: list[int]  # the ids of the tokens of this part
     masked: list[int]  # the positions in `ids` that are masked
-    words: list[int]  # for each masked position, the number of its word among the words of all texts
+    words: list[int]  # for each masked position, the index of the word in a list of the words of all texts
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
     """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
-    `model` has an MLM head. The model is frozen and on the runtime's device. It reads each text twice in one
-    sequence, so a long text is divided into parts. `micro_tokens` limits the tokens of a forward pass.
+    `model` has an MLM head. The model is frozen and on the runtime's device. One sequence contains a text
+    twice. So a text longer than about half of the model's maximum length is divided into parts.
+    `micro_tokens` is the largest number of tokens in a forward pass.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0
@@ -87,17 +90,18 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Whether a piece of the vocabulary can be a candidate. A candidate has at least two characters, consists
+    """Whether a token of the vocabulary can be a candidate. A candidate has at least two characters, consists
     of letters, and is not a stop word.
     """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """The characters [start, end) of each replaceable word: a word of letters that is not a stop word.
+    """Returns the positions [start, end) of the characters of each replaceable word. A replaceable word
+    consists of letters and is not a stop word.
 
-    `re` does not count a combining mark as part of a word, so `WORD` finds parts of words in Hindi. For this
-    reason, a match that is next to a combining mark is not replaced.
+    For `re`, a combining mark ends a word. Words of Hindi contain combining marks, so `WORD` would match only
+    parts of these words. So a match next to a combining mark is not counted as a word.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -108,11 +112,13 @@ def replaceable(text: str) -> list[tuple[int, int]]:
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
-    """Yields the passes of the model over a text with the pieces `ids`. Each entry of `single` has the
-    position of a replaceable word in `ids` and the number of the word.
+    """Yields one `Query` for each forward pass that a text needs. `ids` are the token ids of the text.
+    `single` has a pair for each replaceable word: the position of its only token in `ids`, and the index of
+    the word.
 
-    A text of more than `room` pieces is divided into parts of equal length. If a part needs p passes, each
-    pass masks every p-th word of the part. So the masked words of one pass are far apart.
+    `room` is the largest number of tokens of a part. A longer text is divided into parts of about equal
+    length. One pass masks at most 15 % of the tokens, so a part with many words needs several passes. If a
+    part needs p passes, each pass masks every p-th word. So the masked words of one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -127,7 +133,9 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """A dictionary from the number of each masked word to the `k` most probable words at its place."""
+    """Returns a dict. Its keys are the indices of the masked words. The value of a key is the list of the
+    `k` most probable candidates for this word.
+    """
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}
@@ -137,7 +145,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,), a number for each piece, the same for "film" and "Film"; -1 for a piece that is no candidate
+    # (V,), a number for each of the V tokens of the vocabulary, or -1 if the token cannot be a candidate.
+    # "film" and "Film" have the same number, so a word is not replaced by another spelling of itself.
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
@@ -149,9 +158,10 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
         rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together)
                              for i in query.masked])
-        own = spelling[[query.ids[i] for query in together for i in query.masked]]  # (M,)
+        # (M,), where M is the number of masked tokens in the batch
+        own = spelling[[query.ids[i] for query in together for i in query.masked]]
         with runtime.autocast():
-            last = model.encoder(batch)[rows.to(runtime.device)]  # the MLM head reads masked tokens only
+            last = model.encoder(batch)[rows.to(runtime.device)]  # (M, D), where D is the hidden size
             logits = model.mlm.logits(last, model.encoder.word.weight).float()  # (M, V)
         logits = logits.masked_fill_((spelling < 0) | (spelling == own[:, None]), -torch.inf)
         best = logits.topk(k)
@@ -166,13 +176,13 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
     """Makes `n` copies of a text. In each copy, each word is replaced with probability `p` by one of its
     candidates.
 
-    The random numbers depend on `key` alone. The text between the words does not change. Capital letters of
-    the old word are kept in the new word (see `in_case_of`).
+    The random numbers depend on `key` alone. The text between the words does not change. The new word gets
+    the capital letters of the old word (see `in_case_of`).
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
-    replaced = uniform(*key, round_number, words, 0) <= p  # (n, w)
-    counts = np.array([len(found) for found in text.candidates])  # (w,)
-    chosen = uniform(*key, round_number, words, 1) * counts  # (n, w)
+    replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)
+    counts = np.array([len(found) for found in text.candidates])  # (number of words,)
+    chosen = uniform(*key, round_number, words, 1) * counts  # (n, number of words)
     made = []
     for turn in range(n):
         copy, end = "", 0
@@ -186,7 +196,7 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
 
 
 def in_case_of(old: str, new: str) -> str:
-    """Returns the new word in capitals, with a capital first letter, or unchanged, depending on the old word.
+    """Gives `new` the capital letters of `old`: all letters capital, the first letter capital, or no change.
     """
     if old.isupper() and len(old) > 1:
         return new.upper()
@@ -195,12 +205,12 @@ def in_case_of(old: str, new: str) -> str:
 
 def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int, p: float,
             seed: int) -> Iterator[Example]:
-    """Yields each row, followed by at most `n` different variants of the row. A variant has the id and the
-    label of its row.
+    """Yields each row, and after it at most `n` different changed copies of the row. A copy has the id and
+    the label of its row.
 
-    `find` is `with_candidates` with all arguments set except the texts. `p` is the probability that a word is
-    replaced. The two texts of a pair are changed independently. note: the original code pairs every variant
-    of the second text with the last variant of the first text.
+    `find(texts)` calls `with_candidates` for these texts. `p` is the probability that a word is replaced. The
+    two texts of a pair are changed independently. In the original code, by contrast, all changed copies of
+    the second text get the same first text: its last changed copy.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):

@@ -21,10 +21,11 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     """Reads a csv file, and returns its task and its examples. In a .tsv file, tabs separate the columns.
 
     The header must name the column `text` and a column `label` or `score`. The column `pair`, which has a
-    second text, is optional. A label can be any word, and a score any number. The column `id` is kept, and
-    other columns are ignored. If the column `label` has numbers with a decimal point, they are read as
-    scores, as in run_glue.py of transformers. Quotes follow the csv standard, also in a .tsv file. If `task`
-    is given, every label must be a label of this task, and the label column may be missing.
+    second text, is optional. A label can be any word, and a score any number. If there is a column `id`, it
+    has the ids of the examples. All other columns are ignored. If all labels are numbers and at least one has
+    a decimal point, the labels are scores, as in run_glue.py of transformers. A field may be in quotes as in
+    the csv standard, in a .tsv file, too. If `task` is given, the file may be without labels. If it has
+    labels, each must be a label of this task.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -49,10 +50,10 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
-    """Writes labelled examples to a csv file, from which `read_csv` with this `task` reads equal examples.
+    """Writes labelled examples to a csv file. `read_csv(path, task)` reads the same examples from this file.
 
-    A text with tabs, quotes or line ends is put in quotes, as in the csv standard. The file is complete or
-    does not exist. Returns the number of examples.
+    A text with tabs, quotes or line ends is put in quotes, as in the csv standard. If the writing fails, no
+    incomplete file is left. Returns the number of examples.
     """
     partial, written = path.with_name(path.name + ".partial"), 0
     try:
@@ -77,8 +78,8 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """Returns the task, the training examples and the dev examples of a csv file. `dev` is a csv file with
-    the dev examples. If it is None, a tenth of the rows of `path` is the dev split. A hash of its text
-    decides in which split a row is, so equal texts are in the same split.
+    the dev examples. If `dev` is None, a tenth of the rows of `path` is the dev split. A hash of the text of
+    a row decides whether the row is in train or in dev. So rows with equal texts are in the same split.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -101,9 +102,10 @@ def read_csv_splits(path: str | Path,
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """The column names in lower case, and the rows. Each row has the number of the line in which it starts.
+    """Returns the column names in lower case, and the rows. A row is a tuple: the number of its first line in
+    the file, and a dict from column names to values.
 
-    Blank lines, lines of commas and columns without a name, which spreadsheets write, are left out.
+    Spreadsheets write blank lines, lines of commas and columns without a name. All of these are left out.
     """
     csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)

@@ -1,7 +1,7 @@
 """The public data sets: their files, addresses, sizes, sha256 and terms of use, and their download.
 
-The sha256 of every downloaded file is checked, so any address may be used. An archive is unpacked into a
-hidden folder, which is renamed at the end. So every file or folder that has its final name is complete.
+The sha256 of every downloaded file is checked, so it does not matter from which address the file comes. An
+archive is first unpacked into a hidden folder. When this folder is complete, it gets its final name.
 """
 
 import errno
@@ -27,7 +27,8 @@ class File(NamedTuple):
     """One file: its path in the output folder, its size in bytes, its sha256, and its addresses in the order
     in which they are tried.
 
-    If the file is an archive, `folder` is the folder in the archive that is unpacked beside the archive.
+    If the file is an archive, `folder` is the name of a folder inside it. This folder is unpacked into the
+    folder that contains the archive.
     """
     path: str
     size: int
@@ -58,14 +59,16 @@ SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 SMERITY_URL = "https://wikitext.smerity.com/"
 HUB_URL = "https://huggingface.co/datasets/"
 
-# The sizes and sha256 are from dataset_infos.json in the library "datasets" of Hugging Face (@040102f1).
+# The sizes and sha256 are from dataset_infos.json in the library "datasets" of Hugging Face, at commit
+# 040102f1.
 DATA_SETS = {
     "cola": DataSet("GLUE CoLA, acceptability", "sentences from linguistics books, for research", _glue(
         "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
     "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
         "sst2", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
-    # These are Microsoft's files, whose test set has labels. mrpc_dev_ids.tsv lists the pairs of the dev
-    # split, and official_files.py uses it to divide Microsoft's training file into train and dev.
+    # The files of MRPC are those of Microsoft. Their test set has labels; GLUE's test set has none.
+    # mrpc_dev_ids.tsv lists the pairs of the dev split. official_files.py uses this list to divide
+    # Microsoft's training file into train and dev.
     "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
         _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_train.txt", 1_047_044,
                "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
@@ -113,7 +116,9 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "a
 
 
 def listing() -> str:
-    """Returns a line for each name: the size of the download, its description, terms of use and source."""
+    """Returns a text with one line for each data set: its name, the size of the download, its description,
+    its terms of use and its source.
+    """
     lines = {"glue": (sum(file.size for name in GLUE for file in DATA_SETS[name].files),
                       f"all of GLUE: {', '.join(GLUE)}")}
     for name, data in DATA_SETS.items():
@@ -123,11 +128,12 @@ def listing() -> str:
 
 
 def download(names: Iterable[str], out: str | Path) -> None:
-    """Downloads the data sets `names` to the folder `out`, in which they get the folder names of the official
-    downloads. The name "glue" means all data sets of GLUE.
+    """Downloads the data sets `names` to the folder `out`. The folders inside `out` have the names of the
+    official downloads. The name "glue" means all data sets of GLUE.
 
-    Files with the right sha256 and unpacked folders that are not empty are not downloaded again. Prints one
-    line for each file to stdout, and the progress to stderr.
+    A file that exists with the right sha256 is not downloaded again. An archive is not downloaded if its
+    unpacked folder exists and is not empty. Prints one line for each file to stdout, and the progress to
+    stderr.
     """
     names = [each for name in names for each in (GLUE if name == "glue" else (name,))]
     if unknown := [name for name in names if name not in DATA_SETS]:
@@ -141,7 +147,7 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
     """Downloads a file to the folder `out`, if the file is not there. An archive is also unpacked. Returns
-    the path of the file or of the unpacked folder, and whether it is new.
+    the path of the file or of the unpacked folder, and True if it was downloaded by this call.
     """
     archive = out / file.path
     if not file.folder:
@@ -149,7 +155,7 @@ def obtain(file: File, out: Path) -> tuple[Path, bool]:
     folder = archive.parent / file.folder
     if folder.is_dir() and any(folder.iterdir()):
         return folder, False
-    place_for(folder)  # if the folder cannot be made, the error is raised before the download
+    place_for(folder)  # checks before the long download that the folder can be created
     fetch(file, archive)
     unpack(archive, file.folder)
     return folder, True
@@ -175,7 +181,7 @@ def fetch(file: File, target: Path) -> bool:
         try:
             download_url_to_file(url, str(target), file.sha256)
             return True
-        # a RuntimeError means here that the sha256 of a file is wrong
+        # `download_url_to_file` raises RuntimeError if the sha256 of the file is wrong
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 with disk_errors(target):
@@ -187,7 +193,7 @@ def fetch(file: File, target: Path) -> bool:
 
 def unpack(archive: Path, folder: str) -> None:
     """Unpacks `folder` from a .zip or .tar.gz file whose sha256 was checked, and puts it beside the archive.
-    The folder is complete or does not exist. Other contents of the archive are left out.
+    If the unpacking fails, no incomplete folder is left. Other files in the archive are not unpacked.
     """
     target = place_for(archive.parent / folder)
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)

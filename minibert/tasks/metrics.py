@@ -1,8 +1,8 @@
-"""The metrics of GLUE. Arguments are arrays of class numbers or scores, and a result is at most 1.0.
+"""The metrics of GLUE. They compare two arrays of class numbers or of scores, and are at most 1.0.
 
-specs.py says which metrics belong to a task. If a metric is not defined, the result is 0.0. An example is the
-correlation of a model that gives the same answer to all texts: such a model has learned nothing. The result
-is NaN only if predictions or labels are NaN.
+specs.py says which metrics belong to a task. If a metric is not defined, the result is 0.0. For example, the
+correlation is not defined if a model gives the same answer to all texts. The result is NaN only if
+predictions or labels are NaN.
 """
 
 import math
@@ -25,8 +25,8 @@ def f1(predictions, labels) -> float:
 
 
 def matthews(predictions, labels) -> float:
-    """The Matthews correlation in Gorodkin's form for K classes, or 0.0 if all predictions are equal or all
-    labels are equal.
+    """The Matthews correlation for any number of classes (Gorodkin 2004). The result is 0.0 if all
+    predictions are equal or all labels are equal.
     """
     predictions, labels = _arrays(predictions, labels)
     n, classes = float(len(labels)), np.union1d(predictions, labels)
@@ -41,7 +41,8 @@ def matthews(predictions, labels) -> float:
 def pearson(predictions, labels) -> float:
     """Pearson's correlation, or 0.0 if all predictions are equal or all labels are equal."""
     x, y = _arrays(predictions, labels)
-    if x.max() == x.min() or y.max() == y.min():  # the variance may not be exactly 0, because of rounding
+    # max and min are compared, because rounding can make the variance of equal values larger than 0
+    if x.max() == x.min() or y.max() == y.min():
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
 
@@ -58,8 +59,7 @@ METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearso
 
 
 def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
-    """Returns the value of each metric by its name. `metrics` has the names, such as those in `Task.metrics`.
-    """
+    """Returns a dict from the names in `metrics` to the values of these metrics."""
     return {name: METRICS[name](predictions, labels) for name in metrics}
 
 

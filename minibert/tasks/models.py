@@ -94,8 +94,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns the model's class number for each class of the task, or None if the classes differ. `labels`
-    are the names of the model's classes. `class_of` decides which names are equal.
+    """Returns a list that has, for each class of the task, the index of this class in the model. Returns None
+    if the classes of the model and of the task differ. `labels` are the names of the model's classes. They
+    may be spelled differently from the task's names, for example with capital letters (see `class_of`).
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -107,12 +108,13 @@ def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
-    """Returns the teacher's outputs on n examples as `logits`, in the order of the examples. `logits` is
-    (n, K), or (N, 2) for a span head.
+    """Returns a dict with the teacher's outputs on n examples, in the order of the examples. The entry
+    `logits` is (n, K) for K classes. For a span head it is (N, 2), with a row for each of the N tokens of all
+    examples.
 
-    `layers` has numbers of teacher layers, from 1. If it is not empty, the result also has `cls`
-    (n, layers, D): the [CLS] states after these layers. `progress` is called with the number of tokens of
-    every forward pass.
+    `layers` has the numbers of some teacher layers, counted from 1. If `layers` is not empty, the dict also
+    has the entry `cls` (n, number of layers, hidden size): the [CLS] states after these layers. `progress` is
+    called with the number of tokens of every forward pass.
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
@@ -125,7 +127,8 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
         with runtime.autocast():
             hiddens = teacher.encoder.trace(batch).hiddens
             out = teacher.classify(hiddens[-1], batch).float().cpu().numpy()
-            states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)  # (S, layers, D)
+            # (number of sequences, number of layers, hidden size)
+            states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)
         logits = np.empty((n, out.shape[1]), np.float32) if logits is None else logits
         logits[group], cls[group] = out, states.float().cpu().numpy()
         if progress:

@@ -11,7 +11,7 @@ from minibert.tasks.specs import Example, Table, Task
 from minibert.tasks.squad import Question, read_squad
 
 MSR_TRAIN, MSR_TEST, MSR_DEV_IDS = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"
-Row = tuple[int, dict[str, str]]  # the number of the line in which the row starts, and its columns by name
+Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a dict: column name to value
 
 
 # ---- official files ----------------------------------------------------------------------------------------
@@ -20,8 +20,8 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
     """Reads the rows of a split of the task, in the order of the file. `folder` is the task's folder or its
     parent folder.
 
-    The id of a row is its index in the file. If the file has no index, the id is the row's number from 0.
-    Raises `UserError` if the file is missing or a row is malformed.
+    The id of a row is the value of its column `index` or `id`. If the file has neither column, the id is the
+    number of the row, counted from 0. Raises `UserError` if the file is missing or a row is malformed.
     """
     table = task.splits[split]
     root = Path(folder) / task.folder
@@ -31,7 +31,8 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         return _read_imdb(task, root, table.file)
     if task.name == "mrpc" and not (root / table.file).exists() and (root / MSR_TRAIN).exists():
         return _read_msr(task, root, split)
-    parents = (root, root.parent) if split == "ax" else (root,)  # the folder of AX is beside the folder MNLI
+    # AX is a split of MNLI, but its folder is beside the folder MNLI, so the parent folder is searched, too
+    parents = (root, root.parent) if split == "ax" else (root,)
     places = [parent / name for parent in parents for name in table.file.split("|")]
     path = next((place for place in places if place.exists()), None)
     if path is None:
@@ -75,15 +76,16 @@ def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Exa
 
 
 def label_key(name: str) -> str:
-    """Returns a form of a label in which different spellings are equal. Letters become lower case, and spaces
-    and hyphens become `_`. LABEL_3 becomes 3, because many models on the hub have such class names.
+    """Normalises a label, so that different spellings of the label become equal. Letters become lower case,
+    and spaces and hyphens become `_`. Many models on the hub call their classes LABEL_0, LABEL_1 and so on,
+    so LABEL_3 becomes 3.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
 
 def class_of(name: str, task: Task) -> int | None:
-    """The number of the class that a file or a model calls `name`. This is the class with exactly this name,
-    or else the only class with an equal `label_key`. Returns None if no class or several classes have it.
+    """Returns the number of the class that a file or a model calls `name`. If no class has exactly this name,
+    the names are compared after `label_key`. Returns None if no class matches, or if several classes match.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -115,7 +117,7 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
     """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
     and all other pairs of the training file are the train split.
 
-    The test examples of Microsoft have labels; those of test.tsv, the file of GLUE's leaderboard, have none.
+    Microsoft's test examples have labels. GLUE's test.tsv has no labels.
     """
     table = task.splits["train"]
     path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS
@@ -153,7 +155,7 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: Se
     `folder`/CoLA.tsv. Returns the path of the file.
 
     `predictions` has a class number or a score for each row, in the order of the test file. Scores are
-    clipped to the task's range. The file is complete or does not exist.
+    clipped to the task's range. If the writing fails, no incomplete file is left.
     """
     path = Path(folder) / task.splits[split].submission
     lines = ["index\tprediction"]

@@ -1,4 +1,4 @@
-"""Compares the dev scores of a fine-tuned model in fp32 with those of its int8 file in ONNX Runtime."""
+"""Compares the dev scores of a fine-tuned model in fp32 with the dev scores of its int8 ONNX file."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +18,15 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-MICRO_TOKENS = 1024  # a batch has at most this many tokens: few, because rows are padded to the longest row
+# The largest number of tokens in a batch. Every row of a batch is padded to the longest row, so a small batch
+# has less padding.
+MICRO_TOKENS = 1024
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """Runs the ONNX file of `model` on a split. Returns the outputs in the form of `predict.outputs`."""
+    """Runs the ONNX file of `model` on a split. Returns the logits, with one row for each example, or for
+    SQuAD with one row for each token.
+    """
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):
         batch = examples.batch(group)
@@ -35,9 +39,9 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float) -> Callable[[Path], None]:
-    """Returns a function that takes the path of an int8 file, and prints the scores of this file and of
-    `model` in fp32. It raises `UserError` if the file loses more than `most` points of the task's first
-    metric.
+    """Returns a function `judge_file(path)`, which prints the scores of the int8 file at `path` and of
+    `model` in fp32. The function compares the task's first metric. It raises `UserError` if the int8 score is
+    lower than the fp32 score by more than `most` points.
 
     `name` is the folder of `model`. The model's classes are put into the task's order. `task` and `data` are
     the values of --task and --data, as in finetune.py.

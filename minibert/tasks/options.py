@@ -17,11 +17,11 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """All options of finetune.py. The default None often means the setting of the task or of the method."""
+    """All options of finetune.py. For many options, None means the value of the task or of the method."""
 
-    model: str | None = option(None, "folder or hub name of the model to train, or with --evaluate of the "
-                               "model to evaluate (default: copies of some layers of the --teacher, with its "
-                               "head)", metavar="FOLDER", group="model")
+    model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
+                               "--evaluate (default: a new model, made of copied layers of the --teacher)",
+                               metavar="FOLDER", group="model")
     teacher: str | None = option(
         None, "folder or hub name of a teacher that was fine-tuned on the same task", metavar="FOLDER")
     layers: int | None = option(None, "without --model: number of the student's layers; they are copies of "
@@ -33,62 +33,68 @@ class Options(MachineOptions):
                        "columns text, pair (optional), and label or score", metavar="TASK", group="data")
     data: str | None = option(None, "folder of the task's official files, or its parent folder",
                               metavar="FOLDER")
-    dev: str | None = option(None, "csv file with the examples to evaluate on (default: a tenth of the "
-                             "task's csv file, chosen by a hash of the text)", metavar="FILE.csv")
+    dev: str | None = option(None, "csv file with the dev examples (default: a tenth of the rows of the csv "
+                             "file in --task)", metavar="FILE.csv")
     augmented: str | None = option(
-        None, "train on this file, which data/augment.py wrote, instead of the training set; if the task has "
-        "scores, tinybert uses the file in the intermediate stage only, as in the paper", metavar="FILE.csv")
+        None, "file from data/augment.py to train on, instead of the training set. For a task of scores, "
+        "tinybert uses this file in its intermediate stage only", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "train on these texts without labels, to learn only the teacher's outputs; each line has one "
-        "text, or two texts with a tab between them", metavar="FILE.txt")
+        (), "files with texts without labels; the student learns the teacher's outputs on these texts, and "
+        "not on the training set. Each line has one text, or two texts with a tab between them",
+        metavar="FILE.txt")
     train_examples: int | None = option(
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
     max_length: int | None = option(
-        None, "maximum length of an example in tokens; longer texts are cut, and SQuAD's contexts are read "
-        "in windows of this length (default: as for the task)", metavar="TOKENS")
-    stride: int = option(128, "distance between the starts of two windows of SQuAD, in tokens (this is not "
-                         "their overlap)", metavar="TOKENS")
+        None, "maximum number of tokens of an example (default: depends on the task, mostly 128). Longer "
+        "texts are cut. For SQuAD, a long context is divided into windows of this length", metavar="TOKENS")
+    stride: int = option(128, "for SQuAD: distance in tokens between the starts of two neighbouring windows "
+                         "of a long context (not the overlap of the windows)", metavar="TOKENS")
 
-    method: str = option("kd", "what the student learns from the teacher; the options of a method are shown "
-                         "with --method METHOD --help. "
+    method: str = option("kd", "what the student learns (--method METHOD --help shows the options of a "
+                         "method). "
                          + "; ".join(f"{name}: {method.learns}" for name, method in TASK_METHODS.items()),
                          choices=tuple(TASK_METHODS), group="loss")
     alpha: float | None = option(
-        None, "with --teacher: weight of the loss that compares the outputs with the teacher's; the loss "
-        "that compares them with the labels has the weight 1 - alpha (with --transfer, alpha is 1)")
+        None, "with --teacher: weight of the loss between the student's outputs and the teacher's outputs. "
+        "The loss between the student's outputs and the labels has the weight 1 - alpha. With --transfer, "
+        "alpha is 1")
     temperature: float | None = option(
         None, "with --teacher: temperature of the softmax of the teacher's and the student's outputs")
     beta: float | None = option(None, "weight of the loss that compares the [CLS] states of student and "
                                 "teacher", only_with=PKD)
-    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states the student learns; skip: "
-                                        "evenly spaced layers; last: the last layers below the top layer",
-                                        choices=("skip", "last"), only_with=PKD)
+    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states the student learns. skip: "
+                                        "evenly spaced layers. last: the layers directly below the "
+                                        "teacher's last layer", choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
-        None, "number of epochs of the intermediate stage; with 0 this stage is left out (default: 20, 10 or "
-        "50, depending on the task)", metavar="EPOCHS", only_with=TINYBERT)
+        None, "number of epochs of the intermediate stage (default: 50 for cola, 10 for mnli, qqp and qnli, "
+        "20 for other tasks); 0 leaves this stage out", metavar="EPOCHS", only_with=TINYBERT)
     intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
-    weights: tuple[str, ...] = option((), "weights of the loss terms in the intermediate stage, for example "
-                                      "embedding=0 attention=0.5", metavar="TERM=WEIGHT", only_with=TINYBERT)
+    weights: tuple[str, ...] = option((), "weights of the loss terms of the intermediate stage (embedding, "
+                                      "hidden, attention), for example embedding=0 attention=0.5",
+                                      metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
-        None, "teacher layers (numbers from 1) that the student layers learn to imitate, for example "
-        "3,6,9,12 (default: evenly spaced layers)", metavar="LAYERS", only_with=TINYBERT)
+        None, "for each student layer, the number (from 1) of the teacher layer that it learns to imitate, "
+        "for example 3,6,9,12 (default: evenly spaced layers)", metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
-        None, "project the student's states before they are compared with the teacher's (default: yes, as in "
-        "the paper; no if the student is made of copied teacher layers)", only_with=TINYBERT)
+        None, "map the student's states with a linear layer to the teacher's hidden size, before both are "
+        "compared (default: yes, but no if the student is made of copied teacher layers)",
+        only_with=TINYBERT)
     replace_rate: float | None = option(
-        None, "in the first step, the probability that a student layer replaces its group of teacher layers",
-        metavar="RATE", only_with=THESEUS)
+        None, "probability, at the first training step, that a student layer replaces a group of teacher "
+        "layers", metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
-        None, "share of the steps in which the probability rises from --replace-rate to 1; in later steps "
-        "the student is trained without teacher layers", metavar="SHARE", only_with=THESEUS)
+        None, "share of the training steps during which the probability of a replacement rises from "
+        "--replace-rate to 1; after that, no teacher layer is used", metavar="SHARE", only_with=THESEUS)
 
-    epochs: float | None = option(None, "number of passes over the training set (default: as for the task)",
-                                  metavar="EPOCHS", group="optimisation")
-    batch: int | None = option(None, "number of examples in one optimiser step (default: as for the task)",
+    epochs: float | None = option(None, "number of passes over the training set (default: depends on the "
+                                  "task, mostly 3)", metavar="EPOCHS", group="optimisation")
+    batch: int | None = option(None, "number of examples in one optimiser step (default: 32, for squad 12)",
                                metavar="EXAMPLES")
-    lr: float | None = option(None, "peak learning rate (default: as for the task)", metavar="RATE")
-    warmup: float = option(0.1, "share of the steps in which the learning rate rises", metavar="SHARE")
+    lr: float | None = option(None, "peak learning rate (default: 2e-5, or 3e-5 for squad and with tinybert)",
+                              metavar="RATE")
+    warmup: float = option(0.1, "share of the training steps for the warm-up, in which the learning rate "
+                           "rises from 0 to --lr", metavar="SHARE")
     weight_decay: float = option(0.01, "weight decay of all weights except biases and LayerNorm")
     clip: float = option(
         1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
@@ -97,17 +103,19 @@ class Options(MachineOptions):
     attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, but "
                                       "training is then much slower")
     seed: int = option(
-        1, "random seed of the new head, of the order of the examples and of dropout; with --seeds, this is "
-        "the seed of the first run", metavar="NUMBER")
+        1, "random seed for the new head, the order of the examples and dropout; with --seeds, this is the "
+        "first of the seeds", metavar="NUMBER")
     seeds: int = option(
-        1, "number of runs with consecutive seeds; the best model is kept, and the median and the range of "
-           "the scores are printed; --resume with more seeds adds the missing runs", metavar="RUNS")
+        1, "number of seeds: the training is repeated with the seeds --seed, --seed + 1 and so on. The model "
+           "of the best seed is saved, and the median and the range of the scores are printed. To add seeds "
+           "later, give --resume and a larger --seeds", metavar="SEEDS")
 
-    out: str = option("runs/finetune", "folder of the run", metavar="FOLDER", group="output")
+    out: str = option("runs/finetune", "folder for the checkpoints, the results and the model",
+                      metavar="FOLDER", group="output")
     resume: bool = option(False, "continue the stopped run in --out")
     checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
-    evaluate: bool = option(False, "only evaluate --model, without training: on the dev set, or on all rows "
-                           "of the task's csv file, even if the model was trained on these rows")
+    evaluate: bool = option(False, "do not train, only evaluate the model in --model, on the dev set or on "
+                           "all rows of the csv file in --task. Rows from the training are not left out")
     predict: bool = option(False, "write predictions for the test set in the format of the GLUE leaderboard")
 
     def __post_init__(self):
@@ -161,24 +169,24 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# For each method, the defaults of its options. They are used only with a teacher.
+# For each method, the defaults of its options. Without a teacher, these defaults are not used.
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
-TEACHING = ("alpha", "temperature")  # these options are read only if there is a teacher
-# --evaluate reads only these options. All other options are for training.
+# the only options that may be given with --evaluate; all other options are for training
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
            "threads"}
-# These options may have other values when a run is resumed.
+# the options whose values may be changed when a run is resumed
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
               "predict", "seeds"}
 
 
 def resolve(options: Options) -> Options:
-    """Returns the options. Each option of the method that the user did not give gets its default."""
+    """Returns the options with the defaults of the method. Values that the user gave are not changed."""
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
-        defaults = defaults | {"project": False}  # copied layers have states like the teacher's already
+        # a student of copied layers has the teacher's hidden size, so its states need no projection
+        defaults = defaults | {"project": False}
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 
@@ -191,7 +199,9 @@ def inner_weights(options: Options) -> TinyBERTWeights:
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """The task with the training settings of the method. Options of the user replace these settings."""
+    """Returns the task with the training settings of the method. If the user gave a setting as an option,
+    the user's value is taken.
+    """
     if options.method == "tinybert":
         task = with_tinybert_settings(task)
     names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")

@@ -1,8 +1,8 @@
-"""The tasks of finetune.py as data: files, labels, metrics and published figures of GLUE, IMDb and SQuAD.
+"""Describes the tasks of finetune.py: the files, labels, metrics, training settings and published scores.
 
 The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
-diagnostic set of GLUE, has no labels. In this file AX is one of the test splits of MNLI, because a model that
-was trained on MNLI makes the predictions for AX.
+diagnostic set of GLUE, has no labels. Here AX is a test split of MNLI, because GLUE's leaderboard expects the
+predictions of an MNLI model for AX.
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,8 @@ class Table(NamedTuple):
     """The file of one split. `header` has the official names of its columns, separated by tabs. `text`,
     `pair` and `label` are the names of the columns with the first text, the second text and the label.
 
-    If `has_header` is false, the file has no header line. For IMDb, `file` is a folder.
+    If `has_header` is false, the file has no header line. For IMDb, `file` is the name of a folder that
+    contains one file for each review.
     """
     file: str
     header: str = ""
@@ -46,11 +47,11 @@ class Published(NamedTuple):
 class Task:
     """A task and its training settings.
 
-    `kind` is "classes" (a model chooses one of the K `labels`), "score" (a model gives each text a number) or
-    "span" (a model finds an answer inside a text). Official files and GLUE's leaderboard write `words[k]` for
-    the class `labels[k]`. The first of `metrics` (see metrics.py) decides which epoch is the best. Batch
-    size, learning rate, epochs and maximum length are those of the transformers examples (run_glue README
-    @05ce25be), with 5 epochs for MRPC and WNLI. The DistilBERT paper does not state its settings.
+    `kind` says what a model predicts: "classes" (one of `labels`), "score" (a number) or "span" (the place of
+    an answer in a text). `words[k]` is the name of class `labels[k]` in official files, for example "1" for
+    "acceptable". The first of `metrics` (see metrics.py) decides which epoch is the best. The DistilBERT
+    paper does not state its training settings. So batch size, learning rate, epochs and maximum length are
+    those of the transformers examples for GLUE (README of run_glue, commit 05ce25be).
     """
     name: str
     labels: tuple[str, ...]
@@ -119,7 +120,7 @@ def _mnli() -> dict[str, Table]:
             "dev_mismatched": dev._replace(file="dev_mismatched.tsv"),
             "test_matched": test._replace(file="test_matched.tsv", submission="MNLI-m.tsv"),
             "test_mismatched": test._replace(file="test_mismatched.tsv", submission="MNLI-mm.tsv"),
-            # the download script calls the file diagnostic.tsv, and the leaderboard's page calls it AX.tsv
+            # data/download.py saves the file as diagnostic.tsv; on the leaderboard's page its name is AX.tsv
             "ax": Table("diagnostic/diagnostic.tsv|AX.tsv", "index\tsentence1\tsentence2", "sentence1",
                         "sentence2", submission="AX.tsv")}
 
@@ -152,8 +153,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # note: the DistilBERT paper prints 86.7 for bert-base. But the average 79.5 in the same row of the
-         # paper needs 84.7, which is the figure in the README of DistilBERT's code.
+         # The DistilBERT paper prints 86.7 for bert-base. With this figure, the average of the row would not
+         # be the printed 79.5. With 84.7, the figure in the README of DistilBERT's code, it is 79.5.
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
@@ -164,21 +165,21 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9)),
-    # note: DistilBERT's published 56.3 is also the accuracy of a model that always answers "not_entailment",
-    # because this answer is right for 40 of the 71 dev examples.
+    # DistilBERT's published accuracy 56.3 is the accuracy of a model that always answers "not_entailment":
+    # this answer is right for 40 of the 71 dev examples.
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),
-    # IMDb has no dev split. As in the papers, "dev" is the test set, so the best epoch is chosen on the test
-    # set. The paper states no maximum length; 512 tokens are used here, because reviews are long. All other
-    # settings are those for GLUE.
+    # IMDb has no dev split. As in the DistilBERT paper, "dev" is the test set, so the best epoch is chosen on
+    # the test set. The paper states no maximum length. Reviews are long, so 512 tokens are used. All other
+    # settings have the values of the GLUE tasks.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
          published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
-    # The rows of SQuAD are questions, see squad.py and squad_windows.py. The settings are those of BERT's
-    # README.
+    # The rows of SQuAD are questions, see squad.py and squad_windows.py. The training settings are those in
+    # the README of Google's BERT code.
     Task("squad", (), (), ("f1", "exact_match"), "squad",
          "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
          {"train": Table("train-v1.1.json"), "dev": Table("dev-v1.1.json")}, kind="span",
@@ -192,10 +193,10 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 # the tasks with one class or score for each text or pair of texts
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# These are the settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2). The prediction stage
-# has 3 epochs, and its learning rate is one of the three that the authors tried. Tasks of single sentences
-# have at most 64 tokens. The paper has no settings for IMDb. SQuAD keeps the length of BERT's README. note:
-# the original code has a table of other epochs and lengths, but a spelling mistake keeps it from being read.
+# The settings of TinyBERT's task distillation that differ from the defaults of `Task` (Jiao et al. 2019,
+# section 4.2). For tasks with single sentences, the maximum length is 64 tokens. The paper has no settings
+# for IMDb. In the prediction stage, all tasks have 3 epochs and the learning rate 3e-5, which is one of three
+# values that the authors tried.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

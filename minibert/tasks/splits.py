@@ -25,9 +25,10 @@ from minibert.tasks.specs import TASKS, Example, Task
 
 
 class Split(NamedTuple):
-    """One split: its rows, and the examples, which have the tokens of the rows.
+    """One split: the rows of its file, and the same rows as tokenised examples.
 
-    For SQuAD, a row is a question, and an example is one of its windows (see squad_windows.py).
+    For SQuAD, a row is a question. A question has one or several examples, one for each window of its context
+    (see squad_windows.py).
     """
     rows: list
     examples: Examples
@@ -35,14 +36,16 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits on which a model is evaluated. The first of them decides which epoch is the best."""
+    """The splits on which a model is evaluated. The scores on the first of these splits decide which epoch is
+    the best.
+    """
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
               ) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its splits: the train split and the dev splits, and with `predict` also the
-    test splits.
+    """Returns the task and the rows of its splits. The splits are train and the dev splits. If `predict` is
+    true, the test splits are included.
 
     `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. `dev` is a
     csv file with the dev rows, or None.
@@ -56,11 +59,11 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
 
 
 def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
-    """The task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and `data`
-    have the same meaning as in `read_rows`.
+    """Returns the task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and
+    `data` have the same meaning as in `read_rows`.
 
-    All rows of a csv file are in one split with the name "all rows". The task of a csv file has the labels of
-    the model, because some labels may not occur in the file.
+    All rows of a csv file are in one split with the name "all rows". For a csv file, the task has the labels
+    of the model, because a label of the model may be missing in the file.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
@@ -83,7 +86,7 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # AX may be missing: its file is a separate download
+            if name != "ax":  # the file of AX is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -92,7 +95,8 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
 def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
                     config: Config, model: str) -> dict[str, Split]:
     """Tokenises the splits for a model with this config. `model` is the model's name in error messages.
-    Raises `UserError` if the model cannot read the tokens.
+    Raises `UserError` if the model has too few positions or token types, or if its vocabulary is smaller than
+    that of the tokenizer.
     """
     check_pieces(tokenizer, config, model)
     if task.max_length > config.max_positions:
@@ -120,7 +124,8 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
     """Reads a file that data/augment.py wrote. `pairs` says whether the task has pairs of texts.
 
-    `held_out` has the ids of the dev rows. Raises `UserError` if the file was made from one of these rows.
+    `held_out` has the ids of the dev rows. Raises `UserError` if the file has a changed copy of a dev row,
+    because the model would then be trained on dev data.
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
@@ -147,7 +152,8 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    if task.kind == "span":  # these texts have no answers, so they are read whole, not in windows
+    # without an answer, a pair of SQuAD is one example, which is cut at the maximum length
+    if task.kind == "span":
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
 
@@ -167,14 +173,16 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """The model's outputs on a split, in the form of `predict.outputs`. The progress line shows `what`."""
+    """Returns the model's logits on a split, with one row for each example. For SQuAD, there is one row for
+    each token. The progress line shows `what`.
+    """
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
     """Turns a model's outputs into answers. The result has n class numbers or n scores for n examples. For
-    SQuAD, the result is a dictionary from the question id to its candidates, the best first.
+    SQuAD, it is a dict from question ids to lists of candidate answers, with the best answer first.
     """
     if task.kind == "span":
         return candidates_of(split, logits)
@@ -197,7 +205,9 @@ def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """The best answers to each question, by question id. `logits` (N, 2) are those of all windows."""
+    """Returns a dict from question ids to lists of the best answers. `logits` is (N, 2), with a start logit
+    and an end logit for each of the N tokens of all windows.
+    """
     windows: dict[int, list] = {}  # for each question, its windows with their logits
     for window, piece in zip(split.windows, np.split(logits, np.cumsum(split.examples.lengths)[:-1])):
         windows.setdefault(window.question, []).append((window, piece))
@@ -206,8 +216,8 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
     """Writes a table of the examples with wrong answers: the model's answer, the expected answer and the
-    text. For a task of scores, the table has the 10 % of the examples with the largest errors, in descending
-    order of the error.
+    text. For a task of scores, the table has the tenth of all examples whose errors are the largest, with the
+    largest error first.
     """
     if task.kind == "span":
         best = {id: candidates[0].text for id, candidates in answers.items()}
@@ -226,9 +236,9 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 
 def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
-    """The scores of a constant answer, which is the most frequent class or the mean score of the training
-    set. If several classes are equally frequent, the class with the lowest number is taken. Returns None for
-    SQuAD.
+    """Returns the scores of a model that gives every example the same answer: the most frequent class of the
+    training set, or its mean score. If several classes are equally frequent, the class with the lowest number
+    is taken. Returns None for SQuAD.
     """
     if task.kind == "span":
         return None

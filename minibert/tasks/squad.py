@@ -73,12 +73,12 @@ def read_squad(path: str | Path) -> list[Question]:
 
 
 def check_question(question: Question, place: str) -> None:
-    """Raises `UserError` if a question has no answer, or if an answer is not in its context. Raises
-    `TypeError` or `ValueError` if a value is not text.
+    """Raises `UserError` if a question has no answer, or if an answer is not in the context. Raises
+    `TypeError` or `ValueError` if a field of the question is not a valid text.
     """
     if not question.answers:
         raise UserError(f"{place}: no answer; questions without answers (SQuAD 2.0) are not supported")
-    # json can contain half a character such as "\ud83d", which cannot be encoded
+    # `encode` raises ValueError for a text that is not valid Unicode, for example half of a surrogate pair
     "".join([question.id, question.question, question.context]).encode()
     for text, start in question.answers:
         if not text or start < 0 or not question.context.startswith(text, start):
@@ -88,7 +88,7 @@ def check_question(question: Question, place: str) -> None:
 
 def normalise(text: str) -> str:
     """Prepares a text for the comparison of answers, in this order: letters become lower case, ASCII
-    punctuation is removed, articles are removed, and several spaces become one. "a-the" becomes "athe".
+    punctuation is removed, articles are removed, and several spaces become one.
     """
     text = text.lower().translate(PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())
@@ -104,8 +104,8 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def f1(prediction: str, answer: str) -> float:
-    """F1 of the words of the two normalised texts. A word that occurs twice counts twice. The result is 0.0
-    if the texts have no word in common.
+    """F1 of the words of the two normalised texts. A word that occurs twice in both texts counts as two
+    common words. The result is 0.0 if the texts have no word in common.
     """
     predicted, expected = normalise(prediction).split(), normalise(answer).split()
     same = (Counter(predicted) & Counter(expected)).total()

@@ -1,10 +1,11 @@
 """SQuAD 1.1 for a span head: turns questions into windows of tokens, and the logits of tokens into answers.
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
-[SEP] part of the context [SEP]. Settings and rules are those of BERT's run_squad.py (Devlin et al. 2018).
-One difference makes this code shorter: the tokenizer says which characters of the context belong to each
-token. So the tokens of a gold answer follow from its characters, and a predicted answer is a part of the
-context. run_squad.py searches the text for both (`_improve_answer_span`, `get_final_text`).
+[SEP] part of the context [SEP]. The maximum lengths, the stride and the choice of an answer are those of
+run_squad.py in Google's BERT code (Devlin et al. 2018). This code is shorter, because the tokenizer says
+which characters of the context belong to each token. With these character positions, the tokens of a gold
+answer are found directly, and a predicted answer is cut out of the context. run_squad.py has to search the
+text, in `_improve_answer_span` and `get_final_text`.
 """
 
 import unicodedata
@@ -19,7 +20,8 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """One window of T tokens, of which M are from the context.
+    """One window of T tokens. M of these tokens belong to the context, and the others to the question or to
+    the special tokens.
 
     `start` and `end` are the positions of the first and the last token of the gold answer in the window, or 0
     if the window does not contain the whole answer.
@@ -28,8 +30,8 @@ class Window(NamedTuple):
     question: int  # the index of the window's question
     ids: list[int]  # the ids of the T tokens
     first: int  # the position of the first context token; the last context token is at first + M - 1
-    chars: np.ndarray  # (M, 2) int32, the characters [begin, end) of the context for each context token
-    max_context: np.ndarray  # (M,) bool, True if this window owns the context token (see `_owners`)
+    chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
+    max_context: np.ndarray  # (M,) bool, True if an answer in this window may start at the token (`_owners`)
     start: int
     end: int
 
@@ -43,9 +45,10 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
             max_query: int = 64) -> list[Window]:
     """The windows of all questions, in the order of the questions. Each question has at least one window.
 
-    A window has at most `max_length` tokens. Only the first `max_query` pieces of a question are used.
-    `stride` is the distance between the starts of two windows, as in run_squad.py. note: in Hugging Face's
-    run_qa.py, the stride is the overlap of two windows. The gold answer is the first answer of a question.
+    A window has at most `max_length` tokens. Only the first `max_query` tokens of a question are used.
+    `stride` is the distance between the starts of two windows, as in run_squad.py. In run_qa.py of Hugging
+    Face, the word stride means the overlap of two windows. If a question has several gold answers, only the
+    first is used.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
@@ -68,8 +71,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Returns, for each text, its M token ids, and an array (M, 2) with the characters [begin, end) of each
-    token in the text.
+    """Returns a dict from each text to its M token ids and an array (M, 2). The array has the positions
+    [begin, end) of each token's characters in the text.
     """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -79,8 +82,9 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
-    """Extends the characters of each token in `chars` by the combining marks that follow the token. The
-    tokenizer removes accents, so its offsets leave out these marks, and an answer would lose its last accent.
+    """Moves the end of each token in `chars` behind the combining marks that follow the token. The tokenizer
+    removes accents, so its offsets leave out these marks. With the tokenizer's offsets, a predicted answer
+    could lose the accent of its last letter.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -91,9 +95,8 @@ def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
 
 
 def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
-    """The first and the last token of the shortest token span that covers an answer, or None if no token
-    contains a character of the answer. If an answer starts or ends inside a piece, the span contains the
-    whole piece.
+    """Returns the first and the last token that contain characters of an answer, or None if there is no such
+    token. These tokens may also contain characters that do not belong to the answer.
     """
     # the first token that ends after the start of the answer
     first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
@@ -102,22 +105,24 @@ def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
 
 
 def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """The tokens [begin, end) of each window of a context with `tokens` tokens. The last window ends at the
-    end of the context.
+    """Returns the positions [begin, end) of each window in a context of `tokens` tokens. A window has at most
+    `room` tokens of the context. The last window ends at the end of the context.
     """
     borders = [(0, min(room, tokens))]
     while borders[-1][1] < tokens:
-        begin = borders[-1][0] + min(room, stride)  # a stride larger than `room` would skip tokens
+        # if the stride were larger than a window, some tokens would be in no window
+        begin = borders[-1][0] + min(room, stride)
         borders.append((begin, min(begin + room, tokens)))
     return borders
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """Returns the number of the window that owns each context token, as an array (tokens,). It is the window
-    that shows most of the text around the token (`_check_is_max_context` in run_squad.py).
+    """A context token may be in several windows. Returns, for each token, the number of the window in which
+    the token has most context on both sides, as in `_check_is_max_context` of run_squad.py.
 
-    In each window, a token has a score: its distance to the nearer end of the window plus 0.01 times the
-    window's length. The first window that has the highest score owns the token.
+    The score of a token in a window is its distance to the nearer end of the window, plus 0.01 times the
+    length of the window. The window with the highest score is chosen. If scores are equal, the first of these
+    windows is chosen.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -131,16 +136,18 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
 
 def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_best: int = 20,
            max_answer: int = 30) -> list[Candidate]:
-    """The `n_best` best answers of a question, the best first. If no span is possible, the only answer is the
-    empty text.
+    """Returns the `n_best` best answers of a question, the best first. If no span is allowed, the only answer
+    is the empty text.
 
-    `found` has each window of the question, with the logits (T, 2) of each token for the start and for the
-    end of the answer. In each window, the `n_best` best start tokens are combined with the `n_best` best end
-    tokens. Both tokens must be in the context. The window must own the start token (`max_context`), because
-    another window may show more of the text around this token. An answer has at most `max_answer` tokens. If
-    several spans have the same text, only the best span counts. The probabilities of the returned answers sum
-    to 1. note: run_squad.py first takes the best tokens of the whole window and then removes impossible
-    spans, so it may combine fewer tokens.
+    `found` is a list of pairs (window, logits), one for each window of the question. `logits` (T, 2) has a
+    start logit and an end logit for each of the T tokens of the window. In each window, the `n_best` best
+    start tokens are combined with the `n_best` best end tokens. Both tokens must be in the context. A start
+    token counts only in the window in which it has most context (`max_context`). An answer has at most
+    `max_answer` tokens. If several spans have the same text, only the best span counts. The probabilities of
+    the returned answers sum to 1.
+
+    In run_squad.py, the best tokens may be tokens of the question, which are removed later. So run_squad.py
+    may compare fewer spans than this function.
     """
     spans = []  # (score, begin, end) of possible answers, in characters of the context
     for window, logits in found:
@@ -151,7 +158,8 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # A model that diverged has logits that are not finite. It must get the score 0, and no exception.
+        # The logits of a model that diverged are not finite. For such a model no span is allowed, so the
+        # answer is the empty text, and no exception is raised.
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
     best: dict[str, float] = {}

@@ -1,5 +1,8 @@
-"""The end of a fine-tuning: keeps the model of the best seed and makes the final table. The table compares a
-constant answer, the teacher, the model and published figures.
+"""The last part of finetune.py: moves the model of the best seed to the run's folder and makes the final
+table.
+
+The table has published scores and the scores of the fine-tuned model, of the teacher and of a constant
+answer, for example always the most frequent class.
 """
 
 import math
@@ -11,7 +14,7 @@ from pathlib import Path
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, baseline
 
-OUTPUTS = "dev-outputs.safetensors"  # this file has the kept model's outputs on the first dev split
+OUTPUTS = "dev-outputs.safetensors"  # this file has the outputs of the best model on the first dev split
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
@@ -20,7 +23,9 @@ def rank(scores: dict[str, float], metric: str) -> float:
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """The median, the lowest and the highest value of each metric over all seeds, each at its best epoch."""
+    """For each metric, the median, the lowest and the highest value over all seeds. The value of a seed is
+    the value of its best epoch.
+    """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
     return {name: {metric: take(scores) for metric, scores in values.items()}
@@ -29,8 +34,8 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
                  ) -> list[dict[str, str]]:
-    """The rows of the final table for one dev split, in percent. `found` is the entry of this split in the
-    first result of `summarise`.
+    """The rows of the final table for one dev split, in percent. `found` has the scores to show, with the
+    keys "baseline", "teacher", "median", "lowest" and "highest".
     """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
@@ -63,7 +68,7 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
     """Moves the model of the best seed (the best `metric` on `split`) to `out`, and removes the models of all
-    other seeds. Returns the best seed. If an earlier call has already moved the model, the model stays there.
+    other seeds. Returns the best seed. If the run is resumed after the model was moved, nothing is moved.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -80,8 +85,9 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns the scores on each dev split, and the rows of the final table. The scores are those of the
-    model over all seeds, of a constant answer ("baseline"), and of the teacher (None without a teacher).
+    """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a
+    dict. It has "median", "lowest" and "highest" of the model over all seeds, "baseline" for a constant
+    answer, and "teacher" (None without a teacher).
     """
     found, rows = {}, []
     for name, split in dev.items():
