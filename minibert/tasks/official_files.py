@@ -133,8 +133,8 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """Reads the reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. The id of
-    a review is, for example, pos/0_9.txt. Each `<br />` becomes a space, because WordPiece would divide a
-    `<br />` into several pieces.
+    a review is, for example, pos/0_9.txt. Each `<br />` becomes a space, because the tokenizer would divide
+    a `<br />` into four tokens.
     """
     examples = []
     for label, word in enumerate(task.words):
