@@ -1,4 +1,4 @@
-"""Measures minibert and other programs. Prints a table. The last line of the output is one JSON document.
+"""Measures minibert and other programs. Prints tables, and one JSON document in the last line of the output.
 
     bench.py train     times the distillation step of train.py, and the same step in `transformers`
     bench.py inference measures latency and throughput of minibert and of other inference libraries
@@ -28,8 +28,8 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# For each of these commands, the name of one option may be left out. For example, `bench.py size bert-base`
-# means `bench.py size --models bert-base`.
+# The name of one option may be left out for these commands. For example, `bench.py size bert-base` means
+# `bench.py size --models bert-base`.
 PLAIN = {"sentences": "--models", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:

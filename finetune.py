@@ -83,7 +83,7 @@ class Teaching(NamedTuple):
 # ---------------------------------------------------------------- main
 
 def main(argv: list[str] | None = None) -> None:
-    """Fine-tunes once for each seed and prints a table. With --evaluate, it only evaluates a model."""
+    """Fine-tunes once for each seed and prints a table. With --evaluate, only evaluates a model."""
     options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
     runtime = start(options.device, options.precision, options.threads)
     # without --model, the student is made of the teacher's layers and has the teacher's tokenizer
@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> None:
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
     """Returns the task with the training settings that were given as options, and its tokenised splits.
 
-    `reader` is the model whose tokenizer and config are used. The splits are train, the dev splits and, with
-    --predict, the test splits. --augmented adds a split `augmented`, and --transfer a split `transfer`. With
-    --evaluate, the result has only the splits to evaluate.
+    `reader` is the model whose tokenizer and config are used. The splits are train, the dev splits, the test
+    splits (with --predict), `augmented` (with --augmented) and `transfer` (with --transfer). With --evaluate,
+    the result has only the splits to evaluate.
     """
     if options.evaluate:
         task, rows = read_rows_to_judge(options.task, options.data, reader)
@@ -149,8 +149,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """Returns two splits. TinyBERT uses the first split in its intermediate stage and the second split in its
-    prediction stage. All other methods use only the second split.
+    """Returns two splits: the examples of TinyBERT's intermediate stage, and the examples of the last stage.
+    All methods except TinyBERT use only the second split.
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
@@ -170,7 +170,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # A finished run has only the model of its best seed. Among fewer seeds, another seed may be the best.
+    # A finished run has kept only the model of its best seed, and with fewer seeds another seed may be best.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
@@ -196,8 +196,8 @@ def announce(run: Run, first: Split, then: Split) -> None:
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
-    """Moves the model of the best seed to the run's folder, and removes the other models. Writes the wrong
-    answers of this model and summary.json, and with --predict its predictions. Prints the final table.
+    """Moves the model of the best seed to the run's folder, and removes the other models. Writes
+    summary.json, the best model's wrong answers, and with --predict its predictions. Prints the final table.
     """
     options, task, out = run.options, run.task, run.out
     dev = dev_of(task, splits)
@@ -243,8 +243,8 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 # ---------------------------------------------------------------- the teacher
 
 def cut_student(run: Run) -> None:
-    """Saves the student from which every seed starts. This student consists of copies of the teacher's
-    embeddings, of some of the teacher's layers, and of the teacher's pooler and head.
+    """Saves the student from which every seed starts: a copy of the teacher's embeddings, of some of the
+    teacher's layers, and of the teacher's pooler and head.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():
@@ -305,8 +305,7 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns the result. If the run was stopped after this seed was finished,
-    the stored result is returned.
+    """Fine-tunes with one seed and returns the result, or the stored result if the seed is finished already.
 
     The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of TinyBERT's
     intermediate stage, and the examples of the last stage. All methods except TinyBERT use only the second.
@@ -339,18 +338,18 @@ def student_of(seed: int, run: Run, source: str | Path) -> nn.Module:
 
 
 def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, steps: int) -> Callable:
-    """Returns a function `loss(data)`. `data` are the examples of one training step.
+    """Returns a function `loss(data)`, where `data` are the examples of one training step.
 
-    `loss(data)` returns a function that computes the loss of one micro-batch, and a dict. For each loss term,
-    the dict has the number of examples by which the sum of the term over the step is divided. `steps` is the
-    number of steps of the whole stage.
+    `loss(data)` returns a function that computes the loss of one micro-batch, and a dict from each loss term
+    to a number of examples. The term is summed over the step, and the sum is divided by this number. `steps`
+    is the number of steps of the whole stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
         weights = TaskWeights(options.alpha, options.temperature, options.beta or 0.0)
     if options.method == "theseus":
         train_layers_only(student)
-        # As in the original code of BERT-of-Theseus, dropout is active in the teacher's layers, too.
+        # dropout is active in the teacher's layers, too, as in the original code of BERT-of-Theseus
         with_dropout(teacher, options.dropout, options.attention_dropout).train()
 
     def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:
@@ -375,8 +374,8 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     embeddings, hidden states and attention of the fine-tuned teacher, without labels. Returns the training
     time in seconds.
 
-    The student is saved in out/model. Its task head is not trained in this stage. With --project, linear
-    layers map the student's states to the teacher's hidden size. These linear layers are saved in
+    The student, whose task head the intermediate stage does not train, is saved in out/model. With --project,
+    linear layers map the student's states to the teacher's hidden size, and are saved in
     out/projections.safetensors.
     """
     options, task = run.options, run.task
@@ -427,16 +426,15 @@ class Stage(NamedTuple):
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
-    """The first epoch of `history` that has the best `metric` on the first dev split. None if there is no
-    epoch.
+    """The first epoch of `history` that has the best `metric` on the first dev split, or None without epochs.
     """
     return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """Trains `stage.module` in the folder `out`. Returns the best epoch, the scores of all epochs, and the
-    training time in seconds. If the run was resumed, the time is the sum over all its parts. If the run was
-    killed and some steps are repeated, only the repetition counts.
+    training time in seconds: the sum over all parts of a resumed run. If a killed run repeats some steps,
+    only the repetition counts.
 
     The model of the best epoch is saved in out/model, and its outputs on the first dev split are saved in
     out/dev-outputs.safetensors.
@@ -463,8 +461,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
-    # training step uses only some student layers, drawn at random. The step after the last one uses all
-    # student layers, so the example is drawn for this step.
+    # training step uses only some student layers, chosen at random. Step number `steps`, which is never
+    # trained, uses all student layers, so its example shows which parameters the student uses.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 

@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Trains a model, evaluates it, and writes the run folder."""
-    # `resolved` adds the defaults of the method, which depend on --method.
+    # The defaults of some options depend on --method, so `resolved` adds them.
     options = parse(Options, argv, "Pre-training and pre-training distillation of BERT.", EXAMPLES,
                     defaults={"method": shown_defaults()}).resolved()
     runtime = start(options.device, options.precision, options.threads)
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         open_run(out, dataclasses.asdict(options), MAY_CHANGE)
     runtime.barrier()
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
-    # The summary compares the trained student with this copy of the untrained student.
+    # a copy of the untrained student, with which the summary compares the trained student
     initial = copy.deepcopy(run.module) if run.held_out else None
     # Token types with equal vectors must be found before `learn`, which changes the vectors.
     equal_types = equal_token_types(encoder_of(run.module))
@@ -220,8 +220,8 @@ def is_prepared(sources: tuple[str, ...]) -> bool:
 
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
-    """Returns the prepared folder of a corpus option. If the option names text files, the first rank prepares
-    them in `target`.
+    """Returns the prepared folder of a corpus option, which the first rank makes in `target` if the option
+    names text files.
     """
     if is_prepared(sources):
         return Path(sources[0])
@@ -236,8 +236,8 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
 
 def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
             out: Path) -> tuple[Corpus, Corpus | None]:
-    """Returns the training text and the held-out text. Without held-out text it prints a message and returns
-    None.
+    """Returns the training text and the held-out text. Without held-out text, prints a message and returns
+    None for the held-out text.
     """
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
@@ -273,8 +273,8 @@ def learn(run: Run) -> None:
     # Adam's beta1 is 0.9 and its epsilon 1e-6, as in BERT's own optimiser.
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
-    # The scaler does nothing in fp32 and bf16. In fp16 the scaler multiplies the loss by a large factor.
-    # Without this factor, small gradients would be rounded to 0.
+    # In fp16 the scaler multiplies the loss by a large factor, because otherwise small gradients would be
+    # rounded to 0. In fp32 and bf16 the scaler does nothing.
     scaler, done = runtime.scaler(), 0
     if options.resume:
         state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
@@ -284,7 +284,7 @@ def learn(run: Run) -> None:
     # All ranks compute the same order of the text, and each rank takes its own part.
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
-    weights, stage = run.weights, None  # for MobileBERT, `weights` has the loss weights of the current stage
+    weights, stage = run.weights, None  # for MobileBERT, the loop replaces both at the start of each stage
     if not run.plan:
         freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
     tokens = 0
@@ -323,8 +323,8 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank runs the evaluation, although only the first rank writes the result. Otherwise the
-            # other ranks would go on to the next step and wait there.
+            # Every rank runs the evaluation, although only the first rank writes the result. This costs no
+            # time, because the other ranks would only wait for the first rank in the next `update`.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
@@ -361,8 +361,8 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step. For MobileBERT it also returns a list of factors of the learning
-    rate, one for each part of the student (see `rates`). For other methods the list is None.
+    """Returns the learning rate of a step, and for MobileBERT a list of factors of the learning rate, one for
+    each part of the student (see `rates`). For other methods the list is None.
     """
     options = run.options
     if not run.plan:
@@ -371,8 +371,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the same text and weights as before. Removes from metrics.jsonl the rows
-    of the steps after the checkpoint. Writes config.json.
+    """Checks that a resumed run has the same text and weights as before. Removes the rows of the steps after
+    the checkpoint from metrics.jsonl. Writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus.fingerprint)
@@ -397,8 +397,8 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
-    # Each term's sum is divided by the number of tokens or sequences of the held-out text, so the result is a
-    # mean over this text.
+    # Each term's sum is divided by the number of tokens or sequences of the held-out text, because the result
+    # is a mean over the held-out text.
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -418,8 +418,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # `source` is the model from which the student took its pooling
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
-        # The files of sentence-transformers are saved with the model. From these files, other programs read
-        # how the sentence vector is computed.
+        # The files of sentence-transformers tell other programs how the sentence vector is computed, so they
+        # are saved with the model.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     minibert.save(student, out / "model", run.tokenizer, card=card)
@@ -442,7 +442,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
     """Returns the held-out figures of the teacher and of the student before and after training, and the rows
-    of the table that compares them.
+    of the table of the figures.
     """
     models = {"student, initial": initial, "student, trained": run.module}
     scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
@@ -457,7 +457,7 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         if run.method.head == "mlm":
             scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
     if run.method.head == "encoder":
-        # TinyBERT's projections are not counted, because they are not part of the student.
+        # encoders only: TinyBERT's projections are not part of the student, so they must not be counted
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 

@@ -30,7 +30,7 @@ from minibert.training.models import hold_frozen  # noqa: E402
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """All options of data/augment.py. Their defaults are the settings of the TinyBERT paper."""
+    """All options of data/augment.py. The default values are the settings of the TinyBERT paper."""
 
     task: str = option(None, "a GLUE task, imdb, or a file FILE.csv or FILE.tsv in the form that finetune.py "
                        "reads", metavar="TASK")

@@ -1,11 +1,11 @@
 """Try one or more models: type a sentence, and each model answers. The answers of all models are printed side
 by side, each with its time in milliseconds.
 
-A masked language model fills in each [MASK]. A classifier prints its most likely labels, and a regression
-model prints its score. Classifiers also read pairs of texts, on one line with a tab between them. A model
-with a span head answers questions: type the question, a tab, and the text that has the answer. An encoder
-compares the sentence with all sentences that you typed before, and prints the most similar ones. The
-similarity is the cosine of two sentence vectors (`minibert.embed`).
+A masked language model fills in each [MASK]. A classifier of texts or of pairs of texts (on one line with a
+tab between the texts) prints its most likely labels, and a regression model prints its score. A model with a
+span head answers questions: type the question, a tab, and the text that has the answer. An encoder compares
+the sentence with all sentences that you typed before, and prints the most similar sentences (by the cosine of
+their sentence vectors, see `minibert.embed`).
 
 Sentences are typed at a prompt, or read from a pipe. Each line is one sentence.
 """
@@ -80,9 +80,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """Loads a model and its tokenizer, and moves the model to the device. Runs the model once here, because
-    the first pass is slow and would make the first printed time too long. Raises `UserError` if the model or
-    the tokenizer is missing.
+    """Loads a model and its tokenizer, and moves the model to the device. Runs the model once, because the
+    first pass is slow and would make the first printed time too long. Raises `UserError` if the model or the
+    tokenizer is missing.
     """
     model = load(folder)
     if isinstance(model, PreTraining):  # the published BERT has two heads; only the MLM head is used here
@@ -115,8 +115,8 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
-    """Returns the answers of all models to a line, side by side. If `echo` is true, the returned text begins
-    with the line itself. Raises `UserError` if a model cannot read the line.
+    """Returns the answers of all models to a line, side by side, and before the answers the line itself if
+    `echo` is true. Raises `UserError` if a model cannot read the line.
     """
     columns = {}
     for guest in guests:
@@ -130,7 +130,7 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """Returns the text with escapes such as \\x1b instead of control characters. A printed control character
+    """Returns the text with escapes such as \\x1b instead of control characters, because a control character
     could change the settings of the terminal.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
@@ -140,7 +140,7 @@ def printable(text: str) -> str:
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """The most likely tokens for each [MASK], with their probabilities."""
-    # the user writes [MASK], but some vocabularies have another name for this token
+    # the user writes [MASK], but some vocabularies have another name for the mask token
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):
@@ -164,8 +164,8 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """The most probable answers to a question, with their probabilities. The answers are parts of the text
-    after the tab. A long text is divided into overlapping windows.
+    """The most probable answers to a question, parts of the text after the tab, with their probabilities. A
+    long text is divided into overlapping windows.
     """
     text, pair = parts(line)
     if pair is None:

@@ -9,18 +9,18 @@
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin is read with
-`weights_only=True`, so no code in the file is run. Some parts of SOURCE are copied to TARGET for other
-programs: settings in config.json, a pooler that the model does not use, and files of sentence-transformers.
+`weights_only=True`, so no code in the file is run. TARGET also gets parts of SOURCE for other programs:
+settings in config.json, a pooler that the model does not use, and files of sentence-transformers.
 
-`--to onnx` writes TARGET/model.onnx in fp32. The file takes padded batches of any size. Before the file is
-moved to TARGET, its outputs in ONNX Runtime are compared with the model's outputs
-(minibert/hub/onnx_export.py). The export needs the `onnx` extra. With `--int8`, the file is
-TARGET/model_quantized.onnx. With `--task`, the int8 file is evaluated on the task's dev set. If its score is
-more than `--most-loss` points below the score of the fp32 model, nothing is saved.
+`--to onnx` writes TARGET/model.onnx in fp32, which takes padded batches of any size. Before the file is moved
+to TARGET, its outputs in ONNX Runtime are compared with the model's outputs (minibert/hub/onnx_export.py).
+The export needs the `onnx` extra. With `--int8`, the file is TARGET/model_quantized.onnx. With `--task`, the
+int8 file is evaluated on the task's dev set, and nothing is saved if its score is more than `--most-loss`
+points below the score of the fp32 model.
 
-The last two commands above make a smaller model from a large one (minibert/hub/prune.py). Both models have
-the same head. The smaller model may have another vocabulary. Train the smaller model afterwards: it needs
-much less training than a model with random weights.
+The last two commands above make a smaller model from a large one, with the same head (minibert/hub/prune.py).
+The smaller model may have another vocabulary. Train the smaller model afterwards: it needs much less training
+than a model with random weights.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """The engines that `bench.py inference` compares: minibert in fp32 and in its fast modes, and other inference
 libraries if they are installed.
 
-An engine opens the files of a model and returns a function `run`, which computes the logits of sentences.
-`run(ids, segments)` gets the token ids and the token types (`segments`) of S sentences. It returns the logits
-(S, K) of a classifier with K classes. All engines use the same weights. minibert packs sentences without
-padding. All other engines get padded batches. For these batches, the sentences are sorted by length and
-divided into groups of `PADDED` sentences. Each group is padded to its longest sentence.
+An engine opens the files of a model and returns a function `run(ids, segments)`, which gets the token ids and
+the token types (`segments`) of S sentences, and returns the logits (S, K) of a classifier with K classes. All
+engines use the same weights. minibert packs sentences without padding. All other engines get padded batches:
+the sentences are sorted by length and divided into groups of `PADDED` sentences, and each group is padded to
+its longest sentence.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
     """Writes the files that the engines read: the folder model/, and files in the formats of other engines.
 
-    `calibration` has the token ids and token types of some sentences. The conversion to int8 for OpenVINO
-    measures the range of the activations on these sentences.
+    `calibration` has the token ids and token types of some sentences, on which the conversion to int8 for
+    OpenVINO measures the range of the activations.
     """
     minibert.save(model, folder / "model", tokenizer)
     kinds = {engine.split()[0] for engine in engines}
@@ -60,8 +60,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
     """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml, which OpenVINO reads.
 
-    The settings are those that NNCF's documentation gives for transformers. The quantisation scales of the
-    activations are measured on the given sentences, one sentence at a time.
+    The settings are from NNCF's documentation for transformers. The quantisation scales of the activations
+    are measured on the given sentences, one sentence at a time.
     """
     import nncf
     import openvino
@@ -77,8 +77,8 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Sorts the sentences by length and runs them in batches of `PADDED` sentences. Returns the rows in the
-    order of the arguments.
+    """Runs sentences, sorted by length, in batches of `PADDED` sentences. Returns the rows in the order of
+    the arguments.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
@@ -95,8 +95,8 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """minibert as an engine. If `mode` is None, the model runs in fp32. Otherwise it is first converted
-    to this fast mode, for example int8.
+    """minibert as an engine, in fp32 if `mode` is None, and otherwise in the fast mode `mode`, for example
+    int8.
     """
     model = minibert.load(folder / "model").to(device)
     if mode:
@@ -106,9 +106,8 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """The library `transformers` as an engine, with SDPA attention and without dropout and gradients.
-
-    `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
+    """The library `transformers` as an engine, with SDPA attention and without dropout and gradients. `how`
+    is "fp32", "bf16", "compiled" or "bf16 compiled".
     """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(

@@ -1,11 +1,10 @@
 """Compares the time of the fine-tuning step in finetune.py with the time of the same step in the library
 `transformers`, on examples of a real task.
 
-minibert and transformers run alternately on the same examples. Their models have random weights. transformers
-pads each batch to its longest example. The step of transformers is measured in two ways. In the first way,
-the batches are random, as in finetune.py and by default in the Trainer of transformers. In the second way, a
-batch has examples of similar length, which is an option of the Trainer. Batches of the second way need less
-padding.
+minibert and transformers run alternately on the same examples, with models of random weights. transformers
+pads each batch to its longest example, and is measured with two kinds of batches: random batches, as in
+finetune.py and by default in the Trainer of transformers, and batches of examples of similar length (an
+option of the Trainer), which need less padding.
 """
 
 import dataclasses
@@ -98,7 +97,7 @@ def finetune_turn(options: FinetuneBench, runtime):
 def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
     """Returns a function that runs the steps of one turn with transformers.
 
-    A turn uses the same examples as a turn of minibert. If `by_length` is true, these examples are sorted by
+    A turn uses the same examples as a turn of minibert. If `by_length` is true, the examples are sorted by
     length before they are divided into batches.
     """
     examples, shape = examples_and_shape(options)

@@ -26,8 +26,8 @@ with D x D = FLOPs + 2 T D^2
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """The number of weights in the encoder's linear layers. For every token, each of these weights is used in
-    one multiplication.
+    """The number of weights in the encoder's linear layers, which is also the number of multiplications for
+    each token.
     """
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
@@ -43,14 +43,14 @@ def encoder_flops(config: Config, length: int) -> int:
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """The FLOPs that a training step needs. Padding is not counted. `lengths` has the number of tokens of
-    each sequence.
+    """The FLOPs that a training step needs, without padding. `lengths` has the number of tokens of each
+    sequence.
 
     A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
-    backward passes. The FLOPs of an encoder's forward pass are those of `FLOPS_FORMULA`. A backward pass
-    costs twice as much as its forward pass. The method `distilbert` needs the logits of the vocabulary for
-    every token of both models. The method `mlm` needs the logits for 15 % of the student's tokens, and other
-    methods need no logits. The losses are never counted.
+    backward passes. `FLOPS_FORMULA` gives the FLOPs of an encoder's forward pass. A backward pass costs twice
+    as much as a forward pass. The method `distilbert` needs the logits of the vocabulary for every token of
+    both models. The method `mlm` needs the logits for 15 % of the student's tokens, and other methods need no
+    logits. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 

@@ -1,11 +1,11 @@
 """Compares the speed of inference with minibert and with other installed inference libraries. Also measures
 the task scores of minibert's fast modes.
 
-First, each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first B
-examples run together, where B is the value of --batch. The compared programs are called engines. Each engine
-has its own process with a given number of threads. The engines run alternately, with the same examples and
-the same weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all
-work of the GPU.
+Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). The first B examples also run
+together, where B is the value of --batch. The compared programs are called engines. Each engine has its own
+process with a given number of threads. The engines run alternately, with the same examples and the same
+weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all work of the
+GPU.
 """
 
 import dataclasses
@@ -105,9 +105,8 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the ids and the segments of the examples.
-
-    The examples are in random order, so that a batch has examples of different lengths.
+    """Returns the ids and the segments of the examples, in random order, so that a batch has examples of
+    different lengths.
     """
     rng = np.random.default_rng(0)
     if options.data is None:
@@ -125,9 +124,8 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
     """Returns the scores of a fine-tuned model in percent, in fp32 and in each fast mode that this machine
-    supports. For each mode, the result also has the change of the logits compared with fp32.
-
-    The model is evaluated on `limit` examples of the dev set, or on all examples if `limit` is None.
+    supports, and for each mode the change of the logits compared with fp32. The model is evaluated on `limit`
+    examples of the dev set (None: all).
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
@@ -162,11 +160,10 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak of one engine. `turns` has the results of
-    its turns (see `inference_worker`), and `memory` is its peak memory in bytes.
+    the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes.
 
-    `flops` are the FLOPs of all examples, and `flops_together` are those of the batch. `peak` is the highest
-    FLOP/s of the machine. In each turn, the seconds of all single examples are added. This sum is called a
-    pass.
+    `flops` are the FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the
+    highest FLOP/s of the machine. The sum of the seconds of all single examples in one turn is called a pass.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -244,8 +241,8 @@ def bench_inference(options: InferenceBench) -> dict:
 
 def write_model(name: str, tokenizer, folder: Path, engines: list[str],
                 examples: tuple[list[list[int]], list[list[int]]]) -> Config:
-    """Writes the files that the engines read. The model is a preset with random weights, or is loaded from a
-    folder. Returns the model's configuration.
+    """Writes the files that the engines read, for a preset with random weights or for the model of a folder.
+    Returns the model's configuration.
     """
     if name in PRESETS:
         torch.manual_seed(0)

@@ -1,8 +1,8 @@
 """Calculates the hours of a training on one device, from the number of tokens per second.
 
-This command measures nothing. Measure the number of tokens per second with `bench.py train`, and give it as
---tokens-per-second. If it is unknown, give the peak FLOP/s of the device (--peak-tflops) and the share of
-this peak that the training reaches (--share). The output names all assumptions.
+Measure the number of tokens per second with `bench.py train`, and give it as --tokens-per-second. If it is
+unknown, give the peak FLOP/s of the device (--peak-tflops) and the share of the peak that the training
+reaches (--share). The output names all assumptions.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class PlanBench:
 
 
 def corpus_tokens(text: str | None) -> tuple[float, str]:
-    """Returns the number of tokens of a corpus, and the source of this number. `text` is the name of a corpus
+    """Returns the number of tokens of a corpus, and the source of the number. `text` is the name of a corpus
     or a number.
     """
     if text in CORPORA:
@@ -73,7 +73,7 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
 
 
 def plan(options: PlanBench) -> dict:
-    """Calculates the hours of a training. In the result, `basis` has the name, the value and the source of
+    """Calculates the hours of a training. `basis` in the result has the name, the value and the source of
     every assumption.
     """
     tokens, whence = corpus_tokens(options.corpus_tokens)

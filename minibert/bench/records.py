@@ -12,9 +12,8 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has three scores on held-out text: those of the teacher, of the student
-    before the training and of the student after the training. Their keys are "teacher", "student, initial"
-    and "student, trained".
+    """A run of train.py. `held_out` has three dicts of scores on held-out text: "teacher", "student, initial"
+    (before the training) and "student, trained" (after the training).
     """
     folder: Path
     options: dict
@@ -28,8 +27,7 @@ class TrainRun(NamedTuple):
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. `scores` are the scores on the first dev split. For each seed, they are the
-    scores of its best epoch.
+    """A run of finetune.py. `scores` are the scores on the first dev split, for each seed at its best epoch.
     """
     folder: Path
     options: dict
@@ -44,15 +42,15 @@ class TuneRun(NamedTuple):
     @property
     def start(self) -> str:
         """The start of the fine-tuning: the folder or hub name of a model, or the teacher layers that were
-        copied into the student. The teacher's folder is not part of the text: every task has its own teacher,
-        and the text must be equal for all tasks.
+        copied into the student. The teacher's folder is left out, because every task has its own teacher, and
+        the text must be equal for all tasks.
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
 
     @property
     def values(self) -> list[float]:
-        """For each seed, the value of the first metric. Models are compared by this metric."""
+        """For each seed, the value of the first metric, by which models are compared."""
         return next(iter(self.scores.values()))
 
     @property
@@ -65,7 +63,7 @@ class TuneRun(NamedTuple):
 
 def read_runs(folders: Iterable[str], without: Iterable[str] = ()
               ) -> tuple[list[TrainRun], list[TuneRun], list[Path]]:
-    """Reads all runs in these folders and their subfolders, except the runs in the folders `without`.
+    """Reads all runs in `folders` and their subfolders, except the runs in the folders `without`.
 
     Returns the trainings, the fine-tunings, and the folders of the runs that are not finished, all in the
     order of their paths. Raises `UserError` if a folder has no run, or if the files of a run are damaged.
@@ -80,8 +78,8 @@ def read_runs(folders: Iterable[str], without: Iterable[str] = ()
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """Finds all run folders in the folder `name`. `name` can also be a run folder. Folders inside a run
-    folder are not searched.
+    """Finds all run folders in the folder `name`, which can also be a run folder. Folders inside a run folder
+    are not searched.
     """
     found = False
     for place, below, files in os.walk(name):

@@ -3,8 +3,8 @@
     bench.py report runs/ --teacher TEACHER --out report.md
 
 All figures come from the files of the runs. A model has the name of its run folder. For example, the model in
-`runs/distilled/model` is called `distilled`. If the model `distilled` was fine-tuned with a teacher and
---method kd, the fine-tuned model is called `distilled + kd`.
+`runs/distilled/model` is called `distilled`, and `distilled + kd` after fine-tuning with a teacher and
+--method kd.
 """
 
 import statistics
@@ -72,21 +72,21 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """Returns the folder after which a model is named in the tables. This is the parent folder for a path
-    like runs/x/model, and the folder itself for all other paths.
+    """Returns the folder after which a model is named in the tables: the parent folder for a path like
+    runs/x/model, and the folder itself for all other paths.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path
 
 
 def student_of(run: TrainRun) -> Path:
-    """The folder of the run. The student gets the name of this folder."""
+    """The folder of the run, after which the student is named."""
     return Path(run.options["out"])
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """Returns the folder after which the teacher of a training is named. The method mlm has no teacher, so
-    the name is "none".
+    """Returns the folder after which the teacher of a training is named, or "none" for the method mlm, which
+    has no teacher.
     """
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
@@ -105,9 +105,9 @@ def check_names(places: Iterable[Path]) -> None:
 
 def taught(options: dict) -> str:
     """The suffix of a model's name, which says how the model learned from a teacher in fine-tuning. Without a
-    teacher, the suffix is "". With a teacher, the suffix is for example " + kd". If alpha is not the default
-    of the method, alpha is added: " + kd, alpha 1". With --transfer, the suffix has "pd" (pre-trained
-    distillation): the student learned from texts without labels.
+    teacher, the suffix is "". With a teacher, the suffix is for example " + kd", and " + kd, alpha 1" if
+    alpha is not the default of the method. With --transfer, the suffix has "pd" (pre-trained distillation):
+    the student learned from texts without labels.
     """
     if not options.get("teacher"):
         return ""
@@ -170,10 +170,9 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """Returns the table of scores, with a row for each model and a column for each task. Below the table are
-    the training settings that differ from the defaults.
-
-    The first row is a constant prediction, and the last rows are published figures.
+    """Returns the table of scores, with a row for each model and a column for each task. The first row is a
+    constant prediction, and the last rows are published figures. Below the table are the training settings
+    that differ from the defaults.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
@@ -216,8 +215,8 @@ def settings_of(scores: Scores) -> list[str]:
 
 def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]:
     """The rows of the table of shares, in which the scores are divided by the teacher's scores. A model has a
-    row if it was fine-tuned on all `tasks`. Its number of training examples and its maximum length must be
-    the teacher's.
+    row if it was fine-tuned on all `tasks`, with the teacher's number of training examples and maximum
+    length.
     """
     rows, teacher_runs = [], scores[teacher]
     for task in tasks:

@@ -3,11 +3,11 @@
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
 The list is a text file. Each line has one command, without the word `python`. A # starts a comment. A line
-that ends with a backslash continues in the next line. $NAME is replaced by the value of this environment
-variable. A run of train.py or finetune.py is finished if its --out folder has a summary.json. A run of
-data/prepare.py is finished if its --out folder has a corpus.json. data/download.py is always run, because it
-skips existing files itself. The output of a run is written to OUT.log, where OUT is the value of --out. If a
-run fails, the error is reported and the next runs are started.
+that ends with a backslash continues in the next line. $NAME is replaced by the value of the environment
+variable NAME. A run of train.py or finetune.py is finished if its --out folder has a summary.json, and a run
+of data/prepare.py is finished if its --out folder has a corpus.json. data/download.py is always run, because
+data/download.py skips existing files itself. The output of a run is written to OUT.log, where OUT is the
+value of --out. If a run fails, the error is reported and the next runs are started.
 """
 
 import os
@@ -96,8 +96,8 @@ def read_list(path: Path) -> list[Line]:
 
 
 def shown_state(line: Line) -> str:
-    """The state of a run as text: done or to do. For a finished training or fine-tuning, the text also says
-    how long it took.
+    """The state of a run as text: done or to do. For a finished training or fine-tuning, the text also has
+    the duration.
     """
     if line.done and line.script in RESUMED:
         return f"done, took {clock(read_run(line.out).seconds)}"
@@ -105,15 +105,14 @@ def shown_state(line: Line) -> str:
 
 
 def last_line(log: Path) -> str:
-    """Returns the last non-empty line of a log. The first line of a log is the command, so there is always
-    such a line.
+    """Returns the last non-empty line of a log. (The first line of a log is the command, so no log is empty.)
     """
     return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1].strip()
 
 
 def work(line: Line, stop: list[int]) -> int:
     """Runs one command to its end and returns its exit code. `stop` is the list of the signals that this
-    process received. The first signal is sent to the command, which then stops.
+    process received. The first signal is sent on to the command, which then stops.
     """
     words = line.words + ["--resume"] * (line.script in RESUMED)  # without a run in --out, it has no effect
     with disk_errors(line.log):
@@ -122,7 +121,7 @@ def work(line: Line, stop: list[int]) -> int:
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
         # The command runs in its own session (setsid), so Ctrl-C in the terminal reaches only this process.
-        # This process sends the signal to the command once. The command then writes a checkpoint and ends.
+        # Otherwise the command would get the signal twice. At the signal it writes a checkpoint and ends.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
         signalled = False

@@ -1,8 +1,8 @@
 """Computes the share of the teacher's score that a student keeps, with a confidence interval, and mean scores
 over tasks.
 
-Papers compute this share with one of two formulas, and often do not say with which one. Here s_i is the
-student's score on task i, and t_i is the teacher's score on task i. Both scores are medians over seeds.
+Papers compute the share with one of two formulas, and often do not say with which one. s_i is the student's
+score on task i, and t_i is the teacher's score on task i, each the median over seeds.
 
     ratio of means:  mean_i s_i / mean_i t_i        tasks with large scores have more weight
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
@@ -27,7 +27,7 @@ def share_kept(formula: str, student: list[list[float]],
     interval (the 2.5 % and 97.5 % quantiles).
 
     `student` and `teacher` have one list for each task, with one score for each seed of fine-tuning. For each
-    bootstrap sample, the scores of each task and model are drawn with replacement from these lists. If a task
+    bootstrap sample, the scores of each task and model are drawn with replacement from the list. If a task
     has only one seed, its score is the same in all samples, so the interval is too narrow. The interval does
     not include the variation between repeated distillations of the student. The result is None if a score of
     the teacher is not above 0.

@@ -2,7 +2,7 @@
 
 The score on STS-B is the rank correlation between the cosine of two sentence vectors and the similarity that
 people gave to the two sentences. For the score on SQuAD, all paragraphs are ranked by their cosine with a
-question. The score says how often the right paragraph is among the first 1 or 10 paragraphs.
+question. The score is the share of questions whose right paragraph is among the first 1 or 10 paragraphs.
 """
 
 import dataclasses
@@ -58,18 +58,18 @@ class SentencesBench:
 # ---------------------------------------------------------------- metrics
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For each row of `a` and the same row of `b`, their cosine. `a` and `b` are (n, D) for n vectors of size
-    D, and the result is (n,). The cosine with a zero vector is 0.
+    """The cosine of each row of `a` with the same row of `b`. `a` and `b` are (n, D) for n vectors of size D,
+    and the result is (n,). The cosine with a zero vector is 0.
     """
     return (unit(a) * unit(b)).sum(-1)
 
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
     """The share of the queries whose right document is among the `k` documents that have the largest cosine
-    with the query. If another document has the same cosine as the right document, it counts as better.
+    with the query. A document with the same cosine as the right document counts as better.
 
-    `queries` (n, D) are the vectors of n queries, and `documents` (m, D) those of m documents. `right` (n,)
-    has the row of each query's right document.
+    `queries` (n, D) are the vectors of n queries, and `documents` (m, D) are the vectors of m documents.
+    `right` (n,) has the row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -165,8 +165,8 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """The row of a model in the printed table. `result` has the scores and the speed of this model, and
-    `teacher` has those of the teacher.
+    """The row of a model in the printed table. `result` has the scores and the speed of the model, and
+    `teacher` has the scores and the speed of the teacher.
     """
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():

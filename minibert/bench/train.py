@@ -1,5 +1,5 @@
-"""Measures the time of a distillation step in train.py, and of the same step in the library `transformers`.
-It can also compare several distillation methods.
+"""Measures the time of a distillation step in train.py, and of the same step in the library `transformers`,
+or the times of the steps of several distillation methods.
 
 The programs run alternately, with the same sequences. Each program runs in its own process, so that its peak
 memory can be measured. The number of tokens per second does not include padding.
@@ -66,8 +66,8 @@ class TrainBench:
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each step, random sequences as a tuple (ids, lengths, selected). Every call returns the same
-    sequences. `selected` is True for the 15 % of the tokens that are masked.
+    """Random sequences of each step, as a tuple (ids, lengths, selected). `selected` is True for the 15 % of
+    the tokens that are masked. Every call returns the same sequences.
     """
     rng = np.random.default_rng(0)
     steps = []

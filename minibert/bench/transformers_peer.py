@@ -1,9 +1,9 @@
-"""Training steps with the library `transformers`, written in the usual way. bench.py compares the speed of
-minibert with the speed of these steps.
+"""Training steps with the library `transformers`, written in the usual way, whose speed bench.py compares
+with the speed of minibert.
 
 The steps use SDPA attention. A batch is padded to its longest sequence. Precision, dropout and optimiser are
-the same as in minibert's steps. The distillation losses are those of the original DistilBERT code. They use
-the logits of all tokens except padding.
+the same as in minibert's steps. The distillation losses are those of the original DistilBERT code, with the
+logits of all tokens except padding.
 """
 
 import importlib.util
@@ -59,9 +59,8 @@ def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
 
 def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
                       weights: DistilBERTWeights, optimizer, runtime: Runtime, clip: float) -> float:
-    """One distillation step on a padded batch. `inputs` and `labels` have one tensor for each sequence.
-
-    Returns the loss.
+    """Returns the loss of one distillation step on a padded batch. `inputs` and `labels` have one tensor for
+    each sequence.
     """
     ids, labels = (pad_sequences(rows, value).to(runtime.device)  # two tensors (S, T)
                    for rows, value in ((inputs, 0), (labels, IGNORE)))

@@ -1,6 +1,5 @@
-"""Runs several programs alternately and measures their times. One turn is one measurement of a program.
-
-Each program runs in its own process, so that its peak memory can be measured.
+"""Runs several programs alternately and measures their times. One turn is one measurement of a program. Each
+program runs in its own process, so that its peak memory can be measured.
 """
 
 import contextlib
@@ -22,8 +21,8 @@ from minibert.common.errors import UserError
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """The main loop in the process of each program: calls `turn` once for each request of the parent process.
 
-    After each call, the process sends the result of `turn` to the parent. If the result is None, the seconds
-    of the call are sent. At the end the process sends its peak memory in bytes.
+    After each call, the process sends the result of `turn` to the parent, or the seconds of the call if the
+    result is None. At the end the process sends its peak memory in bytes.
     """
     # Ctrl-C is ignored here, because the parent process also receives it, and ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -95,11 +94,11 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts a process with `worker(kind, options, pipe)` for each kind of program. First runs each kind once
-    as a warm-up. Then runs all kinds one after another, and repeats this `turns` times.
+    """Starts a process with `worker(kind, options, pipe)` for each kind of program. Runs each kind once as a
+    warm-up, and then `turns` times, one kind after another.
 
-    Returns two dicts with the kinds as keys. The values of the first dict are lists of the results of the
-    turns, usually seconds. The values of the second dict are the peak memory in bytes.
+    Returns two dicts with the kinds as keys: lists of the results of the turns, usually seconds, and the peak
+    memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -116,9 +115,7 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns the rate, which is `count` divided by the seconds of a turn: the median over all turns, and
-    [lowest, highest].
-    """
+    """Returns `count` divided by the seconds of a turn: the median over all turns, and [lowest, highest]."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
@@ -126,7 +123,7 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
     """Returns the speed and the peak memory of each program, once for the JSON line and once as rows of the
     printed table. A program processes `amount` units in each turn. `unit` is the name of a unit, for example
-    "examples". `form` is the format of a speed in the table.
+    "examples". `form` is the format of a speed.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():
@@ -139,16 +136,16 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
 
 
 def ratios(peer: list[float], own: list[float]) -> list[float]:
-    """For each turn, the time `peer` of one program divided by the time `own` of another, sorted. 2.0 means
-    that `own` is half of `peer`.
+    """For each turn, the time `peer` of one program divided by the time `own` of another, sorted. A ratio of
+    2.0 means that `own` is half of `peer`.
     """
     return sorted(a / b for a, b in zip(peer, own))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns two ratios: minibert's speed divided by the speed of the program `peer`, and
-    minibert's memory divided by the memory of `peer`. The ratio of the speeds is the median over the turns.
+    """Prints and returns two ratios: minibert's speed divided by the speed of the program `peer` (the median
+    over the turns), and minibert's memory divided by the memory of `peer`.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]

@@ -1,6 +1,4 @@
-"""Functions that print lines, tables, times and progress. This module does not import torch, because
-importing torch takes seconds.
-"""
+"""Functions that print lines, tables, times and progress, without importing torch, which takes seconds."""
 
 import os
 import sys
@@ -8,7 +6,7 @@ import time
 
 
 def say(*words, sep: str = " ") -> None:
-    """Prints `words` to stdout, with `sep` between them. Only the first rank prints."""
+    """Prints `words` to stdout, separated by `sep`, if this process is the first rank."""
     if first_rank():
         print(*words, sep=sep, flush=True)
 
@@ -25,8 +23,8 @@ def clock(seconds: float) -> str:
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """The text of a table. Each dict in `rows` is one line. All dicts have the same keys, and the keys are
-    the heading. All columns except the first are right-aligned. `title` is an extra line at the top.
+    """The text of a table. Each dict in `rows` is one line, and the keys of the dicts are the heading. All
+    columns except the first are right-aligned. `title` is an extra line at the top.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -41,16 +39,14 @@ def table(rows: list[dict], title: str = "") -> str:
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time.
 
-    On a terminal the line is replaced twice a second, and it is removed at the end. If stderr is a file, a
-    new line is printed every ten seconds. If the work ends before the first ten seconds have passed, no line
-    is printed. Only the first rank prints progress. With `stays=True` the first and the last line are always
-    printed, and the last line is not removed.
+    On a terminal the line is replaced twice a second, and removed at the end. If stderr is a file, a new line
+    is printed every ten seconds. Only the first rank prints progress. With `stays=True` the first and the
+    last line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
         """`what` is the name of the work. `total` is the amount of all work, and `done` is the amount that
-        was finished earlier, both in `unit`s. The rate is computed from the work that was done since this
-        object was made.
+        was finished earlier, both in `unit`s.
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()

@@ -19,9 +19,7 @@ WINDOWS = os.name == "nt"
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Turns an OSError that is raised inside the `with` block into a `UserError`. Only a BrokenPipeError is
-    not changed.
-    """
+    """Turns an OSError inside the `with` block, except a BrokenPipeError, into a `UserError`."""
     try:
         yield
     except BrokenPipeError:
@@ -46,8 +44,8 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, flushes it and renames it. So after a crash `path` has either the
-    whole new text or its old content.
+    """Writes a file under a temporary name, flushes it and renames it. After a crash, the file `path` has
+    either the whole new text or its old content.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -64,9 +62,8 @@ def write_json(path: Path, value) -> None:
 
 def place_for(folder: Path) -> Path:
     """Returns the path of `folder` with all links resolved. The caller writes into a temporary folder and
-    renames it to this path at the end. Raises `UserError` if the path exists and is not an empty folder.
-
-    Also raises `UserError` if the path is a mount point, because no folder can be renamed to a mount point.
+    renames it to this path at the end. Raises `UserError` if the path exists and is not an empty folder, or
+    if the path is a mount point, because no folder can be renamed to a mount point.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -93,9 +90,8 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """Reads a small UTF-8 file. All line ends in the text become '\\n'. Error messages name the file.
-
-    Raises `UserError` for a device or a pipe, because reading it may never end.
+    """Reads a small UTF-8 file. All line ends in the text become '\\n'. Raises `UserError` for a device or a
+    pipe, because reading a device or a pipe may never end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -122,7 +118,7 @@ def check_is_the_file(path: Path, start: bytes) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file. Error messages name the file and the line."""
+    """The JSON object in a file."""
     text = read_text(path)
     check_is_the_file(path, text[:100].encode())
     try:

@@ -7,15 +7,14 @@ import sys
 
 
 class UserError(Exception):
-    """An error that the user can correct. Its message is one sentence that names the wrong file, line, option
-    or tensor, and says what to do.
+    """An error that the user can correct. The message of a `UserError` is one sentence that names the wrong
+    file, line, option or tensor, and says what to do.
     """
 
 
 def sentence(error: UserError | str) -> str:
-    """The message of an error on one line, with at most 2,000 characters.
-
-    Control characters are escaped, because a message may quote the content of a file.
+    """The message of an error on one line, with at most 2,000 characters. Control characters are escaped,
+    because a message may quote the content of a file.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])

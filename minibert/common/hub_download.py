@@ -1,7 +1,5 @@
-"""Finds the folder of a model. A model of the Hugging Face hub is downloaded once and then read from the
-cache.
-
-This module does not import torch, because a process that only tokenises does not need torch.
+"""Finds the folder of a model, and downloads a model of the Hugging Face hub once. This module does not
+import torch, because a process that only tokenises does not need torch.
 """
 
 import re
@@ -19,9 +17,8 @@ DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
-    """Returns the path of a model's folder. `name` is this path, or the name of a model on the hub. A model
-    of the hub is downloaded, and its folder in the Hugging Face cache is returned.
-
+    """Returns the path of a model's folder. `name` is this path, or the name of a model on the hub, which is
+    downloaded into the Hugging Face cache.
     `weights=False` downloads only config.json and the tokenizer. The environment variables of huggingface_hub
     are used (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no folder or model
     with this name, or if `name` is the folder of a run. The model of a run is in the subfolder model/.

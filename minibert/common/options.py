@@ -1,8 +1,8 @@
 """Makes command-line options from a frozen dataclass. Each field is one option with its help text.
 
-`--help` shows the options in the order of the fields. Some options are used only with certain values of
-another option. If the other option has another value, `--help` does not show these options, and using one of
-them is an error. For example, `train.py --method tinybert --help` shows the options of TinyBERT.
+`--help` shows the options in the order of the fields. An option may have an effect only with certain values
+of another option. With all other values, `--help` does not show the option, and its use is an error. For
+example, `train.py --method tinybert --help` shows the options of TinyBERT.
 """
 
 import argparse
@@ -19,10 +19,10 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
     """Makes a dataclass field that is a command-line option.
 
     `metavar` is the word that stands for the value in the help, for example FOLDER. `group` starts a new
-    group of options in the help, with this heading. The group ends before the next field that has a `group`.
-    `only_with` is a dict from the names of other options to tuples of values, for example {"method":
-    ("tinybert",)}. The new option has an effect only if every option named in `only_with` has one of the
-    values listed there.
+    `metavar` is the word that stands for the value in the help, for example FOLDER. `group` is the heading of
+    a new group of options in the help, which ends before the next field that has a `group`. `only_with` is a
+    dict from the names of other options to tuples of values, for example {"method": ("tinybert",)}. The new
+    option has an effect only if every option named in `only_with` has one of the values of its tuple.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -83,8 +83,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """Returns a dict. Its keys are the options of `cls` that have no effect if the options in `given` have
-    these values. Its values are the reasons.
+    """Returns a dict from the options of `cls` that have no effect with the option values `given` to the
+    reasons.
     """
     reasons = {}
     for field in dataclasses.fields(cls):
@@ -112,7 +112,7 @@ class _Refused(argparse.Action):
 
 
 def _add(parser, cls, field, default) -> None:
-    """Adds the option of a field to the parser. `default` is the value that the help shows."""
+    """Adds the option of a field to the parser. The help shows `default` as the option's default."""
     kind, how = typing.get_type_hints(cls)[field.name], {}
     required = field.default is None and not isinstance(kind, types.UnionType)
     if isinstance(kind, types.UnionType):
@@ -134,8 +134,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """Returns the values of the options `names`, and of all options that appear in an `only_with`. These
-    options are parsed before the others, because their values decide which other options exist.
+    """Returns the values of the options `names`, and of all options that appear in an `only_with`. The values
+    of these options decide which other options exist, so `parse` calls this function first.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -182,9 +182,7 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:
-    """Reads the values of the option --weights, each TERM=WEIGHT. Returns a dict from these terms to their
-    weights.
-    """
+    """Reads the values of the option --weights, each TERM=WEIGHT, as a dict from loss terms to weights."""
     weights = {}
     for text in given:
         name, _, value = text.partition("=")

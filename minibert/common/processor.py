@@ -1,5 +1,5 @@
 """Functions that report which features the CPU has. The fastest way to compute attention or int8 products
-depends on these features.
+depends on the features of the CPU.
 """
 
 from functools import cache
@@ -10,7 +10,6 @@ import torch
 @cache
 def features() -> frozenset[str]:
     """The names that torch gives to the features of this CPU, for example "avx2", "avx512_vnni", "amx_int8".
-
     The set is empty if this version of torch does not report features.
     """
     if not hasattr(torch.cpu, "get_capabilities"):

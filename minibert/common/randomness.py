@@ -1,9 +1,7 @@
-"""Each random number of this module is computed from (seed, step, sample, position ...) alone. So a run that
-is resumed, or divided among other numbers of ranks, draws the same random numbers.
-
-There is no generator with a state. Each random number is a hash of its arguments. The order of the data is a
-permutation that is computed and not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood
-2014).
+"""Random numbers without a generator. Each random number is a hash of its arguments: seed, step, sample,
+position and so on. A run draws the same random numbers if it is resumed, or divided among other numbers of
+ranks. The order of the data is a permutation that is computed and not stored. The hash is the finaliser of
+SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 import numpy as np
@@ -45,8 +43,8 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     result is int64.
 
     The permutation is a balanced Feistel network on the smallest even number of bits that can hold n - 1. If
-    a result is n or more, the network is applied to it again ("cycle walking", Black and Rogaway 2002). On
-    average, the network is applied fewer than four times.
+    a result is n or more, the network is applied again to the result ("cycle walking", Black and Rogaway
+    2002). On average, the network is applied fewer than four times.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -62,9 +60,8 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 
 
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """The indices (0 to n-1, int64) of the `batch` sequences in optimiser step `step` (from 0).
-
-    The n sequences are permuted anew in each epoch.
+    """The indices (0 to n-1, int64) of the `batch` sequences in optimiser step `step` (counted from 0). The n
+    sequences are permuted anew in each epoch.
     """
     drawn = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epochs = drawn // n

@@ -1,6 +1,5 @@
-"""The device, the precision, the ranks and the CPU threads of a run.
-
-With torchrun every rank is one process. Without torchrun there is one rank.
+"""The device, the precision, the ranks and the CPU threads of a run. With torchrun every rank is one process.
+Without torchrun there is one rank.
 """
 
 import contextlib
@@ -83,11 +82,11 @@ def _another_rank_may_end():
 
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
-    """Chooses the device, the precision and the number of CPU threads. If torchrun started several ranks,
-    this function connects them.
+    """Chooses the device, the precision and the number of CPU threads. Connects the ranks if torchrun started
+    several ranks.
 
-    The device "auto" is a GPU if there is one. The precision "auto" is bf16 on hardware that multiplies bf16.
-    On other GPUs it is fp16, and on other CPUs fp32. If `training` is true, settings of oneDNN and glibc are
+    The device "auto" is a GPU if there is one. The precision "auto" is bf16 on hardware that multiplies bf16,
+    fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, settings of oneDNN and glibc are
     changed, because otherwise the memory of the process would grow during many hours of training.
     """
     if training:
@@ -125,11 +124,12 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from returning freed memory to the system. Other allocators are not changed.
+    """Stops glibc from returning freed memory to the system, so the process keeps all memory until it ends.
+    Other allocators are not changed.
 
-    By default glibc returns large blocks of memory to the system, and later requests them again page by page.
-    In a measured training step of DistilBERT in bf16, glibc returned and requested 268 MiB, which took a
-    fifth of the step's time. With this setting, the process keeps all memory until it ends.
+    By default glibc returns large blocks of memory to the system, and later requests memory again page by
+    page. In a measured training step of DistilBERT in bf16, glibc returned and requested 268 MiB, which took
+    a fifth of the step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -1,9 +1,8 @@
-"""Reads a prepared corpus, which is a folder of token ids that corpus_writer.py has written. Cuts the
+"""Reads a prepared corpus, which is a folder of token ids that corpus_writer.py has written, and cuts the
 documents of the corpus into sequences. The token ids stay on the disk and are read through memory maps.
 
-A *sequence* has consecutive tokens of one document. A sequence has at most `max_length` tokens, [CLS] and
-[SEP] included. (loader.py adds [CLS] and [SEP].) When the corpus is opened, the start and the length of each
-sequence are computed, which need 12 bytes of memory for each sequence.
+A *sequence* has consecutive tokens of one document, at most `max_length` with [CLS] and [SEP] (which
+loader.py adds). The start and the length of each sequence need 12 bytes of memory.
 """
 
 import hashlib
@@ -32,8 +31,7 @@ class Corpus:
     array of token ids for each part ("train", "held-out"). `first` has the index of the first sequence of
     each part. `starts` says for each sequence where it starts in the array of its part. `checksum` is the
     CRC-32 of all token ids in the order of the text. `n_tokens` is the number of tokens of all sequences,
-    with [CLS] and [SEP]. `left_out` is a message about the sequences that are not used, or "" if all are
-    used.
+    with [CLS] and [SEP]. `left_out` is a message about the sequences that are not used, or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -47,8 +45,8 @@ class Corpus:
         return len(self.starts)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the number of tokens of each sequence whose index is in `indices`. [CLS] and [SEP] are not
-        counted. The result is int64 with the shape of `indices`.
+        """The number of tokens of each sequence whose index is in `indices`, without [CLS] and [SEP]. The
+        result is int64 with the shape of `indices`.
         """
         return self.sequence_lengths[indices].astype(np.int64)
 
@@ -75,12 +73,12 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
 
     Consecutive lines of a document are joined into one sequence of at most `max_length` tokens. With
-    `one_line`, each line is one sequence. A line that is too long for one sequence is cut. Two kinds of
-    sequences are left out, as in DistilBERT's code. The first kind is shorter than `min_length` tokens, [CLS]
-    and [SEP] included. In the second kind, at least half of the tokens are [UNK].
+    `one_line`, each line is one sequence. A line that is too long for one sequence is cut. As in DistilBERT's
+    code, a sequence is left out if it has fewer than `min_length` tokens ([CLS] and [SEP] included), or if at
+    least half of its tokens are [UNK].
 
-    Raises `UserError` if a file is missing or has a wrong size. Also raises it if the corpus was prepared
-    with another tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
+    Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
+    tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
     """
     folder = Path(folder)
     if max_length <= SPECIALS:
@@ -90,8 +88,8 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    # the starts and lengths of the sequences that are used; the first entry is empty, because np.concatenate
-    # needs at least one array
+    # the starts and lengths of the sequences that are used; np.concatenate needs at least one array, so the
+    # first arrays are empty
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
     found = short = unknown = 0  # how many sequences there are, are too short, and have too many [UNK]
     checksum = 0  # of all token ids
@@ -127,7 +125,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
 
 
 def read_description(folder: Path) -> dict:
-    """The content of corpus.json. Raises `UserError` if its "format" is not `FORMAT`."""
+    """The content of corpus.json. Raises `UserError` if the field "format" of corpus.json is not `FORMAT`."""
     path = folder / "corpus.json"
     if not path.exists():
         raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
@@ -153,8 +151,8 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields two int64 arrays: where each sequence starts in the tokens of its part, and the length of each
-    sequence. Each pair of arrays is for several consecutive documents. Every token is in a sequence.
+    """Yields two int64 arrays for several consecutive documents: where each sequence starts in the tokens of
+    its part, and the length of each sequence. Every token is in a sequence.
 
     `lines` has the number of tokens of each line, and `documents` the number of lines of each document.
     `room` is the largest number of tokens in a sequence.
@@ -174,8 +172,8 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts lines into pieces of at most `room` tokens. Returns the lengths of the pieces. Also returns for
-    each line how many pieces this line and all lines before it have together.
+    """Cuts lines into pieces of at most `room` tokens. Returns the lengths of the pieces, and for each line
+    the total number of pieces up to the end of the line.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)
@@ -185,9 +183,7 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
     """Joins as many pieces of a document as fit into each sequence. Returns the lengths of the sequences.
-
-    `document_ends` says for each document how many pieces this document and all documents before it have
-    together.
+    `document_ends` says for each document the total number of pieces up to the end of the document.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

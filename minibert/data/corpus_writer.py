@@ -9,8 +9,7 @@ and is renamed when it is complete.
     train.lines        the number of tokens of each line (uint32)
     train.documents    the number of lines of each document (uint64)
 
-The held-out text has four files, too: held-out.counts, held-out.tokens, held-out.lines and
-held-out.documents. All numbers are little-endian.
+The held-out text has the same four files, with names that begin with held-out. All numbers are little-endian.
 """
 
 import contextlib
@@ -62,8 +61,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """Returns a dict from the file name endings of a part to the number types of these files. Token ids are
-    uint16 if all ids fit into 16 bits.
+    """Maps the file name endings of a part of a corpus to the number types of the files. Token ids are uint16
+    if all ids fit into 16 bits.
     """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 
@@ -96,8 +95,8 @@ class CorpusWriter:
 
     def close(self, **notes) -> dict:
         """Writes corpus.json with the entries of `notes` and returns its content. For each part, corpus.json
-        has several counts, among them [UNK] tokens (`unk`) and documents that are too short for training
-        (`short`). Raises `UserError` if there is no text for training.
+        has several counts, among them [UNK] tokens (`unk`). Raises `UserError` if there is no text for
+        training.
         """
         for file in self.files.values():
             file.close()

@@ -1,6 +1,4 @@
 """Stores tokenised examples for fine-tuning and inference, and makes the micro-batches of a fine-tuning step.
-
-loader.py makes the batches of masked text for pre-training.
 """
 
 import hashlib
@@ -21,8 +19,8 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The tokenised sequences of a data set and their labels. n is the number of sequences. The tokens of all
-    sequences are stored one after the other in one array. N is the total number of tokens.
+    """The tokenised sequences of a data set and their labels: n sequences with N tokens together. The tokens
+    of all sequences are stored one after the other in one array.
     """
 
     ids: np.ndarray  # (N,) int32
@@ -35,34 +33,32 @@ class Examples:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """The index of the first token of each sequence, (n,). The array is computed only once, because every
-        micro-batch needs it.
-        """
+        """The index of the first token of each sequence, (n,), computed once for all micro-batches."""
         return np.cumsum(self.lengths) - self.lengths
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all arrays. The same texts and labels in the same order have the same hash."""
+        """A hash of all arrays. Equal texts and labels in the same order have equal hashes."""
         digest = hashlib.sha256()
         for array in (self.ids, self.segments, self.lengths, self.labels):
             digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Returns a packed batch of the sequences with these indices, in the order of `indices`."""
+        """Returns a packed batch of the sequences number `indices`, in the order of `indices`."""
         rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
                      torch.from_numpy(self.lengths[indices]))
 
     def part(self, indices: np.ndarray) -> "Examples":
-        """Returns new `Examples` with only the examples with these indices, in the order of `indices`."""
+        """Returns new `Examples` with only the examples number `indices`, in the order of `indices`."""
         rows, _, _ = rows_of(self.starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """Raises `UserError` if the tokenizer has more tokens than the model's word table has rows. `name` is the
+    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings. `name` is the
     name of the model in the message.
     """
     if tokenizer.vocab_size > config.vocab_size:
@@ -71,11 +67,10 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
-    """Raises `UserError` if the longest example has more tokens than the model has positions. Also raises it
-    if the examples are pairs of texts and the model has only one token type.
+    """Raises `UserError` if the longest example has more tokens than the model has positions, or if the
+    examples are pairs of texts and the model has only one token type.
 
-    A model with no token types at all (DistilBERT) can read pairs. `name` is the name of the model in the
-    message.
+    A model without token types (DistilBERT) can read pairs. `name` is the name of the model in the message.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -96,14 +91,14 @@ class LabelledBatch(NamedTuple):
     seed: int  # the random seed of dropout in this micro-batch
 
     def to(self, device) -> "LabelledBatch":
-        """The same micro-batch with its tensors on `device`."""
+        """Returns the micro-batch on `device`; only `batch.lengths` stays on the CPU."""
         return LabelledBatch(self.batch.to(device), self.labels.to(device, non_blocking=True),
                              {name: t.to(device, non_blocking=True) for name, t in self.targets.items()},
                              self.seed)
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Makes `Examples` from ids and segments. `ids` and `segments` have one list for each sequence."""
+    """Makes `Examples` from token ids and segments. `ids` and `segments` have one list for each sequence."""
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -131,12 +126,11 @@ class Drawn(NamedTuple):
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
-    """Draws the examples of optimiser step `step` (the first step is 0), and returns the examples of the rank
-    `rank`. In one step, all ranks together draw `batch` examples. A micro-batch has at most `micro_tokens`
-    tokens.
+    """Draws `batch` examples for optimiser step `step` (the first step is 0), and returns those of one rank
+    in micro-batches of at most `micro_tokens` tokens.
 
-    `targets` are the teacher's outputs. They have one row for each example, or one row for each token if the
-    teacher has a span head.
+    `targets` are the teacher's outputs: arrays with one row for each example, or with one row for each token
+    if the teacher has a span head.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

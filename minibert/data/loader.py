@@ -3,8 +3,7 @@ divided among the ranks, and packed into batches without padding.
 
 `--batch` is the number of sequences in one optimiser step over all ranks. `--micro-tokens` is the largest
 number of tokens in one forward pass. Each loss is divided by a count over the whole step, for example the
-number of masked tokens. This count is known before the first forward pass, because the whole step is drawn
-first.
+number of masked tokens. The whole step is drawn first, so the count is known before the first forward pass.
 """
 
 import contextlib
@@ -25,8 +24,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two arrays for the sequences with these indices. The first array has the token ids of all
-    sequences, each sequence with its [CLS] and [SEP]. The second array has the lengths of the sequences.
+    """Returns the token ids of the sequences number `indices`, each sequence with [CLS] and [SEP] and one
+    after the other in one array, and the lengths of the sequences.
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -41,9 +40,8 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
               masking: Masking, part: tuple[int, int] = (0, 1)) -> Step:
     """Makes the data of optimiser step `step` (the first step is 0) for one rank. If the step has fewer
-    sequences than there are ranks, some ranks get no micro-batch.
-
-    `part` is the pair (rank of this process, number of ranks).
+    sequences than there are ranks, some ranks get no micro-batch. `part` is the pair (rank of this process,
+    number of ranks).
     """
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
     masked = mask_tokens(ids, lengths, tokenizer, masking, seed, step)
@@ -63,7 +61,7 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
-    if isinstance(texts, str) or not texts:  # Python would treat one string as a list of characters
+    if isinstance(texts, str) or not texts:  # without this check, one string would be a list of characters
         raise UserError("masked_batch takes a list of texts, at least one")
     sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
     ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
@@ -93,7 +91,7 @@ def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
         key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
     """Makes the packed micro-batches of one rank from the masked sequences of a step. A micro-batch has at
-    most `micro_tokens` tokens. A sequence with more tokens is alone in its micro-batch.
+    most `micro_tokens` tokens, or a single sequence with more tokens.
     """
     starts, labels = np.cumsum(lengths) - lengths, np.where(selected, ids, IGNORE)
     made = []

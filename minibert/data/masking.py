@@ -1,10 +1,10 @@
-"""Dynamic masking: functions that choose the tokens to predict in a step, and replace them.
+"""Dynamic masking: functions that choose the tokens to predict in an optimiser step, and replace the tokens.
 
 Which tokens are masked depends only on the seed, the step, the number of the sequence in the step, and the
 position of the token. The masks are the same for every size of the micro-batches and every number of ranks.
 Arrays with the shape (N,) have one value for each of the N tokens in a whole optimiser step (all ranks).
-The dict `SELECTIONS` has several functions that choose the tokens. As in BERT, 80 % of the chosen tokens
-become [MASK], 10 % become a random token, and 10 % are not changed (Devlin et al. 2018, section 3.1, Task 1).
+As in BERT, 80 % of the chosen tokens become [MASK], 10 % become a random token, and 10 % are not changed
+(Devlin et al. 2018, section 3.1, Task 1).
 """
 
 from typing import NamedTuple
@@ -24,10 +24,10 @@ class Masking(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """The tokens of a step after masking. Both arrays are (N,)."""
+    """The tokens of a step after masking."""
 
-    inputs: np.ndarray  # the ids that the model reads
-    selected: np.ndarray  # bool: True if the original token is predicted
+    inputs: np.ndarray  # (N,): the ids that the model reads
+    selected: np.ndarray  # (N,) bool: True if the original token is predicted
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
@@ -46,9 +46,9 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     has the number of tokens of each sequence. The random numbers depend only on `key`, for example (seed,
     step).
 
-    Special tokens are never selected. BERT's code can select [UNK]. This function never selects [UNK], as in
-    DistilBERT's code. A token that is replaced by a random token can become any token of the vocabulary, even
-    a special token, as in BERT's code.
+    Special tokens are never selected, and [UNK] is a special token here, as in DistilBERT's code. (BERT's
+    code can select [UNK].) A token that is replaced by a random token can become any token of the vocabulary,
+    even a special token, as in BERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -98,10 +98,11 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects a fixed share of all tokens in the step. The tokens are drawn without replacement, with
-    probabilities proportional to the weights of their ids, as in DistilBERT's code.
+    probabilities proportional to the weights of their ids, as in DistilBERT's code (with
+    `torch.multinomial`).
 
-    The tokens with the largest log(u) / w are selected, where u is the random number of a token and w is its
-    weight (Efraimidis and Spirakis 2006). DistilBERT's code uses a multinomial sampler for the same purpose.
+    Here the tokens with the largest log(u) / w are selected, where u is the random number of a token and w is
+    its weight (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

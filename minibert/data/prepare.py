@@ -1,5 +1,5 @@
-"""Prepares a corpus: tokenises documents and writes their tokens. The memory that is needed does not depend
-on the size of the corpus. The library `tokenizers` uses all CPU cores.
+"""Prepares a corpus: tokenises documents and writes their tokens. The size of the corpus does not change how
+much memory is needed. The library `tokenizers` uses all CPU cores.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from minibert.data.corpus_writer import MIN_LENGTH, PARTS, CorpusWriter, new_fol
 from minibert.data.text import Source, find_sources, hash_share, read_documents
 from minibert.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 18  # about so many characters are tokenised in one call, to need little memory
+BATCH_CHARACTERS = 1 << 18  # about this number of characters is tokenised in one call; more need more memory
 BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
 UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is above this
 
@@ -23,12 +23,11 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    A hash decides whether a document belongs to the part "held-out" or "train". The sha256 of the first
-    65,536 characters of the document is read as a number in [0, 1). If this number is less than `held_out`,
+    A hash decides whether a document belongs to the part "held-out" or "train": the sha256 of the first
+    65,536 characters of the document is read as a number in [0, 1). If the number is less than `held_out`,
     the document is held out. Two equal documents have the same hash, so they are always in the same part.
 
-    The function `report` is called with each line of the summary and with each warning. If `report` is None,
-    no summary is printed.
+    `report` is called with each line of the summary and with each warning. None: no summary is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -54,11 +53,9 @@ def split_documents(sources: list[Source], wikitext: str, held_out: float
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """Yields the lines that `prepare` puts in the part "train". A new vocabulary is trained on these lines,
-    so that it does not depend on held-out text.
-
-    Raises `UserError` if a source is a pipe. A pipe can be read only once, and `prepare` must read the text a
-    second time.
+    """Yields the lines that `prepare` puts in the part "train". A new vocabulary is trained on the training
+    lines, so that the vocabulary does not depend on held-out text. Raises `UserError` if a source is a pipe:
+    a pipe can be read only once, and `prepare` must read the text a second time.
     """
     sources = find_sources(paths)
     for source in sources:

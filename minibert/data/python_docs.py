@@ -2,8 +2,8 @@
 
 The text is the docstrings of the standard library and the help topics of `pydoc`. The text is read from the
 source files, and no module is imported. Each module is one document, and each paragraph is one line. A hash
-of a module's name decides whether the module is held out. So a module is in the same part for every Python
-version.
+of a module's name decides whether the module is held out, so the part of a module does not depend on the
+Python version.
 """
 
 import ast
@@ -28,10 +28,8 @@ NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yields (module name, text) for the modules of the standard library in sorted order. Each paragraph is
-    one line of the text.
-
-    `library` is the folder of the standard library. By default, this is the folder of the running Python.
-    Raises `UserError` if the folder has no source files.
+    one line of the text. `library` is the folder of the standard library (default: that of the running
+    Python). Raises `UserError` if the folder has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -83,8 +81,8 @@ def paragraphs(text: str) -> Iterator[str]:
 
 def is_held_out(module: str) -> bool:
     """Whether a module is held out. A hash of the last part of the module's name decides. About a tenth of
-    all modules are held out. Leading underscores and a "py" after them are removed first. So related
-    modules such as `decimal` and `_pydecimal` are in the same part.
+    all modules are held out. Leading underscores and a "py" after the underscores are removed before hashing,
+    so that related modules such as `decimal` and `_pydecimal` are in the same part.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -94,8 +92,8 @@ def is_held_out(module: str) -> bool:
 
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     """Divides documents into the parts "train" and "held-out". Returns a list of pairs (part, document). A
-    document is a list of lines. Many docstrings are copies of each other, so a paragraph that occurs several
-    times is used only once. If one of its copies is training text, the paragraph is used in "train".
+    document is a list of lines. A paragraph that occurs several times is used only once, in "train" if one of
+    its copies is training text.
     """
     seen, found = set(), []
     # training modules come first, so that a repeated paragraph is used in "train"

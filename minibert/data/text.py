@@ -51,10 +51,8 @@ class Source(NamedTuple):
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
     """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora
-    are left out.
-
-    Files of a folder with other name endings are not read, and `report` is called with a message about them.
-    Raises `UserError` if a path does not exist, or if it has no text files.
+    are left out. `report` is called with a message about the files of a folder with other name endings, which
+    are not read. Raises `UserError` if a path does not exist, or if it has no text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -84,13 +82,12 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files below `folder`. Prepared corpora are left out. Files and folders whose names start
-    with a dot are left out, too, for example .DS_Store. Links to folders are followed, but each folder is
-    read only once.
+    """Yields the files below `folder`, except prepared corpora, and files and folders whose names start with
+    a dot, for example .DS_Store. Links to folders are followed, but each folder is read only once.
     """
     real = Path(os.path.realpath(folder))
-    # These folders are not entered again. The parents of `folder` are among them, because a link to a parent
-    # would lead to files outside `folder`.
+    # Folders in `entered` are not entered again. The parents of `folder` are included, because a link to a
+    # parent would lead to files outside `folder`.
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
@@ -115,8 +112,8 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
     """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
     read so far. A document is a list of lines, and no line is empty. `wikitext` is auto, yes or no.
 
-    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line. Two of
-    them are not a blank line, so they never end a document. Raises `UserError` if a file is not UTF-8 text.
+    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but two of
+    these characters are not a blank line. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:

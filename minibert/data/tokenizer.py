@@ -1,9 +1,9 @@
 """BERT's WordPiece tokenizer: reads, trains and writes the files that `transformers` reads and writes.
 
 The library `tokenizers` divides texts into tokens. A tokenizer is built from three things only: its
-vocabulary, the options of its normaliser, and its added tokens. So a vocab.txt and the equivalent
-tokenizer.json give the same tokenizer with the same `sha256`. Settings for truncation or padding in a
-tokenizer.json have no effect.
+vocabulary, the options of its normaliser, and its added tokens. A vocab.txt and the equivalent tokenizer.json
+give the same tokenizer with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no
+effect.
 """
 
 import copy
@@ -26,8 +26,8 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# The library tokenises this number of texts in one call. Its results need much memory, so they are not kept
-# for all texts.
+# The library tokenises this number of texts in one call. The results of a call need much memory, so they are
+# not kept for all texts.
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
 MAX_ALPHABET = 1000  # a trained vocabulary knows only the most frequent characters, at most this number
@@ -38,7 +38,7 @@ class Tokenizer:
 
     `added` are whole tokens, such as [MASK], that are searched in a text before the text is normalised.
     `names` are the names of the five special tokens, in the order of `SPECIAL_TOKENS`. `states` are all other
-    settings of a loaded tokenizer_config.json. They have no effect here, and `save` writes them unchanged.
+    settings of a loaded tokenizer_config.json, which have no effect here and which `save` writes unchanged.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
     the largest id plus 1; some ids may be unused. `special` and `continuation` have one bool for each id.
@@ -104,9 +104,8 @@ class Tokenizer:
         """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. A text is cut if the
         sequence has more than `max_length` tokens. Of a pair, the longer text is cut first.
 
-        Returns two lists, the token ids and the segments. Both have one list for each sequence. The segment
-        of a token is 0 if it belongs to the first text or its [CLS] and [SEP]. It is 1 if the token belongs
-        to the second text or its [SEP].
+        Returns the token ids and the segments, both with one list for each sequence. The segment of a token
+        is 0 in [CLS] text [SEP], and 1 in pair [SEP].
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -162,12 +161,12 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
 
-        `max_length` is the number of positions of the model. It is written as model_max_length, which
-        `transformers` reads. If the loaded tokenizer_config.json has a smaller model_max_length, or one that
-        means "no limit", this value is written instead.
+        `max_length` is the number of positions of the model. It is written as model_max_length, unless the
+        loaded tokenizer_config.json has a smaller model_max_length, or a model_max_length that means "no
+        limit".
 
-        `segments` is True if the model has token types. A DistilBERT has none. In `transformers`, a
-        DistilBERT raises an error if the tokenizer returns token types.
+        `segments` is True if the model has token types. In `transformers`, a DistilBERT, which has no token
+        types, raises an error if the tokenizer returns token types.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,8 +203,8 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
 
     All published forms of BERT's tokenizer files are read (docs/formats.md). If no file says whether a
-    vocab.txt is cased, this is guessed from its tokens, and a warning is printed. Raises `UserError` if a
-    file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    vocab.txt is cased, `is_cased` guesses the answer from the tokens, and a warning is printed. Raises
+    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -227,8 +226,8 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a text. This is checked
-    only if the tokenizer class takes all settings from tokenizer.json.
+    """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a text. The function is
+    called only if the tokenizer class takes all settings from tokenizer.json.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
@@ -249,10 +248,10 @@ def check_generic(tokenizer: Tokenizer, description: dict) -> None:
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. The same lines always give the same vocabulary. By itself,
-    the trainer of `tokenizers` would give ids to characters inside words ('##a') in random order. So this
-    function chooses these ids before the training. For this, it must first count the characters of all texts.
-    It writes the texts to a temporary file, which the trainer then reads.
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. By itself, the trainer of `tokenizers` would give ids to
+    characters inside words ('##a') in random order. To get the same vocabulary in every training, this
+    function first counts the characters of all texts and chooses the ids of '##a' and so on. Meanwhile the
+    texts are written to a temporary file, which the trainer then reads.
 
     Raises `UserError` if `vocab_size` is smaller than the number of special tokens and single characters.
     """
@@ -285,8 +284,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 
 def continues_words(character: str) -> bool:
-    """Whether a character can be inside a word. Punctuation marks and Chinese characters cannot: BERT's
-    pre-tokeniser makes each of them a separate word.
+    """Whether a character can be inside a word. Punctuation marks and Chinese characters cannot be inside a
+    word, because BERT's pre-tokeniser makes each of them a separate word.
     """
     if character.isascii():
         return character.isalnum()

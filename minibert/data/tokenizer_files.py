@@ -47,8 +47,8 @@ CASED_SHARE = 0.004
 # Python's rstrip() without an argument would also remove other characters.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
-# `Tokenizer.save` does not copy these settings of a loaded tokenizer_config.json. It writes new values for
-# some of them, and the others have a meaning only in the old folder.
+# `Tokenizer.save` does not copy these settings of a loaded tokenizer_config.json. Some settings get new
+# values, and the others have a meaning only in the old folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
             "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only",
             "tokenizer_file", "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
@@ -79,10 +79,10 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
     The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. The options of
-    the normaliser are read from tokenizer_config.json, even if tokenizer.json states other values. If the
-    tokenizer class takes all settings from tokenizer.json (see `_is_generic`), the options are read from
-    there. If no file says whether a vocab.txt is cased, this is guessed from its tokens, and a warning is
-    printed. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    the normaliser are read from tokenizer_config.json, even if tokenizer.json states other values. Only if
+    the tokenizer class takes all settings from tokenizer.json (see `_is_generic`), the options are read from
+    tokenizer.json. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT
+    tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -155,11 +155,11 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
-    """Returns the model and the normaliser of a tokenizer.json. Raises `UserError` if the model is not BERT's
-    WordPiece. If `generic` is true, also raises it if the normaliser or the pre-tokeniser is not BERT's.
+    """Returns the model and the normaliser of a tokenizer.json, but None for a normaliser that is not BERT's.
 
-    The classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json, so for them the normaliser may be
-    of any kind. If it is not BERT's, None is returned in its place.
+    Raises `UserError` if the model is not BERT's WordPiece. If `generic` is true, also raises `UserError` if
+    the normaliser or the pre-tokeniser is not BERT's. Otherwise the normaliser may be of any kind, because
+    the classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -182,8 +182,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Prints a warning if the normaliser in tokenizer.json has other options than `options`. These come from
-    tokenizer_config.json and are the ones that are used.
+    """Prints a warning if the normaliser in tokenizer.json has other options than `options`, the options that
+    are used (from tokenizer_config.json).
     """
     used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -203,9 +203,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     """Returns three things: the names of the five special tokens, all added tokens with their ids, and the
     additional special tokens in the form of tokenizer_config.json.
 
-    `inside` are the "added_tokens" of tokenizer.json. If tokenizer_config.json has an "added_tokens_decoder",
-    the tokens of this entry are used and `inside` is not. If it has none, special_tokens_map.json and
-    added_tokens.json are read in addition to `inside`.
+    `inside` are the "added_tokens" of tokenizer.json, which are used only if tokenizer_config.json has no
+    "added_tokens_decoder". In that case special_tokens_map.json and added_tokens.json are also read.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -227,10 +226,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # As in transformers, special tokens are searched in a text before the text is lower-cased. Two kinds of
-    # tokens are searched after it, because transformers does not treat them as special. The first kind is
-    # additional tokens in special_tokens_map.json. The second kind is BERT's own special tokens if no file
-    # names them.
+    # As in transformers, special tokens are searched in a text before the text is lower-cased. Additional
+    # tokens in special_tokens_map.json are searched after lower-casing, because transformers does not treat
+    # them as special. The same is true of BERT's own special tokens if no file names them.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
@@ -251,8 +249,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
     """Maps the text of each added token to the token and its id. The entries have the order in which
-    transformers adds the tokens, because tokens without an id get new ids in this order. Tokens with an id
-    come first, sorted by id. Special tokens without an id come after them.
+    transformers adds the tokens, because tokens without an id get new ids in this order: first the tokens
+    with an id, sorted by id, then the special tokens without an id.
     """
     tokens = {}
     for i, entry in sorted(added.items()):
@@ -271,11 +269,11 @@ def _content(token: str | dict) -> str:
 
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
-    """Guesses whether a vocabulary is cased, and prints a warning with the guess. This function is called
-    only if no file says whether the vocabulary is cased.
+    """Guesses whether a vocabulary is cased, and prints a warning with the guess. The function is called only
+    if no file says whether the vocabulary is cased.
 
-    The share of tokens with a capital letter decides. A few such tokens are no proof, because many uncased
-    vocabularies have some. Tokens like [UNK] and <URL> are not counted.
+    The share of tokens with a capital letter decides, because many uncased vocabularies also have a few
+    tokens with capitals. Tokens like [UNK] and <URL> are not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
@@ -287,12 +285,11 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Reads a vocab.txt and returns a dictionary from tokens to ids. The id is the line number, counted from
-    0.
+    """Reads a vocab.txt as a dict from tokens to ids. The id is the line number, counted from 0.
 
     White space at the end of a line is ignored, as in `transformers`. All blank lines at the end of the file
-    together are one token, the empty string. If a token is on several lines, its id is the number of the last
-    of these lines, and a warning is printed.
+    together are one token, the empty string. A token on several lines gets the id of the last line, with a
+    warning.
     """
     vocabulary, doubled, text = {}, [], read_text(path)
     check_is_the_file(path, text[:100].encode())

@@ -1,20 +1,18 @@
 """Losses that compare the attention of student and teacher. Each loss is a sum over the sequences of a batch.
-
-The training step divides each sum by the number of sequences of the whole step (all micro-batches, all
-ranks).
+The training step divides the sum by the number of sequences of the whole step (all micro-batches, all ranks).
 
 z = a b' / sqrt(E) is the (T, T) matrix of scores of one head in one sequence. In attention, a are the queries
 (T, E) and b the keys (T, E). MiniLM also compares value relations, in which a and b are both the values.
 MiniLMv2 compares three relations: a and b are both the queries, both the keys or both the values. z_s are the
-student's scores, and z_t are the teacher's. There are two losses of row i of the scores:
+student's scores, and z_t are the teacher's. For row i of the scores, the losses are:
 
     squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relations
 
 Both losses are averaged over the rows and heads of each sequence and summed over the sequences. The scores of
 one layer are S x H x T^2 numbers for S sequences and H heads. For 32 sequences of 512 tokens and 12 heads,
-the scores of one model take 400 MB in fp32. So the scores are computed in chunks. A chunk has several
-sequences, or several heads of one sequence.
+the scores of one model take 400 MB in fp32. To save memory, the scores are computed in chunks of several
+sequences, or of several heads of one sequence.
 
 The gradients of a chunk are computed together with its loss. The gradient of the sum over rows with respect
 to z_s is G = 2 (z_s - z_t) / T for the squares, and G = softmax(z_s) - softmax(z_t) for the KL. The gradients
@@ -35,34 +33,32 @@ from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
 # A chunk has about this many scores of one model (8 MB in fp32), but at least one matrix (T, T). On a CPU,
-# the loss took the same time with any number from 70,000 to 4 million. On a GPU, other numbers were not
-# tried.
+# any number from 70,000 to 4 million took the same time. On a GPU, other numbers were not tried.
 CHUNK_ELEMENTS = 1 << 21
 
 
 def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
                   chunk: int | None = None) -> Tensor:
     """The attention loss L_attn of TinyBERT (Jiao et al. 2019, section 3.1): the squared difference of the
-    scores q k' / sqrt(E) before the softmax. The squared difference is averaged over the heads and over the
-    T^2 scores of each head, and summed over the sequences.
+    scores q k' / sqrt(E) before the softmax, averaged over the heads and over the T^2 scores of each head,
+    and summed over the sequences.
 
     q, k (N, H, E_s) are the student's queries and keys, and t_q, t_k (N, H, E_t) are the teacher's. `chunk`
-    is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). TinyBERT's own code averages over a
-    padded matrix: its T is the length of the longest sequence of the batch. So a short sequence has less
-    weight in its loss than a long sequence. In this function all sequences have the same weight, as in the
-    paper's formula.
+    is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). All sequences have the same weight,
+    as in the paper's formula. In TinyBERT's code a short sequence has less weight than a long sequence,
+    because T is the length of the longest sequence of the batch (the matrices are padded).
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
 
 def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
                  chunk: int | None = None) -> Tensor:
-    """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))). The KL is
-    averaged over heads and rows, and summed over sequences.
+    """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))), averaged
+    over heads and rows, and summed over sequences.
 
-    a and b (N, H, E_s) are queries, keys or values of the student, and t_a and t_b (N, H, E_t) are those of
-    the teacher. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). With queries as
-    a and keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is MiniLM's loss
+    a and b (N, H, E_s) are queries, keys or values of the student, and t_a and t_b (N, H, E_t) are the
+    teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). With queries as a
+    and keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is MiniLM's loss
     L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 splits the heads (`split_heads`) and calls this
     function three times: with the queries as a and b, with the keys, and with the values (Wang et al. 2021,
     section 3.1).
@@ -71,10 +67,8 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """Joins the heads of `x` (N, H, E) and splits them into R relation heads (MiniLMv2): (N, R, D / R).
-
-    D = H * E is the width of all heads together. Raises `UserError` if D is not a multiple of
-    `relation_heads` (R).
+    """Joins the heads of `x` (N, H, E) and splits the joined vectors (width D = H * E) into R relation heads:
+    (N, R, D / R). MiniLMv2 needs relation heads. Raises `UserError` if D is not a multiple of R.
     """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:
@@ -135,8 +129,8 @@ class _RowLoss(torch.autograd.Function):
                         rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (several, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
-                        # The gradient is divided by H T after the product. If it were divided before the
-                        # product, small numbers would become 0 in fp16.
+                        # the product is divided by H T, and not `grad`, whose small numbers would become 0 in
+                        # fp16
                         grad = grad.to(low)
                         if need_a:
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)

@@ -1,13 +1,12 @@
 """The losses of DistilBERT and of BERT's own pre-training, which is masked language modelling (MLM) alone.
 
-Each loss is a function of (student, teacher, micro-batch, weights, counts). The function returns two results.
-The first result is the part of the step's loss that comes from this micro-batch. The second result is a
-dictionary with the detached sum of each loss term over the micro-batch.
+Each loss is a function of (student, teacher, micro-batch, weights, counts), also in the files of the other
+methods. A loss returns two results. The first result is the part of the step's loss that comes from this
+micro-batch. The second result is a dictionary with the detached sum of each loss term over the micro-batch.
 
-In the loss, the sum of each term is divided by a number of the *whole* step (all micro-batches, all ranks),
-for example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient that
-the whole step would have as a single batch. `distilbert_counts` and `mlm_counts` return these divisors. The
-loss functions of all other methods have the same arguments and results as the functions of this file.
+In the loss, the sum of each term is divided by its count: a number of the *whole* step (all micro-batches,
+all ranks), for example the number of masked tokens. So the gradients of all micro-batches add up to the
+gradient of the whole step as a single batch. `distilbert_counts` and `mlm_counts` return the counts.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True)
 class DistilBERTWeights:
-    """The published weights of the terms of DistilBERT's triple loss (5 KL + 2 MLM + 1 cosine), and its
+    """The published weights of the terms of DistilBERT's triple loss (5 KL + 2 MLM + 1 cosine), and the
     temperature T = 2.
     """
 
@@ -37,28 +36,26 @@ class DistilBERTWeights:
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """The weight of the MLM loss. The MLM loss is the only term, so this weight only scales the loss."""
+    """The weight of the MLM loss, the only term. So the weight only scales the loss."""
 
     mlm: float = 1.0
 
 
 def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The triple loss of DistilBERT (Sanh et al. 2019, section 3). The KL to the teacher is computed at all
-    tokens, the MLM loss at the masked tokens, and the cosine distance of the last hidden states at all
-    tokens.
+    """The triple loss of DistilBERT (Sanh et al. 2019, section 3): the KL to the teacher at all tokens, the
+    MLM loss at the masked tokens, and the cosine distance of the last hidden states at all tokens.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # If `kl_masked_only` is true, the loss reads only the logits of masked tokens. So the MLM heads
-        # compute only these logits.
+        # the loss reads only the logits of masked tokens, so the MLM heads compute only those
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
-    # KL and MLM are computed together, because both terms need the student's logits.
+    # one call computes KL and MLM, because both terms need the student's logits
     loss, sums = vocab_loss(
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
@@ -87,7 +84,7 @@ def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
     `mlm` and `accuracy` the number of masked tokens. `kl` has the number of masked tokens if `kl_masked_only`
     is true, and otherwise the number of all tokens.
     """
-    masked = max(1, step.masked)  # a step may have no masked token; this avoids a division by zero
+    masked = max(1, step.masked)  # a step may have no masked token, and a division by zero must not happen
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
@@ -105,8 +102,8 @@ def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
-    """Raises `UserError` if the two models differ in vocabulary, width or number of positions, because their
-    outputs could then not be compared. Otherwise returns an empty text.
+    """Raises `UserError` if the two models differ in vocabulary, width or number of positions, because then
+    their outputs could not be compared. Otherwise returns an empty text.
     """
     check_equal(student, teacher, OUTER_SIZES,
                 "--method distilbert needs equal values (tinybert and minilm allow any width)")

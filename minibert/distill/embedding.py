@@ -2,8 +2,8 @@
 of a text.
 
 The method is that of Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using
-Knowledge Distillation", section 2, but the texts are in one language only. distilbert.py describes the
-arguments and results of a loss. This loss uses no labels and no masks.
+Knowledge Distillation", section 2, but the texts are in one language only. The loss uses no labels and no
+masks. distilbert.py describes the arguments and results of a loss.
 """
 
 import copy
@@ -39,9 +39,9 @@ class SentenceStudent(nn.Module):
     sentence vector.
 
     The layers after the pooling are copied from the teacher. If the pooled vectors of student and teacher
-    have different widths, a new linear layer is put before the copied layers. The new layer maps the
-    student's width to the teacher's width, and it stays part of the student. If the student is already a
-    sentence encoder, it keeps its own layers.
+    have different widths, a new linear layer before the copied layers maps the student's width to the
+    teacher's width. The new layer stays part of the student. A student that is already a sentence encoder
+    keeps its own layers.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -62,7 +62,7 @@ class SentenceStudent(nn.Module):
                 # has an activation, and Identity means "no activation".
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # The layers are also an attribute of this module, so that they are trained and saved with it.
+        # an attribute of this module, too, so that the layers are trained and saved with the module
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -72,14 +72,14 @@ class SentenceStudent(nn.Module):
 
 def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: EmbeddingWeights,
               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss between the student's vector u_s (D) and the teacher's vector u_t (D) of each text. Its terms
-    are:
+    """The loss between the student's vector u_s (D) and the teacher's vector u_t (D) of each text, with the
+    terms:
 
         cosine  1 - cos(u_s, u_t)
         mse     mean over D of (u_s - u_t)^2
         hidden  mean over D of (h_s - h_t)^2 at each token, h the last hidden states
 
-    If the vectors have length 1, the `mse` term is 2 / D times the `cosine` term. If the student is not a
+    If u_s and u_t have length 1, the `mse` term is 2 / D times the `cosine` term. If the student is not a
     `SentenceStudent`, its vectors are computed with the pooling of the teacher.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
@@ -103,9 +103,8 @@ def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """If the hidden states of student and teacher have different widths, returns a sentence for the user
-    about the new linear layer. Otherwise returns an empty text. Raises `UserError` if the vocabularies
-    differ.
+    """Returns a sentence for the user about the new linear layer if the hidden states of student and teacher
+    have different widths, and otherwise an empty text. Raises `UserError` if the vocabularies differ.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

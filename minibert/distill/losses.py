@@ -1,9 +1,6 @@
 """Losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or sequences.
-
-The training step divides each sum by the number of tokens or sequences of the whole step (all micro-batches,
-all ranks).
-
-The losses over the vocabulary are in vocab_loss.py. The losses over attention are in attention_loss.py.
+The training step divides the sum by the number of tokens or sequences of the whole step (all micro-batches,
+all ranks). The losses over the vocabulary are in vocab_loss.py, those over attention in attention_loss.py.
 """
 
 import torch
@@ -23,9 +20,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss and the detached sums. The loss is the sum over all terms of weight * (sum of the
-    term) / count.
-
-    The attributes of `weights` and the keys of `counts` are the names of the terms.
+    term) / count. The attributes of `weights` and the keys of `counts` are the names of the terms.
     """
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
@@ -33,8 +28,7 @@ def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
 
 def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
     """The sum over tokens of 1 - cos(h_s, h_t). `student` h_s and `teacher` h_t are hidden states (N, D).
-
-    DistilBERT calls this loss L_cos (Sanh et al. 2019, section 3).
+    DistilBERT calls the result L_cos (Sanh et al. 2019, section 3).
     """
     # The cosine is computed in fp32, because 16 bits are too few for values near 1.
     return (1 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(teacher), dim=-1)).sum()
@@ -43,9 +37,9 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
     """The sum over tokens of the mean over D_t of (W h_s - h_t)^2.
 
-    TinyBERT calls this loss L_hidn for hidden states, and L_embd for embeddings (Jiao et al. 2019, section
-    3.1). `student` has the hidden states h_s (N, D_s), and `teacher` has h_t (N, D_t). `projection` is W
-    (D_t, D_s); None is the identity. TinyBERT's own code also averages over padding tokens.
+    `student` has the hidden states h_s (N, D_s), and `teacher` has h_t (N, D_t). `projection` is W (D_t,
+    D_s); None is the identity. In TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden
+    states, and L_embd for embeddings. TinyBERT's own code also averages over padding tokens.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -60,9 +54,7 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """The log-softmax of each column of `x` (N, K) over the rows of each sequence. The result is (N, K), in
-    fp32 or fp64.
-
-    `offsets` (S + 1,) are the offsets of the `Batch`.
+    fp32 or fp64. `offsets` (S + 1,) are the offsets of the `Batch`.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
@@ -70,8 +62,8 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     lengths = torch.diff(offsets).long()
     # (N,) for each row, the number of its sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
-    # Subtracting the maximum prevents an overflow of exp. It does not change the result, so it needs no
-    # gradient.
+    # The maximum is subtracted to prevent an overflow of exp. The result does not depend on the maximum, so
+    # the maximum needs no gradient.
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(
         0, sequence[:, None].expand(rows, columns), x.detach(), "amax")
     shifted = x - largest[sequence]
@@ -80,13 +72,13 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """For each sequence, the mean of two cross-entropies, one for the start of the answer and one for the
-    end. The result is the sum over sequences (Devlin et al. 2018, section 4.2).
+    """The sum over sequences of the mean of two cross-entropies, one for the start of the answer and one for
+    the end (Devlin et al. 2018, section 4.2).
 
     `logits` is (N, 2). `starts` and `ends` (S,), int64, are the first and the last token of the answer,
     counted from 0 in each sequence. Token 0 is [CLS], which means "no answer". `starts` and `ends` must be
-    smaller than the lengths of their sequences. This is not checked, because the check would wait for the
-    GPU. In BERT's run_squad.py the softmax also runs over the padding.
+    smaller than the lengths of their sequences; a check would wait for the GPU. In BERT's run_squad.py the
+    softmax also runs over the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -94,8 +86,8 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """For each sequence, the mean of two KL(teacher || student), one for the start of the answer and one for
-    the end. The result is the sum over sequences, multiplied by the squared temperature.
+    """The sum over sequences of the mean of two KL(teacher || student), one for the start of the answer and
+    one for the end, multiplied by the squared temperature.
 
     `student` and `teacher` are logits (N, 2). The teacher gets no gradient. "DistilBERT (D)" is fine-tuned on
     SQuAD with this loss, in a second distillation after pre-training (Sanh et al. 2019, section 4.1). The

@@ -1,5 +1,5 @@
-"""The table of all methods of pre-training. For each method it has the functions of the loss, the weights of
-its terms, and the default options.
+"""The table of all methods of pre-training: the functions of the loss, the weights of its terms, and the
+default options of each method.
 """
 
 import dataclasses
@@ -23,8 +23,7 @@ from minibert.model.batch import MicroBatch, Step
 
 
 class Method(NamedTuple):
-    """The functions and settings of one method. distilbert.py describes the arguments and the results of
-    these functions.
+    """The functions and settings of one method. distilbert.py describes the arguments and results of a loss.
     """
 
     loss: Callable  # takes (student, teacher, micro-batch, weights, counts); returns loss and sums of terms
@@ -75,11 +74,9 @@ METHODS = {
 
 
 def terms_of(method: str) -> tuple[str, ...]:
-    """The names of the loss terms of a method. Figures that have no weight, such as the accuracy, are left
-    out.
-    """
+    """The names of the loss terms of a method, without figures that have no weight, such as the accuracy."""
     weights = METHODS[method].weights()
-    # Only the keys of this dictionary are used, so the numbers in the `Step` do not matter.
+    # any numbers can be in the `Step`, because only the keys of this dictionary are used
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 
@@ -96,11 +93,11 @@ def weights_of(method: str, **changed) -> object:
 
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss of a method on one batch, and a dictionary with the mean of each term. The loss has a
-    graph, so `backward()` can be called.
+    """Returns the loss of a method on one batch, with a graph for `backward()`, and a dictionary with the
+    mean of each term.
 
     `changed` replaces published weights, for example `distillation_loss("distilbert", ..., cosine=0)`. Call
-    `student.train()` and `teacher.eval()` first, because this function does not set these modes.
+    `student.train()` and `teacher.eval()` first, because this function does not change the mode of a model.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

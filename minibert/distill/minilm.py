@@ -1,8 +1,6 @@
-"""The losses of MiniLM and MiniLMv2. These losses compare the attention of the student's last layer with the
-attention of one teacher layer.
-
-distilbert.py describes the arguments and results of a loss. MiniLM's losses use no labels, so the text may be
-masked or not. Student and teacher may have different widths.
+"""The losses of MiniLM and MiniLMv2, which compare the attention of the student's last layer with the
+attention of one teacher layer. MiniLM's losses use no labels, so the text may be masked or not. Student and
+teacher may have different widths. distilbert.py describes the arguments and results of a loss.
 """
 
 import math
@@ -52,9 +50,9 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
-    # L_AT is the KL between the attention distributions of teacher and student. L_VR is the KL between their
-    # value relations softmax(v v' / sqrt(E)). Both models need the same number of heads, but not the same
-    # head size.
+    # L_AT is the KL between the attention distributions of teacher and student. L_VR is the KL between the
+    # value relations softmax(v v' / sqrt(E)) of both. Student and teacher need the same number of heads, but
+    # not the same head size.
     if weights.attention_relation:
         sums["attention_relation"] = relation_sum(q, k, t_q, t_k, micro.batch)
     if weights.value_relation:
@@ -65,8 +63,8 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """MiniLMv2 (Wang et al. 2021, section 3): the student learns the relations among queries, among keys and
-    among values. These relations are computed in R relation heads, so the two models may have different
-    numbers of heads.
+    among values. The relations are computed in R relation heads, so the two models may have different numbers
+    of heads.
 
     The scores are divided by sqrt(D / R), where D / R is the size of a relation head. Whether the paper of
     MiniLMv2 divides by the same number was not checked.
@@ -95,25 +93,24 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """The default number of relation heads R for a student and a teacher of these widths. The default is 48,
-    as in the paper, if 48 divides both widths. Otherwise it is the largest number below 48 that divides both
-    widths, for example 24 for the widths 312 and 768.
+    """The default number of relation heads R for a student and a teacher of the given widths: 48, as in the
+    paper, or else the largest smaller number that divides both widths, for example 24 for 312 and 768.
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
+    """The divisor of each loss term's sum: the number of sequences in the whole step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """For each term, the number that its sum is divided by: the number of sequences of the whole step."""
+    """The divisor of each loss term's sum: the number of sequences in the whole step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 
 def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
-    """Raises `UserError` if MiniLM cannot compare these two models. Otherwise returns an empty text."""
+    """Raises `UserError` if MiniLM cannot compare the two models. Otherwise returns an empty text."""
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     check_heads(student, teacher)
@@ -121,8 +118,8 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
 
 
 def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> str:
-    """Returns a sentence with the number of relation heads. Raises `UserError` if MiniLMv2 cannot compare
-    these two models.
+    """Returns a sentence with the number of relation heads. Raises `UserError` if MiniLMv2 cannot compare the
+    two models.
     """
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)

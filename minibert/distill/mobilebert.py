@@ -1,8 +1,6 @@
-"""The losses of MobileBERT (Sun et al. 2020, section 3.5). The losses compare the feature maps and the
-attention of student and teacher in each layer, and the outputs of both models at masked tokens.
-
-distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
-a step uses.
+"""The losses of MobileBERT (Sun et al. 2020, section 3.5), which compare the feature maps and the attention
+of student and teacher in each layer, and the outputs of both models at masked tokens. distilbert.py describes
+the arguments and results of a loss. training/mobilebert_stages.py decides which terms a step uses.
 """
 
 from dataclasses import dataclass
@@ -24,10 +22,8 @@ from minibert.model.encoder import Encoder, Trace
 
 @dataclass(frozen=True)
 class MobileBERTWeights:
-    """The weights of MobileBERT's loss terms as in the authors' code, and the layers that are compared.
-
-    `feature_map`, `mean`, `variance` and `attention` are weights of terms that are averaged over all L
-    layers.
+    """The weights of MobileBERT's loss terms as in the authors' code, and the layers that are compared. The
+    terms of the first four weights are averaged over all L layers.
     """
 
     feature_map: float = 100.0
@@ -45,20 +41,19 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     """The loss of MobileBERT's knowledge transfer for the layers in `weights.layers`. If the weight of `mlm`
     or `kd` is not 0, the loss of pre-training distillation is added.
 
-    The knowledge transfer has the terms `feature_map`, `mean`, `variance` and `attention`. Each of these
-    terms is summed over the layers in `weights.layers` and divided by L, the number of all layers. The
-    attention term is KL(a_t || a_s), where a_t and a_s are the attention distributions of teacher and
-    student. The attention term is averaged over the heads and rows of each sequence. The authors' code
-    averages this term over all rows of a batch, which gives the same mean if all sequences have the same
-    length.
+    The transfer has the terms `feature_map`, `mean`, `variance` and `attention`. Each term of the transfer is
+    summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention term
+    is KL(a_t || a_s), where a_t and a_s are the attention distributions of teacher and student, averaged over
+    the heads and rows of each sequence. The authors' code averages the KL over all rows of a batch, which
+    gives the same mean if all sequences have the same length.
 
-    The distillation is alpha MLM + (1 - alpha) KD at masked tokens. The distillation has no next-sentence
-    prediction. The authors' code minimises cross-entropies instead of KLs, which gives the same gradients.
+    The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. The
+    authors' code minimises cross-entropies instead of KLs, which gives the same gradients.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    # the layers above layer `deepest` are not computed, because the loss does not need them
+    # the loss does not need the layers above layer `deepest`, so they are not computed
     deepest = L if distils else max(layers)
     with torch.no_grad():
         teacher_trace = trace(teacher.encoder, micro, bool(layers), deepest)
@@ -90,9 +85,9 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    In the paper, L_FMT is the mean square of h_s - h_t. The authors' code minimises the three terms above
-    instead of L_FMT. The authors' code takes the teacher's mean and variance over the list of all layers. In
-    this function, the mean and the variance are those of one layer.
+    The authors' code also minimises the three terms, instead of the paper's L_FMT, the mean square of
+    h_s - h_t. The authors' code takes the teacher's mean and variance over the list of all layers. In this
+    function, the mean and the variance are those of one layer.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
@@ -111,7 +106,7 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
-    # MLM and KD are computed together, because both terms need the student's logits.
+    # one call computes MLM and KD, because both terms need the student's logits
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], teacher_side,
                             labelled=torch.arange(len(rows)), temperature=weights.temperature,
                             mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kd / counts["kd"])
@@ -128,8 +123,8 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum. Depending on the term, the divisor is the number of
-    tokens, of sequences or of masked tokens in the whole step.
+    """Returns the divisor of each loss term's sum: a number of tokens, of sequences or of masked tokens in
+    the whole step.
     """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
@@ -137,9 +132,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, or if the
-    teacher's embeddings and head cannot be copied. Also raises `UserError` if all terms of the transfer, or
-    all terms of the distillation, have weight 0. Otherwise returns an empty text.
+    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, if the teacher's
+    embeddings and head cannot be copied, or if all terms of the transfer, or all terms of the distillation,
+    have weight 0. Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

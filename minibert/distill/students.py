@@ -1,5 +1,5 @@
-"""Builds student models. The functions of this file choose the shape of the student, the teacher layers that
-it copies, and the teacher layers that it imitates.
+"""Builds student models: chooses the shape of the student, the teacher layers that the student copies, and
+the teacher layers that the student imitates.
 """
 
 import re
@@ -18,7 +18,7 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def halved(teacher: Config, layers: int | None = None) -> Config:
-    """A config like the teacher's, but with half of its layers, or with `layers` layers."""
+    """A config like the teacher's, but with half of the teacher's layers, or with `layers` layers."""
     return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
 
 
@@ -41,7 +41,7 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
     """The config of a MobileBERT whose teacher is this IB-BERT.
 
     Inside its blocks, the student has a quarter of the teacher's hidden size. The settings listed in `same`
-    are taken from the teacher. All other settings are those of the published MobileBERT.
+    are the teacher's, and all other settings are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
@@ -56,10 +56,9 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """The config of a preset, but with the teacher's vocabulary size, number of positions and labels.
-
-    If `layers` is given, the config has this number of layers. If `copied` is true, weights of the teacher
-    will be copied, so the config also has the teacher's activation and its epsilon of LayerNorm.
+    """The config of a preset, but with the teacher's vocabulary size, number of positions and labels, and
+    with `layers` layers (None: those of the preset). If `copied` is true, weights of the teacher will be
+    copied, so the config also has the teacher's activation and epsilon of LayerNorm.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -71,12 +70,11 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 # ---------------------------------------------------------------- layer maps
 
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """The teacher layers (from 0) that the student's layers are copied from. Layer i of the student is a copy
-    of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers of teacher
-    and student.
+    """The teacher layers (counted from 0) that the student's layers are copied from. Layer i of the student
+    is a copy of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers of
+    teacher and student.
 
-    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11. DistilBERT's authors copied
-    the same layers. The first and the last teacher layer are always copied.
+    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11, as in DistilBERT.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -91,10 +89,9 @@ def imitated_layers(student_layers: int, teacher_layers: int,
     """The layer map g(0), g(1) ... g(L_s). Student layer m imitates teacher layer g(m). L_s and L_t are the
     numbers of layers of student and teacher.
 
-    Layers are numbered from 1, so layer m has the index m in `Trace.hiddens`. Number 0 is the embedding
-    output, and g(0) = 0. If `given` is None, the map is uniform: g(m) = m L_t / L_s, rounded (Jiao et al.
-    2019). Otherwise `given` is the list g(1), ..., g(L_s). Queries, keys and values have no entry for the
-    embeddings, so the queries of layer g are `queries[g - 1]`.
+    Layers are numbered from 1, so layer m has the index m in `Trace.hiddens`, and the index m - 1 in
+    `Trace.queries`. Number 0 is the embedding output, and g(0) = 0. If `given` is None, the map is uniform:
+    g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise `given` is the list g(1), ..., g(L_s).
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -127,15 +124,16 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     numbers from `seed`, and the student may have any width.
 
     `fold_segments` is for a student without token types. If `fold_segments` is true, the teacher's vector of
-    token type 0 is added to every position vector. Then student and teacher compute the same embeddings for a
-    single text. If `fold_segments` is false, this vector is left out, as in DistilBERT's original script.
+    token type 0 is added to every position vector, so that student and teacher compute the same embeddings
+    for a single text. If `fold_segments` is false, the vector of token type 0 is left out, as in DistilBERT's
+    original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
     if layers is None and layer_map is not None and not isinstance(shape, Config):
         layers = len(layer_map)
     config = student_config(teacher.config, shape, layers, copied=init == "teacher")
-    # The configs are checked before a model is built, so that an error is reported early.
+    # the configs are checked before a model is built, so that an error is reported early
     if init == "teacher":
         origins = layer_map
         if layer_map is None:
@@ -159,10 +157,8 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """A model of this config with the same kind of head as the teacher. The weights are torch's own initial
-    weights.
-
-    If the teacher is a bare encoder, the model has a pooler only if `pooler` is true and the teacher has one.
+    """A model of the given config with the same kind of head as the teacher, and torch's own initial weights.
+    A bare encoder has a pooler only if `pooler` is true and the teacher has a pooler.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -174,9 +170,8 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Gives a model random weights, in place, and returns the model. The weights depend only on `seed` and
     the config.
 
-    All token types get the same vector. The text of pre-training has only token type 0, so the vectors of
-    other token types are not trained. In fine-tuning on pairs of texts, a random vector of token type 1 would
-    add noise to the second text of every pair.
+    All token types get the same vector. The text of pre-training has only token type 0, so a random vector of
+    token type 1 would never be trained, and would add noise to the second text of every pair in fine-tuning.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -189,9 +184,7 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
            ) -> nn.Module:
     """Copies the teacher's weights into a student with the same kind of head, and returns the student.
-
-    `layers` has, for each student layer, the teacher layer (from 0) that is copied. If `layers` is None, no
-    layers are copied.
+    `layers` has, for each student layer, the teacher layer (counted from 0) that is copied (None: no layer).
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
@@ -217,8 +210,8 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
 
 
 def check_equal(student: Config, teacher: Config, sizes: dict[str, str], hint: str) -> None:
-    """Raises `UserError` if one of these sizes differs. `sizes` has the names of fields of a config and their
-    meanings. `hint` is the last part of the error message.
+    """Raises `UserError` if student and teacher differ in one of `sizes`, a dict from fields of a config to
+    their meanings. `hint` is the last part of the error message.
     """
     for name, meaning in sizes.items():
         student_size, teacher_size = getattr(student, name), getattr(teacher, name)
@@ -248,7 +241,7 @@ def check_embeddings(student: Config, teacher: Config) -> None:
 
 
 def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
-    """Raises `UserError` if the teacher layers with these numbers (from 0) cannot be copied."""
+    """Raises `UserError` if the teacher layers with the numbers `layers` (from 0) cannot be copied."""
     check_embeddings(student, teacher)
     if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
         raise UserError(f"layer map {list(layers)} must have {student.layers} numbers from 0 to "

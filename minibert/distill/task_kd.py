@@ -5,8 +5,7 @@ et al. 2019).
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
 Each term is a sum over examples, divided by the number of examples of the whole step. The teacher computes
-its outputs for all examples once, before training. Each batch contains the teacher's outputs for its
-examples.
+the outputs for all examples once, before training, and each batch contains the teacher's outputs.
 """
 
 from dataclasses import dataclass
@@ -23,10 +22,8 @@ from minibert.model.heads import Span
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """The weights of the loss of fine-tuning.
-
-    `alpha` is the weight of L_soft, and `beta` is the weight of L_patience. `temperature` is the temperature
-    of L_soft.
+    """The weights of the loss of fine-tuning: `alpha` of L_soft and `beta` of L_patience. `temperature` is
+    the temperature of L_soft.
     """
 
     alpha: float = 0.0
@@ -35,12 +32,12 @@ class TaskWeights:
 
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
-    """The pairs (student layer, teacher layer), from 1, whose [CLS] states are compared in PKD (Sun et al.
-    2019, section 3.3).
+    """The pairs (student layer, teacher layer), counted from 1, whose [CLS] states are compared in PKD (Sun
+    et al. 2019, section 3.3).
 
-    The student's last layer is in no pair, because it learns from the soft labels. With 6 student layers and
-    12 teacher layers, "skip" takes every second teacher layer: 2, 4, 6, 8 and 10. "last" takes the teacher
-    layers directly below the top layer: 7 to 11.
+    The student's last layer is in no pair, because the last layer learns from the teacher's outputs. With 6
+    student layers and 12 teacher layers, "skip" takes every second teacher layer: 2, 4, 6, 8 and 10. "last"
+    takes the teacher layers directly below the top layer: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -52,8 +49,8 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """The loss on the labels, summed over the examples that have a label. For classes and spans it is the
-    cross-entropy, and for scores the squared error.
+    """The loss on the labels, summed over the examples that have a label: the cross-entropy for classes and
+    spans, and the squared error for scores.
 
     `labels` (S,) are classes or scores. The label of an example without a label is -1 (class) or NaN (score).
     For spans, `labels` (S, 2) has the start and the end of each answer. `offsets` are the offsets of the
@@ -71,11 +68,10 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
     """The sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015). For scores
-    (regression), the loss is the squared difference between the scores of student and teacher, summed over
-    the examples.
+    (regression), the sum over examples of the squared difference between the scores of student and teacher.
 
-    PKD's code takes the mean over examples and classes. So the KL in PKD's code is the KL of this function
-    divided by the number of classes.
+    PKD's code takes the mean over examples and classes, so the KL in PKD's code is smaller by the number of
+    classes.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -91,8 +87,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     `teacher_cls` are (S, P, D): the [CLS] states of P layers for S examples (see `patience_layers`).
 
     The paper (eq. 7) sums over layers and elements. The authors' code takes the mean over layers and
-    elements, and the published values of beta (10 to 1000) are for this mean. This function takes the mean,
-    as the authors' code does, and normalises the states, as the paper does.
+    elements, and the published values of beta (10 to 1000) are for the mean. This function takes the mean, as
+    the authors' code does, and normalises the states, as the paper does.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))
@@ -101,10 +97,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss that comes from this micro-batch (the terms L_hard and L_soft), and
-    the sum of each term, detached.
-
-    `logits` are the outputs of `model` for this micro-batch.
+    """Returns the part of the step's loss (the terms L_hard and L_soft) that comes from one micro-batch, and
+    the detached sum of each term. `logits` are the outputs of `model` for the micro-batch.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:
@@ -118,8 +112,7 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss that comes from this micro-batch, and the sum of each term,
-    detached.
+    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term.
 
     `layers` are the student layers, numbered from 1, whose [CLS] states are compared. An empty list means
     that the loss has no patience term.

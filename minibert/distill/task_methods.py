@@ -1,5 +1,5 @@
-"""The table of all methods that learn a task from a teacher. For each method it has the requirements and the
-default options.
+"""The table of all methods that learn a task from a teacher: the requirements and the default options of each
+method.
 
 The losses of kd and pkd are in task_kd.py, the loss of tinybert is in tinybert.py, and the loss of theseus is
 in theseus.py. All methods use the losses of task_kd.py for the labels and for the teacher's outputs.

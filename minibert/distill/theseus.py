@@ -1,15 +1,14 @@
 """BERT-of-Theseus (Xu et al. 2020): the student's layers are trained inside the teacher.
 
-The teacher's layers are divided into groups, one group for each student layer. In every step each group is
-either used or replaced by its student layer, at random. Embeddings, pooler and head are the teacher's. Only
-the student's layers are trained. The method has no loss of its own: the loss is the loss of the task
-(task_kd.py).
+The teacher's layers are divided into groups, one group for each student layer. In every step, the student
+layer of a group replaces the teacher layers of the group with probability p. Embeddings, pooler and head are
+the teacher's. Only the student's layers are trained. The loss is the loss of the task (task_kd.py).
 
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
 b is the probability in the first step, and `replace_rate` chooses k. When p is 1, no teacher layer is used,
-and the training of the student's layers continues. So one run has both stages of the paper: the training with
-the teacher's layers, and the training without them.
+and the training of the student's layers continues. One run has both stages of the paper: the training with
+the teacher's layers, and the training without the teacher's layers.
 """
 
 import math
@@ -23,17 +22,17 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# Only this file has this number as the first argument of `uniform`. So the choice of groups and the masking
-# use different random numbers.
+# Only this file has this number as the first argument of `uniform`, so that the choice of groups and the
+# masking use different random numbers.
 DRAW = 0x7E5E05
 
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
-    """Returns, for each student layer, the numbers (from 0) of the teacher layers that this student layer
+    """Returns, for each student layer, the numbers (from 0) of the teacher layers that the student layer
     replaces.
 
-    Student layer m (from 1) replaces the teacher layers g(m - 1) to g(m) - 1. Here g is the uniform layer map
-    of TinyBERT (see `imitated_layers`). With 12 teacher layers and 6 student layers, each group has two
+    Student layer m (from 1) replaces the teacher layers g(m - 1) to g(m) - 1, where g is the uniform layer
+    map of TinyBERT (see `imitated_layers`). With 12 teacher layers and 6 student layers, each group has two
     layers. With 6 teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5). In the
     original code all groups have the same size.
     """
@@ -45,9 +44,8 @@ def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
 
 
 def replace_rate(step: int, steps: int, base: float, until: float) -> float:
-    """The probability p(t) = min(1, k t + b) that a group is replaced in step t (from 0).
-
-    b is `base`. k is chosen so that p becomes 1 after a share `until` of all `steps`.
+    """The probability p(t) = min(1, k t + b) that a group is replaced in step t (from 0). b is `base`. k is
+    chosen so that p becomes 1 after a share `until` of all `steps`.
     """
     rising = math.ceil(until * steps)
     if step >= rising:
@@ -57,12 +55,11 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Chooses the groups that are replaced in this step. Returns one bool for each group: True if the
-    student's layer replaces the group. `rate` is the probability of True.
+    """Chooses the groups that are replaced in a step. Returns one bool for each group: True if the student's
+    layer replaces the group. `rate` is the probability of True.
 
-    The result depends only on the arguments. So all micro-batches and ranks of a step replace the same
-    groups, and a resumed run draws the same groups as an uninterrupted run. The original code draws groups
-    for each micro-batch.
+    The result depends only on the arguments, so all micro-batches and ranks of a step replace the same
+    groups, also in a resumed run. The original code draws groups for each micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
@@ -86,15 +83,14 @@ def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], m
 
 def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], weights: TaskWeights,
                  counts: dict[str, int], micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss that comes from this micro-batch, and the sum of each term,
-    detached. The loss is `output_loss` for the outputs of `mixed_logits`.
+    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term:
+    `output_loss` for the outputs of `mixed_logits`.
     """
     return output_loss(student, mixed_logits(student, teacher, replaced, micro), weights, counts, micro)
 
 
 def train_layers_only(student: nn.Module) -> nn.Module:
-    """Freezes all parameters of the student except those of its layers, as in the original code. Returns the
-    student.
+    """Freezes all parameters of the student outside its layers, as in the original code. Returns the student.
     """
     student.requires_grad_(False)
     student.encoder.layers.requires_grad_(True)

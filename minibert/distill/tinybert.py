@@ -1,8 +1,6 @@
-"""The loss of TinyBERT (Jiao et al. 2019, section 3.1). The loss compares the embeddings, hidden states and
-attention scores of student and teacher in each student layer.
-
-distilbert.py describes the arguments and results of a loss. This loss uses no labels, so the text may be
-masked or not.
+"""The loss of TinyBERT (Jiao et al. 2019, section 3.1), which compares the embeddings, hidden states and
+attention scores of student and teacher in each student layer. The loss uses no labels, so the text may be
+masked or not. distilbert.py describes the arguments and results of a loss.
 """
 
 from dataclasses import dataclass
@@ -40,9 +38,9 @@ class TinyBERTStudent(nn.Module):
     width.
 
     Each student layer has a matrix W_h of its own. The projections are trained and saved in checkpoints, but
-    they are not part of the student. TinyBERT's own code has a single linear layer, with a bias, for the
-    embeddings and all hidden states. In the paper, as here, the projections have no bias. The paper does not
-    say if all layers share W_h.
+    the projections are not part of the student. TinyBERT's own code has a single linear layer, with a bias,
+    for the embeddings and all hidden states. In the paper, as here, the projections have no bias. The paper
+    does not say if all layers share W_h.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -58,8 +56,8 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """TinyBERT's Transformer distillation. A student that is not a `TinyBERTStudent` must have the teacher's
-    width. Its states are compared without projections.
+    """TinyBERT's Transformer distillation. The hidden states of a student that is not a `TinyBERTStudent` are
+    compared without projections, so such a student must have the teacher's width.
 
     In the original code the teacher is in train mode, so it has dropout. In this project the teacher is in
     eval mode.
@@ -82,8 +80,8 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
             for m in range(1, len(g)))
     # L_attn compares the scores before the softmax. According to the paper, training with the scores
-    # converges faster than training with the probabilities. Layer m has index m - 1 in `queries` and `keys`,
-    # because the embeddings have no queries and keys.
+    # converges faster than training with the probabilities. `queries` and `keys` have no entry for the
+    # embeddings, so layer m has the index m - 1.
     if weights.attention:
         sums["attention"] = sum(
             attention_sum(student_trace.queries[m - 1], student_trace.keys[m - 1],
@@ -101,7 +99,7 @@ def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
     """Returns a sentence for the user that says which teacher layer each student layer imitates. Raises
-    `UserError` if TinyBERT cannot compare these two models.
+    `UserError` if TinyBERT cannot compare the two models.
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)

@@ -1,18 +1,16 @@
-"""Cross-entropy and distillation KL over the vocabulary. To save memory, the logits are computed for some
-rows at a time.
+"""Cross-entropy and distillation KL over the vocabulary. `vocab_loss_plain` defines the loss in ten lines of
+code. `vocab_loss` computes the same loss with less memory, because it computes the logits for some rows at a
+time.
 
-`vocab_loss_plain` defines the loss in ten lines of code. `vocab_loss` computes the same loss with less
-memory.
-
-The logits of a row are z = h W' + b. W is the word table (tied), and b is the bias. z_s are the student's
-logits, z_t the teacher's. In this file T is the temperature, not the sequence length.
+The logits of a row are z = h W' + b. W are the word embeddings (tied), and b is the bias. z_s are the
+student's logits, z_t the teacher's. In this file T is the temperature, not the sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
 The logits of N rows are N x V numbers, where V is the size of the vocabulary. For 2,048 tokens and BERT's
-vocabulary, they take 250 MB in fp32. So the rows are divided into chunks of C rows. The gradients of a chunk
-are computed together with its loss:
+vocabulary, the logits take 250 MB in fp32. To save memory, the rows are divided into chunks of C rows. The
+gradients of a chunk are computed together with its loss:
 
     d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T))
     d MLM / d z_s = softmax(z_s) - onehot(label)
@@ -30,14 +28,14 @@ from torch import Tensor
 from minibert.model.batch import IGNORE
 
 # A matrix product is fast if it has many rows. Elementwise operations are fast if their input fits in the
-# CPU's cache. So a matrix product computes a chunk of 64 MB of logits. The elementwise operations then go
+# CPU's cache. So one matrix product computes a chunk of 64 MB of logits, and the elementwise operations go
 # through the chunk in tiles of 0.5 M logits (2 MB in fp32).
 CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
 class Vocab(NamedTuple):
-    """The tensors that give the logits of one model: the states of its MLM head (N, D), the word table (V, D)
-    and the bias (V,).
+    """The tensors that give the logits of one model: the states of its MLM head (N, D), the token vectors
+    (V, D) and the bias (V,).
     """
 
     states: Tensor
@@ -68,8 +66,8 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     bias get gradients; the teacher gets none. Under autocast, logits and their gradients have the dtype of
     autocast. Softmaxes, sums and results are in fp32.
     """
-    # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without `detach`, gradients would
-    # be computed that are not used.
+    # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without `detach`, unused gradients
+    # would be computed.
     if not torch.is_grad_enabled():
         student = Vocab(*(t.detach() for t in student))
     if teacher is None:
@@ -84,8 +82,8 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """The definition of the loss. This function keeps the logits of all rows in memory. A test compares
-    `vocab_loss` and its gradients with this function.
+    """The definition of the loss, with the logits of all rows in memory. A test compares `vocab_loss` and its
+    gradients with this function.
     """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
@@ -175,9 +173,9 @@ class _VocabLoss(torch.autograd.Function):
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
-    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient. The function
-    also adds the losses of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the
-    number of the chunk's first row. `marked` are the rows with a label, on the device of z.
+    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient. Adds the losses
+    of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the chunk's
+    first row. `marked` are the rows with a label, on the device of z.
     """
     # one tile of logits fits in the cache of a CPU
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
@@ -201,14 +199,14 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
                     else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
             grad *= terms.mlm_weight
         if grad_bias is not None:
-            # This sum is in fp32, because 16 bits lose small terms of a long sum.
+            # in fp32, because 16 bits lose small terms of a long sum
             grad_bias += grad.sum(0)
         z[inside] = grad
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Returns, for each row, the KL multiplied by T^2, and the gradient (..., V) of this number with respect
-    to z_s. T is `temperature`. The content of z_s and z_t is overwritten.
+    """Returns, for each row, the KL multiplied by T^2, and the gradient (..., V) of the multiplied KL with
+    respect to z_s. T is `temperature`. The content of z_s and z_t is overwritten.
     """
     # The in-place operations avoid a new tensor of vocabulary size for every operation.
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
@@ -230,20 +228,18 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns softmax(z) (..., V) and log sum exp(z) (...,). The exponentials, which take most of the time,
-    are computed once.
+    """Returns softmax(z) (..., V) and log sum exp(z) (...,). Both results use the same exponentials, which
+    take most of the time.
     """
     p = z.softmax(-1)
-    # log sum exp(z) equals z - log p for every token. The most likely token is used, because its p is never
-    # 0.
+    # log sum exp(z) equals z - log p for every token; the most likely token has a p that is never 0
     return p, z.amax(-1) - p.amax(-1).log()
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes the products h W' (C, V) into `out`. The products are the logits without the bias.
-
-    On a CPU the product is computed for 1,024 tokens of the vocabulary at a time. This is a third faster than
-    one product with the whole table, because 1,024 rows of the table stay in the cache.
+    """Writes the products h W' (C, V), the logits without the bias, into `out`. On a CPU, each product has
+    1,024 tokens of the vocabulary. It is a third faster than one product with all token vectors, because
+    1,024 token vectors stay in the cache.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

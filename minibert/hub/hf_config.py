@@ -1,7 +1,7 @@
 """Converts a config.json with Hugging Face's names into a `Config`, and a `Config` into a config.json.
 
-If `transformers` cannot compute a model as minibert does, `model_type` in its config.json begins with `OWN`.
-So `transformers` refuses the file, and minibert reads it.
+If `transformers` cannot compute a model as minibert does, `model_type` in its config.json begins with `OWN`,
+so that `transformers` refuses the file.
 """
 
 import json
@@ -18,19 +18,19 @@ DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": 
 OWN = "minibert-"  # the start of `model_type` in the config.json of a model that transformers cannot compute
 # in two LayerNorms of MobileBERT, transformers always uses this epsilon, whatever config.json says
 MOBILE_NORM_EPS = 1e-5
-# A config.json with a size above these limits is refused. All real models are smaller. With a size from a
-# damaged file, the model could fill the memory.
+# A config.json with a size above these limits is refused, because a model with a size from a damaged file
+# could fill the memory. All real models are smaller.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
     """Returns the `Config` of a parsed config.json and the name of the head. The name of the head is None if
-    config.json names no model class (`architectures`). If minibert does not know the head, the name of the
-    model class is returned instead of the head's name.
+    config.json names no model class (`architectures`), and the name of the class if minibert does not know
+    the class.
 
-    Raises `UserError` if a value has a wrong type or is out of bounds, or if minibert does not support the
-    model. The message names the file and the field.
+    Raises `UserError` with the file and the field if a value has a wrong type or is out of bounds, or if
+    minibert does not support the model.
     """
     try:
         return _parse(raw)
@@ -99,8 +99,8 @@ def _attention_input(raw: dict) -> str:
 
 def _labels(raw: dict) -> dict:
     """Returns a dict with the fields `labels` and `problem_type` of a `Config`. The labels are those of
-    id2label in the order of their ids. Without id2label, the labels are LABEL_0, LABEL_1 and so on, and
-    num_labels is the number of labels.
+    id2label in the order of the ids. Without id2label, the `num_labels` labels are LABEL_0, LABEL_1 and so
+    on.
     """
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
@@ -138,12 +138,14 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """The settings of a config.json that do not belong to a `Config`. `describe` writes them again."""
+    """The settings of a config.json that do not belong to a `Config`, for `describe`."""
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
 def difference(config: Config) -> str:
-    """What the model has and no model of `transformers` has, or "" if `transformers` supports the model."""
+    """The feature of the model that no model of `transformers` has, or "" if `transformers` supports the
+    model.
+    """
     c, mobile = config, config.architecture == "mobilebert"
     differences = {
         f"a DistilBERT with norm_eps {c.norm_eps}": c.architecture == "distilbert" and c.norm_eps != 1e-12,

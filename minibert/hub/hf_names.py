@@ -1,14 +1,11 @@
-"""Tables that translate names of modules and config fields between minibert and Hugging Face. Each
-architecture has its own table.
+"""Tables that translate names of modules and config fields between minibert (on the left) and Hugging Face
+(on the right), for each architecture. The first `{}` of a name is the number of the layer. In MobileBERT, a
+second `{}` is the number of a feed-forward network in the layer.
 
-The left side of a table has minibert's name, and the right side has Hugging Face's name. The first `{}` of a
-name is the number of the layer. In MobileBERT, a second `{}` is the number of a feed-forward network in the
-layer.
-
-A weight file may have tensors that minibert's model does not have. Three tables list the allowed ones. The
-tensors in `TIED` are second copies of other tensors. The tensors in `DROPPED` have no use in minibert. The
-modules in `HEAD_MODULES` belong to heads that the caller may not need. Any other difference between a file
-and its model is an error (load_save.py).
+A weight file may have three kinds of tensors that minibert's model does not have. The tensors in `TIED` are
+second copies of other tensors. The tensors in `DROPPED` have no use in minibert. The modules in
+`HEAD_MODULES` belong to heads that the caller may not need. Any other difference between a file and its model
+is an error (load_save.py).
 """
 
 import re
@@ -89,7 +86,7 @@ MODULES = {
     },
 }
 
-# Some files store a tensor twice, under two names. This dict maps the second name to the first name.
+# Some files store a tensor twice, under two names. `TIED` maps the second name to the first name.
 TIED = {architecture: {
     "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}
@@ -158,8 +155,8 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
 # in FIELDS. If a config.json has both names, the value under the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# These keys of a loaded config.json are not copied to the config.json of a saved model. Some of them are
-# written from the model's `Config`. The others name the file or the code from which the model was loaded.
+# These keys of a loaded config.json are not copied to the config.json of a saved model. Some keys get values
+# from the model's `Config`. The others name the file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
@@ -195,15 +192,15 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 
 def to_hf(name: str, architecture: str) -> str:
-    """Hugging Face's name of the tensor that minibert calls `name`. The result is the full name, as in a
-    model with a head: names of the encoder begin with "bert.", "distilbert." or "mobilebert.".
+    """Hugging Face's full name of the tensor that minibert calls `name`, as in a model with a head: names of
+    the encoder begin with "bert.", "distilbert." or "mobilebert.".
     """
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """minibert's name of the tensor that Hugging Face calls `name`. `name` must be a full name, as
-    `full_hf_name` returns it. Returns None if the name is not in the table.
+    """minibert's name of the tensor that Hugging Face calls `name` (a result of `full_hf_name`), or None if
+    the name is not in the table.
     """
     return translate(name, {hf: own for own, hf in MODULES[architecture].items()})
 

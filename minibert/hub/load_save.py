@@ -1,8 +1,8 @@
 """Loads models from folders or from the hub, and saves models, in Hugging Face's layout.
 
-Loading is strict. Every tensor of the model must be in the file, with the same shape. Every tensor of the
-file must be in the model. The only exceptions are listed in hf_names.py. `load` reads no pickled files.
-weights/convert.py converts old pickled files (.bin), and reads them with `weights_only=True`.
+Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor. The
+only exceptions are listed in hf_names.py. `load` reads no pickled files. weights/convert.py converts old
+pickled files (.bin), and reads them with `weights_only=True`.
 """
 
 import os
@@ -35,8 +35,7 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 
 @dataclass(frozen=True)
 class Beside:
-    """The parts of a loaded folder that the model does not use. `save` writes them again for other programs.
-    """
+    """The parts of a loaded folder that the model does not use. `save` writes them for other programs."""
 
     settings: dict = field(default_factory=dict)  # the settings in config.json that `Config` does not have
     tensors: dict[str, Tensor] = field(default_factory=dict)  # by minibert's names: tensors of unused heads
@@ -49,21 +48,20 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     CPU.
 
     `head` is "encoder", "mlm", "pretraining", "classification" or "span". If `head` is None, the model has
-    the head of the checkpoint. If the checkpoint has no classification or span head, this head starts with
-    new random weights, and a warning names the new tensors. The heads "mlm" and "pretraining" must be in the
-    checkpoint.
+    the head of the checkpoint. If the checkpoint has no classification or span head, the head starts with new
+    random weights, and a warning names the new tensors.
 
     `changes` replace fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the
-    classifier gets new random weights. The attention dropout in a Hugging Face config.json is ignored. The
-    model has the attention dropout 0, unless `changes` sets another value. With `legacy_bin`, which only
-    weights/convert.py uses, pytorch_model.bin is also read.
+    classifier gets new random weights. The attention dropout in a Hugging Face config.json is ignored: it is
+    0, unless `changes` sets another value. With `legacy_bin`, which only weights/convert.py uses,
+    pytorch_model.bin is also read.
 
     The model has two additional attributes. `sentences` says how `embed` computes a sentence vector. `beside`
     has the other contents of the folder, which `save` writes again. Both are empty if `head` is neither
     "encoder" nor the head of the checkpoint.
 
-    Raises `UserError` if the checkpoint does not have the head "mlm" or "pretraining" that is asked for. A
-    single `UserError` names all tensors that are missing, unexpected or of a wrong shape.
+    Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has another head. A single
+    `UserError` names all tensors that are missing, unexpected or of a wrong shape.
     """
     if head is not None and head not in MODELS:
         raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
@@ -78,7 +76,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
     # A head that minibert does not know, for example a classifier of tokens, may also have a module
-    # "classifier". The tensors of this module belong to another task, so they are left out.
+    # "classifier". Such a module belongs to another task, so its tensors are left out.
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -90,7 +88,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, renamed)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, renamed) if relabelled or wanted != own else []
-    # The shapes are checked before new tensors are made. With a wrong size in config.json, the new tensors
+    # The shapes are checked before new tensors are made, because new tensors of a wrong size in config.json
     # could fill the memory.
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, renamed, names)
@@ -98,7 +96,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
         warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and get new weights: "
                       f"{', '.join(new)}", stacklevel=2)
         renamed |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
-    # The tensors are copied from the memory-mapped file, because this file may change later.
+    # the tensors are copied from the memory-mapped file, because the file may change later
     state = {name.removeprefix(prefix): renamed[name].to(torch.float32, copy=True) for name in shapes}
     bad = [names.get(prefix + name, name) for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
@@ -117,7 +115,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
 
 
 def load_config(folder_or_hub_name: str | Path) -> Config:
-    """The `Config` of a model in a folder or on the hub. Only its config.json is read."""
+    """The `Config` of a model in a folder or on the hub, from its config.json alone."""
     return config_and_head(folder_or_hub_name)[0]
 
 
@@ -133,8 +131,8 @@ def head_of(model: nn.Module) -> str:
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model with the head `head`. The model's tensors have shapes, but no memory yet. Also returns
-    the prefix that the names of these tensors have in hf_names.py ("encoder." for an encoder).
+    """Returns a model with the head `head`, whose tensors have shapes but no memory yet, and the prefix of
+    the tensors' names in hf_names.py ("encoder." for an encoder).
     """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
@@ -143,9 +141,8 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Returns three values. The first is a dict from minibert's names to the tensors of a file. The second is
-    a dict from minibert's names to the names in the file. The third is a message if a tensor is stored twice
-    with different values, and otherwise "".
+    """Returns three values: a dict from minibert's names to the tensors of a file, a dict from minibert's
+    names to the names in the file, and a message if a tensor is stored twice with different values (or "").
 
     The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so that
     `_check_tensors` can report them.
@@ -183,7 +180,7 @@ def _head_of_tensors(renamed: Iterable[str]) -> str:
 
 
 def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
-    """The names of the tensors that need new weights: those of classification and span modules that are not
+    """The names of the tensors that need new weights: tensors of classification and span modules that are not
     in the checkpoint.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
@@ -199,8 +196,8 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
-    """Raises `UserError` if this architecture has no such head. Also raises it if the head is "mlm" or
-    "pretraining" and the file does not have its tensors.
+    """Raises `UserError` if the architecture has no such head, or if the head is "mlm" or "pretraining" and
+    the file does not have the tensors of the head.
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -222,8 +219,7 @@ def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[st
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    renamed: dict[str, Tensor], names: dict[str, str]) -> None:
-    """Raises one `UserError` with all differences between the model and the file. The message uses the tensor
-    names of the file.
+    """Raises one `UserError` with all differences between the model and the file, by the names of the file.
     """
     problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
@@ -247,15 +243,15 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and the tokenizer's files. If the model was loaded
-    from a folder, `save` also writes what other programs need from this folder: settings, a pooler, and the
-    files of sentence-transformers.
+    from a folder, `save` also writes what other programs need from the loaded folder: settings, a pooler, and
+    the files of sentence-transformers.
 
     `transformers` can also load the files. If `transformers` does not support the model, a warning gives the
-    reason. `transformers` then refuses the files, because config.json names another `model_type`.
+    reason, and `transformers` refuses the files, because config.json names another `model_type`.
 
     `dtype` is the precision of the stored weights, for example `torch.float16`. `card` is markdown for the
     model card. The model in an existing folder is replaced, and other files in the folder stay. If saving is
-    interrupted, the folder has either the complete old model or no config.json. `load` refuses a folder
+    interrupted, the folder has either the complete old model or no config.json, and `load` refuses a folder
     without config.json. Raises `UserError` if a value is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute

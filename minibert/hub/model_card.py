@@ -22,8 +22,8 @@ WHAT = {
 
 def model_card(model: nn.Module, head: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
-    """The text of a model card. A card has YAML front matter, a description of the model, the markdown text
-    `extra`, and code that loads the model.
+    """The text of a model card: YAML front matter, a description of the model, the markdown text `extra`, and
+    code that loads the model.
     """
     c = model.config
     sentences = getattr(model, "sentences", None)

@@ -1,8 +1,8 @@
-"""Exports models to ONNX files for ONNX Runtime. The exported models take padded batches.
+"""Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra.
 
 The models of minibert take packed batches without padding. Programs that run ONNX files pass a table of token
 ids and a mask to the model. So the model is put into a `Padded` before the export. `Padded` uses the modules
-of the model, but computes attention on padded rows. The export needs the `onnx` extra.
+of the model, but computes attention on padded rows.
 
 The shapes have S sequences, T tokens of a padded row, H heads, head size E, hidden size D and K classes.
 """
@@ -33,17 +33,16 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version of the ONNX operators that torch writes without a conversion
-# An exported file is checked with one batch for each entry. An entry has the lengths of the sequences and the
-# length of the padded rows.
+# An exported file is checked with one batch for each entry: the lengths of the sequences, and the length of
+# the padded rows.
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # an fp32 file with a larger `deviation` from the model is refused
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """Attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape (S, H, T, E).
-    `keep` (S, T) is True for tokens and False for padding.
-
-    No token attends to padding. The results for padding have no meaning.
+    `keep` (S, T) is True for tokens and False for padding. No token attends to padding. The results for
+    padding have no meaning.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
     # Scores of padding are set to the smallest finite number and not to -inf. With -inf, the softmax of a row
@@ -65,12 +64,12 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 
 class Padded(nn.Module):
-    """A model that takes padded batches. Its inputs are the token ids, the mask and the token types, each
-    (S, T) int64. It returns the tensors that `OUTPUTS` names.
+    """A model that takes padded batches: the token ids, the mask and the token types, each (S, T) int64. The
+    mask is 1 for tokens and 0 for padding.
 
-    The mask is 1 for tokens and 0 for padding. A classifier has one output for each sequence, (S, K). All
-    other models have one output for each token, (S, T, ...). The outputs for padding have no meaning. The
-    weights are shared with `model`, not copied. The module works in eval mode only.
+    The outputs are the tensors that `OUTPUTS` names: (S, K) for a classifier, and one output for each token,
+    (S, T, ...), for all other models. The outputs for padding have no meaning. The weights are shared with
+    `model`, not copied. The module works in eval mode only.
     """
 
     def __init__(self, model: nn.Module):
@@ -110,22 +109,21 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """The outputs of the packed model in the order of `OUTPUTS`. A classifier's output has one row for each
-    sequence. All other outputs have one row for each token.
+    """The outputs of the packed model in the order of `OUTPUTS`, with one row for each sequence (classifier)
+    or for each token (all other models).
     """
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Removes the rows of padding from padded outputs. The result can be compared with `packed_outputs`."""
+    """Removes the rows of padding from padded outputs, for a comparison with `packed_outputs`."""
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Random batches with the lengths in `CHECKED`. Each batch is a pair with the length of its padded rows.
-    """
+    """Random batches with the lengths in `CHECKED`, each in a pair with the length of its padded rows."""
     config, rng, most = model.config, np.random.default_rng(0), model.config.max_positions
     made = []
     for lengths, padded in CHECKED:
@@ -144,8 +142,8 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 def packages():
     """The packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is missing, or
-    if torch is older than 2.13. A file from torch 2.6 takes only the batch size of the example. The versions
-    between 2.6 and 2.13 were not tested.
+    if torch is older than 2.13. (A file from torch 2.6 takes only the batch size of the example. Versions
+    between 2.6 and 2.13 were not tested.)
     """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
@@ -172,8 +170,8 @@ def quiet(logger: str) -> Iterator[None]:
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Writes the ONNX file in fp32 and does not check it. The file takes any batch size and any length up to
-    the model's number of positions.
+    """Writes the unchecked ONNX file in fp32. The file takes any batch size and any length up to the model's
+    number of positions.
     """
     onnx, _ = packages()
     names, head = input_names(model), head_of(model)
@@ -195,8 +193,8 @@ def tidy(proto) -> None:
     For every operator, torch writes a note about the source code, with paths of this machine. torch stores
     each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds
     only weights that are a direct input of a matrix product, so the weights are transposed here and the
-    Transpose operators are removed. The word table of an MLM model is not transposed, because the embeddings
-    also read its rows.
+    Transpose operators are removed. The word embedding matrix of an MLM model is not transposed, because the
+    embedding layer also reads its rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -224,11 +222,11 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. Each output column
     of a product has its own scale for the weights.
 
-    With `reduce_range`, the weights have 7 bits. Some processors add two 8-bit products in 16 bits. With
-    8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
+    With `reduce_range`, the weights have 7 bits. Some processors add two products in 16 bits, and with 8-bit
+    weights the sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
 
-    All activations of a batch have the same scale. So the outputs for a sentence depend slightly on the other
-    sentences in its batch. The int8 mode of `minibert.fast` does not have this effect.
+    All activations of a batch have the same scale, so the outputs for a sentence depend slightly on the other
+    sentences in its batch. In the int8 mode of `minibert.fast`, each token has its own scale.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -256,11 +254,10 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 
 def deviation(model: nn.Module, path: Path) -> float:
-    """The largest difference between the outputs of the file in ONNX Runtime and those of the packed model,
-    for the batches of `samples`.
+    """The largest difference between the outputs of the ONNX file and the outputs of the packed model, for
+    the batches of `samples`. The outputs for padding are left out.
 
-    The difference is divided by the largest output of the batch if this output is above 1. The outputs for
-    padding are left out, because they have no meaning.
+    The difference is divided by the largest output of the batch if the largest output is above 1.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):
@@ -275,14 +272,13 @@ def deviation(model: nn.Module, path: Path) -> float:
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
               bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
-    model.onnx. If `bits` is 8 or 7, the file is model_quantized.onnx instead, and its weights have 8 or 7
-    bits (`quantize_file`). `judge` is called with the path of the quantised file before this file is moved to
-    `folder`, and can refuse it with a `UserError`. Returns the `deviation` of the file from the model.
+    model.onnx. If `bits` is 8 or 7, the file is model_quantized.onnx instead, with weights in 8 or 7 bits
+    (`quantize_file`). `judge` is called with the path of the quantised file before the file is moved to
+    `folder`, and can refuse the file with a `UserError`. Returns the `deviation` of the file from the model.
 
-    All files are first written to a temporary folder, and the fp32 file is checked there in ONNX Runtime. So
-    a model.onnx in `folder` is complete and gives the model's outputs (`TOLERANCE`). Raises `UserError` and
-    writes nothing if the `onnx` extra is missing, if the model cannot be exported, if the check fails, or if
-    `judge` refuses the file.
+    All files are first written to a temporary folder, and the fp32 file is checked there in ONNX Runtime
+    (`TOLERANCE`). Raises `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot
+    be exported, if the check fails, or if `judge` refuses the file.
     """
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model here
     config, head, folder = model.config, head_of(model), Path(folder)

@@ -1,10 +1,9 @@
 """Makes a smaller model from the weights of a larger model, without training. The smaller model has fewer
-layers, a smaller feed-forward size, fewer positions or another vocabulary. Both models have the same kind of
-head.
+layers, a smaller feed-forward size, fewer positions or another vocabulary, but the same kind of head.
 
-The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
-training takes much less time than a training from random weights, because the larger model has already
-learned the attention weights. The bundled teacher in weights/ was trained from a model made in this way.
+The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`), in much
+less time than from random weights, because the larger model has already learned the attention weights. The
+bundled teacher in weights/ was trained from a model made in this way.
 """
 
 import re
@@ -22,7 +21,7 @@ from minibert.model.heads import build_encoder, encoder_of
 
 @torch.no_grad()
 def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
-    """A copy of the model that has only these layers (numbered from 0), in this order."""
+    """A copy of the model that has only the layers number `layers` (from 0), in the order of `layers`."""
     if not layers or not all(0 <= i < model.config.layers for i in layers):
         raise UserError(f"layers {layers} are not among the layers of the model "
                         f"(0 to {model.config.layers - 1})")
@@ -43,8 +42,8 @@ LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a l
 def keep_units(model: nn.Module, units: int) -> nn.Module:
     """Returns a copy of the model with only `units` feed-forward units in each layer.
 
-    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. Here w_in are the
-    input weights of the unit, and w_out are its output weights. The input x is the same for all units and
+    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state, where w_in are
+    the input weights of the unit, and w_out are its output weights. The input x is the same for all units and
     comes from a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit without any
     text. The units with the largest product are kept.
     """
@@ -68,9 +67,9 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     """A copy of the model with the vocabulary of another tokenizer. `old` is the tokenizer of the model, and
     `new` is the tokenizer of the copy.
 
-    If both vocabularies have a token, its row in the word table is copied. If only the new vocabulary has a
-    token, the old tokenizer divides it into old tokens, and the new row is the mean of their rows. In
-    MobileBERT, the MLM head has additional columns beside the word table, which are computed in the same way.
+    A token of both vocabularies keeps its word embedding. The old tokenizer divides a new token into old
+    tokens, and the mean of their word embeddings is the new word embedding. The additional columns of
+    MobileBERT's MLM head are computed in the same way.
 
     In an MLM head, the bias of a new token is the smallest bias of its old tokens. A bias is roughly the log
     of the token's frequency, and the new token is rarer than each of its parts.

@@ -1,5 +1,5 @@
-"""Reads and writes the files of sentence-transformers in a model's folder. The settings in these files say
-how `embed` computes a sentence vector.
+"""Reads and writes the files of sentence-transformers in a model's folder, whose settings say how `embed`
+computes a sentence vector.
 
     modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
     1_Pooling/config.json               the settings of the module Pooling
@@ -36,13 +36,13 @@ IGNORED = {
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """Returns two things. The first is the `SentencePooling` of the model in `folder`, which says how a
-    vector is made from a text. It is None if there is no modules.json. The second is a dict from the paths of
-    the files of sentence-transformers to their contents.
+    """Returns the `SentencePooling` of the model in `folder` (None without a modules.json), which says how a
+    vector is made from a text, and a dict from the paths of the files of sentence-transformers to their
+    contents.
 
     Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder
     above. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
-    refuses such a model, but the model can be loaded for other uses.
+    refuses a model with a reason in `refused`, but the model can be loaded for other uses.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -75,10 +75,10 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """Returns the files that describe `pooling`, as a dict from paths to contents. `hidden_size` is the
-    hidden size of the model. The dict is stored in the model's `Beside`, and `save` writes the files.
+    """Returns the files that describe `pooling`, as a dict from paths to contents for the model's `Beside`.
 
-    `shared` is the content of config_sentence_transformers.json, which has the prompts and `pooling.width`.
+    `hidden_size` is the hidden size of the model. `shared` is the content of
+    config_sentence_transformers.json, which has the prompts and `pooling.width`.
     """
     files = {SHARED: shared} if shared else {}
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
@@ -190,8 +190,8 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """The kinds of pooling in the settings of a Pooling module. Both forms of the settings are read:
-    `pooling_mode`, and the fields of `SWITCHES`.
+    """The kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`, or of the
+    fields in `SWITCHES`.
     """
     modes = settings.get("pooling_mode")
     if modes is None:

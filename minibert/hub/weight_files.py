@@ -1,5 +1,5 @@
-"""Reads and writes the weight files of a model folder. These are safetensors files: one file, or several
-shards. Pickled files are read only for weights/convert.py.
+"""Reads and writes the weights of a model folder: one safetensors file, or several shards. Pickled files are
+read only for weights/convert.py.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_fol
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
-    """Returns all tensors of a model folder, as a dict from the names in the files to the tensors. The
-    weights are in one file, or in shards with an index. With `legacy_bin`, pickled .bin files are also read.
+    """Returns all tensors of a model folder, as a dict from the names in the files to the tensors. With
+    `legacy_bin`, pickled .bin files are also read.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
                                ("pytorch_model", ".bin", read_bin)):
@@ -110,8 +110,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
-        # A damaged file can have a tensor of a million rows that all share the same 4 bytes in the file. In
-        # use, this tensor would fill the memory.
+        # A damaged file can have a tensor of a million rows that all share the same 4 bytes in the file. A
+        # copy of such a tensor would fill the memory.
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
@@ -119,8 +119,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """Returns the path if it is a file. Otherwise raises `UserError`. The message calls the file `what`
-    (default: its name).
+    """Returns the path if it is a file. Otherwise raises `UserError`, which calls the file `what` (default:
+    its name).
     """
     if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
         raise UserError(f"{path.parent} holds no {what or path.name}{what_it_holds(path.parent)}")

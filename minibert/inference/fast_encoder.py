@@ -4,10 +4,10 @@ order that the processor's kernels need.
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-The copy is called like the model: `forward(batch)`. Only the matrix products of the layers are computed in
-another way (`FastLayer`). Embeddings and heads are in fp32. Attention is also in fp32, with two exceptions.
-On CUDA, attention has the precision of the matrix products. On a CPU with AMX, attention is in bf16 in the
-mode "bf16". `model.kernels` names the chosen kernels. docs/inference.md has the measurements.
+Only the matrix products of the layers are computed in another way than in the model (`FastLayer`). Embeddings
+and heads are in fp32. Attention is also in fp32, with two exceptions. On CUDA, attention has the precision of
+the matrix products. On a CPU with AMX, attention is in bf16 in the mode "bf16". `model.kernels` names the
+chosen kernels. docs/inference.md has the measurements.
 """
 
 import copy
@@ -32,8 +32,8 @@ class FastLayer(nn.Module):
     """A copy of a `Layer` for inference, with packed weights. One matrix product computes the queries, keys
     and values together.
 
-    The argument `product` is a function. `product(weight, bias, activation)` returns a module that computes
-    one matrix product and the activation (see packed_linear.py).
+    The function `product(weight, bias, activation)` returns a module that computes one matrix product and the
+    activation (see packed_linear.py).
     """
 
     def __init__(self, layer: Layer, product):
@@ -47,8 +47,8 @@ class FastLayer(nn.Module):
         self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the output of the layer for the hidden states `x`. Both have the shape (N, D): N tokens and
-        the hidden size D. Also returns the queries, keys and values, each (N, H, E) for H heads of size E.
+        """Returns the layer's output (N, D) for the hidden states `x` (N, D) of N tokens, and the queries,
+        keys and values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         q, k, v = self.qkv(x).unflatten(-1, (3, c.heads, c.head_size)).unbind(1)  # (N, H, E) each
@@ -79,7 +79,7 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     - "int8", only on CPUs (`packed_linear.Int8`)
 
     The attribute `kernels` of the copy is a text that names the kernels. The copy cannot be trained or saved.
-    Raises `UserError` if the device does not support the mode. A mode is never emulated with slower
+    Raises `UserError` if the device does not support the mode, because a mode is never emulated with slower
     arithmetic.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps a model and stores it as `_orig_mod`
@@ -98,10 +98,9 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
 
 
 def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module], str]:
-    """Chooses the kernels for a mode and a device.
-
-    Returns a function and a text. The function `product(weight, bias, activation)` makes a module for one
-    matrix product. The text names the kernels. Raises `UserError` if the device does not support the mode.
+    """Chooses the kernels for a mode and a device. Returns the function `product(weight, bias, activation)`,
+    which makes a module for one matrix product, and a text that names the kernels. Raises `UserError` if the
+    device does not support the mode.
     """
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not known: {', '.join(MODES)}")
@@ -125,7 +124,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits, as under autocast. The weights are converted to 16 bits
-    only once, when the module is made.
+    """Makes a module for a matrix product in 16 bits, as under autocast, but converts the weights to 16 bits
+    only once.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

@@ -5,8 +5,8 @@ The project uses torch's private operators in this file only. Each class is a mo
 (N, out) for N tokens. A module is made from a weight (out, in), a bias (out,) and the name of an activation
 (None: no activation). No gradient can be computed through the modules. Row i of y depends only on row i of x.
 
-The method `runs` of a class returns False if the installed torch has no such operators for this processor.
-`Packed.runs` also tests if the results are correct.
+The method `runs` of a class returns False if the installed torch has no operators of the class for this
+processor. `Packed.runs` also tests if the results are correct.
 """
 
 import contextlib
@@ -27,14 +27,12 @@ from minibert.model.encoder import activation
 # AVX-512, oneDNN's packed product is always faster, because MKL does not use AVX-512 on AMD processors
 # (docs/inference.md).
 FEW_TOKENS = 128
-TINY = torch.finfo(torch.float32).tiny  # scales of weights and tokens are at least TINY, to divide by them
+TINY = torch.finfo(torch.float32).tiny  # scales are at least TINY, because a division by 0 must not happen
 
 
 class Plain(nn.Module):
-    """Computes the product and the activation with torch's usual functions. The arithmetic and y have the
-    precision of the weight.
-
-    This class defines what the other classes must compute. `Plain` is used if `Packed` does not run.
+    """Computes the product and the activation with torch's usual functions, as the other classes must, and in
+    the precision of the weight. `Plain` is used if `Packed` does not run.
     """
 
     name = "torch's linear"
@@ -55,8 +53,8 @@ class Packed(Plain):
     """Computes the product with oneDNN in fp32 or bf16. oneDNN packs the weight once. One kernel of oneDNN
     computes both the product and the activation.
 
-    On processors without AVX-512, the plain product in fp32 is faster for many tokens. On them, the module
-    stores an fp32 weight twice, packed and plain.
+    On processors without AVX-512, the plain product in fp32 is faster for many tokens, so the module also
+    stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -92,7 +90,7 @@ class Packed(Plain):
 
 class HalfWeights(nn.Module):
     """Computes products in fp32 from weights that are stored in fp16. FBGEMM converts the weights to fp32
-    when it reads them.
+    when it reads the weights.
 
     The fp16 weights have half the size of fp32 weights. FBGEMM's kernel is fast if x has few tokens. Only the
     weights are rounded (fp16 has 11 significant bits).
@@ -120,8 +118,8 @@ class HalfWeights(nn.Module):
 
 
 class Int8(nn.Module):
-    """Computes products of 8-bit integers and adds them in 32 bits. x and y are fp32. Each subclass has its
-    own kernel.
+    """Computes products of 8-bit integers and adds the products in 32 bits. x and y are fp32. Each subclass
+    has its own kernel.
 
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
@@ -164,12 +162,12 @@ class Int8(nn.Module):
     @cache
     def weight_range(cls) -> int:
         """Returns the largest absolute value that a quantised weight may have on this processor: 127, or 63
-        if sums in the kernel overflow with weights of 127.
+        if sums in the kernel overflow with weights of 127, according to a test product.
 
         Without the dot-product instructions (VNNI), a kernel adds two products of 8-bit numbers in 16 bits.
-        The largest activation is 255. So a sum is at most 2 x 255 x 63 with weights up to 63, which fits into
-        16 bits. With weights up to 127 it does not fit. In an overflow, the kernel uses the largest 16-bit
-        number and reports no error. This method computes a test product to find out if the kernel overflows.
+        The largest activation is 255. With weights up to 63, the sum of two products is at most 2 x 255 x 63,
+        which fits into 16 bits. With weights up to 127, the sum may overflow. In an overflow, the kernel uses
+        the largest 16-bit number and reports no error.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -193,8 +191,8 @@ class FbgemmInt8(Int8):
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # torch warns that quantised tensors will be removed from torch; FBGEMM needs a quantised tensor,
-            # so this warning is hidden
+            # FBGEMM needs a quantised tensor, so torch's warning that quantised tensors will be removed from
+            # torch does not help the user
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -202,8 +200,8 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and the packed weights. The kernel adds 128 to x and rounds it to
-        unsigned integers.
+        """Returns the product of round(x) and the packed weights. The kernel adds 128 to x and rounds the sum
+        to unsigned integers.
         """
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x.contiguous(), 1.0, 128, packed)
@@ -222,16 +220,16 @@ class OneDnnInt8(Int8):
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
         """Returns the packed integers of the weight, their scales and their zero points."""
-        # torch.quantize_per_channel in `FbgemmInt8` multiplies by 1 / scale and does not divide. This line
-        # does the same, so that both classes round to the same integers.
+        # Multiplies by 1 / scale and does not divide, as torch.quantize_per_channel in `FbgemmInt8` does, so
+        # that both classes round to the same integers.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and the packed weights. The method rounds x, because the kernel
-        does not round.
+        """Returns the product of round(x) and the packed weights. This method rounds x, because the kernel
+        does not.
         """
         x = x.add_(128).round_().to(torch.uint8)  # in this order, x is rounded exactly as by FBGEMM
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
@@ -253,9 +251,7 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """How many seconds one product takes with this kernel. Several products are timed, and the shortest time
-    is returned.
-    """
+    """How many seconds one product takes with this kernel: the shortest time of several products."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
     for _ in range(6):  # the first product is slow, because it also prepares the kernel
         begun = time.perf_counter()
@@ -270,7 +266,7 @@ def _has_fbgemm() -> bool:
 
 @contextlib.contextmanager
 def _fbgemm():
-    """In a `with` block of this function, torch packs weights for FBGEMM, even if the user has chosen another
+    """In a `with` block of `_fbgemm`, torch packs weights for FBGEMM, even if the user has chosen another
     engine.
     """
     before = torch.backends.quantized.engine

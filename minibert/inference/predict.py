@@ -32,9 +32,8 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
     """The outputs of the model for all examples, in fp32 and in the order of the examples.
 
     A classifier's result has one row of logits for each example. A span model's result has one row for each
-    token of all examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens. An
-    example with more tokens is alone in its batch. After each batch, `progress` is called with the number of
-    tokens in the batch.
+    token of all examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens, or a
+    single example with more tokens. After each batch, `progress` is called with the number of its tokens.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -56,8 +55,8 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
     """Checks and tokenises a list of texts. For pairs of texts, `pairs` has the second texts, otherwise None.
 
-    Raises `UserError` if an element is not a text; the message has the index of this element. Also raises
-    `UserError` if a model with this `config` cannot read the texts.
+    Raises `UserError` if an element is not a text (the message has the index of the element), or if a model
+    with this `config` cannot read the texts.
     """
     texts, pairs = as_texts(texts, "texts"), None if pairs is None else as_texts(pairs, "pairs")
     for name, given in (("texts", texts), ("pairs", pairs or [])):
@@ -102,10 +101,8 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
 @torch.no_grad()
 def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
                runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
-    """Returns one list for each [MASK] in a text or a pair of texts. The list has the `best` most likely
-    tokens with their probabilities.
-
-    Raises `UserError` if the text has no [MASK], or if it has more tokens than the model has positions.
+    """Returns one list for each [MASK] in a text or a pair of texts: the `best` most likely tokens with their
+    probabilities. Raises `UserError` if the text has no [MASK], or more tokens than the model has positions.
     """
     runtime, training = runtime or where_it_is(model), model.training
     ids, segments = tokenizer.encode([text], None if pair is None else [pair], max_length=sys.maxsize)
@@ -131,11 +128,11 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     """Returns the sentence vectors of n texts, with the shape (n, D). The files of sentence-transformers in
     the model's folder say how a vector is computed.
 
-    Without such files, a vector is the mean of the last hidden states of all tokens, [CLS] and [SEP] included
-    (Reimers and Gurevych 2019, section 3). This mean is then scaled to length 1. Texts longer than
+    Without files of sentence-transformers, a vector is the mean of the last hidden states of all tokens,
+    [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3), scaled to length 1. Texts longer than
     `max_length` tokens are cut. By default, `max_length` is the limit in the files of sentence-transformers,
-    or the model's number of positions if this is smaller. Raises `UserError` if the files need a feature that
-    minibert does not support.
+    or the model's number of positions if this number is smaller. Raises `UserError` if the files need a
+    feature that minibert does not support.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)

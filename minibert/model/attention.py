@@ -25,13 +25,12 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) -> Tensor:
     """Attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E). `dropout`
-    is the dropout of the attention probabilities.
+    is the dropout probability of the attention probabilities.
 
     Neighbouring sequences of equal length are computed in one call, so a batch that is sorted by length needs
-    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has this kernel. The
-    kernel has no dropout, so it is used only if `dropout` is 0. A CPU computes attention in fp32, even if the
-    model runs in 16 bits. Only a forward pass without gradients may run in 16 bits on a CPU (see
-    `forward_in_half_pays`).
+    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has it and `dropout` is
+    0, because the kernel has no dropout. A CPU computes attention in fp32, even if the model runs in 16 bits.
+    Only a forward pass without gradients may run in 16 bits on a CPU (see `forward_in_half_pays`).
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
@@ -42,15 +41,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
     if q.device.type == "cpu" and half and (q.requires_grad or not forward_in_half_pays()):
-        # On a CPU, the backward pass of torch's attention takes two to ten times as long in 16 bits as in
-        # fp32.
+        # on a CPU, the backward pass of torch's attention takes 2 to 10 times as long in 16 bits as in fp32
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), batch, dropout).to(q.dtype)
     runs = runs_of_equal_length(batch.lengths.tolist())
     sizes = [count * length for count, length in runs]
     pieces = []
-    # The backward pass of `split` is one concatenation. With slices instead of `split`, it would fill a whole
-    # tensor (N, H, E) with zeros for every slice.
+    # The backward pass of `split` is one concatenation. The backward pass of a slice would fill a whole
+    # tensor (N, H, E) with zeros.
     for (count, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes)):
         dense = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (count, H, T, E)
         piece = F.scaled_dot_product_attention(*dense, dropout_p=dropout)
@@ -66,16 +64,15 @@ def forward_in_half_pays() -> bool:
 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
-    """Groups neighbouring sequences of equal length. A group is (number of sequences, length). [5, 5, 3, 5]
-    gives [(2, 5), (1, 3), (1, 5)].
+    """Groups neighbouring sequences of equal length. A group is (number of sequences, length). For example,
+    [5, 5, 3, 5] gives [(2, 5), (1, 3), (1, 5)].
     """
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """Whether the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU. It also
-    needs torch 2.12 or newer, because `varlen_attn` has no argument `scale` in older versions. On older GPUs,
-    for example a T4 or a V100, `scaled_dot_product_attention` is used instead.
+    """Whether the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU, and
+    torch 2.12 or newer, because `varlen_attn` has no argument `scale` in older versions.
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 

@@ -1,8 +1,8 @@
 """Packed batches: all sequences of a batch in one list of tokens, without padding.
 
 A padded batch of three sequences with 3, 2 and 4 tokens is a table with 3 rows and 4 columns. Three cells of
-the table are empty, and a mask marks these cells. The figure has the padded batch on the left and the packed
-batch of the same sequences on the right:
+the table are empty, and a mask marks the empty cells. The figure has the padded batch on the left and the
+packed batch of the same sequences on the right:
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
@@ -14,8 +14,8 @@ end. Hidden states of width D have the shape (N, D) in a packed batch. In a padd
 needs no mask.
 
 Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets,
-because a token attends only to its own sequence. The pooler needs them to find the first token of each
-sequence. MobileBERT's embeddings need them, because they read the neighbours of each token.
+because a token attends only to its own sequence. The pooler needs the offsets to find the first token of each
+sequence. MobileBERT's embeddings need the offsets to find the neighbours of each token.
 """
 
 from typing import NamedTuple
@@ -30,9 +30,8 @@ IGNORE = -100  # the label of a token that is not predicted
 
 
 class Batch(NamedTuple):
-    """A packed batch: S sequences that have N tokens together.
-
-    `lengths` stays on the CPU, because attention reads it there. The other tensors are on the device.
+    """A packed batch: S sequences that have N tokens together. All tensors are on the device, but `lengths`
+    is always on the CPU, where attention reads it.
     """
 
     ids: Tensor  # (N,) int64, the token ids
@@ -57,8 +56,8 @@ def pack(ids, segments=None, positions=None) -> Batch:
     """Builds a packed batch from lists of token ids. Each list is one sequence.
 
     `segments` are lists of token types (default: 0). `positions` are lists of positions (default: 0, 1, 2
-    ...). Each of these lists must be as long as the list of ids of the same sequence. Raises `UserError` if
-    there is no sequence, if a sequence is empty, or if the lengths differ.
+    ...). Raises `UserError` if there is no sequence, if a sequence is empty, or if the list of token types or
+    positions of a sequence has another length than its list of ids.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -73,7 +72,7 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
     stream = flat(ids, "ids")  # (N,)
     if positions is None:
-        # BERT counts positions from 0 in every sequence.
+        # by default positions are counted from 0 in every sequence, as in BERT
         positions = torch.arange(len(stream)) - offsets[:-1].long().repeat_interleave(lengths)
     else:
         positions = flat(positions, "positions")
@@ -102,7 +101,7 @@ class MicroBatch(NamedTuple):
     seed: int  # the random seed of dropout in this micro-batch
 
     def to(self, device) -> "MicroBatch":
-        """The same micro-batch with its tensors on `device`."""
+        """Returns the micro-batch on `device`; only `masked` and `batch.lengths` stay on the CPU."""
         return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.masked,
                           self.seed)
 
@@ -122,15 +121,14 @@ class Step(NamedTuple):
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
     """Divides this rank's sequences into micro-batches. Each micro-batch is an array with the indices of its
-    sequences. A micro-batch has at most `micro_tokens` tokens. A sequence with more tokens gets a micro-batch
-    of its own.
+    sequences. A micro-batch has at most `micro_tokens` tokens, or a single sequence with more tokens.
 
     The sequences are sorted by length, and the longest sequence is first. Each rank takes every `ranks`-th
     sequence of the sorted list, so all ranks get about the same number of tokens. Sequences of equal length
-    are next to each other, so one attention call can compute them.
+    are neighbours in the sorted list, so one attention call can compute them together.
     """
     made, group, size = [], [], 0
-    # The sort is stable, so every rank computes the same order.
+    # a stable sort, because every rank must compute the same order
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
         if group and size + lengths[i] > micro_tokens:
             made.append(np.array(group))

@@ -20,8 +20,8 @@ class Config:
     """The shape and the numerical settings of a BERT or DistilBERT.
 
     `architecture` is the model family in the Hugging Face format. A DistilBERT differs from a BERT in two
-    places. It has no dropout after the output projection of attention, and its sequence classifier has a
-    layer with ReLU instead of BERT's pooler.
+    places: DistilBERT has no dropout after the output projection of attention, and the sequence classifier of
+    DistilBERT has a layer with ReLU instead of BERT's pooler.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -84,8 +84,7 @@ class Config:
 
     @property
     def regression(self) -> bool:
-        """Whether the output is a score. A model has a score as output if there is one label and the problem
-        type is "regression" or None.
+        """Whether the output is one score: there is one label, and the problem type is "regression" or None.
         """
         return len(self.labels) == 1 and self.problem_type in (None, "regression")
 
@@ -101,15 +100,14 @@ class Config:
 
     @property
     def embedding_size(self) -> int:
-        """The width of the word table."""
+        """The width of the word embeddings."""
         return self.hidden_size
 
 
 @dataclass(frozen=True)
 class MobileConfig(Config):
     """A MobileBERT, or its teacher IB-BERT: the hidden states have the width D between the blocks and the
-    width `bottleneck_size` inside the blocks. The defaults are those of the published model, but the
-    published model has no pooler.
+    width `bottleneck_size` inside the blocks. The defaults are the published model, but with a pooler.
     """
 
     architecture: str = "mobilebert"
@@ -120,8 +118,8 @@ class MobileConfig(Config):
     activation: str = "relu"
     dropout: float = 0.0  # dropout of embeddings and block outputs
     classifier_dropout: float = 0.0
-    # The width of the word table. A token's embedding is computed from the vectors of three tokens: the token
-    # itself, the token before it and the token after it.
+    # The width of the word embeddings. A token's input vector is computed from three word embeddings: those
+    # of the token itself, the token before it and the token after it.
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
@@ -196,9 +194,7 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration with this name in `PRESETS`. Raises an error with all known names if the name is
-    unknown.
-    """
+    """The configuration with this name in `PRESETS`. Raises `UserError` if the name is unknown."""
     if name not in PRESETS:
         raise UserError(f"{name!r} is no preset; there are: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -2,7 +2,7 @@
 
 The encoder is a post-LN transformer. A block computes y = LN(x + attention(x)), and then LN(y +
 feed-forward(y)). The letters of the shapes are: N tokens of the batch, D hidden size, H heads, E head size, F
-feed-forward size. config.py explains the letters of the whole project.
+feed-forward size.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Layer(nn.Module):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
-        # Each matrix computes all H heads. Each head has E of the D outputs.
+        # One matrix computes all H heads in one product. Each head has E of the D outputs.
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
@@ -93,9 +93,7 @@ class Encoder(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """The embedding output (N, D): the sum of word, token type and position vectors, then LayerNorm and
-        dropout.
-
-        Raises `UserError` if a sequence is longer than the number of positions.
+        dropout. Raises `UserError` if a sequence is longer than the number of positions.
         """
         # `lengths` is on the CPU, so this check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
@@ -110,7 +108,7 @@ class Encoder(nn.Module):
         return dropout(x, self.config.dropout, self.training)
 
     def words(self, batch: Batch) -> Tensor:
-        """The vector of each token id from the word table, (N, D)."""
+        """The word embedding of each token, (N, D)."""
         return self.word(batch.ids)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -17,24 +17,25 @@ from minibert.model.mobilebert import MobileEncoder
 
 
 def build_encoder(config: Config, pooler: bool = False) -> Encoder:
-    """Builds the encoder that `config` describes. If `pooler` is true, the encoder has a pooler. Only a
-    MobileBERT with `tanh_pooler=False` never has a pooler.
+    """The encoder that `config` describes, with a pooler if `pooler` is true. Only a MobileBERT with
+    `tanh_pooler=False` never has a pooler.
     """
     return (MobileEncoder if isinstance(config, MobileConfig) else Encoder)(config, pooler)
 
 
 class MLMHead(nn.Module):
-    """The MLM head maps hidden states (N, D) to new states (N, D). The logits are the products of the new
-    states with the vectors of all V tokens of the vocabulary, plus a bias for each of these tokens.
+    """The MLM head has two steps. The first step maps hidden states (N, D) to new states (N, D). The second
+    step computes logits (N, V): the products of the new states with the vectors of all V tokens of the
+    vocabulary, plus a bias for each token of the vocabulary.
 
-    The token vectors are the encoder's word table (tied weights). In MobileBERT the word table is narrower
-    than the hidden states. The columns that the word table lacks are a parameter of the head (`extra`).
+    The token vectors are the encoder's word embeddings (tied weights). MobileBERT's word embeddings are
+    narrower than the hidden states, and the missing columns are a parameter of the head (`extra`).
     """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # BERT's run_pretraining.py has the same layer, with the name "transform".
+        # the layer "transform" of BERT's run_pretraining.py
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
@@ -43,18 +44,17 @@ class MLMHead(nn.Module):
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """Returns the new states LN(act(W h + b)), (N, D), for hidden states h. `logits` multiplies the new
-        states by `table` and adds `bias`.
-        """
+        """Returns the new states LN(act(W h + b)), (N, D), for hidden states h."""
         # As in BERT's run_pretraining.py (get_masked_lm_output), the norm comes after the activation.
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """The token vectors (V, D): the encoder's word table, or MobileBERT's [word, extra]."""
+        """The token vectors (V, D): the encoder's word embeddings, or MobileBERT's [word, extra]."""
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
-        """The logits (N, V) for the last hidden states (N, D). `word` is the encoder's word table."""
+        """The logits (N, V) for the last hidden states (N, D). `word` is the encoder's word embedding matrix.
+        """
         return F.linear(self(last), self.table(word), self.bias)
 
 
@@ -67,7 +67,7 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
-        # The head has no word table of its own: `logits` gets the encoder's table (Press and Wolf 2017).
+        # The head has no word embeddings of its own: `logits` gets the encoder's (Press and Wolf 2017).
         self.mlm = MLMHead(config)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -77,9 +77,8 @@ class MaskedLM(nn.Module):
 
 class PreTraining(nn.Module):
     """BERT with its two heads of pre-training: MLM and next-sentence prediction. Class 0 of the next-sentence
-    head means that the second text follows the first.
-
-    This class is only for loading published models. This project does not train the next-sentence head.
+    head means that the second text follows the first. The class is only for loading published models: this
+    project does not train the next-sentence head.
     """
 
     def __init__(self, config: Config):
@@ -137,14 +136,14 @@ class Span(nn.Module):
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The start and end logits of every token (N, 2). A softmax over the rows of one sequence gives the
+        """The start and end logits of every token (N, 2). A softmax over the tokens of one sequence gives the
         probability that the answer starts, or ends, at each token.
         """
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
         """The start and end logits (N, 2), computed from the encoder's last hidden states (N, D)."""
-        # DistilBERT has dropout before the span head. BERT and MobileBERT have none.
+        # only DistilBERT has dropout before the span head, not BERT and MobileBERT
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
         return in_fp32(self.span, last)

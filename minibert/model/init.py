@@ -18,7 +18,7 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
     """Gives a model random weights in place, as in BERT. Weights are drawn from N(0, initializer_range),
     truncated at two sigma. Biases are 0. The weights of a LayerNorm are 1 and its biases 0.
 
-    The row of [PAD] in the word table is zero, as in the Hugging Face models. Returns the model.
+    The word embedding of [PAD] is zero, as in the Hugging Face models. Returns the model.
     """
     std = next(module.config.initializer_range for module in model.modules() if hasattr(module, "config"))
     for module in model.modules():

@@ -10,8 +10,8 @@ between the blocks have the width D. The states x inside a block have the width 
 
 `attention_input` in config.py says whether queries, keys and values are computed from h or from x.
 
-In IB-BERT ("inverted bottleneck") B is larger than D. So the teacher's blocks are wide inside, but its hidden
-states between the blocks have the same width as the student's.
+In IB-BERT ("inverted bottleneck") B is larger than D: the blocks are wide inside, but the hidden states
+between the blocks have the same width as the student's.
 """
 
 import torch
@@ -25,10 +25,8 @@ from minibert.model.encoder import Encoder, activation
 
 
 class NoNorm(nn.LayerNorm):
-    """Computes gamma * x + beta. A NoNorm replaces a LayerNorm, but computes no mean and no variance (Sun et
-    al. 2020, section 3.4).
-
-    The weights of a NoNorm are initialised and saved like those of a LayerNorm, and have no weight decay.
+    """Computes gamma * x + beta: a LayerNorm without the mean and the variance (Sun et al. 2020, section
+    3.4). NoNorm inherits from LayerNorm, so both have the same initial weights, and no weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,7 +35,7 @@ class NoNorm(nn.LayerNorm):
 
 
 def norm(config: MobileConfig, width: int) -> nn.LayerNorm:
-    """A new norm of the kind that `config` names. The norm has `width` units."""
+    """A new norm with `width` units, of the kind `config.norm`."""
     return (NoNorm if config.norm == "no_norm" else nn.LayerNorm)(width, config.norm_eps)
 
 
@@ -57,8 +55,8 @@ class FeedForward(nn.Module):
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT. Its only dropout is on the output of the last linear layer (B to D), before the
-    residual sum.
+    """A block of MobileBERT. The only dropout of the block is on the output of the last linear layer (B to
+    D), before the residual sum.
     """
 
     def __init__(self, config: MobileConfig):
@@ -98,9 +96,6 @@ class MobileLayer(nn.Module):
 class MobileEncoder(Encoder):
     """The embeddings and the L layers of a MobileBERT. `forward` returns the last hidden states (N, D) of a
     batch.
-
-    `pool` returns tanh(W h_[CLS] + b), as in BERT. If `tanh_pooler` is false, `pool` returns h_[CLS], the
-    last hidden state of [CLS].
     """
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
@@ -118,11 +113,11 @@ class MobileEncoder(Encoder):
 
     def words(self, batch: Batch) -> Tensor:
         """The input vector of each token, (N, D): W [w_next, w_own, w_previous] + b, where w are the word
-        vectors of the next token, the token itself and the previous token (section 3.3). Before the first
+        embeddings of the next token, the token itself and the previous token (section 3.3). Before the first
         token and after the last token of a sequence, w is a vector of zeros.
 
-        In `transformers` the token after the last token may be padding. So the outputs of `transformers`
-        change if a sequence is padded. A packed batch has no padding.
+        In `transformers` the token after the last token may be padding, so padding changes the outputs. A
+        packed batch has no padding.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

@@ -25,7 +25,7 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """The settings that say how the vector of a text is computed. The default vector is the mean of the
+    """The settings that say how the vector of a text is computed. By default, the vector is the mean of the
     tokens' hidden states, scaled to length 1.
     """
 
@@ -52,9 +52,9 @@ class SentencePooling:
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """The pooling of a model. The pooling is read from the files of sentence-transformers in the model's
-    folder. Without such files, the sentence vector is the mean of the hidden states, scaled to length 1.
-    Raises `UserError` if the files name something that is not supported here.
+    """The pooling of a model, read from the files of sentence-transformers in the model's folder. A model
+    without files of sentence-transformers gets the default pooling. Raises `UserError` if the files name
+    something that is not supported here.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:

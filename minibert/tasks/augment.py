@@ -6,14 +6,13 @@ K most probable words are the candidates for the masked word. Several copies of 
 each word is replaced with probability p by one of its candidates. As in the original code, a word is replaced
 only if it consists of letters and is not a stop word. A candidate is never a stop word or the replaced word.
 
-The input of the model is a pair of texts: the text with masked words, and the unchanged text. So the model
-also sees the words that are masked. This program differs from the paper and from the original code:
-- Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
-  tokens, by similar words from GloVe vectors.
-- The candidates are computed once for each text. Algorithm 1 of the paper computes new candidates for each
-  copy, after some words of the copy are already replaced.
-- Up to 15 % of the tokens of a text are masked in one forward pass. The original code masks one word in each
-  pass. In a measurement, about 14 of 15 candidates were the same with both ways of masking.
+The input of the model is a pair of texts, the text with masked words and the unchanged text, so the model
+also sees the words that are masked. Differences from the paper and from the original code are: - Only words
+that are one token of the vocabulary are replaced. The paper also replaces words of several tokens, by similar
+words from GloVe vectors. - The candidates are computed once for each text. Algorithm 1 of the paper computes
+new candidates for each copy, after some words of the copy are already replaced. - Up to 15 % of the tokens of
+a text are masked in one forward pass. The original code masks one word in each pass. In a measurement, about
+14 of 15 candidates were the same with both ways of masking.
 """
 
 import re
@@ -53,7 +52,7 @@ yourself yourselves
 
 
 class Text(NamedTuple):
-    """A text, the places of its replaceable words, and the candidates for each of these words."""
+    """A text, the places of its replaceable words, and the candidates for each replaceable word."""
 
     text: str
     spans: list[tuple[int, int]]  # for each word, the positions [start, end) of its characters in the text
@@ -73,7 +72,7 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
     """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
     `model` has an MLM head. The model is frozen and on the runtime's device. One sequence contains a text
-    twice. So a text longer than about half of the model's maximum length is divided into parts.
+    twice, so a text longer than about half of the model's maximum length is divided into parts.
     `micro_tokens` is the largest number of tokens in a forward pass.
     """
     room = (model.config.max_positions - 3) // 2
@@ -90,18 +89,18 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Whether a token of the vocabulary can be a candidate. A candidate has at least two characters, consists
-    of letters, and is not a stop word.
+    """Whether a token of the vocabulary can be a candidate: a token of at least two characters that consists
+    of letters and is not a stop word.
     """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """Returns the positions [start, end) of the characters of each replaceable word. A replaceable word
-    consists of letters and is not a stop word.
+    """Returns the positions [start, end) of the characters of each replaceable word: a word that consists of
+    letters and is not a stop word.
 
-    For `re`, a combining mark ends a word. Words of Hindi contain combining marks, so `WORD` would match only
-    parts of these words. So a match next to a combining mark is not counted as a word.
+    For `re`, a combining mark ends a word, so `WORD` would match only parts of words with combining marks, as
+    in Hindi. A match next to a combining mark is not counted as a word.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -117,8 +116,8 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
     the word.
 
     `room` is the largest number of tokens of a part. A longer text is divided into parts of about equal
-    length. One pass masks at most 15 % of the tokens, so a part with many words needs several passes. If a
-    part needs p passes, each pass masks every p-th word. So the masked words of one pass are far apart.
+    length. One pass masks at most 15 % of the tokens. If a part needs p passes, each pass masks every p-th
+    word, so that the masked words of one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -133,9 +132,7 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """Returns a dict. Its keys are the indices of the masked words. The value of a key is the list of the
-    `k` most probable candidates for this word.
-    """
+    """Returns a dict from the index of each masked word to the `k` most probable candidates for the word."""
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}
@@ -196,7 +193,7 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
 
 
 def in_case_of(old: str, new: str) -> str:
-    """Gives `new` the capital letters of `old`: all letters capital, the first letter capital, or no change.
+    """Gives `new` the capital letters of `old`: all letters, the first letter, or no letter is made capital.
     """
     if old.isupper() and len(old) > 1:
         return new.upper()
@@ -208,9 +205,9 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int
     """Yields each row, and after it at most `n` different changed copies of the row. A copy has the id and
     the label of its row.
 
-    `find(texts)` calls `with_candidates` for these texts. `p` is the probability that a word is replaced. The
-    two texts of a pair are changed independently. In the original code, by contrast, all changed copies of
-    the second text get the same first text: its last changed copy.
+    `find(texts)` calls `with_candidates` for `texts`. `p` is the probability that a word is replaced. The two
+    texts of a pair are changed independently. In the original code, by contrast, all changed copies of the
+    second text get the same first text: its last changed copy.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):

@@ -21,11 +21,11 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     """Reads a csv file, and returns its task and its examples. In a .tsv file, tabs separate the columns.
 
     The header must name the column `text` and a column `label` or `score`. The column `pair`, which has a
-    second text, is optional. A label can be any word, and a score any number. If there is a column `id`, it
-    has the ids of the examples. All other columns are ignored. If all labels are numbers and at least one has
-    a decimal point, the labels are scores, as in run_glue.py of transformers. A field may be in quotes as in
-    the csv standard, in a .tsv file, too. If `task` is given, the file may be without labels. If it has
-    labels, each must be a label of this task.
+    second text, is optional. A label can be any word, and a score any number. If the file has a column `id`,
+    it has the ids of the examples. All other columns are ignored. If all labels are numbers and at least one
+    has a decimal point, the labels are scores, as in run_glue.py of transformers. A field may be in quotes as
+    in the csv standard. If `task` is given, the file may be without labels, and labels must be labels of
+    `task`.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -50,10 +50,11 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
-    """Writes labelled examples to a csv file. `read_csv(path, task)` reads the same examples from this file.
+    """Writes labelled examples to a csv file that `read_csv(path, task)` can read. Returns the number of
+    examples. If the writing fails, no incomplete file is left.
 
-    A text with tabs, quotes or line ends is put in quotes, as in the csv standard. If the writing fails, no
-    incomplete file is left. Returns the number of examples.
+    A text with the delimiter (a comma; in a .tsv file, a tab), quotes or line ends is put in quotes, as in
+    the csv standard.
     """
     partial, written = path.with_name(path.name + ".partial"), 0
     try:
@@ -78,8 +79,8 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """Returns the task, the training examples and the dev examples of a csv file. `dev` is a csv file with
-    the dev examples. If `dev` is None, a tenth of the rows of `path` is the dev split. A hash of the text of
-    a row decides whether the row is in train or in dev. So rows with equal texts are in the same split.
+    the dev examples. If `dev` is None, about a tenth of the rows of `path` is the dev split. A hash of a
+    row's text decides whether the row is in train or in dev, so rows with equal texts are in the same split.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -103,9 +104,8 @@ def read_csv_splits(path: str | Path,
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """Returns the column names in lower case, and the rows. A row is a tuple: the number of its first line in
-    the file, and a dict from column names to values.
-
-    Spreadsheets write blank lines, lines of commas and columns without a name. All of these are left out.
+    the file, and a dict from column names to values. Blank lines, lines of commas and columns without a name,
+    which spreadsheets write, are left out.
     """
     csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
@@ -140,8 +140,7 @@ def _delimiter(path: Path) -> str:
 
 def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
     """Returns the task of a csv file. `answer` is the name of its label column, "score" or "label". The
-    classes are the different words in the column "label", in sorted order. The training settings are the
-    defaults of `Task`.
+    classes are the different words in the column "label", in sorted order.
     """
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
     # labels are scores if all are numbers, and at least one number has a decimal point

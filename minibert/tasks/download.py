@@ -1,7 +1,7 @@
 """The public data sets: their files, addresses, sizes, sha256 and terms of use, and their download.
 
-The sha256 of every downloaded file is checked, so it does not matter from which address the file comes. An
-archive is first unpacked into a hidden folder. When this folder is complete, it gets its final name.
+The sha256 of every downloaded file is checked, so the file may come from any address. An archive is unpacked
+into a hidden folder, which gets its final name when it is complete.
 """
 
 import errno
@@ -25,10 +25,8 @@ from minibert.tasks.specs import GLUE_URL, TASKS
 
 class File(NamedTuple):
     """One file: its path in the output folder, its size in bytes, its sha256, and its addresses in the order
-    in which they are tried.
-
-    If the file is an archive, `folder` is the name of a folder inside it. This folder is unpacked into the
-    folder that contains the archive.
+    in which they are tried. If the file is an archive, `folder` is the name of the folder inside the archive
+    that is unpacked beside the archive.
     """
     path: str
     size: int
@@ -66,9 +64,9 @@ DATA_SETS = {
         "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
     "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
         "sst2", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
-    # The files of MRPC are those of Microsoft. Their test set has labels; GLUE's test set has none.
-    # mrpc_dev_ids.tsv lists the pairs of the dev split. official_files.py uses this list to divide
-    # Microsoft's training file into train and dev.
+    # The files of MRPC are Microsoft's, whose test set has labels; GLUE's test set has none. mrpc_dev_ids.tsv
+    # lists the pairs of the dev split, with which official_files.py divides Microsoft's training file into
+    # train and dev.
     "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
         _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_train.txt", 1_047_044,
                "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
@@ -146,8 +144,8 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
-    """Downloads a file to the folder `out`, if the file is not there. An archive is also unpacked. Returns
-    the path of the file or of the unpacked folder, and True if it was downloaded by this call.
+    """Downloads a file to the folder `out`, if the file is not there, and unpacks an archive. Returns the
+    path of the file or of the unpacked folder, and True if this call downloaded the file.
     """
     archive = out / file.path
     if not file.folder:
@@ -162,11 +160,9 @@ def obtain(file: File, out: Path) -> tuple[Path, bool]:
 
 
 def fetch(file: File, target: Path) -> bool:
-    """Downloads one file to `target`. Returns False if the file is already there.
-
-    The addresses are tried one after another, until one of them has a file with the right sha256. If `target`
-    already exists with a wrong sha256, `UserError` is raised, and the file is kept, because it may belong to
-    the user.
+    """Downloads one file to `target`, from the first address that has a file with the right sha256. Returns
+    False if the file is already there. If `target` already exists with a wrong sha256, `UserError` is raised,
+    and the file is kept, because the file may belong to the user.
     """
     if target.exists():
         if sha256_of(target) == file.sha256:

@@ -1,4 +1,4 @@
-"""The metrics of GLUE. They compare two arrays of class numbers or of scores, and are at most 1.0.
+"""The metrics of GLUE. A metric compares two arrays of class numbers or of scores, and is at most 1.0.
 
 specs.py says which metrics belong to a task. If a metric is not defined, the result is 0.0. For example, the
 correlation is not defined if a model gives the same answer to all texts. The result is NaN only if
@@ -59,7 +59,7 @@ METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearso
 
 
 def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
-    """Returns a dict from the names in `metrics` to the values of these metrics."""
+    """Returns a dict from the names `metrics` of metrics to their values."""
     return {name: METRICS[name](predictions, labels) for name in metrics}
 
 

@@ -30,8 +30,8 @@ def head_kind(task: Task) -> type:
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
-    """Loads the model `name` with a head for the task. If the model already has such a head (`keeps_head`),
-    this head is kept. Otherwise, the head is new and has random weights from `seed`.
+    """Loads the model `name` with a head for the task: the head of the model if it fits the task
+    (`keeps_head`), and otherwise a new head with random weights from `seed`.
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
@@ -68,10 +68,8 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """Changes a classifier so that its classes have the order and the names of the task's classes. Returns
-    the model.
-
-    `name` is the model's folder. Raises `UserError` if the model has no head for the task, or if the classes
-    of the model and of the task differ.
+    the model. `name` is the model's folder. Raises `UserError` if the model has no head for the task, or if
+    the classes of the model and of the task differ.
     """
     if not isinstance(model, head_kind(task)):
         raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")
@@ -94,9 +92,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns a list that has, for each class of the task, the index of this class in the model. Returns None
-    if the classes of the model and of the task differ. `labels` are the names of the model's classes. They
-    may be spelled differently from the task's names, for example with capital letters (see `class_of`).
+    """Returns, for each class of the task, the index of the class in the model, or None if the classes of the
+    model and of the task differ. `labels` are the names of the model's classes, which may be spelled
+    differently from the task's names, for example with capital letters (see `class_of`).
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -109,12 +107,12 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
     """Returns a dict with the teacher's outputs on n examples, in the order of the examples. The entry
-    `logits` is (n, K) for K classes. For a span head it is (N, 2), with a row for each of the N tokens of all
+    `logits` is (n, K) for K classes, and for a span head (N, 2), with a row for each of the N tokens of all
     examples.
 
     `layers` has the numbers of some teacher layers, counted from 1. If `layers` is not empty, the dict also
-    has the entry `cls` (n, number of layers, hidden size): the [CLS] states after these layers. `progress` is
-    called with the number of tokens of every forward pass.
+    has the entry `cls` (n, number of layers, hidden size): the [CLS] states after the layers in `layers`.
+    `progress` is called with the number of tokens of every forward pass.
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}

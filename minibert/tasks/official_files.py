@@ -46,7 +46,7 @@ def _not_there(path: Path, task: Task) -> UserError:
 
 
 def _table_rows(path: Path, table: Table) -> list[Row]:
-    """The rows of a GLUE file. Tabs separate its columns, and quotes are ordinary characters."""
+    """The rows of a GLUE file. Tabs separate the columns, and quotes are ordinary characters."""
     lines = read_text(path).rstrip("\n").split("\n")
     names = expected = table.header.split("\t")
     if table.has_header:
@@ -76,9 +76,9 @@ def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Exa
 
 
 def label_key(name: str) -> str:
-    """Normalises a label, so that different spellings of the label become equal. Letters become lower case,
-    and spaces and hyphens become `_`. Many models on the hub call their classes LABEL_0, LABEL_1 and so on,
-    so LABEL_3 becomes 3.
+    """Normalises a label, so that different spellings of the label become equal: letters become lower case,
+    and spaces and hyphens become `_`. LABEL_3 becomes 3, because many models on the hub call their classes
+    LABEL_0, LABEL_1 and so on.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
@@ -115,9 +115,8 @@ def label_of(text: str, task: Task, where: str) -> int | float:
 
 def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
     """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
-    and all other pairs of the training file are the train split.
-
-    Microsoft's test examples have labels. GLUE's test.tsv has no labels.
+    and all other pairs of the training file are the train split. Microsoft's test examples have labels, but
+    GLUE's test.tsv has none.
     """
     table = task.splits["train"]
     path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS
@@ -134,8 +133,8 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """Reads the reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. The id of
-    a review is, for example, pos/0_9.txt. Each `<br />` becomes a space, because the tokenizer would divide it
-    into four tokens.
+    a review is, for example, pos/0_9.txt. Each `<br />` becomes a space, because the tokenizer would divide
+    a `<br />` into four tokens.
     """
     examples = []
     for label, word in enumerate(task.words):

@@ -19,7 +19,7 @@ from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
 # The largest number of tokens in a batch. Every row of a batch is padded to the longest row, so a small batch
-# has less padding.
+# has less padding than a large batch.
 MICRO_TOKENS = 1024
 
 
@@ -40,8 +40,8 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float) -> Callable[[Path], None]:
     """Returns a function `judge_file(path)`, which prints the scores of the int8 file at `path` and of
-    `model` in fp32. The function compares the task's first metric. It raises `UserError` if the int8 score is
-    lower than the fp32 score by more than `most` points.
+    `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 than in fp32
+    by more than `most` points.
 
     `name` is the folder of `model`. The model's classes are put into the task's order. `task` and `data` are
     the values of --task and --data, as in finetune.py.

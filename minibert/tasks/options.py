@@ -199,8 +199,7 @@ def inner_weights(options: Options) -> TinyBERTWeights:
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """Returns the task with the training settings of the method. If the user gave a setting as an option,
-    the user's value is taken.
+    """Returns the task with the training settings of the method, and with the values of the user's options.
     """
     if options.method == "tinybert":
         task = with_tinybert_settings(task)

@@ -1,8 +1,8 @@
 """Describes the tasks of finetune.py: the files, labels, metrics, training settings and published scores.
 
 The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
-diagnostic set of GLUE, has no labels. Here AX is a test split of MNLI, because GLUE's leaderboard expects the
-predictions of an MNLI model for AX.
+diagnostic set of GLUE, has no labels. AX is a test split of MNLI in this file, because GLUE's leaderboard
+expects the predictions of an MNLI model for AX.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 class Example(NamedTuple):
     """One row of a file, with one text or a pair of texts. `label` is an index into `Task.labels`, a score,
-    or None if labels are missing.
+    or None for a row without a label.
     """
     id: str
     text: str
@@ -49,9 +49,9 @@ class Task:
 
     `kind` says what a model predicts: "classes" (one of `labels`), "score" (a number) or "span" (the place of
     an answer in a text). `words[k]` is the name of class `labels[k]` in official files, for example "1" for
-    "acceptable". The first of `metrics` (see metrics.py) decides which epoch is the best. The DistilBERT
-    paper does not state its training settings. So batch size, learning rate, epochs and maximum length are
-    those of the transformers examples for GLUE (README of run_glue, commit 05ce25be).
+    "acceptable". The first of `metrics` (see metrics.py) decides which epoch is the best. Batch size,
+    learning rate, epochs and maximum length are those of the transformers examples for GLUE (README of
+    run_glue, commit 05ce25be), because the DistilBERT paper does not state its training settings.
     """
     name: str
     labels: tuple[str, ...]
@@ -153,8 +153,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # The DistilBERT paper prints 86.7 for bert-base. With this figure, the average of the row would not
-         # be the printed 79.5. With 84.7, the figure in the README of DistilBERT's code, it is 79.5.
+         # The DistilBERT paper prints 86.7 for bert-base, which does not fit the printed average 79.5 of the
+         # row. The figure in the README of DistilBERT's code, 84.7, fits the average.
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
@@ -165,8 +165,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9)),
-    # DistilBERT's published accuracy 56.3 is the accuracy of a model that always answers "not_entailment":
-    # this answer is right for 40 of the 71 dev examples.
+    # DistilBERT's published accuracy 56.3 is the accuracy of a model that always answers "not_entailment",
+    # because "not_entailment" is right for 40 of the 71 dev examples.
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),

@@ -25,10 +25,8 @@ from minibert.tasks.specs import TASKS, Example, Task
 
 
 class Split(NamedTuple):
-    """One split: the rows of its file, and the same rows as tokenised examples.
-
-    For SQuAD, a row is a question. A question has one or several examples, one for each window of its context
-    (see squad_windows.py).
+    """One split: the rows of its file, and the same rows as tokenised examples. For SQuAD, a row is a
+    question, and a question has one example for each window of its context (see squad_windows.py).
     """
     rows: list
     examples: Examples
@@ -36,16 +34,15 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits on which a model is evaluated. The scores on the first of these splits decide which epoch is
-    the best.
+    """The splits on which a model is evaluated. The scores on the first dev split decide which epoch is the
+    best.
     """
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
               ) -> tuple[Task, dict[str, list]]:
-    """Returns the task and the rows of its splits. The splits are train and the dev splits. If `predict` is
-    true, the test splits are included.
+    """Returns the task and the rows of its train and dev splits, and of its test splits if `predict` is true.
 
     `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. `dev` is a
     csv file with the dev rows, or None.
@@ -94,9 +91,9 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
 
 def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
                     config: Config, model: str) -> dict[str, Split]:
-    """Tokenises the splits for a model with this config. `model` is the model's name in error messages.
-    Raises `UserError` if the model has too few positions or token types, or if its vocabulary is smaller than
-    that of the tokenizer.
+    """Tokenises the splits for a model with the given config. `model` is the model's name in error messages.
+    Raises `UserError` if the model has too few positions or token types, or a smaller vocabulary than the
+    tokenizer.
     """
     check_pieces(tokenizer, config, model)
     if task.max_length > config.max_positions:
@@ -137,8 +134,8 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
-    """Reads texts without labels. If `pairs` is true, each line has two texts with a tab between them,
-    otherwise one text. Raises `UserError` for any other line.
+    """Reads texts without labels. Each line has one text, or two texts with a tab between them if `pairs` is
+    true. Raises `UserError` for any other line.
     """
     found = []
     for name in files:
@@ -181,8 +178,8 @@ def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """Turns a model's outputs into answers. The result has n class numbers or n scores for n examples. For
-    SQuAD, it is a dict from question ids to lists of candidate answers, with the best answer first.
+    """Turns a model's outputs into answers: n class numbers or n scores for n examples, or for SQuAD a dict
+    from question ids to lists of candidate answers, with the best answer first.
     """
     if task.kind == "span":
         return candidates_of(split, logits)
@@ -190,7 +187,7 @@ def answers_of(task: Task, split: Split, logits: np.ndarray):
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
-    """The task's metrics in percent. `answers` are the model's answers, as `answers_of` returns them."""
+    """The task's metrics in percent. `answers` is a result of `answers_of`."""
     if task.kind == "span":
         return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value
@@ -237,8 +234,8 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
     """Returns the scores of a model that gives every example the same answer: the most frequent class of the
-    training set, or its mean score. If several classes are equally frequent, the class with the lowest number
-    is taken. Returns None for SQuAD.
+    training set (the lowest number if several classes are equally frequent), or its mean score. Returns None
+    for SQuAD.
     """
     if task.kind == "span":
         return None

@@ -1,8 +1,6 @@
-"""SQuAD 1.1: reads its json files and computes the official scores.
-
-The scores are those of evaluate-v1.1.py (Rajpurkar et al. 2016): exact match and F1 of normalised texts. A
-prediction is compared with every gold answer of its question, and the best score counts. The result is the
-mean over all questions in percent.
+"""SQuAD 1.1: reads its json files and computes the scores of evaluate-v1.1.py (Rajpurkar et al. 2016), exact
+match and F1 of normalised texts. A prediction is compared with every gold answer of its question, and the
+best score counts. The result is the mean over all questions in percent.
 """
 
 import json

@@ -2,10 +2,9 @@
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
 [SEP] part of the context [SEP]. The maximum lengths, the stride and the choice of an answer are those of
-run_squad.py in Google's BERT code (Devlin et al. 2018). This code is shorter, because the tokenizer says
-which characters of the context belong to each token. With these character positions, the tokens of a gold
-answer are found directly, and a predicted answer is cut out of the context. run_squad.py has to search the
-text, in `_improve_answer_span` and `get_final_text`.
+run_squad.py in Google's BERT code (Devlin et al. 2018). run_squad.py has to search the text for an answer, in
+`_improve_answer_span` and `get_final_text`. In this file the tokenizer says which characters of the context
+belong to each token, so an answer is found without a search.
 """
 
 import unicodedata
@@ -20,11 +19,9 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """One window of T tokens. M of these tokens belong to the context, and the others to the question or to
-    the special tokens.
-
-    `start` and `end` are the positions of the first and the last token of the gold answer in the window, or 0
-    if the window does not contain the whole answer.
+    """One window of T tokens: M tokens of the context, and tokens of the question and special tokens. `start`
+    and `end` are the positions of the first and the last token of the gold answer in the window, or 0 if the
+    window does not contain the whole answer.
     """
 
     question: int  # the index of the window's question
@@ -71,8 +68,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Returns a dict from each text to its M token ids and an array (M, 2). The array has the positions
-    [begin, end) of each token's characters in the text.
+    """Returns a dict from each text to its M token ids and an array (M, 2) with the positions [begin, end) of
+    each token's characters in the text.
     """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -83,8 +80,8 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
     """Moves the end of each token in `chars` behind the combining marks that follow the token. The tokenizer
-    removes accents, so its offsets leave out these marks. With the tokenizer's offsets, a predicted answer
-    could lose the accent of its last letter.
+    removes accents, so its offsets leave out combining marks, and a predicted answer could lose the accent of
+    its last letter.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -95,8 +92,8 @@ def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
 
 
 def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
-    """Returns the first and the last token that contain characters of an answer, or None if there is no such
-    token. These tokens may also contain characters that do not belong to the answer.
+    """Returns the first and the last token that contain characters of an answer, or None if no token does.
+    Both tokens may also contain characters outside the answer.
     """
     # the first token that ends after the start of the answer
     first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
@@ -121,8 +118,8 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
     the token has most context on both sides, as in `_check_is_max_context` of run_squad.py.
 
     The score of a token in a window is its distance to the nearer end of the window, plus 0.01 times the
-    length of the window. The window with the highest score is chosen. If scores are equal, the first of these
-    windows is chosen.
+    length of the window. The window with the highest score is chosen, and the first window if scores are
+    equal.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -141,13 +138,13 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
 
     `found` is a list of pairs (window, logits), one for each window of the question. `logits` (T, 2) has a
     start logit and an end logit for each of the T tokens of the window. In each window, the `n_best` best
-    start tokens are combined with the `n_best` best end tokens. Both tokens must be in the context. A start
-    token counts only in the window in which it has most context (`max_context`). An answer has at most
-    `max_answer` tokens. If several spans have the same text, only the best span counts. The probabilities of
-    the returned answers sum to 1.
+    start tokens of the context are combined with the `n_best` best end tokens of the context. A start token
+    counts only in the window in which it has most context (`max_context`). An answer has at most `max_answer`
+    tokens. If several spans have the same text, only the best span counts. The probabilities of the returned
+    answers sum to 1.
 
-    In run_squad.py, the best tokens may be tokens of the question, which are removed later. So run_squad.py
-    may compare fewer spans than this function.
+    In run_squad.py, the best tokens may be tokens of the question, which are removed later, so run_squad.py
+    may compare fewer spans than `decode`.
     """
     spans = []  # (score, begin, end) of possible answers, in characters of the context
     for window, logits in found:

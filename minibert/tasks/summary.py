@@ -1,7 +1,5 @@
 """The last part of finetune.py: moves the model of the best seed to the run's folder and makes the final
-table.
-
-The table has published scores and the scores of the fine-tuned model, of the teacher and of a constant
+table. The table has published scores and the scores of the fine-tuned model, of the teacher and of a constant
 answer, for example always the most frequent class.
 """
 
@@ -23,8 +21,8 @@ def rank(scores: dict[str, float], metric: str) -> float:
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """For each metric, the median, the lowest and the highest value over all seeds. The value of a seed is
-    the value of its best epoch.
+    """For each metric, the median, the lowest and the highest value over all seeds, each at its best
+    epoch.
     """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
@@ -85,9 +83,9 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a
-    dict. It has "median", "lowest" and "highest" of the model over all seeds, "baseline" for a constant
-    answer, and "teacher" (None without a teacher).
+    """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a dict
+    with "median", "lowest" and "highest" of the model over all seeds, "baseline" for a constant answer, and
+    "teacher" (None without a teacher).
     """
     found, rows = {}, []
     for name, split in dev.items():

@@ -1,9 +1,9 @@
 """Checkpoints: the whole state of a run (weights, optimiser, step) in one safetensors file.
 
-A checkpoint is a file `step-N.safetensors`. The metadata of this file has everything that is not a tensor, as
-JSON, for example the number of the step. The file is written under a temporary name, flushed to the disk and
-then renamed. After that, all older checkpoints except the last one are removed. So there is always a complete
-checkpoint, even if the process is killed.
+A checkpoint is a file `step-N.safetensors`. Everything that is not a tensor, for example the number of the
+step, is JSON in the metadata of the file. The file is written under a temporary name, flushed to the disk and
+then renamed. Only then are older checkpoints except the last one removed, so that a complete checkpoint is
+always there, even if the process is killed.
 """
 
 import json
@@ -44,7 +44,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # A checkpoint of a later step is removed, too. It is damaged: the run was resumed from an older one.
+        # A checkpoint of a later step is damaged, because the run was resumed from an older one. So it is
+        # removed.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
@@ -65,9 +66,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     scaler.
 
     Returns the entries of the checkpoint's metadata (the step and `extra`), or None if the folder has no
-    checkpoint. A damaged checkpoint is reported, and the previous one is used. Raises `UserError` if all
-    checkpoints are damaged, if a checkpoint belongs to another model, or if the folder has only checkpoints
-    of an earlier version (folders `step-N`).
+    checkpoint. A damaged checkpoint is reported, and the previous checkpoint is used. Raises `UserError` if
+    all checkpoints are damaged, if a checkpoint belongs to another model, or if the folder has only
+    checkpoints of an earlier version (folders `step-N`).
     """
     found = checkpoints(folder)
     for _, path in found:

@@ -1,6 +1,6 @@
-"""The evaluation on held-out text. For a masked language model, the file computes the loss, perplexity and
-accuracy at masked tokens, and the KL divergence between teacher and student. For the student of any method,
-it computes the loss terms of the method, and the KL between the attention of teacher and student.
+"""The evaluation on held-out text: for a masked language model, the loss, perplexity and accuracy at masked
+tokens, and the KL divergence between teacher and student; for the student of any method, the loss terms of
+the method, and the KL between the attention of teacher and student.
 """
 
 import math
@@ -25,9 +25,8 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """Draws sequences from a corpus and masks their tokens. `sequences` is the number of sequences. The
-    sequences and the masks are the same in every call. Each token is masked with probability `share`
-    ("bernoulli").
+    """Draws `sequences` sequences from a corpus and masks each token with probability `share` ("bernoulli").
+    The sequences and the masks are the same in every call.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -40,8 +39,8 @@ def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_to
 def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None
                  ) -> dict[str, float]:
     """Returns the MLM loss (nats per masked token), the perplexity and the accuracy. With a teacher, the dict
-    also has the KL divergence between the predictions of teacher and student. This KL is the mean over all
-    tokens, in nats, at temperature 1.
+    also has the KL divergence between the predictions of teacher and student: the mean over all tokens, in
+    nats, at temperature 1.
     """
     training = model.training
     model.eval()
@@ -69,11 +68,11 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
 @torch.no_grad()
 def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
                    runtime: Runtime) -> dict[str, float]:
-    """Returns the mean of each loss term on held-out text. The entry `loss` is the weighted sum of these
-    means. Dropout is off.
+    """Returns the mean of each loss term on held-out text, without dropout. The entry `loss` is the weighted
+    sum of the means.
 
     `loss_of(student, micro)` returns the part of the loss that comes from one micro-batch, and the sum of
-    each loss term over this micro-batch. For each term, `counts` has the number of tokens or sequences by
+    each loss term over the micro-batch. For each term, `counts` has the number of tokens or sequences by
     which the sum over all micro-batches is divided.
     """
     training = student.training
@@ -92,12 +91,11 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 @torch.no_grad()
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
-    """The KL(teacher || student) of the attention distributions in nats. The result is the mean over query
-    tokens, heads, sequences and student layers.
+    """The KL(teacher || student) of the attention distributions in nats: the mean over query tokens, heads,
+    sequences and student layers. Returns None if the two models have different numbers of heads.
 
-    `layers` has one number for each student layer: the teacher layer to compare it with, counted from 1.
-
-    Returns None if the two models have different numbers of heads. Both models must be in eval mode.
+    `layers` has the number (from 1) of the teacher layer that each student layer is compared with. Student
+    and teacher must be in eval mode.
     """
     student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0
     if student.config.heads != teacher.config.heads:

@@ -25,9 +25,9 @@ from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
 
-# The three numbers below come from the authors' code. In this code, 240,000 of 740,000 steps are for the
-# transfer. In the transfer stages, a layer's learning rate is multiplied by 3 in its own stage, and by 0.3 in
-# later stages.
+# The three numbers below come from the authors' code, in which 240,000 of 740,000 steps are for the transfer.
+# In the transfer stages, a layer's learning rate is multiplied by 3 in its own stage, and by 0.3 in later
+# stages.
 TRANSFER_SHARE = 24 / 74
 IN_STAGE, AFTER_STAGE = 3.0, 0.3
 
@@ -58,13 +58,13 @@ def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANS
 
 
 def stage_at(plan: list[Stage], step: int) -> Stage:
-    """The stage of a step (from 0)."""
+    """The stage of a step (counted from 0)."""
     return next(stage for stage in plan if step < stage.last)
 
 
 def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights:
-    """Returns the weights of the loss terms in this stage. In a stage without distillation, the terms `mlm`
-    and `kd` have the weight 0.
+    """Returns the weights of the loss terms in a stage. In a stage without distillation, the terms `mlm` and
+    `kd` have the weight 0.
     """
     weights = replace(weights, layers=stage.layers)
     return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
@@ -74,11 +74,11 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     """Returns the numbers by which the peak learning rate is multiplied at a step: one number for part 0 of
     the student, and one for each of its layers.
 
-    In a stage with distillation, all parts have the same rate. This rate rises linearly in the first steps of
-    the stage (`warmup` is the share of these steps) and then falls linearly to 0. In a stage with transfer
-    only, the layers of the stage are trained. The layers below them are trained with a lower rate, and all
-    other parts are frozen. All rates of such a stage rise in the first tenth of the stage. After that, they
-    slowly fall to 0.9 of the highest rate.
+    In a stage with distillation, all parts have the same rate, which rises linearly in the first steps of the
+    stage (`warmup` is the share of the first steps) and then falls linearly to 0. In a stage with transfer
+    only, the layers of the stage are trained, the layers below the stage's layers are trained with a lower
+    rate, and all other parts are frozen. In a transfer stage, all rates rise in the first tenth of the stage,
+    and then slowly fall to 0.9 of the highest rate.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
@@ -92,8 +92,8 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
 
 
 def part_of(name: str) -> int:
-    """Returns the part of the student to which the parameter with this name belongs: 0 for the embeddings and
-    the head, or the number of the layer, counted from 1.
+    """Returns the part of the student to which the parameter `name` belongs: 0 for the embeddings and the
+    head, or the number of the layer, counted from 1.
     """
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)
     return int(layer[1]) + 1 if layer else 0
@@ -104,8 +104,8 @@ def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.op
     step of each stage, and when a run is resumed.
 
     Only the parts that are trained in the stage get a gradient. The frozen parts do not count in the gradient
-    norm, and the optimiser makes no moments for them. The optimiser's state is cleared before the first step
-    of the distillation, because the authors' code starts a new run for the distillation.
+    norm, and the optimiser makes no moments for the frozen parts. The optimiser's state is cleared before the
+    first step of the distillation, because the authors' code starts a new run for the distillation.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

@@ -1,5 +1,5 @@
-"""Loads and prepares the models of train.py. A model is a student from a folder, a model that is trained
-without a teacher, or a teacher (which is not trained).
+"""Loads and prepares the models of train.py: a student from a folder, a model that is trained without a
+teacher, or a teacher (which is not trained).
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from minibert.model.sentences import pooling_of
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
     """Loads a student with the head `head` from a folder. Raises `UserError` if the student has another
-    tokenizer than its teacher. `tokenizer` is the teacher's tokenizer.
+    tokenizer than `tokenizer`, the teacher's tokenizer.
     """
     if load_tokenizer(name).sha256 != tokenizer.sha256:
         raise UserError(f"--student {name} has another tokenizer than its teacher: the same ids would be "
@@ -31,11 +31,11 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
-    """Checks the teacher of the method `embedding`. If the teacher has no files about its pooling, the
-    function prints that the mean is used.
+    """Checks the teacher of the method `embedding`. Prints that the mean is used if the teacher has no files
+    about its pooling.
 
-    Raises `UserError` if the teacher changes a text before its tokenizer reads it (a prompt or lower-casing).
-    train.py does not change the lines of the corpus, so such a teacher would give wrong vectors.
+    Raises `UserError` if the teacher changes a text before its tokenizer reads it (a prompt or lower-casing),
+    because train.py does not change the lines of the corpus, and the teacher would give wrong vectors.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -63,10 +63,9 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Makes a model with random weights and the sizes of the preset `name`. Returns the model and the
-    tokenizer of the prepared `corpus`. The model has the vocabulary of this tokenizer.
-
-    Raises `UserError` if `corpus` is not a prepared folder.
+    """Makes a model with random weights, the sizes of the preset `name`, and the vocabulary of the prepared
+    `corpus`. Returns the model and the tokenizer of the corpus. Raises `UserError` if `corpus` is not a
+    prepared folder.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "
@@ -98,7 +97,7 @@ def with_dropout(model: nn.Module, dropout: float | None = None, attention_dropo
 
 
 def check_positions(max_length: int, **models: nn.Module | None) -> None:
-    """Raises `UserError` if one of these models has fewer than `max_length` positions."""
+    """Raises `UserError` if one of `models` has fewer than `max_length` positions."""
     for who, model in models.items():
         if model is not None and max_length > model.config.max_positions:
             raise UserError(f"--max-length {max_length} is more than the {who}'s "
@@ -107,9 +106,9 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, the
-    matrices of the model are converted to 16 bits. Without this, autocast would convert the matrices again
-    for every micro-batch, because it stores converted weights only if they have gradients. Biases,
-    LayerNorms, positions, token types and residual sums stay in fp32.
+    matrices of the model are converted to 16 bits once. Autocast would convert the matrices of a model
+    without gradients again for every micro-batch. Biases, LayerNorms, positions, token types and residual
+    sums stay in fp32.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
@@ -119,13 +118,13 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
 
 
 # In pre-training, all tokens have the token type 0, so only row 0 of the token-type table is trained. In a
-# student with random weights, all rows are equal before the training. After the training,
-# `keep_token_types_equal` makes the rows equal again. With different rows, fine-tuning on pairs would start
-# with a difference between first and second texts that no training has learned. BERT and TinyBERT are
-# pre-trained on pairs of texts, so they train two rows.
+# student with random weights, all rows are equal before the training, and `keep_token_types_equal` makes the
+# rows equal again after the training. With different rows, fine-tuning on pairs would start with a difference
+# between first and second texts that no training has learned. BERT and TinyBERT are pre-trained on pairs of
+# texts, so they train two rows.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
-    """The indices of the rows of the token-type table that are equal to row 0. Index 0 is left out."""
+    """The indices above 0 of the rows of the token-type table that are equal to row 0."""
     if encoder.segment is None:
         return []
     rows = encoder.segment.weight

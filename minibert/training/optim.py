@@ -18,8 +18,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update. If `factors` is given, the learning rate of each part of the
-    model is `lr` times the factor of this part.
+    """Sets the learning rate of the next update: `lr`, or `lr` times the factor of each part of the model if
+    `factors` is given.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
@@ -28,16 +28,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
     """Divides all trainable parameters into groups. Each parameter is in one group. All parameters of a group
-    belong to the same part of the model.
+    belong to the same part of the model, number `group["part"]`.
 
     Biases and LayerNorms have their own groups, without weight decay. `part_of` is a function from the name
     of a parameter to the number of its part. If `part_of` is None, the whole model is one part.
-    `group["part"]` is the number of the part.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # the word table has two names if the MLM head shares it, but it must be in one group only
+            # if the MLM head shares the word embeddings, they have two names, but must be in one group only
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
@@ -51,7 +50,7 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """The fused AdamW of torch with the groups of `parameter_groups`. Unlike the Adam in Google's BERT code,
-    it has bias correction, which makes a difference only in the first steps of a training.
+    torch's AdamW has bias correction, which makes a difference only in the first steps of a training.
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)
@@ -72,9 +71,9 @@ class Lamb(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if one of the norms is 0. For
-    biases and LayerNorms (`group["adapt"]` is False), the ratio is always 1. The paper applies Adam's bias
-    correction to m and v. This class does not, as in MobileBERT's code.
+    |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if one of the norms is 0, and
+    always 1 for biases and LayerNorms (`group["adapt"]` is False). The paper applies Adam's bias correction
+    to m and v. This class has no bias correction, as in MobileBERT's code.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

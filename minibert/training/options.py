@@ -15,7 +15,7 @@ from minibert.training.optim import OPTIMIZERS
 
 
 def only(*methods: str) -> dict[str, tuple]:
-    """The value of `only_with` for an option that only these methods use."""
+    """The value of `only_with` for an option that only the methods `methods` use."""
     return {"method": methods}
 
 
@@ -195,8 +195,8 @@ class Options(MachineOptions):
                 raise UserError(f"{flag(name)} has no effect: {why}")
 
     def loss_weights(self):
-        """The weights of the method's loss. A weight has its published value, unless an option such as
-        --weights changes it.
+        """The weights of the method's loss: the published values, unless an option such as --weights changes
+        a value.
         """
         given = {"temperature": self.temperature, "kl_masked_only": self.kl_masked_only or None,
                  "teacher_layer": self.teacher_layer, "relation_heads": self.relation_heads,

@@ -7,8 +7,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws the curve of each loss term in metrics.jsonl. The horizontal axis is the number of tokens.
-    Returns False if metrics.jsonl has no rows or if matplotlib is not installed.
+    """Draws the curve of each loss term in metrics.jsonl over the number of tokens. Returns False if
+    metrics.jsonl has no rows or if matplotlib is not installed.
     """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
@@ -50,8 +50,7 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
 
 
 def pyplot():
-    """The module matplotlib.pyplot, set up to draw without a screen. Returns None if matplotlib is not
-    installed.
+    """The module matplotlib.pyplot, set up to draw without a screen, or None if matplotlib is not installed.
     """
     try:
         import matplotlib

@@ -1,5 +1,5 @@
-"""Functions for the folder of a run. They create the folder and check it when the run is resumed. They also
-read and write metrics.jsonl.
+"""Functions that create the folder of a run, check the folder when the run is resumed, and read and write
+metrics.jsonl.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from minibert.hub.weight_files import weights_hash
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In a `with` block of this function, the signals SIGTERM and SIGINT do not end the process. The signals
-    are added to the list that the `with` statement gives. So a training loop can first finish its step.
+    """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, but are
+    added to the list that the `with` statement gives, so that a training loop can first finish its step.
 
     After the block, signals end the process again. If a signal arrived in the block, the first such signal
     ends the process at the end of the block. A signal that was ignored before the block stays ignored: a
@@ -39,7 +39,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:
-    """Ends the process after a signal to stop. The exit code is 128 plus the first signal in `stop`. If
+    """Ends the process after a signal to stop, with the exit code 128 plus the first signal in `stop`. If
     `stop` is empty, another rank received a signal, and the exit code is 128 plus SIGTERM (143).
     """
     say(f"\nstopped after {after}; continue with --resume")
@@ -48,7 +48,7 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
     """Creates the run folder. Raises `UserError` if the folder already has a run and the option `resume` is
-    false. Also raises it if an option outside `may_change` has another value than at the first start.
+    false, or if an option outside `may_change` has another value than at the first start.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -65,8 +65,8 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """Returns words for an error message about how a run was started: "with" an option and its value, or
-    "without" this option.
+    """Words for an error message about how a run was started: "with" an option and its value, or "without"
+    the option.
     """
     if value in (None, [], False):
         return f"without {flag(name)}"
@@ -82,8 +82,8 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 
 def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
     """Raises `UserError` if one of the hashes `now` is not the hash with which the run in `out` was started.
-    `entry` is the name of these hashes in config.json. `what` is the start of the error message, in which {}
-    is the name of the hash.
+    `entry` is the name of the hashes in config.json. `what` is the start of the error message, in which {} is
+    the name of the hash.
     """
     before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now
     for name, value in now.items():
@@ -102,7 +102,7 @@ def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, 
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Removes the rows after `step` from metrics.jsonl, because a resumed run writes them again."""
+    """Removes the rows after `step` from metrics.jsonl, because a resumed run repeats the steps."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows_up_to(path, step)))
 
 
@@ -137,8 +137,8 @@ def in_words(row: dict) -> str:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one row to metrics.jsonl. The file is opened again for each row. So an error is raised at once if
-    the folder was removed during the run.
+    """Adds one row to metrics.jsonl. The file is opened again for each row, so that an error is raised at
+    once if the folder was removed during the run.
     """
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

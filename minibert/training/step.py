@@ -26,10 +26,10 @@ class Sums(NamedTuple):
 
 def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler: torch.amp.GradScaler,
                runtime: Runtime) -> Sums:
-    """Runs the forward and backward pass of each micro-batch. The gradients are summed in the model. The list
+    """Runs the forward and backward pass of each micro-batch, and sums the gradients in the model. The list
     of micro-batches may be empty.
 
-    `loss_of(micro)` returns the part of the step's loss that comes from this micro-batch, and a dict with the
+    `loss_of(micro)` returns the part of the step's loss that comes from one micro-batch, and a dict with the
     detached sum of each loss term.
     """
     model.zero_grad()
@@ -58,7 +58,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     For each loss term, `counts` has the number that its sum is divided by, for example the number of tokens
     or sequences in the whole step. Returns a dict with figures about the step, and whether `stopping` is true
     on any rank. The figures are `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. A
-    step is skipped if the loss or the gradient is not finite. In a skipped step, no rank updates its model.
+    step is skipped, and no rank updates its model, if the loss or the gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
@@ -89,8 +89,8 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
     before the first step.
 
     In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
-    gradient. If they were not frozen, weight decay would make them smaller. With LAMB, this would be fast:
-    LAMB scales the update, however small the weight decay is, to the norm of the weights.
+    gradient. Without freezing, weight decay would make these parameters smaller. With LAMB, they would shrink
+    fast, because LAMB scales the update, however small the weight decay is, to the norm of the weights.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -103,7 +103,7 @@ def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, 
     """The number of steps in a row that were skipped. `before` is the number of skipped steps directly before
     the current step. Raises `UserError` if five steps in a row were skipped.
 
-    In fp16, steps are skipped until the loss scale is small enough. So a skipped step counts only if the loss
+    In fp16, steps are skipped until the loss scale is small enough, so a skipped step counts only if the loss
     scale cannot become smaller.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0

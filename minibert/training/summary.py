@@ -1,4 +1,4 @@
-"""Makes what train.py prints at the end of a run. This is a table that compares teacher and student, and some
+"""Makes what train.py prints at the end of a run: a table that compares teacher and student, and some
 sentences in which each model predicts the [MASK].
 """
 
@@ -21,8 +21,8 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 
 
 def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
-    """The median time of each function in seconds. In each turn every function runs once. The functions run
-    once more before the first turn, because first calls are slow.
+    """The median time of each function in seconds. In each turn every function runs once. Before the first
+    turn every function runs once without timing, because first calls are slow.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
@@ -51,7 +51,7 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
     """Returns the held-out figures that the table shows, as a dict from the name of a figure to its heading
-    and its number format. `scores` are dictionaries from the names of figures to their values.
+    and its number format. `scores` are dicts from the names of figures to their values.
     """
     # a dict, and not a set, keeps the names in order
     names = dict.fromkeys(name for score in scores for name in score)
