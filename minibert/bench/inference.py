@@ -48,13 +48,14 @@ class InferenceBench:
 
     models: tuple[str, ...] = option(
         ("bert-base", "distilbert"), "presets (with random weights), or folders of models that were "
-        "fine-tuned on --task. For a folder, the scores of minibert's fast modes are measured, too")
+        "fine-tuned on --task. For the model of a folder, the scores of minibert's fast modes are also "
+        "measured")
     task: str = option("stsb", "name of the task whose dev examples are used", choices=TEXT_TASKS)
     data: str | None = option(None, "folder of the official files of the task, or its parent folder; without "
                               "--data, the examples are random tokens, with lengths like those of STS-B")
     tokenizer: str = option(str(ROOT / "weights" / "teacher"), "folder of the tokenizer for presets")
-    examples: int | None = option(None, "number of examples of the dev set (default: all; without --data: "
-                                  "100)")
+    examples: int | None = option(None, "number of examples (default: the whole dev set; without --data: 100 "
+                                  "random examples)")
     batch: int = option(32, "number of examples that run together, to measure the throughput")
     turns: int = option(3, "number of measurements of each engine, after one warm-up")
     engines: tuple[str, ...] = option(
@@ -62,8 +63,7 @@ class InferenceBench:
         "engines that can run on this machine)",
         choices=tuple(ENGINES))
     threads: tuple[int, ...] = option((), "one or several numbers of CPU threads; everything is measured "
-                                      "with each of these numbers (default: 1, and the number that torch "
-                                      "chooses)")
+                                      "with each number (default: 1, and the number that torch chooses)")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     device: str = option("auto", "device, for example cpu, cuda or cuda:1")
 

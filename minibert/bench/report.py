@@ -59,10 +59,10 @@ class ReportBench:
     out: str = option("report.md", "markdown file to write; the plot is written next to it")
     teacher: str | None = option(None, "name of the teacher's run folder; the report then has a table of "
                                       "shares, which are the scores of the other models divided by the "
-                                      "scores of this teacher")
+                                      "teacher's scores")
     share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; models without a score on one "
-                                              "of them are left out (default: the tasks on which all models "
-                                              "were fine-tuned)")
+                                              "of the tasks are left out (default: the tasks on which all "
+                                              "models were fine-tuned)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:

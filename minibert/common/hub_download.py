@@ -1,4 +1,4 @@
-"""Finds the folder of a model, and downloads a model of the Hugging Face hub once. This module does not
+"""Finds the folder of a model, and downloads a model of the Hugging Face hub once. hub_download.py does not
 import torch, because a process that only tokenises does not need torch.
 """
 

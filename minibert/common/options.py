@@ -134,8 +134,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """Returns the values of the options `names`, and of all options that appear in an `only_with`. The values
-    of these options decide which other options exist, so `parse` calls this function first.
+    """Returns the values of the deciding options, before all options are parsed: the options `names` and all
+    options that appear in an `only_with`. The deciding options determine which other options exist.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]

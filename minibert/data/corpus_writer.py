@@ -94,9 +94,8 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json with the entries of `notes` and returns its content. For each part, corpus.json
-        has several counts, among them [UNK] tokens (`unk`). Raises `UserError` if there is no text for
-        training.
+        """Writes corpus.json with the counts of each part and the entries of `notes`. Returns its content.
+        Raises `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()

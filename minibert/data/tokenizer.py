@@ -159,12 +159,10 @@ class Tokenizer:
         return made
 
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
-        """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the form that `transformers` reads.
 
-        `max_length` is the number of positions of the model. It is written as model_max_length, unless the
-        loaded tokenizer_config.json has a smaller model_max_length, or a model_max_length that means "no
-        limit".
-
+        `max_length`, the number of positions of the model, is written as model_max_length, unless the loaded
+        tokenizer_config.json has a smaller model_max_length, or a model_max_length that means "no limit".
         `segments` is True if the model has token types. In `transformers`, a DistilBERT, which has no token
         types, raises an error if the tokenizer returns token types.
         """
@@ -285,7 +283,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 def continues_words(character: str) -> bool:
     """Whether a character can be inside a word. Punctuation marks and Chinese characters cannot be inside a
-    word, because BERT's pre-tokeniser makes each of them a separate word.
+    word, because BERT's pre-tokeniser makes each such character a separate word.
     """
     if character.isascii():
         return character.isalnum()

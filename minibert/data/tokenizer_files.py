@@ -203,8 +203,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     """Returns three things: the names of the five special tokens, all added tokens with their ids, and the
     additional special tokens in the form of tokenizer_config.json.
 
-    `inside` are the "added_tokens" of tokenizer.json, which are used only if tokenizer_config.json has no
-    "added_tokens_decoder". In that case special_tokens_map.json and added_tokens.json are also read.
+    `inside` are the "added_tokens" of tokenizer.json. If tokenizer_config.json has no "added_tokens_decoder",
+    `inside`, special_tokens_map.json and added_tokens.json are used in its place.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}

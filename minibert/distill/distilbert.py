@@ -36,7 +36,7 @@ class DistilBERTWeights:
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """The weight of the MLM loss, the only term. So the weight only scales the loss."""
+    """The weight of the MLM loss. MLM is the only term, so its weight only scales the loss."""
 
     mlm: float = 1.0
 

@@ -1,6 +1,6 @@
 """Losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or sequences.
 The training step divides the sum by the number of tokens or sequences of the whole step (all micro-batches,
-all ranks). The losses over the vocabulary are in vocab_loss.py, those over attention in attention_loss.py.
+all ranks). vocab_loss.py has the losses over the vocabulary, attention_loss.py the losses over attention.
 """
 
 import torch

@@ -87,8 +87,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     `teacher_cls` are (S, P, D): the [CLS] states of P layers for S examples (see `patience_layers`).
 
     The paper (eq. 7) sums over layers and elements. The authors' code takes the mean over layers and
-    elements, and the published values of beta (10 to 1000) are for the mean. This function takes the mean, as
-    the authors' code does, and normalises the states, as the paper does.
+    elements, and the published values of beta (10 to 1000) are for the mean. Here the mean is taken, as in
+    the authors' code, and the states are normalised, as in the paper.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))

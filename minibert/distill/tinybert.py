@@ -56,11 +56,9 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """TinyBERT's Transformer distillation. The hidden states of a student that is not a `TinyBERTStudent` are
-    compared without projections, so such a student must have the teacher's width.
-
-    In the original code the teacher is in train mode, so it has dropout. In this project the teacher is in
-    eval mode.
+    """TinyBERT's Transformer distillation. A student that is not a `TinyBERTStudent` has no projections, so
+    the student must have the teacher's width. The teacher is in eval mode. In the original code the teacher
+    is in train mode, so it has dropout.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_trace = encoder_of(teacher).trace(micro.batch)

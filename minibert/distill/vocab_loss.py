@@ -228,18 +228,15 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns softmax(z) (..., V) and log sum exp(z) (...,). Both results use the same exponentials, which
-    take most of the time.
-    """
+    """Returns softmax(z) (..., V) and log sum exp(z) (...,), with one computation of the exponentials."""
     p = z.softmax(-1)
     # log sum exp(z) equals z - log p for every token; the most likely token has a p that is never 0
     return p, z.amax(-1) - p.amax(-1).log()
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes the products h W' (C, V), the logits without the bias, into `out`. On a CPU, each product has
-    1,024 tokens of the vocabulary. It is a third faster than one product with all token vectors, because
-    1,024 token vectors stay in the cache.
+    """Writes the products h W' (C, V), the logits without the bias, into `out`. On a CPU, products with 1,024
+    token vectors, which stay in the cache, are a third faster than one product with all token vectors.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

@@ -123,7 +123,7 @@ class Int8(nn.Module):
 
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
-    kernels accept only one scale for all tokens. So x is divided by s, the kernel gets the scale 1, and the
+    kernels accept only one scale for all tokens, so x is divided by s, the kernel gets the scale 1, and the
     result of the kernel is multiplied by s. Sums of integers are exact, so all subclasses give the same
     numbers.
     """

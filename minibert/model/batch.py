@@ -8,7 +8,7 @@ packed batch of the same sequences on the right:
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-The packed batch has N = 9 tokens. Its S + 1 = 4 offsets are the places where the S = 3 sequences begin and
+The packed batch has N = 9 tokens and S + 1 = 4 offsets, the places where its S = 3 sequences begin and
 end. Hidden states of width D have the shape (N, D) in a packed batch. In a padded batch they have the shape
 (S, T, D), where T is the largest number of tokens of a sequence. A mean over the tokens of a packed batch
 needs no mask.
@@ -124,8 +124,8 @@ def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1
     sequences. A micro-batch has at most `micro_tokens` tokens, or a single sequence with more tokens.
 
     The sequences are sorted by length, and the longest sequence is first. Each rank takes every `ranks`-th
-    sequence of the sorted list, so all ranks get about the same number of tokens. Sequences of equal length
-    are neighbours in the sorted list, so one attention call can compute them together.
+    sequence of the sorted list, so all ranks get about the same number of tokens. One attention call can
+    compute sequences of equal length, which are neighbours in the sorted list.
     """
     made, group, size = [], [], 0
     # a stable sort, because every rank must compute the same order

@@ -73,7 +73,7 @@ class Lamb(torch.optim.Optimizer):
 
     |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if one of the norms is 0, and
     always 1 for biases and LayerNorms (`group["adapt"]` is False). The paper applies Adam's bias correction
-    to m and v. This class has no bias correction, as in MobileBERT's code.
+    to m and v, but MobileBERT's code and `Lamb` do not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

@@ -89,8 +89,8 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
     before the first step.
 
     In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
-    gradient. Without freezing, weight decay would make these parameters smaller. With LAMB, they would shrink
-    fast, because LAMB scales the update, however small the weight decay is, to the norm of the weights.
+    gradient. Without freezing, weight decay would make parameters without a gradient smaller, and LAMB would
+    do so fast: LAMB scales an update to the norm of the weights, however small the weight decay is.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
