@@ -341,7 +341,7 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
     """Returns a function `loss(data)`, where `data` are the examples of one training step.
 
     `loss(data)` returns a function that computes the loss of one micro-batch, and a dict from each loss term
-    to a number of examples. The term is summed over the step, and the sum is divided by this number. `steps`
+    to a number of examples. The sum of the term over the step is divided by the number of examples. `steps`
     is the number of steps of the whole stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
@@ -516,7 +516,7 @@ def steps_of(epochs: float, examples: Examples, task: Task) -> int:
 
 def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
               ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Evaluates a model. Returns its scores on every dev split, and its outputs on the first dev split."""
+    """Evaluates a model. Returns its scores on every dev split, and the outputs on the first dev split."""
     judged = {name: judge(model, run.task, split, run.runtime, run.options.micro_tokens)
               for name, split in dev.items()}
     return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]

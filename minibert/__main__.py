@@ -197,7 +197,7 @@ KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find,
 
 def parts(line: str) -> tuple[str, str | None]:
     """Divides a line at its tab into two texts. Without a tab, the second text is None. Raises `UserError` if
-    a text is empty, or if there are more tabs.
+    a text is empty, or if the line has more than one tab.
     """
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:

@@ -1,5 +1,5 @@
-"""Compares the speed of inference with minibert and with other installed inference libraries. Also measures
-the task scores of minibert's fast modes.
+"""Compares the speed of inference with minibert and with other installed inference libraries. minibert's fast
+modes are also compared by their task scores.
 
 Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). The first B examples also run
 together, where B is the value of --batch. The compared programs are called engines. Each engine has its own

@@ -120,7 +120,7 @@ def taught(options: dict) -> str:
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
     """Returns a dict of dicts: `scores[model][task]` is a run. The model `teacher` is first. Raises
-    `UserError` if two runs have the same model and the same task, or if there is no run of the teacher.
+    `UserError` if two runs have the same model and the same task, or if `runs` has no run of the teacher.
     """
     found: Scores = {}
     for run in runs:

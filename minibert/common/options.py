@@ -57,8 +57,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     `prog` is the name of the program in the usage line. `defaults` has the default values that `--help` shows
     for options whose default depends on another option. For example, {"method": {"tinybert": {"lr": 1e-4}}}
     means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value of a wrong
-    type ends the program with exit code 2. Raises `UserError` if an option is given that has no effect
-    together with the other options.
+    type ends the program with exit code 2. Raises `UserError` if a given option has no effect together with
+    the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -83,8 +83,7 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """Returns a dict from the options of `cls` that have no effect with the option values `given` to the
-    reasons.
+    """Returns the options of `cls` that have no effect with the option values `given`, each with the reason.
     """
     reasons = {}
     for field in dataclasses.fields(cls):

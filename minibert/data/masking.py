@@ -46,9 +46,9 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     has the number of tokens of each sequence. The random numbers depend only on `key`, for example (seed,
     step).
 
-    Special tokens are never selected, and [UNK] is a special token here, as in DistilBERT's code. (BERT's
-    code can select [UNK].) A token that is replaced by a random token can become any token of the vocabulary,
-    even a special token, as in BERT's code.
+    Special tokens are never selected, [UNK] included, as in DistilBERT's code. (BERT's code can select
+    [UNK].) A token that is replaced by a random token can become any token of the vocabulary, even a special
+    token, as in BERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))

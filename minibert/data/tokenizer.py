@@ -38,7 +38,7 @@ class Tokenizer:
 
     `added` are whole tokens, such as [MASK], that are searched in a text before the text is normalised.
     `names` are the names of the five special tokens, in the order of `SPECIAL_TOKENS`. `states` are all other
-    settings of a loaded tokenizer_config.json, which have no effect here and which `save` writes unchanged.
+    settings of a loaded tokenizer_config.json, which minibert does not use and which `save` writes unchanged.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
     the largest id plus 1; some ids may be unused. `special` and `continuation` have one bool for each id.
@@ -139,7 +139,7 @@ class Tokenizer:
             yield from encode(lines[i:i + ENCODED_AT_ONCE], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of some ids. Pieces with '##' are joined, and spaces before punctuation are removed."""
+        """The text of token ids. Pieces with '##' are joined, and spaces before punctuation are removed."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def id_to_piece(self, i: int) -> str:
@@ -188,8 +188,8 @@ class Tokenizer:
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
-    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until both have the same length.
-    After that, both texts are cut.
+    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until both texts have the same
+    length, and then both texts are cut.
     """
     if n_a + n_b <= room:
         return n_a, n_b

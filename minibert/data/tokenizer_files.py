@@ -62,7 +62,7 @@ class TokenizerFiles:
     `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
     the token, which then gets the next free id. A word with more than `max_word` characters becomes [UNK].
     `states` are the settings of tokenizer_config.json that minibert does not use, but writes again. `generic`
-    is the content of tokenizer.json if the tokenizer class takes all settings from this file (see
+    is the content of tokenizer.json if the tokenizer class takes all settings from tokenizer.json (see
     `_is_generic`), and otherwise None.
     """
     source: Path

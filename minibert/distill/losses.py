@@ -91,8 +91,8 @@ def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, tempera
 
     `student` and `teacher` are logits (N, 2). The teacher gets no gradient. "DistilBERT (D)" is fine-tuned on
     SQuAD with this loss, in a second distillation after pre-training (Sanh et al. 2019, section 4.1). The
-    authors' run_squad_w_distillation.py divides the sum by the number of sequences; this function leaves the
-    division to the caller.
+    authors' run_squad_w_distillation.py divides the sum by the number of sequences, which is here the
+    caller's task.
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

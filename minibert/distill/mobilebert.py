@@ -85,9 +85,9 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    The authors' code also minimises the three terms, instead of the paper's L_FMT, the mean square of
-    h_s - h_t. The authors' code takes the teacher's mean and variance over the list of all layers. In this
-    function, the mean and the variance are those of one layer.
+    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. The
+    authors' code takes the teacher's mean and variance over the list of all layers, and this function takes
+    the mean and the variance of one layer.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
@@ -132,9 +132,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, if the teacher's
-    embeddings and head cannot be copied, or if all terms of the transfer, or all terms of the distillation,
-    have weight 0. Otherwise returns an empty text.
+    """Returns an empty text. Raises `UserError` if the layers of student and teacher cannot be compared one
+    by one, if the teacher's embeddings and head cannot be copied, or if all terms of the transfer, or all
+    terms of the distillation, have weight 0.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -23,7 +23,7 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The config of a DistilBERT for this teacher. The student has half of the teacher's layers (or
+    """The config of a DistilBERT with the teacher `teacher`. The student has half of the teacher's layers (or
     `layers`), no token types and no pooler. All other settings are the teacher's.
     """
     if isinstance(teacher, MobileConfig):
@@ -38,7 +38,7 @@ def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """The config of a MobileBERT whose teacher is this IB-BERT.
+    """The config of a MobileBERT whose teacher is the IB-BERT `teacher`.
 
     Inside its blocks, the student has a quarter of the teacher's hidden size. The settings listed in `same`
     are the teacher's, and all other settings are those of the published MobileBERT.

@@ -276,9 +276,9 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     (`quantize_file`). `judge` is called with the path of the quantised file before the file is moved to
     `folder`, and can refuse the file with a `UserError`. Returns the `deviation` of the file from the model.
 
-    All files are first written to a temporary folder, and the fp32 file is checked there in ONNX Runtime
-    (`TOLERANCE`). Raises `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot
-    be exported, if the check fails, or if `judge` refuses the file.
+    Before any file is moved to `folder`, the fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises
+    `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot be exported, if the
+    check fails, or if `judge` refuses the file.
     """
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model here
     config, head, folder = model.config, head_of(model), Path(folder)

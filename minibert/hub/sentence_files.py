@@ -40,8 +40,8 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
     vector is made from a text, and a dict from the paths of the files of sentence-transformers to their
     contents.
 
-    Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder
-    above. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
+    Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the parent
+    folder. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
     refuses a model with a reason in `refused`, but the model can be loaded for other uses.
     """
     root, inside = folder, ""

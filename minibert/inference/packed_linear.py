@@ -70,8 +70,7 @@ class Packed(Plain):
 
     @staticmethod
     def runs(dtype: torch.dtype = torch.float32) -> bool:
-        """Returns True if the operators run with weights of this precision and give the results of `Plain`.
-        """
+        """Returns True if the operators run with weights of type `dtype` and give the results of `Plain`."""
         x, weight, bias = (t.to(dtype) for t in
                            (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
@@ -152,7 +151,7 @@ class Int8(nn.Module):
     @classmethod
     @cache
     def runs(cls) -> bool:
-        """Returns True if the installed torch has the operators of this class for this processor."""
+        """Returns True if the installed torch has the operators of the class for this processor."""
         try:
             return cls.weight_range() > 0
         except (AttributeError, RuntimeError):
@@ -211,8 +210,7 @@ class OneDnnInt8(Int8):
     """Computes int8 products with oneDNN, which also uses AMX. x is stored in unsigned integers, where 128
     stands for the value 0.
 
-    Do not use signed integers here. With AVX-512, oneDNN's kernel for signed integers is a thousand times
-    slower than the kernel for unsigned integers.
+    Do not use signed integers: with AVX-512, oneDNN's kernel for signed integers is a thousand times slower.
     """
 
     name = "oneDNN in int8"

@@ -1,7 +1,7 @@
 """The shapes of models: `Config` for BERT and DistilBERT, `MobileConfig` for MobileBERT, and `PRESETS` with
 the shapes of the papers.
 
-The whole project uses these letters for sizes: S sequences, N tokens of the packed batch, T tokens of one
+The letters for sizes in the whole project are: S sequences, N tokens of the packed batch, T tokens of one
 sequence, D hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
 """
 
@@ -194,7 +194,7 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration with this name in `PRESETS`. Raises `UserError` if the name is unknown."""
+    """The configuration named `name` in `PRESETS`. Raises `UserError` if the name is unknown."""
     if name not in PRESETS:
         raise UserError(f"{name!r} is no preset; there are: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -31,7 +31,7 @@ class Trace(NamedTuple):
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """The activation with this name: GELU with the error function ("gelu", Hugging Face), GELU with tanh
+    """The activation named `name`: GELU with the error function ("gelu", Hugging Face), GELU with tanh
     ("gelu_tanh", Google's code), or ReLU ("relu").
     """
     if name == "relu":

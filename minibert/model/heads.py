@@ -1,7 +1,7 @@
 """The heads: the MLM head, the pre-training heads (MLM and next sentence), the head for sequence
 classification or regression, and the span head for question answering.
 
-Each model here is an encoder with a head, and its `forward(batch)` returns logits. The losses are in
+Each model of this file is an encoder with a head, and its `forward(batch)` returns logits. The losses are in
 vocab_loss.py, losses.py and task_kd.py.
 """
 

@@ -115,9 +115,9 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
     `single` has a pair for each replaceable word: the position of its only token in `ids`, and the index of
     the word.
 
-    `room` is the largest number of tokens of a part. A longer text is divided into parts of about equal
-    length. One pass masks at most 15 % of the tokens. If a part needs p passes, each pass masks every p-th
-    word, so that the masked words of one pass are far apart.
+    A text with more than `room` tokens is divided into parts of about equal length. One pass masks at most 15
+    % of the tokens. If a part needs p passes, each pass masks every p-th word, so that the masked words of
+    one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]

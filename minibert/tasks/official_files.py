@@ -84,8 +84,9 @@ def label_key(name: str) -> str:
 
 
 def class_of(name: str, task: Task) -> int | None:
-    """Returns the number of the class that a file or a model calls `name`. If no class has exactly this name,
-    the names are compared after `label_key`. Returns None if no class matches, or if several classes match.
+    """Returns the number of the class that a file or a model calls `name`. If no class has exactly the name
+    `name`, the names are compared after `label_key`. Returns None if no class matches, or if several classes
+    match.
     """
     for names in (task.words, task.labels):
         if name in names:

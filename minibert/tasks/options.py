@@ -156,7 +156,7 @@ class Options(MachineOptions):
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
-    """The task with this name, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
+    """The task named `task`, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
     be combined.
     """
     known = TASKS.get(task)

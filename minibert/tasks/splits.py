@@ -170,8 +170,8 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """Returns the model's logits on a split, with one row for each example. For SQuAD, there is one row for
-    each token. The progress line shows `what`.
+    """Returns the model's logits on a split, with one row for each example. For SQuAD, the result has one row
+    for each token. The progress line shows `what`.
     """
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))

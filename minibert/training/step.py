@@ -85,8 +85,8 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that get no gradient from the loss. train.py and finetune.py call this function
-    before the first step.
+    """Freezes the parameters that get no gradient from the loss. train.py and finetune.py call
+    `freeze_unread` before the first step.
 
     In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
     gradient. Without freezing, weight decay would make parameters without a gradient smaller, and LAMB would
