@@ -156,7 +156,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     remark = cut_remark(guest, text, pair)
     if config.regression:
         return [row("score", f"{logits[0]:.3f}"), *remark]
-    # each label of a multi-label classifier has its own probability
+    # no softmax for a multi-label classifier, because each label has its own probability
     several = config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()

@@ -160,10 +160,9 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak of one engine. `turns` has the results of
-    the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes.
-
-    `flops` are the FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the
-    highest FLOP/s of the machine. The sum of the seconds of all single examples in one turn is called a pass.
+    the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes. `flops` are the
+    FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the highest FLOP/s of
+    the machine. The sum of the seconds of all single examples in one turn is called a pass.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]

@@ -37,11 +37,10 @@ def table(rows: list[dict], title: str = "") -> str:
 
 
 class Progress:
-    """A progress line on stderr with the amount of work done, the rate and the remaining time.
-
-    On a terminal the line is replaced twice a second, and removed at the end. If stderr is a file, a new line
-    is printed every ten seconds. Only the first rank prints progress. With `stays=True` the first and the
-    last line are always printed, and the last line is not removed.
+    """A progress line on stderr with the amount of work done, the rate and the remaining time. On a terminal
+    the line is replaced twice a second, and removed at the end. If stderr is a file, a new line is printed
+    every ten seconds. Only the first rank prints progress. With `stays=True` the first and the last line are
+    always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):

@@ -158,7 +158,6 @@ def at_least_one(options, *names: str) -> None:
 def within(options, low: float, high: float, *names: str, open_low: bool = False,
            open_high: bool = False) -> None:
     """Raises `UserError` if one of the options `names` is given and is not a number from `low` to `high`.
-
     With `open_low` the value `low` is not allowed, and with `open_high` the value `high` is not allowed.
     Infinity is never allowed.
     """

@@ -125,11 +125,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 
 def keep_freed_memory() -> None:
     """Stops glibc from returning freed memory to the system, so the process keeps all memory until it ends.
-    Other allocators are not changed.
-
-    By default glibc returns large blocks of memory to the system, and later requests memory again page by
-    page. In a measured training step of DistilBERT in bf16, glibc returned and requested 268 MiB, which took
-    a fifth of the step's time.
+    Other allocators are not changed. By default glibc returns large blocks of memory to the system, and later
+    requests memory again page by page. In a measured training step of DistilBERT in bf16, glibc returned and
+    requested 268 MiB, which took a fifth of the step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

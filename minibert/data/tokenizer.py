@@ -102,10 +102,9 @@ class Tokenizer:
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
         """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. A text is cut if the
-        sequence has more than `max_length` tokens. Of a pair, the longer text is cut first.
-
-        Returns the token ids and the segments, both with one list for each sequence. The segment of a token
-        is 0 in [CLS] text [SEP], and 1 in pair [SEP].
+        sequence has more than `max_length` tokens. Of a pair, the longer text is cut first. Returns the token
+        ids and the segments, both with one list for each sequence. The segment of a token is 0 in [CLS] text
+        [SEP], and 1 in pair [SEP].
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -199,7 +198,6 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
-
     All published forms of BERT's tokenizer files are read (docs/formats.md). If no file says whether a
     vocab.txt is cased, `is_cased` guesses the answer from the tokens, and a warning is printed. Raises
     `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.

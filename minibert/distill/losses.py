@@ -35,11 +35,10 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """The sum over tokens of the mean over D_t of (W h_s - h_t)^2.
-
-    `student` has the hidden states h_s (N, D_s), and `teacher` has h_t (N, D_t). `projection` is W (D_t,
-    D_s); None is the identity. In TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden
-    states, and L_embd for embeddings. TinyBERT's own code also averages over padding tokens.
+    """The sum over tokens of the mean over D_t of (W h_s - h_t)^2. `student` has the hidden states h_s (N,
+    D_s), and `teacher` has h_t (N, D_t). `projection` is W (D_t, D_s); None is the identity. In TinyBERT
+    (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd for embeddings.
+    TinyBERT's own code also averages over padding tokens.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)

@@ -61,10 +61,8 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """MiniLMv2 (Wang et al. 2021, section 3): the student learns the relations among queries, among keys and
     among values. The relations are computed in R relation heads, so the two models may have different numbers
-    of heads.
-
-    The scores are divided by sqrt(D / R), where D / R is the size of a relation head. Whether the paper of
-    MiniLMv2 divides by the same number was not checked.
+    of heads. The scores are divided by sqrt(D / R), where D / R is the size of a relation head. Whether the
+    paper of MiniLMv2 divides by the same number was not checked.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):

@@ -115,7 +115,7 @@ class _VocabLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
-            # these tensors are converted once here, and not again for every chunk
+            # converted here, because a conversion in the loop would be repeated for every chunk
             states, table, bias = states.to(low), table.to(low), bias.to(full)
             if terms.teacher is not None:
                 t_states, t_table, t_bias = terms.teacher
@@ -177,7 +177,7 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
     of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the chunk's
     first row. `marked` are the rows with a label, on the device of z.
     """
-    # one tile of logits fits in the cache of a CPU
+    # on a CPU, a tile of logits must fit in the cache
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), tile):
         inside = slice(first, min(first + tile, len(z)))
@@ -208,7 +208,7 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
     """Returns, for each row, the KL multiplied by T^2, and the gradient (..., V) of the multiplied KL with
     respect to z_s. T is `temperature`. The content of z_s and z_t is overwritten.
     """
-    # The in-place operations avoid a new tensor of vocabulary size for every operation.
+    # in place, because every other operation would need a new tensor of vocabulary size
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
     p_t, log_sum_t = _softmax(z_t.div_(temperature))
     # the KL is the sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)

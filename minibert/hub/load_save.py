@@ -143,7 +143,6 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """Returns three values: a dict from minibert's names to the tensors of a file, a dict from minibert's
     names to the names in the file, and a message if a tensor is stored twice with different values (or "").
-
     The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so that
     `_check_tensors` can report them.
     """

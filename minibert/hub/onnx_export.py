@@ -65,11 +65,9 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 class Padded(nn.Module):
     """A model that takes padded batches: the token ids, the mask and the token types, each (S, T) int64. The
-    mask is 1 for tokens and 0 for padding.
-
-    The outputs are the tensors that `OUTPUTS` names: (S, K) for a classifier, and one output for each token,
-    (S, T, ...), for all other models. The outputs for padding have no meaning. The weights are shared with
-    `model`, not copied. The module works in eval mode only.
+    mask is 1 for tokens and 0 for padding. The outputs are the tensors that `OUTPUTS` names: (S, K) for a
+    classifier, and one output for each token, (S, T, ...), for all other models. The outputs for padding have
+    no meaning. The weights are shared with `model`, not copied. The module works in eval mode only.
     """
 
     def __init__(self, model: nn.Module):
@@ -255,9 +253,8 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 def deviation(model: nn.Module, path: Path) -> float:
     """The largest difference between the outputs of the ONNX file and the outputs of the packed model, for
-    the batches of `samples`. The outputs for padding are left out.
-
-    The difference is divided by the largest output of the batch if the largest output is above 1.
+    the batches of `samples`. The outputs for padding are left out. The difference is divided by the largest
+    output of the batch if the largest output is above 1.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):

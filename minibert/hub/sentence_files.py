@@ -76,7 +76,6 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
     """Returns the files that describe `pooling`, as a dict from paths to contents for the model's `Beside`.
-
     `hidden_size` is the hidden size of the model. `shared` is the content of
     config_sentence_transformers.json, which has the prompts and `pooling.width`.
     """

@@ -51,10 +51,8 @@ class Plain(nn.Module):
 
 class Packed(Plain):
     """Computes the product with oneDNN in fp32 or bf16. oneDNN packs the weight once. One kernel of oneDNN
-    computes both the product and the activation.
-
-    On processors without AVX-512, the plain product in fp32 is faster for many tokens, so the module also
-    stores an fp32 weight that is not packed.
+    computes both the product and the activation. On processors without AVX-512, the plain product in fp32 is
+    faster for many tokens, so the module also stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -89,10 +87,8 @@ class Packed(Plain):
 
 class HalfWeights(nn.Module):
     """Computes products in fp32 from weights that are stored in fp16. FBGEMM converts the weights to fp32
-    when it reads the weights.
-
-    The fp16 weights have half the size of fp32 weights. FBGEMM's kernel is fast if x has few tokens. Only the
-    weights are rounded (fp16 has 11 significant bits).
+    when it reads the weights. The fp16 weights have half the size of fp32 weights. FBGEMM's kernel is fast if
+    x has few tokens. Only the weights are rounded (fp16 has 11 significant bits).
     """
 
     name = "FBGEMM on weights in fp16"
@@ -208,9 +204,8 @@ class FbgemmInt8(Int8):
 
 class OneDnnInt8(Int8):
     """Computes int8 products with oneDNN, which also uses AMX. x is stored in unsigned integers, where 128
-    stands for the value 0.
-
-    Do not use signed integers: with AVX-512, oneDNN's kernel for signed integers is a thousand times slower.
+    stands for the value 0. Do not use signed integers: with AVX-512, oneDNN's kernel for signed integers is a
+    thousand times slower.
     """
 
     name = "oneDNN in int8"
@@ -236,11 +231,10 @@ class OneDnnInt8(Int8):
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """The int8 kernel for this processor, or None if no int8 kernel runs.
-
-    FBGEMM and oneDNN give the same numbers. On a processor without AMX, oneDNN is not faster than FBGEMM
-    (docs/inference.md), so FBGEMM is used if it runs. On a processor with AMX, this function measures both
-    kernels once, in some milliseconds, and returns the faster kernel.
+    """The int8 kernel for this processor, or None if no int8 kernel runs. FBGEMM and oneDNN give the same
+    numbers. On a processor without AMX, oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is
+    used if it runs. On a processor with AMX, this function measures both kernels once, in some milliseconds,
+    and returns the faster kernel.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

@@ -53,11 +53,10 @@ class Batch(NamedTuple):
 
 
 def pack(ids, segments=None, positions=None) -> Batch:
-    """Builds a packed batch from lists of token ids. Each list is one sequence.
-
-    `segments` are lists of token types (default: 0). `positions` are lists of positions (default: 0, 1, 2
-    ...). Raises `UserError` if there is no sequence, if a sequence is empty, or if the list of token types or
-    positions of a sequence has another length than its list of ids.
+    """Builds a packed batch from lists of token ids. Each list is one sequence. `segments` are lists of token
+    types (default: 0). `positions` are lists of positions (default: 0, 1, 2 ...). Raises `UserError` if there
+    is no sequence, if a sequence is empty, or if the list of token types or positions of a sequence has
+    another length than its list of ids.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -107,10 +106,8 @@ class MicroBatch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The data of one optimiser step on one rank.
-
-    `tokens`, `masked` and `sequences` are the numbers of tokens, of masked tokens and of sequences in the
-    *whole* step: all micro-batches of all ranks.
+    """The data of one optimiser step on one rank. `tokens`, `masked` and `sequences` are the numbers of
+    tokens, of masked tokens and of sequences in the *whole* step: all micro-batches of all ranks.
     """
 
     micro_batches: list[MicroBatch]

@@ -17,11 +17,10 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 @dataclass(frozen=True)
 class Config:
-    """The shape and the numerical settings of a BERT or DistilBERT.
-
-    `architecture` is the model family in the Hugging Face format. A DistilBERT differs from a BERT in two
-    places: DistilBERT has no dropout after the output projection of attention, and the sequence classifier of
-    DistilBERT has a layer with ReLU instead of BERT's pooler.
+    """The shape and the numerical settings of a BERT or DistilBERT. `architecture` is the model family in the
+    Hugging Face format. A DistilBERT differs from a BERT in two places: DistilBERT has no dropout after the
+    output projection of attention, and the sequence classifier of DistilBERT has a layer with ReLU instead of
+    BERT's pooler.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"

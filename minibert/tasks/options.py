@@ -170,7 +170,7 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# For each method, the defaults of its options. Without a teacher, these defaults are not used.
+# for each method, the defaults of its options, which are used only with a teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 # the only options that may be given with --evaluate; all other options are for training
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",

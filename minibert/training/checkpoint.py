@@ -22,9 +22,8 @@ from minibert.hub.weight_files import write_tensors
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
                     extra: dict) -> None:
-    """Writes `folder/step-N.safetensors` after N finished steps and keeps the previous checkpoint.
-
-    The tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME are named
+    """Writes `folder/step-N.safetensors` after N finished steps and keeps the previous checkpoint. The
+    tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME are named
     `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and `optimizer.NAME.step`. The entries of `extra`
     are added to the metadata.
     """
