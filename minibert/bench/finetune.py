@@ -130,7 +130,7 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 
 def bench_finetune(options: FinetuneBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     check_installed()
     examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch

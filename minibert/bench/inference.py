@@ -206,7 +206,7 @@ def compare_engines(name: str, config: Config, engines: list[str], job: Job, tur
 
 
 def bench_inference(options: InferenceBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     runtime = start(options.device, "fp32", training=False)
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     tuned = [name for name in options.models if name not in PRESETS]

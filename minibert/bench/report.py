@@ -285,7 +285,7 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
 # ---------------------------------------------------------------- the file
 
 def bench_report(options: ReportBench) -> dict:
-    """Reads the runs, and writes the file and its plots. Returns the content of the JSON line."""
+    """Reads the runs, writes the file and its plots, and returns what bench.py prints as JSON."""
     out = Path(options.out)
     if out.exists() and not read_text(out).startswith(MARK):
         raise UserError(f"{out} was not written by bench.py report: give another name as --out")

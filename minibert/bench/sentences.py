@@ -133,7 +133,7 @@ def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str
 
 
 def bench_sentences(options: SentencesBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     runtime = start(options.device, options.precision, options.threads, training=False)
     sts = read_sts(options.sts) if options.sts else {}
     retrieval = read_retrieval(options.squad) if options.squad else None

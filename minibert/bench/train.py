@@ -148,7 +148,7 @@ def train_worker(kind: str, options: TrainBench, pipe) -> None:
 
 
 def bench_train(options: TrainBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     peer = options.peer and options.methods == ("distilbert",)
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:

@@ -117,9 +117,9 @@ def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
 
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Returns the speed and the peak memory of each program, once for the JSON line and once as rows of the
+    """Returns the speed and the peak memory of each program, once for the JSON output and once as rows of the
     printed table. A program processes `amount` units in each turn. `unit` is the name of a unit, for example
-    "examples". `form` is the format of a speed.
+    "examples". `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():

@@ -89,8 +89,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number as text. Whole numbers and numbers of 100 or more have no fraction. Other numbers of 1 or more
-    have one digit after the point. Smaller numbers have two significant digits.
+    """A number as text. Whole numbers and numbers of 100 or more have no fraction. Numbers from 1 to 100 with
+    a fraction have one digit after the point. Numbers below 1 have two significant digits.
     """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

@@ -103,8 +103,8 @@ class Tokenizer:
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
         """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. A text is cut if the
         sequence has more than `max_length` tokens. Of a pair, the longer text is cut first. Returns the token
-        ids and the segments, both with one list for each sequence. The segment of a token is 0 in [CLS] text
-        [SEP], and 1 in pair [SEP].
+        ids and the segments, both with one list for each sequence. The segment of a token is 0 in the part
+        "[CLS] text [SEP]", and 1 in the part "pair [SEP]".
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:

@@ -282,9 +282,10 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Reads a vocab.txt as a dict from tokens to ids. The id is the line number, counted from 0. White space
-    at the end of a line is ignored, as in `transformers`. All blank lines at the end of the file together are
-    one token, the empty string. A token on several lines gets the id of the last line, with a warning.
+    """Reads a vocab.txt as a dict from tokens to ids. The id of a token is its line number, counted from 0.
+    White space at the end of a line is ignored, as in `transformers`. All blank lines at the end of the file
+    together are one token, the empty string. A token on several lines gets the id of the last line, with a
+    warning.
     """
     vocabulary, doubled, text = {}, [], read_text(path)
     check_is_the_file(path, text[:100].encode())

@@ -48,7 +48,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     gives the same mean if all sequences have the same length.
 
     The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. The
-    authors' code minimises cross-entropies instead of KLs, which gives the same gradients.
+    authors' code minimises cross-entropies, which have the same gradients as the KLs.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers

@@ -20,7 +20,7 @@ from minibert.model.dropout import dropout
 
 class Trace(NamedTuple):
     """The hidden states, queries, keys and values of an encoder, which distillation compares. `hiddens` has L
-    + 1 entries. The first entry is the embedding output (after LayerNorm).
+    + 1 entries, and its first entry is the embedding output (after LayerNorm).
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
