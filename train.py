@@ -323,8 +323,9 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank runs the evaluation, although only the first rank writes the result. This costs no
-            # time, because the other ranks would only wait for the first rank in the next `update`.
+            # Every rank runs the evaluation, although only the first rank writes the result. The evaluation
+            # on all ranks costs no time, because the other ranks would only wait for the first rank in the
+            # next `update`.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:

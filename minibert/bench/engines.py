@@ -3,9 +3,9 @@ libraries if they are installed.
 
 An engine opens the files of a model and returns a function `run(ids, segments)`, which gets the token ids and
 the token types (`segments`) of S sentences, and returns the logits (S, K) of a classifier with K classes. All
-engines use the same weights. minibert packs sentences without padding. All other engines get padded batches:
-the sentences are sorted by length and divided into groups of `PADDED` sentences, and each group is padded to
-its longest sentence.
+engines use the same weights. minibert packs sentences without padding. All engines except minibert get padded
+batches: the sentences are sorted by length and divided into groups of `PADDED` sentences, and each group is
+padded to its longest sentence.
 """
 
 import contextlib

@@ -23,7 +23,8 @@ def serve(turn: Callable, pipe, device: torch.device) -> None:
     After each call, the process sends the result of `turn` to the parent, or the seconds of the call if the
     result is None. At the end the process sends its peak memory in bytes.
     """
-    # Ctrl-C is ignored here, because the parent process also receives it, and ends this process
+    # Ctrl-C is ignored here, because the parent process also receives Ctrl-C, and then ends the process of
+    # the program
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended

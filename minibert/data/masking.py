@@ -99,7 +99,7 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects a fixed share of all tokens in the step. The tokens are drawn without replacement, with
     probabilities proportional to the weights of their ids, as in DistilBERT's code (with
-    `torch.multinomial`). Here the tokens with the largest log(u) / w are selected, where u is the random
+    `torch.multinomial`). `select_rare` selects the tokens with the largest log(u) / w, where u is the random
     number of a token and w is its weight (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]

@@ -110,8 +110,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 max_word = model.get("max_input_chars_per_word", 100)
             else:
                 _say_differences(source, options, normalizer)
-        # A special token is left out if neither the vocabulary nor another file has an id for it. It would
-        # get a new id, and the model has no word vector for this id.
+        # A special token is left out if neither the vocabulary nor another file has an id for it. The token
+        # would get a new id, and the model has no word vector for a new id.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
         # In transformers, blank lines at the end of vocab.txt are one token "", and new added tokens get the
@@ -157,8 +157,8 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """Returns the model and the normaliser of a tokenizer.json, but None for a normaliser that is not BERT's.
     Raises `UserError` if the model is not BERT's WordPiece. If `generic` is true, also raises `UserError` if
-    the normaliser or the pre-tokeniser is not BERT's. Otherwise the normaliser may be of any kind, because
-    the classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json.
+    the normaliser or the pre-tokeniser is not BERT's. If `generic` is false, the normaliser may be of any
+    kind, because the classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))

@@ -39,7 +39,7 @@ class Method(NamedTuple):
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
-# These are the settings of BERT's own pre-training. Each method below changes some of these settings.
+# The settings of BERT's own pre-training. Each method below changes some of the settings.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 

@@ -89,7 +89,7 @@ def imitated_layers(student_layers: int, teacher_layers: int,
 
     Layers are numbered from 1, so layer m has the index m in `Trace.hiddens`, and the index m - 1 in
     `Trace.queries`. Number 0 is the embedding output, and g(0) = 0. If `given` is None, the map is uniform:
-    g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise `given` is the list g(1), ..., g(L_s).
+    g(m) = m L_t / L_s, rounded (Jiao et al. 2019). A `given` that is not None is the list g(1), ..., g(L_s).
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -221,7 +221,9 @@ OUTER_SIZES = {"vocab_size": "vocabulary", "hidden_size": "width", "max_position
 
 
 def check_vocabulary(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if the vocabularies differ, because both models read the same token ids."""
+    """Raises `UserError` if student and teacher have different vocabularies, because both read the same token
+    ids.
+    """
     check_equal(student, teacher, {"vocab_size": "vocabulary"}, "both read the same ids")
 
 

@@ -101,8 +101,8 @@ DROPPED = (  # tensors whose names match these patterns belong to no model of mi
     r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one such matrix for each layer
 )
 
-# Each module in this list belongs to some heads only. If the file has such a module and the model does not,
-# the tensors of the module are not used.
+# Each module in this list belongs to some heads only. If the file has a module of the list that the model
+# does not have, the tensors of the module are not used.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 

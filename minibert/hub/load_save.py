@@ -76,7 +76,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
     # A head that minibert does not know, for example a classifier of tokens, may also have a module
-    # "classifier". Such a module belongs to another task, so its tensors are left out.
+    # "classifier". The module "classifier" then belongs to another task, so its tensors are left out.
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):

@@ -1,8 +1,8 @@
 """Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra.
 
 The models of minibert take packed batches without padding, but programs that run ONNX files pass a table of
-token ids and a mask to the model. `Padded` takes such a table: it uses the modules of a model of minibert,
-but computes attention on padded rows.
+token ids and a mask to the model. `Padded` takes a table and a mask: `Padded` uses the modules of a model of
+minibert, but computes attention on padded rows.
 
 The shapes have S sequences, T tokens of a padded row, H heads, head size E, hidden size D and K classes.
 """

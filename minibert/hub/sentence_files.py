@@ -28,7 +28,8 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
 # Settings of sentence_bert_config.json that do not make `embed` refuse a model. `_pooling` reads
-# max_seq_length, do_lower_case and module_output_name. The other settings do not change a vector.
+# max_seq_length, do_lower_case and module_output_name. The settings in `IGNORED` that `_pooling` does not
+# read do not change a vector.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}

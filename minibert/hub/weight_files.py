@@ -119,8 +119,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """Returns the path if it is a file. Otherwise raises `UserError`, which calls the file `what` (default:
-    its name).
+    """Returns `path`. Raises `UserError` if `path` is not a file; the error message calls the file `what`
+    (default: its name).
     """
     if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
         raise UserError(f"{path.parent} holds no {what or path.name}{what_it_holds(path.parent)}")

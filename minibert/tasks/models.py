@@ -69,7 +69,7 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """Changes a classifier so that its classes have the order and the names of the task's classes. Returns
     the model. `name` is the model's folder. Raises `UserError` if the model has no head for the task, or if
-    the classes of the model and of the task differ.
+    model and task have different classes.
     """
     if not isinstance(model, head_kind(task)):
         raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")
@@ -92,9 +92,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns, for each class of the task, the index of the class in the model, or None if the classes of the
-    model and of the task differ. `labels` are the names of the model's classes, which may be spelled
-    differently from the task's names, for example with capital letters (see `class_of`).
+    """Returns, for each class of the task, the index of the class in the model, or None if model and task
+    have different classes. `labels` are the names of the model's classes, which may be spelled differently
+    from the task's names, for example with capital letters (see `class_of`).
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):

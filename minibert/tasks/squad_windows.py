@@ -151,8 +151,8 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # The logits of a model that diverged are not finite. For such a model no span is allowed, so the
-        # answer is the empty text, and no exception is raised.
+        # The logits of a model that diverged are not finite. With logits that are not finite, no span is
+        # allowed, so the answer is the empty text, and no exception is raised.
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
     best: dict[str, float] = {}

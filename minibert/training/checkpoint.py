@@ -43,8 +43,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # A checkpoint of a later step is damaged, because the run was resumed from an older one. So it is
-        # removed.
+        # A checkpoint of a later step is damaged, because the run was resumed from an older one. So the
+        # damaged checkpoint is removed.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
