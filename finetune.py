@@ -141,7 +141,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        # also true for SQuAD, where an example is a question and a context
+        # also true for SQuAD, because a question and its context are a pair
         pairs = bool(splits["train"].examples.segments.any())
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
@@ -340,7 +340,7 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
     """Returns a function `loss(data)`, where `data` are the examples of one training step.
 
     `loss(data)` returns a function that computes the loss of one micro-batch, and a dict from each loss term
-    to a number of examples. The term is summed over the step, and the sum is divided by this number. `steps`
+    to a number of examples. The sum of the term over the step is divided by the number of examples. `steps`
     is the number of steps of the whole stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
@@ -515,7 +515,7 @@ def steps_of(epochs: float, examples: Examples, task: Task) -> int:
 
 def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
               ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Evaluates a model. Returns its scores on every dev split, and its outputs on the first dev split."""
+    """Evaluates a model. Returns its scores on every dev split, and the outputs on the first dev split."""
     judged = {name: judge(model, run.task, split, run.runtime, run.options.micro_tokens)
               for name, split in dev.items()}
     return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]

@@ -281,7 +281,7 @@ def learn(run: Run) -> None:
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
     draw = drawing(run)
-    # All ranks compute the same order of the text, and each rank takes its own part.
+    # each rank takes its own part of a step, because all ranks compute the same order of the text
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
     weights, stage = run.weights, None  # for MobileBERT, the loop replaces both at the start of each stage
@@ -310,8 +310,8 @@ def learn(run: Run) -> None:
             lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
 
-            # The gradients are summed over the micro-batches. `update` then sums them over the ranks, clips
-            # their norm and updates the weights.
+            # To need little memory, `accumulate` computes one micro-batch at a time and sums the gradients.
+            # `update` sums the gradients over the ranks, clips their norm and updates the weights.
             sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
             figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
@@ -355,7 +355,7 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
     """Returns the function that computes the loss of one micro-batch, and a dictionary with the divisor of
     each loss term's sum.
     """
-    # the numbers of tokens or sequences in the whole step: all micro-batches of all ranks
+    # counts of the whole step, so that the losses of all micro-batches and ranks add up to one mean
     counts = run.method.counts(data, weights)
     return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
 
@@ -435,7 +435,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
-    # The curves are plotted only if matplotlib is installed.
+    # `drawn` is False without matplotlib, which is an optional package
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
@@ -451,7 +451,7 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         for name, model in models.items():
             scores[name]["attention_kl"] = (
                 attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
-        # The teacher is the first row of the table.
+        # the teacher must be the first row of the table, so it is the first entry of the dict
         models = {"teacher": run.teacher} | models
         scores["teacher"] = {}
         if run.method.head == "mlm":

@@ -34,8 +34,8 @@ class Options(MachineOptions):
 
     task: str = option(None, "a GLUE task, imdb, or a file FILE.csv or FILE.tsv in the form that finetune.py "
                        "reads", metavar="TASK")
-    data: str | None = option(None, "folder with the task's official files, or the folder that contains this "
-                              "folder", metavar="FOLDER")
+    data: str | None = option(None, "folder with the task's official files, or its parent folder",
+                              metavar="FOLDER")
     dev: str | None = option(None, "the csv file that you will give to finetune.py --dev, if there is one",
                              metavar="FILE.csv")
     model: str = option(None, "folder or hub name of the masked language model that proposes the words. If "
@@ -47,8 +47,8 @@ class Options(MachineOptions):
     candidates: int = option(15, "number of candidate words from which the replacement of a word is chosen "
                              "(K in the paper)", metavar="WORDS")
     train_examples: int | None = option(
-        None, "augment only this number of training examples. With the same number, finetune.py "
-              "--train-examples uses the same examples", metavar="EXAMPLES")
+        None, "augment only this number of training examples, the same examples that finetune.py "
+              "--train-examples uses with this number", metavar="EXAMPLES")
     seed: int = option(1, "random seed of the replacements", metavar="NUMBER")
 
     def __post_init__(self):

@@ -34,13 +34,13 @@ def main() -> None:
     vocabulary.add_argument("--tokenizer", metavar="DIR|NAME",
                             help="folder with tokenizer.json or vocab.txt, or name of a model on the hub")
     vocabulary.add_argument("--vocab-size", type=int, metavar="N",
-                            help="learn a new vocabulary of N pieces from these texts")
+                            help="learn a new vocabulary of N pieces from the text files")
     parser.add_argument("--cased", action="store_true",
                         help="keep upper case and accents in the new vocabulary")
     parser.add_argument("--wikitext", choices=("auto", "yes", "no"), default="auto",
                         help="whether the files are WikiText, which is changed back to plain text, for "
-                        "example \"@-@\" to \"-\". auto: this is decided from the content of each file "
-                        "(default: auto)")
+                        "example \"@-@\" to \"-\". auto: the content of each file shows whether the file is "
+                        "WikiText (default: auto)")
     parser.add_argument("--held-out", type=float, metavar="SHARE",
                         help="share of the documents that are not used for training but for the evaluation "
                         "(default: 0.01). Not possible with python-docs, whose held-out modules are fixed")

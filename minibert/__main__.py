@@ -156,7 +156,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     remark = cut_remark(guest, text, pair)
     if config.regression:
         return [row("score", f"{logits[0]:.3f}"), *remark]
-    # each label of a multi-label classifier has its own probability
+    # no softmax for a multi-label classifier, because each label has its own probability
     several = config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()
@@ -197,7 +197,7 @@ KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find,
 
 def parts(line: str) -> tuple[str, str | None]:
     """Divides a line at its tab into two texts. Without a tab, the second text is None. Raises `UserError` if
-    a text is empty, or if there are more tabs.
+    a text is empty, or if the line has more than one tab.
     """
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:

@@ -63,24 +63,24 @@ def main() -> None:
                       help="compute matrix products in int8. Each output column of a product has its own "
                       "scale for the weights. Each batch has one scale for the activations")
     int8.add_argument("--reduce-range", action="store_true",
-                      help="store the weights in 7 bits, which processors without VNNI need. If this "
-                      "processor has no VNNI, this is the default")
+                      help="store the weights in 7 bits, which processors without VNNI need (default: 7 bits "
+                      "on a processor without VNNI, otherwise 8 bits)")
     int8.add_argument("--task", metavar="TASK",
-                      help="compare the scores of the model and the int8 file on the dev set of this task. "
+                      help="compare the scores of the model and the int8 file on the dev set of a task. "
                       "Tasks have the same names as for finetune.py --task")
     int8.add_argument("--data", metavar="FOLDER",
-                      help="folder with the task's official files, or the folder that contains this folder")
+                      help="folder with the task's official files, or its parent folder")
     int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
                       help="with --task: the largest loss that is allowed, in points of the task's first "
                       "metric. If the int8 file loses more, nothing is saved (default: %(default)s)")
     carving = parser.add_argument_group("to make a smaller model from SOURCE")
-    carving.add_argument("--layers", metavar="0,2,5", help="keep only these layers, numbered from 0")
+    carving.add_argument("--layers", metavar="0,2,5", help="numbers (from 0) of the layers to keep")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
                          help="keep only this number of feed-forward units of each layer")
     carving.add_argument("--positions", metavar="P", type=int, help="keep only the first P positions")
     carving.add_argument("--tokenizer", metavar="DIR",
-                         help="folder of another tokenizer. The new model gets the vocabulary of this "
-                         "tokenizer. Tokens that are in both vocabularies keep their word vectors")
+                         help="folder of another tokenizer, whose vocabulary the new model gets. Tokens that "
+                         "are in both vocabularies keep their word vectors")
     args = parser.parse_args()
     place_for(args.target)
     if args.int8 and args.to != "onnx":

@@ -39,7 +39,6 @@ Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
     """Writes the files that the engines read: the folder model/, and files in the formats of other engines.
-
     `calibration` has the token ids and token types of some sentences, on which the conversion to int8 for
     OpenVINO measures the range of the activations.
     """
@@ -58,10 +57,9 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
-    """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml, which OpenVINO reads.
-
-    The settings are from NNCF's documentation for transformers. The quantisation scales of the activations
-    are measured on the given sentences, one sentence at a time.
+    """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml, which OpenVINO reads. The
+    settings are from NNCF's documentation for transformers. The quantisation scales of the activations are
+    measured on the given sentences, one sentence at a time.
     """
     import nncf
     import openvino

@@ -95,10 +95,9 @@ def finetune_turn(options: FinetuneBench, runtime):
 
 
 def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
-    """Returns a function that runs the steps of one turn with transformers.
-
-    A turn uses the same examples as a turn of minibert. If `by_length` is true, the examples are sorted by
-    length before they are divided into batches.
+    """Returns a function that runs the steps of one turn with transformers. A turn uses the same examples as
+    a turn of minibert. If `by_length` is true, the examples are sorted by length before they are divided into
+    batches.
     """
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
@@ -131,7 +130,7 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 
 def bench_finetune(options: FinetuneBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     check_installed()
     examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch

@@ -1,5 +1,5 @@
-"""Compares the speed of inference with minibert and with other installed inference libraries. Also measures
-the task scores of minibert's fast modes.
+"""Compares the speed of inference with minibert and with other installed inference libraries. minibert's fast
+modes are also compared by their task scores.
 
 Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). The first B examples also run
 together, where B is the value of --batch. The compared programs are called engines. Each engine has its own
@@ -48,13 +48,14 @@ class InferenceBench:
 
     models: tuple[str, ...] = option(
         ("bert-base", "distilbert"), "presets (with random weights), or folders of models that were "
-        "fine-tuned on --task. For a folder, the scores of minibert's fast modes are measured, too")
+        "fine-tuned on --task. For the model of a folder, the scores of minibert's fast modes are also "
+        "measured")
     task: str = option("stsb", "name of the task whose dev examples are used", choices=TEXT_TASKS)
     data: str | None = option(None, "folder of the official files of the task, or its parent folder; without "
                               "--data, the examples are random tokens, with lengths like those of STS-B")
     tokenizer: str = option(str(ROOT / "weights" / "teacher"), "folder of the tokenizer for presets")
-    examples: int | None = option(None, "number of examples of the dev set (default: all; without --data: "
-                                  "100)")
+    examples: int | None = option(None, "number of examples (default: the whole dev set; without --data: 100 "
+                                  "random examples)")
     batch: int = option(32, "number of examples that run together, to measure the throughput")
     turns: int = option(3, "number of measurements of each engine, after one warm-up")
     engines: tuple[str, ...] = option(
@@ -62,8 +63,7 @@ class InferenceBench:
         "engines that can run on this machine)",
         choices=tuple(ENGINES))
     threads: tuple[int, ...] = option((), "one or several numbers of CPU threads; everything is measured "
-                                      "with each of these numbers (default: 1, and the number that torch "
-                                      "chooses)")
+                                      "with each number (default: 1, and the number that torch chooses)")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     device: str = option("auto", "device, for example cpu, cuda or cuda:1")
 
@@ -160,10 +160,9 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak of one engine. `turns` has the results of
-    the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes.
-
-    `flops` are the FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the
-    highest FLOP/s of the machine. The sum of the seconds of all single examples in one turn is called a pass.
+    the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes. `flops` are the
+    FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the highest FLOP/s of
+    the machine. The sum of the seconds of all single examples in one turn is called a pass.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -207,7 +206,7 @@ def compare_engines(name: str, config: Config, engines: list[str], job: Job, tur
 
 
 def bench_inference(options: InferenceBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     runtime = start(options.device, "fp32", training=False)
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     tuned = [name for name in options.models if name not in PRESETS]

@@ -95,7 +95,7 @@ def plan(options: PlanBench) -> dict:
 
 
 def bench_plan(options: PlanBench) -> dict:
-    """Calculates and prints a plan. Returns the content of the JSON line."""
+    """Calculates and prints a plan, and returns what bench.py prints as JSON."""
     result = plan(options)
     print(f"{options.teacher} to {options.student}: {result['hours']:,.2f} hours, without the time of "
           "evaluation and checkpoints")

@@ -59,10 +59,10 @@ class ReportBench:
     out: str = option("report.md", "markdown file to write; the plot is written next to it")
     teacher: str | None = option(None, "name of the teacher's run folder; the report then has a table of "
                                       "shares, which are the scores of the other models divided by the "
-                                      "scores of this teacher")
+                                      "teacher's scores")
     share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; models without a score on one "
-                                              "of them are left out (default: the tasks on which all models "
-                                              "were fine-tuned)")
+                                              "of the tasks are left out (default: the tasks on which all "
+                                              "models were fine-tuned)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:
@@ -120,7 +120,7 @@ def taught(options: dict) -> str:
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
     """Returns a dict of dicts: `scores[model][task]` is a run. The model `teacher` is first. Raises
-    `UserError` if two runs have the same model and the same task, or if there is no run of the teacher.
+    `UserError` if two runs have the same model and the same task, or if `runs` has no run of the teacher.
     """
     found: Scores = {}
     for run in runs:
@@ -285,7 +285,7 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
 # ---------------------------------------------------------------- the file
 
 def bench_report(options: ReportBench) -> dict:
-    """Reads the runs, and writes the file and its plots. Returns the content of the JSON line."""
+    """Reads the runs, writes the file and its plots, and returns what bench.py prints as JSON."""
     out = Path(options.out)
     if out.exists() and not read_text(out).startswith(MARK):
         raise UserError(f"{out} was not written by bench.py report: give another name as --out")

@@ -134,8 +134,8 @@ def work(line: Line, stop: list[int]) -> int:
 
 
 def bench_runs(options: RunsBench) -> dict:
-    """Runs the commands of the list. Returns the content of the JSON line. If a run failed, `UserError` is
-    raised after the last run.
+    """Runs the commands of the list, and returns what bench.py prints as JSON. Raises `UserError` after the
+    last run if a run failed.
     """
     lines = read_list(Path(options.file))
     states, failed = [], []

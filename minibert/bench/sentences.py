@@ -66,10 +66,9 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
     """The share of the queries whose right document is among the `k` documents that have the largest cosine
-    with the query. A document with the same cosine as the right document counts as better.
-
-    `queries` (n, D) are the vectors of n queries, and `documents` (m, D) are the vectors of m documents.
-    `right` (n,) has the row of each query's right document.
+    with the query. A document with the same cosine as the right document counts as better. `queries` (n, D)
+    are the vectors of n queries, and `documents` (m, D) are the vectors of m documents. `right` (n,) has the
+    row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -134,7 +133,7 @@ def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str
 
 
 def bench_sentences(options: SentencesBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     runtime = start(options.device, options.precision, options.threads, training=False)
     sts = read_sts(options.sts) if options.sts else {}
     retrieval = read_retrieval(options.squad) if options.squad else None

@@ -92,7 +92,7 @@ def shown(row: dict) -> dict:
 
 
 def bench_size(options: SizeBench) -> dict:
-    """Counts and prints. Returns the content of the JSON line."""
+    """Counts, prints a table, and returns the results that bench.py prints as JSON."""
     rows = [size_of(name, options.length) for name in options.models or PRESETS]
     print(table([shown(row) for row in rows],
                 f"Sizes of models, and the forward pass of one sequence of {options.length} tokens"))

@@ -32,7 +32,7 @@ from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"  # names of programs in the table
-# the methods whose teacher and student are BERT or DistilBERT models
+# without mobilebert, because the default teacher and student are BERT and DistilBERT
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -110,10 +110,9 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 
 
 def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
-    """Returns a function that runs the steps of one turn with transformers.
-
-    The sequences of all steps are sorted by length and then divided into batches, so that the batches need
-    little padding. If `compiled` is true, the models are compiled once, for sequences of any length.
+    """Returns a function that runs the steps of one turn with transformers. The sequences of all steps are
+    sorted by length and then divided into batches, so that the batches need little padding. If `compiled` is
+    true, the models are compiled once, for sequences of any length.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -149,7 +148,7 @@ def train_worker(kind: str, options: TrainBench, pipe) -> None:
 
 
 def bench_train(options: TrainBench) -> dict:
-    """Measures and prints. Returns the content of the JSON line as a dict."""
+    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
     peer = options.peer and options.methods == ("distilbert",)
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:

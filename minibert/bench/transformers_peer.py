@@ -27,10 +27,9 @@ def check_installed() -> None:
 
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
-    """A model of `transformers` with the shape of `config`, random weights and SDPA attention.
-
-    `kind` is the name of a class of transformers, by default a masked language model. Raises `UserError` if
-    `transformers` does not support the shape.
+    """A model of `transformers` with the shape of `config`, random weights and SDPA attention. `kind` is the
+    name of a class of transformers, by default a masked language model. Raises `UserError` if `transformers`
+    does not support the shape.
     """
     import transformers
     raw = describe(config, "mlm", "float32")  # the content of a config.json for an MLM
@@ -84,9 +83,8 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
 
 def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
                                  labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
-    """One fine-tuning step of a sequence classifier on a padded batch.
-
-    `ids` and `segments` have one tensor for each sequence. Returns the loss.
+    """One fine-tuning step of a sequence classifier on a padded batch. `ids` and `segments` have one tensor
+    for each sequence. Returns the loss.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids])
     inputs = {"input_ids": pad_sequences(ids, 0),

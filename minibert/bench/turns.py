@@ -20,7 +20,6 @@ from minibert.common.errors import UserError
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """The main loop in the process of each program: calls `turn` once for each request of the parent process.
-
     After each call, the process sends the result of `turn` to the parent, or the seconds of the call if the
     result is None. At the end the process sends its peak memory in bytes.
     """
@@ -59,11 +58,10 @@ def run(worker: Callable, *given) -> None:
 
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[Callable]:
-    """Starts a new process that calls `worker(*given, pipe)`. The worker must call `serve`.
-
-    Yields a function `ask`. `ask()` runs one turn and returns the result of the turn, usually its seconds.
-    `ask(False)` stops the worker and returns its peak memory in bytes. If the worker raises a `UserError`,
-    `ask` raises it in the parent process.
+    """Starts a new process that calls `worker(*given, pipe)`. The worker must call `serve`. Yields a function
+    `ask`. `ask()` runs one turn and returns the result of the turn, usually its seconds. `ask(False)` stops
+    the worker and returns its peak memory in bytes. If the worker raises a `UserError`, `ask` raises it in
+    the parent process.
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
@@ -95,10 +93,8 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts a process with `worker(kind, options, pipe)` for each kind of program. Runs each kind once as a
-    warm-up, and then `turns` times, one kind after another.
-
-    Returns two dicts with the kinds as keys: lists of the results of the turns, usually seconds, and the peak
-    memory in bytes.
+    warm-up, and then `turns` times, one kind after another. Returns two dicts with the kinds as keys: lists
+    of the results of the turns, usually seconds, and the peak memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -121,9 +117,9 @@ def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
 
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Returns the speed and the peak memory of each program, once for the JSON line and once as rows of the
+    """Returns the speed and the peak memory of each program, once for the JSON output and once as rows of the
     printed table. A program processes `amount` units in each turn. `unit` is the name of a unit, for example
-    "examples". `form` is the format of a speed.
+    "examples". `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():

@@ -37,11 +37,10 @@ def table(rows: list[dict], title: str = "") -> str:
 
 
 class Progress:
-    """A progress line on stderr with the amount of work done, the rate and the remaining time.
-
-    On a terminal the line is replaced twice a second, and removed at the end. If stderr is a file, a new line
-    is printed every ten seconds. Only the first rank prints progress. With `stays=True` the first and the
-    last line are always printed, and the last line is not removed.
+    """A progress line on stderr with the amount of work done, the rate and the remaining time. On a terminal
+    the line is replaced twice a second, and removed at the end. If stderr is a file, a new line is printed
+    every ten seconds. Only the first rank prints progress. With `stays=True` the first and the last line are
+    always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
@@ -90,8 +89,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number as text. Whole numbers and numbers of 100 or more have no fraction. Other numbers of 1 or more
-    have one digit after the point. Smaller numbers have two significant digits.
+    """A number as text. Whole numbers and numbers of 100 or more have no fraction. Numbers from 1 to 100 with
+    a fraction have one digit after the point. Numbers below 1 have two significant digits.
     """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

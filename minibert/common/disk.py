@@ -61,9 +61,9 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path of `folder` with all links resolved. The caller writes into a temporary folder and
-    renames it to this path at the end. Raises `UserError` if the path exists and is not an empty folder, or
-    if the path is a mount point, because no folder can be renamed to a mount point.
+    """Returns the path of `folder` with all links resolved. The caller writes into a temporary folder and at
+    the end renames it to the returned path. Raises `UserError` if the path exists and is not an empty folder,
+    or if the path is a mount point, because no folder can be renamed to a mount point.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):

@@ -23,9 +23,8 @@ def sentence(error: UserError | str) -> str:
 
 def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
-    code 2, without a traceback.
-
-    A character that the terminal's encoding does not have is printed as a code like \\xe9 or \\u4e2d.
+    code 2, without a traceback. A character that the terminal's encoding does not have is printed as a code
+    like \\xe9 or \\u4e2d.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a stream that a caller replaced may have no such method

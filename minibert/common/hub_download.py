@@ -1,4 +1,4 @@
-"""Finds the folder of a model, and downloads a model of the Hugging Face hub once. This module does not
+"""Finds the folder of a model, and downloads a model of the Hugging Face hub once. hub_download.py does not
 import torch, because a process that only tokenises does not need torch.
 """
 
@@ -17,11 +17,11 @@ DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
-    """Returns the path of a model's folder. `name` is this path, or the name of a model on the hub, which is
-    downloaded into the Hugging Face cache.
-    `weights=False` downloads only config.json and the tokenizer. The environment variables of huggingface_hub
-    are used (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no folder or model
-    with this name, or if `name` is the folder of a run. The model of a run is in the subfolder model/.
+    """Returns the path of a model's folder. `name` is the path of a folder, or the name of a model on the
+    hub, which is downloaded into the Hugging Face cache. `weights=False` downloads only config.json and the
+    tokenizer. The environment variables of huggingface_hub are used (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE
+    ...). Raises `UserError` if no folder and no model is named `name`, or if `name` is the folder of a run,
+    whose model is in the subfolder model/.
     """
     if Path(name).is_dir():
         if (Path(name) / "summary.json").exists() and (Path(name) / "model" / "config.json").exists():

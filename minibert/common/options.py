@@ -57,8 +57,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     `prog` is the name of the program in the usage line. `defaults` has the default values that `--help` shows
     for options whose default depends on another option. For example, {"method": {"tinybert": {"lr": 1e-4}}}
     means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value of a wrong
-    type ends the program with exit code 2. Raises `UserError` if an option is given that has no effect
-    together with the other options.
+    type ends the program with exit code 2. Raises `UserError` if a given option has no effect together with
+    the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -83,8 +83,7 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """Returns a dict from the options of `cls` that have no effect with the option values `given` to the
-    reasons.
+    """Returns the options of `cls` that have no effect with the option values `given`, each with the reason.
     """
     reasons = {}
     for field in dataclasses.fields(cls):
@@ -134,8 +133,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """Returns the values of the options `names`, and of all options that appear in an `only_with`. The values
-    of these options decide which other options exist, so `parse` calls this function first.
+    """Returns the values of the deciding options, before all options are parsed: the options `names` and all
+    options that appear in an `only_with`. The deciding options determine which other options exist.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -159,7 +158,6 @@ def at_least_one(options, *names: str) -> None:
 def within(options, low: float, high: float, *names: str, open_low: bool = False,
            open_high: bool = False) -> None:
     """Raises `UserError` if one of the options `names` is given and is not a number from `low` to `high`.
-
     With `open_low` the value `low` is not allowed, and with `open_high` the value `high` is not allowed.
     Infinity is never allowed.
     """

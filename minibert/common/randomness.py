@@ -40,11 +40,9 @@ def seed_of(*words) -> int:
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
-    result is int64.
-
-    The permutation is a balanced Feistel network on the smallest even number of bits that can hold n - 1. If
-    a result is n or more, the network is applied again to the result ("cycle walking", Black and Rogaway
-    2002). On average, the network is applied fewer than four times.
+    result is int64. The permutation is a balanced Feistel network on the smallest even number of bits that
+    can hold n - 1. If a result is n or more, the network is applied again to the result ("cycle walking",
+    Black and Rogaway 2002). On average, the network is applied fewer than four times.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

@@ -1,5 +1,5 @@
 """The device, the precision, the ranks and the CPU threads of a run. With torchrun every rank is one process.
-Without torchrun there is one rank.
+Without torchrun a run has one rank.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def barrier(self) -> None:
-        """Waits until all ranks have called this function."""
+        """Waits until all ranks have called `barrier`."""
         if self.ranks > 1:
             with _another_rank_may_end():
                 dist.barrier()
@@ -85,9 +85,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     """Chooses the device, the precision and the number of CPU threads. Connects the ranks if torchrun started
     several ranks.
 
-    The device "auto" is a GPU if there is one. The precision "auto" is bf16 on hardware that multiplies bf16,
-    fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, settings of oneDNN and glibc are
-    changed, because otherwise the memory of the process would grow during many hours of training.
+    The device "auto" is a GPU if the machine has one. The precision "auto" is bf16 on hardware that
+    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, settings of oneDNN and
+    glibc are changed, because otherwise the memory of the process would grow during many hours of training.
     """
     if training:
         # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Packed batches always have
@@ -125,11 +125,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 
 def keep_freed_memory() -> None:
     """Stops glibc from returning freed memory to the system, so the process keeps all memory until it ends.
-    Other allocators are not changed.
-
-    By default glibc returns large blocks of memory to the system, and later requests memory again page by
-    page. In a measured training step of DistilBERT in bf16, glibc returned and requested 268 MiB, which took
-    a fifth of the step's time.
+    Other allocators are not changed. By default glibc returns large blocks of memory to the system, and later
+    requests memory again page by page. In a measured training step of DistilBERT in bf16, glibc returned and
+    requested 268 MiB, which took a fifth of the step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -152,10 +152,9 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields two int64 arrays for several consecutive documents: where each sequence starts in the tokens of
-    its part, and the length of each sequence. Every token is in a sequence.
-
-    `lines` has the number of tokens of each line, and `documents` the number of lines of each document.
-    `room` is the largest number of tokens in a sequence.
+    its part, and the length of each sequence. Every token is in a sequence. `lines` has the number of tokens
+    of each line, and `documents` the number of lines of each document. `room` is the largest number of tokens
+    in a sequence.
     """
     # for each document, the number of lines from the start of the part to the end of this document
     ends = np.cumsum(documents, dtype=np.int64)

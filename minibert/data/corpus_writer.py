@@ -36,10 +36,8 @@ SPECIALS = 2  # the number of special tokens in a sequence: [CLS] and [SEP]
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
     """Makes a temporary folder beside `out`. At the end of the `with` block, the temporary folder is renamed
-    to `out`. If the block raises an exception, the temporary folder is removed.
-
-    Raises `UserError` if `out` is not an empty folder, if `out` cannot be replaced, or if a file cannot be
-    written.
+    to `out`. If the block raises an exception, the temporary folder is removed. Raises `UserError` if `out`
+    is not an empty folder, if `out` cannot be replaced, or if a file cannot be written.
     """
     out = place_for(Path(out))
     # The name of the temporary folder is chosen before `try`, so that the folder is removed even if Ctrl-C is
@@ -94,9 +92,8 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json with the entries of `notes` and returns its content. For each part, corpus.json
-        has several counts, among them [UNK] tokens (`unk`). Raises `UserError` if there is no text for
-        training.
+        """Writes corpus.json with the counts of each part and the entries of `notes`. Returns its content.
+        Raises `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()

@@ -68,9 +68,8 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
     """Raises `UserError` if the longest example has more tokens than the model has positions, or if the
-    examples are pairs of texts and the model has only one token type.
-
-    A model without token types (DistilBERT) can read pairs. `name` is the name of the model in the message.
+    examples are pairs of texts and the model has only one token type. A model without token types
+    (DistilBERT) can read pairs. `name` is the name of the model in the message.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -127,10 +126,8 @@ class Drawn(NamedTuple):
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
     """Draws `batch` examples for optimiser step `step` (the first step is 0), and returns those of one rank
-    in micro-batches of at most `micro_tokens` tokens.
-
-    `targets` are the teacher's outputs: arrays with one row for each example, or with one row for each token
-    if the teacher has a span head.
+    in micro-batches of at most `micro_tokens` tokens. `targets` are the teacher's outputs: arrays with one
+    row for each example, or with one row for each token if the teacher has a span head.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

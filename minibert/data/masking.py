@@ -46,9 +46,9 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     has the number of tokens of each sequence. The random numbers depend only on `key`, for example (seed,
     step).
 
-    Special tokens are never selected, and [UNK] is a special token here, as in DistilBERT's code. (BERT's
-    code can select [UNK].) A token that is replaced by a random token can become any token of the vocabulary,
-    even a special token, as in BERT's code.
+    Special tokens are never selected, [UNK] included, as in DistilBERT's code. (BERT's code can select
+    [UNK].) A token that is replaced by a random token can become any token of the vocabulary, even a special
+    token, as in BERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -99,10 +99,8 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects a fixed share of all tokens in the step. The tokens are drawn without replacement, with
     probabilities proportional to the weights of their ids, as in DistilBERT's code (with
-    `torch.multinomial`).
-
-    Here the tokens with the largest log(u) / w are selected, where u is the random number of a token and w is
-    its weight (Efraimidis and Spirakis 2006).
+    `torch.multinomial`). Here the tokens with the largest log(u) / w are selected, where u is the random
+    number of a token and w is its weight (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

@@ -114,7 +114,7 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report: Callable 
 # The command `python -m minibert.data.python_docs` prints the training text, with a blank line between
 # documents.
 if __name__ == "__main__":
-    # the output is usually written to a file that data/prepare.py reads as UTF-8
+    # UTF-8, because data/prepare.py reads the output from a file as UTF-8
     sys.stdout.reconfigure(encoding="utf-8")
     for part, document in split_docs(python_docs()):
         if part == "train":

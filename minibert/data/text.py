@@ -110,10 +110,9 @@ def text_suffix(path: Path) -> str:
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
     """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
-    read so far. A document is a list of lines, and no line is empty. `wikitext` is auto, yes or no.
-
-    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but two of
-    these characters are not a blank line. Raises `UserError` if a file is not UTF-8 text.
+    read so far. A document is a list of lines, and no line is empty. `wikitext` is auto, yes or no. Line ends
+    may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but never a
+    document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:

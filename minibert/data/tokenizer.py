@@ -38,7 +38,7 @@ class Tokenizer:
 
     `added` are whole tokens, such as [MASK], that are searched in a text before the text is normalised.
     `names` are the names of the five special tokens, in the order of `SPECIAL_TOKENS`. `states` are all other
-    settings of a loaded tokenizer_config.json, which have no effect here and which `save` writes unchanged.
+    settings of a loaded tokenizer_config.json, which minibert does not use and which `save` writes unchanged.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
     the largest id plus 1; some ids may be unused. `special` and `continuation` have one bool for each id.
@@ -102,10 +102,9 @@ class Tokenizer:
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
         """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. A text is cut if the
-        sequence has more than `max_length` tokens. Of a pair, the longer text is cut first.
-
-        Returns the token ids and the segments, both with one list for each sequence. The segment of a token
-        is 0 in [CLS] text [SEP], and 1 in pair [SEP].
+        sequence has more than `max_length` tokens. Of a pair, the longer text is cut first. Returns the token
+        ids and the segments, both with one list for each sequence. The segment of a token is 0 in the part
+        "[CLS] text [SEP]", and 1 in the part "pair [SEP]".
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -139,7 +138,7 @@ class Tokenizer:
             yield from encode(lines[i:i + ENCODED_AT_ONCE], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of some ids. Pieces with '##' are joined, and spaces before punctuation are removed."""
+        """The text of token ids. Pieces with '##' are joined, and spaces before punctuation are removed."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def id_to_piece(self, i: int) -> str:
@@ -159,12 +158,10 @@ class Tokenizer:
         return made
 
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
-        """Writes tokenizer.json, vocab.txt and tokenizer_config.json as `transformers` reads them.
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the form that `transformers` reads.
 
-        `max_length` is the number of positions of the model. It is written as model_max_length, unless the
-        loaded tokenizer_config.json has a smaller model_max_length, or a model_max_length that means "no
-        limit".
-
+        `max_length`, the number of positions of the model, is written as model_max_length, unless the loaded
+        tokenizer_config.json has a smaller model_max_length, or a model_max_length that means "no limit".
         `segments` is True if the model has token types. In `transformers`, a DistilBERT, which has no token
         types, raises an error if the tokenizer returns token types.
         """
@@ -190,8 +187,8 @@ class Tokenizer:
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
-    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until both have the same length.
-    After that, both texts are cut.
+    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until both texts have the same
+    length, and then both texts are cut.
     """
     if n_a + n_b <= room:
         return n_a, n_b
@@ -201,7 +198,6 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
-
     All published forms of BERT's tokenizer files are read (docs/formats.md). If no file says whether a
     vocab.txt is cased, `is_cased` guesses the answer from the tokens, and a warning is printed. Raises
     `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
@@ -285,7 +281,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 def continues_words(character: str) -> bool:
     """Whether a character can be inside a word. Punctuation marks and Chinese characters cannot be inside a
-    word, because BERT's pre-tokeniser makes each of them a separate word.
+    word, because BERT's pre-tokeniser makes each such character a separate word.
     """
     if character.isascii():
         return character.isalnum()

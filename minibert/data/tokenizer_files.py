@@ -62,7 +62,7 @@ class TokenizerFiles:
     `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
     the token, which then gets the next free id. A word with more than `max_word` characters becomes [UNK].
     `states` are the settings of tokenizer_config.json that minibert does not use, but writes again. `generic`
-    is the content of tokenizer.json if the tokenizer class takes all settings from this file (see
+    is the content of tokenizer.json if the tokenizer class takes all settings from tokenizer.json (see
     `_is_generic`), and otherwise None.
     """
     source: Path
@@ -156,7 +156,6 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """Returns the model and the normaliser of a tokenizer.json, but None for a normaliser that is not BERT's.
-
     Raises `UserError` if the model is not BERT's WordPiece. If `generic` is true, also raises `UserError` if
     the normaliser or the pre-tokeniser is not BERT's. Otherwise the normaliser may be of any kind, because
     the classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json.
@@ -201,10 +200,9 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
 def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
     """Returns three things: the names of the five special tokens, all added tokens with their ids, and the
-    additional special tokens in the form of tokenizer_config.json.
-
-    `inside` are the "added_tokens" of tokenizer.json, which are used only if tokenizer_config.json has no
-    "added_tokens_decoder". In that case special_tokens_map.json and added_tokens.json are also read.
+    additional special tokens in the form of tokenizer_config.json. `inside` are the "added_tokens" of
+    tokenizer.json. If tokenizer_config.json has no "added_tokens_decoder", `inside`, special_tokens_map.json
+    and added_tokens.json are used in its place.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -270,10 +268,9 @@ def _content(token: str | dict) -> str:
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
     """Guesses whether a vocabulary is cased, and prints a warning with the guess. The function is called only
-    if no file says whether the vocabulary is cased.
-
-    The share of tokens with a capital letter decides, because many uncased vocabularies also have a few
-    tokens with capitals. Tokens like [UNK] and <URL> are not counted.
+    if no file says whether the vocabulary is cased. The share of tokens with a capital letter decides,
+    because many uncased vocabularies also have a few tokens with capitals. Tokens like [UNK] and <URL> are
+    not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
@@ -285,8 +282,7 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Reads a vocab.txt as a dict from tokens to ids. The id is the line number, counted from 0.
-
+    """Reads a vocab.txt as a dict from tokens to ids. The id of a token is its line number, counted from 0.
     White space at the end of a line is ignored, as in `transformers`. All blank lines at the end of the file
     together are one token, the empty string. A token on several lines gets the id of the last line, with a
     warning.

@@ -59,9 +59,9 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
     a and b (N, H, E_s) are queries, keys or values of the student, and t_a and t_b (N, H, E_t) are the
     teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). With queries as a
     and keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is MiniLM's loss
-    L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 splits the heads (`split_heads`) and calls this
-    function three times: with the queries as a and b, with the keys, and with the values (Wang et al. 2021,
-    section 3.1).
+    L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 splits the heads (`split_heads`) and calls
+    `relation_sum` three times: with the queries as a and b, with the keys, and with the values (Wang et al.
+    2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 

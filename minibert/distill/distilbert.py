@@ -1,7 +1,7 @@
 """The losses of DistilBERT and of BERT's own pre-training, which is masked language modelling (MLM) alone.
 
 Each loss is a function of (student, teacher, micro-batch, weights, counts), also in the files of the other
-methods. A loss returns two results. The first result is the part of the step's loss that comes from this
+methods. A loss returns two results. The first result is the part of the step's loss that comes from the
 micro-batch. The second result is a dictionary with the detached sum of each loss term over the micro-batch.
 
 In the loss, the sum of each term is divided by its count: a number of the *whole* step (all micro-batches,
@@ -36,7 +36,7 @@ class DistilBERTWeights:
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """The weight of the MLM loss, the only term. So the weight only scales the loss."""
+    """The weight of the MLM loss. MLM is the only term, so its weight only scales the loss."""
 
     mlm: float = 1.0
 
@@ -102,8 +102,8 @@ def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
-    """Raises `UserError` if the two models differ in vocabulary, width or number of positions, because then
-    their outputs could not be compared. Otherwise returns an empty text.
+    """Returns an empty text. Raises `UserError` if the two models differ in vocabulary, width or number of
+    positions, because then their outputs could not be compared.
     """
     check_equal(student, teacher, OUTER_SIZES,
                 "--method distilbert needs equal values (tinybert and minilm allow any width)")
@@ -111,8 +111,8 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
 
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
-    """Raises `UserError` if the two vocabularies differ, because the evaluation on held-out text computes the
-    KL between the predictions of both models. Otherwise returns an empty text.
+    """Returns an empty text. Raises `UserError` if the vocabularies of student and teacher differ, because
+    the evaluation on held-out text computes the KL between their predictions.
     """
     check_equal(student, teacher, {"vocab_size": "vocabulary"},
                 "leave out --teacher to train this student alone")

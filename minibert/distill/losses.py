@@ -1,6 +1,6 @@
 """Losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or sequences.
 The training step divides the sum by the number of tokens or sequences of the whole step (all micro-batches,
-all ranks). The losses over the vocabulary are in vocab_loss.py, those over attention in attention_loss.py.
+all ranks). vocab_loss.py has the losses over the vocabulary, attention_loss.py the losses over attention.
 """
 
 import torch
@@ -35,11 +35,10 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """The sum over tokens of the mean over D_t of (W h_s - h_t)^2.
-
-    `student` has the hidden states h_s (N, D_s), and `teacher` has h_t (N, D_t). `projection` is W (D_t,
-    D_s); None is the identity. In TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden
-    states, and L_embd for embeddings. TinyBERT's own code also averages over padding tokens.
+    """The sum over tokens of the mean over D_t of (W h_s - h_t)^2. `student` has the hidden states h_s (N,
+    D_s), and `teacher` has h_t (N, D_t). `projection` is W (D_t, D_s); None is the identity. In TinyBERT
+    (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd for embeddings.
+    TinyBERT's own code also averages over padding tokens.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -91,8 +90,8 @@ def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, tempera
 
     `student` and `teacher` are logits (N, 2). The teacher gets no gradient. "DistilBERT (D)" is fine-tuned on
     SQuAD with this loss, in a second distillation after pre-training (Sanh et al. 2019, section 4.1). The
-    authors' run_squad_w_distillation.py divides the sum by the number of sequences; this function leaves the
-    division to the caller.
+    authors' run_squad_w_distillation.py divides the sum by the number of sequences, which is here the
+    caller's task.
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

@@ -94,10 +94,9 @@ def weights_of(method: str, **changed) -> object:
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
     """Returns the loss of a method on one batch, with a graph for `backward()`, and a dictionary with the
-    mean of each term.
-
-    `changed` replaces published weights, for example `distillation_loss("distilbert", ..., cosine=0)`. Call
-    `student.train()` and `teacher.eval()` first, because this function does not change the mode of a model.
+    mean of each term. `changed` replaces published weights, for example `distillation_loss("distilbert", ...,
+    cosine=0)`. Call `student.train()` and `teacher.eval()` first, because this function does not change the
+    mode of a model.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

@@ -20,8 +20,7 @@ from minibert.model.heads import encoder_of
 
 @dataclass(frozen=True)
 class MiniLMWeights:
-    """The weights of MiniLM's loss terms. The published weights are 1. A term with weight 0 is not computed.
-    """
+    """The weights of MiniLM's loss terms (published: 1). A term with weight 0 is not computed."""
 
     attention_relation: float = 1.0
     value_relation: float = 1.0
@@ -31,9 +30,7 @@ class MiniLMWeights:
 
 @dataclass(frozen=True)
 class MiniLMv2Weights:
-    """The weights of MiniLMv2's loss terms. The published weights are 1. A term with weight 0 is not
-    computed.
-    """
+    """The weights of MiniLMv2's loss terms (published: 1). A term with weight 0 is not computed."""
 
     q_relation: float = 1.0
     k_relation: float = 1.0
@@ -64,10 +61,8 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """MiniLMv2 (Wang et al. 2021, section 3): the student learns the relations among queries, among keys and
     among values. The relations are computed in R relation heads, so the two models may have different numbers
-    of heads.
-
-    The scores are divided by sqrt(D / R), where D / R is the size of a relation head. Whether the paper of
-    MiniLMv2 divides by the same number was not checked.
+    of heads. The scores are divided by sqrt(D / R), where D / R is the size of a relation head. Whether the
+    paper of MiniLMv2 divides by the same number was not checked.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
@@ -94,7 +89,7 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 def default_relation_heads(*widths: int) -> int:
     """The default number of relation heads R for a student and a teacher of the given widths: 48, as in the
-    paper, or else the largest smaller number that divides both widths, for example 24 for 312 and 768.
+    paper, or the largest number below 48 that divides both widths, for example 24 for 312 and 768.
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
@@ -110,7 +105,7 @@ def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
 
 
 def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
-    """Raises `UserError` if MiniLM cannot compare the two models. Otherwise returns an empty text."""
+    """Returns an empty text, or raises `UserError` if MiniLM cannot compare the two models."""
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     check_heads(student, teacher)
@@ -132,6 +127,6 @@ def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> 
 
 
 def check_teacher_layer(teacher: Config, layer: int | None) -> None:
-    """Raises `UserError` if the teacher has no layer with this number (from 1)."""
+    """Raises `UserError` if the teacher has no layer number `layer` (counted from 1)."""
     if layer is not None and not 1 <= layer <= teacher.layers:
         raise UserError(f"the teacher has layers 1 to {teacher.layers}, and no layer {layer}")

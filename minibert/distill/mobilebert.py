@@ -48,7 +48,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     gives the same mean if all sequences have the same length.
 
     The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. The
-    authors' code minimises cross-entropies instead of KLs, which gives the same gradients.
+    authors' code minimises cross-entropies, which have the same gradients as the KLs.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -85,9 +85,9 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    The authors' code also minimises the three terms, instead of the paper's L_FMT, the mean square of
-    h_s - h_t. The authors' code takes the teacher's mean and variance over the list of all layers. In this
-    function, the mean and the variance are those of one layer.
+    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. The
+    authors' code takes the teacher's mean and variance over the list of all layers, and this function takes
+    the mean and the variance of one layer.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
@@ -132,9 +132,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if the layers of student and teacher cannot be compared one by one, if the teacher's
-    embeddings and head cannot be copied, or if all terms of the transfer, or all terms of the distillation,
-    have weight 0. Otherwise returns an empty text.
+    """Returns an empty text. Raises `UserError` if the layers of student and teacher cannot be compared one
+    by one, if the teacher's embeddings and head cannot be copied, or if all terms of the transfer, or all
+    terms of the distillation, have weight 0.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

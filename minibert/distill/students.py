@@ -23,7 +23,7 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The config of a DistilBERT for this teacher. The student has half of the teacher's layers (or
+    """The config of a DistilBERT with the teacher `teacher`. The student has half of the teacher's layers (or
     `layers`), no token types and no pooler. All other settings are the teacher's.
     """
     if isinstance(teacher, MobileConfig):
@@ -38,10 +38,9 @@ def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """The config of a MobileBERT whose teacher is this IB-BERT.
-
-    Inside its blocks, the student has a quarter of the teacher's hidden size. The settings listed in `same`
-    are the teacher's, and all other settings are those of the published MobileBERT.
+    """The config of a MobileBERT whose teacher is the IB-BERT `teacher`. Inside its blocks, the student has a
+    quarter of the teacher's hidden size. The settings listed in `same` are the teacher's, and all other
+    settings are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
@@ -72,9 +71,8 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher layers (counted from 0) that the student's layers are copied from. Layer i of the student
     is a copy of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers of
-    teacher and student.
-
-    For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11, as in DistilBERT.
+    teacher and student. For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11, as in
+    DistilBERT.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -168,10 +166,9 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Gives a model random weights, in place, and returns the model. The weights depend only on `seed` and
-    the config.
-
-    All token types get the same vector. The text of pre-training has only token type 0, so a random vector of
-    token type 1 would never be trained, and would add noise to the second text of every pair in fine-tuning.
+    the config. All token types get the same vector. The text of pre-training has only token type 0, so a
+    random vector of token type 1 would never be trained, and would add noise to the second text of every pair
+    in fine-tuning.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment

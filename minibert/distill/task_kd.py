@@ -33,11 +33,9 @@ class TaskWeights:
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
     """The pairs (student layer, teacher layer), counted from 1, whose [CLS] states are compared in PKD (Sun
-    et al. 2019, section 3.3).
-
-    The student's last layer is in no pair, because the last layer learns from the teacher's outputs. With 6
-    student layers and 12 teacher layers, "skip" takes every second teacher layer: 2, 4, 6, 8 and 10. "last"
-    takes the teacher layers directly below the top layer: 7 to 11.
+    et al. 2019, section 3.3). The student's last layer is in no pair, because the last layer learns from the
+    teacher's outputs. With 6 student layers and 12 teacher layers, "skip" takes every second teacher layer:
+    2, 4, 6, 8 and 10. "last" takes the teacher layers directly below the top layer: 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -50,11 +48,9 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """The loss on the labels, summed over the examples that have a label: the cross-entropy for classes and
-    spans, and the squared error for scores.
-
-    `labels` (S,) are classes or scores. The label of an example without a label is -1 (class) or NaN (score).
-    For spans, `labels` (S, 2) has the start and the end of each answer. `offsets` are the offsets of the
-    `Batch`; only the loss of spans uses them.
+    spans, and the squared error for scores. `labels` (S,) are classes or scores. The label of an example
+    without a label is -1 (class) or NaN (score). For spans, `labels` (S, 2) has the start and the end of each
+    answer. `offsets` are the offsets of the `Batch`; only the loss of spans uses them.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
@@ -69,7 +65,6 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
              ) -> Tensor:
     """The sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015). For scores
     (regression), the sum over examples of the squared difference between the scores of student and teacher.
-
     PKD's code takes the mean over examples and classes, so the KL in PKD's code is smaller by the number of
     classes.
     """
@@ -87,8 +82,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     `teacher_cls` are (S, P, D): the [CLS] states of P layers for S examples (see `patience_layers`).
 
     The paper (eq. 7) sums over layers and elements. The authors' code takes the mean over layers and
-    elements, and the published values of beta (10 to 1000) are for the mean. This function takes the mean, as
-    the authors' code does, and normalises the states, as the paper does.
+    elements, and the published values of beta (10 to 1000) are for the mean. Here the mean is taken, as in
+    the authors' code, and the states are normalised, as in the paper.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))
@@ -113,7 +108,6 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term.
-
     `layers` are the student layers, numbered from 1, whose [CLS] states are compared. An empty list means
     that the loss has no patience term.
     """

@@ -56,10 +56,9 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
     """Chooses the groups that are replaced in a step. Returns one bool for each group: True if the student's
-    layer replaces the group. `rate` is the probability of True.
-
-    The result depends only on the arguments, so all micro-batches and ranks of a step replace the same
-    groups, also in a resumed run. The original code draws groups for each micro-batch.
+    layer replaces the group. `rate` is the probability that a group is replaced. The result depends only on
+    the arguments, so all micro-batches and ranks of a step replace the same groups, also in a resumed run.
+    The original code draws groups for each micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
@@ -67,11 +66,9 @@ def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool
 def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
                  ) -> Tensor:
     """The outputs of a model that consists of student layers and teacher layers. If a group is replaced, its
-    student layer is used; otherwise the teacher layers of the group are used.
-
-    Gradients pass through the teacher's layers to the student's layers below them, but the teacher's weights
-    are not trained. As in the original code, the teacher's layers have dropout: finetune.py sets the teacher
-    to train mode.
+    student layer is used; otherwise the teacher layers of the group are used. Gradients pass through the
+    teacher's layers to the student's layers below them, but the teacher's weights are not trained. As in the
+    original code, the teacher's layers have dropout: finetune.py sets the teacher to train mode.
     """
     groups = layer_groups(len(student.encoder.layers), len(teacher.encoder.layers))
     x = student.encoder.embed(micro.batch)

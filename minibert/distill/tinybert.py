@@ -20,9 +20,7 @@ from minibert.model.init import truncated_normal_
 
 @dataclass(frozen=True)
 class TinyBERTWeights:
-    """The weights of TinyBERT's loss terms. The published weights are 1. A term with weight 0 is not
-    computed.
-    """
+    """The weights of TinyBERT's loss terms (published: 1). A term with weight 0 is not computed."""
 
     embedding: float = 1.0
     hidden: float = 1.0  # weight of the hidden-state term, which is summed over the student's layers
@@ -39,7 +37,7 @@ class TinyBERTStudent(nn.Module):
 
     Each student layer has a matrix W_h of its own. The projections are trained and saved in checkpoints, but
     the projections are not part of the student. TinyBERT's own code has a single linear layer, with a bias,
-    for the embeddings and all hidden states. In the paper, as here, the projections have no bias. The paper
+    for the embeddings and all hidden states. The projections have no bias, as in the paper. The paper
     does not say if all layers share W_h.
     """
 
@@ -56,11 +54,9 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """TinyBERT's Transformer distillation. The hidden states of a student that is not a `TinyBERTStudent` are
-    compared without projections, so such a student must have the teacher's width.
-
-    In the original code the teacher is in train mode, so it has dropout. In this project the teacher is in
-    eval mode.
+    """TinyBERT's Transformer distillation. A student that is not a `TinyBERTStudent` has no projections, so
+    the student must have the teacher's width. The teacher is in eval mode. In the original code the teacher
+    is in train mode, so it has dropout.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_trace = encoder_of(teacher).trace(micro.batch)

@@ -83,7 +83,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
     """The definition of the loss, with the logits of all rows in memory. A test compares `vocab_loss` and its
-    gradients with this function.
+    gradients with `vocab_loss_plain`.
     """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
@@ -115,7 +115,7 @@ class _VocabLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
-            # these tensors are converted once here, and not again for every chunk
+            # converted here, because a conversion in the loop would be repeated for every chunk
             states, table, bias = states.to(low), table.to(low), bias.to(full)
             if terms.teacher is not None:
                 t_states, t_table, t_bias = terms.teacher
@@ -177,7 +177,7 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
     of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the chunk's
     first row. `marked` are the rows with a label, on the device of z.
     """
-    # one tile of logits fits in the cache of a CPU
+    # on a CPU, a tile of logits must fit in the cache
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), tile):
         inside = slice(first, min(first + tile, len(z)))
@@ -208,7 +208,7 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
     """Returns, for each row, the KL multiplied by T^2, and the gradient (..., V) of the multiplied KL with
     respect to z_s. T is `temperature`. The content of z_s and z_t is overwritten.
     """
-    # The in-place operations avoid a new tensor of vocabulary size for every operation.
+    # in place, because every other operation would need a new tensor of vocabulary size
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
     p_t, log_sum_t = _softmax(z_t.div_(temperature))
     # the KL is the sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)
@@ -228,18 +228,15 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns softmax(z) (..., V) and log sum exp(z) (...,). Both results use the same exponentials, which
-    take most of the time.
-    """
+    """Returns softmax(z) (..., V) and log sum exp(z) (...,), with one computation of the exponentials."""
     p = z.softmax(-1)
     # log sum exp(z) equals z - log p for every token; the most likely token has a p that is never 0
     return p, z.amax(-1) - p.amax(-1).log()
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes the products h W' (C, V), the logits without the bias, into `out`. On a CPU, each product has
-    1,024 tokens of the vocabulary. It is a third faster than one product with all token vectors, because
-    1,024 token vectors stay in the cache.
+    """Writes the products h W' (C, V), the logits without the bias, into `out`. On a CPU, products with 1,024
+    token vectors, which stay in the cache, are a third faster than one product with all token vectors.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

@@ -27,10 +27,8 @@ LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "voc
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
     """Returns the `Config` of a parsed config.json and the name of the head. The name of the head is None if
     config.json names no model class (`architectures`), and the name of the class if minibert does not know
-    the class.
-
-    Raises `UserError` with the file and the field if a value has a wrong type or is out of bounds, or if
-    minibert does not support the model.
+    the class. Raises `UserError` with the file and the field if a value has a wrong type or is out of bounds,
+    or if minibert does not support the model.
     """
     try:
         return _parse(raw)

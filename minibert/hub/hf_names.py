@@ -151,8 +151,8 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# Some config.json files on the hub use another name for a field. This dict maps such a name to the usual name
-# in FIELDS. If a config.json has both names, the value under the unusual name is used.
+# Some config.json files on the hub use another name for a field. `ALIASES` maps the other name to the usual
+# name in FIELDS. If a config.json has both names, the value under the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
 # These keys of a loaded config.json are not copied to the config.json of a saved model. Some keys get values

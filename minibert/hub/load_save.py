@@ -1,8 +1,8 @@
 """Loads models from folders or from the hub, and saves models, in Hugging Face's layout.
 
 Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor. The
-only exceptions are listed in hf_names.py. `load` reads no pickled files. weights/convert.py converts old
-pickled files (.bin), and reads them with `weights_only=True`.
+only exceptions are listed in hf_names.py. `load` reads no pickled files. weights/convert.py reads old pickled
+files (.bin) with `weights_only=True`, and converts them.
 """
 
 import os
@@ -35,7 +35,7 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 
 @dataclass(frozen=True)
 class Beside:
-    """The parts of a loaded folder that the model does not use. `save` writes them for other programs."""
+    """The parts of a loaded folder that the model does not use, but that `save` writes for other programs."""
 
     settings: dict = field(default_factory=dict)  # the settings in config.json that `Config` does not have
     tensors: dict[str, Tensor] = field(default_factory=dict)  # by minibert's names: tensors of unused heads
@@ -57,8 +57,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     pytorch_model.bin is also read.
 
     The model has two additional attributes. `sentences` says how `embed` computes a sentence vector. `beside`
-    has the other contents of the folder, which `save` writes again. Both are empty if `head` is neither
-    "encoder" nor the head of the checkpoint.
+    has the other contents of the folder, which `save` writes again. Both attributes are empty if `head` is
+    neither "encoder" nor the head of the checkpoint.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has another head. A single
     `UserError` names all tensors that are missing, unexpected or of a wrong shape.
@@ -143,7 +143,6 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """Returns three values: a dict from minibert's names to the tensors of a file, a dict from minibert's
     names to the names in the file, and a message if a tensor is stored twice with different values (or "").
-
     The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so that
     `_check_tensors` can report them.
     """

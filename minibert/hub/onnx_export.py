@@ -1,8 +1,8 @@
 """Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra.
 
-The models of minibert take packed batches without padding. Programs that run ONNX files pass a table of token
-ids and a mask to the model. So the model is put into a `Padded` before the export. `Padded` uses the modules
-of the model, but computes attention on padded rows.
+The models of minibert take packed batches without padding, but programs that run ONNX files pass a table of
+token ids and a mask to the model. `Padded` takes such a table: it uses the modules of a model of minibert,
+but computes attention on padded rows.
 
 The shapes have S sequences, T tokens of a padded row, H heads, head size E, hidden size D and K classes.
 """
@@ -65,11 +65,9 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 class Padded(nn.Module):
     """A model that takes padded batches: the token ids, the mask and the token types, each (S, T) int64. The
-    mask is 1 for tokens and 0 for padding.
-
-    The outputs are the tensors that `OUTPUTS` names: (S, K) for a classifier, and one output for each token,
-    (S, T, ...), for all other models. The outputs for padding have no meaning. The weights are shared with
-    `model`, not copied. The module works in eval mode only.
+    mask is 1 for tokens and 0 for padding. The outputs are the tensors that `OUTPUTS` names: (S, K) for a
+    classifier, and one output for each token, (S, T, ...), for all other models. The outputs for padding have
+    no meaning. The weights are shared with `model`, not copied. The module works in eval mode only.
     """
 
     def __init__(self, model: nn.Module):
@@ -255,9 +253,8 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 def deviation(model: nn.Module, path: Path) -> float:
     """The largest difference between the outputs of the ONNX file and the outputs of the packed model, for
-    the batches of `samples`. The outputs for padding are left out.
-
-    The difference is divided by the largest output of the batch if the largest output is above 1.
+    the batches of `samples`. The outputs for padding are left out. The difference is divided by the largest
+    output of the batch if the largest output is above 1.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):
@@ -276,9 +273,9 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     (`quantize_file`). `judge` is called with the path of the quantised file before the file is moved to
     `folder`, and can refuse the file with a `UserError`. Returns the `deviation` of the file from the model.
 
-    All files are first written to a temporary folder, and the fp32 file is checked there in ONNX Runtime
-    (`TOLERANCE`). Raises `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot
-    be exported, if the check fails, or if `judge` refuses the file.
+    Before any file is moved to `folder`, the fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises
+    `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot be exported, if the
+    check fails, or if `judge` refuses the file.
     """
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model here
     config, head, folder = model.config, head_of(model), Path(folder)

@@ -44,7 +44,7 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
 
     For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state, where w_in are
     the input weights of the unit, and w_out are its output weights. The input x is the same for all units and
-    comes from a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit without any
+    comes from a LayerNorm, so the product of norms |w_in| |w_out| estimates the effect of a unit without any
     text. The units with the largest product are kept.
     """
     if isinstance(model.config, MobileConfig):

@@ -40,8 +40,8 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
     vector is made from a text, and a dict from the paths of the files of sentence-transformers to their
     contents.
 
-    Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the folder
-    above. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
+    Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the parent
+    folder. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
     refuses a model with a reason in `refused`, but the model can be loaded for other uses.
     """
     root, inside = folder, ""
@@ -76,7 +76,6 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
     """Returns the files that describe `pooling`, as a dict from paths to contents for the model's `Beside`.
-
     `hidden_size` is the hidden size of the model. `shared` is the content of
     config_sentence_transformers.json, which has the prompts and `pooling.width`.
     """

@@ -30,10 +30,8 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 class FastLayer(nn.Module):
     """A copy of a `Layer` for inference, with packed weights. One matrix product computes the queries, keys
-    and values together.
-
-    The function `product(weight, bias, activation)` returns a module that computes one matrix product and the
-    activation (see packed_linear.py).
+    and values together. The function `product(weight, bias, activation)` returns a module that computes one
+    matrix product and the activation (see packed_linear.py).
     """
 
     def __init__(self, layer: Layer, product):

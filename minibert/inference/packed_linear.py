@@ -51,10 +51,8 @@ class Plain(nn.Module):
 
 class Packed(Plain):
     """Computes the product with oneDNN in fp32 or bf16. oneDNN packs the weight once. One kernel of oneDNN
-    computes both the product and the activation.
-
-    On processors without AVX-512, the plain product in fp32 is faster for many tokens, so the module also
-    stores an fp32 weight that is not packed.
+    computes both the product and the activation. On processors without AVX-512, the plain product in fp32 is
+    faster for many tokens, so the module also stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -70,8 +68,7 @@ class Packed(Plain):
 
     @staticmethod
     def runs(dtype: torch.dtype = torch.float32) -> bool:
-        """Returns True if the operators run with weights of this precision and give the results of `Plain`.
-        """
+        """Returns True if the operators run with weights of type `dtype` and give the results of `Plain`."""
         x, weight, bias = (t.to(dtype) for t in
                            (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
@@ -90,10 +87,8 @@ class Packed(Plain):
 
 class HalfWeights(nn.Module):
     """Computes products in fp32 from weights that are stored in fp16. FBGEMM converts the weights to fp32
-    when it reads the weights.
-
-    The fp16 weights have half the size of fp32 weights. FBGEMM's kernel is fast if x has few tokens. Only the
-    weights are rounded (fp16 has 11 significant bits).
+    when it reads the weights. The fp16 weights have half the size of fp32 weights. FBGEMM's kernel is fast if
+    x has few tokens. Only the weights are rounded (fp16 has 11 significant bits).
     """
 
     name = "FBGEMM on weights in fp16"
@@ -123,7 +118,7 @@ class Int8(nn.Module):
 
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
-    kernels accept only one scale for all tokens. So x is divided by s, the kernel gets the scale 1, and the
+    kernels accept only one scale for all tokens, so x is divided by s, the kernel gets the scale 1, and the
     result of the kernel is multiplied by s. Sums of integers are exact, so all subclasses give the same
     numbers.
     """
@@ -152,7 +147,7 @@ class Int8(nn.Module):
     @classmethod
     @cache
     def runs(cls) -> bool:
-        """Returns True if the installed torch has the operators of this class for this processor."""
+        """Returns True if the installed torch has the operators of the class for this processor."""
         try:
             return cls.weight_range() > 0
         except (AttributeError, RuntimeError):
@@ -209,10 +204,8 @@ class FbgemmInt8(Int8):
 
 class OneDnnInt8(Int8):
     """Computes int8 products with oneDNN, which also uses AMX. x is stored in unsigned integers, where 128
-    stands for the value 0.
-
-    Do not use signed integers here. With AVX-512, oneDNN's kernel for signed integers is a thousand times
-    slower than the kernel for unsigned integers.
+    stands for the value 0. Do not use signed integers: with AVX-512, oneDNN's kernel for signed integers is a
+    thousand times slower.
     """
 
     name = "oneDNN in int8"
@@ -238,11 +231,10 @@ class OneDnnInt8(Int8):
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """The int8 kernel for this processor, or None if no int8 kernel runs.
-
-    FBGEMM and oneDNN give the same numbers. On a processor without AMX, oneDNN is not faster than FBGEMM
-    (docs/inference.md), so FBGEMM is used if it runs. On a processor with AMX, this function measures both
-    kernels once, in some milliseconds, and returns the faster kernel.
+    """The int8 kernel for this processor, or None if no int8 kernel runs. FBGEMM and oneDNN give the same
+    numbers. On a processor without AMX, oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is
+    used if it runs. On a processor with AMX, this function measures both kernels once, in some milliseconds,
+    and returns the faster kernel.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

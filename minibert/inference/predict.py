@@ -29,11 +29,10 @@ def where_it_is(model: nn.Module) -> Runtime:
 @torch.no_grad()
 def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
-    """The outputs of the model for all examples, in fp32 and in the order of the examples.
-
-    A classifier's result has one row of logits for each example. A span model's result has one row for each
-    token of all examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens, or a
-    single example with more tokens. After each batch, `progress` is called with the number of its tokens.
+    """The outputs of the model for all examples, in fp32 and in the order of the examples. A classifier's
+    result has one row of logits for each example. A span model's result has one row for each token of all
+    examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens, or a single example
+    with more tokens. After each batch, `progress` is called with the number of its tokens.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -54,7 +53,6 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
     """Checks and tokenises a list of texts. For pairs of texts, `pairs` has the second texts, otherwise None.
-
     Raises `UserError` if an element is not a text (the message has the index of the element), or if a model
     with this `config` cannot read the texts.
     """

@@ -8,7 +8,7 @@ packed batch of the same sequences on the right:
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-The packed batch has N = 9 tokens. Its S + 1 = 4 offsets are the places where the S = 3 sequences begin and
+The packed batch has N = 9 tokens and S + 1 = 4 offsets, the places where its S = 3 sequences begin and
 end. Hidden states of width D have the shape (N, D) in a packed batch. In a padded batch they have the shape
 (S, T, D), where T is the largest number of tokens of a sequence. A mean over the tokens of a packed batch
 needs no mask.
@@ -53,11 +53,10 @@ class Batch(NamedTuple):
 
 
 def pack(ids, segments=None, positions=None) -> Batch:
-    """Builds a packed batch from lists of token ids. Each list is one sequence.
-
-    `segments` are lists of token types (default: 0). `positions` are lists of positions (default: 0, 1, 2
-    ...). Raises `UserError` if there is no sequence, if a sequence is empty, or if the list of token types or
-    positions of a sequence has another length than its list of ids.
+    """Builds a packed batch from lists of token ids. Each list is one sequence. `segments` are lists of token
+    types (default: 0). `positions` are lists of positions (default: 0, 1, 2 ...). Raises `UserError` if there
+    is no sequence, if a sequence is empty, or if the list of token types or positions of a sequence has
+    another length than its list of ids.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -107,10 +106,8 @@ class MicroBatch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The data of one optimiser step on one rank.
-
-    `tokens`, `masked` and `sequences` are the numbers of tokens, of masked tokens and of sequences in the
-    *whole* step: all micro-batches of all ranks.
+    """The data of one optimiser step on one rank. `tokens`, `masked` and `sequences` are the numbers of
+    tokens, of masked tokens and of sequences in the *whole* step: all micro-batches of all ranks.
     """
 
     micro_batches: list[MicroBatch]
@@ -124,8 +121,8 @@ def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1
     sequences. A micro-batch has at most `micro_tokens` tokens, or a single sequence with more tokens.
 
     The sequences are sorted by length, and the longest sequence is first. Each rank takes every `ranks`-th
-    sequence of the sorted list, so all ranks get about the same number of tokens. Sequences of equal length
-    are neighbours in the sorted list, so one attention call can compute them together.
+    sequence of the sorted list, so all ranks get about the same number of tokens. One attention call can
+    compute sequences of equal length, which are neighbours in the sorted list.
     """
     made, group, size = [], [], 0
     # a stable sort, because every rank must compute the same order

@@ -1,7 +1,7 @@
 """The shapes of models: `Config` for BERT and DistilBERT, `MobileConfig` for MobileBERT, and `PRESETS` with
 the shapes of the papers.
 
-The whole project uses these letters for sizes: S sequences, N tokens of the packed batch, T tokens of one
+The letters for sizes in the whole project are: S sequences, N tokens of the packed batch, T tokens of one
 sequence, D hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
 """
 
@@ -17,11 +17,10 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 @dataclass(frozen=True)
 class Config:
-    """The shape and the numerical settings of a BERT or DistilBERT.
-
-    `architecture` is the model family in the Hugging Face format. A DistilBERT differs from a BERT in two
-    places: DistilBERT has no dropout after the output projection of attention, and the sequence classifier of
-    DistilBERT has a layer with ReLU instead of BERT's pooler.
+    """The shape and the numerical settings of a BERT or DistilBERT. `architecture` is the model family in the
+    Hugging Face format. A DistilBERT differs from a BERT in two places: DistilBERT has no dropout after the
+    output projection of attention, and the sequence classifier of DistilBERT has a layer with ReLU instead of
+    BERT's pooler.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -194,7 +193,7 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration with this name in `PRESETS`. Raises `UserError` if the name is unknown."""
+    """The configuration named `name` in `PRESETS`. Raises `UserError` if the name is unknown."""
     if name not in PRESETS:
         raise UserError(f"{name!r} is no preset; there are: {', '.join(PRESETS)}")
     return PRESETS[name]

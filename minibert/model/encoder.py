@@ -19,9 +19,8 @@ from minibert.model.dropout import dropout
 
 
 class Trace(NamedTuple):
-    """The hidden states, queries, keys and values of an encoder, which distillation compares.
-
-    `hiddens` has L + 1 entries. The first entry is the embedding output (after LayerNorm).
+    """The hidden states, queries, keys and values of an encoder, which distillation compares. `hiddens` has L
+    + 1 entries, and its first entry is the embedding output (after LayerNorm).
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
@@ -31,12 +30,12 @@ class Trace(NamedTuple):
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """The activation with this name: GELU with the error function ("gelu", Hugging Face), GELU with tanh
+    """The activation named `name`: GELU with the error function ("gelu", Hugging Face), GELU with tanh
     ("gelu_tanh", Google's code), or ReLU ("relu").
     """
     if name == "relu":
         return F.relu(x)
-    # the results of the two GELUs differ by at most 5e-4
+    # both GELUs are needed, because their results differ by up to 5e-4
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
@@ -69,13 +68,12 @@ class Layer(nn.Module):
         # attention.
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
-        # DistilBERT and BERT both have dropout after the feed-forward network.
+        # Unlike attention, the feed-forward network has dropout in DistilBERT, too.
         return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
 
 
 class Encoder(nn.Module):
     """The embeddings and the L layers of a BERT. `forward` returns the last hidden states (N, D) of a batch.
-
     `pool` returns BERT's [CLS] vector if the encoder has a pooler.
     """
 
@@ -85,7 +83,7 @@ class Encoder(nn.Module):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_positions, D)
-        # the table of token types; DistilBERT has no token types
+        # None in DistilBERT, which has no token types
         self.segment = nn.Embedding(config.segments, D) if config.segments else None
         self.norm = nn.LayerNorm(D, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))

@@ -1,7 +1,7 @@
 """The heads: the MLM head, the pre-training heads (MLM and next sentence), the head for sequence
 classification or regression, and the span head for question answering.
 
-Each model here is an encoder with a head, and its `forward(batch)` returns logits. The losses are in
+Each model of this file is an encoder with a head, and its `forward(batch)` returns logits. The losses are in
 vocab_loss.py, losses.py and task_kd.py.
 """
 
@@ -91,16 +91,15 @@ class PreTraining(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The MLM logits (N, V) and the next-sentence logits (S, 2)."""
         last = self.encoder(batch)
-        # The MLM head needs the states of all tokens, the next-sentence head only the pooled [CLS] vector.
+        # the MLM head needs the states of all tokens, and the next-sentence head the pooled [CLS] vector
         logits = self.mlm.logits(last, self.encoder.word.weight)
         return logits, self.nsp(self.encoder.pool(last, batch))
 
 
 class Classifier(nn.Module):
-    """An encoder with a head for K classes, or for one score (regression).
-
-    In BERT and MobileBERT the input of the classifier is the encoder's pooled vector. In DistilBERT the input
-    of the classifier is ReLU(W h_[CLS] + b), where W and b belong to the head.
+    """An encoder with a head for K classes, or for one score (regression). In BERT and MobileBERT the input
+    of the classifier is the encoder's pooled vector. In DistilBERT the input of the classifier is ReLU(W
+    h_[CLS] + b), where W and b belong to the head.
     """
 
     def __init__(self, config: Config):

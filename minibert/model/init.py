@@ -16,9 +16,8 @@ def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | N
 
 def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Gives a model random weights in place, as in BERT. Weights are drawn from N(0, initializer_range),
-    truncated at two sigma. Biases are 0. The weights of a LayerNorm are 1 and its biases 0.
-
-    The word embedding of [PAD] is zero, as in the Hugging Face models. Returns the model.
+    truncated at two sigma. Biases are 0. The weights of a LayerNorm are 1 and its biases 0. The word
+    embedding of [PAD] is zero, as in the Hugging Face models. Returns the model.
     """
     std = next(module.config.initializer_range for module in model.modules() if hasattr(module, "config"))
     for module in model.modules():
@@ -50,10 +49,8 @@ class _Undrawn(TorchFunctionMode):
 
 def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
     """Returns `build(*arguments, **more)` on the meta device: a module whose tensors have shapes but no
-    memory.
-
-    No random weights are drawn. To draw normal numbers on the meta device, torch would import its compiler,
-    which takes more than a second.
+    memory. No random weights are drawn. To draw normal numbers on the meta device, torch would import its
+    compiler, which takes more than a second.
     """
     with torch.device("meta"), _Undrawn():
         return build(*arguments, **more)

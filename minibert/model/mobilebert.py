@@ -114,10 +114,8 @@ class MobileEncoder(Encoder):
     def words(self, batch: Batch) -> Tensor:
         """The input vector of each token, (N, D): W [w_next, w_own, w_previous] + b, where w are the word
         embeddings of the next token, the token itself and the previous token (section 3.3). Before the first
-        token and after the last token of a sequence, w is a vector of zeros.
-
-        In `transformers` the token after the last token may be padding, so padding changes the outputs. A
-        packed batch has no padding.
+        token and after the last token of a sequence, w is a vector of zeros. In `transformers` the token
+        after the last token may be padding, so padding changes the outputs. A packed batch has no padding.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

@@ -54,7 +54,7 @@ class SentencePooling:
 def pooling_of(model: nn.Module) -> SentencePooling:
     """The pooling of a model, read from the files of sentence-transformers in the model's folder. A model
     without files of sentence-transformers gets the default pooling. Raises `UserError` if the files name
-    something that is not supported here.
+    something that minibert does not support.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:

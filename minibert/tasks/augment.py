@@ -69,11 +69,10 @@ class Query(NamedTuple):
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """Finds the replaceable words of each text, and at most `k` candidates for each word.
-
-    `model` has an MLM head. The model is frozen and on the runtime's device. One sequence contains a text
-    twice, so a text longer than about half of the model's maximum length is divided into parts.
-    `micro_tokens` is the largest number of tokens in a forward pass.
+    """Finds the replaceable words of each text, and at most `k` candidates for each word. `model` has an MLM
+    head. The model is frozen and on the runtime's device. One sequence contains a text twice, so a text
+    longer than about half of the model's maximum length is divided into parts. `micro_tokens` is the largest
+    number of tokens in a forward pass.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0
@@ -97,10 +96,8 @@ def is_word(text: str) -> bool:
 
 def replaceable(text: str) -> list[tuple[int, int]]:
     """Returns the positions [start, end) of the characters of each replaceable word: a word that consists of
-    letters and is not a stop word.
-
-    For `re`, a combining mark ends a word, so `WORD` would match only parts of words with combining marks, as
-    in Hindi. A match next to a combining mark is not counted as a word.
+    letters and is not a stop word. For `re`, a combining mark ends a word, so `WORD` would match only parts
+    of words with combining marks, as in Hindi. A match next to a combining mark is not counted as a word.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -115,9 +112,9 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
     `single` has a pair for each replaceable word: the position of its only token in `ids`, and the index of
     the word.
 
-    `room` is the largest number of tokens of a part. A longer text is divided into parts of about equal
-    length. One pass masks at most 15 % of the tokens. If a part needs p passes, each pass masks every p-th
-    word, so that the masked words of one pass are far apart.
+    A text with more than `room` tokens is divided into parts of about equal length. One pass masks at most 15
+    % of the tokens. If a part needs p passes, each pass masks every p-th word, so that the masked words of
+    one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -171,10 +168,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
     """Makes `n` copies of a text. In each copy, each word is replaced with probability `p` by one of its
-    candidates.
-
-    The random numbers depend on `key` alone. The text between the words does not change. The new word gets
-    the capital letters of the old word (see `in_case_of`).
+    candidates. The random numbers depend on `key` alone. The text between the words does not change. The new
+    word gets the capital letters of the old word (see `in_case_of`).
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)
@@ -203,11 +198,9 @@ def in_case_of(old: str, new: str) -> str:
 def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int, p: float,
             seed: int) -> Iterator[Example]:
     """Yields each row, and after it at most `n` different changed copies of the row. A copy has the id and
-    the label of its row.
-
-    `find(texts)` calls `with_candidates` for `texts`. `p` is the probability that a word is replaced. The two
-    texts of a pair are changed independently. In the original code, by contrast, all changed copies of the
-    second text get the same first text: its last changed copy.
+    the label of its row. `find(texts)` calls `with_candidates` for `texts`. `p` is the probability that a
+    word is replaced. The two texts of a pair are changed independently. In the original code, by contrast,
+    all changed copies of the second text get the same first text: its last changed copy.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):

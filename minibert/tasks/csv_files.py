@@ -51,10 +51,8 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
     """Writes labelled examples to a csv file that `read_csv(path, task)` can read. Returns the number of
-    examples. If the writing fails, no incomplete file is left.
-
-    A text with the delimiter (a comma; in a .tsv file, a tab), quotes or line ends is put in quotes, as in
-    the csv standard.
+    examples. If the writing fails, no incomplete file is left. A text with the delimiter (a comma; in a .tsv
+    file, a tab), quotes or line ends is put in quotes, as in the csv standard.
     """
     partial, written = path.with_name(path.name + ".partial"), 0
     try:

@@ -127,11 +127,9 @@ def listing() -> str:
 
 def download(names: Iterable[str], out: str | Path) -> None:
     """Downloads the data sets `names` to the folder `out`. The folders inside `out` have the names of the
-    official downloads. The name "glue" means all data sets of GLUE.
-
-    A file that exists with the right sha256 is not downloaded again. An archive is not downloaded if its
-    unpacked folder exists and is not empty. Prints one line for each file to stdout, and the progress to
-    stderr.
+    official downloads. The name "glue" means all data sets of GLUE. A file that exists with the right sha256
+    is not downloaded again. An archive is not downloaded if its unpacked folder exists and is not empty.
+    Prints one line for each file to stdout, and the progress to stderr.
     """
     names = [each for name in names for each in (GLUE if name == "glue" else (name,))]
     if unknown := [name for name in names if name not in DATA_SETS]:

@@ -18,10 +18,9 @@ Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a di
 
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
     """Reads the rows of a split of the task, in the order of the file. `folder` is the task's folder or its
-    parent folder.
-
-    The id of a row is the value of its column `index` or `id`. If the file has neither column, the id is the
-    number of the row, counted from 0. Raises `UserError` if the file is missing or a row is malformed.
+    parent folder. The id of a row is the value of its column `index` or `id`. If the file has neither column,
+    the id is the number of the row, counted from 0. Raises `UserError` if the file is missing or a row is
+    malformed.
     """
     table = task.splits[split]
     root = Path(folder) / task.folder
@@ -84,8 +83,9 @@ def label_key(name: str) -> str:
 
 
 def class_of(name: str, task: Task) -> int | None:
-    """Returns the number of the class that a file or a model calls `name`. If no class has exactly this name,
-    the names are compared after `label_key`. Returns None if no class matches, or if several classes match.
+    """Returns the number of the class that a file or a model calls `name`. If no class has exactly the name
+    `name`, the names are compared after `label_key`. Returns None if no class matches, or if several classes
+    match.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -151,10 +151,9 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
 
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
     """Writes the predictions of a test split in the format of the GLUE leaderboard, for example to
-    `folder`/CoLA.tsv. Returns the path of the file.
-
-    `predictions` has a class number or a score for each row, in the order of the test file. Scores are
-    clipped to the task's range. If the writing fails, no incomplete file is left.
+    `folder`/CoLA.tsv. Returns the path of the file. `predictions` has a class number or a score for each row,
+    in the order of the test file. Scores are clipped to the task's range. If the writing fails, no incomplete
+    file is left.
     """
     path = Path(folder) / task.splits[split].submission
     lines = ["index\tprediction"]

@@ -41,10 +41,8 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
              most: float) -> Callable[[Path], None]:
     """Returns a function `judge_file(path)`, which prints the scores of the int8 file at `path` and of
     `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 than in fp32
-    by more than `most` points.
-
-    `name` is the folder of `model`. The model's classes are put into the task's order. `task` and `data` are
-    the values of --task and --data, as in finetune.py.
+    by more than `most` points. `name` is the folder of `model`. The model's classes are put into the task's
+    order. `task` and `data` are the values of --task and --data, as in finetune.py.
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)

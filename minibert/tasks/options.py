@@ -47,7 +47,8 @@ class Options(MachineOptions):
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
     max_length: int | None = option(
         None, "maximum number of tokens of an example (default: depends on the task, mostly 128). Longer "
-        "texts are cut. For SQuAD, a long context is divided into windows of this length", metavar="TOKENS")
+        "texts are cut. For SQuAD, a long context is divided into windows of --max-length tokens",
+        metavar="TOKENS")
     stride: int = option(128, "for SQuAD: distance in tokens between the starts of two neighbouring windows "
                          "of a long context (not the overlap of the windows)", metavar="TOKENS")
 
@@ -68,7 +69,7 @@ class Options(MachineOptions):
                                         "teacher's last layer", choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
         None, "number of epochs of the intermediate stage (default: 50 for cola, 10 for mnli, qqp and qnli, "
-        "20 for other tasks); 0 leaves this stage out", metavar="EPOCHS", only_with=TINYBERT)
+        "20 for other tasks); with 0, the stage is left out", metavar="EPOCHS", only_with=TINYBERT)
     intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
     weights: tuple[str, ...] = option((), "weights of the loss terms of the intermediate stage (embedding, "
@@ -106,7 +107,7 @@ class Options(MachineOptions):
                                       "training is then much slower")
     seed: int = option(
         1, "random seed for the new head, the order of the examples and dropout; with --seeds, this is the "
-        "first of the seeds", metavar="NUMBER")
+        "first seed", metavar="NUMBER")
     seeds: int = option(
         1, "number of seeds: the training is repeated with the seeds --seed, --seed + 1 and so on. The model "
            "of the best seed is saved, and the median and the range of the scores are printed. To add seeds "
@@ -157,7 +158,7 @@ class Options(MachineOptions):
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
-    """The task with this name, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
+    """The task named `task`, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
     be combined.
     """
     known = TASKS.get(task)
@@ -171,7 +172,7 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# For each method, the defaults of its options. Without a teacher, these defaults are not used.
+# for each method, the defaults of its options, which are used only with a teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 # the only options that may be given with --evaluate; all other options are for training
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",

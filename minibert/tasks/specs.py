@@ -21,10 +21,9 @@ class Example(NamedTuple):
 
 class Table(NamedTuple):
     """The file of one split. `header` has the official names of its columns, separated by tabs. `text`,
-    `pair` and `label` are the names of the columns with the first text, the second text and the label.
-
-    If `has_header` is false, the file has no header line. For IMDb, `file` is the name of a folder that
-    contains one file for each review.
+    `pair` and `label` are the names of the columns with the first text, the second text and the label. If
+    `has_header` is false, the file has no header line. For IMDb, `file` is the name of a folder that contains
+    one file for each review.
     """
     file: str
     header: str = ""

@@ -43,7 +43,6 @@ def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
               ) -> tuple[Task, dict[str, list]]:
     """Returns the task and the rows of its train and dev splits, and of its test splits if `predict` is true.
-
     `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. `dev` is a
     csv file with the dev rows, or None.
     """
@@ -57,10 +56,9 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
 
 def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
     """Returns the task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and
-    `data` have the same meaning as in `read_rows`.
-
-    All rows of a csv file are in one split with the name "all rows". For a csv file, the task has the labels
-    of the model, because a label of the model may be missing in the file.
+    `data` have the same meaning as in `read_rows`. All rows of a csv file are in one split with the name "all
+    rows". For a csv file, the task has the labels of the model, because a label of the model may be missing
+    in the file.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
@@ -119,10 +117,9 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
 
 
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
-    """Reads a file that data/augment.py wrote. `pairs` says whether the task has pairs of texts.
-
-    `held_out` has the ids of the dev rows. Raises `UserError` if the file has a changed copy of a dev row,
-    because the model would then be trained on dev data.
+    """Reads a file that data/augment.py wrote. `pairs` says whether the task has pairs of texts. `held_out`
+    has the ids of the dev rows. Raises `UserError` if the file has a changed copy of a dev row, because the
+    model would then be trained on dev data.
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
@@ -170,8 +167,8 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """Returns the model's logits on a split, with one row for each example. For SQuAD, there is one row for
-    each token. The progress line shows `what`.
+    """Returns the model's logits on a split, with one row for each example. For SQuAD, the result has one row
+    for each token. The progress line shows `what`.
     """
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))

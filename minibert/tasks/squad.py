@@ -42,10 +42,9 @@ class Candidate(NamedTuple):
 
 
 def read_squad(path: str | Path) -> list[Question]:
-    """The questions in train-v1.1.json or dev-v1.1.json, in the order of the file.
-
-    Raises `UserError` if the file is not the json of SQuAD 1.1, if an id occurs twice, if a question has no
-    answer (as in SQuAD 2.0), or if the context does not contain an answer at its answer_start.
+    """The questions in train-v1.1.json or dev-v1.1.json, in the order of the file. Raises `UserError` if the
+    file is not the json of SQuAD 1.1, if an id occurs twice, if a question has no answer (as in SQuAD 2.0),
+    or if the context does not contain an answer at its answer_start.
     """
     path = Path(path)
     questions, text, place = {}, read_text(path), str(path)

@@ -2,9 +2,9 @@
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
 [SEP] part of the context [SEP]. The maximum lengths, the stride and the choice of an answer are those of
-run_squad.py in Google's BERT code (Devlin et al. 2018). run_squad.py has to search the text for an answer, in
-`_improve_answer_span` and `get_final_text`. In this file the tokenizer says which characters of the context
-belong to each token, so an answer is found without a search.
+run_squad.py in Google's BERT code (Devlin et al. 2018). The tokenizer says which characters of the context
+belong to each token, so no text is searched for an answer, as in `_improve_answer_span` and `get_final_text`
+of run_squad.py.
 """
 
 import unicodedata
@@ -92,10 +92,8 @@ def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
 
 
 def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
-    """Returns the first and the last token that contain characters of an answer, or None if no token does.
-    Both tokens may also contain characters outside the answer.
-    """
-    # the first token that ends after the start of the answer
+    """Returns the first and the last token that contain characters of an answer, or None if no token does."""
+    # an answer may start inside a token, so `first` is the first token that ends after the answer's start
     first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
     last = int(np.searchsorted(chars[:, 0], answer.start + len(answer.text), side="left")) - 1
     return (first, last) if first <= last else None
@@ -115,11 +113,9 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
     """A context token may be in several windows. Returns, for each token, the number of the window in which
-    the token has most context on both sides, as in `_check_is_max_context` of run_squad.py.
-
-    The score of a token in a window is its distance to the nearer end of the window, plus 0.01 times the
-    length of the window. The window with the highest score is chosen, and the first window if scores are
-    equal.
+    the token has most context on both sides, as in `_check_is_max_context` of run_squad.py. The score of a
+    token in a window is its distance to the nearer end of the window, plus 0.01 times the length of the
+    window. The window with the highest score is chosen, and the first window if scores are equal.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):

@@ -21,8 +21,7 @@ def rank(scores: dict[str, float], metric: str) -> float:
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """For each metric, the median, the lowest and the highest value over all seeds, each at its best
-    epoch.
+    """For each metric, the median, the lowest and the highest value over all seeds, each at its best epoch.
     """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}

@@ -2,8 +2,8 @@
 
 A checkpoint is a file `step-N.safetensors`. Everything that is not a tensor, for example the number of the
 step, is JSON in the metadata of the file. The file is written under a temporary name, flushed to the disk and
-then renamed. Only then are older checkpoints except the last one removed, so that a complete checkpoint is
-always there, even if the process is killed.
+then renamed. Older checkpoints except the last one are removed after the renaming, so that the folder always
+has a complete checkpoint, even if the process is killed.
 """
 
 import json
@@ -22,9 +22,8 @@ from minibert.hub.weight_files import write_tensors
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
                     extra: dict) -> None:
-    """Writes `folder/step-N.safetensors` after N finished steps and keeps the previous checkpoint.
-
-    The tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME are named
+    """Writes `folder/step-N.safetensors` after N finished steps and keeps the previous checkpoint. The
+    tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME are named
     `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and `optimizer.NAME.step`. The entries of `extra`
     are added to the metadata.
     """

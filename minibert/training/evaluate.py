@@ -69,11 +69,9 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
 def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
                    runtime: Runtime) -> dict[str, float]:
     """Returns the mean of each loss term on held-out text, without dropout. The entry `loss` is the weighted
-    sum of the means.
-
-    `loss_of(student, micro)` returns the part of the loss that comes from one micro-batch, and the sum of
-    each loss term over the micro-batch. For each term, `counts` has the number of tokens or sequences by
-    which the sum over all micro-batches is divided.
+    sum of the means. `loss_of(student, micro)` returns the part of the loss that comes from one micro-batch,
+    and the sum of each loss term over the micro-batch. For each term, `counts` has the number of tokens or
+    sequences by which the sum over all micro-batches is divided.
     """
     training = student.training
     student.eval()
@@ -92,10 +90,9 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
     """The KL(teacher || student) of the attention distributions in nats: the mean over query tokens, heads,
-    sequences and student layers. Returns None if the two models have different numbers of heads.
-
-    `layers` has the number (from 1) of the teacher layer that each student layer is compared with. Student
-    and teacher must be in eval mode.
+    sequences and student layers. Returns None if the two models have different numbers of heads. `layers` has
+    the number (from 1) of the teacher layer that each student layer is compared with. Student and teacher
+    must be in eval mode.
     """
     student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0
     if student.config.heads != teacher.config.heads:

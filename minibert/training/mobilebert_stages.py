@@ -100,7 +100,7 @@ def part_of(name: str) -> int:
 
 
 def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Prepares the student and the optimiser for a stage. The training loop calls this function at the first
+    """Prepares the student and the optimiser for a stage. The training loop calls `begin_stage` at the first
     step of each stage, and when a run is resumed.
 
     Only the parts that are trained in the stage get a gradient. The frozen parts do not count in the gradient

@@ -32,10 +32,9 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
     """Checks the teacher of the method `embedding`. Prints that the mean is used if the teacher has no files
-    about its pooling.
-
-    Raises `UserError` if the teacher changes a text before its tokenizer reads it (a prompt or lower-casing),
-    because train.py does not change the lines of the corpus, and the teacher would give wrong vectors.
+    about its pooling. Raises `UserError` if the teacher changes a text before its tokenizer reads it (a
+    prompt or lower-casing), because train.py does not change the lines of the corpus, and the teacher would
+    give wrong vectors.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")

@@ -28,10 +28,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
     """Divides all trainable parameters into groups. Each parameter is in one group. All parameters of a group
-    belong to the same part of the model, number `group["part"]`.
-
-    Biases and LayerNorms have their own groups, without weight decay. `part_of` is a function from the name
-    of a parameter to the number of its part. If `part_of` is None, the whole model is one part.
+    belong to the same part of the model, number `group["part"]`. Biases and LayerNorms have their own groups,
+    without weight decay. `part_of` is a function from the name of a parameter to the number of its part. If
+    `part_of` is None, the whole model is one part.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
@@ -73,7 +72,7 @@ class Lamb(torch.optim.Optimizer):
 
     |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if one of the norms is 0, and
     always 1 for biases and LayerNorms (`group["adapt"]` is False). The paper applies Adam's bias correction
-    to m and v. This class has no bias correction, as in MobileBERT's code.
+    to m and v, but MobileBERT's code and `Lamb` do not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

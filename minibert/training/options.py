@@ -33,13 +33,14 @@ class Options(MachineOptions):
 
     teacher: str | None = option(
         None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
-              "teacher by default. If you give it a teacher, this model is used only for the student's "
+              "teacher by default. If you give mlm a teacher, the teacher is used only for the student's "
               "initial weights and for the evaluation", metavar="FOLDER", group="model")
     student: str | None = option(
         None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "
-              "model that is trained further. Default for tinybert, minilm and minilmv2: tinybert-4; for "
-              "mobilebert: a MobileBERT; for embedding: the teacher's sizes with half of its layers; for "
-              "distilbert: a DistilBERT with half of the teacher's layers. mlm needs --student or --teacher",
+              "model to train further. Default for tinybert, minilm and minilmv2: tinybert-4; for "
+              "mobilebert: a MobileBERT with as many layers as the teacher; for embedding: the teacher's "
+              "sizes with half of its layers; for distilbert: a DistilBERT with half of the teacher's "
+              "layers; for mlm: no default, give --student, or a --teacher whose layers are copied",
         metavar="PRESET")
     layers: int | None = option(
         None, "number of the student's layers. The default is the number of the preset that --student names. "
@@ -55,7 +56,7 @@ class Options(MachineOptions):
     token_types: str = option(
         "fold", "what is done with the teacher's token types if the student has none and is copied from the "
                 "teacher. fold: the teacher's vector of token type 0 is added to the position vectors; drop: "
-                "this vector is not used, as in DistilBERT's code", choices=("fold", "drop"),
+                "the vector of token type 0 is not used, as in DistilBERT's code", choices=("fold", "drop"),
         only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
         None, "dropout rate after the student's embeddings and after each attention and feed-forward block "

@@ -20,7 +20,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        # the held-out KL is computed at temperature 1, and the training KL at the temperature of the method
+        # no held-out KL, because it has temperature 1, and the training KL the temperature of the method
         if held_out and term != "kl":
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")

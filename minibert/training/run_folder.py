@@ -125,7 +125,7 @@ COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tok
 
 
 def terms_of_row(row: dict) -> list[str]:
-    """The names of the loss terms in a row of metrics.jsonl. Accuracy is treated as a loss term, too."""
+    """The names of the loss terms in a row of metrics.jsonl. Accuracy counts as a loss term."""
     return [name for name in row if name not in COLUMNS]
 
 

@@ -27,10 +27,8 @@ class Sums(NamedTuple):
 def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler: torch.amp.GradScaler,
                runtime: Runtime) -> Sums:
     """Runs the forward and backward pass of each micro-batch, and sums the gradients in the model. The list
-    of micro-batches may be empty.
-
-    `loss_of(micro)` returns the part of the step's loss that comes from one micro-batch, and a dict with the
-    detached sum of each loss term.
+    of micro-batches may be empty. `loss_of(micro)` returns the part of the step's loss that comes from one
+    micro-batch, and a dict with the detached sum of each loss term.
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
@@ -70,7 +68,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
                            torch.full_like(zero, stopping)])
     runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
     scaler.unscale_(optimizer)
-    # the L2 norm over the gradients of all parameters, for clipping
+    # one L2 norm over the gradients of all parameters, because clipping scales all gradients alike
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     # `tolist` is the only call in a step that waits for the device
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
@@ -85,12 +83,12 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that get no gradient from the loss. train.py and finetune.py call this function
-    before the first step.
+    """Freezes the parameters that get no gradient from the loss. train.py and finetune.py call
+    `freeze_unread` before the first step.
 
     In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
-    gradient. Without freezing, weight decay would make these parameters smaller. With LAMB, they would shrink
-    fast, because LAMB scales the update, however small the weight decay is, to the norm of the weights.
+    gradient. Without freezing, weight decay would make parameters without a gradient smaller, and LAMB would
+    do so fast: LAMB scales an update to the norm of the weights, however small the weight decay is.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -101,10 +99,8 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
     """The number of steps in a row that were skipped. `before` is the number of skipped steps directly before
-    the current step. Raises `UserError` if five steps in a row were skipped.
-
-    In fp16, steps are skipped until the loss scale is small enough, so a skipped step counts only if the loss
-    scale cannot become smaller.
+    the current step. Raises `UserError` if five steps in a row were skipped. In fp16, steps are skipped until
+    the loss scale is small enough, so a skipped step counts only if the loss scale cannot become smaller.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:

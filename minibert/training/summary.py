@@ -53,7 +53,7 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
     """Returns the held-out figures that the table shows, as a dict from the name of a figure to its heading
     and its number format. `scores` are dicts from the names of figures to their values.
     """
-    # a dict, and not a set, keeps the names in order
+    # a dict, because a set would not keep the names in order
     names = dict.fromkeys(name for score in scores for name in score)
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
     special = {"perplexity": ("perplexity", "{:.1f}"), "accuracy": ("accuracy", "{:.1%}"),
