@@ -441,7 +441,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # keys: the last step of each epoch; values: the number of epochs up to this step, for example 2.5
+    # keys: the last step of each epoch; values: the number of epochs up to this step. With 2.5 epochs the
+    # values are 1, 2 and 2.5, because the last epoch is a half one.
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()

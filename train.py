@@ -113,8 +113,8 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
     corpus, unseen = corpora(options, models.tokenizer, runtime, out)
-    # The number of steps is rounded up, so the last step of an epoch may also read the first sequences of the
-    # next epoch.
+    # The number of steps is rounded up, so the last step of the run may also read the first sequences of one
+    # more epoch.
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan = []
     if options.method == "mobilebert":

@@ -196,8 +196,8 @@ KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find,
 
 
 def parts(line: str) -> tuple[str, str | None]:
-    """Divides a line at its tab into two texts. Without a tab, the second text is None. Raises `UserError` if
-    a text is empty, or if the line has more than one tab.
+    """Divides a line at its tab into two texts. If the line has no tab, the second text is None. Raises
+    `UserError` if a text is empty, or if the line has more than one tab.
     """
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:

@@ -49,8 +49,8 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
     A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
     backward passes. `FLOPS_FORMULA` gives the FLOPs of an encoder's forward pass. A backward pass costs twice
     as much as a forward pass. The method `distilbert` needs the logits of the vocabulary for every token of
-    both models. The method `mlm` needs the logits for 15 % of the student's tokens, and other methods need no
-    logits. The losses are never counted.
+    both models. The method `mlm` needs the logits for 15 % of the student's tokens, and all methods except
+    `distilbert` and `mlm` need no logits. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 

@@ -77,7 +77,7 @@ def plan(options: PlanBench) -> dict:
     every assumption.
     """
     tokens, whence = corpus_tokens(options.corpus_tokens)
-    # in training, each sequence has `SPECIALS` more tokens: [CLS] and [SEP]
+    # `tokens` does not count [CLS] and [SEP], but training reads both in each sequence
     trained = tokens * options.epochs * options.length / (options.length - SPECIALS)
     flops = useful_flops(preset(options.teacher), preset(options.student), np.array([options.length]))
     flops /= options.length

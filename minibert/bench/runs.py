@@ -120,8 +120,8 @@ def work(line: Line, stop: list[int]) -> int:
         log = open(line.log, "a", encoding="utf-8")
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # The command runs in its own session (setsid), so Ctrl-C in the terminal reaches only this process.
-        # Otherwise the command would get the signal twice. At the signal it writes a checkpoint and ends.
+        # The command runs in its own session (setsid), so Ctrl-C in the terminal reaches only bench.py, which
+        # sends the signal on. In the same session, the command would get the signal twice.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
         signalled = False

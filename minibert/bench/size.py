@@ -1,5 +1,6 @@
-"""Counts parameters, bytes on disk and FLOPs of models, next to published figures. For a preset, the encoder
-and its pooler (if it has one) are counted. For a folder, the model is counted with its own head.
+"""Counts parameters, bytes on disk and FLOPs of models, and prints them beside published figures. For a
+preset, the encoder and its pooler (if it has one) are counted. For a folder, the model is counted with its
+own head.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,6 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` is the word that stands for the value in the help, for example FOLDER. `group` starts a new
     `metavar` is the word that stands for the value in the help, for example FOLDER. `group` is the heading of
     a new group of options in the help, which ends before the next field that has a `group`. `only_with` is a
     dict from the names of other options to tuples of values, for example {"method": ("tinybert",)}. The new
@@ -133,8 +132,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """Returns the values of the deciding options, before all options are parsed: the options `names` and all
-    options that appear in an `only_with`. The deciding options determine which other options exist.
+    """Returns the values of the options that decide which other options exist: the options named in `names`,
+    and all options that appear in an `only_with`. Called before all options are parsed.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]

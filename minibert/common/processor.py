@@ -23,9 +23,9 @@ def multiplies_bf16() -> bool:
 
 
 def sums_bytes_in_32_bits() -> bool:
-    """Whether the CPU adds products of 8-bit numbers without overflow. True for every CPU that is not x86. An
-    x86 CPU needs VNNI or AMX. Without VNNI and AMX, an x86 CPU adds two products in 16 bits, and the sum may
-    overflow.
+    """Whether the CPU adds products of 8-bit numbers without overflow. True for every CPU that is not x86,
+    and for an x86 CPU with VNNI or AMX. An x86 CPU with neither VNNI nor AMX adds two products of 8-bit
+    numbers in 16 bits, and the sum may overflow.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

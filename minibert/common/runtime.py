@@ -35,8 +35,8 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self):
-        """The context of a forward pass. In 16-bit precision, matrix products are in 16 bits, and norms and
-        losses are in fp32.
+        """Returns the context manager for a forward pass. In 16-bit precision, matrix products are in 16
+        bits, and norms and losses are in fp32.
         """
         if self.precision == "fp32":
             return contextlib.nullcontext()

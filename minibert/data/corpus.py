@@ -29,9 +29,9 @@ class Corpus:
 
     `counts` says for each token id how often it occurs in the corpus (uint64). `tokens_of_parts` has one
     array of token ids for each part ("train", "held-out"). `first` has the index of the first sequence of
-    each part. `starts` says for each sequence where it starts in the array of its part. `checksum` is the
-    CRC-32 of all token ids in the order of the text. `n_tokens` is the number of tokens of all sequences,
-    with [CLS] and [SEP]. `left_out` is a message about the sequences that are not used, or "".
+    each part. `starts` has, for each sequence, the index of its first token in the array of its part.
+    `checksum` is the CRC-32 of all token ids in the order of the text. `n_tokens` is the number of tokens of
+    all sequences, with [CLS] and [SEP]. `left_out` is a message about the sequences that are not used, or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -52,8 +52,8 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the token counts, the token ids and the lengths of the sequences. Two corpora with the
-        same text in the same order have the same hash.
+        """A hash of the token counts, the token ids and the lengths of the sequences. Two corpora have the
+        same hash if they have the same sequences in the same order.
         """
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]

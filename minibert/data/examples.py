@@ -59,7 +59,7 @@ class Examples:
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
     """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings. `name` is the
-    name of the model in the message.
+    name of the model in the error message.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
@@ -69,7 +69,7 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 def check_examples(examples: Examples, config: Config, name: str) -> None:
     """Raises `UserError` if the longest example has more tokens than the model has positions, or if the
     examples are pairs of texts and the model has only one token type. A model without token types
-    (DistilBERT) can read pairs. `name` is the name of the model in the message.
+    (DistilBERT) can read pairs. `name` is the name of the model in the error message.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "

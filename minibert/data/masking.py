@@ -66,7 +66,7 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
 
 
 # The four functions below choose the tokens to predict. `draw` has one uniform random number for each token.
-# Each function returns one bool for each token: True if the token is selected.
+# Each of the four functions returns one bool for each token: True if the token is selected.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects each token independently with probability `share`."""

@@ -82,12 +82,12 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files below `folder`, except prepared corpora, and files and folders whose names start with
-    a dot, for example .DS_Store. Links to folders are followed, but each folder is read only once.
+    """Yields the files below `folder`. Leaves out prepared corpora, and all files and folders whose names
+    start with a dot, for example .DS_Store. Links to folders are followed, but each folder is read only once.
     """
     real = Path(os.path.realpath(folder))
-    # Folders in `entered` are not entered again. The parents of `folder` are included, because a link to a
-    # parent would lead to files outside `folder`.
+    # Folders in `entered` are not entered again. `entered` includes the parents of `folder`, because a link
+    # to a parent would lead to files outside `folder`.
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
@@ -111,8 +111,9 @@ def text_suffix(path: Path) -> str:
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
     """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
     read so far. A document is a list of lines, and no line is empty. `wikitext` is auto, yes or no. Line ends
-    may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but never a
-    document. Raises `UserError` if a file is not UTF-8 text.
+    may be \\n, \\r\\n or \\r, also mixed. A document ends at a blank line, in WikiText before a top-level
+    heading, and in .jsonl at each line end. U+2028 and similar characters also end a line, but they never end
+    a document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:

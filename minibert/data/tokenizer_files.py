@@ -224,13 +224,14 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # As in transformers, special tokens are searched in a text before the text is lower-cased. Additional
-    # tokens in special_tokens_map.json are searched after lower-casing, because transformers does not treat
-    # them as special. The same is true of BERT's own special tokens if no file names them.
+    # As in transformers, special tokens are searched in a text before the text is lower-cased. The tokens in
+    # the list `additional_special_tokens` of special_tokens_map.json are searched after lower-casing, because
+    # transformers does not treat them as special. BERT's own special tokens are also searched after
+    # lower-casing if no file states them.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    if not generic:  # if no file names a special token, BertTokenizer uses its default name, such as [CLS]
+    if not generic:  # BertTokenizer has a default, such as [CLS], for each token that no file states
         named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value
                for value in [*named.values(), *(() if isinstance(extra, dict) else extra)] if value}

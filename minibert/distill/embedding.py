@@ -26,7 +26,7 @@ from minibert.model.sentences import pooling_of
 @dataclass(frozen=True)
 class EmbeddingWeights:
     """The weights of the loss terms of a sentence encoder. Reimers and Gurevych minimise the mean squared
-    error (`mse`). The default of this project is the cosine.
+    error between the vectors of student and teacher (`mse`). The default of this project is the cosine.
     """
 
     cosine: float = 1.0
@@ -104,7 +104,8 @@ def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
     """Returns a sentence for the user about the new linear layer if the hidden states of student and teacher
-    have different widths, and otherwise an empty text. Raises `UserError` if the vocabularies differ.
+    have different widths, and otherwise an empty text. Raises `UserError` if student and teacher have
+    different vocabularies.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

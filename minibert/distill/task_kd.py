@@ -82,8 +82,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     `teacher_cls` are (S, P, D): the [CLS] states of P layers for S examples (see `patience_layers`).
 
     The paper (eq. 7) sums over layers and elements. The authors' code takes the mean over layers and
-    elements, and the published values of beta (10 to 1000) are for the mean. Here the mean is taken, as in
-    the authors' code, and the states are normalised, as in the paper.
+    elements, and the published values of beta (10 to 1000) are for the mean. `patience_sum` takes the mean
+    over layers and elements, as the authors' code does, and normalises the [CLS] states, as the paper does.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))

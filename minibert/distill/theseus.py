@@ -55,10 +55,10 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Chooses the groups that are replaced in a step. Returns one bool for each group: True if the student's
-    layer replaces the group. `rate` is the probability that a group is replaced. The result depends only on
-    the arguments, so all micro-batches and ranks of a step replace the same groups, also in a resumed run.
-    The original code draws groups for each micro-batch.
+    """Chooses the groups of teacher layers that student layers replace in a step. Returns one bool for each
+    group: True if the group is replaced. `rate` is the probability that a group is replaced. The result
+    depends only on the arguments, so all micro-batches and ranks of a step replace the same groups, also in a
+    resumed run. The original code draws groups for each micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 

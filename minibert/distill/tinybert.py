@@ -63,7 +63,7 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     student_trace = encoder_of(student).trace(micro.batch)
     # student layer m learns from teacher layer g[m]; layer 0 is the embedding output
     g = imitated_layers(len(student_trace.queries), len(teacher_trace.queries), weights.layers)
-    matrices = [None] * len(g)  # None: no projection, because both models have the same width
+    matrices = [None] * len(g)  # None: a student without projections has the teacher's width
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}

@@ -253,8 +253,8 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 def deviation(model: nn.Module, path: Path) -> float:
     """The largest difference between the outputs of the ONNX file and the outputs of the packed model, for
-    the batches of `samples`. The outputs for padding are left out. The difference is divided by the largest
-    output of the batch if the largest output is above 1.
+    the batches of `samples`. The outputs for padding are left out. In each batch, the difference of an output
+    is divided by the largest absolute value of the packed model's output, if this value is above 1.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):

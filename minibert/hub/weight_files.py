@@ -111,7 +111,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
         # A damaged file can have a tensor of a million rows that all share the same 4 bytes in the file. A
-        # copy of such a tensor would fill the memory.
+        # copy of a tensor whose rows share bytes would fill the memory.
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")

@@ -1,5 +1,5 @@
-"""A fast copy of a trained model for inference. The weights of the copy are packed: they are stored in the
-order that the processor's kernels need.
+"""A fast copy of a trained model for inference. The weights of the fast copy are packed: they are stored in
+the order that the processor's kernels need.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)

@@ -16,7 +16,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     # the compiler can fuse torch's dropout with other operations
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    # the number of 16-bit values, out of 2^16, that mean "dropped"
+    # Each element gets a random 16-bit value. `dropped` of the 2^16 values mean "dropped".
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1

@@ -199,8 +199,8 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int
             seed: int) -> Iterator[Example]:
     """Yields each row, and after it at most `n` different changed copies of the row. A copy has the id and
     the label of its row. `find(texts)` calls `with_candidates` for `texts`. `p` is the probability that a
-    word is replaced. The two texts of a pair are changed independently. In the original code, by contrast,
-    all changed copies of the second text get the same first text: its last changed copy.
+    word is replaced. The two texts of a pair are changed independently. In the original code, every changed
+    copy of the second text is paired with the same text: the last changed copy of the first text.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):

@@ -22,10 +22,10 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
     The header must name the column `text` and a column `label` or `score`. The column `pair`, which has a
     second text, is optional. A label can be any word, and a score any number. If the file has a column `id`,
-    it has the ids of the examples. All other columns are ignored. If all labels are numbers and at least one
-    has a decimal point, the labels are scores, as in run_glue.py of transformers. A field may be in quotes as
-    in the csv standard. If `task` is given, the file may be without labels, and labels must be labels of
-    `task`.
+    it has the ids of the examples. Columns other than `text`, `pair`, `label`, `score` and `id` are ignored.
+    If all labels are numbers and at least one has a decimal point, the labels are scores, as in run_glue.py
+    of transformers. A field may be in quotes as in the csv standard. If `task` is given, the file may be
+    without labels, and labels must be labels of `task`.
     """
     path = Path(path)
     names, rows = _csv_rows(path)

@@ -68,8 +68,8 @@ class Options(MachineOptions):
                                         "evenly spaced layers. last: the layers directly below the "
                                         "teacher's last layer", choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
-        None, "number of epochs of the intermediate stage (default: 50 for cola, 10 for mnli, qqp and qnli, "
-        "20 for other tasks); with 0, the stage is left out", metavar="EPOCHS", only_with=TINYBERT)
+        None, "number of epochs of TinyBERT's intermediate stage (default: 50 for cola, 10 for mnli, qqp and "
+        "qnli, 20 for other tasks); with 0, the stage is left out", metavar="EPOCHS", only_with=TINYBERT)
     intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
     weights: tuple[str, ...] = option((), "weights of the loss terms of the intermediate stage (embedding, "

@@ -170,8 +170,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),
     # IMDb has no dev split. As in the DistilBERT paper, "dev" is the test set, so the best epoch is chosen on
-    # the test set. The paper states no maximum length. Reviews are long, so 512 tokens are used. All other
-    # settings have the values of the GLUE tasks.
+    # the test set. The paper states no maximum length. Reviews are long, so 512 tokens are used. All settings
+    # of IMDb except the maximum length are those of the GLUE tasks.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,

@@ -28,7 +28,7 @@ class Window(NamedTuple):
     ids: list[int]  # the ids of the T tokens
     first: int  # the position of the first context token; the last context token is at first + M - 1
     chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
-    max_context: np.ndarray  # (M,) bool, True if an answer in this window may start at the token (`_owners`)
+    max_context: np.ndarray  # (M,) bool, whether an answer may start at this context token (`_owners`)
     start: int
     end: int
 

@@ -103,9 +103,10 @@ class Options(MachineOptions):
         None, "number of relation heads (default: the largest number up to 48 that divides the attention "
               "width of the student and of the teacher)", metavar="HEADS", only_with=only("minilmv2"))
     schedule: str | None = option(
-        None, "order of knowledge transfer and distillation. akt: every step has transfer and distillation; "
-              "jkt: first transfer in all layers together, then distillation; pkt: first transfer in one "
-              "layer after another, then distillation", choices=SCHEDULES, only_with=only("mobilebert"))
+        None, "order of knowledge transfer (of hidden states and attention) and distillation (of logits). "
+              "akt: every step has both; jkt: first transfer in all layers together, then distillation; "
+              "pkt: first transfer in one layer after another, then distillation",
+        choices=SCHEDULES, only_with=only("mobilebert"))
     transfer_share: float | None = option(None, "share of the steps that are used for the knowledge "
                                                 "transfer in jkt and pkt",
                                           metavar="SHARE", only_with=only("mobilebert"))

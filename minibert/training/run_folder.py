@@ -23,8 +23,8 @@ def stop_requests() -> Iterator[list[int]]:
     added to the list that the `with` statement gives, so that a training loop can first finish its step.
 
     After the block, signals end the process again. If a signal arrived in the block, the first such signal
-    ends the process at the end of the block. A signal that was ignored before the block stays ignored: a
-    command that a shell script starts with `&` ignores Ctrl-C.
+    ends the process at the end of the block. A signal that was ignored before the block stays ignored. For
+    example, a command that a shell script starts with `&` ignores Ctrl-C, also in the block.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
