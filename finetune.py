@@ -26,12 +26,12 @@ import minibert
 from minibert.common.console import Progress, say, table
 from minibert.common.disk import disk_errors, read_json, write_json
 from minibert.common.errors import UserError, run_script
-from minibert.common.options import numbers, parse
+from minibert.common.options import parse
 from minibert.common.runtime import Runtime, describe, start
 from minibert.data.examples import Drawn, Examples, check_examples, check_pieces, draw
 from minibert.data.loader import ahead
 from minibert.data.tokenizer import Tokenizer
-from minibert.distill.students import copied_layers, make_student
+from minibert.distill.students import make_student
 from minibert.distill.task_kd import TaskWeights, patience_layers, task_loss
 from minibert.distill.theseus import (layer_groups, replace_rate, replaced_groups, theseus_loss,
                                       train_layers_only)
@@ -40,7 +40,7 @@ from minibert.hub.load_save import load_config
 from minibert.hub.weight_files import read_safetensors, write_tensors
 from minibert.tasks.models import check_widths, keeps_head, load_for_task, load_tuned, teacher_outputs
 from minibert.tasks.official_files import write_submission
-from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, inner_weights, resolve,
+from minibert.tasks.options import (MAY_CHANGE, METHOD_DEFAULTS, Options, cut_layers, inner_weights, resolve,
                                     task_settings)
 from minibert.tasks.specs import TASKS, Task
 from minibert.tasks.splits import (Split, answers_of, dev_of, judge, model_outputs,
@@ -249,10 +249,9 @@ def cut_student(run: Run) -> None:
     options = run.options
     if (Path(run.student) / "config.json").exists():
         return
-    layer_map = numbers("--layer-map", options.layer_map) if options.layer_map else None
     teacher = load_tuned(options.teacher, run.task)
-    student = make_student(teacher, layers=options.layers, layer_map=layer_map)
-    layers = layer_map or copied_layers(student.config.layers, teacher.config.layers)
+    layers = cut_layers(options, teacher.config.layers)
+    student = make_student(teacher, layers=options.layers, layer_map=layers)
     say(f"the student starts as a copy of the layers {', '.join(map(str, layers))} (counted from 0) of "
         f"{options.teacher}")
     minibert.save(student, run.student, run.tokenizer,
@@ -274,7 +273,7 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
     if options.method == "pkd" or has_intermediate_stage(options, run.task) and not options.project:
         check_widths(student, teacher.config)
     if has_intermediate_stage(options, run.task):
-        fit_tinybert(student, teacher.config, inner_weights(options))
+        fit_tinybert(student, teacher.config, inner_weights(options, teacher.config.layers))
     if options.method == "theseus":
         groups = layer_groups(student.layers, teacher.config.layers)
         say("student layers and the teacher layers that they replace:",
@@ -380,7 +379,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
-        student, weights = student_of(seed, run, run.student), inner_weights(options)
+        student, weights = student_of(seed, run, run.student), inner_weights(options, teacher.config.layers)
         imitator = student
         if options.project:
             imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))

@@ -29,7 +29,7 @@ from minibert.data.tokenizer import train_tokenizer
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks import splits
-from minibert.tasks.options import MAY_CHANGE, Options, resolve
+from minibert.tasks.options import MAY_CHANGE, Options, inner_weights, resolve
 from minibert.training.run_folder import open_run
 from test_train import ROOT, handlers  # noqa: F401  (an autouse fixture)
 
@@ -523,6 +523,14 @@ def test_defaults_are_those_of_the_method():
     assert resolved(teacher="t", transfer=("a.txt",)) == (1.0, 2.0, None, None, None)
     assert resolved(teacher="t", method="pkd", beta=0.0) == (0.5, 2.0, 0.0, "skip", None)
     assert resolved(teacher="t", method="tinybert", temperature=2.0) == (1.0, 2.0, None, None, 5e-5)
+
+
+@pytest.mark.parametrize("given, layers", [
+    ({"layers": 3}, (1, 3, 6)), ({"layer_map": "1,4"}, (2, 5)), ({"layers": 3, "imitate": "2,4,6"}, (2, 4, 6)),
+    ({"model": "m"}, None)])
+def test_a_copied_layer_imitates_the_layer_that_it_copies(given, layers):
+    """Copies are numbered from 0, and imitated layers from 1."""
+    assert inner_weights(Options(task="reviews.csv", teacher="t", method="tinybert", **given), 6).layers == layers
 
 
 @pytest.mark.parametrize("name, bad", [

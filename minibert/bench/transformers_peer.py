@@ -32,7 +32,7 @@ def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     does not support the shape.
     """
     import transformers
-    raw = describe(config, "mlm", "hf", "float32")  # the content of a config.json for an MLM
+    raw = describe(config, "mlm", "float32")  # the content of a config.json for an MLM
     peer_config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     return getattr(transformers, kind).from_config(peer_config, attn_implementation="sdpa")
 

@@ -142,7 +142,7 @@ def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights)
                             f"is a {config.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     check_equal(student, teacher, OUTER_SIZES | {
         "layers": "layers", "hidden_size": "width between blocks", "heads": "heads",
-        "embedding_size": "width of the word table", "segments": "token types"},
+        "embedding_size": "width of the word embeddings", "segments": "token types"},
         "--method mobilebert needs equal values, because it compares the models layer by layer and copies "
         "the embeddings and the head")
     transfer, distillation = ("feature_map", "mean", "variance", "attention"), ("mlm", "kd")

@@ -235,7 +235,7 @@ def check_heads(student: Config, teacher: Config) -> None:
 
 def check_embeddings(student: Config, teacher: Config) -> None:
     """Raises `UserError` if the teacher's embeddings cannot be copied."""
-    check_equal(student, teacher, OUTER_SIZES | {"embedding_size": "width of the word table"}, "to copy "
+    check_equal(student, teacher, OUTER_SIZES | {"embedding_size": "width of the word embeddings"}, "to copy "
                 "weights, vocabulary, width and positions must be equal (--init random allows any width)")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from minibert.common.errors import UserError
 from minibert.common.options import MachineOptions, at_least_one, flag, numbers, option, term_weights, within
 from minibert.distill.methods import terms_of, weights_of
+from minibert.distill.students import copied_layers
 from minibert.distill.task_methods import TASK_METHODS
 from minibert.distill.tinybert import TinyBERTWeights
 from minibert.tasks.specs import TASKS, Task, with_tinybert_settings
@@ -76,7 +77,8 @@ class Options(MachineOptions):
                                       metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
         None, "for each student layer, the number (from 1) of the teacher layer that it learns to imitate, "
-        "for example 3,6,9,12 (default: evenly spaced layers)", metavar="LAYERS", only_with=TINYBERT)
+        "for example 3,6,9,12 (default: the copied layers, and with --model evenly spaced layers)",
+        metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
         None, "map the student's states with a linear layer to the teacher's hidden size, before both are "
         "compared (default: yes, but no if the student is made of copied teacher layers)",
@@ -152,7 +154,7 @@ class Options(MachineOptions):
         for field in dataclasses.fields(self) if self.evaluate else ():
             if field.name not in JUDGING and getattr(self, field.name) != field.default:
                 raise UserError(f"{flag(field.name)} is for training, but --evaluate does not train")
-        inner_weights(self)
+        inner_weights(self, None)
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
@@ -192,9 +194,28 @@ def resolve(options: Options) -> Options:
                                            if getattr(options, name) is None})
 
 
-def inner_weights(options: Options) -> TinyBERTWeights:
-    """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers of --imitate."""
+def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
+    """The numbers (from 0) of the teacher layers that are copied into the student. The result is None with
+    --model, because that student is not cut out of the teacher.
+    """
+    if options.model:
+        return None
+    if options.layer_map:
+        return numbers("--layer-map", options.layer_map)
+    return copied_layers(options.layers, teacher_layers)
+
+
+def inner_weights(options: Options, teacher_layers: int | None) -> TinyBERTWeights:
+    """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the student
+    imitates.
+
+    Without --imitate, a student layer that is a copy of a teacher layer imitates this teacher layer. The
+    uniform map of the paper does not fit such a student: its scores are lower (docs/results/compressed.md).
+    `teacher_layers` is the number of the teacher's layers, or None before the teacher is loaded.
+    """
     layers = options.imitate and tuple(numbers("--imitate", options.imitate))
+    if layers is None and teacher_layers and (copied := cut_layers(options, teacher_layers)):
+        layers = tuple(number + 1 for number in copied)
     weights = term_weights(options.weights, terms_of("tinybert"), "tinybert")
     return weights_of("tinybert", layers=layers, **weights)
 

@@ -321,7 +321,7 @@ def test_a_student_starts_with_its_teachers_embeddings_and_head(norm):
 @pytest.mark.parametrize("change, says", [
     (dict(layers=2), "layers 2 against 3"), (dict(heads=3), "heads 3 against 2"),
     (dict(hidden_size=24), "width between blocks 24 against 20"), (dict(vocab_size=61), "vocabulary 61"),
-    (dict(embedding_size=8), "width of the word table 8"), (dict(max_positions=16), "positions 16"),
+    (dict(embedding_size=8), "width of the word embeddings 8"), (dict(max_positions=16), "positions 16"),
     (dict(segments=1), "token types 1"),
 ])
 def test_models_that_do_not_fit_are_refused(change, says):
@@ -351,7 +351,7 @@ def test_copies_and_distilberts_of_a_mobilebert():
         distilbert_of(STUDENT)
     bert = MaskedLM(Config(vocab_size=60, hidden_size=20, layers=3, heads=2, intermediate_size=16,
                            max_positions=32))
-    with pytest.raises(UserError, match="width of the word table 7 against 20"):
+    with pytest.raises(UserError, match="width of the word embeddings 7 against 20"):
         make_student(bert, STUDENT)
 
 
