@@ -70,10 +70,10 @@ class Options(MachineOptions):
     intermediate_epochs: float | None = option(
         None, "number of epochs of TinyBERT's intermediate stage (default: 50 for cola, 10 for mnli, qqp and "
         "qnli, 20 for other tasks); with 0, the stage is left out", metavar="EPOCHS", only_with=TINYBERT)
-    intermediate_lr: float | None = option(None, "constant learning rate of the intermediate stage",
+    intermediate_lr: float | None = option(None, "constant learning rate of TinyBERT's intermediate stage",
                                            metavar="RATE", only_with=TINYBERT)
-    weights: tuple[str, ...] = option((), "weights of the loss terms of the intermediate stage (embedding, "
-                                      "hidden, attention), for example embedding=0 attention=0.5",
+    weights: tuple[str, ...] = option((), "weights of the loss terms of TinyBERT's intermediate stage "
+                                      "(embedding, hidden, attention), for example embedding=0 attention=0.5",
                                       metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
         None, "for each student layer, the number (from 1) of the teacher layer that it learns to imitate, "
