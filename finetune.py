@@ -307,7 +307,8 @@ def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Example
     """Fine-tunes with one seed and returns the result, or the stored result if the seed is finished already.
 
     The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of TinyBERT's
-    intermediate stage, and the examples of the last stage. All methods except TinyBERT use only the second.
+    intermediate stage, and the examples of the last stage. Only TinyBERT uses the examples of the
+    intermediate stage.
     """
     options, task, out = run.options, run.task, run.out / f"seed-{seed}"
     if not (out / "result.json").exists():

@@ -93,9 +93,9 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts a process with `worker(kind, options, pipe)` for each kind of program. Runs each kind once as a
-    warm-up, and then `turns` times, one kind after another. Returns two dicts with the kinds as keys: lists
-    of the results of the turns, usually seconds, and the peak memory in bytes.
+    """Starts a process with `worker(kind, options, pipe)` for each kind of program. The processes take turns:
+    each process runs once as a warm-up, and then `turns` times. Returns two dicts with the kinds as keys:
+    lists of the results of the turns, usually seconds, and the peak memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}

@@ -70,7 +70,7 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, out: str | Path,
                  report: Callable | None, **notes) -> None:
     """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
-    (part, document), where `part` is "train" or "held-out". `notes` are further entries of corpus.json.
+    (part, document), where `part` is "train" or "held-out". `notes` are additional entries of corpus.json.
     `report(line)` prints a line (None: no line is printed). Raises `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0

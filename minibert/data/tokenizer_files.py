@@ -115,7 +115,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
         # In transformers, blank lines at the end of vocab.txt are one token "", and new added tokens get the
-        # ids after it. If no added token needs a new id, the token "" is not needed.
+        # ids after the id of "". If no added token needs a new id, the token "" is not needed.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra

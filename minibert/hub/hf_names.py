@@ -156,7 +156,7 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
 # These keys of a loaded config.json are not copied to the config.json of a saved model. Some keys get values
-# from the model's `Config`. The others name the file or the code from which the model was loaded.
+# from the model's `Config`. The other keys name the file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`

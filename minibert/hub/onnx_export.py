@@ -220,8 +220,8 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. Each output column
     of a product has its own scale for the weights.
 
-    With `reduce_range`, the weights have 7 bits. Some processors add two products in 16 bits, and with 8-bit
-    weights the sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
+    With `reduce_range`, the int8 weights have 7 bits. Some processors add two products in 16 bits, and with
+    8-bit weights the sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
 
     All activations of a batch have the same scale, so the outputs for a sentence depend slightly on the other
     sentences in its batch. In the int8 mode of `minibert.fast`, each token has its own scale.

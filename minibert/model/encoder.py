@@ -64,8 +64,8 @@ class Layer(nn.Module):
         attended = self.out(context.flatten(-2))  # (N, D)
         if c.architecture == "bert":  # DistilBERT has no dropout after attention
             attended = dropout(attended, c.dropout, self.training)
-        # In a post-LN model, the norm comes after the residual sum. In later models (pre-LN), it comes before
-        # attention.
+        # In a post-LN model, the norm comes after the residual sum. In later models (pre-LN), the norm comes
+        # before attention.
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
         # Unlike attention, the feed-forward network has dropout in DistilBERT, too.

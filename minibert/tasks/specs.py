@@ -177,8 +177,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
          published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
-    # The rows of SQuAD are questions, see squad.py and squad_windows.py. The training settings are those in
-    # the README of Google's BERT code.
+    # The rows of SQuAD are questions, see squad.py and squad_windows.py. The training settings of SQuAD are
+    # those in the README of Google's BERT code.
     Task("squad", (), (), ("f1", "exact_match"), "squad",
          "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
          {"train": Table("train-v1.1.json"), "dev": Table("dev-v1.1.json")}, kind="span",

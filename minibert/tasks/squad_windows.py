@@ -45,7 +45,7 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
     A window has at most `max_length` tokens. Only the first `max_query` tokens of a question are used.
     `stride` is the distance between the starts of two windows, as in run_squad.py. In run_qa.py of Hugging
     Face, the word stride means the overlap of two windows. If a question has several gold answers, only the
-    first is used.
+    first answer is used.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "

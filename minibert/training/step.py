@@ -36,7 +36,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)
-        # this seed is for dropout: a resumed run draws the same numbers as a run without a stop
+        # the seed of dropout, so that a resumed run draws the same numbers as a run without a stop
         torch.manual_seed(micro.seed)
         with runtime.autocast():
             loss, terms = loss_of(micro)
