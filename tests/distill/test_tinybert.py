@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_one_clear_sentence(folder, student, tuned, tmp_pat
               ["id", "text", "label"])
     for changed, words in (
             ({"teacher": None}, ["--method tinybert", "--teacher"]),
-            ({"model": tmp_path / "heads"}, ["4 heads", "2"]),
+            ({"model": tmp_path / "heads"}, ["heads 4 against 2"]),
             ({"model": tmp_path / "words"}, ["vocabular"]),
             ({"imitate": "3"}, ["--imitate 3 ", "1 to 2"]), ({"imitate": "1,2"}, ["--imitate 1,2 "]),
             ({"imitate": "one"}, ["--imitate one"]), ({"weights": "soft=0"}, ["--weights soft=0"]),
