@@ -281,7 +281,7 @@ def test_sigterm_writes_a_checkpoint_and_resume_goes_on(folder, tmp_path):
     said = run.communicate(timeout=60)[0]
     assert run.returncode == 143 and "continue with --resume" in said and "Traceback" not in said
     (checkpoint,) = (out / "checkpoint").glob("step-*")
-    assert rows(out)[-1]["step"] == int(checkpoint.name[5:])
+    assert rows(out)[-1]["step"] == int(checkpoint.stem[5:])
 
 
 def test_mlm_from_scratch_and_from_a_folder(folder, tmp_path):

@@ -10,6 +10,7 @@ padded to its longest sentence.
 
 import contextlib
 import importlib.util
+import json
 import logging
 import shutil
 import sys
@@ -53,6 +54,9 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
     if "ctranslate2" in kinds:
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
+        # CTranslate2 reads this field, which transformers 5 does not set by itself.
+        config = folder / "model" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"position_embedding_type": "absolute"}))
         TransformersConverter(str(folder / "model")).convert(str(folder / "ctranslate2"))
 
 
