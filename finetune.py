@@ -273,7 +273,8 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
     if options.method == "pkd" or has_intermediate_stage(options, run.task) and not options.project:
         check_widths(student, teacher.config)
     if has_intermediate_stage(options, run.task):
-        fit_tinybert(student, teacher.config, inner_weights(options, teacher.config.layers))
+        weights = inner_weights(options, cut_layers(options, teacher.config.layers))
+        fit_tinybert(student, teacher.config, weights)
     if options.method == "theseus":
         groups = layer_groups(student.layers, teacher.config.layers)
         say("student layers and the teacher layers that they replace:",
@@ -380,7 +381,8 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
-        student, weights = student_of(seed, run, run.student), inner_weights(options, teacher.config.layers)
+        student = student_of(seed, run, run.student)
+        weights = inner_weights(options, cut_layers(options, teacher.config.layers))
         imitator = student
         if options.project:
             imitator = TinyBERTStudent(student.encoder, teacher.config, torch.Generator().manual_seed(seed))

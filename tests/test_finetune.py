@@ -29,7 +29,7 @@ from minibert.data.tokenizer import train_tokenizer
 from minibert.model.init import init_weights
 from minibert.model.heads import Classifier, MaskedLM, Span
 from minibert.tasks import splits
-from minibert.tasks.options import MAY_CHANGE, Options, inner_weights, resolve
+from minibert.tasks.options import MAY_CHANGE, Options, cut_layers, inner_weights, resolve
 from minibert.training.run_folder import open_run
 from test_train import ROOT, handlers  # noqa: F401  (an autouse fixture)
 
@@ -509,7 +509,8 @@ def test_options_that_nothing_would_read_are_refused(folder):
     for words in ("--beta 5", "--teacher-layers last", "--intermediate-epochs 0", "--intermediate-lr 1e-4",
                   "--weights hidden=0", "--imitate 1,2"):
         with pytest.raises(UserError, match=f"{words.split()[0]} has no effect with --method kd"):
-            parse(Options, ["--model", "m", "--task", "reviews.csv", "--teacher", "t", *words.split()], "", "")
+            parse(Options, ["--model", "m", "--task", "reviews.csv", "--teacher", "t", *words.split()],
+                  "", "")
 
 
 def test_defaults_are_those_of_the_method():
@@ -526,11 +527,13 @@ def test_defaults_are_those_of_the_method():
 
 
 @pytest.mark.parametrize("given, layers", [
-    ({"layers": 3}, (1, 3, 6)), ({"layer_map": "1,4"}, (2, 5)), ({"layers": 3, "imitate": "2,4,6"}, (2, 4, 6)),
+    ({"layers": 3}, (1, 3, 6)), ({"layer_map": "1,4"}, (2, 5)),
+    ({"layers": 3, "imitate": "2,4,6"}, (2, 4, 6)),
     ({"model": "m"}, None)])
 def test_a_copied_layer_imitates_the_layer_that_it_copies(given, layers):
     """Copies are numbered from 0, and imitated layers from 1."""
-    assert inner_weights(Options(task="reviews.csv", teacher="t", method="tinybert", **given), 6).layers == layers
+    options = Options(task="reviews.csv", teacher="t", method="tinybert", **given)
+    assert inner_weights(options, cut_layers(options, 6)).layers == layers
 
 
 @pytest.mark.parametrize("name, bad", [

@@ -254,7 +254,8 @@ def test_layers_of_a_teacher_are_evenly_spread_and_resumed(folder, models, tmp_p
     assert (tmp_path / "run" / "student" / "model.safetensors").read_bytes() == before
     assert torch.equal(minibert.load(tmp_path / "run" / "student").encoder.layers[1].up.weight,
                        minibert.load(models[1]).encoder.layers[3].up.weight)
-    for more, says in (({"model": models[0], "teacher": models[1], "layers": 2}, "give --model, or give --teacher"),
+    for more, says in (({"model": models[0], "teacher": models[1], "layers": 2},
+                        "give --model, or give --teacher"),
                        ({"model": None}, "give --model, or give --teacher"),
                        ({"model": None, "layers": 2}, "give --model, or give --teacher"),
                        ({"model": None, "teacher": models[1], "layers": 5}, "5 layers"),

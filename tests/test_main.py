@@ -80,7 +80,8 @@ def test_labels_scores_and_pairs(folder, ask):
 def test_each_of_several_labels_has_its_own_probability(folder, ask):
     path = folder(Classifier, labels=("one", "two", "three"), problem_type="multi_label_classification")
     out = ask([path], "the cat sat\n")
-    p = torch.from_numpy(minibert.predict(minibert.load(path), minibert.load_tokenizer(path), ["the cat sat"]))
+    logits = minibert.predict(minibert.load(path), minibert.load_tokenizer(path), ["the cat sat"])
+    p = torch.from_numpy(logits)
     shown = {line.split()[0]: line.split()[1] for line in out.splitlines()[4:]}
     assert shown == {name: f"{x:.1%}" for name, x in zip(("one", "two", "three"), p[0].sigmoid())}
 

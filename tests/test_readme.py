@@ -197,7 +197,8 @@ def test_figures_of_summaries_stand_where_they_are_explained(document):
     """Every number with a decimal point is in a page that says how it was measured,
     or is the hours of the plan whose command stands on its line.
     """
-    pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in DOCUMENTS if page not in SUMMARIES)
+    pages = "\n".join((ROOT / page).read_text(encoding="utf-8")
+                      for page in DOCUMENTS if page not in SUMMARIES)
     explained = set(re.findall(r"\d+\.\d+", pages)) | {"3.11", "2.0"}  # Python, and Apache
     markdown = (ROOT / document).read_text(encoding="utf-8")
     prose = re.sub(r"^```(?:bash|python)\n.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
@@ -212,7 +213,8 @@ def test_figures_of_summaries_stand_where_they_are_explained(document):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_the_commands_of_make_gpu_are_taken():
-    said = subprocess.run(["make", "-n", "-o", ".venv/test", "gpu"], cwd=ROOT, capture_output=True, text=True).stdout
+    said = subprocess.run(["make", "-n", "-o", ".venv/test", "gpu"], cwd=ROOT, capture_output=True,
+                          text=True).stdout
     lines = [shlex.split(line) for line in said.replace("\\\n", " ").splitlines()]
     words = [line[line.index(".venv/bin/python"):] for line in lines if ".venv/bin/python" in line]
     for command in words:
@@ -221,7 +223,8 @@ def test_the_commands_of_make_gpu_are_taken():
     assert len(words) == 9 and sizes == ["4096", "8192", "16384", "32768", "65536"]
 
 
-@pytest.mark.parametrize("index, pages", [("docs/README.md", "docs/*.md"), ("docs/results.md", "docs/results/*.md")])
+@pytest.mark.parametrize("index, pages", [
+    ("docs/README.md", "docs/*.md"), ("docs/results.md", "docs/results/*.md")])
 def test_every_page_is_in_the_index(index, pages):
     text, folder = (ROOT / index).read_text(encoding="utf-8"), (ROOT / index).parent
     linked = {(folder / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", text)}

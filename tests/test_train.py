@@ -383,8 +383,8 @@ def test_bad_input_is_one_clear_sentence(folder, tmp_path):
     refused(options(folder, tmp_path / "x", "--weights", "kl"), "--weights kl", "TERM=WEIGHT")
     refused(options(folder, tmp_path / "x", "--weights", "hidden=1"), "hidden=1", "kl, mlm, cosine")
     refused(options(folder, tmp_path / "x", "--weights", "kl=-1"), "at least 0")
-    refused(options(folder, tmp_path / "x", "--relation-heads", "4"), "has no effect with --method distilbert",
-            "needs --method minilmv2")
+    refused(options(folder, tmp_path / "x", "--relation-heads", "4"),
+            "has no effect with --method distilbert", "needs --method minilmv2")
     refused(options(folder, tmp_path / "x", "--mask-share", "0"), "--mask-share")
     refused(options(folder, tmp_path / "x", "--method", "tinybert"), "heads 12 against 2")
     refused(options(folder, tmp_path / "x", "--method", "tinybert", "--imitate", "1,b"), "--imitate 1,b")
@@ -537,11 +537,13 @@ def test_token_type_1_is_as_type_0_where_nothing_trains_it(folder, tmp_path, mon
     types[1] = types[0] + 0.02  # as in BERT, the second differs little from the first
     minibert.save(teacher, tmp_path / "teacher", tokenizer)
     monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(teacher.config, layers=2))
-    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--init", "random", "--weight-decay", "0.1",
-                       teacher=tmp_path / "teacher", student="tiny", steps=8, lr=1e-2))
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--init", "random",
+                       "--weight-decay", "0.1", teacher=tmp_path / "teacher", student="tiny", steps=8,
+                       lr=1e-2))
     student = minibert.load(tmp_path / "run" / "model").encoder
     assert torch.equal(student.segment.weight[1], student.segment.weight[0])
-    drawn = init_weights(Encoder(student.config), torch.Generator().manual_seed(56))  # as it would have stayed
+    # the student if training had not changed it
+    drawn = init_weights(Encoder(student.config), torch.Generator().manual_seed(56))
     ids, segments = tokenizer.encode(["the small model"], ["reads old books"])
     batch, second = minibert.pack(ids, segments), torch.tensor(segments[0]) == 1
     first = student.embed(batch._replace(segments=torch.zeros_like(batch.segments)))
@@ -556,7 +558,8 @@ def test_token_type_1_is_as_type_0_where_nothing_trains_it(folder, tmp_path, mon
 
 def test_token_types_of_a_teacher_are_kept(folder, tmp_path):
     """Layers copied: the second type is the teacher's, which has a meaning."""
-    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", str(folder / "teacher"), steps=1))
+    train.main(options(folder, tmp_path / "run", "--method", "mlm", "--student", str(folder / "teacher"),
+                       steps=1))
     before, after = (minibert.load(path).encoder.segment.weight[1]
                      for path in (folder / "teacher", tmp_path / "run" / "model"))
     assert (before - after).abs().max() < 1e-4

@@ -56,7 +56,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
         _quiet_transformers()
         # CTranslate2 reads this field, which transformers 5 does not set by itself.
         config = folder / "model" / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"position_embedding_type": "absolute"}))
+        raw = json.loads(config.read_text()) | {"position_embedding_type": "absolute"}
+        config.write_text(json.dumps(raw))
         TransformersConverter(str(folder / "model")).convert(str(folder / "ctranslate2"))
 
 

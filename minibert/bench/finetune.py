@@ -20,9 +20,9 @@ from minibert.bench.transformers_peer import (at_rate, check_installed, transfor
 from minibert.bench.turns import alternate, compared, serve, speeds
 from minibert.common.console import table
 from minibert.common.errors import UserError
-from minibert.common.options import at_least_one, option
+from minibert.common.options import MachineOptions, at_least_one, option
 from minibert.common.randomness import samples_of_step
-from minibert.common.runtime import PRECISIONS, describe, start
+from minibert.common.runtime import describe, start
 from minibert.data.examples import Examples, draw
 from minibert.distill.task_kd import TaskWeights, task_loss
 from minibert.model.config import Config, preset
@@ -39,31 +39,25 @@ RANDOM, BY_LENGTH = "transformers", "transformers by length"
 
 
 @dataclass(frozen=True)
-class FinetuneBench:
+class FinetuneBench(MachineOptions):
     """Every option of bench.py finetune."""
 
-    task: str = option("mrpc", "name of a GLUE task, or imdb", choices=TEXT_TASKS)
+    task: str = option("mrpc", "name of a GLUE task, or imdb", choices=TEXT_TASKS, group="measurement")
     data: str | None = option(None, "folder of the official files of the task, or its parent folder")
     tokenizer: str | None = option(None, "folder with tokenizer.json or vocab.txt")
     model: str = option("bert-base", "preset of the model, which gets random weights")
     batch: int = option(32, "number of examples of one step")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
-    micro_tokens: int = option(
-        4096, "largest number of tokens in one forward pass of minibert; transformers always processes the "
-        "whole batch in one forward pass")
     steps: int = option(4, "number of training steps in one measurement")
     turns: int = option(3, "number of measurements of each program, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings, block outputs and "
                             "the classifier's input, in minibert and in transformers")
-    precision: str = option("auto", "precision of matrix products; auto: 16 bits on hardware with fast "
-                                    "16-bit products, otherwise fp32", choices=("auto", *PRECISIONS))
-    device: str = option("auto", "device, for example cpu, cuda or cuda:1")
-    threads: int | None = option(None, "number of CPU threads")
 
     def __post_init__(self):
         if not self.data or not self.tokenizer:
             raise UserError("bench.py finetune needs --data and --tokenizer")
-        at_least_one(self, "batch", "steps", "turns", "threads")
+        super().__post_init__()
+        at_least_one(self, "batch", "steps", "turns")
 
 
 def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:

@@ -20,8 +20,8 @@ FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L
   + 4 T^2 B L. The pooler, the heads, and operations that are not matrix products are not counted. Such
   operations are biases, LayerNorm, GELU, softmax and look-ups in tables.
 with D x D = FLOPs + 2 T D^2
-  This column counts one more linear layer with D x D weights, for every token. The papers do not say how they
-  counted. Most of their figures are equal to this column after rounding."""
+  This column counts one more linear layer with D x D weights, for every token. The papers do not say how
+  their FLOPs were counted. Most of the published figures are equal to this column after rounding."""
 
 
 @functools.cache

@@ -40,8 +40,7 @@ class SentencesBench:
     squad: str | None = option(None, "folder with dev-v1.1.json of SQuAD", metavar="FOLDER")
     turns: int = option(5, "number of speed measurements of each model, after one warm-up; 0: the speed is "
                            "not measured", metavar="NUMBER")
-    precision: str = option("fp32", "precision of matrix products; auto: 16 bits on hardware with fast "
-                                    "16-bit products, otherwise fp32", choices=("auto", *PRECISIONS))
+    precision: str = option("fp32", "precision of matrix products", choices=("auto", *PRECISIONS))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads", metavar="NUMBER")
 

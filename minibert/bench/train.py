@@ -17,8 +17,8 @@ from minibert.bench.transformers_peer import at_rate, check_installed, transform
 from minibert.bench.turns import alternate, compared, rate, serve, speeds
 from minibert.common.console import table
 from minibert.common.errors import UserError
-from minibert.common.options import at_least_one, option
-from minibert.common.runtime import PRECISIONS, describe, start
+from minibert.common.options import MachineOptions, at_least_one, option
+from minibert.common.runtime import describe, start
 from minibert.data.loader import cut
 from minibert.distill.distilbert import DistilBERTWeights
 from minibert.distill.methods import METHODS
@@ -37,10 +37,10 @@ TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
 @dataclass(frozen=True)
-class TrainBench:
+class TrainBench(MachineOptions):
     """Every option of bench.py train."""
 
-    teacher: str = option("bert-base", "preset of the teacher (random weights)")
+    teacher: str = option("bert-base", "preset of the teacher (random weights)", group="measurement")
     student: str = option("distilbert", "preset of the student (random weights)")
     methods: tuple[str, ...] = option(("distilbert",), "methods of train.py whose steps are timed",
                                        choices=TIMED)
@@ -48,19 +48,15 @@ class TrainBench:
     max_length: int = option(128, "maximum length of a sequence in tokens")
     min_length: int = option(16, "minimum length of a sequence in tokens; all lengths from --min-length to "
                                   "--max-length are equally likely")
-    micro_tokens: int = option(4096, "largest number of tokens in one forward pass of minibert")
     steps: int = option(4, "number of training steps in one measurement")
     turns: int = option(5, "number of measurements of each program, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
-    precision: str = option("auto", "precision of matrix products; auto: 16 bits on hardware with fast "
-                                    "16-bit products, otherwise fp32", choices=("auto", *PRECISIONS))
-    device: str = option("auto", "device, for example cpu, cuda or cuda:1")
-    threads: int | None = option(None, "number of CPU threads")
     peer: bool = option(True, "also measure the same step in transformers (only if --methods is distilbert)")
     compiled_peer: bool = option(False, "also measure the same step in transformers with torch.compile")
 
     def __post_init__(self):
-        at_least_one(self, "batch", "steps", "turns", "threads")
+        super().__post_init__()
+        at_least_one(self, "batch", "steps", "turns")
         if not 2 < self.min_length <= self.max_length <= self.micro_tokens:
             raise UserError("lengths must be in order: 2 < --min-length <= --max-length <= --micro-tokens")
 

@@ -1,4 +1,5 @@
-"""Dynamic masking: functions that choose the tokens to predict in an optimiser step, and replace the tokens.
+"""Dynamic masking: chooses the tokens that the model predicts in an optimiser step, and replaces these tokens
+by [MASK], by random tokens, or by themselves.
 
 Which tokens are masked depends only on the seed, the step, the number of the sequence in the step, and the
 position of the token. The masks are the same for every size of the micro-batches and every number of ranks.

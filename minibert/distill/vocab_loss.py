@@ -223,7 +223,8 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
     target = labels[labelled, None]
     z = z if len(labelled) == len(z) else z[labelled]  # (M, V)
     p, log_sum = _softmax(z)
-    nll, hits = log_sum[:, None] - z.gather(1, target), z.argmax(-1, keepdim=True) == target
+    nll = log_sum[:, None] - z.gather(1, target)
+    hits = z.argmax(-1, keepdim=True) == target
     return p.scatter_add_(1, target, torch.full_like(nll, -1.0)), nll, hits
 
 

@@ -154,7 +154,7 @@ class Options(MachineOptions):
         for field in dataclasses.fields(self) if self.evaluate else ():
             if field.name not in JUDGING and getattr(self, field.name) != field.default:
                 raise UserError(f"{flag(field.name)} is for training, but --evaluate does not train")
-        inner_weights(self, None)
+        inner_weights(self)
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
@@ -205,19 +205,19 @@ def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
     return copied_layers(options.layers, teacher_layers)
 
 
-def inner_weights(options: Options, teacher_layers: int | None) -> TinyBERTWeights:
+def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERTWeights:
     """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the student
     imitates.
 
-    Without --imitate, a student layer that is a copy of a teacher layer imitates this teacher layer. The
-    uniform map of the paper does not fit such a student: its scores are lower (docs/results/compressed.md).
-    `teacher_layers` is the number of the teacher's layers, or None before the teacher is loaded.
+    `copied` is the result of `cut_layers`. Without --imitate, a copy of a teacher layer imitates this teacher
+    layer. The uniform map of the paper does not fit a student of copied layers: its scores are lower
+    (docs/results/compressed.md).
     """
-    layers = options.imitate and tuple(numbers("--imitate", options.imitate))
-    if layers is None and teacher_layers and (copied := cut_layers(options, teacher_layers)):
-        layers = tuple(number + 1 for number in copied)
+    layers = [number + 1 for number in copied] if copied else None
+    if options.imitate:
+        layers = numbers("--imitate", options.imitate)
     weights = term_weights(options.weights, terms_of("tinybert"), "tinybert")
-    return weights_of("tinybert", layers=layers, **weights)
+    return weights_of("tinybert", layers=layers and tuple(layers), **weights)
 
 
 def task_settings(options: Options, task: Task) -> Task:

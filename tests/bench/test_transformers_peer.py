@@ -10,7 +10,8 @@ from minibert.model.heads import MaskedLM
 @pytest.mark.parametrize("more", [{}, {"architecture": "distilbert", "segments": 0}])
 def test_the_peer_has_as_many_parameters(more):
     pytest.importorskip("transformers")
-    config = Config(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20, **more)
+    config = Config(vocab_size=40, hidden_size=16, layers=2, heads=2, intermediate_size=24, max_positions=20,
+                    **more)
     ours, theirs = (sum(p.numel() for p in model.parameters())
                     for model in (MaskedLM(config), transformers_model(config)))
     assert ours == theirs

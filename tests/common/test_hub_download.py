@@ -13,8 +13,9 @@ from minibert.common.hub_download import local_folder
 SMALL = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
          "added_tokens.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json",
          "sentence_bert_config.json", "config_sentence_transformers.json"]
-OTHERS = ["README.md", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx/model.onnx", "openvino/model.bin",
-          "model.fp16.safetensors", "onnx/config.json", "checkpoint-500/config.json", "training_args.bin",
+OTHERS = ["README.md", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx/model.onnx",
+          "openvino/model.bin", "model.fp16.safetensors", "onnx/config.json", "checkpoint-500/config.json",
+          "training_args.bin",
           "checkpoint-500/model.safetensors", "coreml/model.mlpackage", "data/train.json"]
 
 
@@ -38,7 +39,8 @@ def hub(monkeypatch, tmp_path):
     (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
     (["pytorch_model.bin"], ["pytorch_model.bin"]),
     (["model.safetensors", "2_Dense/pytorch_model.bin"], ["model.safetensors", "2_Dense/pytorch_model.bin"]),
-    (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],) * 2,
+    (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+      "model.safetensors.index.json"],) * 2,
 ])
 def test_what_is_fetched(hub, weights, fetched):
     hub[0].extend(weights)

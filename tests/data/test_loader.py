@@ -68,8 +68,8 @@ def test_the_same_sequence_is_masked_anew_in_every_step():
     masks = [tuple((step(k).micro_batches[0].labels != IGNORE).tolist()) for k in range(20)]
     assert len(set(masks)) == 20
     assert masks[0] != tuple((step(0, seed=8).micro_batches[0].labels != IGNORE).tolist())
-    expected = mask_tokens(np.array([2, *range(5, V), 3]), np.array([V - 3]), TOKENIZER, Masking("bernoulli"), 7,
-                           4)
+    expected = mask_tokens(np.array([2, *range(5, V), 3]), np.array([V - 3]), TOKENIZER,
+                           Masking("bernoulli"), 7, 4)
     assert step(4).micro_batches[0].batch.ids.tolist() == expected.inputs.tolist()
 
 

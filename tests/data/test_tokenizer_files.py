@@ -17,13 +17,15 @@ from minibert.common.errors import UserError
 from minibert.data.tokenizer import Tokenizer, load_tokenizer
 from minibert.data.tokenizer_files import SPECIAL_TOKENS, is_cased
 
-PIECES = ("[PAD] [unused0] [UNK] [CLS] [SEP] [MASK] hello world , . un ##aff ##able the cafe ##s 你 好 [ ] < > user "
+PIECES = ("[PAD] [unused0] [UNK] [CLS] [SEP] [MASK] hello world , . un ##aff ##able the cafe ##s 你 好 "
+          "[ ] < > user "
           "name ##hello Hello WORLD café É <s> </s> <pad> <unk> <mask>").split()
 N = len(PIECES)
 TEXT = "Hello CAFÉ the[MASK]the [mask] [NAME]s <user> <USER>s 你好 <s>. hellohellohello <url>s café"
 NAMES = {f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS}
 FLAGS = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
-OTHER_NAMES = dict(pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="[unused0]")
+OTHER_NAMES = dict(pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>",
+                   mask_token="[unused0]")
 LOWER, GENERIC = {"do_lower_case": True}, NAMES | {"tokenizer_class": "PreTrainedTokenizerFast"}
 EXTRA = {"additional_special_tokens": ["[NAME]", "<user>"]}
 
@@ -34,7 +36,8 @@ def described(lowercase=True, added=(), names=SPECIAL_TOKENS, without=(), **chan
     """
     ids = {piece: i for i, piece in enumerate(PIECES)}
     tokens = [{"id": ids[name], "content": name, "special": True, **FLAGS} for name in names]
-    tokens += [{"id": N + i, "special": False, **FLAGS, "normalized": True, **token} for i, token in enumerate(added)]
+    tokens += [{"id": N + i, "special": False, **FLAGS, "normalized": True, **token}
+               for i, token in enumerate(added)]
     special = {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names[2:4]}
     def sequence(*parts):
         return [{"SpecialToken" if part in special else "Sequence": {"id": part, "type_id": kind}}
@@ -83,7 +86,8 @@ def decoder(*tokens):
 
 
 def file(config=NAMES | LOWER, description=None, **files):
-    return dict(tokenizer=described() if description is None else description, tokenizer_config=config, **files)
+    return dict(tokenizer=described() if description is None else description, tokenizer_config=config,
+                **files)
 
 
 FORMS = {
@@ -117,7 +121,8 @@ FORMS = {
         post_processor={"type": "BertProcessing", "sep": ["[SEP]", 4], "cls": ["[CLS]", 3]})),
     "BERT's class, another normaliser": file(description=described(
         normalizer={"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}]})),
-    "class in config.json": dict(vocabulary=PIECES, tokenizer=described(lowercase=False), tokenizer_config=NAMES,
+    "class in config.json": dict(vocabulary=PIECES, tokenizer=described(lowercase=False),
+                                 tokenizer_config=NAMES,
                                  config={"model_type": "bert", "tokenizer_class": "PreTrainedTokenizerFast"}),
     "ConvBERT's class is what tokenizer.json says": file(
         NAMES | {"tokenizer_class": "ConvBertTokenizer", "do_lower_case": False}),
@@ -141,7 +146,8 @@ FORMS = {
                                                                  special_tokens_map=NAMES | EXTRA),
     "added_tokens_decoder and more": beside(decoder({"content": "<url>", "single_word": True}) | EXTRA),
     "added_tokens_decoder over tokenizer.json": file(
-        NAMES | LOWER | decoder({"content": "<url>"}), described(added=[{"content": "<user>"}, {"content": "[NAME]"}])),
+        NAMES | LOWER | decoder({"content": "<url>"}),
+        described(added=[{"content": "<user>"}, {"content": "[NAME]"}])),
     "added_tokens_decoder and tokenizer.json, generic": file(
         GENERIC | {"added_tokens_decoder": {str(N + 2): FLAGS | {"content": "<url>"}}},
         described(added=[{"content": "<user>"}, {"content": "[NAME]"}])),
@@ -174,10 +180,12 @@ FORMS = {
         "do_basic_tokenize": False, "never_split": ["hello"], "strip_accents": False, "init_inputs": [],
         "tokenize_chinese_chars": False, "max_len": 512, "name_or_path": "/home/someone/model"}),
     "accents stripped, case kept": beside({"do_lower_case": False, "strip_accents": True}),
-    "options null": beside({"strip_accents": None, "additional_special_tokens": None, "tokenizer_class": None}),
+    "options null": beside({"strip_accents": None, "additional_special_tokens": None,
+                            "tokenizer_class": None}),
     **{f"class {name}": beside({"tokenizer_class": name}) for name in (
-        "BertTokenizerFast", "DistilBertTokenizer", "MobileBertTokenizerFast", "ElectraTokenizer", "LxmertTokenizer",
-        "LayoutLMTokenizerFast", "SqueezeBertTokenizer", "ConvBertTokenizer", "DPRContextEncoderTokenizer")},
+        "BertTokenizerFast", "DistilBertTokenizer", "MobileBertTokenizerFast", "ElectraTokenizer",
+        "LxmertTokenizer", "LayoutLMTokenizerFast", "SqueezeBertTokenizer", "ConvBertTokenizer",
+        "DPRContextEncoderTokenizer")},
     **{f"model_type {name}": beside(model_type=name) for name in ("distilbert", "mobilebert", "electra")},
 }
 UNCASED = "3 6 14 13 5 13 18 2 19 18 23 19 2 20 22 21 20 22 21 2 16 17 20 2 21 9 6 24 24 20 2 21 2 14 4"
@@ -288,13 +296,16 @@ def test_transformers_has_the_same_ids_before_and_after(form, tmp_path):
 ONLY = "minibert reads only BERT's WordPiece"
 REFUSED = {
     "a BPE": (file(description={"model": {"type": "BPE", "vocab": {}, "merges": []}}), "['BPE', None, None]"),
-    "a BPE of 2019": (file(description={"model": {"vocab": {}, "merges": [], "continuing_subword_prefix": ""}}),
+    "a BPE of 2019": (file(description={"model": {"vocab": {}, "merges": [],
+                                                  "continuing_subword_prefix": ""}}),
                       "[None, None, None]"),
     "a Unigram": (file(description={"model": {"type": "Unigram", "vocab": []}}), "'Unigram'"),
     "words alone": (file(GENERIC, described(model__type="WordLevel")), "'WordLevel'"),
     "generic, another normaliser": (file(GENERIC, described(normalizer={"type": "NFC"})), "'NFC'"),
-    "generic, another pre-tokeniser": (file(GENERIC, described(pre_tokenizer={"type": "Whitespace"})), "'Whitespace'"),
-    "generic, nothing around a text": (file(GENERIC, described(post_processor=None)), "an empty pair becomes"),
+    "generic, another pre-tokeniser": (file(GENERIC, described(pre_tokenizer={"type": "Whitespace"})),
+                                       "'Whitespace'"),
+    "generic, nothing around a text": (file(GENERIC, described(post_processor=None)),
+                                       "an empty pair becomes"),
     "generic, RoBERTa around a text": (file(GENERIC, described(post_processor={
         "type": "RobertaProcessing", "sep": ["[SEP]", 4], "cls": ["[CLS]", 3], "trim_offsets": True,
         "add_prefix_space": False})), "[CLS]', '[SEP]', '[SEP]', '[SEP]"),
@@ -309,16 +320,18 @@ REFUSED = {
     "BertJapanese in config.json": (beside(config={"tokenizer_class": "BertJapaneseTokenizer"}), ONLY),
     "mecab without a class": (beside({"word_tokenizer_type": "mecab"}), "BertTokenizer with mecab"),
     **{name: (beside({"tokenizer_class": name}), f"its tokenizer is {name}, but {ONLY}") for name in (
-        "BertweetTokenizer", "RobertaTokenizerFast", "XLMRobertaTokenizer", "GPT2Tokenizer", "HerbertTokenizer",
-        "TapasTokenizer", "MPNetTokenizer", "FunnelTokenizer", "SplinterTokenizer", "RoFormerTokenizer",
+        "BertweetTokenizer", "RobertaTokenizerFast", "XLMRobertaTokenizer", "GPT2Tokenizer",
+        "HerbertTokenizer", "TapasTokenizer", "MPNetTokenizer", "FunnelTokenizer", "SplinterTokenizer",
+        "RoFormerTokenizer",
         "DPRReaderTokenizer")},
     "a model of another tokenizer": (beside(model_type="funnel"), f"that of a funnel, but {ONLY}"),
     "split_special_tokens": (beside({"split_special_tokens": True}), "split_special_tokens"),
     "no [MASK]": (beside(vocabulary=[p for p in PIECES if p != "[MASK]"]), "lacks [MASK]"),
     "an id that it cannot have": (beside({"added_tokens_decoder": {"99": FLAGS | {"content": "<user>"}}}),
                                   f"'<user>' cannot have id 99: it gets {N}"),
-    "new ids in a vocabulary with gaps": (beside({"additional_special_tokens": ["<user>"]}, [*PIECES, "end", "hello"][
-        :-1] + ["hello"]), "has the id of a piece"),
+    "new ids in a vocabulary with gaps": (
+        beside({"additional_special_tokens": ["<user>"]}, [*PIECES, "end", "hello"]),
+        "has the id of a piece"),
     "LFS pointer": (dict(vocabulary="version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
                     "vocab.txt is not the file itself but a git-LFS pointer"),
     "web page": (dict(vocabulary="\n<!DOCTYPE html>\n<html>"), "vocab.txt is a saved web page"),
@@ -406,18 +419,21 @@ def test_the_longest_sequence_survives(stated, model, saved, tmp_path):
 
 
 def test_what_else_is_stated_survives_and_paths_do_not(tmp_path):
-    stated = LOWER | EXTRA | {"clean_up_tokenization_spaces": False, "padding_side": "left", "max_length": 128,
-                              "name_or_path": "/home/x", "special_tokens_map_file": "/home/y", "tokenizer_class":
-                              "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}
+    stated = LOWER | EXTRA | {
+        "clean_up_tokenization_spaces": False, "padding_side": "left", "max_length": 128,
+        "name_or_path": "/home/x", "special_tokens_map_file": "/home/y", "tokenizer_class": "BertTokenizer",
+        "model_input_names": ["input_ids", "attention_mask"]}
     loaded = load(write(tmp_path / "t", PIECES, tokenizer_config=stated))
     loaded.save(tmp_path / "bert"), loaded.save(tmp_path / "distilbert", segments=False)
     bert, distilbert = (json.loads((tmp_path / name / "tokenizer_config.json").read_text())
                         for name in ("bert", "distilbert"))
-    kept = ("do_lower_case", "additional_special_tokens", "clean_up_tokenization_spaces", "padding_side", "max_length")
+    kept = ("do_lower_case", "additional_special_tokens", "clean_up_tokenization_spaces", "padding_side",
+            "max_length")
     assert all(saved[key] == stated[key] for key in kept for saved in (bert, distilbert))
     assert not [key for key in bert if "path" in key or "_file" in key]
     # that is the model's, not the tokenizer's: a BERT needs its token types
-    assert "model_input_names" not in bert and distilbert["model_input_names"] == ["input_ids", "attention_mask"]
+    assert "model_input_names" not in bert
+    assert distilbert["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_additional_tokens_of_any_file_are_saved_as_special(tmp_path):
@@ -431,7 +447,8 @@ def test_additional_tokens_of_any_file_are_saved_as_special(tmp_path):
 def test_a_tokenizer_of_other_names_masks_with_its_own():
     names = [*OTHER_NAMES.values()]
     tokenizer = Tokenizer({piece: i for i, piece in enumerate(PIECES)}, names=names)
-    assert [PIECES[i] for i in tokenizer.special.nonzero()[0]] == ["[unused0]", "<s>", "</s>", "<pad>", "<unk>"]
+    special = [PIECES[i] for i in tokenizer.special.nonzero()[0]]
+    assert special == ["[unused0]", "<s>", "</s>", "<pad>", "<unk>"]
     assert (tokenizer.mask_id, tokenizer.cls_id) == (1, PIECES.index("<s>"))
     added = [tokenizers.AddedToken(name, special=True) for name in (*names, *SPECIAL_TOKENS)]
     hashes = {Tokenizer({piece: i for i, piece in enumerate(PIECES)}, added=added, names=roles).sha256

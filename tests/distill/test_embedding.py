@@ -238,8 +238,8 @@ def test_a_teacher_whose_texts_are_not_the_lines_of_a_corpus(folder, teacher, tm
     train.main(run(folder, own.parent, tmp_path / "fits", steps=1))  # its tokenizer lower-cases anyway
     assert load(tmp_path / "fits" / "model").sentences.lowercase
     cased = train_tokenizer(["The Model a"] * 9, 60, lowercase=False)
-    size = minibert.Config(vocab_size=cased.vocab_size, hidden_size=16, layers=2, heads=2, intermediate_size=24,
-                           max_positions=64)
+    size = minibert.Config(vocab_size=cased.vocab_size, hidden_size=16, layers=2, heads=2,
+                           intermediate_size=24, max_positions=64)
     model = init_weights(Encoder(size))
     model.beside = Beside(files=sentence_files(SentencePooling(lowercase=True), 16))
     minibert.save(model, tmp_path / "cased", cased)

@@ -115,8 +115,8 @@ def test_the_papers_feature_map_loss_is_split_without_rest():
 
 
 def summed(student, teacher, steps, weights):
-    return gradients(lambda step, micro: loss_of("mobilebert", student, teacher, step, weights)(micro), student,
-                     steps)
+    return gradients(lambda step, micro: loss_of("mobilebert", student, teacher, step, weights)(micro),
+                     student, steps)
 
 
 @pytest.mark.parametrize("layers", [None, (2,), ()])

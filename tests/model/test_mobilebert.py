@@ -234,7 +234,8 @@ def test_every_field_survives(tmp_path):
     (dict(normalization_type="batch_norm"), "norm 'batch_norm' is not known"),
     (dict(trigram_input="yes"), "trigram_input is 'yes', where bool"),
     (dict(num_feedforward_networks=10**6), "num_feedforward_networks is 1000000"),
-    (dict(intra_bottleneck_size=24), "are not those of a MobileBertForMaskedLM.*misshapen.*attention.output.dense.weight .*and 63 more"),
+    (dict(intra_bottleneck_size=24),
+     "are not those of a MobileBertForMaskedLM.*misshapen.*attention.output.dense.weight .*and 63 more"),
 ])
 def test_folders_of_other_kinds_are_refused(change, says, tmp_path):
     save(init_weights(MaskedLM(TINY)), tmp_path)
