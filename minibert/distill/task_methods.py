@@ -1,4 +1,4 @@
-"""The table of all methods that learn a task from a teacher: the requirements and the default options of each
+"""Lists all methods that learn a task from a teacher, with the requirements and the default options of each
 method.
 
 The losses of kd and pkd are in task_kd.py, the loss of tinybert is in tinybert.py, and the loss of theseus is
@@ -21,7 +21,7 @@ class TaskMethod(NamedTuple):
 TASK_METHODS = {
     "kd": TaskMethod("the teacher's outputs", False, True, False, dict(alpha=0.5, temperature=2.0)),
     "pkd": TaskMethod(
-        "the teacher's outputs, and the [CLS] states of some of its layers", True, False, False,
+        "the teacher's outputs, and the [CLS] states of some teacher layers", True, False, False,
         dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip")),
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
@@ -29,7 +29,7 @@ TASK_METHODS = {
     # The values of theseus are those of the MRPC command in the README of the original code. In that
     # command, the probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
-        "the labels, inside the teacher: student layers replace random groups of teacher layers",
+        "the labels, while student layers replace random groups of teacher layers",
         True, True, True,
         dict(alpha=0.0, temperature=2.0, replace_rate=0.3, replace_until=0.68)),
 }
