@@ -1,9 +1,8 @@
 """Computes the loss of DistilBERT, and the loss of masked language modelling (MLM) alone.
 
 In this file and in the files of the other methods, a loss is a function of (student, teacher, micro-batch,
-weights, counts). The function has two results. The first result is the part of the step's loss that comes
-from the micro-batch. The second result is a dictionary with the detached sum of each loss term over the
-micro-batch.
+weights, counts). It returns the part of the step's loss that comes from the micro-batch, and a dictionary
+with the detached sum of each loss term over the micro-batch.
 
 In the loss, the sum of each term is divided by a count of the *whole* step (all micro-batches, all ranks),
 for example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient of
@@ -86,7 +85,7 @@ def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
     step, `mlm` and `accuracy` by the number of masked tokens. `kl` is divided by the number of masked tokens
     if `kl_masked_only` is true, and otherwise by the number of all tokens.
     """
-    masked = max(1, step.masked)  # without masked tokens in the step, a division by 0 would follow
+    masked = max(1, step.masked)  # not 0, because the sums are divided by it
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 

@@ -63,8 +63,7 @@ class SentenceStudent(nn.Module):
                 # has an activation, and Identity means "no activation".
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # `sentences` is not a module, so its layers are also an attribute here: they are then trained and
-        # saved
+        # `self.sentences` is not a module. As an attribute of this module, its layers are trained and saved.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -74,9 +73,8 @@ class SentenceStudent(nn.Module):
 
 def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: EmbeddingWeights,
               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss of a micro-batch. For each text, it compares the student's vector u_s (D,) with the
-    teacher's vector u_t (D,). h_s and h_t are the last hidden states of student and teacher at a token. The
-    terms are:
+    """Returns the loss between the student's vector u_s (D,) and the teacher's vector u_t (D,) of each text.
+    h_s and h_t are the last hidden states of student and teacher at a token. The terms are:
 
         cosine  1 - cos(u_s, u_t)
         mse     mean over D of (u_s - u_t)^2

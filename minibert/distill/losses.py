@@ -1,7 +1,5 @@
 """Computes losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or
-sequences. The training step divides the sum by the number of tokens or sequences of the whole step (all
-micro-batches, all ranks). vocab_loss.py has the losses over the vocabulary, attention_loss.py the losses over
-attention.
+sequences. The training step divides the sum by the number of tokens or sequences.
 """
 
 import torch

@@ -1,5 +1,5 @@
-"""Lists all methods of pre-training in the table `METHODS`: the functions of the loss, the weights of its
-terms, and the default options of each method.
+"""Lists all methods of pre-training in the table `METHODS`: the loss of each method, the weights of the loss
+terms, and the default options.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Method(NamedTuple):
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
-# Default options that are mostly those of BERT's own pre-training. The methods below change some of the
+# Default options, mostly those of BERT's own pre-training. The methods in `METHODS` change some of the
 # options.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)

@@ -1,7 +1,7 @@
 """Computes the loss of MobileBERT (Sun et al. 2020, section 3.5). The loss compares the feature maps (hidden
-states) and the attention of student and teacher in each layer, and the outputs of student and teacher at
-masked tokens. distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py
-decides which terms a step uses.
+states) and the attention in each layer, and the outputs at masked tokens, of student and teacher.
+distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
+a step uses.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     batch. The two means are equal if all sequences have the same length.
 
     The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. KD is
-    the KL to the teacher. The authors' code minimises cross-entropies, which have the same gradients as the
-    KLs.
+    the KL to the teacher. The authors' code minimises cross-entropies instead of KLs; the gradients are the
+    same.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -85,9 +85,8 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. The
-    authors' code computes the teacher's mean and variance over the list of all layers. This function computes
-    them for one layer.
+    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. But the
+    authors' code takes the teacher's mean and variance over the list of all layers, not over one layer.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))

@@ -122,10 +122,9 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     "embeddings" copies only the embeddings and the head. "random" copies nothing, so the student may have any
     width. Weights that are not copied are random numbers from `seed`.
 
-    `fold_segments` is for a student without token types. If `fold_segments` is true, the teacher's vector of
-    token type 0 is added to every position vector. Then student and teacher compute the same embeddings for a
-    single text. If `fold_segments` is false, the vector of token type 0 is left out, as in DistilBERT's
-    original script.
+    `fold_segments` is for a student without token types. If it is true, the teacher's vector of token type 0
+    is added to every position vector. Then student and teacher compute the same embeddings for a single text.
+    If it is false, the vector of token type 0 is left out, as in DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")

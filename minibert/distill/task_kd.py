@@ -6,7 +6,7 @@ the [CLS] states of student and teacher (PKD, Sun et al. 2019).
 
 Each term is a sum over examples, divided by the number of examples of the whole step (L_hard: of examples
 with a label). The teacher computes its outputs for all examples once, before training, and each batch
-contains the teacher's outputs.
+contains the teacher's outputs for its examples.
 """
 
 from dataclasses import dataclass
@@ -52,8 +52,7 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
     """Returns the loss on the labels, summed over the examples that have a label: the cross-entropy for
     classes and spans, and the squared error for scores. `labels` (S,) are the classes or scores of S
     examples. An example without a label has the label -1 (class) or NaN (score). For spans, `labels` (S, 2)
-    has the start and the end of each answer. `offsets` are the offsets of the `Batch`; only the loss of spans
-    uses them.
+    has the start and the end of each answer. `offsets` are the offsets of the `Batch`, for spans.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
@@ -68,9 +67,8 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
     """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
-    For scores (regression), returns the sum over examples of the squared difference between the scores of
-    student and teacher. PKD's code takes the mean over examples and classes, so it divides the KL also by the
-    number of classes.
+    For scores (regression), returns the sum of the squared differences between the scores of student and
+    teacher. PKD's code divides the KL also by the number of classes.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):

@@ -8,8 +8,8 @@ copies of the teacher's. Only the student's layers are trained. The loss is the 
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
 b is the probability in the first step, and `replace_rate` chooses k. When p is 1, no teacher layer is used,
-and the training of the student's layers continues. So one run has both stages of the paper: first the
-training with teacher layers, then the training without teacher layers.
+and the training of the student's layers continues. So one run has both stages of the paper: training with
+teacher layers, then without them.
 """
 
 import math
@@ -32,9 +32,8 @@ def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
     """Returns, for each student layer, the numbers (from 0) of the teacher layers that it replaces.
 
     Student layer m (from 1) replaces the teacher layers g(m - 1) to g(m) - 1, where g is the uniform layer
-    map of TinyBERT (see `imitated_layers`). With 12 teacher layers and 6 student layers, each group has two
-    layers. With 6 teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5). In the
-    original code all groups have the same size.
+    map of TinyBERT (see `imitated_layers`). With 6 teacher layers and 4 student layers, the groups are (0,
+    1), (2), (3) and (4, 5). In the original code all groups have the same size.
     """
     if student_layers > teacher_layers:
         raise UserError("theseus replaces each group of teacher layers with one student layer, and a student "
@@ -55,10 +54,10 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Chooses the groups of teacher layers that student layers replace in a step. Returns one bool for each
-    group: True if the group is replaced. `rate` is the probability that a group is replaced. The result
-    depends only on the arguments. So in a step all micro-batches and ranks replace the same groups, also if
-    the run was resumed. The original code chooses the groups again for each micro-batch.
+    """Chooses the groups of teacher layers that student layers replace in a step. Each group is replaced with
+    the probability `rate`. Returns one bool for each group: True if the group is replaced. The result depends
+    only on the arguments. So in a step all micro-batches and ranks replace the same groups, also if the run
+    was resumed. The original code chooses the groups again for each micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 

@@ -56,7 +56,7 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss of TinyBERT's Transformer distillation for a micro-batch. A student that is not a
     `TinyBERTStudent` has no projections, so it must have the teacher's width. The teacher is in eval mode. In
-    the original code the teacher is in train mode, so it has dropout.
+    the original code it is in train mode, with dropout.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_trace = encoder_of(teacher).trace(micro.batch)

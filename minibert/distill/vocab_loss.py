@@ -2,16 +2,15 @@
 loss in ten lines of code. `vocab_loss` computes the same loss with less memory, because it computes the
 logits for some rows at a time.
 
-A row is a token of the batch. The logits of a row are z = h W' + b. h is the state of the MLM head, W are the
-word embeddings (tied), and b is the bias. z_s are the student's logits, z_t the teacher's. In this file T is
-the temperature, not the sequence length.
+A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h is the
+state of the MLM head, W are the word embeddings (tied), and b is the bias. z_s are the student's logits, z_t
+the teacher's. In this file T is the temperature, not the sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
-The logits of N rows are N x V numbers, where V is the size of the vocabulary. For 2,048 tokens and BERT's
-vocabulary, the logits take 250 MB in fp32. To save memory, the rows are divided into chunks of C rows. The
-gradients of a chunk are computed together with its loss:
+For 2,048 tokens and BERT's vocabulary, the logits take 250 MB in fp32. To save memory, the rows are divided
+into chunks of C rows. The gradients of a chunk are computed together with its loss:
 
     d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T))
     d MLM / d z_s = softmax(z_s) - onehot(label)
@@ -165,8 +164,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1, and the gradients need no product. `grad_loss` is compared
-        # with 1 on a CPU only: a GPU comparison would wait for the GPU.
+        # Without a loss scale, `grad_loss` is 1, and the gradients do not change. On a GPU, a comparison of
+        # `grad_loss` with 1 would wait for the GPU.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None

@@ -111,7 +111,7 @@ def _labels(raw: dict) -> dict:
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
                         "valid number")
-    if count != len(labels):  # transformers 4 and 5 do not use the same of these two numbers
+    if count != len(labels):  # transformers 4 reads one of the numbers, and transformers 5 the other
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 

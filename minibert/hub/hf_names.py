@@ -102,8 +102,8 @@ DROPPED = (  # tensors whose names match these patterns belong to no model of mi
     r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one such matrix for each layer
 )
 
-# Only some heads have these modules. If a file has such a module and the model does not, the model does not
-# use the module's tensors.
+# Only some heads have these modules. If a file has such a module and the model does not, `load` accepts the
+# file.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 

@@ -1,8 +1,8 @@
 """Loads and saves models in Hugging Face's layout.
 
 Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor. The
-only exceptions are listed in hf_names.py. `load` reads no pickled files. weights/convert.py reads old pickled
-files (.bin) with `weights_only=True`, and converts them.
+only exceptions are listed in hf_names.py. `load` reads no pickled files (.bin). weights/convert.py converts
+them.
 """
 
 import os
@@ -132,8 +132,8 @@ def head_of(model: nn.Module) -> str:
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model with the head `head`, whose tensors have shapes but no memory yet. Also returns the
-    start of the tensors' names in hf_names.py that the model's own names lack: "encoder." for an encoder,
+    """Returns a model with the head `head`, whose tensors have shapes but no memory yet, and a prefix. The
+    prefix before the model's tensor names gives the names in hf_names.py: "encoder." for an encoder,
     otherwise "".
     """
     if head == "encoder":
@@ -259,8 +259,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # The tensor names of an encoder without a head get no prefix, as in transformers. With tensors of an
-    # unused head beside them, the encoder's tensors need the prefix.
+    # The tensor names of an encoder get no prefix, as in transformers. If tensors of an unused head are also
+    # saved, the names of the encoder's tensors need the prefix.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype

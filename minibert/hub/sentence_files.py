@@ -38,7 +38,7 @@ IGNORED = {
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
     """Returns two results for the model in `folder`. The first result is the `SentencePooling`, which says
-    how a vector is made from a text, or None without a modules.json. The second result is a dict from the
+    how a vector is made from a text. Without a modules.json it is None. The second result is a dict from the
     paths of the files of sentence-transformers to their contents.
 
     Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the parent
@@ -190,8 +190,8 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """Returns the kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`, or of
-    the fields in `SWITCHES`.
+    """Returns the kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`, or the
+    true fields of `SWITCHES`.
     """
     modes = settings.get("pooling_mode")
     if modes is None:
