@@ -289,7 +289,7 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
         pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
-                                options.teacher_layers)
+                                options.teacher_layers, cut_layers(options, teacher.config.layers))
         say("student layers learn the [CLS] states of teacher layers:",
             ", ".join(f"{s} from {t}" for s, t in pairs))
     if options.alpha > 0 or pairs:
