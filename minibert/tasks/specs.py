@@ -194,8 +194,8 @@ TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
 # The settings of TinyBERT's task distillation that differ from the defaults of `Task` (Jiao et al. 2019,
 # section 4.2). For tasks with single sentences, the maximum length is 64 tokens. The paper has no settings
-# for IMDb. In the last stage, all tasks have 3 epochs and the learning rate 3e-5, which is one of three values
-# that the authors tried.
+# for IMDb. In the last stage, all tasks have 3 epochs and the learning rate 3e-5, which is one of three
+# values that the authors tried.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

@@ -28,13 +28,13 @@ class Window(NamedTuple):
     ids: list[int]  # the ids of the T tokens
     first: int  # the position of the first context token; the last context token is at first + M - 1
     chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
-    max_context: np.ndarray  # (M,) bool, for each context token: whether an answer may start at it (`_owners`)
+    max_context: np.ndarray  # (M,) bool, True if an answer may start at this context token (`_owners`)
     start: int
     end: int
 
     @property
     def segments(self) -> list[int]:
-        """The T token types of the window: 0 for [CLS] question [SEP], 1 for the context and the last [SEP]."""
+        """The token types of the window: 0 for [CLS] question [SEP], 1 for the context and the last [SEP]."""
         return [0] * self.first + [1] * (len(self.ids) - self.first)
 
 
