@@ -15,7 +15,7 @@ from minibert.training.optim import OPTIMIZERS
 
 
 def only(*methods: str) -> dict[str, tuple]:
-    """The value of `only_with` for an option that only the methods `methods` use."""
+    """Returns the value of `only_with` for an option that only the methods `methods` use."""
     return {"method": methods}
 
 
@@ -43,9 +43,9 @@ class Options(MachineOptions):
               "layers; for mlm: no default, give --student, or a --teacher whose layers are copied",
         metavar="PRESET")
     layers: int | None = option(
-        None, "number of the student's layers. The default is the number of the preset that --student names. "
-              "Default without --student: half of the teacher's layers; for tinybert, minilm and minilmv2: "
-              "4; for mobilebert: all layers", metavar="LAYERS")
+        None, "number of layers of the student. Default: the number of the preset --student; without "
+              "--student: half of the teacher's number; for tinybert, minilm and minilmv2: 4; for "
+              "mobilebert: the teacher's number", metavar="LAYERS")
     init: str | None = option(
         None, "initial weights of the student. teacher: all weights are copied from the teacher; embeddings: "
               "only embeddings and head are copied; random: no weights are copied", choices=STARTS)
@@ -72,8 +72,9 @@ class Options(MachineOptions):
     eval_corpus: tuple[str, ...] = option(
         (), "text for the evaluation: files, folders or python-docs, as for --corpus (default: the held-out "
             "part of --corpus)", metavar="FILE")
-    wikitext: str = option("auto", "yes: the text files are tokenised WikiText; auto: WikiText is "
-                                   "recognised from the text", choices=("auto", "yes", "no"))
+    wikitext: str = option("auto", "yes: the text files are tokenised WikiText; no: they are "
+                                   "other text; auto: WikiText is recognised from the text",
+                           choices=("auto", "yes", "no"))
     one_line: bool = option(False, "use each line as one sequence. Without this option, consecutive lines "
                                    "are joined into sequences of at most --max-length tokens")
     max_length: int = option(128, "length of the longest sequence in tokens, with [CLS] and "
@@ -197,8 +198,8 @@ class Options(MachineOptions):
                 raise UserError(f"{flag(name)} has no effect: {why}")
 
     def loss_weights(self):
-        """The weights of the method's loss: the published values, unless an option such as --weights changes
-        a value.
+        """Returns the weights of the method's loss: the published values, unless an option such as --weights
+        changes a value.
         """
         given = {"temperature": self.temperature, "kl_masked_only": self.kl_masked_only or None,
                  "teacher_layer": self.teacher_layer, "relation_heads": self.relation_heads,
