@@ -1,8 +1,7 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-Read this file from top to bottom. `main` fine-tunes once for each seed and prints a table at the end. The
-functions that load and run the teacher come next, then `one_seed`, and then `train` with the training loop.
-TinyBERT trains the student in two stages, and every other method in one stage. The options are in
+TinyBERT trains the student in two stages, and every other method in one stage. The parts of finetune.py are,
+in this order: `main`, the teacher, one seed, one stage (`train`). The options are in
 minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/. In
 minibert/tasks/, splits.py reads the data and computes the scores, models.py loads the student and the
 teacher, and summary.py makes the final table.
@@ -107,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # frees the memory of the teacher, unless `teaching.teacher` still refers to it
+        del teacher  # frees the teacher's memory, unless `teaching.teacher` also refers to the teacher
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)
@@ -141,7 +140,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        # also true for SQuAD, because a question and its context are a pair
+        # `pairs` is also true for SQuAD, because a question and its context are a pair
         pairs = bool(splits["train"].examples.segments.any())
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
@@ -154,7 +153,7 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
-        # as in the paper: for a task of scores, only the intermediate stage uses augmented examples
+        # as in the TinyBERT paper: for a task of scores, only the intermediate stage uses augmented examples
         then = splits["train"]
     elif options.augmented and then.rows[0].label is None and options.alpha != 1:
         raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn only from "
@@ -170,7 +169,7 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # A finished run has kept only the model of its best seed, and with fewer seeds another seed may be best.
+    # With fewer seeds, another seed may be the best, but a finished run has only the model of its best seed.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
@@ -205,7 +204,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     best = keep_best_seed(out, results, deciding, task.metrics[0])
     answers = answers_of(task, dev[deciding], read_safetensors(out / OUTPUTS)["outputs"].numpy())
     write_errors(out / "errors.tsv", task, dev[deciding], answers)
-    if task.kind == "span":  # the official script of SQuAD computes the scores from this file
+    if task.kind == "span":  # the official script of SQuAD reads predictions.json
         write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
     scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
     # summary.json is written before the table is printed, because printing fails if the terminal is closed
@@ -289,7 +288,7 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
         pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
-                                options.teacher_layers)
+                                options.teacher_layers, cut_layers(options, teacher.config.layers))
         say("student layers learn the [CLS] states of teacher layers:",
             ", ".join(f"{s} from {t}" for s, t in pairs))
     if options.alpha > 0 or pairs:
@@ -305,11 +304,11 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns the result, or the stored result if the seed is finished already.
+    """Fine-tunes with one seed and returns the result. If this seed is already finished, returns its stored
+    result.
 
-    The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of TinyBERT's
-    intermediate stage, and the examples of the last stage. Only TinyBERT uses the examples of the
-    intermediate stage.
+    The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of the
+    intermediate stage, which only TinyBERT uses, and the examples of the last stage.
     """
     options, task, out = run.options, run.task, run.out / f"seed-{seed}"
     if not (out / "result.json").exists():
@@ -342,8 +341,8 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
     """Returns a function `loss(data)`, where `data` are the examples of one training step.
 
     `loss(data)` returns a function that computes the loss of one micro-batch, and a dict from each loss term
-    to a number of examples. The sum of the term over the step is divided by the number of examples. `steps`
-    is the number of steps of the whole stage.
+    to a number of examples, by which the sum of the term over the step is divided. `steps` is the number of
+    steps of the whole stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
@@ -364,8 +363,8 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
 
 
 def has_intermediate_stage(options: Options, task: Task) -> bool:
-    """Whether the student has an intermediate stage, in which it imitates the teacher's hidden states and
-    attention before it learns the outputs.
+    """Returns True if the student has an intermediate stage, in which it imitates the teacher's hidden states
+    and attention before it learns the outputs.
     """
     return options.method == "tinybert" and task.intermediate_epochs > 0
 
@@ -375,9 +374,8 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     embeddings, hidden states and attention of the fine-tuned teacher, without labels. Returns the training
     time in seconds.
 
-    The student, whose task head the intermediate stage does not train, is saved in out/model. With --project,
-    linear layers map the student's states to the teacher's hidden size, and are saved in
-    out/projections.safetensors.
+    The student is saved in out/model; its task head is not trained yet. With --project, linear layers map the
+    student's states to the teacher's hidden size. They are saved in out/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -405,7 +403,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
 
 
 def card_of(options: Options, task: Task) -> str:
-    """The first sentence of the model card, which says how the model was trained."""
+    """Returns the first sentence of the model card, which says how the model was trained."""
     start = f"`{Path(options.model).name}`" if options.model else "some layers of its teacher"
     teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
     return f"Fine-tuned on {task.name} from {start}{teacher} by `finetune.py` of minibert."
@@ -428,15 +426,16 @@ class Stage(NamedTuple):
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
-    """The first epoch of `history` that has the best `metric` on the first dev split, or None without epochs.
+    """Returns the epoch of `history` with the best `metric` on the first dev split (the first one if several
+    are equally good). Returns None if `history` is empty.
     """
     return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """Trains `stage.module` in the folder `out`. Returns the best epoch, the scores of all epochs, and the
-    training time in seconds: the sum over all parts of a resumed run. If a killed run repeats some steps,
-    only the repetition counts.
+    training time in seconds. The time of a resumed run is the sum over its parts. If steps are repeated after
+    the run was killed, only the time of the repetition counts.
 
     The model of the best epoch is saved in out/model, and its outputs on the first dev split are saved in
     out/dev-outputs.safetensors.
@@ -464,8 +463,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
-    # training step uses only some student layers, chosen at random. Step number `steps`, which is never
-    # trained, uses all student layers, so its example shows which parameters the student uses.
+    # training step uses only some student layers, chosen at random. The step after the last one, with the
+    # number `steps`, would use all student layers, so its loss shows which parameters the student uses.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
@@ -513,7 +512,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
 
 
 def steps_of(epochs: float, examples: Examples, task: Task) -> int:
-    """The number of optimiser steps in `epochs` epochs. `epochs` may have a fraction, for example 2.5."""
+    """Returns the number of optimiser steps in `epochs` epochs, for example in 2.5 epochs."""
     return math.ceil(epochs * len(examples.lengths) / task.batch)
 
 

@@ -77,7 +77,7 @@ class Run(NamedTuple):
     origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it was copied from
     tokenizer: Tokenizer
     corpus: Corpus
-    held_out: Step | None  # a batch of text for evaluation; this text is not in the training set
+    held_out: Step | None  # a batch of text for the evaluation, which is not in the training set
     steps: int
     plan: list[Stage]  # the stages of MobileBERT's schedule; an empty list with any other method
 
@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Trains a model, evaluates it, and writes the run folder."""
-    # The defaults of some options depend on --method, so `resolved` adds them.
+    # `resolved` adds the defaults of the options whose default depends on --method.
     options = parse(Options, argv, "Pre-training and pre-training distillation of BERT.", EXAMPLES,
                     defaults={"method": shown_defaults()}).resolved()
     runtime = start(options.device, options.precision, options.threads)
@@ -95,15 +95,15 @@ def main(argv: list[str] | None = None) -> None:
         open_run(out, dataclasses.asdict(options), MAY_CHANGE)
     runtime.barrier()
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
-    # a copy of the untrained student, with which the summary compares the trained student
+    # a copy of the untrained student; the summary compares the trained student with it
     initial = copy.deepcopy(run.module) if run.held_out else None
-    # Token types with equal vectors must be found before `learn`, which changes the vectors.
+    # Token types with equal vectors are looked for before `learn`, because `learn` changes the vectors.
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
         keep_token_types_equal(encoder_of(run.module), equal_types)
         finish(run, initial)
-    runtime.barrier()  # the other ranks wait here while the first rank evaluates and saves
+    runtime.barrier()  # the other ranks wait while the first rank evaluates and saves
     runtime.leave()
 
 
@@ -123,7 +123,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     held_out = None
     if unseen is not None:
         # In the evaluation, 15 % of the tokens are masked for every method with MLM heads, so that the
-        # held-out losses of these methods can be compared.
+        # held-out losses of these methods can be compared with each other.
         share = 0.15 if method.head == "mlm" else options.mask_share
         # Every evaluation of a run uses the same sequences and masks, so that the held-out losses at
         # different steps can be compared.
@@ -156,12 +156,12 @@ def make_models(options: Options, method: Method, weights) -> Models:
     torch.manual_seed(options.seed)  # a new head and TinyBERT's projections get random weights
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
-    # The error messages of the next checks contain the name of the model.
+    # the name of the model in the error messages of the next checks
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
-    # By default the attention probabilities have no dropout. The papers use 0.1, but attention with dropout
-    # is slower.
+    # By default the attention probabilities have no dropout, because attention with dropout is slower. The
+    # papers use the dropout 0.1.
     with_dropout(models.student, options.dropout, options.attention_dropout)
     return models
 
@@ -184,8 +184,8 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
-    # Raises an error if the teacher needs a prompt before each text or lower-cased texts, because train.py
-    # does not change the corpus in this way.
+    # train.py neither puts a prompt before a text nor lower-cases it, so a teacher that needs a prompt or
+    # lower-cased texts is refused.
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -204,7 +204,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         if options.init == "teacher":
             origins = (numbers("--layer-map", options.layer_map) if options.layer_map
                        else copied_layers(config.layers, teacher.config.layers))
-            # The layers are counted from 0 here, as in --layer-map.
+            # the message counts the layers from 0, as --layer-map does
             say(f"student layers start from teacher layers {origins}")
         student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
                                fold_segments=options.token_types == "fold")
@@ -214,14 +214,14 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
 # ---------------------------------------------------------------- text
 
 def is_prepared(sources: tuple[str, ...]) -> bool:
-    """Whether the value of a corpus option is a single prepared folder."""
+    """Returns True if the value of a corpus option is a single prepared folder."""
     return len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists()
 
 
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
-    """Returns the prepared folder of a corpus option, which the first rank makes in `target` if the option
-    names text files.
+    """Returns the prepared folder of a corpus option. If the option names texts, the first rank prepares them
+    in the folder `target`.
     """
     if is_prepared(sources):
         return Path(sources[0])
@@ -236,8 +236,8 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
 
 def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
             out: Path) -> tuple[Corpus, Corpus | None]:
-    """Returns the training text and the held-out text. Without held-out text, prints a message and returns
-    None for the held-out text.
+    """Returns the training text and the held-out text. If there is no held-out text, prints a message and
+    returns None instead.
     """
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
@@ -268,9 +268,9 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
 # ---------------------------------------------------------------- the loop
 
 def learn(run: Run) -> None:
-    """Runs every step, or the remaining steps of a resumed run."""
+    """Runs all training steps, or the remaining steps of a resumed run."""
     options, runtime, module = run.options, run.runtime, run.module
-    # Adam's beta1 is 0.9 and its epsilon 1e-6, as in BERT's own optimiser.
+    # beta1 is 0.9 and epsilon 1e-6, as in BERT's own optimiser
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
     # In fp16 the scaler multiplies the loss by a large factor, because otherwise small gradients would be
@@ -281,10 +281,10 @@ def learn(run: Run) -> None:
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
     draw = drawing(run)
-    # each rank takes its own part of a step, because all ranks compute the same order of the text
+    # All ranks compute the same order of the sequences, so that each rank can take its own part of a step.
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
-    weights, stage = run.weights, None  # for MobileBERT, the loop replaces both at the start of each stage
+    weights, stage = run.weights, None  # the loop sets both at the start of a MobileBERT stage
     if not run.plan:
         freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
     tokens = 0
@@ -300,8 +300,8 @@ def learn(run: Run) -> None:
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
-                # Each stage of MobileBERT trains its own layers with its own loss terms, so the set of
-                # trained parameters must be chosen again.
+                # Each stage of MobileBERT trains other layers with other loss terms, so `freeze_unread`
+                # must choose the trained parameters again.
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
@@ -310,8 +310,8 @@ def learn(run: Run) -> None:
             lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
 
-            # To need little memory, `accumulate` computes one micro-batch at a time and sums the gradients.
-            # `update` sums the gradients over the ranks, clips their norm and updates the weights.
+            # `accumulate` computes one micro-batch at a time, which needs little memory, and sums the
+            # gradients. `update` sums the gradients over the ranks, clips their norm and updates the weights.
             sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
             figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
@@ -323,14 +323,13 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank runs the evaluation, although only the first rank writes the result. The evaluation
-            # on all ranks costs no time, because the other ranks would only wait for the first rank in the
-            # next `update`.
+            # Every rank runs the evaluation, although only the first rank writes the result. This costs no
+            # time, because in the next `update` the other ranks would only wait for the first rank.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
-                # The row of metrics.jsonl is written first. If the run is killed between the two writes,
-                # every checkpoint still has its row.
+                # The row of metrics.jsonl is written before the checkpoint. So every checkpoint has its row,
+                # even if the run is killed between the two writes.
                 append_row(run.out / "metrics.jsonl", row)
                 progress(1, in_words(row))
                 if stopping or done % options.checkpoint_every == 0 or done == run.steps:
@@ -341,8 +340,8 @@ def learn(run: Run) -> None:
 
 
 def drawing(run: Run) -> Callable[..., Step]:
-    """Returns `make_step` with the corpus and the options of the run already filled in. The caller gives only
-    the arguments `step`, `batch` and `part`.
+    """Returns `make_step` with the corpus and the options of the run filled in. The caller gives only the
+    arguments `step`, `batch` and `part`.
     """
     options, smoothing = run.options, None
     if options.masking == "smoothed":
@@ -353,17 +352,17 @@ def drawing(run: Run) -> Callable[..., Step]:
 
 
 def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
-    """Returns the function that computes the loss of one micro-batch, and a dictionary with the divisor of
-    each loss term's sum.
+    """Returns the function that computes the loss of one micro-batch, and a dict with a divisor for each
+    loss term. The sum of the term over the step is divided by its divisor.
     """
-    # counts of the whole step, so that the losses of all micro-batches and ranks add up to one mean
+    # The counts are those of the whole step, so the losses of all micro-batches and ranks add up to a mean.
     counts = run.method.counts(data, weights)
     return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step, and for MobileBERT a list of factors of the learning rate, one for
-    each part of the student (see `rates`). For other methods the list is None.
+    """Returns the learning rate of a step, and a list of factors of the learning rate, one for each part of
+    the student (see `rates`). Only MobileBERT has these factors; for other methods, None is returned instead.
     """
     options = run.options
     if not run.plan:
@@ -372,8 +371,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the same text and weights as before. Removes the rows of the steps after
-    the checkpoint from metrics.jsonl. Writes config.json.
+    """Checks that a resumed run has the same text and models as before the stop. Removes the rows of the
+    steps after the checkpoint from metrics.jsonl. Writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus.fingerprint)
@@ -393,13 +392,13 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """Evaluates a model on held-out text: by its MLM loss, or by the terms of the loss if the method trains
-    no MLM head.
+    """Returns a model's figures on held-out text: its MLM loss, or the terms of the method's loss if the
+    method trains no MLM head.
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
-    # Each term's sum is divided by the number of tokens or sequences of the held-out text, because the result
-    # is a mean over the held-out text.
+    # The result is a mean over the held-out text, so each term's sum is divided by the number of tokens or
+    # sequences of the held-out text.
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -413,7 +412,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     options, out, module = run.options, run.out, run.module.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
-    # A method that reads only the encoder trains no head, so only the encoder is saved.
+    # a method without an MLM head trains no head, so only the encoder is saved
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):
         # `source` is the model from which the student took its pooling
@@ -428,7 +427,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     if run.held_out:
         scores, rows = compare(run, initial.eval())
         figures |= {"held_out": scores, "table": rows}
-    # The file is written before the printing, because printing fails if the terminal was closed.
+    # summary.json is written before the table is printed, because printing fails if the terminal was closed
     write_json(out / "summary.json", figures)
     if run.held_out:
         say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
@@ -443,7 +442,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
     """Returns the held-out figures of the teacher and of the student before and after training, and the rows
-    of the table of the figures.
+    of a table with these figures.
     """
     models = {"student, initial": initial, "student, trained": run.module}
     scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
@@ -458,19 +457,19 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         if run.method.head == "mlm":
             scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
     if run.method.head == "encoder":
-        # encoders only: TinyBERT's projections are not part of the student, so they must not be counted
+        # only the encoders are compared, because TinyBERT's projections are not part of the student
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 
 
 def compared_layers(run: Run) -> tuple[int, ...] | None:
-    """Returns, for each student layer, the number (from 1) of the teacher layer that its attention is
-    compared with.
+    """Returns, for each student layer, the number (from 1) of the teacher layer whose attention is compared
+    with the attention of the student layer.
 
-    With the method `tinybert`, a student layer is compared with the teacher layer that it imitates. With
-    other methods, a student layer is compared with the teacher layer that it was copied from. If no layer was
-    copied, the teacher layers are evenly spread (`imitated_layers`). Returns None if the student has more
-    layers than the teacher and no layer was copied.
+    With the method `tinybert`, a student layer is compared with the teacher layer that it imitates, and with
+    other methods with the teacher layer that it was copied from. If no layer was copied, the teacher layers
+    are evenly spaced (`imitated_layers`). Returns None if the student has more layers than the teacher and no
+    layer was copied.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

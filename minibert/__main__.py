@@ -115,8 +115,8 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
-    """Returns the answers of all models to a line, side by side, and before the answers the line itself if
-    `echo` is true. Raises `UserError` if a model cannot read the line.
+    """Returns the answers to a line as a table with one column for each model. If `echo` is true, the line is
+    printed above the table. Raises `UserError` if a model cannot read the line.
     """
     columns = {}
     for guest in guests:
@@ -139,7 +139,7 @@ def printable(text: str) -> str:
 # ---------------------------------------------------------------- one function for each kind of model
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """The most likely tokens for each [MASK], with their probabilities."""
+    """Returns the most likely tokens for each [MASK], with their probabilities."""
     # the user writes [MASK], but some vocabularies have another name for the mask token
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
@@ -149,7 +149,7 @@ def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """The most likely labels with their probabilities, or the score of a regression."""
+    """Returns the most likely labels with their probabilities, or the score of a regression model."""
     text, pair = parts(line)
     pairs, config = None if pair is None else [pair], guest.model.config
     logits = predict(guest.model, guest.tokenizer, [text], pairs, runtime=runtime)[0]  # (K,)
@@ -164,8 +164,8 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """The most probable answers to a question, parts of the text after the tab, with their probabilities. A
-    long text is divided into overlapping windows.
+    """Returns the most probable answers to a question, with their probabilities. An answer is a part of the
+    text after the tab. A long text is divided into overlapping windows.
     """
     text, pair = parts(line)
     if pair is None:
@@ -179,7 +179,7 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """The earlier sentences whose vectors have the largest cosine with the vector of this line."""
+    """Returns the earlier sentences whose vectors have the largest cosine with the vector of this line."""
     text, pair = parts(line)
     if pair is not None:
         raise UserError(f"{guest.name} is an encoder and compares single sentences, but this line has a tab")
@@ -206,7 +206,9 @@ def parts(line: str) -> tuple[str, str | None]:
 
 
 def row(text: str, figure: str) -> str:
-    """An answer and its figure (a probability, score or cosine) in one cell. A long answer is cut."""
+    """Returns one cell of the table: an answer and its figure (a probability, score or cosine). A long answer
+    is cut.
+    """
     return f"{text if len(text) <= CELL else text[:CELL - 3] + '...'}  {figure}"
 
 

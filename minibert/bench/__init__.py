@@ -1,5 +1,5 @@
-"""The commands of bench.py: measurements of speed and memory, sizes, plans, and tables of finished runs.
+"""Contains the commands of bench.py. Each command has its own file: `bench.py train` is in train.py, and so
+on.
 
-turns.py runs the compared programs alternately and measures their times, so read turns.py first. The command
-`bench.py train` is in train.py, and so on.
+Read turns.py first: it runs the compared programs alternately and measures their times.
 """

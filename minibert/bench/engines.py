@@ -1,11 +1,12 @@
 """The engines that `bench.py inference` compares: minibert in fp32 and in its fast modes, and other inference
 libraries if they are installed.
 
-An engine opens the files of a model and returns a function `run(ids, segments)`, which gets the token ids and
-the token types (`segments`) of S sentences, and returns the logits (S, K) of a classifier with K classes. All
-engines use the same weights. minibert packs sentences without padding. All engines except minibert get padded
-batches: the sentences are sorted by length and divided into groups of `PADDED` sentences, and each group is
-padded to its longest sentence.
+The function of an engine opens the files of a model and returns a function `run(ids, segments)`. `run` gets
+the token ids and the token types (`segments`) of S sentences. It returns the logits (S, K) of a classifier
+with K classes. All engines use the same weights.
+
+minibert packs sentences without padding. All other engines get padded batches: the sentences are sorted by
+length and divided into batches of `PADDED` sentences. Each batch is padded to its longest sentence.
 """
 
 import contextlib
@@ -39,9 +40,8 @@ Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Writes the files that the engines read: the folder model/, and files in the formats of other engines.
-    `calibration` has the token ids and token types of some sentences, on which the conversion to int8 for
-    OpenVINO measures the range of the activations.
+    """Writes the files that `engines` read: the folder model/ for minibert and transformers, and files in the
+    formats of the other engines. `calibration` has the token ids and token types for `write_openvino_int8`.
     """
     minibert.save(model, folder / "model", tokenizer)
     kinds = {engine.split()[0] for engine in engines}
@@ -54,7 +54,7 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
     if "ctranslate2" in kinds:
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
-        # CTranslate2 reads this field, which transformers 5 does not set by itself.
+        # CTranslate2 reads position_embedding_type, which transformers 5 sets only if config.json has it.
         config = folder / "model" / "config.json"
         raw = json.loads(config.read_text()) | {"position_embedding_type": "absolute"}
         config.write_text(json.dumps(raw))
@@ -63,8 +63,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
     """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml, which OpenVINO reads. The
-    settings are from NNCF's documentation for transformers. The quantisation scales of the activations are
-    measured on the given sentences, one sentence at a time.
+    settings are those of NNCF's documentation for Transformer models. The quantisation scales of the
+    activations are measured on the sentences `ids`, one sentence at a time.
     """
     import nncf
     import openvino
@@ -80,8 +80,8 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Runs sentences, sorted by length, in batches of `PADDED` sentences. Returns the rows in the order of
-    the arguments.
+    """Calls `run` with batches of `PADDED` sentences of similar length. Returns the logits of all sentences
+    in the order of `ids`.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
@@ -93,13 +93,15 @@ def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[i
 
 
 def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tensor, ...]:
-    """Returns the ids, the attention mask and the token types of one padded batch, (S, T) each."""
+    """Pads S sentences to the length T of the longest. Returns the ids, the attention mask and the token
+    types, each (S, T).
+    """
     return pad(pack(ids, segments), 0, max(map(len, ids)))
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """minibert as an engine, in fp32 if `mode` is None, and otherwise in the fast mode `mode`, for example
-    int8.
+    """Returns the function `run` of minibert, in fp32 if `mode` is None, and otherwise in the fast mode
+    `mode`, for example int8.
     """
     model = minibert.load(folder / "model").to(device)
     if mode:
@@ -109,8 +111,8 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """The library `transformers` as an engine, with SDPA attention and without dropout and gradients. `how`
-    is "fp32", "bf16", "compiled" or "bf16 compiled".
+    """Returns the function `run` of the library `transformers`, with SDPA attention and without dropout and
+    gradients. `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
     """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -136,7 +138,9 @@ def _quiet_transformers():
 
 
 def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Runs `file`, an ONNX file in `folder`, with ONNX Runtime on the CPU, with all graph optimisations."""
+    """Returns the function `run` of ONNX Runtime on the CPU, with all graph optimisations. `file` is the name
+    of an ONNX file in `folder`.
+    """
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -150,8 +154,8 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Runs `file` in `folder` with OpenVINO on the CPU, with OpenVINO's performance hint LATENCY. Operations
-    that are not int8 run in fp32.
+    """Returns the function `run` of OpenVINO on the CPU, with OpenVINO's performance hint LATENCY. `file` is
+    the name of a file in `folder`. Operations that are not int8 run in fp32.
     """
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {
@@ -163,8 +167,8 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """Runs the encoder with CTranslate2 on the CPU. CTranslate2 has no classification head, so minibert
-    computes the logits from CTranslate2's hidden states.
+    """Returns the function `run` of CTranslate2 on the CPU. CTranslate2 has no classification head, so
+    minibert computes the logits from CTranslate2's hidden states.
     """
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
@@ -203,7 +207,7 @@ PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["c
 
 
 def why_not(engine: str, device: torch.device) -> str | None:
-    """The reason why an engine cannot run on a device, or None if the engine can run."""
+    """Returns the reason why an engine cannot run on a device, or None if the engine can run."""
     package, _, how = engine.partition(" ")
     for needed in PACKAGES.get(engine, PACKAGES[package]):
         if importlib.util.find_spec(needed) is None:

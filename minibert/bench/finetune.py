@@ -2,9 +2,10 @@
 `transformers`, on examples of a real task.
 
 minibert and transformers run alternately on the same examples, with models of random weights. transformers
-pads each batch to its longest example, and is measured with two kinds of batches: random batches, as in
-finetune.py and by default in the Trainer of transformers, and batches of examples of similar length (an
-option of the Trainer), which need less padding.
+pads each batch to its longest example. transformers is measured with two kinds of batches:
+
+- random batches, as in finetune.py and by default in the Trainer of transformers
+- batches of examples of similar length (an option of the Trainer), which need less padding
 """
 
 import dataclasses
@@ -115,7 +116,7 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """Runs the turns of one program in its own process."""
+    """Runs the turns of the program `kind`. Each program has its own process."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (finetune_turn(options, runtime) if kind == "minibert"
@@ -124,7 +125,7 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 
 def bench_finetune(options: FinetuneBench) -> dict:
-    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
+    """Runs `bench.py finetune`. Returns the results, which bench.py prints as JSON."""
     check_installed()
     examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch

@@ -17,40 +17,41 @@ FLOPS_FORMULA = """FLOPs = 2 T L (4 D^2 + 2 D F) + 4 T^2 D L
   A multiplication and an addition count as two operations. T is the number of tokens, L the number of layers,
   D the hidden size and F the feed-forward size. The formula counts the linear layers and the attention of the
   encoder. For a MobileBERT with the bottleneck size B, FLOPs = 2 T x (number of weights in its linear layers)
-  + 4 T^2 B L. The pooler, the heads, and operations that are not matrix products are not counted. Such
-  operations are biases, LayerNorm, GELU, softmax and look-ups in tables.
+  + 4 T^2 B L. The pooler, the heads, and operations other than matrix products (biases, LayerNorm, GELU,
+  softmax, look-ups in tables) are not counted.
 with D x D = FLOPs + 2 T D^2
-  This column counts one more linear layer with D x D weights, for every token. The papers do not say how
-  their FLOPs were counted. Most of the published figures are equal to this column after rounding."""
+  The column "with D x D" counts one more linear layer with D x D weights, for every token. The papers do not
+  say how their FLOPs were counted. Most of the published figures are equal to this column after rounding."""
 
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """The number of weights in the encoder's linear layers, which is also the number of multiplications for
-    each token.
+    """Returns the number of weights in the encoder's linear layers. One token needs the same number of
+    multiplications in these layers.
     """
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    # an encoder with one layer is built, because all layers have equal sizes
+    # all layers have equal sizes, so an encoder with only one layer is built
     encoder = on_meta(build_encoder, replace(config, layers=1))
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
 
 def encoder_flops(config: Config, length: int) -> int:
-    """Multiplications and additions of the encoder's matrix products for one sequence, by `FLOPS_FORMULA`."""
+    """Returns the FLOPs of the encoder's forward pass for one sequence of `length` tokens, by
+    `FLOPS_FORMULA`.
+    """
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """The FLOPs that a training step needs, without padding. `lengths` has the number of tokens of each
-    sequence.
+    """Returns the FLOPs that a training step needs, without padding. `lengths` has the number of tokens of
+    each sequence.
 
     A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
-    backward passes. `FLOPS_FORMULA` gives the FLOPs of an encoder's forward pass. A backward pass costs twice
-    as much as a forward pass. The method `distilbert` needs the logits of the vocabulary for every token of
-    both models. The method `mlm` needs the logits for 15 % of the student's tokens, and all methods except
-    `distilbert` and `mlm` need no logits. The losses are never counted.
+    backward passes. A backward pass costs twice as much as a forward pass. The method `distilbert` needs the
+    logits of the vocabulary for every token of both models. The method `mlm` needs the logits for 15 % of the
+    student's tokens. All methods except `distilbert` and `mlm` need no logits. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -61,8 +62,8 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 
 
 def matrix_peak(runtime: Runtime) -> float:
-    """The highest FLOP/s that this machine reaches in ten products of two large square matrices, in the
-    precision of the runtime.
+    """Multiplies two large square matrices ten times, in the precision of the runtime. Returns the highest
+    FLOP/s of the ten products.
     """
     on_gpu = runtime.device.type == "cuda"
     # on a GPU, the time of a small product would be mainly the time to start its kernel

@@ -1,11 +1,11 @@
 """Compares the speed of inference with minibert and with other installed inference libraries. minibert's fast
 modes are also compared by their task scores.
 
-Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). The first B examples also run
-together, where B is the value of --batch. The compared programs are called engines. Each engine has its own
-process with a given number of threads. The engines run alternately, with the same examples and the same
-weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all work of the
-GPU.
+Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first B examples run
+together as one batch, where B is the value of --batch. The compared programs are called engines. Each engine
+has its own process with a given number of threads. The engines run alternately, with the same examples and
+the same weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all
+work of the GPU.
 """
 
 import dataclasses
@@ -86,8 +86,8 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs one engine in its own process. Each turn returns the seconds of each example when it runs alone,
-    the seconds of the batch, and the logits of the batch.
+    """Runs the turns of one engine. Each engine has its own process. A turn returns the seconds of each
+    example alone, the seconds of the batch, and the logits of the batch.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -105,8 +105,8 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the ids and the segments of the examples, in random order, so that a batch has examples of
-    different lengths.
+    """Returns the token ids and the token types (segments) of the examples. The order of the examples is
+    random, so that a batch has examples of different lengths.
     """
     rng = np.random.default_rng(0)
     if options.data is None:
@@ -123,9 +123,9 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """Returns the scores of a fine-tuned model in percent, in fp32 and in each fast mode that this machine
-    supports, and for each mode the change of the logits compared with fp32. The model is evaluated on `limit`
-    examples of the dev set (None: all).
+    """Evaluates a fine-tuned model on `limit` examples of the dev set (None: all examples), in fp32 and in
+    each fast mode that this machine supports. Returns for each mode the scores in percent, and the change of
+    the logits compared with fp32.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
@@ -153,16 +153,16 @@ def quality(folder: str, task_name: str, data: str, max_length: int, limit: int 
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """The median and the 5th, 95th and 99th percentiles of the values."""
+    """Returns the median and the 5th, 95th and 99th percentiles of the values."""
     return dict(zip(("median", "p5", "p95", "p99"), np.percentile(values, (50, 5, 95, 99)).tolist()))
 
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """Returns the latency, the throughput and the share of the peak of one engine. `turns` has the results of
-    the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes. `flops` are the
-    FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the highest FLOP/s of
-    the machine. The sum of the seconds of all single examples in one turn is called a pass.
+    """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
+    results of the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes. `flops`
+    are the FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the highest
+    FLOP/s of the machine. A pass is the sum of the seconds of all examples that ran alone in one turn.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -206,7 +206,7 @@ def compare_engines(name: str, config: Config, engines: list[str], job: Job, tur
 
 
 def bench_inference(options: InferenceBench) -> dict:
-    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
+    """Runs `bench.py inference`. Returns the results, which bench.py prints as JSON."""
     runtime = start(options.device, "fp32", training=False)
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     tuned = [name for name in options.models if name not in PRESETS]
@@ -240,8 +240,8 @@ def bench_inference(options: InferenceBench) -> dict:
 
 def write_model(name: str, tokenizer, folder: Path, engines: list[str],
                 examples: tuple[list[list[int]], list[list[int]]]) -> Config:
-    """Writes the files that the engines read, for a preset with random weights or for the model of a folder.
-    Returns the model's configuration.
+    """Writes the files that the engines read, for a preset (with random weights) or for the model of a
+    folder. Returns the model's configuration.
     """
     if name in PRESETS:
         torch.manual_seed(0)

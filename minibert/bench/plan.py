@@ -1,8 +1,8 @@
 """Calculates the hours of a training on one device, from the number of tokens per second.
 
-Measure the number of tokens per second with `bench.py train`, and give it as --tokens-per-second. If it is
-unknown, give the peak FLOP/s of the device (--peak-tflops) and the share of the peak that the training
-reaches (--share). The output names all assumptions.
+Measure the number of tokens per second with `bench.py train`, and give it as --tokens-per-second. If you
+cannot measure it, give the peak FLOP/s of the device (--peak-tflops) and the share of the peak that the
+training reaches (--share). The output names all assumptions.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ CORPORA = {
 class PlanBench:
     """Every option of bench.py plan."""
 
-    corpus_tokens: str | None = option(None, f"number of tokens of the corpus, for example 2.5e9, or a name: "
-                                             f"{', '.join(CORPORA)}")
+    corpus_tokens: str | None = option(None, "number of tokens of the corpus, for example 2.5e9, or the name "
+                                             f"of a corpus: {', '.join(CORPORA)}")
     epochs: float = option(1.0, "number of passes over the corpus")
     tokens_per_second: float | None = option(None, "number of tokens that the training processes per second")
     peak_tflops: float | None = option(None, "peak speed of the device in 10^12 FLOP/s (needs --share)")
@@ -73,8 +73,8 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
 
 
 def plan(options: PlanBench) -> dict:
-    """Calculates the hours of a training. `basis` in the result has the name, the value and the source of
-    every assumption.
+    """Calculates the hours of a training. The entry `basis` of the result has the name, the value and the
+    source of every assumption.
     """
     tokens, whence = corpus_tokens(options.corpus_tokens)
     # `tokens` does not count [CLS] and [SEP], but training reads both in each sequence
@@ -95,7 +95,7 @@ def plan(options: PlanBench) -> dict:
 
 
 def bench_plan(options: PlanBench) -> dict:
-    """Calculates and prints a plan, and returns what bench.py prints as JSON."""
+    """Runs `bench.py plan`. Returns the results, which bench.py prints as JSON."""
     result = plan(options)
     print(f"{options.teacher} to {options.student}: {result['hours']:,.2f} hours, without the time of "
           "evaluation and checkpoints")

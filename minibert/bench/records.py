@@ -34,16 +34,16 @@ class TuneRun(NamedTuple):
     machine: str
     task: str
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
-    # a dict from metrics to lists with one value in percent for each seed
+    # for each metric, a list with one value in percent for each seed
     scores: dict[str, list[float]]
     seconds: float  # the training time of all seeds
     baseline: dict[str, float] | None  # the scores of a model that always gives one answer; None for SQuAD
 
     @property
     def start(self) -> str:
-        """The start of the fine-tuning: the folder or hub name of a model, or the teacher layers that were
-        copied into the student. The teacher's folder is left out, because every task has its own teacher, and
-        the text must be equal for all tasks.
+        """The text that says from what the fine-tuning started: the folder or hub name of a model, or for
+        example "cut to 4 layers" if layers of the teacher were copied. The teacher is not named, because
+        every task has its own teacher, and the text must be equal for all tasks.
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
@@ -55,8 +55,8 @@ class TuneRun(NamedTuple):
 
     @property
     def part(self) -> tuple[int | None, int]:
-        """The part of the task's data that the run used: the number of training examples (None: all), and the
-        maximum length of an example in tokens.
+        """The amount of data that the run used: the number of training examples (None: all), and the maximum
+        length of an example in tokens.
         """
         return self.settings["train_examples"], self.settings["max_length"]
 
@@ -77,8 +77,8 @@ def read_runs(folders: Iterable[str], without: Iterable[str] = ()
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """Finds all run folders in the folder `name`, which can also be a run folder. Folders inside a run folder
-    are not searched.
+    """Yields all run folders below the folder `name`, or `name` itself if it is a run folder. Folders inside
+    a run folder are not searched.
     """
     found = False
     for place, below, files in os.walk(name):
@@ -128,7 +128,7 @@ def _read_tune(folder: Path, config: dict, summary: dict) -> TuneRun:
 
 
 def _machine(config: dict) -> str:
-    """The machine of a run and the versions of torch and minibert, as text."""
+    """Returns the machine of a run and the versions of torch and minibert, as text."""
     names = " and ".join(dict.fromkeys([config["device"], config["cpu"]]))
     return (f"{names}, {config['cores']} cores, --threads {config['threads']}, {config['ranks']} x "
             f"{config['precision']}, torch {config['torch']}, minibert {config['minibert']}")

@@ -80,7 +80,7 @@ def place_of(model: str | Path) -> Path:
 
 
 def student_of(run: TrainRun) -> Path:
-    """The folder of the run, after which the student is named."""
+    """Returns the folder of the run. The student has the name of this folder."""
     return Path(run.options["out"])
 
 
@@ -104,10 +104,10 @@ def check_names(places: Iterable[Path]) -> None:
 
 
 def taught(options: dict) -> str:
-    """The suffix of a model's name, which says how the model learned from a teacher in fine-tuning. Without a
-    teacher, the suffix is "". With a teacher, the suffix is for example " + kd", and " + kd, alpha 1" if
-    alpha is not the default of the method. With --transfer, the suffix has "pd" (pre-trained distillation):
-    the student learned from texts without labels.
+    """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning.
+    Without a teacher, the suffix is "". With a teacher, the suffix is for example " + kd", or " + kd, alpha
+    1" if alpha is not the default of the method. With --transfer, the student learned from texts without
+    labels, and the suffix has "pd" (pre-trained distillation).
     """
     if not options.get("teacher"):
         return ""
@@ -136,14 +136,16 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """The names of all tasks in `scores`: first the tasks of `TASKS`, in their order, and then csv files."""
+    """Returns the names of all tasks in `scores`: first the tasks in `TASKS`, in the order of `TASKS`, and
+    then the csv files.
+    """
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 
 
 def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
-    """The tasks on which all models were fine-tuned, with the same number of training examples and the same
-    maximum length.
+    """Returns the tasks on which all models were fine-tuned, with the same number of training examples and
+    the same maximum length.
     """
     return [task for task in models[0] if all(task in of for of in models)
             and len({of[task].part for of in models}) == 1]
@@ -152,7 +154,7 @@ def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
 # ---------------------------------------------------------------- scores
 
 def markdown(rows: list[dict]) -> str:
-    """A markdown table of rows. All rows have the same keys, which are the names of the columns."""
+    """Returns a markdown table. All rows have the same keys, which are the names of the columns."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |"
               for row in rows]
@@ -160,7 +162,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def published(model: str) -> dict[str, str]:
-    """For each task, the score of `model` that the DistilBERT paper gives. A score from the README of
+    """Returns for each task the score of `model` in the DistilBERT paper. A score from the README of
     DistilBERT's code has a †.
     """
     return {name: f"{known.value:.1f}" + "†" * (known.source == PAPER_README)
@@ -195,7 +197,7 @@ def score_table(scores: Scores) -> str:
 
 
 def settings_of(scores: Scores) -> list[str]:
-    """One line for each task whose runs did not all use the default settings of the task."""
+    """Returns one line of text for each task on which a run did not use the default settings."""
     lines = []
     for task in tasks_of(scores):
         ways: dict[str, list[str]] = {}
@@ -214,9 +216,9 @@ def settings_of(scores: Scores) -> list[str]:
 
 
 def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]:
-    """The rows of the table of shares, in which the scores are divided by the teacher's scores. A model has a
-    row if it was fine-tuned on all `tasks`, with the teacher's number of training examples and maximum
-    length.
+    """Returns the rows of the table of shares, in which the scores are divided by the teacher's scores. A
+    model has a row if it was fine-tuned on all `tasks`, with the teacher's number of training examples and
+    maximum length.
     """
     rows, teacher_runs = [], scores[teacher]
     for task in tasks:
@@ -247,8 +249,8 @@ def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
 # ---------------------------------------------------------------- trainings
 
 def training_table(runs: list[TrainRun]) -> str:
-    """The table of all trainings, with the student's size and speed, the number of tokens, the time and the
-    held-out scores.
+    """Returns the table of all trainings, with the student's size and speed, the number of tokens, the time
+    and the held-out scores.
     """
     measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
     figures = {"mlm": ("MLM loss", "{:.3f}")} | {name: how for name, how in measured.items()
@@ -277,7 +279,9 @@ def training_table(runs: list[TrainRun]) -> str:
 
 
 def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
-    """All evaluations of a training, from start to end: (tokens, held-out scores)."""
+    """Returns all evaluations of a training, from start to end, as pairs (number of tokens so far, held-out
+    scores).
+    """
     start, end = (run.held_out.get(name) for name in ("student, initial", "student, trained"))
     return [(tokens, scores) for tokens, scores in [(0, start), *run.curve, (run.tokens, end)] if scores]
 
@@ -285,7 +289,8 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
 # ---------------------------------------------------------------- the file
 
 def bench_report(options: ReportBench) -> dict:
-    """Reads the runs, writes the file and its plots, and returns what bench.py prints as JSON."""
+    """Reads the runs, and writes the report and its plot. Returns the results, which bench.py prints as JSON.
+    """
     out = Path(options.out)
     if out.exists() and not read_text(out).startswith(MARK):
         raise UserError(f"{out} was not written by bench.py report: give another name as --out")

@@ -4,10 +4,14 @@
 
 The list is a text file. Each line has one command, without the word `python`. A # starts a comment. A line
 that ends with a backslash continues in the next line. $NAME is replaced by the value of the environment
-variable NAME. A run of train.py or finetune.py is finished if its --out folder has a summary.json, and a run
-of data/prepare.py is finished if its --out folder has a corpus.json. data/download.py is always run, because
-data/download.py skips existing files itself. The output of a run is written to OUT.log, where OUT is the
-value of --out. If a run fails, the error is reported and the next runs are started.
+variable NAME.
+
+A run of train.py or finetune.py is finished if its --out folder has a summary.json. A run of data/prepare.py
+is finished if its --out folder has a corpus.json, and a run of data/augment.py if its --out file exists.
+data/download.py is always run, because data/download.py skips existing files itself.
+
+The output of a run is written to OUT.log, where OUT is the value of --out. (The output of data/download.py is
+written to OUT-download.log.) If a run fails, the error is reported and the next runs are started.
 """
 
 import os
@@ -96,8 +100,8 @@ def read_list(path: Path) -> list[Line]:
 
 
 def shown_state(line: Line) -> str:
-    """The state of a run as text: done or to do. For a finished training or fine-tuning, the text also has
-    the duration.
+    """Returns the state of a run as text: done or to do. For a finished run of train.py or finetune.py, the
+    text also has the duration.
     """
     if line.done and line.script in RESUMED:
         return f"done, took {clock(read_run(line.out).seconds)}"
@@ -111,10 +115,10 @@ def last_line(log: Path) -> str:
 
 
 def work(line: Line, stop: list[int]) -> int:
-    """Runs one command to its end and returns its exit code. `stop` is the list of the signals that this
-    process received. The first signal is sent on to the command, which then stops.
+    """Runs one command to its end and returns its exit code. `stop` is the list of the signals that bench.py
+    received. The first signal is sent on to the command, which then stops.
     """
-    words = line.words + ["--resume"] * (line.script in RESUMED)  # without a run in --out, it has no effect
+    words = line.words + ["--resume"] * (line.script in RESUMED)  # --resume does nothing if --out has no run
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(line.log, "a", encoding="utf-8")
@@ -134,8 +138,8 @@ def work(line: Line, stop: list[int]) -> int:
 
 
 def bench_runs(options: RunsBench) -> dict:
-    """Runs the commands of the list, and returns what bench.py prints as JSON. Raises `UserError` after the
-    last run if a run failed.
+    """Runs the commands of the list. Returns the results, which bench.py prints as JSON. Raises `UserError`
+    after the last run if a run failed.
     """
     lines = read_list(Path(options.file))
     states, failed = [], []

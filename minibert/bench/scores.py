@@ -1,8 +1,8 @@
 """Computes the share of the teacher's score that a student keeps, with a confidence interval, and mean scores
 over tasks.
 
-Papers compute the share with one of two formulas, and often do not say with which one. s_i is the student's
-score on task i, and t_i is the teacher's score on task i, each the median over seeds.
+Papers compute the share with one of two formulas, and often do not say which one. s_i is the student's score
+on task i, and t_i is the teacher's score on task i. Each score is the median over seeds.
 
     ratio of means:  mean_i s_i / mean_i t_i        tasks with large scores have more weight
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
@@ -27,10 +27,10 @@ def share_kept(formula: str, student: list[list[float]],
     the ends of its 95 % bootstrap interval (the 2.5 % and 97.5 % quantiles).
 
     `student` and `teacher` have one list for each task, with one score for each seed of fine-tuning. For each
-    bootstrap sample, the scores of each task and model are drawn with replacement from the list. If a task
-    has only one seed, its score is the same in all samples, so the interval is too narrow. The interval does
-    not include the variation between repeated distillations of the student. The result is None if a score of
-    the teacher is not above 0.
+    bootstrap sample, scores are drawn with replacement from each of these lists. If a task has only one seed,
+    its score is the same in all samples, so the interval is too narrow. The interval does not include the
+    variation between repeated distillations of the student. The result is None if a score of the teacher is
+    not above 0.
     """
     rng = np.random.default_rng(0)
     if min(map(min, teacher)) <= 0:
@@ -42,7 +42,7 @@ def share_kept(formula: str, student: list[list[float]],
 
 
 def mean_score(tasks: list[list[float]]) -> float:
-    """The mean score over the tasks. The score of a task is the median over its seeds."""
+    """Returns the mean score over the tasks. The score of a task is the median over its seeds."""
     return float(np.mean([np.median(seeds) for seeds in tasks]))
 
 

@@ -57,17 +57,17 @@ class SentencesBench:
 # ---------------------------------------------------------------- metrics
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The cosine of each row of `a` with the same row of `b`. `a` and `b` are (n, D) for n vectors of size D,
-    and the result is (n,). The cosine with a zero vector is 0.
+    """Returns the cosine of each row of `a` with the same row of `b`. `a` and `b` are (n, D) for n vectors of
+    size D, and the result is (n,). The cosine with a zero vector is 0.
     """
     return (unit(a) * unit(b)).sum(-1)
 
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
-    """The share of the queries whose right document is among the `k` documents that have the largest cosine
-    with the query. A document with the same cosine as the right document counts as better. `queries` (n, D)
-    are the vectors of n queries, and `documents` (m, D) are the vectors of m documents. `right` (n,) has the
-    row of each query's right document.
+    """Returns the share of the queries whose right document is among the `k` documents that have the largest
+    cosine with the query. A document with the same cosine as the right document counts as better. `queries`
+    (n, D) are the vectors of n queries, and `documents` (m, D) are the vectors of m documents. `right` (n,)
+    has the row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -105,8 +105,8 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
 
 
 def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
-    """Reads SQuAD's dev set: the questions, the different paragraphs, and for each question the number of its
-    paragraph.
+    """Reads SQuAD's dev set. Returns the questions, the paragraphs (each only once), and for each question
+    the number of its paragraph, counted from 0.
     """
     questions = read_squad(Path(folder) / "dev-v1.1.json")
     paragraphs = list(dict.fromkeys(question.context for question in questions))
@@ -118,7 +118,7 @@ def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
 # ---------------------------------------------------------------- judging
 
 def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str, float]:
-    """The scores of one model in percent, on the data of `read_sts` and `read_retrieval`."""
+    """Returns the scores of one model in percent, on the data of `read_sts` and `read_retrieval`."""
     scores = {}
     for part, (texts, pairs, labels) in sts.items():
         a, b = (embed(model, tokenizer, side, runtime=runtime) for side in (texts, pairs))
@@ -132,7 +132,7 @@ def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str
 
 
 def bench_sentences(options: SentencesBench) -> dict:
-    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
+    """Runs `bench.py sentences`. Returns the results, which bench.py prints as JSON."""
     runtime = start(options.device, options.precision, options.threads, training=False)
     sts = read_sts(options.sts) if options.sts else {}
     retrieval = read_retrieval(options.squad) if options.squad else None
@@ -163,8 +163,8 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """The row of a model in the printed table. `result` has the scores and the speed of the model, and
-    `teacher` has the scores and the speed of the teacher.
+    """Returns the row of a model in the printed table. `result` has the scores and the speed of the model,
+    and `teacher` has those of the teacher.
     """
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():

@@ -27,7 +27,7 @@ PUBLISHED = {
     "bert-base": (110, 22.5),
     "bert-large": (340, None),  # Devlin et al. 2018
     "distilbert": (66, 11.3),  # Sanh et al. 2019, table 3; the FLOPs are from the TinyBERT paper
-    # the next figures are those of Jiao et al. 2020 (TinyBERT)
+    # the figures of the next two lines are from the TinyBERT paper (Jiao et al. 2020)
     "distilbert-4": (52.2, 7.6), "bert-pkd-4": (52.2, 7.6), "bert-pkd-6": (67.0, 11.3),
     "tinybert-4": (14.5, 1.2), "tinybert-6": (67.0, 11.3), "bert-small": (29.2, 3.4),
     # The parameters are from the PKD paper (Sun et al. 2019), and the FLOPs from the MobileBERT paper. Both
@@ -52,13 +52,15 @@ class SizeBench:
 
 
 def count(module: nn.Module | None) -> int:
-    """The number of parameters of a module, or 0 for None. A shared embedding table is counted once."""
+    """Returns the number of parameters of a module, or 0 for None. A shared embedding table is counted once.
+    """
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def size_of(name: str, length: int) -> dict:
-    """The figures of a preset, or of the model in a folder. FLOPs are None if the model has fewer than
-    `length` positions. Raises `UserError` if `name` is neither a preset nor a folder.
+    """Returns the numbers of parameters and FLOPs of a preset, or of the model in a folder, with the
+    published numbers. The FLOPs are None if the model has fewer than `length` positions. Raises `UserError`
+    if `name` is neither a preset nor a folder.
     """
     if name not in PRESETS and Path(name).is_dir():
         model = minibert.load(name)
@@ -78,7 +80,7 @@ def size_of(name: str, length: int) -> dict:
 
 
 def shown(row: dict) -> dict:
-    """The cells of one row of the printed table, as text. `row` is a result of `size_of`."""
+    """Returns the cells of one row of the printed table, as text. `row` is a result of `size_of`."""
     def number(value: float | None, unit: float, form: str) -> str:
         return "-" if value is None else format(value / unit, form)
 
@@ -93,7 +95,7 @@ def shown(row: dict) -> dict:
 
 
 def bench_size(options: SizeBench) -> dict:
-    """Counts, prints a table, and returns the results that bench.py prints as JSON."""
+    """Runs `bench.py size`. Returns the results, which bench.py prints as JSON."""
     rows = [size_of(name, options.length) for name in options.models or PRESETS]
     print(table([shown(row) for row in rows],
                 f"Sizes of models, and the forward pass of one sequence of {options.length} tokens"))

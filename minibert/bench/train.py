@@ -1,5 +1,5 @@
-"""Measures the time of a distillation step in train.py, and of the same step in the library `transformers`,
-or the times of the steps of several distillation methods.
+"""Measures the time of a training step of train.py, for one or several distillation methods. With the method
+`distilbert` alone, the same step in the library `transformers` is also measured.
 
 The programs run alternately, with the same sequences. Each program runs in its own process, so that its peak
 memory can be measured. The number of tokens per second does not include padding.
@@ -32,7 +32,7 @@ from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"  # names of programs in the table
-# without mobilebert, because the default teacher and student are BERT and DistilBERT
+# without mobilebert, which does not support the default models BERT and DistilBERT
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -62,8 +62,8 @@ class TrainBench(MachineOptions):
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Random sequences of each step, as a tuple (ids, lengths, selected). `selected` is True for the 15 % of
-    the tokens that are masked. Every call returns the same sequences.
+    """Returns random sequences, as one tuple (ids, lengths, selected) for each step. `selected` is True for
+    the masked tokens, about 15 % of all tokens. Every call returns the same sequences.
     """
     rng = np.random.default_rng(0)
     steps = []
@@ -75,7 +75,7 @@ def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndar
 
 
 def shapes(options: TrainBench) -> tuple[Config, Config]:
-    """The configurations of teacher and student, with the dropout of the options."""
+    """Returns the configurations of teacher and student, with the dropout of the options."""
     return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
                  for name in (options.teacher, options.student))
 
@@ -134,7 +134,7 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """Runs the turns of one program in its own process."""
+    """Runs the turns of the program `kind`. Each program has its own process."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)
@@ -144,7 +144,7 @@ def train_worker(kind: str, options: TrainBench, pipe) -> None:
 
 
 def bench_train(options: TrainBench) -> dict:
-    """Measures, prints tables, and returns the results that bench.py prints as JSON."""
+    """Runs `bench.py train`. Returns the results, which bench.py prints as JSON."""
     peer = options.peer and options.methods == ("distilbert",)
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:

@@ -19,12 +19,11 @@ from minibert.common.errors import UserError
 
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
-    """The main loop in the process of each program: calls `turn` once for each request of the parent process.
-    After each call, the process sends the result of `turn` to the parent, or the seconds of the call if the
-    result is None. At the end the process sends its peak memory in bytes.
+    """Runs the main loop of a measured process: calls `turn` once for each request of the parent process, and
+    sends the result to the parent. If the result is None, the seconds of the call are sent. At the end, the
+    peak memory of the process in bytes is sent.
     """
-    # Ctrl-C is ignored here, because the parent process also receives Ctrl-C, and then ends the process of
-    # the program
+    # This process ignores Ctrl-C: the parent process also receives Ctrl-C, and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
@@ -38,7 +37,7 @@ def serve(turn: Callable, pipe, device: torch.device) -> None:
 
 
 def peak_memory() -> int:
-    """The peak memory of this process in bytes."""
+    """Returns the peak memory of this process in bytes."""
     try:  # on Linux, VmHWM is read, because ru_maxrss starts with the peak of the parent process
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
@@ -47,8 +46,9 @@ def peak_memory() -> int:
 
 
 def run(worker: Callable, *given) -> None:
-    """The main function of a measured process: calls `worker(*given)`. The last value of `given` is the pipe.
-    If the worker raises a `UserError`, the error is sent to the parent process, which raises it again.
+    """Calls `worker(*given)` in a measured process. The last value of `given` is the pipe to the parent
+    process. If the worker raises a `UserError`, the error is sent to the parent process, which raises it
+    again.
     """
     try:
         worker(*given)
@@ -66,7 +66,7 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
-    # `daemon` is not set, because some workers start child processes, and a daemon process must not do this
+    # `daemon` is not set, because some workers start child processes, which a daemon process cannot do
     process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
     worker_end.close()
@@ -94,8 +94,8 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts a process with `worker(kind, options, pipe)` for each kind of program. The processes take turns:
-    each process runs once as a warm-up, and then `turns` times. Returns two dicts with the kinds as keys:
-    lists of the results of the turns, usually seconds, and the peak memory in bytes.
+    each process runs once as a warm-up, and then `turns` times. Returns two dicts with the kinds as keys. The
+    first has the results of the turns (usually seconds), and the second the peak memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -133,8 +133,8 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
 
 
 def ratios(peer: list[float], own: list[float]) -> list[float]:
-    """For each turn, the time `peer` of one program divided by the time `own` of another, sorted. A ratio of
-    2.0 means that `own` is half of `peer`.
+    """Divides, for each turn, the time `peer` of one program by the time `own` of another program. Returns
+    the sorted ratios. A ratio of 2.0 means that `own` is half of `peer`.
     """
     return sorted(a / b for a, b in zip(peer, own))
 

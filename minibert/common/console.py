@@ -12,19 +12,19 @@ def say(*words, sep: str = " ") -> None:
 
 
 def first_rank() -> bool:
-    """Whether this process is the first rank, or the only process of a run."""
+    """Returns True if this process is the first rank, or the only process of a run."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def clock(seconds: float) -> str:
-    """A number of seconds as text in the form h:mm:ss."""
+    """Returns a number of seconds as text in the form h:mm:ss."""
     seconds = int(seconds + 0.5)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """The text of a table. Each dict in `rows` is one line, and the keys of the dicts are the heading. All
-    columns except the first are right-aligned. `title` is an extra line at the top.
+    """Returns a table as text. Each dict in `rows` is one line, and the keys of the dicts are the headings of
+    the columns. `title` is a line above the table.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -38,14 +38,14 @@ def table(rows: list[dict], title: str = "") -> str:
 
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. On a terminal
-    the line is replaced twice a second, and removed at the end. If stderr is a file, a new line is printed
-    every ten seconds. Only the first rank prints progress. With `stays=True` the first and the last line are
-    always printed, and the last line is not removed.
+    the line is replaced twice a second, and removed at the end of the work. If stderr is a file, a new line
+    is printed every ten seconds. Only the first rank prints progress. With `stays=True` the first and the
+    last line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`what` is the name of the work. `total` is the amount of all work, and `done` is the amount that
-        was finished earlier, both in `unit`s.
+        """`what` is the name of the work. `total` is the amount of all work, and `done` is the amount that an
+        earlier run finished, both in `unit`s.
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
@@ -69,7 +69,7 @@ class Progress:
             self.close()
 
     def text(self, now: float) -> str:
-        """The text of the progress line."""
+        """Returns the text of the progress line at the time `now`."""
         rate = (self.done - self.before) / max(now - self.begun, 1e-3)
         left = clock(max(self.total - self.done, 0) / rate) if rate > 0 else "?"
         return (f"{self.what}  {short(self.done)} of {short(self.total)} {self.unit}  "
@@ -89,8 +89,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number as text. Whole numbers and numbers of 100 or more have no fraction. Numbers from 1 to 100 with
-    a fraction have one digit after the point. Numbers below 1 have two significant digits.
+    """Returns a number as text. Whole numbers and numbers of 100 or more have no fraction. Numbers from 1 to
+    100 with a fraction have one digit after the point. Numbers below 1 have two significant digits.
     """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

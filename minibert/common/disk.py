@@ -61,9 +61,9 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path of `folder` with all links resolved. The caller writes into a temporary folder and at
-    the end renames it to the returned path. Raises `UserError` if the path exists and is not an empty folder,
-    or if the path is a mount point, because no folder can be renamed to a mount point.
+    """Returns the path of `folder` with all links resolved. The caller writes a temporary folder and then
+    renames it to the returned path. Raises `UserError` if the path exists and is not an empty folder, or if
+    the path is a mount point, because no folder can be renamed to a mount point.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -77,7 +77,7 @@ def place_for(folder: Path) -> Path:
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
     """Makes `folder` and a temporary folder inside it. Yields the path of the temporary folder, which is
-    removed at the end of the block.
+    removed at the end of the `with` block.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".saving-*"):  # temporary folders of killed processes
@@ -118,7 +118,7 @@ def check_is_the_file(path: Path, start: bytes) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file."""
+    """Returns the JSON object in a file. Raises `UserError` if the file has no JSON object."""
     text = read_text(path)
     check_is_the_file(path, text[:100].encode())
     try:
@@ -134,6 +134,6 @@ def read_json(path: Path) -> dict:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """Returns the sha256 of a file's bytes, in hexadecimal."""
     with disk_errors(path, "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,5 @@
-"""`UserError` is the exception for errors that a user can cause and correct. `run_script` reports it as one
-sentence on stderr, with exit code 2.
+"""`UserError` is the exception for errors that a user can cause and correct. `run_script` reports a
+`UserError` as one sentence on stderr, with exit code 2.
 """
 
 import os
@@ -13,8 +13,8 @@ class UserError(Exception):
 
 
 def sentence(error: UserError | str) -> str:
-    """The message of an error on one line, with at most 2,000 characters. Control characters are escaped,
-    because a message may quote the content of a file.
+    """Returns the message of an error on one line, with at most 2,000 characters. Control characters are
+    escaped, because a message may quote the content of a file.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])
@@ -27,7 +27,7 @@ def run_script(main) -> None:
     like \\xe9 or \\u4e2d.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a stream that a caller replaced may have no such method
+        if hasattr(stream, "reconfigure"):  # a stream that a caller replaced may have no `reconfigure`
             stream.reconfigure(errors="backslashreplace")
     try:
         main()

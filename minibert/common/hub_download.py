@@ -1,4 +1,4 @@
-"""Finds the folder of a model, and downloads a model of the Hugging Face hub once. hub_download.py does not
+"""Finds the folder of a model. A model of the Hugging Face hub is downloaded once. This module does not
 import torch, because a process that only tokenises does not need torch.
 """
 
@@ -18,10 +18,10 @@ DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
     """Returns the path of a model's folder. `name` is the path of a folder, or the name of a model on the
-    hub, which is downloaded into the Hugging Face cache. `weights=False` downloads only config.json and the
-    tokenizer. The environment variables of huggingface_hub are used (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE
-    ...). Raises `UserError` if no folder and no model is named `name`, or if `name` is the folder of a run,
-    whose model is in the subfolder model/.
+    hub, which is downloaded into the Hugging Face cache. `weights=False` downloads only the files of the
+    configuration and the tokenizer. The environment variables of huggingface_hub are used (HF_HOME,
+    HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no folder or model named `name`, if the
+    download fails, or if `name` is the folder of a run (its model is in the subfolder model/).
     """
     if Path(name).is_dir():
         if (Path(name) / "summary.json").exists() and (Path(name) / "model" / "config.json").exists():
@@ -51,7 +51,7 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
 
 def what_it_holds(folder: Path, most: int = 10) -> str:
-    """The names of the files and folders in a folder, as the end of an error message."""
+    """Returns the end of an error message: the names of at most `most` files and folders in `folder`."""
     names = sorted(path.name for path in folder.glob("*"))
     shown = ", ".join(names[:most]) or "no file"
     return f"; it holds {shown} and others" if len(names) > most else f"; it holds {shown}"

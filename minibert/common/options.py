@@ -1,8 +1,8 @@
 """Makes command-line options from a frozen dataclass. Each field is one option with its help text.
 
-`--help` shows the options in the order of the fields. An option may have an effect only with certain values
-of another option. With all other values, `--help` does not show the option, and its use is an error. For
-example, `train.py --method tinybert --help` shows the options of TinyBERT.
+`--help` shows the options in the order of the fields. An option can depend on another option. For example,
+`--imitate` has an effect only with `--method tinybert`. With any other method, `--help` does not show
+`--imitate`, and the use of `--imitate` is an error.
 """
 
 import argparse
@@ -19,8 +19,8 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
     """Makes a dataclass field that is a command-line option.
 
     `metavar` is the word that stands for the value in the help, for example FOLDER. `group` is the heading of
-    a new group of options in the help, which ends before the next field that has a `group`. `only_with` is a
-    dict from the names of other options to tuples of values, for example {"method": ("tinybert",)}. The new
+    a group of options in the help. The group ends before the next field that has a `group`. `only_with` is a
+    dict from the names of other options to tuples of values. An example is {"method": ("tinybert",)}. The
     option has an effect only if every option named in `only_with` has one of the values of its tuple.
     """
     return dataclasses.field(default=default, metadata={
@@ -33,7 +33,7 @@ class MachineOptions:
 
     micro_tokens: int = option(
         4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory. "
-              "The results differ only by rounding and by the random numbers of dropout",
+              "Another number changes the results only by rounding and by the random numbers of dropout",
         metavar="TOKENS", group="machine")
     precision: str = option(
         "auto", "precision of matrix products; auto: 16 bits on hardware with fast 16-bit products, "
@@ -52,12 +52,11 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     """Reads the command line and returns an instance of the dataclass `cls`.
 
     A `bool` field becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes several values. A `T | None`
-    field may be left out. Any other field with the default None is required. Inherited fields are shown last.
-    `prog` is the name of the program in the usage line. `defaults` has the default values that `--help` shows
-    for options whose default depends on another option. For example, {"method": {"tinybert": {"lr": 1e-4}}}
-    means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value of a wrong
-    type ends the program with exit code 2. Raises `UserError` if a given option has no effect together with
-    the other options.
+    field may be left out. Any other field with the default None is required. The help shows inherited fields
+    last. `defaults` has the default values that `--help` shows for options whose default depends on another
+    option. For example, {"method": {"tinybert": {"lr": 1e-4}}} means that the default of --lr is 1e-4 with
+    --method tinybert. An unknown option or a value of a wrong type ends the program with exit code 2. Raises
+    `UserError` if a given option has no effect together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -94,7 +93,7 @@ def unread(cls, given: dict) -> dict[str, str]:
 
 
 def flag(name: str) -> str:
-    """The name of the option of a field, for example --layer-map for the field `layer_map`."""
+    """Returns the command-line option of a field, for example --layer-map for the field `layer_map`."""
     return "--" + name.replace("_", "-")
 
 
@@ -133,7 +132,7 @@ def _add(parser, cls, field, default) -> None:
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
     """Returns the values of the options that decide which other options exist: the options named in `names`,
-    and all options that appear in an `only_with`. Called before all options are parsed.
+    and all options that appear in an `only_with`. `parse` calls `_chosen` before it parses all options.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -171,7 +170,7 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """The numbers in the value of an option, for example 0,2,5."""
+    """Returns the numbers in the value of an option, for example [0, 2, 5] for 0,2,5."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
@@ -179,7 +178,7 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:
-    """Reads the values of the option --weights, each TERM=WEIGHT, as a dict from loss terms to weights."""
+    """Returns a dict from loss terms to weights, read from the values of --weights (each TERM=WEIGHT)."""
     weights = {}
     for text in given:
         name, _, value = text.partition("=")

@@ -9,8 +9,8 @@ import torch
 
 @cache
 def features() -> frozenset[str]:
-    """The names that torch gives to the features of this CPU, for example "avx2", "avx512_vnni", "amx_int8".
-    The set is empty if this version of torch does not report features.
+    """Returns the names that torch gives to the features of this CPU, for example "avx2", "avx512_vnni",
+    "amx_int8". The set is empty if this version of torch does not report features.
     """
     if not hasattr(torch.cpu, "get_capabilities"):
         return frozenset()
@@ -18,14 +18,15 @@ def features() -> frozenset[str]:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware. Emulated bf16 is several times slower than fp32."""
+    """Returns True if the CPU multiplies bf16 in hardware. Emulated bf16 is several times slower than fp32.
+    """
     return bool(features() & {"avx512_bf16", "amx_bf16", "sve_bf16", "bf16"})
 
 
 def sums_bytes_in_32_bits() -> bool:
-    """Whether the CPU adds products of 8-bit numbers without overflow. True for every CPU that is not x86,
-    and for an x86 CPU with VNNI or AMX. An x86 CPU with neither VNNI nor AMX adds two products of 8-bit
-    numbers in 16 bits, and the sum may overflow.
+    """Returns True if the CPU adds products of 8-bit numbers without overflow. This is true of every CPU that
+    is not x86, and of an x86 CPU with VNNI or AMX. An x86 CPU with neither VNNI nor AMX adds two products of
+    8-bit numbers in 16 bits, and the sum may overflow.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

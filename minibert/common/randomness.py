@@ -1,7 +1,7 @@
-"""Random numbers without a generator. Each random number is a hash of its arguments: seed, step, sample,
-position and so on. A run draws the same random numbers if it is resumed, or divided among other numbers of
-ranks. The order of the data is a permutation that is computed and not stored. The hash is the finaliser of
-SplitMix64 (Steele, Lea, Flood 2014).
+"""Computes random numbers without a generator. Each random number is a hash of integers: the seed, the step,
+the number of the sample, the position and so on. A resumed run draws the same random numbers as a run without
+a stop. The number of ranks does not change the random numbers. The order of the data is a permutation that is
+computed and not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(*words) -> np.ndarray:
-    """Hashes integers or integer arrays (broadcast together) to uint64. If the arguments have another order,
-    the hash is different.
+    """Hashes integers or integer arrays (broadcast together) to uint64. Arguments in another order give
+    another hash.
     """
     # The state is an array, because numpy gives a warning if a scalar overflows. The overflow here is
     # intended.
@@ -25,24 +25,24 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Uniform random floats in (0, 1) from the hash of `mix`. A float u is never 0 or 1, so log(u) is finite,
-    and u * n is below n.
+    """Returns uniform random floats in (0, 1), computed from the hash of `mix`. A float u is never 0 or 1, so
+    log(u) is finite, and u * n is below n.
     """
-    # 52 bits are used. With 53 bits, the addition of 0.5 would be rounded, and the largest result would
-    # become 1.
+    # 52 bits of the hash are used. With 53 bits, the addition of 0.5 would be rounded, and the largest result
+    # would become 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def seed_of(*words) -> int:
-    """A seed for torch: an integer from 0 to 2^63 - 1, computed from the hash of `mix`."""
+    """Returns a seed for torch: an integer from 0 to 2^63 - 1, computed from the hash of `mix`."""
     return int(mix(*words)[0] >> np.uint64(1))
 
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
     result is int64. The permutation is a balanced Feistel network on the smallest even number of bits that
-    can hold n - 1. If a result is n or more, the network is applied again to the result ("cycle walking",
-    Black and Rogaway 2002). On average, the network is applied fewer than four times.
+    can hold n - 1. If a result is n or more, the network is applied to the result again ("cycle walking",
+    Black and Rogaway 2002). On average, the network is applied fewer than four times to a number.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -58,8 +58,8 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 
 
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """The indices (0 to n-1, int64) of the `batch` sequences in optimiser step `step` (counted from 0). The n
-    sequences are permuted anew in each epoch.
+    """Returns the indices (0 to n-1, int64) of the `batch` sequences in optimiser step `step` (counted from
+    0). The n sequences are permuted anew in each epoch.
     """
     drawn = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epochs = drawn // n

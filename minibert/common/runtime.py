@@ -1,5 +1,5 @@
-"""The device, the precision, the ranks and the CPU threads of a run. With torchrun every rank is one process.
-Without torchrun a run has one rank.
+"""Sets up the device, the precision, the ranks and the CPU threads of a run. With torchrun every rank is one
+process. Without torchrun a run has one rank.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Runtime:
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """The gradient scaler for fp16. With fp32 and bf16 the scaler does nothing."""
+        """Returns the gradient scaler for fp16. With fp32 and bf16 the scaler does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def barrier(self) -> None:
@@ -86,13 +86,14 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     several ranks.
 
     The device "auto" is a GPU if the machine has one. The precision "auto" is bf16 on hardware that
-    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, settings of oneDNN and
-    glibc are changed, because otherwise the memory of the process would grow during many hours of training.
+    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, two settings are
+    changed: oneDNN stores fewer kernels, so that the memory of a run does not grow for hours, and glibc keeps
+    freed memory, which saves time.
     """
     if training:
         # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Packed batches always have
-        # new shapes. The kernels fragment the heap, so the memory of a run grew by half in an hour. A limit
-        # of 16 is enough, because one pass through a layer uses fewer than 16 kernels.
+        # new shapes. The 1,024 kernels fragment the heap: in an hour, the memory of a run grew by half. A
+        # limit of 16 is enough, because one pass through a layer uses fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
     # `set_num_threads` is called even without --threads. After this call, MKL always uses this number of
@@ -118,7 +119,7 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
         # The other ranks wait while the first rank evaluates and saves, so the time limit is long. If a rank
-        # ends, the other ranks notice it at once, before the time limit.
+        # ends, all other ranks notice it at once.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
@@ -131,22 +132,20 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        # Large blocks come from the heap and not from mmap, because glibc always returns mmap blocks.
+        # Large blocks come from the heap and not from mmap, because glibc always returns freed mmap blocks.
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
+        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned to the system
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the hardware has instructions that multiply bf16. Emulated bf16 is several times slower than
-    fp32.
-    """
+    """Returns True if the device has instructions that multiply bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return multiplies_bf16()
 
 
 def describe(runtime: Runtime) -> dict:
-    """A description of the machine and the software for config.json."""
+    """Returns a description of the machine and of the software versions, which config.json stores."""
     import platform
 
     import numpy

@@ -1,8 +1,8 @@
-"""Reads a prepared corpus, which is a folder of token ids that corpus_writer.py has written, and cuts the
-documents of the corpus into sequences. The token ids stay on the disk and are read through memory maps.
+"""Reads a prepared corpus (a folder of token ids, written by corpus_writer.py) and cuts its documents into
+sequences. The token ids stay on the disk and are read through memory maps.
 
-A *sequence* has consecutive tokens of one document, at most `max_length` with [CLS] and [SEP] (which
-loader.py adds). The start and the length of each sequence need 12 bytes of memory.
+A *sequence* has consecutive tokens of one document. With [CLS] and [SEP], which loader.py adds, a sequence
+has at most `max_length` tokens. The start and the length of each sequence need 12 bytes of memory.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from minibert.common.errors import UserError
 from minibert.data.corpus_writer import FORMAT, MIN_LENGTH, SPECIALS, file_types
 from minibert.data.tokenizer import Tokenizer
 
-WINDOW_LINES = 1 << 14  # the corpus is read in windows of about this many lines
+WINDOW_LINES = 1 << 14  # the corpus is read in parts ("windows") of about this number of lines
 
 
 class NoSequences(UserError):
@@ -31,7 +31,8 @@ class Corpus:
     array of token ids for each part ("train", "held-out"). `first` has the index of the first sequence of
     each part. `starts` has, for each sequence, the index of its first token in the array of its part.
     `checksum` is the CRC-32 of all token ids in the order of the text. `n_tokens` is the number of tokens of
-    all sequences, with [CLS] and [SEP]. `left_out` is a message about the sequences that are not used, or "".
+    all sequences, with [CLS] and [SEP]. `left_out` is a message about sequences that are too short or have
+    too many [UNK], or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -45,8 +46,8 @@ class Corpus:
         return len(self.starts)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """The number of tokens of each sequence whose index is in `indices`, without [CLS] and [SEP]. The
-        result is int64 with the shape of `indices`.
+        """Returns the number of tokens, without [CLS] and [SEP], of each sequence whose index is in
+        `indices`. The result is int64 with the shape of `indices`.
         """
         return self.sequence_lengths[indices].astype(np.int64)
 
@@ -59,7 +60,7 @@ class Corpus:
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
 
     def tokens(self, i: int) -> np.ndarray:
-        """The ids of sequence `i` without special tokens, as a read-only view (uint16 or uint32)."""
+        """Returns the ids of sequence `i` without special tokens, as a read-only view (uint16 or uint32)."""
         if not 0 <= i < len(self):
             raise IndexError(f"sequence {i} of {len(self)}")
         part = self.tokens_of_parts[np.searchsorted(self.first, i, side="right") - 1]
@@ -88,11 +89,11 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    # the starts and lengths of the sequences that are used; np.concatenate needs at least one array, so the
-    # first arrays are empty
+    # The starts and lengths of the sequences that are used. The list begins with empty arrays, because
+    # np.concatenate needs at least one array.
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
-    found = short = unknown = 0  # how many sequences there are, are too short, and have too many [UNK]
-    checksum = 0  # of all token ids
+    found = short = unknown = 0  # numbers of sequences: all, too short, and with too many [UNK]
+    checksum = 0  # the CRC-32 of all token ids
     for part in parts:
         if part not in description["parts"]:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(description['parts'])}")
@@ -125,7 +126,8 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
 
 
 def read_description(folder: Path) -> dict:
-    """The content of corpus.json. Raises `UserError` if the field "format" of corpus.json is not `FORMAT`."""
+    """Reads corpus.json. Raises `UserError` if the file is missing, or if its field "format" is not `FORMAT`.
+    """
     path = folder / "corpus.json"
     if not path.exists():
         raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
@@ -137,7 +139,8 @@ def read_description(folder: Path) -> dict:
 
 
 def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
-    """A read-only memory map of a file. Raises `UserError` if the file does not have exactly `count` values.
+    """Returns a read-only memory map of a file. Raises `UserError` if the file is missing or does not have
+    exactly `count` values.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; prepare the corpus again")
@@ -151,10 +154,10 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields two int64 arrays for several consecutive documents: where each sequence starts in the tokens of
-    its part, and the length of each sequence. Every token is in a sequence. `lines` has the number of tokens
-    of each line, and `documents` the number of lines of each document. `room` is the largest number of tokens
-    in a sequence.
+    """Yields two int64 arrays for each window (consecutive documents with about `WINDOW_LINES` lines): the
+    index of each sequence's first token in the array of the part, and the length of each sequence. Every
+    token is in a sequence. `lines` has the number of tokens of each line, and `documents` the number of lines
+    of each document. `room` is the largest number of tokens in a sequence, without [CLS] and [SEP].
     """
     # for each document, the number of lines from the start of the part to the end of this document
     ends = np.cumsum(documents, dtype=np.int64)
@@ -171,8 +174,8 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts lines into pieces of at most `room` tokens. Returns the lengths of the pieces, and for each line
-    the total number of pieces up to the end of the line.
+    """Cuts lines with the given lengths into pieces of at most `room` tokens. Returns the lengths of the
+    pieces, and for each line the total number of pieces up to the end of the line.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)
@@ -181,8 +184,9 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
-    """Joins as many pieces of a document as fit into each sequence. Returns the lengths of the sequences.
-    `document_ends` says for each document the total number of pieces up to the end of the document.
+    """Joins consecutive pieces of a document into sequences of at most `room` tokens, each with as many
+    pieces as fit. Returns the lengths of the sequences. `document_ends` has for each document the total
+    number of pieces up to the end of the document.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

@@ -35,9 +35,10 @@ SPECIALS = 2  # the number of special tokens in a sequence: [CLS] and [SEP]
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Makes a temporary folder beside `out`. At the end of the `with` block, the temporary folder is renamed
-    to `out`. If the block raises an exception, the temporary folder is removed. Raises `UserError` if `out`
-    is not an empty folder, if `out` cannot be replaced, or if a file cannot be written.
+    """Makes a temporary folder beside `out` and yields its path. At the end of the `with` block, the
+    temporary folder is renamed to `out`. If the block raises an exception, the temporary folder is removed.
+    Raises `UserError` if `out` exists and is not an empty folder, if `out` cannot be replaced, or if a file
+    cannot be written.
     """
     out = place_for(Path(out))
     # The name of the temporary folder is chosen before `try`, so that the folder is removed even if Ctrl-C is
@@ -59,8 +60,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """Maps the file name endings of a part of a corpus to the number types of the files. Token ids are uint16
-    if all ids fit into 16 bits.
+    """Returns the number type of each file of a part, as a dict from the endings of the file names to the
+    types. Token ids are uint16 if all ids fit into 16 bits.
     """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 
@@ -92,8 +93,8 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Writes corpus.json with the counts of each part and the entries of `notes`. Returns its content.
-        Raises `UserError` if there is no text for training.
+        """Completes the corpus: writes the .counts files and corpus.json, which also gets the entries of
+        `notes`. Returns the content of corpus.json. Raises `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()

@@ -45,14 +45,16 @@ class Examples:
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Returns a packed batch of the sequences number `indices`, in the order of `indices`."""
+        """Returns the sequences with the numbers `indices` as one packed batch, in the order of `indices`."""
         rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
                      torch.from_numpy(self.lengths[indices]))
 
     def part(self, indices: np.ndarray) -> "Examples":
-        """Returns new `Examples` with only the examples number `indices`, in the order of `indices`."""
+        """Returns new `Examples` with the sequences that have the numbers `indices`, in the order of
+        `indices`.
+        """
         rows, _, _ = rows_of(self.starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
@@ -125,9 +127,10 @@ class Drawn(NamedTuple):
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
-    """Draws `batch` examples for optimiser step `step` (the first step is 0), and returns those of one rank
-    in micro-batches of at most `micro_tokens` tokens. `targets` are the teacher's outputs: arrays with one
-    row for each example, or with one row for each token if the teacher has a span head.
+    """Draws `batch` examples for optimiser step `step` (the first step is 0), and divides them among the
+    ranks. Returns the examples of one rank in micro-batches of at most `micro_tokens` tokens. `targets` are
+    the teacher's outputs: arrays with one row for each example, or with one row for each token if the teacher
+    has a span head.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

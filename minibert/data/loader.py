@@ -24,8 +24,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the token ids of the sequences number `indices`, each sequence with [CLS] and [SEP] and one
-    after the other in one array, and the lengths of the sequences.
+    """Returns the token ids of the sequences with the numbers `indices`, and their lengths. Each sequence has
+    [CLS] and [SEP]. The ids of all sequences are in one array, one sequence after the other.
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -71,7 +71,7 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
-    """A context manager that gives an iterator over make(step), make(step + 1) and so on. A thread makes the
+    """Yields an iterator over make(step), make(step + 1) and so on, as a context manager. A thread makes the
     next result while the current result is in use.
     """
     with ThreadPoolExecutor(1) as thread:

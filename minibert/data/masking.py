@@ -93,7 +93,7 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
     rank = np.empty(len(ids), dtype=np.int64)
     # `rank` is the place of a token in this random order; the first `budget` tokens are selected
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # (S,)
+    budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # for each sequence
     return allowed & (rank < np.repeat(budget, lengths))
 
 

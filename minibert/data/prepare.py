@@ -1,5 +1,4 @@
-"""Prepares a corpus: tokenises documents and writes their tokens. The size of the corpus does not change how
-much memory is needed. The library `tokenizers` uses all CPU cores.
+"""Prepares a corpus: tokenises documents and writes their tokens. A larger corpus does not need more memory.
 """
 
 import itertools
@@ -14,7 +13,7 @@ from minibert.data.corpus_writer import MIN_LENGTH, PARTS, CorpusWriter, new_fol
 from minibert.data.text import Source, find_sources, hash_share, read_documents
 from minibert.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 18  # about this number of characters is tokenised in one call; more need more memory
+BATCH_CHARACTERS = 1 << 18  # about this number of characters is tokenised in one call, to save memory
 BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
 UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is above this
 
@@ -27,7 +26,8 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
     65,536 characters of the document is read as a number in [0, 1). If the number is less than `held_out`,
     the document is held out. Two equal documents have the same hash, so they are always in the same part.
 
-    `report` is called with each line of the summary and with each warning. None: no summary is printed.
+    `report` is called with each line of the summary and with each warning. If `report` is None, nothing is
+    printed except the progress.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -71,7 +71,8 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
                  report: Callable | None, **notes) -> None:
     """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
     (part, document), where `part` is "train" or "held-out". `notes` are additional entries of corpus.json.
-    `report(line)` prints a line (None: no line is printed). Raises `UserError` if all tokens are [UNK].
+    `report` is called with each line of the summary (None: there is no summary). Raises `UserError` if all
+    tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
     with new_folder(out) as folder:
@@ -103,7 +104,7 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
 
 
 def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
-    """Collects documents in batches of about `BATCH_CHARACTERS` characters."""
+    """Yields lists of consecutive documents, with about `BATCH_CHARACTERS` characters in each list."""
     batch, characters = [], 0
     for part, document in documents:
         batch.append((part, document))
@@ -116,7 +117,7 @@ def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[s
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[list[list[int]]]:
-    """The ids of each line of each document. Lines without tokens are left out."""
+    """Returns the token ids of each line of each document. Lines without tokens are left out."""
     cut = [[split_line(line) for line in document] for document in documents]
     pieces = iter(tokenizer.pieces([part for document in cut for line in document for part in line]))
     encoded = []

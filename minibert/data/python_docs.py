@@ -1,9 +1,9 @@
-"""A corpus that every machine has: the documentation in its Python installation.
+"""Makes a corpus from text that every machine has: the documentation in its Python installation.
 
-The text is the docstrings of the standard library and the help topics of `pydoc`. The text is read from the
-source files, and no module is imported. Each module is one document, and each paragraph is one line. A hash
-of a module's name decides whether the module is held out, so the part of a module does not depend on the
-Python version.
+The text is the docstrings of the standard library and the help topics of `pydoc`. It is read from the source
+files, and no module is imported. Each module is one document, and each paragraph is one line. A hash of a
+module's name decides whether the module is held out, so a module is in the same part with every Python
+version.
 """
 
 import ast
@@ -54,7 +54,7 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings of a module and of all its classes and functions, in the order of the source."""
+    """Yields the docstrings of a module and of all its classes and functions, in the order of the source."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         if text := ast.get_docstring(node):
             yield text
@@ -64,14 +64,15 @@ def docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def topic_texts(tree: ast.Module) -> list[str]:
-    """The values of the dict `topics` of pydoc_data/topics.py."""
+    """Returns the values of the dict `topics` in pydoc_data/topics.py."""
     found = [ast.literal_eval(node.value) for node in tree.body
              if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "topics"]
     return [topics[name] for topics in found for name in sorted(topics)]
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a docstring, each as one line. Interpreter sessions and lines of dashes are left out.
+    """Yields the paragraphs of a docstring, each as one line. Interpreter sessions and lines of dashes are
+    left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
@@ -80,9 +81,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Whether a module is held out. A hash of the last part of the module's name decides. About a tenth of
-    all modules are held out. Leading underscores and a "py" after the underscores are removed before hashing,
-    so that related modules such as `decimal` and `_pydecimal` are in the same part.
+    """Returns whether a module is held out. A hash of the last part of the module's name decides. About a
+    tenth of all modules are held out. Leading underscores and a "py" after the underscores are removed before
+    hashing, so that related modules such as `decimal` and `_pydecimal` are in the same part.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -92,8 +93,8 @@ def is_held_out(module: str) -> bool:
 
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     """Divides documents into the parts "train" and "held-out". Returns a list of pairs (part, document). A
-    document is a list of lines. A paragraph that occurs several times is used only once, in "train" if one of
-    its copies is training text.
+    document is a list of lines. A paragraph that occurs several times is used only once. It is used in
+    "train" if it occurs in a training document.
     """
     seen, found = set(), []
     # training modules come first, so that a repeated paragraph is used in "train"

@@ -51,8 +51,8 @@ class Source(NamedTuple):
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
     """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora
-    are left out. `report` is called with a message about the files of a folder with other name endings, which
-    are not read. Raises `UserError` if a path does not exist, or if it has no text files.
+    are left out. Files of a folder with other name endings than `KINDS` are not read, and `report` is called
+    with a message about these files. Raises `UserError` if a path does not exist, or if it has no text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -101,7 +101,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def text_suffix(path: Path) -> str:
-    """The suffix of a file name in lower case, without a .gz or .xz after it."""
+    """Returns the suffix of a file name in lower case, without a .gz or .xz after it."""
     name = path.name.lower()
     for compressed in COMPRESSED:
         name = name.removesuffix(compressed)
@@ -109,11 +109,12 @@ def text_suffix(path: Path) -> str:
 
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
-    """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
-    read so far. A document is a list of lines, and no line is empty. `wikitext` is auto, yes or no. Line ends
-    may be \\n, \\r\\n or \\r, also mixed. A document ends at a blank line, in WikiText before a top-level
-    heading, and in .jsonl at each line end. U+2028 and similar characters also end a line, but they never end
-    a document. Raises `UserError` if a file is not UTF-8 text.
+    """Yields (document, bytes) for each document of a file. A document is a list of lines, and no line is
+    empty. `bytes` says how many bytes of the file have been read so far. `wikitext` is auto, yes or no.
+
+    A document ends at a blank line, in WikiText before a top-level heading, and in .jsonl at each line end.
+    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but they
+    never end a document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:
@@ -159,8 +160,9 @@ def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def looks_like_wikitext(start: str, suffix: str) -> bool:
-    """Whether a file is tokenised WikiText. The first sign of WikiText is a heading ` = Title = `. The second
-    sign is ` @-@ ` or `<unk>`. A .tokens or .raw file needs one of the two signs, any other file needs both.
+    """Guesses whether a file is tokenised WikiText. The first sign of WikiText is a heading ` = Title = `.
+    The second sign is ` @-@ ` or `<unk>`. A .tokens or .raw file needs one of the two signs, any other file
+    needs both.
     """
     signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
              MARKER.search(start) is not None]
@@ -182,7 +184,7 @@ def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str
 
 
 def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
-    """The documents in lines of JSON. The field "text" of each line is one document."""
+    """Yields the documents of a .jsonl file. The field "text" of each line is one document."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -203,15 +205,15 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
 
 
 def stripped(text: str) -> list[str]:
-    """The lines of a text. Spaces at the start and the end of each line are removed, and blank lines are left
+    """Returns the lines of a text, without spaces at the start and the end of each line. Blank lines are left
     out.
     """
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def plain_wikitext(line: str) -> str:
-    """A WikiText line as plain text. <unk> becomes [UNK], ` @-@ ` becomes "-", and the equals signs of
-    headings are removed.
+    """Returns a WikiText line as plain text. <unk> becomes [UNK], ` @-@ ` becomes "-", and the equals signs
+    of headings are removed.
     """
     if line.startswith("= ") and line.endswith(" ="):
         line = line.strip("= ")

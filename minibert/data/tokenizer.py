@@ -1,9 +1,8 @@
 """BERT's WordPiece tokenizer: reads, trains and writes the files that `transformers` reads and writes.
 
-The library `tokenizers` divides texts into tokens. A tokenizer is built from three things only: its
-vocabulary, the options of its normaliser, and its added tokens. A vocab.txt and the equivalent tokenizer.json
-give the same tokenizer with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no
-effect.
+The library `tokenizers` divides texts into tokens. A tokenizer is built from its vocabulary, the options of
+its normaliser, and its added tokens. A vocab.txt and the equivalent tokenizer.json give the same tokenizer
+with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no effect.
 """
 
 import copy
@@ -26,8 +25,8 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# The library tokenises this number of texts in one call. The results of a call need much memory, so they are
-# not kept for all texts.
+# The library `tokenizers` gets this number of texts in one call. The results of a call need much memory, so
+# one call with all texts could fill the memory.
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
 MAX_ALPHABET = 1000  # a trained vocabulary knows only the most frequent characters, at most this number
@@ -36,15 +35,16 @@ MAX_ALPHABET = 1000  # a trained vocabulary knows only the most frequent charact
 class Tokenizer:
     """A WordPiece tokenizer with BERT's normaliser.
 
-    `added` are whole tokens, such as [MASK], that are searched in a text before the text is normalised.
-    `names` are the names of the five special tokens, in the order of `SPECIAL_TOKENS`. `states` are all other
-    settings of a loaded tokenizer_config.json, which minibert does not use and which `save` writes unchanged.
+    `added` are whole tokens, such as [MASK], that are searched in a text before the text is normalised. A
+    word with more than `max_word` characters becomes [UNK]. `names` are the names of the five special tokens,
+    in the order of `SPECIAL_TOKENS`. `states` are all other settings of a loaded tokenizer_config.json.
+    minibert does not use them, but `save` writes them again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
     the largest id plus 1; some ids may be unused. `special` and `continuation` have one bool for each id.
     `special` is True for the five special tokens. `continuation` is True for tokens that start with '##'.
-    `sha256` is a hash of everything that can change the ids of a text: the vocabulary, the options of the
-    normaliser and the added tokens.
+    `sha256` is a hash of everything that can change the ids of a text, such as the vocabulary and the added
+    tokens.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -76,15 +76,15 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # A damaged file may have a very large id. `self.vocabulary` has a name for each id, so it would fill
-        # the memory.
+        # Without this check, a very large id in a damaged file would fill the memory, because
+        # `self.vocabulary` has a name for each number up to the largest id.
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
         if len(set(ids.values())) < len(ids):
             raise UserError("an added token has the id of a piece, because ids of the vocabulary are missing")
-        # An id that no token has gets a name here, because the line number in vocab.txt must be the id. The
-        # tokenizer never produces this name.
+        # An unused id also gets a name, because the line number of a token in vocab.txt must be its id. The
+        # tokenizer never produces an unused id.
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
             self.vocabulary[i] = piece
@@ -123,7 +123,7 @@ class Tokenizer:
         return ids, segments
 
     def pieces(self, lines: list[str]) -> list[list[int]]:
-        """The token ids of each line. No special tokens are added, and lines are not cut."""
+        """Returns the token ids of each line. No special tokens are added, and lines are not cut."""
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
@@ -138,15 +138,17 @@ class Tokenizer:
             yield from encode(lines[i:i + ENCODED_AT_ONCE], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of token ids. Pieces with '##' are joined, and spaces before punctuation are removed."""
+        """Returns the text of token ids. Pieces with '##' are joined, and spaces before punctuation are
+        removed.
+        """
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def id_to_piece(self, i: int) -> str:
-        """The piece of an id. Raises `IndexError` if the vocabulary has no such id."""
+        """Returns the piece with the id `i`. Raises `IndexError` if the vocabulary has no such id."""
         return self.vocabulary[i]
 
     def piece_to_id(self, piece: str) -> int:
-        """The id of a piece. The result is `unk_id` if the piece is not in the vocabulary."""
+        """Returns the id of a piece, or `unk_id` if the piece is not in the vocabulary."""
         i = self.backend.token_to_id(piece)
         return self.unk_id if i is None else i
 
@@ -160,10 +162,10 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the form that `transformers` reads.
 
-        `max_length`, the number of positions of the model, is written as model_max_length, unless the loaded
-        tokenizer_config.json has a smaller model_max_length, or a model_max_length that means "no limit".
-        `segments` is True if the model has token types. In `transformers`, a DistilBERT, which has no token
-        types, raises an error if the tokenizer returns token types.
+        `max_length` is the number of positions of the model. It is written as model_max_length, unless the
+        loaded tokenizer_config.json has a smaller model_max_length or one that means "no limit". `segments`
+        is True if the model has token types. A DistilBERT has no token types, and in `transformers` it raises
+        an error if the tokenizer returns token types.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,8 +224,9 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a text. The function is
-    called only if the tokenizer class takes all settings from tokenizer.json.
+    """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a text, or has another
+    unk_token than `tokenizer`. The function is called only if the tokenizer class takes all settings from
+    tokenizer.json.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
@@ -246,8 +249,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. By itself, the trainer of `tokenizers` would give ids to
     characters inside words ('##a') in random order. To get the same vocabulary in every training, this
-    function first counts the characters of all texts and chooses the ids of '##a' and so on. Meanwhile the
-    texts are written to a temporary file, which the trainer then reads.
+    function first counts the characters of all texts, and then chooses the ids of '##a' and so on. While it
+    counts, it writes the texts to a temporary file, which the trainer then reads.
 
     Raises `UserError` if `vocab_size` is smaller than the number of special tokens and single characters.
     """
@@ -280,8 +283,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 
 def continues_words(character: str) -> bool:
-    """Whether a character can be inside a word. Punctuation marks and Chinese characters cannot be inside a
-    word, because BERT's pre-tokeniser makes each such character a separate word.
+    """Returns whether a character can be inside a word. Punctuation marks and Chinese characters cannot,
+    because BERT's pre-tokeniser makes each such character a separate word.
     """
     if character.isascii():
         return character.isalnum()

@@ -40,8 +40,8 @@ MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", 
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]
 # the keys of special tokens, in the order in which transformers adds missing tokens to a vocabulary
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-# A vocabulary is treated as cased if a larger share of its tokens has capitals. In the vocabularies on the
-# hub, this share is at most 0.12 % for uncased vocabularies and at least 1.18 % for cased vocabularies.
+# A vocabulary is treated as cased if more than this share of its tokens have capitals. In the vocabularies on
+# the hub, this share is at most 0.12 % for uncased vocabularies and at least 1.18 % for cased vocabularies.
 CASED_SHARE = 0.004
 # When the library `tokenizers` reads a vocab.txt, it removes these characters at the end of each line.
 # Python's rstrip() without an argument would also remove other characters.
@@ -62,8 +62,8 @@ class TokenizerFiles:
     `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
     the token, which then gets the next free id. A word with more than `max_word` characters becomes [UNK].
     `states` are the settings of tokenizer_config.json that minibert does not use, but writes again. `generic`
-    is the content of tokenizer.json if the tokenizer class takes all settings from tokenizer.json (see
-    `_is_generic`), and otherwise None.
+    is the content of tokenizer.json if the tokenizer class is generic (see `_is_generic`), and otherwise
+    None.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -80,9 +80,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
     The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. The options of
     the normaliser are read from tokenizer_config.json, even if tokenizer.json states other values. Only if
-    the tokenizer class takes all settings from tokenizer.json (see `_is_generic`), the options are read from
-    tokenizer.json. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT
-    tokenizer.
+    the tokenizer class is generic (see `_is_generic`), the options are read from tokenizer.json. Raises
+    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -114,8 +113,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         # would get a new id, and the model has no word vector for a new id.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # In transformers, blank lines at the end of vocab.txt are one token "", and new added tokens get the
-        # ids after the id of "". If no added token needs a new id, the token "" is not needed.
+        # In transformers, all blank lines at the end of vocab.txt are one token "", and new added tokens get
+        # the ids after the id of "". If no added token needs a new id, the token "" is removed here.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -132,9 +131,10 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Whether the tokenizer class of the folder is generic, which means that it takes all settings from
-    tokenizer.json. `described` is true if there is a tokenizer.json. The result is False for `BERT_CLASSES`,
-    or if no file names a class. Raises `UserError` for a class that is in none of the three sets above.
+    """Returns whether the tokenizer class of the folder is generic, which means that it takes all settings
+    from tokenizer.json. `described` is true if there is a tokenizer.json. The result is False without a
+    tokenizer.json, for `BERT_CLASSES`, and if no file names a class. Raises `UserError` for a class that is
+    in none of the sets `BERT_CLASSES`, `FILE_CLASSES` and `GENERIC_CLASSES`.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -155,10 +155,10 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
-    """Returns the model and the normaliser of a tokenizer.json, but None for a normaliser that is not BERT's.
-    Raises `UserError` if the model is not BERT's WordPiece. If `generic` is true, also raises `UserError` if
-    the normaliser or the pre-tokeniser is not BERT's. If `generic` is false, the normaliser may be of any
-    kind, because the classes in `BERT_CLASSES` use only the vocabulary of tokenizer.json.
+    """Returns the model and the normaliser of a tokenizer.json. Raises `UserError` if the model is not BERT's
+    WordPiece. If the normaliser or the pre-tokeniser is not BERT's, raises `UserError` if `generic` is true,
+    and otherwise returns None as the normaliser. (The classes in `BERT_CLASSES` use only the vocabulary of
+    tokenizer.json.)
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -181,8 +181,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Prints a warning if the normaliser in tokenizer.json has other options than `options`, the options that
-    are used (from tokenizer_config.json).
+    """Prints a warning if the normaliser in tokenizer.json has other options than `options`. `options` are
+    the options that are used: those of tokenizer_config.json or the defaults.
     """
     used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -201,8 +201,11 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
     """Returns three things: the names of the five special tokens, all added tokens with their ids, and the
     additional special tokens in the form of tokenizer_config.json. `inside` are the "added_tokens" of
-    tokenizer.json. If tokenizer_config.json has no "added_tokens_decoder", `inside`, special_tokens_map.json
-    and added_tokens.json are used in its place.
+    tokenizer.json.
+
+    The added tokens are read from "added_tokens_decoder" of tokenizer_config.json, and for a generic class
+    also from `inside`. Without "added_tokens_decoder", they are read from three places: `inside`,
+    special_tokens_map.json and added_tokens.json.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -247,9 +250,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
-    """Maps the text of each added token to the token and its id. The entries have the order in which
-    transformers adds the tokens, because tokens without an id get new ids in this order: first the tokens
-    with an id, sorted by id, then the special tokens without an id.
+    """Returns a dict from the text of each added token to the pair (token, id). The entries have the order in
+    which transformers adds the tokens, because tokens without an id get new ids in this order: first the
+    tokens with an id, sorted by id, then the special tokens without an id.
     """
     tokens = {}
     for i, entry in sorted(added.items()):

@@ -1,13 +1,13 @@
-"""A fast copy of a trained model for inference. The weights of the fast copy are packed: they are stored in
-the order that the processor's kernels need.
+"""Makes a fast copy of a trained model for inference. The weights of the fast copy are packed: they are
+stored in the order that the processor's kernels need.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-Only the matrix products of the layers are computed in another way than in the model (`FastLayer`). Embeddings
+Only the matrix products of the layers are computed differently from the model's own (`FastLayer`). Embeddings
 and heads are in fp32. Attention is also in fp32, with two exceptions. On CUDA, attention has the precision of
-the matrix products. On a CPU with AMX, attention is in bf16 in the mode "bf16". `model.kernels` names the
-chosen kernels. docs/inference.md has the measurements.
+the matrix products. On a CPU with AMX, attention is in bf16 in the mode "bf16". docs/inference.md has the
+measurements.
 """
 
 import copy
@@ -54,7 +54,7 @@ class FastLayer(nn.Module):
         return self.output_norm(x + self.down(self.up(x))), q, k, v
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Raises `UserError` for train mode."""
+        """Raises `UserError` if `mode` is true, because a fast copy cannot be trained."""
         if mode:
             raise UserError("a fast model is for inference only; train the model that it was made from")
         return super().train(mode)
@@ -65,8 +65,8 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """A copy of `model` for inference, which is called like `model`: `forward(batch)`. The copy shares the
-    tensors of embeddings and heads with `model`.
+    """Returns a copy of `model` for inference, which is called like `model`: `forward(batch)`. The copy
+    shares the tensors of embeddings and heads with `model`.
 
     `mode` is the precision of the encoder's matrix products:
 
@@ -86,7 +86,7 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     if foreign is not None:
         raise UserError("a fast copy can be made of a BERT or DistilBERT only, and this model has layers of "
                         f"the class {type(foreign).__name__}")
-    # the copy shares the tensors of the model, without gradients
+    # `deepcopy` takes the tensors in this dict and does not copy them, so the copy shares the model's tensors
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared).eval()
     encoder = encoder_of(made)
@@ -122,7 +122,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits, as under autocast, but converts the weights to 16 bits
-    only once.
+    """Makes a module for a matrix product in 16 bits. Unlike autocast, the module converts the weights to 16
+    bits only once.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

@@ -22,17 +22,15 @@ from minibert.common.errors import UserError
 from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# On processors with AVX2, oneDNN's packed product in fp32 is faster than MKL's plain product for at most
-# FEW_TOKENS tokens. For more tokens, MKL's plain product is faster than oneDNN's. On AMD processors with
-# AVX-512, oneDNN's packed product is always faster, because MKL does not use AVX-512 on AMD processors
-# (docs/inference.md).
+# On a processor with AVX2 but without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain
+# product for at most FEW_TOKENS tokens (docs/inference.md).
 FEW_TOKENS = 128
-TINY = torch.finfo(torch.float32).tiny  # scales are at least TINY, because a division by 0 must not happen
+TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0, which would cause a division by 0
 
 
 class Plain(nn.Module):
-    """Computes the product and the activation with torch's usual functions, as the other classes must, and in
-    the precision of the weight. `Plain` is used if `Packed` does not run.
+    """Computes the product and the activation with torch's usual functions, in the precision of the weight.
+    `Plain` is used if `Packed` does not run.
     """
 
     name = "torch's linear"
@@ -50,9 +48,9 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """Computes the product with oneDNN in fp32 or bf16. oneDNN packs the weight once. One kernel of oneDNN
-    computes both the product and the activation. On processors without AVX-512, the plain product in fp32 is
-    faster for many tokens, so the module also stores an fp32 weight that is not packed.
+    """Computes the product with oneDNN in fp32 or bf16. One kernel of oneDNN computes both the product and
+    the activation. On processors without AVX-512, the plain product in fp32 is faster for many tokens, so the
+    module also stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -87,8 +85,8 @@ class Packed(Plain):
 
 class HalfWeights(nn.Module):
     """Computes products in fp32 from weights that are stored in fp16. FBGEMM converts the weights to fp32
-    when it reads the weights. The fp16 weights have half the size of fp32 weights. FBGEMM's kernel is fast if
-    x has few tokens. Only the weights are rounded (fp16 has 11 significant bits).
+    when it reads them. FBGEMM's kernel is fast if x has few tokens. Only the weights are rounded (fp16 has 11
+    significant bits).
     """
 
     name = "FBGEMM on weights in fp16"
@@ -113,8 +111,7 @@ class HalfWeights(nn.Module):
 
 
 class Int8(nn.Module):
-    """Computes products of 8-bit integers and adds the products in 32 bits. x and y are fp32. Each subclass
-    has its own kernel.
+    """Computes products of 8-bit integers and adds the products in 32 bits. x and y are fp32.
 
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
@@ -157,12 +154,12 @@ class Int8(nn.Module):
     @cache
     def weight_range(cls) -> int:
         """Returns the largest absolute value that a quantised weight may have on this processor: 127, or 63
-        if sums in the kernel overflow with weights of 127, according to a test product.
+        if a test product with weights of 127 overflows.
 
         Without the dot-product instructions (VNNI), a kernel adds two products of 8-bit numbers in 16 bits.
-        The largest activation is 255. With weights up to 63, the sum of two products is at most 2 x 255 x 63,
-        which fits into 16 bits. With weights up to 127, the sum may overflow. In an overflow, the kernel uses
-        the largest 16-bit number and reports no error.
+        An activation is stored as x + 128, so it is at most 255. With weights up to 63, the sum of two
+        products is at most 2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may
+        overflow. In an overflow, the kernel uses the largest 16-bit number and reports no error.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -203,7 +200,7 @@ class FbgemmInt8(Int8):
 
 
 class OneDnnInt8(Int8):
-    """Computes int8 products with oneDNN, which also uses AMX. x is stored in unsigned integers, where 128
+    """Computes int8 products with oneDNN, which can use AMX. x is stored in unsigned integers, where 128
     stands for the value 0. Do not use signed integers: with AVX-512, oneDNN's kernel for signed integers is a
     thousand times slower.
     """
@@ -213,8 +210,8 @@ class OneDnnInt8(Int8):
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
         """Returns the packed integers of the weight, their scales and their zero points."""
-        # Multiplies by 1 / scale and does not divide, as torch.quantize_per_channel in `FbgemmInt8` does, so
-        # that both classes round to the same integers.
+        # torch.quantize_per_channel in `FbgemmInt8` also multiplies by 1 / scale. A division would round some
+        # weights to other integers.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
@@ -231,10 +228,9 @@ class OneDnnInt8(Int8):
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """The int8 kernel for this processor, or None if no int8 kernel runs. FBGEMM and oneDNN give the same
-    numbers. On a processor without AMX, oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is
-    used if it runs. On a processor with AMX, this function measures both kernels once, in some milliseconds,
-    and returns the faster kernel.
+    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. On a processor without AMX,
+    oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. On a processor with
+    AMX, this function measures both kernels once, in some milliseconds, and returns the faster kernel.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():
@@ -243,7 +239,7 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """How many seconds one product takes with this kernel: the shortest time of several products."""
+    """Returns the seconds that one product takes with this kernel: the shortest time of several products."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
     for _ in range(6):  # the first product is slow, because it also prepares the kernel
         begun = time.perf_counter()

@@ -1,5 +1,5 @@
-"""Inference on many texts. The texts are sorted by length and packed into batches with a limited number of
-tokens. The results have the order of the given texts.
+"""Runs inference on many texts. The texts are sorted by length and packed into batches with a limited number
+of tokens. The results have the order of the given texts.
 """
 
 import sys
@@ -22,17 +22,17 @@ MICRO_TOKENS = 4096  # a batch has at most this many tokens by default
 
 
 def where_it_is(model: nn.Module) -> Runtime:
-    """The default runtime of the functions in this file: one rank, in fp32, on the device of the model."""
+    """Returns the default runtime: one rank, in fp32, on the device of the model."""
     return Runtime(next(model.parameters()).device, "fp32")
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
-    """The outputs of the model for all examples, in fp32 and in the order of the examples. A classifier's
-    result has one row of logits for each example. A span model's result has one row for each token of all
-    examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens, or a single example
-    with more tokens. After each batch, `progress` is called with the number of its tokens.
+    """Returns the outputs of the model for all examples, in fp32 and in the order of the examples. A
+    classifier's result has one row of logits for each example. A span model's result has one row for each
+    token of all examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens, or a
+    single example with more tokens. After each batch, `progress` is called with the number of its tokens.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -52,9 +52,9 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 
 
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
-    """Checks and tokenises a list of texts. For pairs of texts, `pairs` has the second texts, otherwise None.
-    Raises `UserError` if an element is not a text (the message has the index of the element), or if a model
-    with this `config` cannot read the texts.
+    """Checks and tokenises a list of texts. For pairs of texts, `pairs` has the second texts; otherwise
+    `pairs` is None. Raises `UserError` if an element is not a text (the message has the index of the
+    element), or if a model with this `config` cannot read the texts.
     """
     texts, pairs = as_texts(texts, "texts"), None if pairs is None else as_texts(pairs, "pairs")
     for name, given in (("texts", texts), ("pairs", pairs or [])):
@@ -123,8 +123,8 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | No
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """Returns the sentence vectors of n texts, with the shape (n, D). The files of sentence-transformers in
-    the model's folder say how a vector is computed.
+    """Returns the sentence vectors of n texts: (n, D) for vectors of width D. The files of
+    sentence-transformers in the model's folder say how a vector is computed.
 
     Without files of sentence-transformers, a vector is the mean of the last hidden states of all tokens,
     [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3), scaled to length 1. Texts longer than

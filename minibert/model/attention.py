@@ -18,19 +18,21 @@ from minibert.model.batch import Batch
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The definition of attention for one sequence of T tokens. q, k, v and the result are (T, H, E)."""
+    """Computes attention by its definition for one sequence of T tokens. q, k, v and the result are (T, H, E)
+    for H heads of size E.
+    """
     scores = torch.einsum("ihe,jhe->hij", q, k) / math.sqrt(q.shape[-1])  # (H, T, T)
     return torch.einsum("hij,jhe->ihe", scores.softmax(-1), v)  # (T, H, E)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) -> Tensor:
-    """Attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E). `dropout`
-    is the dropout probability of the attention probabilities.
+    """Computes attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E)
+    for H heads of size E. `dropout` is the share of attention probabilities that are set to 0.
 
     Neighbouring sequences of equal length are computed in one call, so a batch that is sorted by length needs
-    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has it and `dropout` is
-    0, because the kernel has no dropout. A CPU computes attention in fp32, even if the model runs in 16 bits.
-    Only a forward pass without gradients may run in 16 bits on a CPU (see `forward_in_half_pays`).
+    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has this kernel and
+    `dropout` is 0 (the kernel has no dropout). A CPU computes attention in fp32, even if the model runs in 16
+    bits. The only exception is a forward pass without gradients on a CPU with AMX.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
@@ -57,8 +59,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 
 def forward_in_half_pays() -> bool:
-    """Whether this CPU computes attention faster in bf16 than in fp32. On a CPU with AMX, bf16 takes 40 % of
-    the time of fp32. Other CPUs are not faster in bf16.
+    """Returns True if this CPU computes attention faster in bf16 than in fp32. On a CPU with AMX, attention
+    in bf16 takes 40 % of the time in fp32. Other CPUs are not faster in bf16.
     """
     return "amx_bf16" in features()
 
@@ -71,8 +73,8 @@ def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """Whether the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU, and
-    torch 2.12 or newer, because `varlen_attn` has no argument `scale` in older versions.
+    """Returns True if the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU,
+    and torch 2.12 or newer, because `varlen_attn` has no argument `scale` in older versions.
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
@@ -83,7 +85,7 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
 
     size, longest = q.shape[-1], int(batch.lengths.max())
     # The kernel needs a head size that is a multiple of 8. The added zeros change neither the scores nor the
-    # first E elements of the result.
+    # first `size` elements of the result.
     pad = -size % 8
     if pad:
         q, k, v = (F.pad(x, (0, pad)) for x in (q, k, v))

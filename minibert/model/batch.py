@@ -80,9 +80,9 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds the N tokens of S sequences in an array of tokens. Returns three arrays: the index of each token
-    in the array of tokens (N,), the position of each token inside its sequence (N,), and the offsets of the
-    sequences (S + 1,).
+    """Finds the N tokens of S sequences in an array of tokens. Sequence i has `lengths[i]` tokens, and its
+    first token has the index `starts[i]`. Returns three arrays: the index of each token in the array (N,),
+    its position inside its sequence (N,), and the offsets of the sequences (S + 1,).
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -117,8 +117,9 @@ class Step(NamedTuple):
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Divides this rank's sequences into micro-batches. Each micro-batch is an array with the indices of its
-    sequences. A micro-batch has at most `micro_tokens` tokens, or a single sequence with more tokens.
+    """Divides this rank's part of the sequences into micro-batches. `lengths` has the numbers of tokens of
+    all sequences of a step. Each micro-batch is an array with the indices of its sequences. A micro-batch has
+    at most `micro_tokens` tokens, or a single sequence with more tokens.
 
     The sequences are sorted by length, and the longest sequence is first. Each rank takes every `ranks`-th
     sequence of the sorted list, so all ranks get about the same number of tokens. One attention call can

@@ -34,7 +34,7 @@ class Config:
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
     norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
     dropout: float = 0.1  # dropout of embeddings and block outputs
-    # Dropout of attention probabilities. The papers use 0.1, but fused kernels have no such dropout.
+    # Dropout of attention probabilities. The papers use 0.1, but fused attention kernels have no dropout.
     attention_dropout: float = 0.0
     classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
@@ -83,7 +83,7 @@ class Config:
 
     @property
     def regression(self) -> bool:
-        """Whether the output is one score: there is one label, and the problem type is "regression" or None.
+        """True if the output is one score: there is one label, and the problem type is "regression" or None.
         """
         return len(self.labels) == 1 and self.problem_type in (None, "regression")
 
@@ -106,7 +106,8 @@ class Config:
 @dataclass(frozen=True)
 class MobileConfig(Config):
     """A MobileBERT, or its teacher IB-BERT: the hidden states have the width D between the blocks and the
-    width `bottleneck_size` inside the blocks. The defaults are the published model, but with a pooler.
+    width `bottleneck_size` inside the blocks. The default values are those of the published model, but with a
+    pooler.
     """
 
     architecture: str = "mobilebert"
@@ -170,13 +171,11 @@ PRESETS: dict[str, Config] = {
     "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
     "tinybert-6": replace(BERT_BASE, layers=6),
     "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),
-    # Google's small BERTs (Turc et al., "Well-read students learn better", 2019) have D / 64 heads, and their
-    # feed-forward size is 4 D.
+    # Google's small BERTs (Turc et al., "Well-read students learn better", 2019)
     **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
-    # The small teacher in weights/ has this shape, and a vocabulary of its own. A model of this shape can be
-    # trained on two CPU cores.
+    # The small teacher in weights/ has this shape. A model of this shape can be trained on two CPU cores.
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
     "mobilebert": MOBILEBERT,
@@ -184,7 +183,7 @@ PRESETS: dict[str, Config] = {
     "mobilebert-tiny": replace(MOBILEBERT, attention_input="bottleneck", feed_forwards=2),
     "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
     "ib-bert-large": IB_BERT,
-    # These small models, a teacher and a student of MobileBERT, can be trained on two CPU cores.
+    # This small IB-BERT (a teacher) and this small MobileBERT (its student) can be trained on two CPU cores.
     "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
                              bottleneck_size=128, intermediate_size=512, max_positions=256),
     "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
@@ -193,7 +192,7 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration named `name` in `PRESETS`. Raises `UserError` if the name is unknown."""
+    """Returns the configuration named `name` in `PRESETS`. Raises `UserError` if the name is unknown."""
     if name not in PRESETS:
         raise UserError(f"{name!r} is no preset; there are: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014), which on a CPU draws fewer random bits than torch's dropout."""
+"""Computes dropout (Srivastava et al. 2014). On a CPU it draws fewer random bits than torch's dropout."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Sets each element to 0 with probability `p`, in [0, 1), and divides the other elements by 1 - `p`. On a
-    GPU this function calls torch's dropout. On a CPU, torch draws 32 random bits for each element, and this
-    function draws 16. On a CPU, `p` is rounded to a multiple of 2^-16; for example, 0.1 becomes 0.100006. The
-    scale uses the rounded `p`, so the expectation of the result is `x`.
+    """Sets each element to 0 with probability `p` (0 <= p < 1), and divides the other elements by 1 - `p`. On
+    a GPU this function calls torch's dropout. On a CPU, torch draws 32 random bits for each element, and this
+    function draws 16. So on a CPU, `p` is rounded to a multiple of 2^-16; for example, 0.1 becomes 0.100006.
+    The elements are divided by 1 minus the rounded `p`, so the expectation of the result is `x`.
     """
     if not training or p == 0:
         return x

@@ -1,8 +1,8 @@
 """The encoder of BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019), over packed batches.
 
 The encoder is a post-LN transformer. A block computes y = LN(x + attention(x)), and then LN(y +
-feed-forward(y)). The letters of the shapes are: N tokens of the batch, D hidden size, H heads, E head size, F
-feed-forward size.
+feed-forward(y)). The letters of the shapes are: S sequences and N tokens of the batch, L layers, D hidden
+size, H heads, E head size, F feed-forward size.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ from minibert.model.dropout import dropout
 
 
 class Trace(NamedTuple):
-    """The hidden states, queries, keys and values of an encoder, which distillation compares. `hiddens` has L
-    + 1 entries, and its first entry is the embedding output (after LayerNorm).
+    """The hidden states, queries, keys and values of an encoder, which distillation compares. The first entry
+    of `hiddens` is the embedding output (after LayerNorm).
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
@@ -30,8 +30,8 @@ class Trace(NamedTuple):
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """The activation named `name`: GELU with the error function ("gelu", Hugging Face), GELU with tanh
-    ("gelu_tanh", Google's code), or ReLU ("relu").
+    """Applies the activation named `name`: GELU with the error function ("gelu", Hugging Face), GELU with
+    tanh ("gelu_tanh", Google's code), or ReLU ("relu").
     """
     if name == "relu":
         return F.relu(x)
@@ -46,7 +46,7 @@ class Layer(nn.Module):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
-        # One matrix computes all H heads in one product. Each head has E of the D outputs.
+        # One matrix product computes all H heads, because each head has E of the D outputs.
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
@@ -64,17 +64,15 @@ class Layer(nn.Module):
         attended = self.out(context.flatten(-2))  # (N, D)
         if c.architecture == "bert":  # DistilBERT has no dropout after attention
             attended = dropout(attended, c.dropout, self.training)
-        # In a post-LN model, the norm comes after the residual sum. In later models (pre-LN), the norm comes
-        # before attention.
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
-        # Unlike attention, the feed-forward network has dropout in DistilBERT, too.
+        # The output of the feed-forward network has dropout both in BERT and in DistilBERT.
         return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
 
 
 class Encoder(nn.Module):
-    """The embeddings and the L layers of a BERT. `forward` returns the last hidden states (N, D) of a batch.
-    `pool` returns BERT's [CLS] vector if the encoder has a pooler.
+    """The embeddings and the L layers of a BERT or DistilBERT. `forward` returns the last hidden states (N,
+    D) of a batch. `pool` returns BERT's [CLS] vector if the encoder has a pooler.
     """
 
     def __init__(self, config: Config, pooler: bool = False):
@@ -90,34 +88,34 @@ class Encoder(nn.Module):
         self.pooler = nn.Linear(D, D) if pooler else None
 
     def embed(self, batch: Batch) -> Tensor:
-        """The embedding output (N, D): the sum of word, token type and position vectors, then LayerNorm and
-        dropout. Raises `UserError` if a sequence is longer than the number of positions.
+        """Returns the embedding output (N, D): the sum of word, token-type and position vectors, then
+        LayerNorm and dropout. Raises `UserError` if a sequence is longer than the number of positions.
         """
         # `lengths` is on the CPU, so this check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
-        x = self.words(batch)  # (N, D); the next operations treat each token by itself
+        x = self.words(batch)  # (N, D)
         if self.segment is not None:
             x = x + self.segment(batch.segments)
-        # BERT learns its position vectors. The original transformer has fixed sinusoids (Devlin et al. 2018,
-        # section 3).
+        # BERT learns its position vectors (Devlin et al. 2018, section 3).
         x = self.norm(x + self.position(batch.positions))
         return dropout(x, self.config.dropout, self.training)
 
     def words(self, batch: Batch) -> Tensor:
-        """The word embedding of each token, (N, D)."""
+        """Returns the word embedding of each token, (N, D)."""
         return self.word(batch.ids)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The last hidden states (N, D)."""
+        """Returns the last hidden states (N, D)."""
         x = self.embed(batch)
         for layer in self.layers:
             x = layer(x, batch)[0]  # q, k, v are not needed here, only in `trace`
         return x
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:
-        """The hidden states and the queries, keys and values of every layer, or of the first `layers` layers.
+        """Returns the hidden states, queries, keys and values of every layer, or of the first `layers`
+        layers.
         """
         hiddens, qkv = [self.embed(batch)], []
         for layer in self.layers[:layers]:
@@ -127,7 +125,7 @@ class Encoder(nn.Module):
         return Trace(tuple(hiddens), *(tuple(per_layer) for per_layer in zip(*qkv)))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """The pooler's output for each sequence, (S, D): tanh(W h_[CLS] + b), where h_[CLS] is the last
-        hidden state of [CLS]. BERT's pooler was trained with next-sentence prediction.
+        """Returns the pooler's output for each sequence, (S, D): tanh(W h_[CLS] + b), where h_[CLS] is the
+        last hidden state of [CLS]. BERT's pooler was trained with next-sentence prediction.
         """
         return torch.tanh(self.pooler(last[batch.first_tokens]))

@@ -17,7 +17,7 @@ from minibert.model.mobilebert import MobileEncoder
 
 
 def build_encoder(config: Config, pooler: bool = False) -> Encoder:
-    """The encoder that `config` describes, with a pooler if `pooler` is true. Only a MobileBERT with
+    """Returns the encoder that `config` describes, with a pooler if `pooler` is true. A MobileBERT with
     `tanh_pooler=False` never has a pooler.
     """
     return (MobileEncoder if isinstance(config, MobileConfig) else Encoder)(config, pooler)
@@ -28,8 +28,9 @@ class MLMHead(nn.Module):
     step computes logits (N, V): the products of the new states with the vectors of all V tokens of the
     vocabulary, plus a bias for each token of the vocabulary.
 
-    The token vectors are the encoder's word embeddings (tied weights). MobileBERT's word embeddings are
-    narrower than the hidden states, and the missing columns are a parameter of the head (`extra`).
+    The token vectors are the encoder's word embeddings (tied weights, Press and Wolf 2017). MobileBERT's word
+    embeddings are narrower than the hidden states, and the missing columns are a parameter of the head
+    (`extra`).
     """
 
     def __init__(self, config: Config):
@@ -49,11 +50,13 @@ class MLMHead(nn.Module):
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """The token vectors (V, D): the encoder's word embeddings, or MobileBERT's [word, extra]."""
+        """Returns the token vectors (V, D): the word embeddings, in MobileBERT with the columns of `extra`.
+        """
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
-        """The logits (N, V) for the last hidden states (N, D). `word` is the encoder's word embedding matrix.
+        """Returns the logits (N, V) for the last hidden states (N, D). `word` is the encoder's word embedding
+        matrix.
         """
         return F.linear(self(last), self.table(word), self.bias)
 
@@ -67,18 +70,17 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
-        # The head has no word embeddings of its own: `logits` gets the encoder's (Press and Wolf 2017).
         self.mlm = MLMHead(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The MLM logits (N, V) in the order of the packed batch."""
+        """Returns the MLM logits (N, V) in the order of the packed batch."""
         return self.mlm.logits(self.encoder(batch), self.encoder.word.weight)
 
 
 class PreTraining(nn.Module):
     """BERT with its two heads of pre-training: MLM and next-sentence prediction. Class 0 of the next-sentence
-    head means that the second text follows the first. The class is only for loading published models: this
-    project does not train the next-sentence head.
+    head means that the second text follows the first. `PreTraining` is only for loading published models:
+    this project does not train the next-sentence head.
     """
 
     def __init__(self, config: Config):
@@ -89,9 +91,8 @@ class PreTraining(nn.Module):
         self.nsp = nn.Linear(config.hidden_size, 2)  # its input is the pooled [CLS] vector
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The MLM logits (N, V) and the next-sentence logits (S, 2)."""
+        """Returns the MLM logits (N, V) of N tokens and the next-sentence logits (S, 2) of S sequences."""
         last = self.encoder(batch)
-        # the MLM head needs the states of all tokens, and the next-sentence head the pooled [CLS] vector
         logits = self.mlm.logits(last, self.encoder.word.weight)
         return logits, self.nsp(self.encoder.pool(last, batch))
 
@@ -111,11 +112,12 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(D, len(config.labels))
 
     def forward(self, batch: Batch) -> Tensor:
-        """The logits (S, K), or the scores (S, 1) for regression."""
+        """Returns the logits (S, K) of S sequences, or the scores (S, 1) for regression."""
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """The logits (S, K) or scores (S, 1), computed from the encoder's last hidden states (N, D)."""
+        """Returns the logits (S, K) or scores (S, 1) for the encoder's last hidden states (N, D) of N tokens.
+        """
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
@@ -135,13 +137,13 @@ class Span(nn.Module):
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The start and end logits of every token (N, 2). A softmax over the tokens of one sequence gives the
-        probability that the answer starts, or ends, at each token.
+        """Returns the start and end logits (N, 2) of all N tokens. A softmax over the tokens of one sequence
+        gives the probability that the answer starts, or ends, at each token.
         """
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """The start and end logits (N, 2), computed from the encoder's last hidden states (N, D)."""
+        """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D)."""
         # only DistilBERT has dropout before the span head, not BERT and MobileBERT
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
@@ -149,15 +151,15 @@ class Span(nn.Module):
 
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """The output of the last layer of a task model, in fp32 even under autocast. In 16 bits, different scores
-    or span logits could be rounded to the same value, and then they could not be ranked.
+    """Returns the output of `linear`, the last layer of a task model, in fp32 even under autocast. In 16
+    bits, different scores or span logits could be rounded to the same value, and then they could not be
+    ranked.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # The last layer is a small matrix product, so fp32 costs almost no time.
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """The encoder inside a model with a head, or the encoder itself."""
+    """Returns the encoder of a model with a head. Returns `model` itself if it is an encoder."""
     return model if isinstance(model, Encoder) else model.encoder

@@ -11,7 +11,7 @@ between the blocks have the width D. The states x inside a block have the width 
 `attention_input` in config.py says whether queries, keys and values are computed from h or from x.
 
 In IB-BERT ("inverted bottleneck") B is larger than D: the blocks are wide inside, but the hidden states
-between the blocks have the same width as the student's.
+between the blocks have the same width as MobileBERT's.
 """
 
 import torch
@@ -26,7 +26,7 @@ from minibert.model.encoder import Encoder, activation
 
 class NoNorm(nn.LayerNorm):
     """Computes gamma * x + beta: a LayerNorm without the mean and the variance (Sun et al. 2020, section
-    3.4). NoNorm inherits from LayerNorm, so both have the same initial weights, and no weight decay.
+    3.4). NoNorm inherits from LayerNorm, so both have the same initial weights, and neither has weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class NoNorm(nn.LayerNorm):
 
 
 def norm(config: MobileConfig, width: int) -> nn.LayerNorm:
-    """A new norm with `width` units, of the kind `config.norm`."""
+    """Returns a new norm with `width` units, of the kind `config.norm`."""
     return (NoNorm if config.norm == "no_norm" else nn.LayerNorm)(width, config.norm_eps)
 
 
@@ -50,13 +50,13 @@ class FeedForward(nn.Module):
         self.norm = norm(config, B)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the output (N, B) for the states x (N, B)."""
+        """Returns the output (N, B) for the states x (N, B) of N tokens."""
         return self.norm(x + self.down(activation(self.config.activation, self.up(x))))
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT. The only dropout of the block is on the output of the last linear layer (B to
-    D), before the residual sum.
+    """A block of MobileBERT. Besides the dropout of attention probabilities, a block has dropout only on the
+    output of its last linear layer (B to D), before the residual sum.
     """
 
     def __init__(self, config: MobileConfig):
@@ -74,8 +74,8 @@ class MobileLayer(nn.Module):
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Takes hidden states (N, D). Returns the block's output (N, D) and its queries, keys and values,
-        each (N, H, E).
+        """Takes hidden states (N, D) of N tokens. Returns the block's output (N, D) and its queries, keys and
+        values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         x = self.bottleneck_norm(self.bottleneck(h))  # (N, B)
@@ -112,10 +112,11 @@ class MobileEncoder(Encoder):
         self.pooler = nn.Linear(D, D) if pooler and config.tanh_pooler else None
 
     def words(self, batch: Batch) -> Tensor:
-        """The input vector of each token, (N, D): W [w_next, w_own, w_previous] + b, where w are the word
-        embeddings of the next token, the token itself and the previous token (section 3.3). Before the first
-        token and after the last token of a sequence, w is a vector of zeros. In `transformers` the token
-        after the last token may be padding, so padding changes the outputs. A packed batch has no padding.
+        """Returns the input vector of each of the N tokens, (N, D): W [w_next, w_own, w_previous] + b, where
+        w are the word embeddings of the next token, the token itself and the previous token (section 3.3).
+        Before the first token and after the last token of a sequence, w is a vector of zeros. In
+        `transformers` the token after the last token of a sequence may be padding, so padding changes the
+        outputs. A packed batch has no padding.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1
@@ -124,5 +125,6 @@ class MobileEncoder(Encoder):
         return self.trigram(torch.cat([following, own, previous], -1))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """The pooled vectors (S, D): tanh(W h_[CLS] + b), or h_[CLS] without a pooler."""
+        """Returns the pooled vectors (S, D) of S sequences: tanh(W h_[CLS] + b), or h_[CLS] without a pooler.
+        """
         return super().pool(last, batch) if self.config.tanh_pooler else last[batch.first_tokens]

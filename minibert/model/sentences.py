@@ -1,7 +1,8 @@
 """Computes one vector for each text from the hidden states of its tokens, as sentence encoders do.
 
 The method is that of Reimers and Gurevych 2019, "Sentence-BERT". The pooling modes in `POOLING` have the same
-names as in sentence-transformers.
+names as in sentence-transformers. `last` are the encoder's last hidden states (N, D) for the N tokens of S
+sequences.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class Normalize(nn.Module):
     """Divides each vector by its length, so that its new length is 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vectors x / |x|, (S, D)."""
+        """Returns x / |x| for each of S vectors x of width D, (S, D)."""
         return F.normalize(x, dim=-1)
 
 
@@ -32,7 +33,7 @@ class SentencePooling:
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
     # these modules map the pooled vector to the sentence vector
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
-    # at most this number of tokens of a text is read; None: the number of the model's positions
+    # the largest number of tokens of a text that are read; None: the number of the model's positions
     max_length: int | None = None
     lowercase: bool = False  # texts are lower-cased before tokenising
     prompt: str = ""  # a prefix that is put before each text
@@ -40,21 +41,21 @@ class SentencePooling:
     refused: str | None = None  # the reason why no vectors can be computed; None: vectors can be computed
 
     def __call__(self, last: Tensor, batch: Batch) -> Tensor:
-        """The vectors of the S sequences, (S, `vector_width`) in fp32, from the last hidden states (N, D)."""
+        """Computes the vectors of S sequences, (S, `vector_width`) in fp32, from the hidden states (N, D)."""
         pooled = torch.cat([POOLING[mode](last.float(), batch) for mode in self.modes], -1)
         return self.layers.to(last.device)(pooled)[:, :self.width]
 
     def vector_width(self, config: Config) -> int:
-        """The width of the sentence vectors of a model with this `config`."""
+        """Returns the width of the sentence vectors of a model with this `config`."""
         linear = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
         width = linear[-1] if linear else len(self.modes) * config.hidden_size
         return min(width, self.width or width)
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """The pooling of a model, read from the files of sentence-transformers in the model's folder. A model
-    without files of sentence-transformers gets the default pooling. Raises `UserError` if the files name
-    something that minibert does not support.
+    """Returns the pooling of a model, as the files of sentence-transformers in its folder describe it. A
+    model without files of sentence-transformers gets the default pooling. Raises `UserError` if the files
+    name something that minibert does not support.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:
@@ -63,22 +64,24 @@ def pooling_of(model: nn.Module) -> SentencePooling:
 
 
 def first(last: Tensor, batch: Batch) -> Tensor:
-    """The hidden state of [CLS] in each sequence: (N, D) -> (S, D)."""
+    """Returns the hidden state of [CLS] in each of S sequences, (S, D), from `last` (N, D)."""
     return last[batch.first_tokens]
 
 
 def final(last: Tensor, batch: Batch) -> Tensor:
-    """The hidden state of the last token of each sequence: (N, D) -> (S, D)."""
+    """Returns the hidden state of the last token of each of S sequences, (S, D), from `last` (N, D)."""
     return last[batch.offsets[1:].long() - 1]
 
 
 def maximum(last: Tensor, batch: Batch) -> Tensor:
-    """The largest value of each unit over the tokens of a sequence: (N, D) -> (S, D)."""
+    """Returns the largest value of each unit over the tokens of a sequence, (S, D), from `last` (N, D)."""
     return torch.segment_reduce(last, "max", lengths=batch.lengths.to(last.device))
 
 
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """The weighted sum over the tokens of each sequence: (N, D), (N,) -> (S, D)."""
+    """Returns the weighted sum over the tokens of each sequence, (S, D), from `last` (N, D) and `weights`
+    (N,).
+    """
     lengths = batch.lengths.to(last.device)
     sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(
         lengths, output_size=len(last))  # (N,); without `output_size`, torch would wait for the GPU
@@ -86,16 +89,16 @@ def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
 
 
 def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
-    """The sum over the tokens of each sequence, divided by the number of tokens to the power `power`: (N, D)
-    -> (S, D).
+    """Returns the sum over the tokens of each sequence, divided by T^`power`, where T is the number of tokens
+    of the sequence. The result is (S, D) for `last` (N, D).
     """
     lengths = batch.lengths.to(last.device)[:, None]  # (S, 1)
     return weighted_sum(last, batch, torch.ones_like(last[:, 0])) / lengths ** power
 
 
 def weighted_mean(last: Tensor, batch: Batch) -> Tensor:
-    """The weighted mean of the tokens of each sequence: (N, D) -> (S, D). The weight of a token is its
-    position, counted from 1.
+    """Returns the weighted mean over the tokens of each sequence, (S, D), from `last` (N, D). The weight of a
+    token is its position, counted from 1.
     """
     weights = (batch.positions + 1).float()  # (N,)
     total = weighted_sum(weights[:, None], batch, torch.ones_like(weights))  # (S, 1)

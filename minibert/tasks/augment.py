@@ -4,15 +4,17 @@ words are replaced.
 A masked language model gives each word of the vocabulary a probability at the position of a masked word. The
 K most probable words are the candidates for the masked word. Several copies of each text are made. In a copy,
 each word is replaced with probability p by one of its candidates. As in the original code, a word is replaced
-only if it consists of letters and is not a stop word. A candidate is never a stop word or the replaced word.
+only if it consists of letters and is not a stop word. A candidate is never a stop word, and never the word
+that it replaces.
 
-The input of the model is a pair of texts, the text with masked words and the unchanged text, so the model
-also sees the words that are masked. Differences from the paper and from the original code are: - Only words
-that are one token of the vocabulary are replaced. The paper also replaces words of several tokens, by similar
-words from GloVe vectors. - The candidates are computed once for each text. Algorithm 1 of the paper computes
-new candidates for each copy, after some words of the copy are already replaced. - Up to 15 % of the tokens of
-a text are masked in one forward pass. The original code masks one word in each pass. In a measurement, about
-14 of 15 candidates were the same with both ways of masking.
+The model reads a pair of texts: the text with masked words, and the unchanged text. So the model also sees
+the words that are masked. This file differs from the paper and from the original code:
+- Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
+  tokens, by similar words from GloVe vectors.
+- The candidates are computed once for each text. Algorithm 1 of the paper computes new candidates for each
+  copy, after some words of the copy are already replaced.
+- Up to 15 % of the tokens of a text are masked in one forward pass. The original code masks one word in each
+  pass. In a measurement, about 14 of the 15 candidates for a word were the same with both ways of masking.
 """
 
 import re
@@ -34,7 +36,7 @@ from minibert.inference.predict import MICRO_TOKENS
 from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
-BLOCK = 128  # candidates are computed for this number of rows at a time
+BLOCK = 128  # candidates are computed for this number of examples at a time
 MASK_SHARE = 0.15  # the largest share of the tokens of a text that are masked in one forward pass
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
@@ -55,8 +57,8 @@ class Text(NamedTuple):
     """A text, the places of its replaceable words, and the candidates for each replaceable word."""
 
     text: str
-    spans: list[tuple[int, int]]  # for each word, the positions [start, end) of its characters in the text
-    candidates: list[list[str]]  # for each word, the words that may replace it
+    spans: list[tuple[int, int]]  # for each replaceable word, the positions [start, end) of its characters
+    candidates: list[list[str]]  # for each replaceable word, the words that may replace it
 
 
 class Query(NamedTuple):
@@ -64,15 +66,16 @@ class Query(NamedTuple):
 
     ids: list[int]  # the ids of the tokens of this part
     masked: list[int]  # the positions in `ids` that are masked
-    words: list[int]  # for each masked position, the index of the word in a list of the words of all texts
+    words: list[int]  # for each masked position, its word's index among the replaceable words of all texts
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """Finds the replaceable words of each text, and at most `k` candidates for each word. `model` has an MLM
-    head. The model is frozen and on the runtime's device. One sequence contains a text twice, so a text
-    longer than about half of the model's maximum length is divided into parts. `micro_tokens` is the largest
-    number of tokens in a forward pass.
+    """Finds the replaceable words of each text, and at most `k` candidates for each word.
+
+    `model` is a frozen model with an MLM head, on the runtime's device. One sequence contains a text twice,
+    so a text longer than about half of the model's maximum length is divided into parts. `micro_tokens` is
+    the largest number of tokens in a forward pass.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0
@@ -88,7 +91,7 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Whether a token of the vocabulary can be a candidate: a token of at least two characters that consists
+    """Returns True if a token of the vocabulary can be a candidate: it has at least two characters, consists
     of letters and is not a stop word.
     """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
@@ -96,8 +99,8 @@ def is_word(text: str) -> bool:
 
 def replaceable(text: str) -> list[tuple[int, int]]:
     """Returns the positions [start, end) of the characters of each replaceable word: a word that consists of
-    letters and is not a stop word. For `re`, a combining mark ends a word, so `WORD` would match only parts
-    of words with combining marks, as in Hindi. A match next to a combining mark is not counted as a word.
+    letters and is not a stop word. Words with combining marks, as in Hindi, are left out, because `WORD`
+    matches only the parts of such a word between the marks.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -110,11 +113,11 @@ def replaceable(text: str) -> list[tuple[int, int]]:
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
     """Yields one `Query` for each forward pass that a text needs. `ids` are the token ids of the text.
     `single` has a pair for each replaceable word: the position of its only token in `ids`, and the index of
-    the word.
+    the word (see `Query.words`).
 
-    A text with more than `room` tokens is divided into parts of about equal length. One pass masks at most 15
-    % of the tokens. If a part needs p passes, each pass masks every p-th word, so that the masked words of
-    one pass are far apart.
+    A text with more than `room` tokens is divided into parts of about equal length. One pass masks at most
+    15 % of the tokens of a part. If a part needs p passes, each pass masks every p-th word, so that the
+    masked words of one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -129,7 +132,7 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """Returns a dict from the index of each masked word to the `k` most probable candidates for the word."""
+    """Returns a dict from the index of each masked word to its `k` most probable candidates."""
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}
@@ -139,7 +142,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,), a number for each of the V tokens of the vocabulary, or -1 if the token cannot be a candidate.
+    # (V,), for each of the V tokens of the vocabulary a number, or -1 if the token cannot be a candidate.
     # "film" and "Film" have the same number, so a word is not replaced by another spelling of itself.
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
@@ -152,7 +155,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
         rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together)
                              for i in query.masked])
-        # (M,), where M is the number of masked tokens in the batch
+        # (M,), the number in `spelling` of each of the M masked tokens of the batch
         own = spelling[[query.ids[i] for query in together for i in query.masked]]
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # (M, D), where D is the hidden size
@@ -168,8 +171,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
     """Makes `n` copies of a text. In each copy, each word is replaced with probability `p` by one of its
-    candidates. The random numbers depend on `key` alone. The text between the words does not change. The new
-    word gets the capital letters of the old word (see `in_case_of`).
+    candidates. The random numbers depend on `key` alone. The new word gets the capital letters of the old
+    word (see `in_case_of`).
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)
@@ -188,7 +191,8 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
 
 
 def in_case_of(old: str, new: str) -> str:
-    """Gives `new` the capital letters of `old`: all letters, the first letter, or no letter is made capital.
+    """Returns `new` with capital letters as in `old`: all letters, the first letter or no letter is made a
+    capital letter.
     """
     if old.isupper() and len(old) > 1:
         return new.upper()
@@ -197,10 +201,12 @@ def in_case_of(old: str, new: str) -> str:
 
 def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int, p: float,
             seed: int) -> Iterator[Example]:
-    """Yields each row, and after it at most `n` different changed copies of the row. A copy has the id and
-    the label of its row. `find(texts)` calls `with_candidates` for `texts`. `p` is the probability that a
-    word is replaced. The two texts of a pair are changed independently. In the original code, every changed
-    copy of the second text is paired with the same text: the last changed copy of the first text.
+    """Yields each row, and after it at most `n` different changed copies of the row.
+
+    A copy has the id and the label of its row. `find(texts)` calls `with_candidates` for `texts`. `p` is the
+    probability that a word is replaced. The two texts of a pair are changed independently. In the original
+    code, every changed copy of the second text is paired with the same text: the last changed copy of the
+    first text.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):
@@ -216,5 +222,5 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int
 
 
 def columns_of(row: Example) -> tuple[str, ...]:
-    """The one or two texts of a row."""
+    """Returns the one or two texts of a row."""
     return (row.text,) if row.pair is None else (row.text, row.pair)

@@ -20,12 +20,12 @@ DEV_SHARE = 0.1  # if there is no dev file, the dev split is this share of the r
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
     """Reads a csv file, and returns its task and its examples. In a .tsv file, tabs separate the columns.
 
-    The header must name the column `text` and a column `label` or `score`. The column `pair`, which has a
-    second text, is optional. A label can be any word, and a score any number. If the file has a column `id`,
-    it has the ids of the examples. Columns other than `text`, `pair`, `label`, `score` and `id` are ignored.
-    If all labels are numbers and at least one has a decimal point, the labels are scores, as in run_glue.py
-    of transformers. A field may be in quotes as in the csv standard. If `task` is given, the file may be
-    without labels, and labels must be labels of `task`.
+    The header must name the column `text` and a column `label` or `score`. The optional column `pair` has
+    second texts, and the optional column `id` has the ids of the examples. Columns with any other name are
+    ignored. A label can be any word, and a score any number. If all labels are numbers and at least one has a
+    decimal point, the labels are scores, as in run_glue.py of transformers. A field may be in quotes as in
+    the csv standard. If `task` is given, the file may have no labels, and its labels must be labels of
+    `task`.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -51,8 +51,8 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
     """Writes labelled examples to a csv file that `read_csv(path, task)` can read. Returns the number of
-    examples. If the writing fails, no incomplete file is left. A text with the delimiter (a comma; in a .tsv
-    file, a tab), quotes or line ends is put in quotes, as in the csv standard.
+    examples. If the writing fails, no incomplete file is left. A text with a comma (in a .tsv file: a tab),
+    quotes or line ends is put in quotes, as in the csv standard.
     """
     partial, written = path.with_name(path.name + ".partial"), 0
     try:
@@ -102,8 +102,8 @@ def read_csv_splits(path: str | Path,
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """Returns the column names in lower case, and the rows. A row is a tuple: the number of its first line in
-    the file, and a dict from column names to values. Blank lines, lines of commas and columns without a name,
-    which spreadsheets write, are left out.
+    the file, and a dict from column names to values. Spreadsheets may write blank lines, lines with commas
+    only, and columns without a name. All these are left out.
     """
     csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
@@ -141,7 +141,7 @@ def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
     classes are the different words in the column "label", in sorted order.
     """
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
-    # labels are scores if all are numbers, and at least one number has a decimal point
+    # as in run_glue.py: labels are scores if all are numbers, and at least one number has a decimal point
     if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
         say(f"{path}: the labels are numbers with a point, so they are learned as scores; if they are "
             "classes, write them without a point, or as words")

@@ -1,7 +1,7 @@
-"""The public data sets: their files, addresses, sizes, sha256 and terms of use, and their download.
+"""Downloads the public data sets. Lists their files, addresses, sizes, sha256 and terms of use.
 
 The sha256 of every downloaded file is checked, so the file may come from any address. An archive is unpacked
-into a hidden folder, which gets its final name when it is complete.
+into a hidden folder, which gets its final name when all files are unpacked.
 """
 
 import errno
@@ -25,8 +25,8 @@ from minibert.tasks.specs import GLUE_URL, TASKS
 
 class File(NamedTuple):
     """One file: its path in the output folder, its size in bytes, its sha256, and its addresses in the order
-    in which they are tried. If the file is an archive, `folder` is the name of the folder inside the archive
-    that is unpacked beside the archive.
+    in which they are tried. If the file is an archive, `folder` is the folder inside the archive that is
+    unpacked.
     """
     path: str
     size: int
@@ -64,9 +64,8 @@ DATA_SETS = {
         "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
     "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
         "sst2", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
-    # The files of MRPC are Microsoft's, whose test set has labels; GLUE's test set has none. mrpc_dev_ids.tsv
-    # lists the pairs of the dev split, with which official_files.py divides Microsoft's training file into
-    # train and dev.
+    # MRPC is made from Microsoft's files. Microsoft's test set has labels, but GLUE's has none.
+    # mrpc_dev_ids.tsv is GLUE's list of the pairs in Microsoft's training file that are the dev split.
     "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
         _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_train.txt", 1_047_044,
                "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
@@ -126,10 +125,10 @@ def listing() -> str:
 
 
 def download(names: Iterable[str], out: str | Path) -> None:
-    """Downloads the data sets `names` to the folder `out`. The folders inside `out` have the names of the
-    official downloads. The name "glue" means all data sets of GLUE. A file that exists with the right sha256
-    is not downloaded again. An archive is not downloaded if its unpacked folder exists and is not empty.
-    Prints one line for each file to stdout, and the progress to stderr.
+    """Downloads the data sets `names` to the folder `out`. The name "glue" means all data sets of GLUE. A
+    file that exists with the right sha256 is not downloaded again. An archive is not downloaded if its
+    unpacked folder exists and is not empty. Prints one line for each file to stdout, and the progress to
+    stderr.
     """
     names = [each for name in names for each in (GLUE if name == "glue" else (name,))]
     if unknown := [name for name in names if name not in DATA_SETS]:
@@ -142,8 +141,8 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
-    """Downloads a file to the folder `out`, if the file is not there, and unpacks an archive. Returns the
-    path of the file or of the unpacked folder, and True if this call downloaded the file.
+    """Downloads a file to the folder `out` if it is not there, and unpacks it if it is an archive. Returns
+    the path of the file or of the unpacked folder, and True if this call downloaded the file.
     """
     archive = out / file.path
     if not file.folder:
@@ -159,8 +158,8 @@ def obtain(file: File, out: Path) -> tuple[Path, bool]:
 
 def fetch(file: File, target: Path) -> bool:
     """Downloads one file to `target`, from the first address that has a file with the right sha256. Returns
-    False if the file is already there. If `target` already exists with a wrong sha256, `UserError` is raised,
-    and the file is kept, because the file may belong to the user.
+    False if this file is already there. Raises `UserError` if another file with the name `target` exists. The
+    other file is kept, because it may belong to the user.
     """
     if target.exists():
         if sha256_of(target) == file.sha256:
@@ -191,7 +190,7 @@ def unpack(archive: Path, folder: str) -> None:
     """
     target = place_for(archive.parent / folder)
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
-    # "filter" makes tarfile refuse unsafe paths; it exists since Python 3.11.4
+    # The argument "filter", which exists since Python 3.11.4, makes tarfile refuse unsafe paths.
     safe = {"filter": "data"} if archive.suffix == ".gz" and hasattr(tarfile, "data_filter") else {}
     with (disk_errors(target),
           tempfile.TemporaryDirectory(prefix=f".{folder}.", dir=target.parent) as temporary):

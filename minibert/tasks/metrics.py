@@ -1,4 +1,5 @@
-"""The metrics of GLUE. A metric compares two arrays of class numbers or of scores, and is at most 1.0.
+"""Computes the metrics of GLUE. A metric compares a model's predictions with the labels (all are class
+numbers, or all are scores) and is at most 1.0.
 
 specs.py says which metrics belong to a task. If a metric is not defined, the result is 0.0. For example, the
 correlation is not defined if a model gives the same answer to all texts. The result is NaN only if
@@ -12,21 +13,21 @@ import numpy as np
 
 
 def accuracy(predictions, labels) -> float:
-    """The share of predictions that are equal to their labels."""
+    """Returns the share of predictions that are equal to their labels."""
     predictions, labels = _arrays(predictions, labels)
     return float((predictions == labels).mean())
 
 
 def f1(predictions, labels) -> float:
-    """F1 of class 1 against all other classes, or 0.0 if class 1 is neither predicted nor a label."""
+    """Returns F1 of class 1 against all other classes, or 0.0 if class 1 is neither predicted nor a label."""
     predictions, labels = _arrays(predictions, labels)
     positives = (predictions == 1).sum() + (labels == 1).sum()
     return float(2 * ((predictions == 1) & (labels == 1)).sum() / positives) if positives else 0.0
 
 
 def matthews(predictions, labels) -> float:
-    """The Matthews correlation for any number of classes (Gorodkin 2004). The result is 0.0 if all
-    predictions are equal or all labels are equal.
+    """Returns the Matthews correlation for any number of classes (Gorodkin 2004), or 0.0 if all predictions
+    are equal or all labels are equal.
     """
     predictions, labels = _arrays(predictions, labels)
     n, classes = float(len(labels)), np.union1d(predictions, labels)
@@ -39,7 +40,7 @@ def matthews(predictions, labels) -> float:
 
 
 def pearson(predictions, labels) -> float:
-    """Pearson's correlation, or 0.0 if all predictions are equal or all labels are equal."""
+    """Returns Pearson's correlation, or 0.0 if all predictions are equal or all labels are equal."""
     x, y = _arrays(predictions, labels)
     # max and min are compared, because rounding can make the variance of equal values larger than 0
     if x.max() == x.min() or y.max() == y.min():
@@ -48,8 +49,8 @@ def pearson(predictions, labels) -> float:
 
 
 def spearman(predictions, labels) -> float:
-    """Spearman's correlation: Pearson's correlation of the ranks. Equal values get the mean of their ranks.
-    The result is 0.0 if all predictions are equal or all labels are equal.
+    """Returns Spearman's correlation, which is Pearson's correlation of the ranks, or 0.0 if all predictions
+    are equal or all labels are equal.
     """
     x, y = _arrays(predictions, labels)
     return math.nan if np.isnan(x + y).any() else pearson(_ranks(x), _ranks(y))
@@ -59,7 +60,7 @@ METRICS = {metric.__name__: metric for metric in (accuracy, f1, matthews, pearso
 
 
 def score(metrics: Iterable[str], predictions, labels) -> dict[str, float]:
-    """Returns a dict from the names `metrics` of metrics to their values."""
+    """Returns a dict from the name of each metric in `metrics` to its value."""
     return {name: METRICS[name](predictions, labels) for name in metrics}
 
 
@@ -72,7 +73,7 @@ def _arrays(predictions, labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """The ranks of the values, from 1. Equal values get the mean of their ranks."""
+    """Returns the ranks of the values, counted from 1. Equal values get the mean of their ranks."""
     _, group, sizes = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(sizes)
     return ((last - sizes + 1 + last) / 2)[group]

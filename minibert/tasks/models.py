@@ -25,13 +25,13 @@ MULTI_LABEL = "multi_label_classification"
 
 
 def head_kind(task: Task) -> type:
-    """The class of the models for a task: `Span` for SQuAD, and `Classifier` for all other tasks."""
+    """Returns the Python class of the models for a task: `Span` for SQuAD, `Classifier` for other tasks."""
     return Span if task.kind == "span" else Classifier
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
-    """Loads the model `name` with a head for the task: the head of the model if it fits the task
-    (`keeps_head`), and otherwise a new head with random weights from `seed`.
+    """Loads the model `name` with a head for the task. If the head of the model fits the task
+    (`keeps_head`), the model keeps it. Otherwise, a new head gets random weights from `seed`.
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
@@ -45,15 +45,15 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
 
 
 def keeps_head(name: str, task: Task) -> bool:
-    """Whether the model already has a head for the task: a span head, a score head, or a classifier with the
-    task's classes in any order.
+    """Returns True if the model already has a head for the task: a span head, a score head, or a classifier
+    with the task's classes in any order.
     """
     config, head = config_and_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
                                 or config.regression != (task.kind == "score")
                                 or task.kind == "classes" and label_order(config.labels, task) is None):
         return False
-    if head is None:  # config.json does not name the head, but the model's tensors show it
+    if head is None:  # config.json does not name the head, but the model's tensors show the kind of head
         return isinstance(minibert.load(name), head_kind(task))
     return head == ("span" if task.kind == "span" else "classification")
 
@@ -92,9 +92,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns, for each class of the task, the index of the class in the model, or None if model and task
-    have different classes. `labels` are the names of the model's classes, which may be spelled differently
-    from the task's names, for example with capital letters (see `class_of`).
+    """Returns, for each class of the task, the index of the class in the model. Returns None if model and
+    task have different classes. `labels` are the names of the model's classes. Their spelling may differ from
+    the task's, for example in capital letters (see `class_of`).
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -107,12 +107,12 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
     """Returns a dict with the teacher's outputs on n examples, in the order of the examples. The entry
-    `logits` is (n, K) for K classes, and for a span head (N, 2), with a row for each of the N tokens of all
-    examples.
+    `logits` has the shape (n, K) for K classes. For a span head, its shape is (N, 2), with a row for each of
+    the N tokens of all examples.
 
-    `layers` has the numbers of some teacher layers, counted from 1. If `layers` is not empty, the dict also
-    has the entry `cls` (n, number of layers, hidden size): the [CLS] states after the layers in `layers`.
-    `progress` is called with the number of tokens of every forward pass.
+    `layers` are the numbers of some teacher layers, counted from 1. If `layers` is not empty, the dict also
+    has the entry `cls` (n, number of layers, hidden size): the [CLS] states after these layers. After each
+    forward pass, `progress` is called with the number of tokens of the pass.
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}

@@ -11,7 +11,7 @@ from minibert.tasks.specs import Example, Table, Task
 from minibert.tasks.squad import Question, read_squad
 
 MSR_TRAIN, MSR_TEST, MSR_DEV_IDS = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"
-Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a dict: column name to value
+Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a dict from column names to values
 
 
 # ---- official files ----------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def _not_there(path: Path, task: Task) -> UserError:
 
 
 def _table_rows(path: Path, table: Table) -> list[Row]:
-    """The rows of a GLUE file. Tabs separate the columns, and quotes are ordinary characters."""
+    """Returns the rows of a GLUE file. Tabs separate the columns, and quotes are ordinary characters."""
     lines = read_text(path).rstrip("\n").split("\n")
     names = expected = table.header.split("\t")
     if table.has_header:
@@ -75,17 +75,15 @@ def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Exa
 
 
 def label_key(name: str) -> str:
-    """Normalises a label, so that different spellings of the label become equal: letters become lower case,
-    and spaces and hyphens become `_`. LABEL_3 becomes 3, because many models on the hub call their classes
-    LABEL_0, LABEL_1 and so on.
+    """Makes different spellings of a label equal: letters become lower case, and spaces and hyphens become
+    `_`. LABEL_3 becomes 3, because many models on the hub call their classes LABEL_0, LABEL_1 and so on.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
 
 def class_of(name: str, task: Task) -> int | None:
-    """Returns the number of the class that a file or a model calls `name`. If no class has exactly the name
-    `name`, the names are compared after `label_key`. Returns None if no class matches, or if several classes
-    match.
+    """Returns the number of the class that a file or a model calls `name`. If no class has exactly this name,
+    the names are compared after `label_key`. Returns None if no class matches, or if several classes match.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -138,7 +136,7 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """
     examples = []
     for label, word in enumerate(task.words):
-        # files whose names start with "._" are written by macOS and are no reviews
+        # macOS writes files whose names start with "._", which are no reviews
         files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
             raise _not_there(root / part / word / "*.txt", task)

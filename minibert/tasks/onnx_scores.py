@@ -18,14 +18,14 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-# The largest number of tokens in a batch. Every row of a batch is padded to the longest row, so a small batch
-# has less padding than a large batch.
+# The largest number of tokens in a batch. Every row of a batch is padded to the longest row, so small batches
+# have less padding.
 MICRO_TOKENS = 1024
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """Runs the ONNX file of `model` on a split. Returns the logits, with one row for each example, or for
-    SQuAD with one row for each token.
+    """Runs the ONNX file of `model` on a split. Returns the logits, with one row for each example (for SQuAD:
+    for each token).
     """
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, MICRO_TOKENS):
@@ -41,8 +41,10 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
              most: float) -> Callable[[Path], None]:
     """Returns a function `judge_file(path)`, which prints the scores of the int8 file at `path` and of
     `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 than in fp32
-    by more than `most` points. `name` is the folder of `model`. The model's classes are put into the task's
-    order. `task` and `data` are the values of --task and --data, as in finetune.py.
+    by more than `most` points.
+
+    `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
+    `data` are the values of --task and --data, as in finetune.py.
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)

@@ -18,7 +18,8 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """All options of finetune.py. For many options, None means the value of the task or of the method."""
+    """The options of finetune.py. If the value of an option is None, the task or the method gives the value.
+    """
 
     model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
                                "--evaluate (default: a new model, made of copied layers of the --teacher)",
@@ -37,11 +38,11 @@ class Options(MachineOptions):
     dev: str | None = option(None, "csv file with the dev examples (default: a tenth of the rows of the csv "
                              "file in --task)", metavar="FILE.csv")
     augmented: str | None = option(
-        None, "file from data/augment.py to train on, instead of the training set. For a task of scores, "
-        "tinybert uses this file in its intermediate stage only", metavar="FILE.csv")
+        None, "file from data/augment.py to train on, instead of the training set. With --method tinybert "
+        "and a task of scores, only the intermediate stage uses this file", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "files with texts without labels; the student learns the teacher's outputs on these texts, and "
-        "not on the training set. Each line has one text, or two texts with a tab between them",
+        (), "files with texts without labels, on which the student learns the teacher's outputs, instead of "
+        "the training set. Each line has one text, or two texts with a tab between them",
         metavar="FILE.txt")
     train_examples: int | None = option(
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
@@ -50,7 +51,7 @@ class Options(MachineOptions):
         "texts are cut. For SQuAD, a long context is divided into windows of --max-length tokens",
         metavar="TOKENS")
     stride: int = option(128, "for SQuAD: distance in tokens between the starts of two neighbouring windows "
-                         "of a long context (not the overlap of the windows)", metavar="TOKENS")
+                         "of a context (not their overlap)", metavar="TOKENS")
 
     method: str = option("kd", "what the student learns (--method METHOD --help shows the options of a "
                          "method). "
@@ -64,9 +65,10 @@ class Options(MachineOptions):
         None, "with --teacher: temperature of the softmax of the teacher's and the student's outputs")
     beta: float | None = option(None, "weight of the loss that compares the [CLS] states of student and "
                                 "teacher", only_with=PKD)
-    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states the student learns. skip: "
-                                        "evenly spaced layers. last: the layers directly below the "
-                                        "teacher's last layer", choices=("skip", "last"), only_with=PKD)
+    teacher_layers: str | None = option(
+        None, "teacher layers whose [CLS] states the student learns. copied: the layers that the student "
+        "copies. skip: evenly spaced layers. last: the layers directly below the teacher's last layer. "
+        "Without --model, copied is the default, not skip", choices=("copied", "skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
         None, "number of epochs of TinyBERT's intermediate stage (default: 50 for cola, 10 for mnli, qqp and "
         "qnli, 20 for other tasks); with 0, the stage is left out", metavar="EPOCHS", only_with=TINYBERT)
@@ -77,18 +79,19 @@ class Options(MachineOptions):
                                       metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
         None, "for each student layer, the number (from 1) of the teacher layer that it learns to imitate, "
-        "for example 3,6,9,12 (default: the copied layers, and with --model evenly spaced layers)",
+        "for example 3,6,9,12 (default: the layer that it copies; with --model: evenly spaced layers)",
         metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
-        None, "map the student's states with a linear layer to the teacher's hidden size, before both are "
-        "compared (default: yes, but no if the student is made of copied teacher layers)",
+        None, "map the student's states with a linear layer to the teacher's hidden size, before the states "
+        "are compared with the teacher's. Without --model, --no-project is the default, not --project",
         only_with=TINYBERT)
     replace_rate: float | None = option(
         None, "probability, at the first training step, that a student layer replaces a group of teacher "
         "layers", metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
         None, "share of the training steps during which the probability of a replacement rises from "
-        "--replace-rate to 1; after that, no teacher layer is used", metavar="SHARE", only_with=THESEUS)
+        "--replace-rate to 1; after these steps, no teacher layer is used", metavar="SHARE",
+        only_with=THESEUS)
 
     epochs: float | None = option(None, "number of passes over the training set (default: depends on the "
                                   "task, mostly 3)", metavar="EPOCHS", group="optimisation")
@@ -103,11 +106,11 @@ class Options(MachineOptions):
         1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
         metavar="NORM")
     dropout: float | None = option(None, "dropout of embeddings and block outputs (default: as in the model)")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, but "
-                                      "training is then much slower")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, with "
+                                      "which training is much slower")
     seed: int = option(
-        1, "random seed for the new head, the order of the examples and dropout; with --seeds, this is the "
-        "first seed", metavar="NUMBER")
+        1, "random seed for the new head, the order of the examples and dropout; with --seeds, the first of "
+        "several seeds", metavar="NUMBER")
     seeds: int = option(
         1, "number of seeds: the training is repeated with the seeds --seed, --seed + 1 and so on. The model "
            "of the best seed is saved, and the median and the range of the scores are printed. To add seeds "
@@ -118,7 +121,7 @@ class Options(MachineOptions):
     resume: bool = option(False, "continue the stopped run in --out")
     checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
     evaluate: bool = option(False, "do not train, only evaluate the model in --model, on the dev set or on "
-                           "all rows of the csv file in --task. Rows from the training are not left out")
+                           "all rows of the csv file in --task, even those on which the model was trained")
     predict: bool = option(False, "write predictions for the test set in the format of the GLUE leaderboard")
 
     def __post_init__(self):
@@ -138,6 +141,9 @@ class Options(MachineOptions):
         if method.cut and self.model:
             raise UserError(f"--method {self.method} trains the student's layers inside its teacher: give "
                             "--layers or --layer-map instead of --model")
+        if self.teacher_layers == "copied" and self.model:
+            raise UserError("--teacher-layers copied is for a student of copied layers: give --layers or "
+                            "--layer-map instead of --model, or another value of --teacher-layers")
         if self.transfer and self.alpha not in (None, 1):
             raise UserError("the texts of --transfer have no labels, so --alpha must be 1")
         if self.augmented and (self.transfer or spans):
@@ -158,8 +164,8 @@ class Options(MachineOptions):
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
-    """The task named `task`, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
-    be combined.
+    """Returns the task named `task`, or None for a csv file. Raises `UserError` if --task, --data and --dev
+    cannot be combined.
     """
     known = TASKS.get(task)
     if not known and Path(task).suffix.lower() not in (".csv", ".tsv"):
@@ -172,7 +178,7 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# for each method, the defaults of its options, which are used only with a teacher
+# for each method, the defaults of its options; they are used only with a teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 # the only options that may be given with --evaluate; all other options are for training
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
@@ -190,13 +196,15 @@ def resolve(options: Options) -> Options:
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
         # a student of copied layers has the teacher's hidden size, so its states need no projection
         defaults = defaults | {"project": False}
+    if options.method == "pkd" and not options.model:
+        defaults = defaults | {"teacher_layers": "copied"}
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 
 
 def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
-    """The numbers (from 0) of the teacher layers that are copied into the student. The result is None with
-    --model, because that student is not cut out of the teacher.
+    """Returns the numbers (from 0) of the teacher layers that are copied into the student, or None with
+    --model, because then no layers are copied.
     """
     if options.model:
         return None
@@ -206,11 +214,11 @@ def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
 
 
 def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERTWeights:
-    """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the student
-    imitates.
+    """Returns the weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the
+    student imitates.
 
-    `copied` is the result of `cut_layers`. Without --imitate, a copy of a teacher layer imitates this teacher
-    layer. The uniform map of the paper does not fit a student of copied layers: its scores are lower
+    `copied` is the result of `cut_layers`. Without --imitate, a student layer imitates the teacher layer that
+    it copies. If it imitates the layer of the paper's uniform map instead, the scores are lower
     (docs/results/compressed.md).
     """
     layers = [number + 1 for number in copied] if copied else None
@@ -221,8 +229,7 @@ def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERT
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """Returns the task with the training settings of the method, and with the values of the user's options.
-    """
+    """Returns the task with the training settings of the method, and with the user's values for them."""
     if options.method == "tinybert":
         task = with_tinybert_settings(task)
     names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")

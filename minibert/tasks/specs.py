@@ -1,7 +1,7 @@
 """Describes the tasks of finetune.py: the files, labels, metrics, training settings and published scores.
 
 The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
-diagnostic set of GLUE, has no labels. AX is a test split of MNLI in this file, because GLUE's leaderboard
+diagnostic set of GLUE, has no labels. In this file, AX is a test split of MNLI, because GLUE's leaderboard
 expects the predictions of an MNLI model for AX.
 """
 
@@ -48,8 +48,8 @@ class Task:
 
     `kind` says what a model predicts: "classes" (one of `labels`), "score" (a number) or "span" (the place of
     an answer in a text). `words[k]` is the name of class `labels[k]` in official files, for example "1" for
-    "acceptable". The first of `metrics` (see metrics.py) decides which epoch is the best. Batch size,
-    learning rate, epochs and maximum length are those of the transformers examples for GLUE (README of
+    "acceptable". The first of `metrics` (see metrics.py) decides which epoch is the best. The default batch
+    size, learning rate, epochs and maximum length are those of the transformers examples for GLUE (README of
     run_glue, commit 05ce25be), because the DistilBERT paper does not state its training settings.
     """
     name: str
@@ -152,8 +152,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # The DistilBERT paper prints 86.7 for bert-base, which does not fit the printed average 79.5 of the
-         # row. The figure in the README of DistilBERT's code, 84.7, fits the average.
+         # The DistilBERT paper prints 86.7 for bert-base, but with 86.7, the mean of the row would not be the
+         # printed 79.5. With 84.7, from the README of DistilBERT's code, the mean is 79.5.
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
@@ -164,8 +164,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9)),
-    # DistilBERT's published accuracy 56.3 is the accuracy of a model that always answers "not_entailment",
-    # because "not_entailment" is right for 40 of the 71 dev examples.
+    # A model that always answers "not_entailment" has DistilBERT's published accuracy 56.3, because
+    # "not_entailment" is right for 40 of the 71 dev examples.
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),
@@ -194,7 +194,7 @@ TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
 # The settings of TinyBERT's task distillation that differ from the defaults of `Task` (Jiao et al. 2019,
 # section 4.2). For tasks with single sentences, the maximum length is 64 tokens. The paper has no settings
-# for IMDb. In the prediction stage, all tasks have 3 epochs and the learning rate 3e-5, which is one of three
+# for IMDb. In the last stage, all tasks have 3 epochs and the learning rate 3e-5, which is one of three
 # values that the authors tried.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
@@ -202,5 +202,5 @@ TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max
 
 
 def with_tinybert_settings(task: Task) -> Task:
-    """The task with the settings of TinyBERT's two stages."""
+    """Returns the task with the settings of TinyBERT's two stages."""
     return replace(task, lr=3e-5, epochs=3, **TINYBERT.get(task.name, {}))

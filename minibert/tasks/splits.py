@@ -34,8 +34,8 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits on which a model is evaluated. The scores on the first dev split decide which epoch is the
-    best.
+    """Returns the splits on which a model is evaluated. The scores on the first dev split decide which epoch
+    is the best.
     """
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
@@ -56,9 +56,8 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
 
 def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
     """Returns the task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and
-    `data` have the same meaning as in `read_rows`. All rows of a csv file are in one split with the name "all
-    rows". For a csv file, the task has the labels of the model, because a label of the model may be missing
-    in the file.
+    `data` are those of `read_rows`. All rows of a csv file are in one split with the name "all rows". The
+    task of a csv file has the labels of the model, because a label of the model may be missing in the file.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
@@ -75,13 +74,13 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
 
 
 def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list]:
-    """The rows of the splits `names` in the official files. The file of AX may be missing."""
+    """Returns the rows of the splits `names` in the official files. The file of AX may be missing."""
     rows = {}
     for name in names:
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX is a separate download
+            if name != "ax":  # the file of AX may be missing, because it is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -131,8 +130,8 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
-    """Reads texts without labels. Each line has one text, or two texts with a tab between them if `pairs` is
-    true. Raises `UserError` for any other line.
+    """Reads texts without labels. Each line has one text (if `pairs` is true: two texts with a tab between
+    them) or is blank. Raises `UserError` for any other line.
     """
     found = []
     for name in files:
@@ -146,19 +145,19 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    # without an answer, a pair of SQuAD is one example, which is cut at the maximum length
+    # a pair of SQuAD without an answer is not divided into windows, but cut at the maximum length
     if task.kind == "span":
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
-    """Chooses `n` of the numbers 0 to `total` - 1 with a fixed seed. The result is in ascending order."""
+    """Returns `n` of the numbers 0 to `total` - 1, chosen with a fixed seed, in ascending order."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 def some_of(split: Split, n: int) -> Split:
-    """A split with only `n` of the examples. Every call chooses the same examples."""
+    """Returns a split with only `n` of the examples. Every call chooses the same examples."""
     chosen = some_numbers(len(split.examples.lengths), n)
     if split.windows is None:
         return Split([split.rows[i] for i in chosen], split.examples.part(chosen))
@@ -167,16 +166,16 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """Returns the model's logits on a split, with one row for each example. For SQuAD, the result has one row
-    for each token. The progress line shows `what`.
+    """Returns the model's logits on a split, with one row for each example (for SQuAD: for each token). The
+    progress line shows `what`.
     """
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """Turns a model's outputs into answers: n class numbers or n scores for n examples, or for SQuAD a dict
-    from question ids to lists of candidate answers, with the best answer first.
+    """Turns a model's outputs into answers: a class number or a score for each example. For SQuAD, the
+    answers are a dict from question ids to lists of candidate answers, with the best answer first.
     """
     if task.kind == "span":
         return candidates_of(split, logits)
@@ -184,7 +183,7 @@ def answers_of(task: Task, split: Split, logits: np.ndarray):
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
-    """The task's metrics in percent. `answers` is a result of `answers_of`."""
+    """Returns the task's metrics in percent. `answers` is a result of `answers_of`."""
     if task.kind == "span":
         return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value
@@ -210,8 +209,8 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
     """Writes a table of the examples with wrong answers: the model's answer, the expected answer and the
-    text. For a task of scores, the table has the tenth of all examples whose errors are the largest, with the
-    largest error first.
+    text. For a task of scores, the table has the tenth of all examples with the largest errors, sorted by the
+    error.
     """
     if task.kind == "span":
         best = {id: candidates[0].text for id, candidates in answers.items()}
@@ -231,8 +230,8 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
     """Returns the scores of a model that gives every example the same answer: the most frequent class of the
-    training set (the lowest number if several classes are equally frequent), or its mean score. Returns None
-    for SQuAD.
+    training set (the first one if several are equally frequent), or the mean score of the training set.
+    Returns None for SQuAD.
     """
     if task.kind == "span":
         return None

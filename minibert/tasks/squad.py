@@ -1,6 +1,6 @@
-"""SQuAD 1.1: reads its json files and computes the scores of evaluate-v1.1.py (Rajpurkar et al. 2016), exact
-match and F1 of normalised texts. A prediction is compared with every gold answer of its question, and the
-best score counts. The result is the mean over all questions in percent.
+"""Reads the json files of SQuAD 1.1, and computes the scores of evaluate-v1.1.py (Rajpurkar et al. 2016):
+exact match and F1 of normalised texts. A prediction is compared with every gold answer of its question, and
+the best score counts. The result is the mean over all questions in percent.
 """
 
 import json
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question, the paragraph that contains the answer (`context`), and its gold answers."""
+    """A question, its gold answers, and the paragraph that contains the answers (`context`)."""
 
     id: str
     question: str
@@ -32,8 +32,8 @@ class Question(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A predicted text, its score (a start logit plus an end logit), and its probability (the softmax of the
-    scores of all candidates).
+    """A predicted text, its score (a start logit plus an end logit), and its probability (the softmax over
+    the scores of all candidates for the question).
     """
 
     text: str
@@ -42,9 +42,9 @@ class Candidate(NamedTuple):
 
 
 def read_squad(path: str | Path) -> list[Question]:
-    """The questions in train-v1.1.json or dev-v1.1.json, in the order of the file. Raises `UserError` if the
-    file is not the json of SQuAD 1.1, if an id occurs twice, if a question has no answer (as in SQuAD 2.0),
-    or if the context does not contain an answer at its answer_start.
+    """Returns the questions in train-v1.1.json or dev-v1.1.json, in the order of the file. Raises `UserError`
+    if the file is not the json of SQuAD 1.1, if an id occurs twice, if a question has no answer (as in SQuAD
+    2.0), or if the context does not contain an answer at its answer_start.
     """
     path = Path(path)
     questions, text, place = {}, read_text(path), str(path)
@@ -96,13 +96,13 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if both texts are equal after `normalise`, else 0.0."""
+    """Returns 1.0 if both texts are equal after `normalise`, and 0.0 otherwise."""
     return float(normalise(prediction) == normalise(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """F1 of the words of the two normalised texts. A word that occurs twice in both texts counts as two
-    common words. The result is 0.0 if the texts have no word in common.
+    """Returns F1 of the words of the two normalised texts, or 0.0 if the texts have no word in common. A word
+    that occurs twice in both texts counts as two common words.
     """
     predicted, expected = normalise(prediction).split(), normalise(answer).split()
     same = (Counter(predicted) & Counter(expected)).total()
@@ -113,8 +113,8 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def evaluate(questions: Sequence[Question], predictions: dict[str, str]) -> dict[str, float]:
-    """The official `exact_match` and `f1` in percent. `predictions` is a dictionary from the question id to
-    the predicted text. A question without a prediction has the score 0.
+    """Returns the official `exact_match` and `f1` in percent. `predictions` is a dict from question ids to
+    predicted texts. A question without a prediction has the score 0.
     """
     totals = {"exact_match": 0.0, "f1": 0.0}
     for question in questions:

@@ -1,10 +1,10 @@
-"""SQuAD 1.1 for a span head: turns questions into windows of tokens, and the logits of tokens into answers.
+"""Turns questions of SQuAD 1.1 into windows of tokens, and the logits of a span head into answers.
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
 [SEP] part of the context [SEP]. The maximum lengths, the stride and the choice of an answer are those of
-run_squad.py in Google's BERT code (Devlin et al. 2018). The tokenizer says which characters of the context
-belong to each token, so no text is searched for an answer, as in `_improve_answer_span` and `get_final_text`
-of run_squad.py.
+run_squad.py in Google's BERT code (Devlin et al. 2018). run_squad.py searches texts for an answer
+(`_improve_answer_span`, `get_final_text`). This file does not need to search, because the tokenizer says
+which characters of the context belong to each token.
 """
 
 import unicodedata
@@ -19,16 +19,16 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """One window of T tokens: M tokens of the context, and tokens of the question and special tokens. `start`
-    and `end` are the positions of the first and the last token of the gold answer in the window, or 0 if the
-    window does not contain the whole answer.
+    """One window of T tokens: M tokens of the context, the tokens of the question, and special tokens.
+    `start` and `end` are the positions of the first and the last token of the gold answer in the window, or 0
+    if the window does not contain the whole answer.
     """
 
     question: int  # the index of the window's question
     ids: list[int]  # the ids of the T tokens
     first: int  # the position of the first context token; the last context token is at first + M - 1
     chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
-    max_context: np.ndarray  # (M,) bool, whether an answer may start at this context token (`_owners`)
+    max_context: np.ndarray  # (M,) bool, True if an answer may start at this context token (`_owners`)
     start: int
     end: int
 
@@ -40,12 +40,12 @@ class Window(NamedTuple):
 
 def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int = 384, stride: int = 128,
             max_query: int = 64) -> list[Window]:
-    """The windows of all questions, in the order of the questions. Each question has at least one window.
+    """Returns the windows of all questions, in the order of the questions. Each question has at least one.
 
     A window has at most `max_length` tokens. Only the first `max_query` tokens of a question are used.
-    `stride` is the distance between the starts of two windows, as in run_squad.py. In run_qa.py of Hugging
-    Face, the word stride means the overlap of two windows. If a question has several gold answers, only the
-    first answer is used.
+    `stride` is the distance between the starts of two neighbouring windows, as in run_squad.py. In run_qa.py
+    of Hugging Face, the word stride means the overlap of two windows. If a question has several gold answers,
+    only the first answer is used.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
@@ -80,8 +80,8 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
     """Moves the end of each token in `chars` behind the combining marks that follow the token. The tokenizer
-    removes accents, so its offsets leave out combining marks, and a predicted answer could lose the accent of
-    its last letter.
+    removes accents, so its offsets leave out combining marks. Without the marks, a predicted answer could
+    lose the accent of its last letter.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -105,17 +105,17 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
     """
     borders = [(0, min(room, tokens))]
     while borders[-1][1] < tokens:
-        # if the stride were larger than a window, some tokens would be in no window
+        # with a stride larger than `room`, some tokens would be in no window
         begin = borders[-1][0] + min(room, stride)
         borders.append((begin, min(begin + room, tokens)))
     return borders
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """A context token may be in several windows. Returns, for each token, the number of the window in which
-    the token has most context on both sides, as in `_check_is_max_context` of run_squad.py. The score of a
-    token in a window is its distance to the nearer end of the window, plus 0.01 times the length of the
-    window. The window with the highest score is chosen, and the first window if scores are equal.
+    """Returns, for each context token, the number of the window in which the token has most context on both
+    sides, as in `_check_is_max_context` of run_squad.py. A token may be in several windows. Its score in a
+    window is its distance to the nearer end of the window, plus 0.01 times the window's number of context
+    tokens. The window with the highest score is chosen, and the first of several with the highest score.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -139,10 +139,10 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
     tokens. If several spans have the same text, only the best span counts. The probabilities of the returned
     answers sum to 1.
 
-    In run_squad.py, the best tokens may be tokens of the question, which are removed later, so run_squad.py
-    may compare fewer spans than `decode`.
+    In run_squad.py, the best tokens may be tokens of the question, which run_squad.py removes later. So
+    run_squad.py may compare fewer spans than `decode`.
     """
-    spans = []  # (score, begin, end) of possible answers, in characters of the context
+    spans = []  # (score, begin, end) of each allowed span; begin and end are characters of the context
     for window, logits in found:
         context = np.asarray(logits, np.float64)[window.first:window.first + len(window.chars)]
         starts, ends = context.T  # (M,) each
@@ -151,8 +151,8 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # The logits of a model that diverged are not finite. With logits that are not finite, no span is
-        # allowed, so the answer is the empty text, and no exception is raised.
+        # The logits of a model that diverged are not finite. Then no span is allowed, so the answer is the
+        # empty text, and no exception is raised.
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
     best: dict[str, float] = {}

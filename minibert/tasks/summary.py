@@ -1,6 +1,6 @@
 """The last part of finetune.py: moves the model of the best seed to the run's folder and makes the final
-table. The table has published scores and the scores of the fine-tuned model, of the teacher and of a constant
-answer, for example always the most frequent class.
+table. The table has the scores of the fine-tuned model, of its teacher and of a constant answer (for example
+always the most frequent class), and published scores.
 """
 
 import math
@@ -16,12 +16,13 @@ OUTPUTS = "dev-outputs.safetensors"  # this file has the outputs of the best mod
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """The value by which the best epoch and the best seed are chosen: the metric, or -inf if it is NaN."""
+    """Returns the value by which the best epoch and seed are chosen: the metric, or -inf if it is NaN."""
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """For each metric, the median, the lowest and the highest value over all seeds, each at its best epoch.
+    """Returns the median, the lowest and the highest value of each metric over all seeds. The value of a seed
+    is that of its best epoch.
     """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
@@ -31,8 +32,8 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
                  ) -> list[dict[str, str]]:
-    """The rows of the final table for one dev split, in percent. `found` has the scores to show, with the
-    keys "baseline", "teacher", "median", "lowest" and "highest".
+    """Returns the rows of the final table for one dev split, with scores in percent. `found` is the dict of
+    scores that `summarise` returns for this split.
     """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
@@ -57,7 +58,7 @@ def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | Non
 
 
 def on_one_line(scores: dict[str, dict[str, float]]) -> str:
-    """The scores of all splits and metrics in one line of text."""
+    """Returns the scores of all splits and metrics in one line of text."""
     return "; ".join((f"{split} " if len(scores) > 1 else "")
                      + ", ".join(f"{name} {value:.2f}" for name, value in one.items())
                      for split, one in scores.items())
@@ -65,7 +66,7 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
     """Moves the model of the best seed (the best `metric` on `split`) to `out`, and removes the models of all
-    other seeds. Returns the best seed. If the run is resumed after the model was moved, nothing is moved.
+    other seeds. Returns the best seed. If an earlier call has already moved the model, nothing is moved.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -83,8 +84,8 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
     """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a dict
-    with "median", "lowest" and "highest" of the model over all seeds, "baseline" for a constant answer, and
-    "teacher" (None without a teacher).
+    with the keys "median", "lowest" and "highest" (over all seeds of the model), "baseline" (a constant
+    answer; None for SQuAD) and "teacher" (None without a teacher).
     """
     found, rows = {}, []
     for name, split in dev.items():

@@ -2,7 +2,7 @@
 
 A checkpoint is a file `step-N.safetensors`. Everything that is not a tensor, for example the number of the
 step, is JSON in the metadata of the file. The file is written under a temporary name, flushed to the disk and
-then renamed. Older checkpoints except the last one are removed after the renaming, so that the folder always
+then renamed. After the renaming, only the new checkpoint and the previous one are kept. So the folder always
 has a complete checkpoint, even if the process is killed.
 """
 
@@ -24,8 +24,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
                     extra: dict) -> None:
     """Writes `folder/step-N.safetensors` after N finished steps and keeps the previous checkpoint. The
     tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME are named
-    `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and `optimizer.NAME.step`. The entries of `extra`
-    are added to the metadata.
+    `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and, with AdamW, `optimizer.NAME.step`. The entries
+    of `extra` are added to the metadata.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -43,8 +43,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # A checkpoint of a later step is damaged, because the run was resumed from an older one. So the
-        # damaged checkpoint is removed.
+        # A checkpoint of a later step than `step` is removed. It is damaged; otherwise the run would have
+        # been resumed from it.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """The complete checkpoints in a folder, as (step, path). The newest checkpoint is first."""
+    """Returns the complete checkpoints in a folder, as (step, path). The newest checkpoint is first."""
     found = [(int(name[1]), path) for path in folder.glob("step-*")
              if (name := re.fullmatch(r"step-([0-9]+)\.safetensors", path.name))]
     return sorted(found, reverse=True)

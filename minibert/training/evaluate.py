@@ -1,6 +1,7 @@
-"""The evaluation on held-out text: for a masked language model, the loss, perplexity and accuracy at masked
-tokens, and the KL divergence between teacher and student; for the student of any method, the loss terms of
-the method, and the KL between the attention of teacher and student.
+"""Evaluates models on held-out text. For a masked language model, the results are the loss, perplexity and
+accuracy at masked tokens, and the KL divergence between the predictions of teacher and student. For the
+student of any method, the results are the loss terms of the method, and the KL between the attention of
+teacher and student.
 """
 
 import math
@@ -25,8 +26,8 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """Draws `sequences` sequences from a corpus and masks each token with probability `share` ("bernoulli").
-    The sequences and the masks are the same in every call.
+    """Draws `sequences` sequences from a corpus and masks each token with probability `share`. The sequences
+    and the masks are the same in every call.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -51,7 +52,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
-            else:  # the MLM loss needs only the masked tokens; the KL to a teacher would need all tokens
+            else:  # without a teacher there is no KL over all tokens: the masked tokens are enough
                 rows = labelled.to(last.device)
                 last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
             _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
@@ -89,10 +90,10 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 @torch.no_grad()
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
-    """The KL(teacher || student) of the attention distributions in nats: the mean over query tokens, heads,
-    sequences and student layers. Returns None if the two models have different numbers of heads. `layers` has
-    the number (from 1) of the teacher layer that each student layer is compared with. Student and teacher
-    must be in eval mode.
+    """Returns the KL(teacher || student) of the attention distributions in nats: the mean over query tokens,
+    heads, sequences and student layers. Returns None if the two models have different numbers of heads.
+    `layers` has the number (from 1) of the teacher layer that each student layer is compared with. Student
+    and teacher must be in eval mode.
     """
     student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0
     if student.config.heads != teacher.config.heads:

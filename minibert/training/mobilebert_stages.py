@@ -1,8 +1,9 @@
-"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions say which
-stage a step belongs to, which loss terms a stage has, and which learning rate each part of the student has.
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions find the
+stage of a step, the loss terms of a stage, and the learning rate of each part of the student.
 
 In knowledge transfer, a student layer learns the feature maps and the attention of the teacher layer with the
-same number. In distillation, the student learns masked tokens and the teacher's predictions.
+same number. In distillation, the student learns to predict masked tokens and to imitate the teacher's
+predictions.
 
     akt (auxiliary)    one stage, which has both knowledge transfer in all layers and distillation
     jkt (joint)        a stage of knowledge transfer in all layers together, then a stage of distillation
@@ -42,7 +43,7 @@ class Stage(NamedTuple):
 
 
 def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANSFER_SHARE) -> list[Stage]:
-    """The stages of a run in order. Raises `UserError` if a stage would have no step."""
+    """Returns the stages of a run in order. Raises `UserError` if a stage would have no step."""
     every = tuple(range(1, layers + 1))
     if schedule == "akt":
         return [Stage(0, steps, every, True)]
@@ -58,7 +59,7 @@ def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANS
 
 
 def stage_at(plan: list[Stage], step: int) -> Stage:
-    """The stage of a step (counted from 0)."""
+    """Returns the stage of a step (counted from 0)."""
     return next(stage for stage in plan if step < stage.last)
 
 
@@ -74,16 +75,17 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     """Returns the numbers by which the peak learning rate is multiplied at a step: one number for part 0 of
     the student, and one for each of its layers.
 
-    In a stage with distillation, all parts have the same rate, which rises linearly in the first steps of the
-    stage (`warmup` is the share of the first steps) and then falls linearly to 0. In a stage with transfer
-    only, the layers of the stage are trained, the layers below the stage's layers are trained with a lower
-    rate, and all other parts are frozen. In a transfer stage, all rates rise in the first tenth of the stage,
+    In a stage with distillation, all parts have the same rate. The rate rises linearly in the first steps of
+    the stage (`warmup` is their share of the stage's steps), and then falls linearly to 0.
+
+    In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
+    trained with a lower rate, and all other parts are frozen. All rates rise in the first tenth of the stage,
     and then slowly fall to 0.9 of the highest rate.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
         return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
-    # the authors' code has `done` and not `done + 1` as the numerator, so the first step there has the rate 0
+    # With `done` and not `done + 1`, as in the authors' code, the first step would have the rate 0.
     progress = (done + 1) / length
     background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
     lowest, highest = stage.layers[0], stage.layers[-1]
@@ -103,9 +105,9 @@ def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.op
     """Prepares the student and the optimiser for a stage. The training loop calls `begin_stage` at the first
     step of each stage, and when a run is resumed.
 
-    Only the parts that are trained in the stage get a gradient. The frozen parts do not count in the gradient
-    norm, and the optimiser makes no moments for the frozen parts. The optimiser's state is cleared before the
-    first step of the distillation, because the authors' code starts a new run for the distillation.
+    Only the parts that are trained in the stage get a gradient, so the frozen parts do not count in the
+    gradient norm. The optimiser's state is cleared before the first step of the distillation, because the
+    authors' code starts a new run for the distillation.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

@@ -31,10 +31,10 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
-    """Checks the teacher of the method `embedding`. Prints that the mean is used if the teacher has no files
-    about its pooling. Raises `UserError` if the teacher changes a text before its tokenizer reads it (a
-    prompt or lower-casing), because train.py does not change the lines of the corpus, and the teacher would
-    give wrong vectors.
+    """Checks the teacher of the method `embedding`. If the teacher has no files about its pooling, the
+    function prints that the mean is used. Raises `UserError` if the teacher puts a prompt before each text,
+    or lower-cases each text before tokenising. train.py does not change the lines of the corpus, so the
+    vectors of such a teacher would be wrong.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -104,8 +104,8 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """Moves a model that is not trained to the device, in eval mode. If matrix products are in 16 bits, the
-    matrices of the model are converted to 16 bits once. Autocast would convert the matrices of a model
+    """Freezes a model, sets eval mode and moves the model to the device. If matrix products are in 16 bits,
+    the matrices of the model are converted to 16 bits once. Autocast would convert the matrices of a model
     without gradients again for every micro-batch. Biases, LayerNorms, positions, token types and residual
     sums stay in fp32.
     """
@@ -116,14 +116,13 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     return model
 
 
-# In pre-training, all tokens have the token type 0, so only row 0 of the token-type table is trained. In a
-# student with random weights, all rows are equal before the training, and `keep_token_types_equal` makes the
-# rows equal again after the training. With different rows, fine-tuning on pairs would start with a difference
-# between first and second texts that no training has learned. BERT and TinyBERT are pre-trained on pairs of
-# texts, so they train two rows.
+# In this project's pre-training, all tokens have the token type 0, so only row 0 of the token-type table is
+# trained. In a student with random weights, all rows are equal before the training, and
+# `keep_token_types_equal` makes the rows equal again after the training. With different rows, fine-tuning on
+# pairs would start with a difference between first and second texts that no training has learned.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
-    """The indices above 0 of the rows of the token-type table that are equal to row 0."""
+    """Returns the indices of the rows of the token-type table, except row 0, that are equal to row 0."""
     if encoder.segment is None:
         return []
     rows = encoder.segment.weight

@@ -8,8 +8,8 @@ from torch import nn
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """The learning rate at a step (from 0). The rate rises linearly for `warmup` steps and then falls
-    linearly to 0.
+    """Returns the learning rate at a step (counted from 0). The rate rises linearly to `peak` for `warmup`
+    steps and then falls linearly to 0 at the end of the `steps`.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -18,8 +18,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update: `lr`, or `lr` times the factor of each part of the model if
-    `factors` is given.
+    """Sets the learning rate of the next update to `lr`. If `factors` is given, the rate of each part of the
+    model is `lr` times the factor of the part.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
@@ -27,10 +27,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Divides all trainable parameters into groups. Each parameter is in one group. All parameters of a group
-    belong to the same part of the model, number `group["part"]`. Biases and LayerNorms have their own groups,
-    without weight decay. `part_of` is a function from the name of a parameter to the number of its part. If
-    `part_of` is None, the whole model is one part.
+    """Divides all trainable parameters into groups. All parameters of a group belong to the same part of the
+    model, number `group["part"]`. Biases and LayerNorms have their own groups, without weight decay.
+    `part_of` is a function from the name of a parameter to the number of its part. If `part_of` is None, the
+    whole model is one part.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
@@ -48,8 +48,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
-    """The fused AdamW of torch with the groups of `parameter_groups`. Unlike the Adam in Google's BERT code,
-    torch's AdamW has bias correction, which makes a difference only in the first steps of a training.
+    """Returns torch's fused AdamW with the groups of `parameter_groups`. Unlike the Adam in Google's BERT
+    code, torch's AdamW has bias correction, which makes a difference only in the first steps of a training.
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)
@@ -57,15 +57,13 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
          part_of: Callable[[str], int] | None = None) -> "Lamb":
-    """LAMB with the groups of `parameter_groups`. Biases and LayerNorms have no weight decay, and their
-    updates are not scaled by LAMB's ratio |w| / |u|.
-    """
+    """Returns LAMB with the groups of `parameter_groups`."""
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
 
 class Lamb(torch.optim.Optimizer):
     """The optimiser LAMB for large batches (You et al. 2020, algorithm 2), as in MobileBERT's
-    lamb_optimizer.py:
+    lamb_optimizer.py. For a parameter tensor w with the gradient g:
 
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
@@ -107,7 +105,7 @@ class Lamb(torch.optim.Optimizer):
 
 
 def warmup_steps(proportion: float, steps: int) -> int:
-    """The number of warm-up steps: a share of all steps, rounded up."""
+    """Returns the number of warm-up steps: the share `proportion` of all steps, rounded up."""
     return math.ceil(proportion * steps)
 
 

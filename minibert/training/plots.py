@@ -20,7 +20,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        # no held-out KL, because it has temperature 1, and the training KL the temperature of the method
+        # the held-out KL is not drawn: it has temperature 1, and the training KL has the method's temperature
         if held_out and term != "kl":
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")
@@ -50,7 +50,8 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
 
 
 def pyplot():
-    """The module matplotlib.pyplot, set up to draw without a screen, or None if matplotlib is not installed.
+    """Returns the module matplotlib.pyplot, set up to draw without a screen, or None if matplotlib is not
+    installed.
     """
     try:
         import matplotlib

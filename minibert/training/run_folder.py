@@ -19,12 +19,12 @@ from minibert.hub.weight_files import weights_hash
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, but are
-    added to the list that the `with` statement gives, so that a training loop can first finish its step.
+    """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, so that a
+    training loop can first finish its step. The block gets a list, to which each signal is added.
 
-    After the block, signals end the process again. If a signal arrived in the block, the first such signal
-    ends the process at the end of the block. A signal that was ignored before the block stays ignored. For
-    example, a command that a shell script starts with `&` ignores Ctrl-C, also in the block.
+    After the block, SIGTERM and SIGINT end the process again. If a signal arrived in the block, the first
+    such signal ends the process at the end of the block. A signal that was ignored before the block stays
+    ignored. For example, a command that a shell script starts with `&` ignores Ctrl-C, also in the block.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -39,8 +39,8 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:
-    """Ends the process after a signal to stop, with the exit code 128 plus the first signal in `stop`. If
-    `stop` is empty, another rank received a signal, and the exit code is 128 plus SIGTERM (143).
+    """Ends the process after a signal to stop, with the exit code 128 plus the number of the first signal in
+    `stop`. If `stop` is empty, another rank received a signal, and the exit code is 128 plus SIGTERM (143).
     """
     say(f"\nstopped after {after}; continue with --resume")
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
@@ -48,7 +48,7 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
     """Creates the run folder. Raises `UserError` if the folder already has a run and the option `resume` is
-    false, or if an option outside `may_change` has another value than at the first start.
+    false, or if an option outside `may_change` has another value than at the start of the run.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -65,8 +65,8 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """Words for an error message about how a run was started: "with" an option and its value, or "without"
-    the option.
+    """Returns the words for an error message that say how a run was started: "with" an option and its value,
+    or "without" the option.
     """
     if value in (None, [], False):
         return f"without {flag(name)}"
@@ -93,8 +93,9 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns the hash of each model's weights, by the name of the option. `models` has the folders or hub
-    names. Raises `UserError` if the weights have changed since the start of the run in `out`.
+    """Returns the hash of each model's weights, as a dict from the names of options such as "teacher" to
+    hashes. `models` has the folder or hub name of each option's model. Raises `UserError` if the weights have
+    changed since the start of the run in `out`.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     check_unchanged(out, "weights", now, "the weights of --{}")
@@ -102,13 +103,13 @@ def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, 
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Removes the rows after `step` from metrics.jsonl, because a resumed run repeats the steps."""
+    """Removes the rows after `step` from metrics.jsonl, because a resumed run repeats these steps."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows_up_to(path, step)))
 
 
 def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
-    """The rows of metrics.jsonl up to `step`. A killed run may leave an incomplete line at the end, which is
-    left out.
+    """Returns the rows of metrics.jsonl up to `step`. A killed run may leave an incomplete line at the end,
+    which is left out.
     """
     rows = []
     for line in read_text(path).split("\n") if path.exists() else ():
@@ -125,12 +126,12 @@ COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tok
 
 
 def terms_of_row(row: dict) -> list[str]:
-    """The names of the loss terms in a row of metrics.jsonl. Accuracy counts as a loss term."""
+    """Returns the names of the loss terms in a row of metrics.jsonl. Accuracy counts as a loss term."""
     return [name for name in row if name not in COLUMNS]
 
 
 def in_words(row: dict) -> str:
-    """The text of the progress line for one row of metrics.jsonl."""
+    """Returns the text of the progress line for one row of metrics.jsonl."""
     terms = " ".join(f"{name} {row[name]:.3f}" for name in terms_of_row(row))
     return (f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  "
             f"{row['tokens_per_second']:,.0f} tok/s")
@@ -145,6 +146,6 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def last_tokens(metrics: Path) -> int:
-    """The number of tokens so far in the last row of metrics.jsonl."""
+    """Returns how many tokens the run has read by the last row of metrics.jsonl, or 0 without rows."""
     rows = rows_up_to(metrics)
     return rows[-1]["tokens"] if rows else 0

@@ -1,4 +1,4 @@
-"""Makes what train.py prints at the end of a run: a table that compares teacher and student, and some
+"""Makes the output of train.py at the end of a run: a table that compares teacher and student, and some
 sentences in which each model predicts the [MASK].
 """
 
@@ -21,8 +21,8 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 
 
 def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
-    """The median time of each function in seconds. In each turn every function runs once. Before the first
-    turn every function runs once without timing, because first calls are slow.
+    """Returns the median time of each function in seconds. In each turn every function runs once. Before the
+    first turn every function runs once without timing, because first calls are slow.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
@@ -38,7 +38,7 @@ def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str
 
 @torch.no_grad()
 def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Runtime) -> dict[str, float]:
-    """The speed of each encoder in tokens per second. All encoders run on the same batch."""
+    """Returns the speed of each encoder in tokens per second. All encoders run on the same batch."""
     batch = held_out.micro_batches[0].to(runtime.device).batch
 
     def run(model: nn.Module) -> None:
@@ -63,8 +63,8 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
 
 
 def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
-    """The rows of the table. Each row has a model's number of layers and parameters, its size in fp32, its
-    speed and its held-out figures. Tied weights are counted once.
+    """Returns the rows of the table. The row of a model has its numbers of layers and parameters, its size in
+    fp32, its speed and its held-out figures. Tied weights are counted once.
     """
     rows = []
     for name, model in models.items():
