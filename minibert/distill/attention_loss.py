@@ -1,5 +1,5 @@
 """Computes losses that compare the attention of student and teacher. Each loss is a sum over the sequences of
-a batch. The training step divides the sum by the number of sequences .
+a batch. The training step divides the sum by the number of sequences in the step.
 
 The matrix z = a b' / sqrt(E) has the (T, T) scores of one head in one sequence of T tokens. E is the size of
 the head, and b' is b transposed. In attention, a are the queries (T, E) and b the keys (T, E). In MiniLM's
@@ -57,8 +57,8 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
     a and b (N, H, E_s) are queries, keys or values of the student, for the N tokens of the batch and H heads
     of size E_s. t_a and t_b (N, H, E_t) are the teacher's. `chunk` is the largest number of scores in a chunk
     (None: `CHUNK_ELEMENTS`). With the queries as a and the keys as b, the result is MiniLM's loss L_AT. With
-    the values as both, the result is L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 adds the results
-    for the queries, for the keys and for the values (Wang et al. 2021, section 3.1).
+    the values as a and b, the result is L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 adds the
+    results for the queries, for the keys and for the values (Wang et al. 2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
@@ -134,7 +134,7 @@ class _RowLoss(torch.autograd.Function):
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)
                         if need_b:
                             torch.mul((grad.mT @ x).to(full), scale / (H * T), out=g_y)
-        ctx.save_for_backward(grad_a, grad_b)  # backward only multiplies these gradients by grad_loss
+        ctx.save_for_backward(grad_a, grad_b)
         return total
 
     @staticmethod

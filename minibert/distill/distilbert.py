@@ -85,7 +85,7 @@ def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
     step, `mlm` and `accuracy` by the number of masked tokens. `kl` is divided by the number of masked tokens
     if `kl_masked_only` is true, and otherwise by the number of all tokens.
     """
-    masked = max(1, step.masked)  # not 0, because the sums are divided by it
+    masked = max(1, step.masked)  # at least 1, because the sums are divided by this number
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 

@@ -32,7 +32,7 @@ class EmbeddingWeights:
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # squared error between the last hidden states, which need equal widths
+    hidden: float = 0.0  # weight of the error between the last hidden states, which need equal widths
 
 
 class SentenceStudent(nn.Module):

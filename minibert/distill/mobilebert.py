@@ -1,5 +1,5 @@
-"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5). The loss compares the feature maps (hidden
-states) and the attention in each layer, and the outputs at masked tokens, of student and teacher.
+"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5). Of student and teacher, the loss compares
+the feature maps (hidden states) and the attention of each layer, and the outputs at masked tokens.
 distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
 a step uses.
 """

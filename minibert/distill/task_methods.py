@@ -1,8 +1,8 @@
 """Lists all methods that learn a task from a teacher, with the requirements and the default options of each
 method.
 
-The losses of kd and pkd are in task_kd.py, the loss of tinybert is in tinybert.py, and the loss of theseus is
-in theseus.py. All methods use the losses of task_kd.py for the labels and for the teacher's outputs.
+The losses are in task_kd.py (kd and pkd), tinybert.py and theseus.py. All methods use the losses of
+task_kd.py for the labels and for the teacher's outputs.
 """
 
 from typing import NamedTuple

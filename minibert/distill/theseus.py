@@ -64,8 +64,8 @@ def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool
 
 def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
                  ) -> Tensor:
-    """Returns the outputs of a model that consists of student layers and teacher layers. If a group is
-    replaced, its student layer is used; otherwise the teacher layers of the group are used. Gradients pass
+    """Returns the outputs (logits) of a model that consists of student layers and teacher layers. If a group
+    is replaced, its student layer is used; otherwise the teacher layers of the group are used. Gradients pass
     through the teacher's layers to the student's layers below them, but the teacher's weights are not
     trained. As in the original code, the teacher's layers have dropout: finetune.py sets the teacher to train
     mode.

@@ -59,12 +59,12 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     """Returns the loss, a differentiable scalar, and the sums of its terms without weights (`VocabSums`). The
     loss is `mlm_weight` * MLM sum + `kl_weight` * KL sum.
 
-    To get means, the caller divides the weights by the number of tokens, or of masked tokens, in the whole
-    step. `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the numbers of
-    the rows with a label, in order. If `labelled` is None, this function searches for the labelled rows, and
-    the CPU must wait for the GPU. `chunk` is the number of rows in one chunk. The student's states, table and
-    bias get gradients; the teacher gets none. Under autocast, logits and their gradients have the dtype of
-    autocast. Softmaxes, sums and results are in fp32.
+    For means instead of sums, the caller divides the weights by the number of tokens, or of masked tokens, in
+    the whole step. `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the
+    numbers of the M rows with a label, in order. If `labelled` is None, this function searches for the
+    labelled rows, and the CPU must wait for the GPU. `chunk` is the number of rows in one chunk. The
+    student's states, table and bias get gradients; the teacher gets none. Under autocast, logits and their
+    gradients have the dtype of autocast. Softmaxes, sums and results are in fp32.
     """
     # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without `detach`, unused gradients
     # would be computed.
@@ -173,7 +173,7 @@ class _VocabLoss(torch.autograd.Function):
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
-    """Replaces a chunk of logits z (C, V), which do not contain the bias, by the gradient of the loss. Adds
+    """Replaces a chunk of logits z (C, V), which do not contain the bias, by the gradients of the loss. Adds
     the losses of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of
     the chunk's first row. `marked` are the numbers of the rows with a label, on the device of z.
     """

@@ -99,7 +99,7 @@ DROPPED = (  # tensors whose names match these patterns belong to no model of mi
     # TinyBERT's files have matrices that map the student's hidden states to the teacher's width. Only
     # TinyBERT's distillation needs these matrices.
     r"fit_dense\.(weight|bias)",
-    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one such matrix for each layer
+    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one matrix for each layer
 )
 
 # Only some heads have these modules. If a file has such a module and the model does not, `load` accepts the

@@ -179,7 +179,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    with quiet("torch.onnx"):  # hides messages of torch: `save_onnx` checks the file itself
+    with quiet("torch.onnx"):  # no messages of torch, because `save_onnx` checks the file itself
         torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
                           output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
                           opset_version=OPSET, dynamo=True, external_data=False, verbose=False)

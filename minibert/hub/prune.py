@@ -21,8 +21,8 @@ from minibert.model.heads import build_encoder, encoder_of
 
 @torch.no_grad()
 def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
-    """Returns a copy of the model that has only the layers number `layers` (from 0), in the order of
-    `layers`.
+    """Returns a copy of the model that has only the layers with the numbers in `layers` (from 0), in this
+    order.
     """
     if not layers or not all(0 <= i < model.config.layers for i in layers):
         raise UserError(f"layers {layers} are not among the layers of the model "
@@ -44,10 +44,10 @@ LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a l
 def keep_units(model: nn.Module, units: int) -> nn.Module:
     """Returns a copy of the model with only `units` feed-forward units in each layer.
 
-    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state, where w_in are
-    the input weights of the unit, and w_out are its output weights. The input x is the same for all units and
-    comes from a LayerNorm, so the product of norms |w_in| |w_out| estimates the effect of a unit without any
-    text. The units with the largest product are kept.
+    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. w_in are the
+    input weights of the unit, and w_out its output weights. All units have the same input x, which comes from
+    a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit without any text. The
+    units with the largest products are kept.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -56,7 +56,7 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
         raise UserError(f"{units} feed-forward units cannot be kept of {model.config.intermediate_size}")
     weights = model.state_dict()
     for i, layer in enumerate(encoder_of(model).layers):
-        size = layer.up.weight.norm(dim=1) * layer.down.weight.norm(dim=0)  # (F,)
+        size = layer.up.weight.norm(dim=1) * layer.down.weight.norm(dim=0)  # (F,) for F units
         kept = size.topk(units).indices.sort().values
         for name, rows in (("up.weight", 0), ("up.bias", 0), ("down.weight", 1)):
             name = f"{_prefix(model)}layers.{i}.{name}"

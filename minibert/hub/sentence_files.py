@@ -54,7 +54,7 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
         for name in (SHARED, *OWN):
             if (place / name).is_file():
                 files[name] = (place / name).read_bytes()
-    if not (root / "modules.json").is_file():  # for example, a cross-encoder has only the other files
+    if not (root / "modules.json").is_file():  # for example, the folder of a cross-encoder
         return None, files
     try:
         modules = _modules(root)

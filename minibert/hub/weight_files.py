@@ -79,7 +79,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three: a dtype that torch lacks
+            AttributeError) as error:  # the last three errors: a dtype that torch lacks
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
