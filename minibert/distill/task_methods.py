@@ -29,7 +29,7 @@ TASK_METHODS = {
     # The values of theseus are those of the MRPC command in the README of the original code. In that
     # command, the probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
-        "the labels, inside the teacher: student layers replace random groups of teacher layers",
+        "the labels, while student layers replace random groups of layers in the teacher",
         True, True, True,
         dict(alpha=0.0, temperature=2.0, replace_rate=0.3, replace_until=0.68)),
 }

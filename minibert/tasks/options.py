@@ -18,14 +18,15 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """All options of finetune.py. For many options, None means the value of the task or of the method."""
+    """The options of finetune.py. If the value of an option is None, the task or the method gives the value.
+    """
 
     model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
                                "--evaluate (default: a new model, made of copied layers of the --teacher)",
                                metavar="FOLDER", group="model")
     teacher: str | None = option(
         None, "folder or hub name of a teacher that was fine-tuned on the same task", metavar="FOLDER")
-    layers: int | None = option(None, "without --model: number of the student's layers; they are copies of "
+    layers: int | None = option(None, "without --model: number of the student's layers, which are copies of "
                                 "evenly spaced layers of the teacher", metavar="LAYERS")
     layer_map: str | None = option(None, "without --model: numbers (from 0) of the teacher layers that are "
                                    "copied into the student, for example 0,2,5", metavar="NUMBERS")
@@ -37,11 +38,11 @@ class Options(MachineOptions):
     dev: str | None = option(None, "csv file with the dev examples (default: a tenth of the rows of the csv "
                              "file in --task)", metavar="FILE.csv")
     augmented: str | None = option(
-        None, "file from data/augment.py to train on, instead of the training set. For a task of scores, "
-        "tinybert uses this file in its intermediate stage only", metavar="FILE.csv")
+        None, "file from data/augment.py to train on, instead of the training set. With --method tinybert "
+        "and a task of scores, only the intermediate stage uses this file", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "files with texts without labels; the student learns the teacher's outputs on these texts, and "
-        "not on the training set. Each line has one text, or two texts with a tab between them",
+        (), "files with texts without labels, on which the student learns the teacher's outputs, instead of "
+        "the training set. Each line has one text, or two texts with a tab between them",
         metavar="FILE.txt")
     train_examples: int | None = option(
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
@@ -50,24 +51,23 @@ class Options(MachineOptions):
         "texts are cut. For SQuAD, a long context is divided into windows of --max-length tokens",
         metavar="TOKENS")
     stride: int = option(128, "for SQuAD: distance in tokens between the starts of two neighbouring windows "
-                         "of a long context (not the overlap of the windows)", metavar="TOKENS")
+                         "of a context (not the overlap of the windows)", metavar="TOKENS")
 
     method: str = option("kd", "what the student learns (--method METHOD --help shows the options of a "
                          "method). "
                          + "; ".join(f"{name}: {method.learns}" for name, method in TASK_METHODS.items()),
                          choices=tuple(TASK_METHODS), group="loss")
     alpha: float | None = option(
-        None, "with --teacher: weight of the loss between the student's outputs and the teacher's outputs. "
-        "The loss between the student's outputs and the labels has the weight 1 - alpha. With --transfer, "
-        "alpha is 1")
+        None, "with --teacher: weight of the loss on the teacher's outputs; the loss on the labels has the "
+        "weight 1 - alpha. With --transfer, alpha is 1")
     temperature: float | None = option(
         None, "with --teacher: temperature of the softmax of the teacher's and the student's outputs")
     beta: float | None = option(None, "weight of the loss that compares the [CLS] states of student and "
                                 "teacher", only_with=PKD)
     teacher_layers: str | None = option(
         None, "teacher layers whose [CLS] states the student learns. copied: the layers that the student "
-        "copies. skip: evenly spaced layers. last: the layers directly below the teacher's last layer "
-        "(default: copied, and skip with --model)", choices=("copied", "skip", "last"), only_with=PKD)
+        "copies. skip: evenly spaced layers. last: the layers directly below the teacher's last layer. "
+        "Without --model, copied is the default, not skip", choices=("copied", "skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
         None, "number of epochs of TinyBERT's intermediate stage (default: 50 for cola, 10 for mnli, qqp and "
         "qnli, 20 for other tasks); with 0, the stage is left out", metavar="EPOCHS", only_with=TINYBERT)
@@ -78,18 +78,19 @@ class Options(MachineOptions):
                                       metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
         None, "for each student layer, the number (from 1) of the teacher layer that it learns to imitate, "
-        "for example 3,6,9,12 (default: the copied layers, and with --model evenly spaced layers)",
+        "for example 3,6,9,12 (default: the layer that it copies; with --model: evenly spaced layers)",
         metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
-        None, "map the student's states with a linear layer to the teacher's hidden size, before both are "
-        "compared (default: yes, but no if the student is made of copied teacher layers)",
+        None, "map the student's states with a linear layer to the teacher's hidden size, before the states "
+        "are compared with the teacher's. Without --model, --no-project is the default, not --project",
         only_with=TINYBERT)
     replace_rate: float | None = option(
         None, "probability, at the first training step, that a student layer replaces a group of teacher "
         "layers", metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
         None, "share of the training steps during which the probability of a replacement rises from "
-        "--replace-rate to 1; after that, no teacher layer is used", metavar="SHARE", only_with=THESEUS)
+        "--replace-rate to 1; after these steps, no teacher layer is used", metavar="SHARE",
+        only_with=THESEUS)
 
     epochs: float | None = option(None, "number of passes over the training set (default: depends on the "
                                   "task, mostly 3)", metavar="EPOCHS", group="optimisation")
@@ -104,22 +105,22 @@ class Options(MachineOptions):
         1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
         metavar="NORM")
     dropout: float | None = option(None, "dropout of embeddings and block outputs (default: as in the model)")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, but "
-                                      "training is then much slower")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, with "
+                                      "which training is much slower")
     seed: int = option(
-        1, "random seed for the new head, the order of the examples and dropout; with --seeds, this is the "
-        "first seed", metavar="NUMBER")
+        1, "random seed for the new head, the order of the examples and dropout; with --seeds, the first of "
+        "several seeds", metavar="NUMBER")
     seeds: int = option(
         1, "number of seeds: the training is repeated with the seeds --seed, --seed + 1 and so on. The model "
-           "of the best seed is saved, and the median and the range of the scores are printed. To add seeds "
-           "later, give --resume and a larger --seeds", metavar="SEEDS")
+           "of the best seed is saved, and the median and the range of the scores over the seeds are "
+           "printed. To add seeds later, give --resume and a larger --seeds", metavar="SEEDS")
 
     out: str = option("runs/finetune", "folder for the checkpoints, the results and the model",
                       metavar="FOLDER", group="output")
     resume: bool = option(False, "continue the stopped run in --out")
     checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
     evaluate: bool = option(False, "do not train, only evaluate the model in --model, on the dev set or on "
-                           "all rows of the csv file in --task. Rows from the training are not left out")
+                           "all rows of the csv file in --task, even those on which the model was trained")
     predict: bool = option(False, "write predictions for the test set in the format of the GLUE leaderboard")
 
     def __post_init__(self):
@@ -162,8 +163,8 @@ class Options(MachineOptions):
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
-    """The task named `task`, or None for a csv file. Raises `UserError` if --task, --data and --dev cannot
-    be combined.
+    """Returns the task named `task`, or None for a csv file. Raises `UserError` if --task, --data and --dev
+    cannot be combined.
     """
     known = TASKS.get(task)
     if not known and Path(task).suffix.lower() not in (".csv", ".tsv"):
@@ -176,7 +177,7 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# for each method, the defaults of its options, which are used only with a teacher
+# for each method, the defaults of its options; they are used only with a teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 # the only options that may be given with --evaluate; all other options are for training
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
@@ -201,8 +202,8 @@ def resolve(options: Options) -> Options:
 
 
 def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
-    """The numbers (from 0) of the teacher layers that are copied into the student. The result is None with
-    --model, because that student is not cut out of the teacher.
+    """Returns the numbers (from 0) of the teacher layers that are copied into the student, or None with
+    --model, because then no layers are copied.
     """
     if options.model:
         return None
@@ -212,11 +213,11 @@ def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
 
 
 def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERTWeights:
-    """The weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the student
-    imitates.
+    """Returns the weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the
+    student imitates.
 
-    `copied` is the result of `cut_layers`. Without --imitate, a copy of a teacher layer imitates this teacher
-    layer. The uniform map of the paper does not fit a student of copied layers: its scores are lower
+    `copied` is the result of `cut_layers`. Without --imitate, a student layer imitates the teacher layer that
+    it copies. If it imitates the layer of the paper's uniform map instead, the scores are lower
     (docs/results/compressed.md).
     """
     layers = [number + 1 for number in copied] if copied else None
@@ -227,8 +228,7 @@ def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERT
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """Returns the task with the training settings of the method, and with the values of the user's options.
-    """
+    """Returns the task with the training settings of the method, and with the user's values for them."""
     if options.method == "tinybert":
         task = with_tinybert_settings(task)
     names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")

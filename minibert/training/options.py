@@ -43,15 +43,16 @@ class Options(MachineOptions):
               "layers; for mlm: no default, give --student, or a --teacher whose layers are copied",
         metavar="PRESET")
     layers: int | None = option(
-        None, "number of layers of the student. Default: the number of the preset --student; without "
-              "--student: half of the teacher's number; for tinybert, minilm and minilmv2: 4; for "
-              "mobilebert: the teacher's number", metavar="LAYERS")
+        None, "number of layers of the student. Default: as many as the preset that --student names. "
+              "Default without --student: half as many as the teacher; for tinybert, minilm and minilmv2: "
+              "4; for mobilebert: as many as the teacher", metavar="LAYERS")
     init: str | None = option(
-        None, "initial weights of the student. teacher: all weights are copied from the teacher; embeddings: "
-              "only embeddings and head are copied; random: no weights are copied", choices=STARTS)
+        None, "initial weights of the student. teacher: embeddings, layers and head are copied from the "
+              "teacher; embeddings: only embeddings and head are copied; random: nothing is copied",
+        choices=STARTS)
     layer_map: str | None = option(
         None, "with --init teacher: for each student layer, the number of the teacher layer to copy, counted "
-              "from 0; for example 0,2,5 (default: evenly spread)", metavar="NUMBERS",
+              "from 0; for example 0,2,5 (default: evenly spaced layers)", metavar="NUMBERS",
         only_with=NOT_MOBILEBERT)
     token_types: str = option(
         "fold", "what is done with the teacher's token types if the student has none and is copied from the "
@@ -59,8 +60,8 @@ class Options(MachineOptions):
                 "the vector of token type 0 is not used, as in DistilBERT's code", choices=("fold", "drop"),
         only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
-        None, "dropout rate after the student's embeddings and after each attention and feed-forward block "
-              "(default: the value in the model's config)", metavar="RATE")
+        None, "dropout rate after the student's embeddings and after each attention and feed-forward block. "
+              "If no default is shown, the value in the model's config is used", metavar="RATE")
     attention_dropout: float = option(
         0.0, "dropout rate of the attention probabilities. The papers use 0.1. Training is faster with 0",
         metavar="RATE")
@@ -95,7 +96,8 @@ class Options(MachineOptions):
                                   only_with=only("distilbert"))
     imitate: str | None = option(
         None, "for each student layer, the number of the teacher layer that it learns from, counted from 1; "
-              "for example 2,4,6 (default: evenly spread)", metavar="NUMBERS", only_with=only("tinybert"))
+              "for example 2,4,6 (default: evenly spaced layers)", metavar="NUMBERS",
+        only_with=only("tinybert"))
     teacher_layer: int | None = option(
         None, "number of the teacher layer that the student's last layer learns from, counted from 1 "
               "(default: the teacher's last layer)",
