@@ -24,7 +24,7 @@ def clock(seconds: float) -> str:
 
 def table(rows: list[dict], title: str = "") -> str:
     """Returns a table as text. Each dict in `rows` is one line, and the keys of the dicts are the headings of
-    the columns. All columns except the first are right-aligned. `title` is a line above the table.
+    the columns. `title` is a line above the table.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -38,9 +38,9 @@ def table(rows: list[dict], title: str = "") -> str:
 
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. On a terminal
-    the line is replaced twice a second, and removed at the end. If stderr is a file, a new line is printed
-    every ten seconds. Only the first rank prints progress. With `stays=True` the first and the last line are
-    always printed, and the last line is not removed.
+    the line is replaced twice a second, and removed at the end of the work. If stderr is a file, a new line
+    is printed every ten seconds. Only the first rank prints progress. With `stays=True` the first and the
+    last line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):

@@ -77,7 +77,7 @@ def place_for(folder: Path) -> Path:
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
     """Makes `folder` and a temporary folder inside it. Yields the path of the temporary folder, which is
-    removed at the end of the block.
+    removed at the end of the `with` block.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".saving-*"):  # temporary folders of killed processes

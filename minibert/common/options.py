@@ -19,10 +19,9 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
     """Makes a dataclass field that is a command-line option.
 
     `metavar` is the word that stands for the value in the help, for example FOLDER. `group` is the heading of
-    a group of options in the help. The group starts with this field and ends before the next field that has a
-    `group`. `only_with` is a dict from the names of other options to tuples of values, for example {"method":
-    ("tinybert",)}. The option has an effect only if every option named in `only_with` has one of the values
-    of its tuple.
+    a group of options in the help. The group ends before the next field that has a `group`. `only_with` is a
+    dict from the names of other options to tuples of values. An example is {"method": ("tinybert",)}. The
+    option has an effect only if every option named in `only_with` has one of the values of its tuple.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -53,12 +52,11 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     """Reads the command line and returns an instance of the dataclass `cls`.
 
     A `bool` field becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes several values. A `T | None`
-    field may be left out. Any other field with the default None is required. Inherited fields are shown last.
-    `prog` is the name of the program in the usage line. `defaults` has the default values that `--help` shows
-    for options whose default depends on another option. For example, {"method": {"tinybert": {"lr": 1e-4}}}
-    means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value of a wrong
-    type ends the program with exit code 2. Raises `UserError` if a given option has no effect together with
-    the other options.
+    field may be left out. Any other field with the default None is required. The help shows inherited fields
+    last. `defaults` has the default values that `--help` shows for options whose default depends on another
+    option. For example, {"method": {"tinybert": {"lr": 1e-4}}} means that the default of --lr is 1e-4 with
+    --method tinybert. An unknown option or a value of a wrong type ends the program with exit code 2. Raises
+    `UserError` if a given option has no effect together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,

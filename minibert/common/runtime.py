@@ -119,7 +119,7 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
         # The other ranks wait while the first rank evaluates and saves, so the time limit is long. If a rank
-        # ends, the other ranks notice it at once, before the time limit.
+        # ends, all other ranks notice it at once.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
@@ -132,9 +132,9 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        # Large blocks come from the heap and not from mmap, because glibc always returns mmap blocks.
+        # Large blocks come from the heap and not from mmap, because glibc always returns freed mmap blocks.
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
+        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned to the system
 
 
 def native_bf16(device: torch.device) -> bool:

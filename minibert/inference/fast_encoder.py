@@ -1,13 +1,13 @@
-"""A fast copy of a trained model for inference. The weights of the fast copy are packed: they are stored in
-the order that the processor's kernels need.
+"""Makes a fast copy of a trained model for inference. The weights of the fast copy are packed: they are
+stored in the order that the processor's kernels need.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-Only the matrix products of the layers are computed in another way than in the model (`FastLayer`). Embeddings
+Only the matrix products of the layers are computed differently from the model's own (`FastLayer`). Embeddings
 and heads are in fp32. Attention is also in fp32, with two exceptions. On CUDA, attention has the precision of
-the matrix products. On a CPU with AMX, attention is in bf16 in the mode "bf16". `model.kernels` names the
-chosen kernels. docs/inference.md has the measurements.
+the matrix products. On a CPU with AMX, attention is in bf16 in the mode "bf16". docs/inference.md has the
+measurements.
 """
 
 import copy

@@ -23,9 +23,7 @@ from minibert.common.processor import features
 from minibert.model.encoder import activation
 
 # On a processor with AVX2 but without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain
-# product for at most FEW_TOKENS tokens. For more tokens, MKL's plain product is faster. On an AMD processor
-# with AVX-512, oneDNN's packed product is always faster, because MKL does not use AVX-512 there
-# (docs/inference.md).
+# product for at most FEW_TOKENS tokens (docs/inference.md).
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0, which would cause a division by 0
 
@@ -50,9 +48,9 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """Computes the product with oneDNN in fp32 or bf16. oneDNN packs the weight once. One kernel of oneDNN
-    computes both the product and the activation. On processors without AVX-512, the plain product in fp32 is
-    faster for many tokens, so the module also stores an fp32 weight that is not packed.
+    """Computes the product with oneDNN in fp32 or bf16. One kernel of oneDNN computes both the product and
+    the activation. On processors without AVX-512, the plain product in fp32 is faster for many tokens, so the
+    module also stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -113,8 +111,7 @@ class HalfWeights(nn.Module):
 
 
 class Int8(nn.Module):
-    """Computes products of 8-bit integers and adds the products in 32 bits. x and y are fp32. Each subclass
-    has its own kernel.
+    """Computes products of 8-bit integers and adds the products in 32 bits. x and y are fp32.
 
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
@@ -160,9 +157,9 @@ class Int8(nn.Module):
         if a test product with weights of 127 overflows.
 
         Without the dot-product instructions (VNNI), a kernel adds two products of 8-bit numbers in 16 bits.
-        The largest activation is 255. With weights up to 63, the sum of two products is at most 2 x 255 x 63,
-        which fits into 16 bits. With weights up to 127, the sum may overflow. In an overflow, the kernel uses
-        the largest 16-bit number and reports no error.
+        An activation is stored as x + 128, so it is at most 255. With weights up to 63, the sum of two
+        products is at most 2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may
+        overflow. In an overflow, the kernel uses the largest 16-bit number and reports no error.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -231,10 +228,9 @@ class OneDnnInt8(Int8):
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. FBGEMM and oneDNN give the
-    same numbers. On a processor without AMX, oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM
-    is used if it runs. On a processor with AMX, this function measures both kernels once, in some
-    milliseconds, and returns the faster kernel.
+    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. On a processor without AMX,
+    oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. On a processor with
+    AMX, this function measures both kernels once, in some milliseconds, and returns the faster kernel.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

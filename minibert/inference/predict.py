@@ -22,9 +22,7 @@ MICRO_TOKENS = 4096  # a batch has at most this many tokens by default
 
 
 def where_it_is(model: nn.Module) -> Runtime:
-    """Returns the default runtime of the functions in this file: one rank, in fp32, on the device of the
-    model.
-    """
+    """Returns the default runtime: one rank, in fp32, on the device of the model."""
     return Runtime(next(model.parameters()).device, "fp32")
 
 

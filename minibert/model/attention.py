@@ -30,9 +30,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     for H heads of size E. `dropout` is the share of attention probabilities that are set to 0.
 
     Neighbouring sequences of equal length are computed in one call, so a batch that is sorted by length needs
-    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has it and `dropout` is
-    0, because the kernel has no dropout. A CPU computes attention in fp32, even if the model runs in 16 bits.
-    The only exception is a forward pass without gradients on a CPU with AMX.
+    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has this kernel and
+    `dropout` is 0 (the kernel has no dropout). A CPU computes attention in fp32, even if the model runs in 16
+    bits. The only exception is a forward pass without gradients on a CPU with AMX.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
@@ -85,7 +85,7 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
 
     size, longest = q.shape[-1], int(batch.lengths.max())
     # The kernel needs a head size that is a multiple of 8. The added zeros change neither the scores nor the
-    # first E elements of the result.
+    # first `size` elements of the result.
     pad = -size % 8
     if pad:
         q, k, v = (F.pad(x, (0, pad)) for x in (q, k, v))

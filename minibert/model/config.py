@@ -171,13 +171,11 @@ PRESETS: dict[str, Config] = {
     "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
     "tinybert-6": replace(BERT_BASE, layers=6),
     "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),
-    # Google's small BERTs (Turc et al., "Well-read students learn better", 2019) have D / 64 heads, and their
-    # feed-forward size is 4 D.
+    # Google's small BERTs (Turc et al., "Well-read students learn better", 2019)
     **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
-    # The small teacher in weights/ has this shape, and a vocabulary of its own. A model of this shape can be
-    # trained on two CPU cores.
+    # The small teacher in weights/ has this shape. A model of this shape can be trained on two CPU cores.
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
     "mobilebert": MOBILEBERT,

@@ -64,8 +64,6 @@ class Layer(nn.Module):
         attended = self.out(context.flatten(-2))  # (N, D)
         if c.architecture == "bert":  # DistilBERT has no dropout after attention
             attended = dropout(attended, c.dropout, self.training)
-        # In a post-LN model, the norm comes after the residual sum. In later models (pre-LN), the norm comes
-        # before attention.
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
         # The output of the feed-forward network has dropout both in BERT and in DistilBERT.
@@ -73,8 +71,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The embeddings and the L layers of a BERT. `forward` returns the last hidden states (N, D) of a batch.
-    `pool` returns BERT's [CLS] vector if the encoder has a pooler.
+    """The embeddings and the L layers of a BERT or DistilBERT. `forward` returns the last hidden states (N,
+    D) of a batch. `pool` returns BERT's [CLS] vector if the encoder has a pooler.
     """
 
     def __init__(self, config: Config, pooler: bool = False):
@@ -97,11 +95,10 @@ class Encoder(nn.Module):
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
-        x = self.words(batch)  # (N, D); the next operations treat each token by itself
+        x = self.words(batch)  # (N, D)
         if self.segment is not None:
             x = x + self.segment(batch.segments)
-        # BERT learns its position vectors. The original transformer has fixed sinusoids (Devlin et al. 2018,
-        # section 3).
+        # BERT learns its position vectors (Devlin et al. 2018, section 3).
         x = self.norm(x + self.position(batch.positions))
         return dropout(x, self.config.dropout, self.training)
 

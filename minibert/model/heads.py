@@ -28,8 +28,9 @@ class MLMHead(nn.Module):
     step computes logits (N, V): the products of the new states with the vectors of all V tokens of the
     vocabulary, plus a bias for each token of the vocabulary.
 
-    The token vectors are the encoder's word embeddings (tied weights). MobileBERT's word embeddings are
-    narrower than the hidden states, and the missing columns are a parameter of the head (`extra`).
+    The token vectors are the encoder's word embeddings (tied weights, Press and Wolf 2017). MobileBERT's word
+    embeddings are narrower than the hidden states, and the missing columns are a parameter of the head
+    (`extra`).
     """
 
     def __init__(self, config: Config):
@@ -69,8 +70,6 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
-        # The head has no word embeddings of its own: `logits` gets the encoder's word embeddings (Press and
-        # Wolf 2017).
         self.mlm = MLMHead(config)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -157,7 +156,6 @@ def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
     ranked.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # The last layer is a small matrix product, so fp32 costs almost no time.
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 

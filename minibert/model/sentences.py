@@ -1,7 +1,8 @@
 """Computes one vector for each text from the hidden states of its tokens, as sentence encoders do.
 
 The method is that of Reimers and Gurevych 2019, "Sentence-BERT". The pooling modes in `POOLING` have the same
-names as in sentence-transformers.
+names as in sentence-transformers. `last` are the encoder's last hidden states (N, D) for the N tokens of S
+sequences.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,5 @@
-"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions return
-which stage a step belongs to, which loss terms a stage has, and which learning rate each part of the student
-has.
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions find the
+stage of a step, the loss terms of a stage, and the learning rate of each part of the student.
 
 In knowledge transfer, a student layer learns the feature maps and the attention of the teacher layer with the
 same number. In distillation, the student learns to predict masked tokens and to imitate the teacher's
@@ -106,9 +105,9 @@ def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.op
     """Prepares the student and the optimiser for a stage. The training loop calls `begin_stage` at the first
     step of each stage, and when a run is resumed.
 
-    Only the parts that are trained in the stage get a gradient. The frozen parts do not count in the gradient
-    norm, and the optimiser makes no moments for the frozen parts. The optimiser's state is cleared before the
-    first step of the distillation, because the authors' code starts a new run for the distillation.
+    Only the parts that are trained in the stage get a gradient, so the frozen parts do not count in the
+    gradient norm. The optimiser's state is cleared before the first step of the distillation, because the
+    authors' code starts a new run for the distillation.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

@@ -119,8 +119,7 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
 # In this project's pre-training, all tokens have the token type 0, so only row 0 of the token-type table is
 # trained. In a student with random weights, all rows are equal before the training, and
 # `keep_token_types_equal` makes the rows equal again after the training. With different rows, fine-tuning on
-# pairs would start with a difference between first and second texts that no training has learned. The authors
-# of BERT and of TinyBERT pre-train on pairs of texts, so they train two rows.
+# pairs would start with a difference between first and second texts that no training has learned.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """Returns the indices of the rows of the token-type table, except row 0, that are equal to row 0."""

@@ -27,10 +27,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Divides all trainable parameters into groups. Each parameter is in one group. All parameters of a group
-    belong to the same part of the model, number `group["part"]`. Biases and LayerNorms have their own groups,
-    without weight decay. `part_of` is a function from the name of a parameter to the number of its part. If
-    `part_of` is None, the whole model is one part.
+    """Divides all trainable parameters into groups. All parameters of a group belong to the same part of the
+    model, number `group["part"]`. Biases and LayerNorms have their own groups, without weight decay.
+    `part_of` is a function from the name of a parameter to the number of its part. If `part_of` is None, the
+    whole model is one part.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
@@ -57,9 +57,7 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
          part_of: Callable[[str], int] | None = None) -> "Lamb":
-    """Returns LAMB with the groups of `parameter_groups`. Biases and LayerNorms have no weight decay, and
-    their updates are not scaled by LAMB's ratio |w| / |u|.
-    """
+    """Returns LAMB with the groups of `parameter_groups`."""
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
 

@@ -22,9 +22,9 @@ def stop_requests() -> Iterator[list[int]]:
     """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, so that a
     training loop can first finish its step. The block gets a list, to which each signal is added.
 
-    After the block, signals end the process again. If a signal arrived in the block, the first such signal
-    ends the process at the end of the block. A signal that was ignored before the block stays ignored. For
-    example, a command that a shell script starts with `&` ignores Ctrl-C, also in the block.
+    After the block, SIGTERM and SIGINT end the process again. If a signal arrived in the block, the first
+    such signal ends the process at the end of the block. A signal that was ignored before the block stays
+    ignored. For example, a command that a shell script starts with `&` ignores Ctrl-C, also in the block.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -93,9 +93,9 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns a dict from the name of an option to the hash of the weights of its model. `models` has the
-    folder or hub name of the model of each option. Raises `UserError` if the weights have changed since the
-    start of the run in `out`.
+    """Returns the hash of each model's weights, as a dict from the names of options such as "teacher" to
+    hashes. `models` has the folder or hub name of each option's model. Raises `UserError` if the weights have
+    changed since the start of the run in `out`.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     check_unchanged(out, "weights", now, "the weights of --{}")

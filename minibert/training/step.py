@@ -32,7 +32,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
-    scaler.scale(loss_sum)  # creates the loss scale, because `update` needs it even without a micro-batch
+    scaler.scale(loss_sum)  # creates the loss scale, which `update` needs even without a micro-batch
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)
@@ -53,10 +53,11 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
            ) -> tuple[dict, bool]:
     """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model.
 
-    For each loss term, `counts` has the number that its sum is divided by, for example the number of tokens
-    or sequences in the whole step. Returns a dict with figures about the step, and a bool: True if `stopping`
-    is true on any rank. The figures are `loss`, the mean of each term, `grad_norm` (before clipping) and
-    `skipped`. A step is skipped, and no rank updates its model, if the loss or the gradient is not finite.
+    For each loss term, `counts` has the number by which the term's sum is divided, for example the number of
+    tokens or sequences in the whole step. Returns a dict with figures about the step, and a bool: True if
+    `stopping` is true on any rank. The figures are `loss`, the mean of each term, `grad_norm` (before
+    clipping) and `skipped`. A step is skipped, and no rank updates its model, if the loss or the gradient is
+    not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
@@ -100,9 +101,9 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
     """Returns the number of steps in a row that were skipped, up to the current step. `before` is the number
-    before the current step. Raises `UserError` if five steps in a row were skipped. In fp16, steps are
-    skipped until the loss scale is small enough, so a skipped step counts only if the loss scale is 1 or
-    less.
+    of skipped steps in a row before the current step. Raises `UserError` if five steps in a row were skipped.
+    In fp16, steps are skipped until the loss scale is small enough, so a skipped step counts only if the loss
+    scale is 1 or less.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:
