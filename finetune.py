@@ -2,9 +2,8 @@
 
 TinyBERT trains the student in two stages, and every other method in one stage. The parts of finetune.py are,
 in this order: `main`, the teacher, one seed, one stage (`train`). The options are in
-minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/. In
-minibert/tasks/, splits.py reads the data and computes the scores, models.py loads the student and the
-teacher, and summary.py makes the final table.
+minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/. The
+other files in minibert/tasks/ read the data, load the models and compute the scores.
 """
 
 import dataclasses
@@ -417,7 +416,7 @@ class Stage(NamedTuple):
     name: str  # the name of the stage in messages
     module: nn.Module  # the module that is trained and saved in checkpoints
     loss: Callable  # a function `loss(data)`, like the function that `loss_of_task` returns
-    examples: Examples  # the training examples
+    examples: Examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
     epochs: float
     lr: float
@@ -443,14 +442,14 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # keys: the last step of each epoch; values: the number of epochs up to this step. With 2.5 epochs the
-    # values are 1, 2 and 2.5, because the last epoch is a half one.
+    # The keys of `ends` are the last step of each epoch. A value is the number of epochs up to its step. With
+    # 2.5 epochs the values are 1, 2 and 2.5, because the last epoch is a half one.
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
     optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
-    # the number of steps and the seconds that the run was trained before it was resumed
+    # the steps and the seconds of training before the run was resumed
     done, seconds = state.get("step", 0), state.get("seconds", 0.0)
     history = state.get("history", [])  # the epoch, step and scores of each finished epoch
     if done:

@@ -1,9 +1,8 @@
 """Pre-training and pre-training distillation of BERT.
 
 The parts of this file are, in this order: `main`, the models, the text, the training loop (`learn`), the
-result. The options of train.py are in minibert/training/options.py. The table of methods is
-minibert/distill/methods.py. The loss of DistilBERT is in minibert/distill/distilbert.py, the encoder in
-minibert/model/encoder.py.
+result. The options of train.py are in minibert/training/options.py, and its methods in
+minibert/distill/methods.py.
 """
 
 import copy
@@ -77,7 +76,7 @@ class Run(NamedTuple):
     origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it was copied from
     tokenizer: Tokenizer
     corpus: Corpus
-    held_out: Step | None  # a batch of text for the evaluation, which is not in the training set
+    held_out: Step | None  # a batch of text for the evaluation; this text is not in the training set
     steps: int
     plan: list[Stage]  # the stages of MobileBERT's schedule; an empty list with any other method
 
@@ -160,8 +159,6 @@ def make_models(options: Options, method: Method, weights) -> Models:
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
-    # By default the attention probabilities have no dropout, because attention with dropout is slower. The
-    # papers use the dropout 0.1.
     with_dropout(models.student, options.dropout, options.attention_dropout)
     return models
 
@@ -237,7 +234,7 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
 def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
             out: Path) -> tuple[Corpus, Corpus | None]:
     """Returns the training text and the held-out text. If there is no held-out text, prints a message and
-    returns None instead.
+    returns None as the held-out text.
     """
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
@@ -362,7 +359,7 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
     """Returns the learning rate of a step, and a list of factors of the learning rate, one for each part of
-    the student (see `rates`). Only MobileBERT has these factors; for other methods, None is returned instead.
+    the student (see `rates`). Only MobileBERT has factors. With other methods, the list is None.
     """
     options = run.options
     if not run.plan:
@@ -451,7 +448,7 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         for name, model in models.items():
             scores[name]["attention_kl"] = (
                 attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
-        # the teacher must be the first row of the table, so it is the first entry of the dict
+        # the teacher is the first row of the table, so it is the first entry of the dict
         models = {"teacher": run.teacher} | models
         scores["teacher"] = {}
         if run.method.head == "mlm":

@@ -14,13 +14,10 @@ settings in config.json, a pooler that the model does not use, and files of sent
 
 `--to onnx` writes TARGET/model.onnx in fp32, which takes padded batches of any size. Before the file is moved
 to TARGET, its outputs in ONNX Runtime are compared with the model's outputs (minibert/hub/onnx_export.py).
-The export needs the `onnx` extra. With `--int8`, the file is TARGET/model_quantized.onnx. With `--task`, the
-int8 file is evaluated on the task's dev set, and nothing is saved if its score is more than `--most-loss`
-points below the score of the fp32 model.
+The export needs the `onnx` extra. With `--int8`, the file is TARGET/model_quantized.onnx.
 
 The last two commands above make a smaller model from a large one, with the same head (minibert/hub/prune.py).
-The smaller model may have another vocabulary. Train the smaller model afterwards: it needs much less training
-than a model with random weights.
+Train the smaller model afterwards: it needs much less training than a model with random weights.
 """
 
 import argparse
@@ -104,8 +101,8 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # files and settings of the old model may contain token ids or a number of positions; these are wrong
-        # for the new model, so only the tensors of unused heads are copied
+        # Only the tensors of unused heads are copied. Other files and settings of the old model may contain
+        # token ids or a number of positions that are wrong for the new model.
         beside = Beside(tensors=beside.tensors)
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"

@@ -3,7 +3,7 @@ libraries if they are installed.
 
 The function of an engine opens the files of a model and returns a function `run(ids, segments)`. `run` gets
 the token ids and the token types (`segments`) of S sentences. It returns the logits (S, K) of a classifier
-with K classes. All engines use the same weights.
+with K classes.
 
 minibert packs sentences without padding. All other engines get padded batches: the sentences are sorted by
 length and divided into batches of `PADDED` sentences. Each batch is padded to its longest sentence.
@@ -73,7 +73,7 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
     names = [one.any_name for one in model.inputs]
     sentences = [dict(zip(names, (x.numpy() for x in padded([one], [types]))))
                  for one, types in zip(ids, segments)]
-    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars, which are no results
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars to stdout, which is for results
         quantised = nncf.quantize(model, nncf.Dataset(sentences), model_type=nncf.ModelType.TRANSFORMER,
                                   subset_size=len(sentences))
     openvino.save_model(quantised, folder / "int8.xml")

@@ -2,7 +2,7 @@
 
 Measure the number of tokens per second with `bench.py train`, and give it as --tokens-per-second. If you
 cannot measure it, give the peak FLOP/s of the device (--peak-tflops) and the share of the peak that the
-training reaches (--share). The output names all assumptions.
+training reaches (--share).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from minibert.model.config import preset
 # of English Wikipedia and in 181,000 words of public-domain books.
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
-# the number of tokens of each corpus, without [CLS] and [SEP], and its source
+# for each corpus, the number of tokens without [CLS] and [SEP], and where this number is from
 CORPORA = {
     "wikitext-2": (2_153_632, "counted: wiki.train.tokens by data/prepare.py with BERT's uncased vocabulary"),
     "wikitext-103": (round(103_227_021 * 2_153_632 / 2_088_628),

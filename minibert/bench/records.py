@@ -64,8 +64,8 @@ class TuneRun(NamedTuple):
 def read_runs(folders: Iterable[str], without: Iterable[str] = ()
               ) -> tuple[list[TrainRun], list[TuneRun], list[Path]]:
     """Reads all runs in `folders` and their subfolders, except the runs in the folders `without`. Returns the
-    trainings, the fine-tunings, and the folders of the runs that are not finished, all in the order of their
-    paths. Raises `UserError` if a folder has no run, or if the files of a run are damaged.
+    trainings, the fine-tunings, and the folders of the runs that are not finished. Raises `UserError` if a
+    folder has no run, or if the files of a run are damaged.
     """
     left_out = {Path(name).resolve() for name in without}
     found = dict.fromkeys(folder for name in folders for folder in _run_folders(name))

@@ -38,14 +38,14 @@ of training examples or its maximum length differs from the teacher's. The brack
 a bootstrap over the seeds of fine-tuning. If a task has only one seed, the interval is too narrow. The
 interval does not include the variation between repeated distillations. 'Not defined' means that a score of
 the teacher is not above 0."""
-TRAININGS_NOTE = """All figures were measured on held-out text. They are figures of the student after the
-training, unless the heading of the column names another model. The MLM loss is in nats. A student with the
-learning rate 0 is an untrained copy of teacher layers. Runs with fewer than 5 million tokens are too short to
-compare methods. Each run has only one seed, so a small difference may be chance. The column "time" has the
-time of the training steps, without evaluation. The column "speed" has the speed of the student's encoder
-divided by the speed of the teacher's encoder. Both were measured alternately, on the same batch, at the end
-of the training. Students with the same number and size of layers have the same speed; differences between
-them are measurement errors."""
+TRAININGS_NOTE = """All scores were measured on held-out text. They are scores of the trained student, unless
+the heading of the column names another model. The MLM loss is in nats. A student with the learning rate 0 is
+an untrained copy of teacher layers. Runs with fewer than 5 million tokens are too short to compare methods.
+Each run has only one seed, so a small difference may be chance. The column "time" has the time of the
+training steps, without evaluation. The column "speed" has the speed of the student's encoder divided by the
+speed of the teacher's encoder. Both speeds were measured alternately, on the same batch, at the end of the
+training. Students with the same number and size of layers have the same speed; differences between their
+speeds are measurement errors."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ class Examples:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all arrays. Equal texts and labels in the same order have equal hashes."""
+        """A hash of all arrays. Two `Examples` have the same hash if they have the same tokens, segments and
+        labels in the same order.
+        """
         digest = hashlib.sha256()
         for array in (self.ids, self.segments, self.lengths, self.labels):
             digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())

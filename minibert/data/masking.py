@@ -34,7 +34,7 @@ class Masked(NamedTuple):
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
     """Returns for each token id a weight for the choice of masked tokens: max(count, 1)^-exponent, where
     `count` is how often the id occurs in the corpus. Special tokens have the weight 0. DistilBERT's code
-    calls this "MLM smoothing".
+    calls these weights "MLM smoothing".
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0

@@ -41,7 +41,7 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
         module = ".".join(path.relative_to(library).with_suffix("").parts).removesuffix(".__init__")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # some source files have invalid escape sequences
+                warnings.simplefilter("ignore")  # some files cause warnings about escape sequences
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # some files of the library are not valid Python
             continue

@@ -91,7 +91,7 @@ def walk(folder: Path) -> Iterator[Path]:
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
-        folders.clear()  # os.walk enters only folders in this list; the loop below adds those to be read
+        folders.clear()  # os.walk enters only folders in this list; the loop below fills it
         yield from (inside / name for name in names if not name.startswith("."))
         for name in found:
             real = Path(os.path.realpath(inside / name))

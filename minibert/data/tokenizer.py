@@ -41,10 +41,9 @@ class Tokenizer:
     minibert does not use them, but `save` writes them again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
-    the largest id plus 1; some ids may be unused. `special` and `continuation` have one bool for each id.
-    `special` is True for the five special tokens. `continuation` is True for tokens that start with '##'.
-    `sha256` is a hash of everything that can change the ids of a text, such as the vocabulary and the added
-    tokens.
+    the largest id plus 1; some ids may be unused. `special` has one bool for each id: True for the five
+    special tokens. `continuation` has one bool for each id: True for tokens that start with '##'. `sha256` is
+    a hash of everything that can change the ids of a text, such as the vocabulary and the added tokens.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,

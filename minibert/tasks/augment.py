@@ -1,14 +1,13 @@
-"""TinyBERT's data augmentation (Jiao et al. 2019, section 3.2, algorithm 1): copies of a text in which some
-words are replaced.
+"""Makes copies of a text in which some words are replaced: TinyBERT's data augmentation (Jiao et al. 2019,
+section 3.2, algorithm 1).
 
 A masked language model gives each word of the vocabulary a probability at the position of a masked word. The
-K most probable words are the candidates for the masked word. Several copies of each text are made. In a copy,
-each word is replaced with probability p by one of its candidates. As in the original code, a word is replaced
-only if it consists of letters and is not a stop word. A candidate is never a stop word, and never the word
-that it replaces.
+K most probable words are the candidates for the masked word. In each copy of a text, each word is replaced
+with probability p by one of its candidates. As in the original code, a word is replaced only if it consists
+of letters and is not a stop word. A candidate is never a stop word, and never the word that it replaces.
 
 The model reads a pair of texts: the text with masked words, and the unchanged text. So the model also sees
-the words that are masked. This file differs from the paper and from the original code:
+the masked words. This file differs from the paper and from the original code:
 - Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
   tokens, by similar words from GloVe vectors.
 - The candidates are computed once for each text. Algorithm 1 of the paper computes new candidates for each
@@ -54,7 +53,7 @@ yourself yourselves
 
 
 class Text(NamedTuple):
-    """A text, the places of its replaceable words, and the candidates for each replaceable word."""
+    """A text with its replaceable words and their candidates."""
 
     text: str
     spans: list[tuple[int, int]]  # for each replaceable word, the positions [start, end) of its characters
@@ -64,7 +63,7 @@ class Text(NamedTuple):
 class Query(NamedTuple):
     """A part of a text that the model reads in one forward pass."""
 
-    ids: list[int]  # the ids of the tokens of this part
+    ids: list[int]  # the token ids of this part
     masked: list[int]  # the positions in `ids` that are masked
     words: list[int]  # for each masked position, its word's index among the replaceable words of all texts
 

@@ -14,7 +14,7 @@ from minibert.data.text import hash_share
 from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
-DEV_SHARE = 0.1  # if there is no dev file, the dev split is this share of the rows
+DEV_SHARE = 0.1  # the share of the rows that are the dev split if there is no dev file
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
@@ -51,8 +51,7 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
 
 def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
     """Writes labelled examples to a csv file that `read_csv(path, task)` can read. Returns the number of
-    examples. If the writing fails, no incomplete file is left. A text with a comma (in a .tsv file: a tab),
-    quotes or line ends is put in quotes, as in the csv standard.
+    examples. If the writing fails, no incomplete file is left.
     """
     partial, written = path.with_name(path.name + ".partial"), 0
     try:

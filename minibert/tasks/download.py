@@ -1,7 +1,6 @@
 """Downloads the public data sets. Lists their files, addresses, sizes, sha256 and terms of use.
 
-The sha256 of every downloaded file is checked, so the file may come from any address. An archive is unpacked
-into a hidden folder, which gets its final name when all files are unpacked.
+The sha256 of every downloaded file is checked, so the file may come from any address.
 """
 
 import errno
@@ -64,8 +63,8 @@ DATA_SETS = {
         "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
     "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
         "sst2", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
-    # MRPC is made from Microsoft's files. Microsoft's test set has labels, but GLUE's has none.
-    # mrpc_dev_ids.tsv is GLUE's list of the pairs in Microsoft's training file that are the dev split.
+    # MRPC is made from Microsoft's files. mrpc_dev_ids.tsv is GLUE's list of the pairs in Microsoft's
+    # training file that are the dev split.
     "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
         _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_train.txt", 1_047_044,
                "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
@@ -186,7 +185,7 @@ def fetch(file: File, target: Path) -> bool:
 
 def unpack(archive: Path, folder: str) -> None:
     """Unpacks `folder` from a .zip or .tar.gz file whose sha256 was checked, and puts it beside the archive.
-    If the unpacking fails, no incomplete folder is left. Other files in the archive are not unpacked.
+    If the unpacking fails, no incomplete folder is left.
     """
     target = place_for(archive.parent / folder)
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)

@@ -1,9 +1,8 @@
 """Computes the metrics of GLUE. A metric compares a model's predictions with the labels (all are class
 numbers, or all are scores) and is at most 1.0.
 
-specs.py says which metrics belong to a task. If a metric is not defined, the result is 0.0. For example, the
-correlation is not defined if a model gives the same answer to all texts. The result is NaN only if
-predictions or labels are NaN.
+specs.py says which metrics belong to a task. The value of a metric is NaN only if predictions or labels are
+NaN.
 """
 
 import math

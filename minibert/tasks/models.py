@@ -35,7 +35,7 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `load` warns about a new head, but a new head is normal here
+        warnings.simplefilter("ignore")  # `load` warns about a new head, which is normal in fine-tuning
         if task.kind == "span":
             return minibert.load(name, "span")
         stated = "regression" if task.kind == "score" else None
@@ -92,8 +92,8 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns, for each class of the task, the index of the class in the model. Returns None if model and
-    task have different classes. `labels` are the names of the model's classes. Their spelling may differ from
+    """Returns, for each class of the task, its index in the model. Returns None if model and task have
+    different classes. `labels` are the names of the model's classes. The spelling of a name may differ from
     the task's, for example in capital letters (see `class_of`).
     """
     classes = [class_of(label, task) for label in labels]

@@ -26,7 +26,7 @@ class Options(MachineOptions):
                                metavar="FOLDER", group="model")
     teacher: str | None = option(
         None, "folder or hub name of a teacher that was fine-tuned on the same task", metavar="FOLDER")
-    layers: int | None = option(None, "without --model: number of the student's layers; they are copies of "
+    layers: int | None = option(None, "without --model: number of the student's layers, which are copies of "
                                 "evenly spaced layers of the teacher", metavar="LAYERS")
     layer_map: str | None = option(None, "without --model: numbers (from 0) of the teacher layers that are "
                                    "copied into the student, for example 0,2,5", metavar="NUMBERS")
@@ -51,16 +51,15 @@ class Options(MachineOptions):
         "texts are cut. For SQuAD, a long context is divided into windows of --max-length tokens",
         metavar="TOKENS")
     stride: int = option(128, "for SQuAD: distance in tokens between the starts of two neighbouring windows "
-                         "of a context (not their overlap)", metavar="TOKENS")
+                         "of a context (not the overlap of the windows)", metavar="TOKENS")
 
     method: str = option("kd", "what the student learns (--method METHOD --help shows the options of a "
                          "method). "
                          + "; ".join(f"{name}: {method.learns}" for name, method in TASK_METHODS.items()),
                          choices=tuple(TASK_METHODS), group="loss")
     alpha: float | None = option(
-        None, "with --teacher: weight of the loss between the student's outputs and the teacher's outputs. "
-        "The loss between the student's outputs and the labels has the weight 1 - alpha. With --transfer, "
-        "alpha is 1")
+        None, "with --teacher: weight of the loss on the teacher's outputs; the loss on the labels has the "
+        "weight 1 - alpha. With --transfer, alpha is 1")
     temperature: float | None = option(
         None, "with --teacher: temperature of the softmax of the teacher's and the student's outputs")
     beta: float | None = option(None, "weight of the loss that compares the [CLS] states of student and "
@@ -113,8 +112,8 @@ class Options(MachineOptions):
         "several seeds", metavar="NUMBER")
     seeds: int = option(
         1, "number of seeds: the training is repeated with the seeds --seed, --seed + 1 and so on. The model "
-           "of the best seed is saved, and the median and the range of the scores are printed. To add seeds "
-           "later, give --resume and a larger --seeds", metavar="SEEDS")
+           "of the best seed is saved, and the median and the range of the scores over the seeds are "
+           "printed. To add seeds later, give --resume and a larger --seeds", metavar="SEEDS")
 
     out: str = option("runs/finetune", "folder for the checkpoints, the results and the model",
                       metavar="FOLDER", group="output")

@@ -1,8 +1,8 @@
 """Describes the tasks of finetune.py: the files, labels, metrics, training settings and published scores.
 
 The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
-diagnostic set of GLUE, has no labels. In this file, AX is a test split of MNLI, because GLUE's leaderboard
-expects the predictions of an MNLI model for AX.
+diagnostic set of GLUE, is a test split of MNLI in this file, because GLUE's leaderboard expects the
+predictions of an MNLI model for AX.
 """
 
 from dataclasses import dataclass, field, replace
@@ -57,7 +57,7 @@ class Task:
     words: tuple[str, ...]
     metrics: tuple[str, ...]
     folder: str = ""  # the name of the task's folder in the official download
-    download: str = ""  # the address of the download
+    download: str = ""
     splits: dict[str, Table] = field(default_factory=dict)  # empty for a user's csv file
     kind: str = "classes"
     score_range: tuple[float, float] | None = None  # the lowest and the highest score; None: no limits
@@ -65,7 +65,7 @@ class Task:
     lr: float = 2e-5
     epochs: int = 3
     max_length: int = 128
-    intermediate_epochs: float = 20  # the epochs of the intermediate stage in TinyBERT's task distillation
+    intermediate_epochs: float = 20  # the epochs of TinyBERT's intermediate stage
     published: tuple[Published, ...] = ()
 
     @property

@@ -85,7 +85,7 @@ def check_question(question: Question, place: str) -> None:
 
 def normalise(text: str) -> str:
     """Prepares a text for the comparison of answers, in this order: letters become lower case, ASCII
-    punctuation is removed, articles are removed, and several spaces become one.
+    punctuation and articles are removed, and several neighbouring spaces become one.
     """
     text = text.lower().translate(PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())

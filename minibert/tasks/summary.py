@@ -1,6 +1,7 @@
-"""The last part of finetune.py: moves the model of the best seed to the run's folder and makes the final
-table. The table has the scores of the fine-tuned model, of its teacher and of a constant answer (for example
-always the most frequent class), and published scores.
+"""Moves the model of the best seed to the run's folder and makes the final table of finetune.py.
+
+The table has the scores of the fine-tuned model, of its teacher and of a constant answer (for example always
+the most frequent class), and published scores.
 """
 
 import math

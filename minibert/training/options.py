@@ -43,9 +43,9 @@ class Options(MachineOptions):
               "layers; for mlm: no default, give --student, or a --teacher whose layers are copied",
         metavar="PRESET")
     layers: int | None = option(
-        None, "number of layers of the student. Default: the number of the preset --student; without "
-              "--student: half of the teacher's number; for tinybert, minilm and minilmv2: 4; for "
-              "mobilebert: the teacher's number", metavar="LAYERS")
+        None, "number of layers of the student. Default: as many as the preset that --student names. "
+              "Default without --student: half as many as the teacher; for tinybert, minilm and minilmv2: "
+              "4; for mobilebert: as many as the teacher", metavar="LAYERS")
     init: str | None = option(
         None, "initial weights of the student. teacher: embeddings, layers and head are copied from the "
               "teacher; embeddings: only embeddings and head are copied; random: nothing is copied",
