@@ -55,10 +55,10 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
     sqrt(E_t)) || softmax(a b' / sqrt(E_s))). The loss of a sequence is the mean over its heads and rows.
 
     a and b (N, H, E_s) are queries, keys or values of the student, for the N tokens of the batch and H heads
-    of size E_s. t_a and t_b (N, H, E_t) are the teacher's. `chunk` is the largest number of scores in a chunk
-    (None: `CHUNK_ELEMENTS`). With the queries as a and the keys as b, the result is MiniLM's loss L_AT. With
-    the values as a and b, the result is L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 adds the
-    results for the queries, for the keys and for the values (Wang et al. 2021, section 3.1).
+    of size E_s. t_a and t_b (N, H, E_t) are the teacher's. `chunk` is as in `attention_sum`. With the queries
+    as a and the keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is L_VR
+    (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 adds the results for the queries, for the keys and for
+    the values (Wang et al. 2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 

@@ -47,7 +47,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     to the teacher at all tokens, the MLM loss at the masked tokens, and the cosine distance between the last
     hidden states of student and teacher at all tokens.
     """
-    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
+    with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked

@@ -63,7 +63,8 @@ class SentenceStudent(nn.Module):
                 # has an activation, and Identity means "no activation".
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # `self.sentences` is not a module. As an attribute of this module, its layers are trained and saved.
+        # `self.sentences` is not an nn.Module. Its layers are also an attribute here, so that they are
+        # trained and saved.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:

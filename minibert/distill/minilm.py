@@ -79,7 +79,7 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
     """Returns the queries, keys and values (N, H, E) of the student's last layer, and those of the teacher
     layer `teacher_layer` (None: the last layer).
     """
-    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
+    with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)
     student_trace = encoder_of(student).trace(micro.batch)
     # `queries[0]` has the queries of layer 1, because the embeddings have no queries

@@ -187,8 +187,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
-    # The tensors of student layer i are copied from teacher layer `layers[i]`. A copied tensor has the same
-    # name in both models, except for the number of the layer.
+    # A copied tensor has the same name in both models, except for the number of the layer.
     teacher_weights, student_weights = teacher.state_dict(), {}
     for name in student.state_dict():
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)

@@ -23,8 +23,8 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# The first argument of `uniform` in this file. The number is not used in other files, so the choice of groups
-# and the masking use different random numbers.
+# The first argument of `uniform`, in this file only, so that the choice of groups and the masking use
+# different random numbers.
 DRAW = 0x7E5E05
 
 
@@ -54,10 +54,11 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Chooses the groups of teacher layers that student layers replace in a step. Each group is replaced with
-    the probability `rate`. Returns one bool for each group: True if the group is replaced. The result depends
-    only on the arguments. So in a step all micro-batches and ranks replace the same groups, also if the run
-    was resumed. The original code chooses the groups again for each micro-batch.
+    """Chooses the groups of teacher layers that student layers replace in a step. `groups` is the number of
+    groups. Each group is replaced with the probability `rate`. Returns one bool for each group: True if the
+    group is replaced. The result depends only on the arguments. So in a step all micro-batches and ranks
+    replace the same groups, also if the run was resumed. The original code chooses the groups again for each
+    micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
@@ -80,8 +81,8 @@ def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], m
 
 def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], weights: TaskWeights,
                  counts: dict[str, int], micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term.
-    The loss is the `output_loss` of the outputs of `mixed_logits`.
+    """Returns the `output_loss` of the outputs of `mixed_logits`: the loss of one micro-batch, and the sum of
+    each term.
     """
     return output_loss(student, mixed_logits(student, teacher, replaced, micro), weights, counts, micro)
 

@@ -58,7 +58,7 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     `TinyBERTStudent` has no projections, so it must have the teacher's width. The teacher is in eval mode. In
     the original code it is in train mode, with dropout.
     """
-    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
+    with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)
     student_trace = encoder_of(student).trace(micro.batch)
     # student layer m learns from teacher layer g[m]; layer 0 is the embedding output

@@ -15,7 +15,7 @@ into chunks of C rows. The gradients of a chunk are computed together with its l
     d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T))
     d MLM / d z_s = softmax(z_s) - onehot(label)
 
-After each chunk, only the sums and the gradients of h, W and b stay in memory.
+After each chunk, only the sums of the losses and the gradients of h, W and b stay in memory.
 """
 
 import math
@@ -82,9 +82,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """Returns the loss of `vocab_loss`, computed with the logits of all rows in memory. A test compares the
-    loss and the gradients of the two functions.
-    """
+    """Returns the loss of `vocab_loss`, computed with the logits of all rows in memory."""
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
     if teacher is not None:

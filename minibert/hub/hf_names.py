@@ -3,10 +3,8 @@ minibert's names on the left and Hugging Face's names on the right, for each arc
 name is the number of the layer. In MobileBERT, a second `{}` is the number of a feed-forward network in the
 layer.
 
-A weight file may have three kinds of tensors that minibert's model does not have. The tensors in `TIED` are
-second copies of other tensors. The tensors in `DROPPED` have no use in minibert. The modules in
-`HEAD_MODULES` belong to heads that the loaded model may not have. Any other difference between a file and its
-model is an error (load_save.py).
+A weight file may have tensors that minibert's model does not have: those in `TIED`, `DROPPED` and
+`HEAD_MODULES`. Any other difference between a file and its model is an error (load_save.py).
 """
 
 import re
@@ -207,9 +205,9 @@ def from_hf(name: str, architecture: str) -> str | None:
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """Returns today's full name of a tensor for an old or short name in a Hugging Face file. The old names
-    `gamma` and `beta` of LayerNorm tensors become `weight` and `bias`. If the file has an encoder without a
-    head, "bert.", "distilbert." or "mobilebert." is added at the start of the name.
+    """Returns the current full name of a tensor that has the old or short name `name` in a Hugging Face file.
+    The old names `gamma` and `beta` of LayerNorm tensors become `weight` and `bias`. If the file has an
+    encoder without a head, "bert.", "distilbert." or "mobilebert." is added at the start of the name.
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

@@ -198,7 +198,8 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
     """Raises `UserError` if minibert or the architecture has no such head. For the heads "mlm" and
-    "pretraining", also raises `UserError` if the file has no tensors of the head, or if tied tensors differ.
+    "pretraining", also raises `UserError` if the file has no tensors of the head, or if two tied tensors of
+    the file differ.
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -249,8 +250,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     heads, and the files of sentence-transformers.
 
     `transformers` can also load the files. If `transformers` does not support the model, a warning gives the
-    reason. Then `transformers` refuses the files, because `model_type` in config.json begins with
-    "minibert-".
+    reason, and `transformers` refuses the files: `model_type` in config.json begins with "minibert-".
 
     `dtype` is the precision of the stored weights, for example `torch.float16`. `card` is markdown for the
     model card. The model in an existing folder is replaced, and other files in the folder stay. If saving is

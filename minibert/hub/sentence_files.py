@@ -37,9 +37,8 @@ IGNORED = {
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """Returns two results for the model in `folder`. The first result is the `SentencePooling`, which says
-    how a vector is made from a text. Without a modules.json it is None. The second result is a dict from the
-    paths of the files of sentence-transformers to their contents.
+    """Returns the `SentencePooling` of the model in `folder` (None without a modules.json), and a dict from
+    the paths of the files of sentence-transformers to their contents.
 
     Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the parent
     folder. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
