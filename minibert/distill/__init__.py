@@ -1,7 +1,7 @@
-"""The losses of all methods. A file has the loss of one method, or of two related methods. losses.py,
-attention_loss.py and vocab_loss.py have the terms that several methods use.
+"""Computes the losses of all distillation methods, and builds the students. A file with the name of a method
+has the loss of this method. losses.py, attention_loss.py and vocab_loss.py have loss terms that several
+methods use.
 
-A good order to read the files is methods.py (the table of all methods), distilbert.py (the triple loss),
-losses.py, vocab_loss.py, and then the file of the method that you want to understand. students.py builds a
-student from its teacher.
+Read methods.py (the table of all methods) first, then distilbert.py, losses.py and vocab_loss.py. Then read
+the file of the method that you want to understand. students.py builds a student from its teacher.
 """

@@ -1,24 +1,22 @@
-"""Losses that compare the attention of student and teacher. Each loss is a sum over the sequences of a batch.
-The training step divides the sum by the number of sequences of the whole step (all micro-batches, all ranks).
+"""Computes losses that compare the attention of student and teacher. Each loss is a sum over the sequences of
+a batch. The training step divides the sum by the number of sequences in the step.
 
-z = a b' / sqrt(E) is the (T, T) matrix of scores of one head in one sequence. In attention, a are the queries
-(T, E) and b the keys (T, E). MiniLM also compares value relations, in which a and b are both the values.
-MiniLMv2 compares three relations: a and b are both the queries, both the keys or both the values. z_s are the
-student's scores, and z_t are the teacher's. For row i of the scores, the losses are:
+The matrix z = a b' / sqrt(E) has the (T, T) scores of one head in one sequence of T tokens. E is the size of
+the head, and b' is b transposed. In attention, a are the queries (T, E) and b the keys (T, E). In MiniLM's
+value relations, a and b are both the values. In MiniLMv2, a and b are both the queries, both the keys or both
+the values. z_s are the student's scores, and z_t are the teacher's. For row i of the scores, the losses are:
 
     squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
-    KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relations
+    KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relation loss
 
-Both losses are averaged over the rows and heads of each sequence and summed over the sequences. The scores of
-one layer are S x H x T^2 numbers for S sequences and H heads. For 32 sequences of 512 tokens and 12 heads,
-the scores of one model take 400 MB in fp32. To save memory, the scores are computed in chunks of several
-sequences, or of several heads of one sequence.
+Both losses are averaged over the rows and heads of each sequence, and summed over the sequences. For 32
+sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the scores
+are computed in chunks. A chunk has several sequences, or several heads of one sequence.
 
-The gradients of a chunk are computed together with its loss. The gradient of the sum over rows with respect
-to z_s is G = 2 (z_s - z_t) / T for the squares, and G = softmax(z_s) - softmax(z_t) for the KL. The gradients
-with respect to a and b are G b / sqrt(E) and G' a / sqrt(E). After a chunk, only the sum of the loss and the
-gradients of a and b stay in memory. torch.utils.checkpoint is not used, because its backward pass would need
-all scores at the same time.
+The gradients of a chunk are computed together with its loss. G is the gradient, with respect to z_s, of the
+sum of the row losses. For the squares, G = 2 (z_s - z_t) / T. For the KL, G = softmax(z_s) - softmax(z_t).
+The gradients with respect to the student's a and b are G b / sqrt(E) and G' a / sqrt(E). After a chunk, only
+the sum of the loss and the gradients of a and b stay in memory.
 """
 
 import math
@@ -33,42 +31,42 @@ from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
 # A chunk has about this many scores of one model (8 MB in fp32), but at least one matrix (T, T). On a CPU,
-# any number from 70,000 to 4 million took the same time. On a GPU, other numbers were not tried.
+# chunks of 70,000 to 4 million scores took the same time. On a GPU, only this number was tried.
 CHUNK_ELEMENTS = 1 << 21
 
 
 def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
                   chunk: int | None = None) -> Tensor:
-    """The attention loss L_attn of TinyBERT (Jiao et al. 2019, section 3.1): the squared difference of the
-    scores q k' / sqrt(E) before the softmax, averaged over the heads and over the T^2 scores of each head,
-    and summed over the sequences.
+    """Returns TinyBERT's attention loss L_attn (Jiao et al. 2019, section 3.1), summed over the sequences.
+    The loss of a sequence of T tokens is the mean squared difference between the scores q k' / sqrt(E) of
+    student and teacher. The mean is over the heads and over the T^2 scores of each head.
 
-    q, k (N, H, E_s) are the student's queries and keys, and t_q, t_k (N, H, E_t) are the teacher's. `chunk`
-    is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). All sequences have the same weight,
-    as in the paper's formula. In TinyBERT's code a short sequence has less weight than a long sequence,
-    because T is the length of the longest sequence of the batch (the matrices are padded).
+    q, k (N, H, E_s) are the student's queries and keys, for the N tokens of the batch and H heads of size
+    E_s. t_q, t_k (N, H, E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None:
+    `CHUNK_ELEMENTS`). All sequences have the same weight, as in the paper's formula. In TinyBERT's code a
+    short sequence has less weight than a long sequence, because the mean also includes padding.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
 
 def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
                  chunk: int | None = None) -> Tensor:
-    """The relation loss of MiniLM: KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))), averaged
-    over heads and rows, and summed over sequences.
+    """Returns MiniLM's relation loss, summed over the sequences. The loss of a row is KL(softmax(t_a t_b' /
+    sqrt(E_t)) || softmax(a b' / sqrt(E_s))). The loss of a sequence is the mean over its heads and rows.
 
-    a and b (N, H, E_s) are queries, keys or values of the student, and t_a and t_b (N, H, E_t) are the
-    teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). With queries as a
-    and keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is MiniLM's loss
-    L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 splits the heads (`split_heads`) and calls
-    `relation_sum` three times: with the queries as a and b, with the keys, and with the values (Wang et al.
-    2021, section 3.1).
+    a and b (N, H, E_s) are queries, keys or values of the student, for the N tokens of the batch and H heads
+    of size E_s. t_a and t_b (N, H, E_t) are the teacher's. `chunk` is the largest number of scores in a chunk
+    (None: `CHUNK_ELEMENTS`). With the queries as a and the keys as b, the result is MiniLM's loss L_AT. With
+    the values as a and b, the result is L_VR (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 adds the
+    results for the queries, for the keys and for the values (Wang et al. 2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """Joins the heads of `x` (N, H, E) and splits the joined vectors (width D = H * E) into R relation heads:
-    (N, R, D / R). MiniLMv2 needs relation heads. Raises `UserError` if D is not a multiple of R.
+    """Joins the H heads of each token to one vector, and splits the vector into R = `relation_heads` relation
+    heads, which MiniLMv2 compares. `x` is (N, H, E) for N tokens and heads of size E. Returns (N, R, D / R),
+    where D = H * E. Raises `UserError` if D is not a multiple of R.
     """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:
@@ -83,8 +81,8 @@ def _sequence_sum(row_loss: Callable, a, b, t_a, t_b, batch: Batch, chunk: int |
     return _RowLoss.apply(a, b, t_a, t_b, row_loss, batch.lengths.tolist(), chunk or CHUNK_ELEMENTS)
 
 
-# `_squares` and `_divergences` take scores (..., T, T). Both functions return the sum of the row losses, and
-# the gradient of this sum with respect to z_s.
+# `_squares` and `_divergences` take the scores z_s and z_t (..., T, T). They return the sum of the row
+# losses, and the gradient of the sum with respect to z_s.
 
 def _squares(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
     difference = z_s.sub_(z_t)
@@ -102,16 +100,16 @@ class _RowLoss(torch.autograd.Function):
     def forward(ctx, a, b, t_a, t_b, row_loss, lengths, chunk):
         need_a, need_b = ctx.needs_input_grad[:2]
         kind = a.device.type
-        # `low` is the type of the matrix products, and `full` is the type of the scores and of the loss
+        # `low` is the dtype of the matrix products, and `full` is the dtype of the scores and of the loss
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
         full = torch.float64 if a.dtype == torch.float64 else torch.float32
-        # consecutive sequences of equal length become one dense tensor, as in attention.py
+        # neighbouring sequences of equal length become one dense tensor without padding, as in attention.py
         runs = runs_of_equal_length(lengths)
         sizes = [count * length for count, length in runs]
         H, scale, t_scale = a.shape[1], 1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(t_a.shape[-1])
         total = torch.zeros((), dtype=full, device=a.device)
         with torch.autocast(kind, enabled=False):
-            # The gradients have the shapes of a and b. The scores of a chunk are freed after the chunk.
+            # `backward` needs only the gradients of a and b, so no scores are kept.
             grad_a = torch.empty_like(a, dtype=full) if need_a else None
             grad_b = torch.empty_like(b, dtype=full) if need_b else None
             pieces = [[None] * len(runs) if x is None else x.split(sizes)
@@ -129,14 +127,14 @@ class _RowLoss(torch.autograd.Function):
                         rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (several, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
-                        # the product is divided by H T, and not `grad`, whose small numbers would become 0 in
-                        # fp16
+                        # `grad` itself is not divided by H T, because in fp16 its small numbers would become
+                        # 0
                         grad = grad.to(low)
                         if need_a:
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)
                         if need_b:
                             torch.mul((grad.mT @ x).to(full), scale / (H * T), out=g_y)
-        ctx.save_for_backward(grad_a, grad_b)  # backward only multiplies these gradients by grad_loss
+        ctx.save_for_backward(grad_a, grad_b)
         return total
 
     @staticmethod

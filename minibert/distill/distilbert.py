@@ -1,12 +1,12 @@
-"""The losses of DistilBERT and of BERT's own pre-training, which is masked language modelling (MLM) alone.
+"""Computes the loss of DistilBERT, and the loss of masked language modelling (MLM) alone.
 
-Each loss is a function of (student, teacher, micro-batch, weights, counts), also in the files of the other
-methods. A loss returns two results. The first result is the part of the step's loss that comes from the
-micro-batch. The second result is a dictionary with the detached sum of each loss term over the micro-batch.
+In this file and in the files of the other methods, a loss is a function of (student, teacher, micro-batch,
+weights, counts). It returns the part of the step's loss that comes from the micro-batch, and a dictionary
+with the detached sum of each loss term over the micro-batch.
 
-In the loss, the sum of each term is divided by its count: a number of the *whole* step (all micro-batches,
-all ranks), for example the number of masked tokens. So the gradients of all micro-batches add up to the
-gradient of the whole step as a single batch. `distilbert_counts` and `mlm_counts` return the counts.
+In the loss, the sum of each term is divided by a count of the *whole* step (all micro-batches, all ranks),
+for example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient of
+the whole step as a single batch. `distilbert_counts` and `mlm_counts` return the counts.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True)
 class DistilBERTWeights:
-    """The published weights of the terms of DistilBERT's triple loss (5 KL + 2 MLM + 1 cosine), and the
-    temperature T = 2.
+    """The weights of the three terms of DistilBERT's loss, and the temperature T. The defaults are the
+    published values: 5 KL + 2 MLM + 1 cosine, and T = 2.
     """
 
     kl: float = 5.0
@@ -43,15 +43,16 @@ class MLMWeights:
 
 def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The triple loss of DistilBERT (Sanh et al. 2019, section 3): the KL to the teacher at all tokens, the
-    MLM loss at the masked tokens, and the cosine distance of the last hidden states at all tokens.
+    """Returns DistilBERT's loss for a micro-batch (Sanh et al. 2019, section 3). Its three terms are the KL
+    to the teacher at all tokens, the MLM loss at the masked tokens, and the cosine distance between the last
+    hidden states of student and teacher at all tokens.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # the loss reads only the logits of masked tokens, so the MLM heads compute only those
+        # the loss needs logits at masked tokens only, so the MLM heads get only the rows of masked tokens
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
@@ -68,23 +69,23 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
 def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weights: MLMWeights,
         counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Masked language modelling: the mean cross-entropy at the masked tokens of the step (Devlin et al. 2018,
-    section 3.1, task 1). The teacher is not used.
+    """Returns the loss of masked language modelling for a micro-batch: its part of the mean cross-entropy at
+    the masked tokens of the step (Devlin et al. 2018, section 3.1, task 1). The teacher is not used.
     """
     last = student.encoder(micro.batch)  # (N, D)
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,) only these rows are given to the MLM head
-    # Every row has a label, so the indices of the labelled rows are 0 to M - 1.
+    # All M rows have a label, so the indices of the labelled rows are 0 to M - 1.
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
                             labelled=torch.arange(len(rows)), mlm_weight=weights.mlm / counts["mlm"])
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: for `cosine` the number of tokens in the whole step, for
-    `mlm` and `accuracy` the number of masked tokens. `kl` has the number of masked tokens if `kl_masked_only`
-    is true, and otherwise the number of all tokens.
+    """Returns the divisor of each loss term's sum. `cosine` is divided by the number of tokens in the whole
+    step, `mlm` and `accuracy` by the number of masked tokens. `kl` is divided by the number of masked tokens
+    if `kl_masked_only` is true, and otherwise by the number of all tokens.
     """
-    masked = max(1, step.masked)  # a step may have no masked token, and a division by zero must not happen
+    masked = max(1, step.masked)  # at least 1, because the sums are divided by this number
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
@@ -95,15 +96,15 @@ def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """The tensors of one model that `vocab_loss` needs. `last` (N, D) has the last hidden states of the
-    tokens whose logits are needed.
+    """Returns the tensors of one model that `vocab_loss` needs. `last` (N, D) has the last hidden states of
+    the tokens whose logits are needed.
     """
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
-    """Returns an empty text. Raises `UserError` if the two models differ in vocabulary, width or number of
-    positions, because then their outputs could not be compared.
+    """Returns an empty text. Raises `UserError` if student and teacher differ in vocabulary, width or number
+    of positions, because their outputs cannot be compared.
     """
     check_equal(student, teacher, OUTER_SIZES,
                 "--method distilbert needs equal values (tinybert and minilm allow any width)")
@@ -111,7 +112,7 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
 
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
-    """Returns an empty text. Raises `UserError` if the vocabularies of student and teacher differ, because
+    """Returns an empty text. Raises `UserError` if student and teacher have different vocabularies, because
     the evaluation on held-out text computes the KL between their predictions.
     """
     check_equal(student, teacher, {"vocab_size": "vocabulary"},

@@ -1,9 +1,9 @@
-"""The loss that trains a sentence encoder: the distance between the student's vector and the teacher's vector
-of a text.
+"""Computes the loss that trains a sentence encoder: the distance between the student's vector and the
+teacher's vector of a text.
 
 The method is that of Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using
-Knowledge Distillation", section 2, but the texts are in one language only. The loss uses no labels and no
-masks. distilbert.py describes the arguments and results of a loss.
+Knowledge Distillation", section 2, but the texts are in one language only. The loss needs no labels and no
+masked tokens. distilbert.py describes the arguments and results of a loss.
 """
 
 import copy
@@ -26,21 +26,22 @@ from minibert.model.sentences import pooling_of
 @dataclass(frozen=True)
 class EmbeddingWeights:
     """The weights of the loss terms of a sentence encoder. Reimers and Gurevych minimise the mean squared
-    error between the vectors of student and teacher (`mse`). The default of this project is the cosine.
+    error between the vectors of student and teacher (`mse`). The default of this project is the cosine
+    distance.
     """
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # weight of the squared error of the last hidden states; needs equal widths
+    hidden: float = 0.0  # weight of the error between the last hidden states, which need equal widths
 
 
 class SentenceStudent(nn.Module):
-    """The module that is trained: the student's encoder, and the layers that map its pooled vector to the
-    sentence vector.
+    """The module that is trained: the student's encoder, and the layers that map the encoder's pooled vector
+    to the sentence vector.
 
     The layers after the pooling are copied from the teacher. If the pooled vectors of student and teacher
     have different widths, a new linear layer before the copied layers maps the student's width to the
-    teacher's width. The new layer stays part of the student. A student that is already a sentence encoder
+    teacher's width. The new layer is saved with the student. A student that is already a sentence encoder
     keeps its own layers.
     """
 
@@ -62,7 +63,7 @@ class SentenceStudent(nn.Module):
                 # has an activation, and Identity means "no activation".
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # an attribute of this module, too, so that the layers are trained and saved with the module
+        # `self.sentences` is not a module. As an attribute of this module, its layers are trained and saved.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -72,12 +73,12 @@ class SentenceStudent(nn.Module):
 
 def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: EmbeddingWeights,
               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss between the student's vector u_s (D) and the teacher's vector u_t (D) of each text, with the
-    terms:
+    """Returns the loss between the student's vector u_s (D,) and the teacher's vector u_t (D,) of each text.
+    h_s and h_t are the last hidden states of student and teacher at a token. The terms are:
 
         cosine  1 - cos(u_s, u_t)
         mse     mean over D of (u_s - u_t)^2
-        hidden  mean over D of (h_s - h_t)^2 at each token, h the last hidden states
+        hidden  mean over the hidden size of (h_s - h_t)^2, at each token
 
     If u_s and u_t have length 1, the `mse` term is 2 / D times the `cosine` term. If the student is not a
     `SentenceStudent`, its vectors are computed with the pooling of the teacher.
@@ -104,8 +105,8 @@ def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
     """Returns a sentence for the user about the new linear layer if the hidden states of student and teacher
-    have different widths, and otherwise an empty text. Raises `UserError` if student and teacher have
-    different vocabularies.
+    have different widths, and otherwise an empty text. Raises `UserError` if the models have different
+    vocabularies, or if the widths differ and the weight of the term `hidden` is not 0.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

@@ -1,6 +1,5 @@
-"""Losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or sequences.
-The training step divides the sum by the number of tokens or sequences of the whole step (all micro-batches,
-all ranks). vocab_loss.py has the losses over the vocabulary, attention_loss.py the losses over attention.
+"""Computes losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or
+sequences. The training step divides the sum by the number of tokens or sequences.
 """
 
 import torch
@@ -19,26 +18,26 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss and the detached sums. The loss is the sum over all terms of weight * (sum of the
-    term) / count. The attributes of `weights` and the keys of `counts` are the names of the terms.
+    """Returns the loss and the detached `sums`. The loss is the sum over all terms of weight * (sum of the
+    term) / count. The keys of `sums` and `counts` and the attributes of `weights` are the names of the terms.
     """
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
 
 
 def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
-    """The sum over tokens of 1 - cos(h_s, h_t). `student` h_s and `teacher` h_t are hidden states (N, D).
-    DistilBERT calls the result L_cos (Sanh et al. 2019, section 3).
+    """Returns the sum over all rows of 1 - cos(h_s, h_t), where h_s and h_t are the rows of `student` and
+    `teacher` (N, D). For hidden states, the result is DistilBERT's L_cos (Sanh et al. 2019, section 3).
     """
     # The cosine is computed in fp32, because 16 bits are too few for values near 1.
     return (1 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(teacher), dim=-1)).sum()
 
 
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """The sum over tokens of the mean over D_t of (W h_s - h_t)^2. `student` has the hidden states h_s (N,
-    D_s), and `teacher` has h_t (N, D_t). `projection` is W (D_t, D_s); None is the identity. In TinyBERT
-    (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd for embeddings.
-    TinyBERT's own code also averages over padding tokens.
+    """Returns the sum over all rows of the mean over the D_t elements of (W h_s - h_t)^2. h_s are the rows of
+    `student` (N, D_s), and h_t are the rows of `teacher` (N, D_t). W (D_t, D_s) is `projection`; None is the
+    identity. In TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd
+    for embeddings. TinyBERT's own code also averages over padding tokens.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -52,8 +51,8 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
 # of each sequence, and not over all N rows of the packed batch.
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
-    """The log-softmax of each column of `x` (N, K) over the rows of each sequence. The result is (N, K), in
-    fp32 or fp64. `offsets` (S + 1,) are the offsets of the `Batch`.
+    """Returns the log-softmax (N, K) of each column of `x` (N, K) over the rows of each sequence, in fp32 or
+    fp64. `offsets` (S + 1,) are the offsets of the `Batch`: the first row of each of the S sequences, and N.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
@@ -71,13 +70,14 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """The sum over sequences of the mean of two cross-entropies, one for the start of the answer and one for
-    the end (Devlin et al. 2018, section 4.2).
+    """Returns the sum over sequences of the mean of two cross-entropies, one for the start of the answer and
+    one for the end (Devlin et al. 2018, section 4.2).
 
-    `logits` is (N, 2). `starts` and `ends` (S,), int64, are the first and the last token of the answer,
-    counted from 0 in each sequence. Token 0 is [CLS], which means "no answer". `starts` and `ends` must be
-    smaller than the lengths of their sequences; a check would wait for the GPU. In BERT's run_squad.py the
-    softmax also runs over the padding.
+    `logits` (N, 2) has the start logit and the end logit of each of N tokens. `starts` and `ends` (S,),
+    int64, are the first and the last token of the answer, counted from 0 in each of S sequences. Token 0 is
+    [CLS], which means "no answer". `starts` and `ends` must be smaller than the lengths of their sequences.
+    They are not checked, because a check would wait for the GPU. In BERT's run_squad.py the softmax also runs
+    over the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -85,13 +85,12 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """The sum over sequences of the mean of two KL(teacher || student), one for the start of the answer and
-    one for the end, multiplied by the squared temperature.
+    """Returns the sum over sequences of the mean of two KL(teacher || student), one for the start of the
+    answer and one for the end, multiplied by the squared temperature.
 
-    `student` and `teacher` are logits (N, 2). The teacher gets no gradient. "DistilBERT (D)" is fine-tuned on
-    SQuAD with this loss, in a second distillation after pre-training (Sanh et al. 2019, section 4.1). The
-    authors' run_squad_w_distillation.py divides the sum by the number of sequences, which is here the
-    caller's task.
+    `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. The paper's
+    "DistilBERT (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1). The caller divides
+    the sum by the number of sequences, as the authors' run_squad_w_distillation.py does.
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

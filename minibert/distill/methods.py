@@ -1,5 +1,5 @@
-"""The table of all methods of pre-training: the functions of the loss, the weights of its terms, and the
-default options of each method.
+"""Lists all methods of pre-training in the table `METHODS`: the loss of each method, the weights of the loss
+terms, and the default options.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ class Method(NamedTuple):
     """
 
     loss: Callable  # takes (student, teacher, micro-batch, weights, counts); returns loss and sums of terms
-    weights: type  # a class: the weights of the terms and other settings of the loss, as published
+    weights: type  # a dataclass: the weights of the terms, and other settings of the loss
     counts: Callable  # takes (step, weights); returns the divisor of each term's sum
-    # Takes (student's config, teacher's config, weights). Returns a sentence for the user about the
-    # comparison of both models, for example the layer map, or an empty text. Raises `UserError` if the two
-    # models cannot be compared.
+    # Takes (student's config, teacher's config, weights). Raises `UserError` if the two models cannot be
+    # compared. Returns a sentence for the user about the comparison, for example the layer map, or an empty
+    # text.
     fit: Callable
     shape: Callable  # takes (teacher's config, number of layers); returns the student's default config
     head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
@@ -39,7 +39,8 @@ class Method(NamedTuple):
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
-# The settings of BERT's own pre-training. Each method below changes some of the settings.
+# Default options, mostly those of BERT's own pre-training. The methods in `METHODS` change some of the
+# options.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 
@@ -49,7 +50,8 @@ METHODS = {
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
     # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0). TinyBERT's
-    # own code has a learning rate of 5e-5 and 10 % warm-up; tinybert has the values 1e-4 and 1 % of `BERT`.
+    # own code has a learning rate of 5e-5 and 10 % warm-up. The method tinybert has the values of `BERT`,
+    # 1e-4 and 1 %.
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -66,7 +68,7 @@ METHODS = {
         BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),
     "embedding": Method(
         embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
-        # In training, teacher and student both compute their vectors without masks and without dropout.
+        # In training, student and teacher compute their vectors without masked tokens and without dropout.
         # `min_length` is 3, so that a text may have one token besides [CLS] and [SEP]. With batches of 32
         # texts, the learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
         BERT | dict(mask_share=0.0, dropout=0.0, lr=2e-4, warmup=0.05, min_length=3), SentenceStudent),
@@ -74,16 +76,18 @@ METHODS = {
 
 
 def terms_of(method: str) -> tuple[str, ...]:
-    """The names of the loss terms of a method, without figures that have no weight, such as the accuracy."""
+    """Returns the names of a method's loss terms. Figures that have no weight, such as the accuracy, are left
+    out.
+    """
     weights = METHODS[method].weights()
-    # any numbers can be in the `Step`, because only the keys of this dictionary are used
+    # the numbers in the `Step` do not matter, because only the keys of `counted` are used
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 
 
 def weights_of(method: str, **changed) -> object:
-    """The published weights of a method, with the fields in `changed` replaced. Raises `UserError` if every
-    weight is 0.
+    """Returns the default weights of a method, with the fields in `changed` replaced. Raises `UserError` if
+    every weight is 0.
     """
     weights = METHODS[method].weights(**changed)
     if not any(getattr(weights, name) for name in terms_of(method)):
@@ -94,9 +98,9 @@ def weights_of(method: str, **changed) -> object:
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
     """Returns the loss of a method on one batch, with a graph for `backward()`, and a dictionary with the
-    mean of each term. `changed` replaces published weights, for example `distillation_loss("distilbert", ...,
-    cosine=0)`. Call `student.train()` and `teacher.eval()` first, because this function does not change the
-    mode of a model.
+    mean of each term. `changed` replaces default weights, for example
+    `distillation_loss("distilbert", ..., cosine=0)`. Call `student.train()` and `teacher.eval()` first,
+    because this function does not change the mode of a model.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

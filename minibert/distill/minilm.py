@@ -1,5 +1,5 @@
-"""The losses of MiniLM and MiniLMv2, which compare the attention of the student's last layer with the
-attention of one teacher layer. MiniLM's losses use no labels, so the text may be masked or not. Student and
+"""Computes the losses of MiniLM and MiniLMv2, which compare the attention of the student's last layer with
+the attention of one teacher layer. The losses use no labels, so the text may be masked or not. Student and
 teacher may have different widths. distilbert.py describes the arguments and results of a loss.
 """
 
@@ -42,14 +42,14 @@ class MiniLMv2Weights:
 
 def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMWeights,
            counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MiniLM (Wang et al. 2020, section 3): the student's last layer learns the attention distributions and
-    the value relations of one teacher layer.
+    """Returns MiniLM's loss for a micro-batch (Wang et al. 2020, section 3). The student's last layer learns
+    the attention distributions and the value relations of one teacher layer.
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
-    # L_AT is the KL between the attention distributions of teacher and student. L_VR is the KL between the
-    # value relations softmax(v v' / sqrt(E)) of both. Student and teacher need the same number of heads, but
-    # not the same head size.
+    # `attention_relation` is the paper's L_AT, and `value_relation` is the paper's L_VR. The value relations
+    # are softmax(v v' / sqrt(E)). Student and teacher need the same number of heads, but not the same head
+    # size E.
     if weights.attention_relation:
         sums["attention_relation"] = relation_sum(q, k, t_q, t_k, micro.batch)
     if weights.value_relation:
@@ -59,10 +59,11 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """MiniLMv2 (Wang et al. 2021, section 3): the student learns the relations among queries, among keys and
-    among values. The relations are computed in R relation heads, so the two models may have different numbers
-    of heads. The scores are divided by sqrt(D / R), where D / R is the size of a relation head. Whether the
-    paper of MiniLMv2 divides by the same number was not checked.
+    """Returns MiniLMv2's loss for a micro-batch (Wang et al. 2021, section 3). The student learns the
+    relations among queries, among keys and among values. The relations are computed in R relation heads, so
+    student and teacher may have different numbers of heads. The scores are divided by sqrt(D / R), where D /
+    R is the size of a relation head. Whether the paper of MiniLMv2 divides by the same number was not
+    checked.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
@@ -75,8 +76,8 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None
                     ) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns q, k, v (N, H, E) of the student's last layer, and q, k, v of the teacher layer
-    `teacher_layer`.
+    """Returns the queries, keys and values (N, H, E) of the student's last layer, and those of the teacher
+    layer `teacher_layer` (None: the last layer).
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_trace = encoder_of(teacher).trace(micro.batch)
@@ -88,24 +89,25 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """The default number of relation heads R for a student and a teacher of the given widths: 48, as in the
-    paper, or the largest number below 48 that divides both widths, for example 24 for 312 and 768.
+    """Returns the default number of relation heads for a student and a teacher of the given widths: the
+    largest number up to 48 that divides both widths. For 312 and 768 the result is 24. The paper has 48
+    relation heads.
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """The divisor of each loss term's sum: the number of sequences in the whole step."""
+    """Returns the divisor of each loss term's sum: the number of sequences in the whole step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """The divisor of each loss term's sum: the number of sequences in the whole step."""
+    """Returns the divisor of each loss term's sum: the number of sequences in the whole step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 
 def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
-    """Returns an empty text, or raises `UserError` if MiniLM cannot compare the two models."""
+    """Returns an empty text. Raises `UserError` if MiniLM cannot compare the two models."""
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     check_heads(student, teacher)
@@ -113,8 +115,8 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
 
 
 def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> str:
-    """Returns a sentence with the number of relation heads. Raises `UserError` if MiniLMv2 cannot compare the
-    two models.
+    """Returns a sentence for the user with the number of relation heads. Raises `UserError` if MiniLMv2
+    cannot compare the two models.
     """
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)

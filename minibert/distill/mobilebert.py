@@ -1,6 +1,7 @@
-"""The losses of MobileBERT (Sun et al. 2020, section 3.5), which compare the feature maps and the attention
-of student and teacher in each layer, and the outputs of both models at masked tokens. distilbert.py describes
-the arguments and results of a loss. training/mobilebert_stages.py decides which terms a step uses.
+"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5). Of student and teacher, the loss compares
+the feature maps (hidden states) and the attention of each layer, and the outputs at masked tokens.
+distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
+a step uses.
 """
 
 from dataclasses import dataclass
@@ -22,9 +23,7 @@ from minibert.model.encoder import Encoder, Trace
 
 @dataclass(frozen=True)
 class MobileBERTWeights:
-    """The weights of MobileBERT's loss terms as in the authors' code, and the layers that are compared. The
-    terms of the first four weights are averaged over all L layers.
-    """
+    """The weights of MobileBERT's loss terms as in the authors' code, and the layers that are compared."""
 
     feature_map: float = 100.0
     mean: float = 5000.0
@@ -38,22 +37,23 @@ class MobileBERTWeights:
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of MobileBERT's knowledge transfer for the layers in `weights.layers`. If the weight of `mlm`
-    or `kd` is not 0, the loss of pre-training distillation is added.
+    """Returns the loss of knowledge transfer for the layers in `weights.layers`. If the weight of `mlm` or
+    `kd` is not 0, the loss of pre-training distillation is added.
 
-    The transfer has the terms `feature_map`, `mean`, `variance` and `attention`. Each term of the transfer is
-    summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention term
-    is KL(a_t || a_s), where a_t and a_s are the attention distributions of teacher and student, averaged over
-    the heads and rows of each sequence. The authors' code averages the KL over all rows of a batch, which
-    gives the same mean if all sequences have the same length.
+    The terms of the transfer are `feature_map`, `mean`, `variance` and `attention`. Each term of the transfer
+    is summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention
+    term is KL(a_t || a_s), averaged over the heads and rows of each sequence, where a_t and a_s are the
+    attention distributions of teacher and student. The authors' code averages the KL over all rows of a
+    batch. The two means are equal if all sequences have the same length.
 
-    The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. The
-    authors' code minimises cross-entropies, which have the same gradients as the KLs.
+    The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. KD is
+    the KL to the teacher. The authors' code minimises cross-entropies instead of KLs; the gradients are the
+    same.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    # the loss does not need the layers above layer `deepest`, so they are not computed
+    # layers above layer `deepest` are not computed, because the loss does not need them
     deepest = L if distils else max(layers)
     with torch.no_grad():
         teacher_trace = trace(teacher.encoder, micro, bool(layers), deepest)
@@ -65,7 +65,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
             terms["attention"] = relation_sum(
                 student_trace.queries[layer - 1], student_trace.keys[layer - 1],
                 teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)
-        # a term with weight 0 is not added to `sums`, so metrics.jsonl has no column for it
+        # a term with weight 0 is not added to `sums`, so it does not appear in metrics.jsonl
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
@@ -78,16 +78,15 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
 
 def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    """The three terms of the feature-map transfer of one layer, as sums over tokens. The hidden states of
-    student and teacher are h_s and h_t (N, D):
+    """Returns the three terms of the feature-map transfer of one layer, as sums over tokens. h_s and h_t (D,)
+    are the hidden states of student and teacher at a token:
 
         feature_map  mean over D of (LN(h_s) - LN(h_t))^2, LN without weights
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. The
-    authors' code takes the teacher's mean and variance over the list of all layers, and this function takes
-    the mean and the variance of one layer.
+    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. But the
+    authors' code takes the teacher's mean and variance over the list of all layers, not over one layer.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
@@ -99,8 +98,8 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
                           micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
                           ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss alpha MLM + (1 - alpha) KD at masked tokens. `last` has the last hidden states (N, D) of
-    student and teacher.
+    """Returns the loss alpha MLM + (1 - alpha) KD at masked tokens, and the sums of its terms. `last` has the
+    last hidden states (N, D) of student and teacher.
     """
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
@@ -123,7 +122,7 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: a number of tokens, of sequences or of masked tokens in
+    """Returns the divisor of each loss term's sum: the number of tokens, of sequences or of masked tokens in
     the whole step.
     """
     masked = max(1, step.masked)
@@ -132,9 +131,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Returns an empty text. Raises `UserError` if the layers of student and teacher cannot be compared one
-    by one, if the teacher's embeddings and head cannot be copied, or if all terms of the transfer, or all
-    terms of the distillation, have weight 0.
+    """Returns an empty text. Raises `UserError` if student and teacher cannot be compared layer by layer, or
+    if the teacher's embeddings and head cannot be copied. Also raises `UserError` if all terms of the
+    transfer, or all terms of the distillation, have weight 0.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -18,13 +18,14 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def halved(teacher: Config, layers: int | None = None) -> Config:
-    """A config like the teacher's, but with half of the teacher's layers, or with `layers` layers."""
+    """Returns the teacher's config with half of the layers, or with `layers` layers."""
     return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The config of a DistilBERT with the teacher `teacher`. The student has half of the teacher's layers (or
-    `layers`), no token types and no pooler. All other settings are the teacher's.
+    """Returns the config of a DistilBERT student for the BERT `teacher`. The student has half of the
+    teacher's layers (or `layers` layers), no token types, no pooler and DistilBERT's `classifier_dropout`.
+    All other settings are the teacher's.
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT has half the layers of a BERT, and the teacher is a MobileBERT: give "
@@ -33,14 +34,14 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
-    """The config of TinyBERT with four layers (or `layers`) and the teacher's vocabulary."""
+    """Returns the config of a TinyBERT with four layers (or `layers` layers) and the teacher's vocabulary."""
     return preset_of("tinybert-4", teacher, layers)
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """The config of a MobileBERT whose teacher is the IB-BERT `teacher`. Inside its blocks, the student has a
-    quarter of the teacher's hidden size. The settings listed in `same` are the teacher's, and all other
-    settings are those of the published MobileBERT.
+    """Returns the config of a MobileBERT student for the IB-BERT `teacher`. Inside its blocks, the student's
+    width is a quarter of the teacher's hidden size. The settings listed in `same` are the teacher's, and all
+    other settings are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
@@ -55,9 +56,9 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """The config of a preset, but with the teacher's vocabulary size, number of positions and labels, and
-    with `layers` layers (None: those of the preset). If `copied` is true, weights of the teacher will be
-    copied, so the config also has the teacher's activation and epsilon of LayerNorm.
+    """Returns the config of the preset `name`, but with the teacher's vocabulary size, number of positions
+    and labels. `layers` is the number of layers (None: that of the preset). If `copied` is true, the student
+    will copy weights of the teacher, so the config also has the teacher's activation and LayerNorm epsilon.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -69,10 +70,10 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 # ---------------------------------------------------------------- layer maps
 
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """The teacher layers (counted from 0) that the student's layers are copied from. Layer i of the student
-    is a copy of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers of
-    teacher and student. For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11, as in
-    DistilBERT.
+    """Returns, for each student layer, the teacher layer (counted from 0) that it copies. Layer i of the
+    student is a copy of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of
+    layers of teacher and student. For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11,
+    as in DistilBERT.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -84,12 +85,12 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """The layer map g(0), g(1) ... g(L_s). Student layer m imitates teacher layer g(m). L_s and L_t are the
-    numbers of layers of student and teacher.
+    """Returns the layer map g(0), g(1) ... g(L_s): student layer m imitates teacher layer g(m). L_s and L_t
+    are the numbers of layers of student and teacher.
 
     Layers are numbered from 1, so layer m has the index m in `Trace.hiddens`, and the index m - 1 in
     `Trace.queries`. Number 0 is the embedding output, and g(0) = 0. If `given` is None, the map is uniform:
-    g(m) = m L_t / L_s, rounded (Jiao et al. 2019). A `given` that is not None is the list g(1), ..., g(L_s).
+    g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise, `given` is the list g(1), ..., g(L_s).
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -118,13 +119,12 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
 
     `init` says which weights are copied. "teacher" copies the embeddings, the head and the teacher layers in
     `layer_map`, which are numbered from 0. If `layer_map` is None, `copied_layers` chooses the layers.
-    "embeddings" copies the embeddings and the head only. "random" copies nothing: the weights are random
-    numbers from `seed`, and the student may have any width.
+    "embeddings" copies only the embeddings and the head. "random" copies nothing, so the student may have any
+    width. Weights that are not copied are random numbers from `seed`.
 
-    `fold_segments` is for a student without token types. If `fold_segments` is true, the teacher's vector of
-    token type 0 is added to every position vector, so that student and teacher compute the same embeddings
-    for a single text. If `fold_segments` is false, the vector of token type 0 is left out, as in DistilBERT's
-    original script.
+    `fold_segments` is for a student without token types. If it is true, the teacher's vector of token type 0
+    is added to every position vector. Then student and teacher compute the same embeddings for a single text.
+    If it is false, the vector of token type 0 is left out, as in DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
@@ -146,7 +146,7 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
 
 
 def student_config(teacher: Config, shape: str | Config | None, layers: int | None, copied: bool) -> Config:
-    """The config of a student. `make_student` describes the arguments."""
+    """Returns the config of a student. `make_student` describes the arguments."""
     if isinstance(shape, str):
         return preset_of(shape, teacher, layers, copied)
     if shape is None:
@@ -155,8 +155,9 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """A model of the given config with the same kind of head as the teacher, and torch's own initial weights.
-    A bare encoder has a pooler only if `pooler` is true and the teacher has a pooler.
+    """Returns a model with the given config, the teacher's kind of head, and torch's own initial weights. If
+    the teacher is an encoder without a head, the model has a pooler only if `pooler` is true and the teacher
+    has a pooler.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -166,9 +167,9 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Gives a model random weights, in place, and returns the model. The weights depend only on `seed` and
-    the config. All token types get the same vector. The text of pre-training has only token type 0, so a
-    random vector of token type 1 would never be trained, and would add noise to the second text of every pair
-    in fine-tuning.
+    the config. All token types get the same vector, because the text of pre-training has only token type 0. A
+    random vector of token type 1 would never be trained. In fine-tuning it would add noise to the second text
+    of every pair.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -181,7 +182,8 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
            ) -> nn.Module:
     """Copies the teacher's weights into a student with the same kind of head, and returns the student.
-    `layers` has, for each student layer, the teacher layer (counted from 0) that is copied (None: no layer).
+    `layers` has, for each student layer, the number of the teacher layer (from 0) that is copied. If `layers`
+    is None, no layers are copied.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
@@ -207,8 +209,8 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
 
 
 def check_equal(student: Config, teacher: Config, sizes: dict[str, str], hint: str) -> None:
-    """Raises `UserError` if student and teacher differ in one of `sizes`, a dict from fields of a config to
-    their meanings. `hint` is the last part of the error message.
+    """Raises `UserError` if student and teacher differ in one of `sizes`. `sizes` is a dict from config
+    fields to their names in the error message. `hint` is the last part of the error message.
     """
     for name, meaning in sizes.items():
         student_size, teacher_size = getattr(student, name), getattr(teacher, name)
@@ -221,8 +223,8 @@ OUTER_SIZES = {"vocab_size": "vocabulary", "hidden_size": "width", "max_position
 
 
 def check_vocabulary(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if student and teacher have different vocabularies, because both read the same token
-    ids.
+    """Raises `UserError` if student and teacher have different vocabularies, because the two models read the
+    same token ids.
     """
     check_equal(student, teacher, {"vocab_size": "vocabulary"}, "both read the same ids")
 

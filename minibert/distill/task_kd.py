@@ -1,11 +1,12 @@
-"""The loss of fine-tuning, with or without a teacher. The loss has three terms. L_hard compares the student
-with the labels, L_soft with the teacher's outputs, and L_patience with the teacher's [CLS] states (PKD, Sun
-et al. 2019).
+"""Computes the loss of fine-tuning, with or without a teacher. The loss has three terms. L_hard compares the
+student's outputs with the labels, and L_soft compares them with the teacher's outputs. L_patience compares
+the [CLS] states of student and teacher (PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
-Each term is a sum over examples, divided by the number of examples of the whole step. The teacher computes
-the outputs for all examples once, before training, and each batch contains the teacher's outputs.
+Each term is a sum over examples, divided by the number of examples of the whole step (L_hard: of examples
+with a label). The teacher computes its outputs for all examples once, before training, and each batch
+contains the teacher's outputs for its examples.
 """
 
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ class TaskWeights:
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str,
                     copied: list[int] | None = None) -> list[tuple[int, int]]:
-    """The pairs (student layer, teacher layer), counted from 1, whose [CLS] states are compared in PKD (Sun
-    et al. 2019, section 3.3). The student's last layer is in no pair, because the last layer learns from the
-    teacher's outputs. With 6 student layers and 12 teacher layers, "skip" takes every second teacher layer:
-    2, 4, 6, 8 and 10. "last" takes the teacher layers directly below the top layer: 7 to 11.
+    """Returns the pairs (student layer, teacher layer), counted from 1, whose [CLS] states PKD compares (Sun
+    et al. 2019, section 3.3). The student's last layer is in no pair, because it learns from the teacher's
+    outputs. `which` is "skip", "last" or "copied". With 6 student layers and 12 teacher layers, "skip" takes
+    every second teacher layer: 2, 4, 6, 8 and 10. "last" takes the teacher layers directly below the top
+    layer: 7 to 11.
 
     With "copied", which is not in the paper, each student layer is compared with the teacher layer that it
-    copies. `copied` are the numbers (from 0) of the copied layers.
+    copies. `copied` has the numbers (from 0) of the copied layers.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -53,26 +55,26 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str,
 
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """The loss on the labels, summed over the examples that have a label: the cross-entropy for classes and
-    spans, and the squared error for scores. `labels` (S,) are classes or scores. The label of an example
-    without a label is -1 (class) or NaN (score). For spans, `labels` (S, 2) has the start and the end of each
-    answer. `offsets` are the offsets of the `Batch`; only the loss of spans uses them.
+    """Returns the loss on the labels, summed over the examples that have a label: the cross-entropy for
+    classes and spans, and the squared error for scores. `labels` (S,) are the classes or scores of S
+    examples. An example without a label has the label -1 (class) or NaN (score). For spans, `labels` (S, 2)
+    has the start and the end of each answer. `offsets` are the offsets of the `Batch`, for spans.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # `x[mask]` would wait for the GPU, because the size of its result depends on the mask
+        # indexing with a mask (`x[mask]`) would wait for the GPU, because the size of its result depends on
+        # the mask
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 
 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
-    """The sum over examples of T^2 KL(teacher || student) at temperature T (Hinton et al. 2015). For scores
-    (regression), the sum over examples of the squared difference between the scores of student and teacher.
-    PKD's code takes the mean over examples and classes, so the KL in PKD's code is smaller by the number of
-    classes.
+    """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
+    For scores (regression), returns the sum of the squared differences between the scores of student and
+    teacher. PKD's code divides the KL also by the number of classes.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -84,12 +86,13 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
 
 
 def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
-    """The sum over examples of the mean squared difference of normalised [CLS] states. `student_cls` and
-    `teacher_cls` are (S, P, D): the [CLS] states of P layers for S examples (see `patience_layers`).
+    """Returns the sum over examples of the mean squared difference between the normalised [CLS] states of
+    student and teacher. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers for S
+    examples (`patience_layers`).
 
-    The paper (eq. 7) sums over layers and elements. The authors' code takes the mean over layers and
-    elements, and the published values of beta (10 to 1000) are for the mean. `patience_sum` takes the mean
-    over layers and elements, as the authors' code does, and normalises the [CLS] states, as the paper does.
+    The mean is taken over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum
+    over layers and elements, but the published values of beta (10 to 1000) are for the mean. The [CLS] states
+    are normalised as in the paper.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))
@@ -114,13 +117,13 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term.
-    `layers` are the student layers, numbered from 1, whose [CLS] states are compared. An empty list means
-    that the loss has no patience term.
+    `layers` are the student layers, numbered from 1, whose [CLS] states are compared. If `layers` is empty,
+    the loss has no patience term.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)
     hiddens = model.encoder.trace(micro.batch).hiddens
     loss, sums = output_loss(model, model.classify(hiddens[-1], micro.batch), weights, counts, micro)
-    student_cls = torch.stack([hiddens[i][micro.batch.first_tokens] for i in layers], 1)  # (S, P, D), P pairs
+    student_cls = torch.stack([hiddens[i][micro.batch.first_tokens] for i in layers], 1)  # (S, P, D)
     patience = patience_sum(student_cls, micro.targets["cls"])
     return loss + weights.beta / counts["patience"] * patience, sums | {"patience": patience.detach()}

@@ -1,8 +1,8 @@
-"""The table of all methods that learn a task from a teacher: the requirements and the default options of each
+"""Lists all methods that learn a task from a teacher, with the requirements and the default options of each
 method.
 
-The losses of kd and pkd are in task_kd.py, the loss of tinybert is in tinybert.py, and the loss of theseus is
-in theseus.py. All methods use the losses of task_kd.py for the labels and for the teacher's outputs.
+The losses are in task_kd.py (kd and pkd), tinybert.py and theseus.py. All methods use the losses of
+task_kd.py for the labels and for the teacher's outputs.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class TaskMethod(NamedTuple):
 TASK_METHODS = {
     "kd": TaskMethod("the teacher's outputs", False, True, False, dict(alpha=0.5, temperature=2.0)),
     "pkd": TaskMethod(
-        "the teacher's outputs, and the [CLS] states of some of its layers", True, False, False,
+        "the teacher's outputs, and the [CLS] states of some teacher layers", True, False, False,
         dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip")),
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,

@@ -1,14 +1,15 @@
-"""BERT-of-Theseus (Xu et al. 2020): the student's layers are trained inside the teacher.
+"""Computes the loss of BERT-of-Theseus (Xu et al. 2020), which trains the student's layers inside the
+teacher.
 
 The teacher's layers are divided into groups, one group for each student layer. In every step, the student
 layer of a group replaces the teacher layers of the group with probability p. Embeddings, pooler and head are
-the teacher's. Only the student's layers are trained. The loss is the loss of the task (task_kd.py).
+copies of the teacher's. Only the student's layers are trained. The loss is the loss of the task (task_kd.py).
 
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
 b is the probability in the first step, and `replace_rate` chooses k. When p is 1, no teacher layer is used,
-and the training of the student's layers continues. One run has both stages of the paper: the training with
-the teacher's layers, and the training without the teacher's layers.
+and the training of the student's layers continues. So one run has both stages of the paper: training with
+teacher layers, then without them.
 """
 
 import math
@@ -22,19 +23,17 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# Only this file has this number as the first argument of `uniform`, so that the choice of groups and the
-# masking use different random numbers.
+# The first argument of `uniform` in this file. The number is not used in other files, so the choice of groups
+# and the masking use different random numbers.
 DRAW = 0x7E5E05
 
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
-    """Returns, for each student layer, the numbers (from 0) of the teacher layers that the student layer
-    replaces.
+    """Returns, for each student layer, the numbers (from 0) of the teacher layers that it replaces.
 
     Student layer m (from 1) replaces the teacher layers g(m - 1) to g(m) - 1, where g is the uniform layer
-    map of TinyBERT (see `imitated_layers`). With 12 teacher layers and 6 student layers, each group has two
-    layers. With 6 teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5). In the
-    original code all groups have the same size.
+    map of TinyBERT (see `imitated_layers`). With 6 teacher layers and 4 student layers, the groups are (0,
+    1), (2), (3) and (4, 5). In the original code all groups have the same size.
     """
     if student_layers > teacher_layers:
         raise UserError("theseus replaces each group of teacher layers with one student layer, and a student "
@@ -44,8 +43,8 @@ def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
 
 
 def replace_rate(step: int, steps: int, base: float, until: float) -> float:
-    """The probability p(t) = min(1, k t + b) that a group is replaced in step t (from 0). b is `base`. k is
-    chosen so that p becomes 1 after a share `until` of all `steps`.
+    """Returns the probability p(t) = min(1, k t + b) that a group is replaced in step t (from 0). b is
+    `base`. k is chosen so that p becomes 1 after a share `until` of all `steps`.
     """
     rising = math.ceil(until * steps)
     if step >= rising:
@@ -55,20 +54,21 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Chooses the groups of teacher layers that student layers replace in a step. Returns one bool for each
-    group: True if the group is replaced. `rate` is the probability that a group is replaced. The result
-    depends only on the arguments, so all micro-batches and ranks of a step replace the same groups, also in a
-    resumed run. The original code draws groups for each micro-batch.
+    """Chooses the groups of teacher layers that student layers replace in a step. Each group is replaced with
+    the probability `rate`. Returns one bool for each group: True if the group is replaced. The result depends
+    only on the arguments. So in a step all micro-batches and ranks replace the same groups, also if the run
+    was resumed. The original code chooses the groups again for each micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
 
 def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
                  ) -> Tensor:
-    """The outputs of a model that consists of student layers and teacher layers. If a group is replaced, its
-    student layer is used; otherwise the teacher layers of the group are used. Gradients pass through the
-    teacher's layers to the student's layers below them, but the teacher's weights are not trained. As in the
-    original code, the teacher's layers have dropout: finetune.py sets the teacher to train mode.
+    """Returns the outputs (logits) of a model that consists of student layers and teacher layers. If a group
+    is replaced, its student layer is used; otherwise the teacher layers of the group are used. Gradients pass
+    through the teacher's layers to the student's layers below them, but the teacher's weights are not
+    trained. As in the original code, the teacher's layers have dropout: finetune.py sets the teacher to train
+    mode.
     """
     groups = layer_groups(len(student.encoder.layers), len(teacher.encoder.layers))
     x = student.encoder.embed(micro.batch)
@@ -80,8 +80,8 @@ def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], m
 
 def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], weights: TaskWeights,
                  counts: dict[str, int], micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term:
-    `output_loss` for the outputs of `mixed_logits`.
+    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term.
+    The loss is the `output_loss` of the outputs of `mixed_logits`.
     """
     return output_loss(student, mixed_logits(student, teacher, replaced, micro), weights, counts, micro)
 

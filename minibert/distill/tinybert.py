@@ -1,6 +1,6 @@
-"""The loss of TinyBERT (Jiao et al. 2019, section 3.1), which compares the embeddings, hidden states and
-attention scores of student and teacher in each student layer. The loss uses no labels, so the text may be
-masked or not. distilbert.py describes the arguments and results of a loss.
+"""Computes the loss of TinyBERT (Jiao et al. 2019, section 3.1), which compares the embeddings, hidden states
+and attention scores of student and teacher. The loss uses no labels, so the text may be masked or not.
+distilbert.py describes the arguments and results of a loss.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ class TinyBERTStudent(nn.Module):
     embeddings) and W_h (for the hidden states). The projections map the student's states to the teacher's
     width.
 
-    Each student layer has a matrix W_h of its own. The projections are trained and saved in checkpoints, but
-    the projections are not part of the student. TinyBERT's own code has a single linear layer, with a bias,
-    for the embeddings and all hidden states. The projections have no bias, as in the paper. The paper
-    does not say if all layers share W_h.
+    Each student layer has a matrix W_h of its own; the paper does not say if all layers share W_h. The
+    projections have no bias, as in the paper. TinyBERT's own code has a single linear layer, with a bias, for
+    the embeddings and all hidden states. The projections are trained and saved in checkpoints, but are not
+    part of the student.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -54,9 +54,9 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """TinyBERT's Transformer distillation. A student that is not a `TinyBERTStudent` has no projections, so
-    the student must have the teacher's width. The teacher is in eval mode. In the original code the teacher
-    is in train mode, so it has dropout.
+    """Returns the loss of TinyBERT's Transformer distillation for a micro-batch. A student that is not a
+    `TinyBERTStudent` has no projections, so it must have the teacher's width. The teacher is in eval mode. In
+    the original code it is in train mode, with dropout.
     """
     with torch.no_grad():  # the teacher is not trained, so it needs no gradients
         teacher_trace = encoder_of(teacher).trace(micro.batch)

@@ -1,16 +1,16 @@
-"""Cross-entropy and distillation KL over the vocabulary. `vocab_loss_plain` defines the loss in ten lines of
-code. `vocab_loss` computes the same loss with less memory, because it computes the logits for some rows at a
-time.
+"""Computes the MLM cross-entropy and the distillation KL over the vocabulary. `vocab_loss_plain` defines the
+loss in ten lines of code. `vocab_loss` computes the same loss with less memory, because it computes the
+logits for some rows at a time.
 
-The logits of a row are z = h W' + b. W are the word embeddings (tied), and b is the bias. z_s are the
-student's logits, z_t the teacher's. In this file T is the temperature, not the sequence length.
+A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h is the
+state of the MLM head, W are the word embeddings (tied), and b is the bias. z_s are the student's logits, z_t
+the teacher's. In this file T is the temperature, not the sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
-The logits of N rows are N x V numbers, where V is the size of the vocabulary. For 2,048 tokens and BERT's
-vocabulary, the logits take 250 MB in fp32. To save memory, the rows are divided into chunks of C rows. The
-gradients of a chunk are computed together with its loss:
+For 2,048 tokens and BERT's vocabulary, the logits take 250 MB in fp32. To save memory, the rows are divided
+into chunks of C rows. The gradients of a chunk are computed together with its loss:
 
     d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T))
     d MLM / d z_s = softmax(z_s) - onehot(label)
@@ -34,8 +34,8 @@ CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
 class Vocab(NamedTuple):
-    """The tensors that give the logits of one model: the states of its MLM head (N, D), the token vectors
-    (V, D) and the bias (V,).
+    """The tensors from which the logits of one model are computed: the states of its MLM head (N, D), the
+    token vectors (V, D) and the bias (V,).
     """
 
     states: Tensor
@@ -45,7 +45,7 @@ class Vocab(NamedTuple):
 
 class VocabSums(NamedTuple):
     """Sums over all rows of logits, detached: the KL multiplied by T^2, the MLM cross-entropy in nats, and
-    the number of rows whose label is the most likely token.
+    the number of rows whose most likely token is the label.
     """
 
     kl: Tensor
@@ -59,12 +59,12 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     """Returns the loss, a differentiable scalar, and the sums of its terms without weights (`VocabSums`). The
     loss is `mlm_weight` * MLM sum + `kl_weight` * KL sum.
 
-    To get means, the caller divides the weights by the number of tokens, or of masked tokens, in the whole
-    step. `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the numbers of
-    the rows with a label, in order. If `labelled` is None, this function searches for the labelled rows, and
-    the CPU must wait for the GPU. `chunk` is the number of rows in one chunk. The student's states, table and
-    bias get gradients; the teacher gets none. Under autocast, logits and their gradients have the dtype of
-    autocast. Softmaxes, sums and results are in fp32.
+    For means instead of sums, the caller divides the weights by the number of tokens, or of masked tokens, in
+    the whole step. `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the
+    numbers of the M rows with a label, in order. If `labelled` is None, this function searches for the
+    labelled rows, and the CPU must wait for the GPU. `chunk` is the number of rows in one chunk. The
+    student's states, table and bias get gradients; the teacher gets none. Under autocast, logits and their
+    gradients have the dtype of autocast. Softmaxes, sums and results are in fp32.
     """
     # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without `detach`, unused gradients
     # would be computed.
@@ -82,8 +82,8 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """The definition of the loss, with the logits of all rows in memory. A test compares `vocab_loss` and its
-    gradients with `vocab_loss_plain`.
+    """Returns the loss of `vocab_loss`, computed with the logits of all rows in memory. A test compares the
+    loss and the gradients of the two functions.
     """
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
@@ -164,8 +164,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1, and nothing is multiplied. Only a CPU compares `grad_loss`
-        # with 1, because on a GPU the comparison would wait for the device.
+        # Without a loss scale, `grad_loss` is 1, and the gradients do not change. On a GPU, a comparison of
+        # `grad_loss` with 1 would wait for the GPU.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -173,9 +173,9 @@ class _VocabLoss(torch.autograd.Function):
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
-    """Replaces a chunk of logits z (C, V), which do not contain the bias, by their gradient. Adds the losses
-    of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the chunk's
-    first row. `marked` are the rows with a label, on the device of z.
+    """Replaces a chunk of logits z (C, V), which do not contain the bias, by the gradients of the loss. Adds
+    the losses of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of
+    the chunk's first row. `marked` are the numbers of the rows with a label, on the device of z.
     """
     # on a CPU, a tile of logits must fit in the cache
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
@@ -199,16 +199,17 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
                     else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
             grad *= terms.mlm_weight
         if grad_bias is not None:
-            # in fp32, because 16 bits lose small terms of a long sum
+            # `grad` is in fp32 here, because 16 bits lose small terms of a long sum
             grad_bias += grad.sum(0)
         z[inside] = grad
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Returns, for each row, the KL multiplied by T^2, and the gradient (..., V) of the multiplied KL with
-    respect to z_s. T is `temperature`. The content of z_s and z_t is overwritten.
+    """Returns two tensors for logits z_s and z_t (..., V): T^2 KL(softmax(z_t / T) || softmax(z_s / T)) for
+    each row, and its gradient (..., V) with respect to z_s. T is `temperature`. The content of z_s and z_t is
+    overwritten.
     """
-    # in place, because every other operation would need a new tensor of vocabulary size
+    # in place, because other operations would need new tensors of the size of the logits
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
     p_t, log_sum_t = _softmax(z_t.div_(temperature))
     # the KL is the sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)
@@ -229,9 +230,9 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns softmax(z) (..., V) and log sum exp(z) (...,), with one computation of the exponentials."""
+    """Returns softmax(z) (..., V) and log sum exp(z) (...,). The exponentials are computed only once."""
     p = z.softmax(-1)
-    # log sum exp(z) equals z - log p for every token; the most likely token has a p that is never 0
+    # log sum exp(z) is z - log p of any token; the most likely token is used, because its p is never 0
     return p, z.amax(-1) - p.amax(-1).log()
 
 

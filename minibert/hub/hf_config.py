@@ -18,17 +18,17 @@ DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": 
 OWN = "minibert-"  # the start of `model_type` in the config.json of a model that transformers cannot compute
 # in two LayerNorms of MobileBERT, transformers always uses this epsilon, whatever config.json says
 MOBILE_NORM_EPS = 1e-5
-# A config.json with a size above these limits is refused, because a model with a size from a damaged file
-# could fill the memory. All real models are smaller.
+# A config.json with a size above these limits is refused, because a size in a damaged file could make a model
+# that fills the memory. All real models are smaller.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """Returns the `Config` of a parsed config.json and the name of the head. The name of the head is None if
-    config.json names no model class (`architectures`), and the name of the class if minibert does not know
-    the class. Raises `UserError` with the file and the field if a value has a wrong type or is out of bounds,
-    or if minibert does not support the model.
+    """Returns the `Config` of a parsed config.json, and the name of the head. The second result is None if
+    config.json names no model class (`architectures`). If minibert does not know the class, the second result
+    is the name of the class. Raises `UserError` with the file and the field if a value has a wrong type or is
+    out of bounds, or if minibert does not support the model.
     """
     try:
         return _parse(raw)
@@ -72,7 +72,7 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
     act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
-    # The attention dropout in the file is not read, and `Config` has its default 0. Nearly every file has
+    # The attention dropout in the file is ignored, and the `Config` has the default 0. Nearly every file has
     # 0.1, but fused attention kernels work only with 0.
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
@@ -81,8 +81,8 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
 
 
 def _attention_input(raw: dict) -> str:
-    """Returns the value of `attention_input` for a MobileBERT: a key of `ATTENTION_INPUT`. Raises `UserError`
-    if the config describes a variant of MobileBERT that minibert does not support.
+    """Returns the field `attention_input` of a MobileBERT's `Config`, a key of `ATTENTION_INPUT`. Raises
+    `UserError` if the config.json describes a variant of MobileBERT that minibert does not support.
     """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
@@ -96,8 +96,8 @@ def _attention_input(raw: dict) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """Returns a dict with the fields `labels` and `problem_type` of a `Config`. The labels are those of
-    id2label in the order of the ids. Without id2label, the `num_labels` labels are LABEL_0, LABEL_1 and so
+    """Returns a dict with the fields `labels` and `problem_type` of a `Config`. The labels are the names in
+    id2label, in the order of their ids. Without id2label, the `num_labels` labels are LABEL_0, LABEL_1 and so
     on.
     """
     named = raw.get("id2label")
@@ -111,7 +111,7 @@ def _labels(raw: dict) -> dict:
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
                         "valid number")
-    if count != len(labels):  # transformers 4 and transformers 5 read different ones of these two numbers
+    if count != len(labels):  # transformers 4 reads one of the numbers, and transformers 5 the other
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 
@@ -136,13 +136,13 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """The settings of a config.json that do not belong to a `Config`, for `describe`."""
+    """Returns the settings of a config.json that have no field in `Config`, for `describe`."""
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
 def difference(config: Config) -> str:
-    """The feature of the model that no model of `transformers` has, or "" if `transformers` supports the
-    model.
+    """Returns a text that names the feature of the model that `transformers` does not support, or "" if
+    `transformers` supports the model.
     """
     c, mobile = config, config.architecture == "mobilebert"
     differences = {
@@ -158,8 +158,9 @@ def difference(config: Config) -> str:
 
 
 def describe(config: Config, head: str, dtype: str, others: dict | None = None) -> dict:
-    """The content of config.json for a model. `dtype` is the precision of the stored weights, for example
-    "float32". `others` is the result of `other_settings` for the config.json from which the model was loaded.
+    """Returns the content of config.json for a model. `dtype` is the precision of the stored weights, for
+    example "float32". `others` is the result of `other_settings` for the config.json from which the model was
+    loaded.
     """
     others, architecture = others or {}, config.architecture
     labels = {str(i): label for i, label in enumerate(config.labels)}
@@ -185,5 +186,5 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
 
 
 def dump(raw: dict) -> str:
-    """The text of a config.json file with the content `raw`."""
+    """Returns the text of a config.json with the content `raw`."""
     return json.dumps(raw, indent=2) + "\n"

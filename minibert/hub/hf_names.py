@@ -1,11 +1,12 @@
-"""Tables that translate names of modules and config fields between minibert (on the left) and Hugging Face
-(on the right), for each architecture. The first `{}` of a name is the number of the layer. In MobileBERT, a
-second `{}` is the number of a feed-forward network in the layer.
+"""Translates the names of modules and config fields between minibert and Hugging Face. The tables have
+minibert's names on the left and Hugging Face's names on the right, for each architecture. The first `{}` of a
+name is the number of the layer. In MobileBERT, a second `{}` is the number of a feed-forward network in the
+layer.
 
 A weight file may have three kinds of tensors that minibert's model does not have. The tensors in `TIED` are
 second copies of other tensors. The tensors in `DROPPED` have no use in minibert. The modules in
-`HEAD_MODULES` belong to heads that the caller may not need. Any other difference between a file and its model
-is an error (load_save.py).
+`HEAD_MODULES` belong to heads that the loaded model may not have. Any other difference between a file and its
+model is an error (load_save.py).
 """
 
 import re
@@ -98,11 +99,11 @@ DROPPED = (  # tensors whose names match these patterns belong to no model of mi
     # TinyBERT's files have matrices that map the student's hidden states to the teacher's width. Only
     # TinyBERT's distillation needs these matrices.
     r"fit_dense\.(weight|bias)",
-    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one such matrix for each layer
+    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one matrix for each layer
 )
 
-# Each module in this list belongs to some heads only. If the file has a module of the list that the model
-# does not have, the tensors of the module are not used.
+# Only some heads have these modules. If a file has such a module and the model does not, `load` accepts the
+# file.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
@@ -151,12 +152,12 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# Some config.json files on the hub use another name for a field. `ALIASES` maps the other name to the usual
-# name in FIELDS. If a config.json has both names, the value under the unusual name is used.
+# Some config.json files on the hub have an unusual name for a field. `ALIASES` maps the unusual name to the
+# usual name in FIELDS. If a config.json has both names, the value of the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# These keys of a loaded config.json are not copied to the config.json of a saved model. Some keys get values
-# from the model's `Config`. The other keys name the file or the code from which the model was loaded.
+# `save` does not copy these keys from the config.json that was loaded. It computes some of the keys from the
+# model's `Config`. The other keys name the file or the code from which the model was loaded.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
@@ -180,8 +181,8 @@ ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """Translates the name of a tensor with the table `modules`. Layer numbers and "weight" or "bias" do not
-    change. Returns None if the module is not in the table.
+    """Translates the name of a tensor with the table `modules`. Layer numbers and the ending "weight" or
+    "bias" do not change. Returns None if the module is not in the table.
     """
     module, _, leaf = name.rpartition(".")
     number = r"(?<=\.)\d+(?=\.)"
@@ -192,15 +193,15 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 
 def to_hf(name: str, architecture: str) -> str:
-    """Hugging Face's full name of the tensor that minibert calls `name`, as in a model with a head: names of
-    the encoder begin with "bert.", "distilbert." or "mobilebert.".
+    """Returns Hugging Face's full name of the tensor that minibert calls `name`. As in a model with a head,
+    the names of the encoder's tensors begin with "bert.", "distilbert." or "mobilebert.".
     """
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """minibert's name of the tensor that Hugging Face calls `name` (a result of `full_hf_name`), or None if
-    the name is not in the table.
+    """Returns minibert's name of the tensor that Hugging Face calls `name` (a result of `full_hf_name`), or
+    None if the name is not in the table.
     """
     return translate(name, {hf: own for own, hf in MODULES[architecture].items()})
 

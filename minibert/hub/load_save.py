@@ -1,8 +1,8 @@
-"""Loads models from folders or from the hub, and saves models, in Hugging Face's layout.
+"""Loads and saves models in Hugging Face's layout.
 
 Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor. The
-only exceptions are listed in hf_names.py. `load` reads no pickled files. weights/convert.py reads old pickled
-files (.bin) with `weights_only=True`, and converts them.
+only exceptions are listed in hf_names.py. `load` reads no pickled files (.bin). weights/convert.py converts
+them.
 """
 
 import os
@@ -38,7 +38,7 @@ class Beside:
     """The parts of a loaded folder that the model does not use, but that `save` writes for other programs."""
 
     settings: dict = field(default_factory=dict)  # the settings in config.json that `Config` does not have
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # by minibert's names: tensors of unused heads
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads by minibert's names
     files: dict[str, bytes] = field(default_factory=dict)  # the files of sentence-transformers by their paths
 
 
@@ -48,20 +48,20 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     CPU.
 
     `head` is "encoder", "mlm", "pretraining", "classification" or "span". If `head` is None, the model has
-    the head of the checkpoint. If the checkpoint has no classification or span head, the head starts with new
-    random weights, and a warning names the new tensors.
+    the head of the checkpoint. If `head` is "classification" or "span" and the checkpoint has no such head,
+    the head starts with new random weights. A warning names the new tensors.
 
     `changes` replace fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the
-    classifier gets new random weights. The attention dropout in a Hugging Face config.json is ignored: it is
-    0, unless `changes` sets another value. With `legacy_bin`, which only weights/convert.py uses,
-    pytorch_model.bin is also read.
+    classifier gets new random weights. The attention dropout is 0 unless `changes` sets another value; the
+    value in config.json is ignored. With `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin
+    is also read.
 
     The model has two additional attributes. `sentences` says how `embed` computes a sentence vector. `beside`
     has the other contents of the folder, which `save` writes again. Both attributes are empty if `head` is
     neither "encoder" nor the head of the checkpoint.
 
-    Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has another head. A single
-    `UserError` names all tensors that are missing, unexpected or of a wrong shape.
+    Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
+    `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
     """
     if head is not None and head not in MODELS:
         raise UserError(f"head {head!r} is not known: {', '.join(MODELS)}")
@@ -75,8 +75,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # A head that minibert does not know, for example a classifier of tokens, may also have a module
-    # "classifier". The module "classifier" then belongs to another task, so its tensors are left out.
+    # A checkpoint with an unknown head, for example a classifier of tokens, may also have a module
+    # "classifier". Such a classifier belongs to another task, so its tensors are left out.
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -88,8 +88,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, renamed)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, renamed) if relabelled or wanted != own else []
-    # The shapes are checked before new tensors are made, because new tensors of a wrong size in config.json
-    # could fill the memory.
+    # The shapes are checked before new tensors are made, because a wrong size in config.json could make
+    # tensors that fill the memory.
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, renamed, names)
     if new:
@@ -115,24 +115,26 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
 
 
 def load_config(folder_or_hub_name: str | Path) -> Config:
-    """The `Config` of a model in a folder or on the hub, from its config.json alone."""
+    """Returns the `Config` of a model in a folder or on the hub, without reading the weights."""
     return config_and_head(folder_or_hub_name)[0]
 
 
 def config_and_head(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """The `Config` and the head that config.json states. The head is None if config.json states none."""
+    """Returns the `Config` and the head that config.json states. The head is None if config.json states none.
+    """
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
 
 def head_of(model: nn.Module) -> str:
-    """The name of a model's head, as in the argument `head` of `load`."""
+    """Returns the name of a model's head, as in the argument `head` of `load`."""
     return next(head for head, kind in MODELS.items() if isinstance(model, kind))
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model with the head `head`, whose tensors have shapes but no memory yet, and the prefix of
-    the tensors' names in hf_names.py ("encoder." for an encoder).
+    """Returns a model with the head `head`, whose tensors have shapes but no memory yet, and a prefix. The
+    prefix before the model's tensor names gives the names in hf_names.py: "encoder." for an encoder,
+    otherwise "".
     """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
@@ -142,9 +144,9 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """Returns three values: a dict from minibert's names to the tensors of a file, a dict from minibert's
-    names to the names in the file, and a message if a tensor is stored twice with different values (or "").
-    The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so that
-    `_check_tensors` can report them.
+    names to the names in the file, and an error message if a tensor is stored twice with different values
+    (otherwise ""). The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so
+    that `_check_tensors` can report them.
     """
     full, untied = {}, ""
     for name, tensor in tensors.items():
@@ -173,14 +175,14 @@ def _few(names: Iterable[str], n: int = 5) -> str:
 
 
 def _head_of_tensors(renamed: Iterable[str]) -> str:
-    """The head to which the tensors belong, for folders whose config.json names no head."""
+    """Returns the head to which the tensors belong, for folders whose config.json names no head."""
     modules = {"nsp": "pretraining", "mlm": "mlm", "classifier": "classification", "span": "span"}
     return next((head for module, head in modules.items() if f"{module}.bias" in renamed), "encoder")
 
 
 def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
-    """The names of the tensors that need new weights: tensors of classification and span modules that are not
-    in the checkpoint.
+    """Returns the names of the tensors that need new weights: tensors of classification and span modules that
+    are not in the checkpoint.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
             if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & renamed.keys()]
@@ -195,8 +197,8 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
-    """Raises `UserError` if the architecture has no such head, or if the head is "mlm" or "pretraining" and
-    the file does not have the tensors of the head.
+    """Raises `UserError` if minibert or the architecture has no such head. For the heads "mlm" and
+    "pretraining", also raises `UserError` if the file has no tensors of the head, or if tied tensors differ.
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -218,7 +220,8 @@ def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[st
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    renamed: dict[str, Tensor], names: dict[str, str]) -> None:
-    """Raises one `UserError` with all differences between the model and the file, by the names of the file.
+    """Raises one `UserError` for all differences between the tensors of the model and of the file. The
+    message has the tensor names of the file.
     """
     problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
@@ -242,21 +245,22 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and the tokenizer's files. If the model was loaded
-    from a folder, `save` also writes what other programs need from the loaded folder: settings, a pooler, and
-    the files of sentence-transformers.
+    from a folder, `save` also writes what other programs need from that folder: settings, tensors of unused
+    heads, and the files of sentence-transformers.
 
     `transformers` can also load the files. If `transformers` does not support the model, a warning gives the
-    reason, and `transformers` refuses the files, because config.json names another `model_type`.
+    reason. Then `transformers` refuses the files, because `model_type` in config.json begins with
+    "minibert-".
 
     `dtype` is the precision of the stored weights, for example `torch.float16`. `card` is markdown for the
     model card. The model in an existing folder is replaced, and other files in the folder stay. If saving is
     interrupted, the folder has either the complete old model or no config.json, and `load` refuses a folder
-    without config.json. Raises `UserError` if a value is not finite.
+    without config.json. Raises `UserError` if a weight is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # An encoder without a head is saved without a prefix, as transformers does. If tensors of an unused head
-    # are saved with the encoder, the encoder's names need the prefix.
+    # The tensor names of an encoder get no prefix, as in transformers. If tensors of an unused head are also
+    # saved, the names of the encoder's tensors need the prefix.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -274,7 +278,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
     # All new files are complete on the disk before an old file is replaced. The old config.json is removed
-    # first and the new one is written last, because a folder without config.json does not load.
+    # first, and the new config.json is moved to the folder last, because a folder without config.json does
+    # not load.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")
@@ -286,7 +291,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
                                                    card), encoding="utf-8")
         (made / "config.json").write_text(dump(describe(config, head, stored, beside.settings)),
                                           encoding="utf-8")
-        # safetensors makes a file that only its owner can read, so it gets the permissions of config.json
+        # safetensors makes a file that only its owner can read, so the file gets the permissions of
+        # config.json
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:

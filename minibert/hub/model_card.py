@@ -22,8 +22,8 @@ WHAT = {
 
 def model_card(model: nn.Module, head: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
-    """The text of a model card: YAML front matter, a description of the model, the markdown text `extra`, and
-    code that loads the model.
+    """Returns the text of a model card: YAML front matter, a description of the model, the markdown text
+    `extra`, and code that loads the model.
     """
     c = model.config
     sentences = getattr(model, "sentences", None)
@@ -42,7 +42,7 @@ def model_card(model: nn.Module, head: str, parameters: int, dtype: str, name: s
     if head == "classification" and not c.regression:
         rows["labels"] = ", ".join(c.labels)
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    alone = difference(c)  # only minibert loads the model
+    alone = difference(c)  # "", or the reason why only minibert loads the model
     library = "minibert" if alone else "sentence-transformers" if sentences else "transformers"
     parts = [f"---\nlibrary_name: {library}\npipeline_tag: {task}\n"
              f"tags:\n- minibert\n- {c.architecture}\n---\n\n# {name}\n\n"

@@ -1,10 +1,11 @@
 """Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra.
 
-The models of minibert take packed batches without padding, but programs that run ONNX files pass a table of
-token ids and a mask to the model. `Padded` takes a table and a mask: `Padded` uses the modules of a model of
-minibert, but computes attention on padded rows.
+minibert's models take packed batches without padding, but programs that run ONNX files pass padded batches: a
+table of token ids, and a mask. So `Padded` wraps a model of minibert, takes a table and a mask, and computes
+attention on padded rows.
 
-The shapes have S sequences, T tokens of a padded row, H heads, head size E, hidden size D and K classes.
+In the shapes, S is the number of sequences, T the length of a padded row, H the number of heads, E the head
+size, D the hidden size, V the size of the vocabulary and K the number of classes.
 """
 
 import contextlib
@@ -33,16 +34,16 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version of the ONNX operators that torch writes without a conversion
-# An exported file is checked with one batch for each entry: the lengths of the sequences, and the length of
-# the padded rows.
+# An exported file is checked with one batch for each entry. An entry has the lengths of the sequences, and
+# the length of the padded rows.
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
-TOLERANCE = 1e-5  # an fp32 file with a larger `deviation` from the model is refused
+TOLERANCE = 1e-5  # an fp32 file is refused if its `deviation` from the model is larger
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
-    """Attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape (S, H, T, E).
-    `keep` (S, T) is True for tokens and False for padding. No token attends to padding. The results for
-    padding have no meaning.
+    """Computes attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape (S,
+    H, T, E). `keep` (S, T) is True for tokens and False for padding. No token attends to padding. The results
+    for padding have no meaning.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
     # Scores of padding are set to the smallest finite number and not to -inf. With -inf, the softmax of a row
@@ -52,8 +53,8 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
 
 
 def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
-    """The output of `layer` in eval mode for a padded batch. `x` and the result are (S, T, D), and `keep` is
-    (S, T) bool.
+    """Returns the output of `layer` in eval mode for a padded batch. `x` and the result are (S, T, D), and
+    `keep` (S, T) is True for tokens.
     """
     c = layer.config
     q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size)).transpose(1, 2)  # (S, H, T, E)
@@ -64,10 +65,11 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 
 class Padded(nn.Module):
-    """A model that takes padded batches: the token ids, the mask and the token types, each (S, T) int64. The
-    mask is 1 for tokens and 0 for padding. The outputs are the tensors that `OUTPUTS` names: (S, K) for a
-    classifier, and one output for each token, (S, T, ...), for all other models. The outputs for padding have
-    no meaning. The weights are shared with `model`, not copied. The module works in eval mode only.
+    """A model of minibert that takes padded batches: the token ids, the mask and the token types, each (S, T)
+    int64. The mask is 1 for tokens and 0 for padding. The outputs are the tensors that `OUTPUTS` names: (S,
+    K) for a classifier, and one output for each token, (S, T, ...), for all other models. The outputs for
+    padding have no meaning. The weights are shared with `model`, not copied. `Padded` works in eval mode
+    only.
     """
 
     def __init__(self, model: nn.Module):
@@ -76,9 +78,9 @@ class Padded(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor,
                 token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The outputs, in the order of `OUTPUTS`."""
+        """Returns the outputs, in the order of `OUTPUTS`."""
         encoder, keep = encoder_of(self.model), attention_mask != 0
-        # `embed` computes each token separately, so it can get a padded table (S, T) instead of packed tokens
+        # `encoder.embed` treats each token by itself, so it can get a padded table instead of packed tokens
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         lengths = torch.full(input_ids.shape[:1], input_ids.shape[1])
         x = encoder.embed(Batch(input_ids, positions, token_type_ids, None, lengths))  # (S, T, D)
@@ -107,8 +109,8 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """The outputs of the packed model in the order of `OUTPUTS`, with one row for each sequence (classifier)
-    or for each token (all other models).
+    """Returns the outputs of the model for a packed batch, in the order of `OUTPUTS`. Each output has one row
+    for each sequence (classifier) or for each token (all other models).
     """
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
@@ -121,7 +123,9 @@ def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, .
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Random batches with the lengths in `CHECKED`, each in a pair with the length of its padded rows."""
+    """Makes one random batch for each entry of `CHECKED`. Returns pairs of a batch and the length of its
+    padded rows.
+    """
     config, rng, most = model.config, np.random.default_rng(0), model.config.max_positions
     made = []
     for lengths, padded in CHECKED:
@@ -132,16 +136,16 @@ def samples(model: nn.Module) -> list[tuple[Batch, int]]:
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the file's inputs, each (S, T) int64. token_type_ids is an input only if the model has
-    token types.
+    """Returns the names of the ONNX file's inputs, each (S, T) int64. token_type_ids is an input only if the
+    model has token types.
     """
     return ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.segments else 2]
 
 
 def packages():
-    """The packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is missing, or
-    if torch is older than 2.13. (A file from torch 2.6 takes only the batch size of the example. Versions
-    between 2.6 and 2.13 were not tested.)
+    """Returns the packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is
+    missing, or if torch is older than 2.13. (A file from torch 2.6 takes only the batch size of the example
+    in `write_onnx`. Versions between 2.6 and 2.13 were not tested.)
     """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
@@ -168,14 +172,14 @@ def quiet(logger: str) -> Iterator[None]:
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Writes the unchecked ONNX file in fp32. The file takes any batch size and any length up to the model's
-    number of positions.
+    """Writes an ONNX file in fp32, without a check of the file. The file takes any batch size, and any length
+    up to the model's number of positions.
     """
     onnx, _ = packages()
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    with quiet("torch.onnx"):  # hides messages of torch: `save_onnx` checks the file itself
+    with quiet("torch.onnx"):  # no messages of torch, because `save_onnx` checks the file itself
         torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
                           output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
                           opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
@@ -185,14 +189,13 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes notes about the source code, and transposes the weights of
-    matrix products.
+    """Changes an ONNX model in place: removes torch's notes, and transposes the weights of matrix products.
 
     For every operator, torch writes a note about the source code, with paths of this machine. torch stores
     each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds
-    only weights that are a direct input of a matrix product, so the weights are transposed here and the
-    Transpose operators are removed. The word embedding matrix of an MLM model is not transposed, because the
-    embedding layer also reads its rows.
+    only weights that are a direct input of a matrix product. So `tidy` transposes the weights and removes the
+    Transpose operators. The word embedding matrix of an MLM model is not transposed, because the embedding
+    layer also reads its rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -217,11 +220,11 @@ def tidy(proto) -> None:
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
-    """Converts the matrix products of the fp32 file `source` to int8 and writes `target`. Each output column
+    """Writes `target`: a copy of the fp32 file `source` with its matrix products in int8. Each output column
     of a product has its own scale for the weights.
 
-    With `reduce_range`, the int8 weights have 7 bits. Some processors add two products in 16 bits, and with
-    8-bit weights the sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
+    With `reduce_range`, the int8 weights have 7 bits. Some processors add two products of 8-bit numbers in 16
+    bits. With 8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
 
     All activations of a batch have the same scale, so the outputs for a sentence depend slightly on the other
     sentences in its batch. In the int8 mode of `minibert.fast`, each token has its own scale.
@@ -252,9 +255,10 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 
 def deviation(model: nn.Module, path: Path) -> float:
-    """The largest difference between the outputs of the ONNX file and the outputs of the packed model, for
-    the batches of `samples`. The outputs for padding are left out. In each batch, the difference of an output
-    is divided by the largest absolute value of the packed model's output, if this value is above 1.
+    """Returns the largest difference between the outputs of the ONNX file and the outputs of the packed
+    model, for the batches of `samples`. The outputs for padding are left out. In each batch, the difference
+    of an output is divided by the largest absolute value of the packed model's output, if this value is above
+    1.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):
@@ -269,15 +273,16 @@ def deviation(model: nn.Module, path: Path) -> float:
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
               bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
-    model.onnx. If `bits` is 8 or 7, the file is model_quantized.onnx instead, with weights in 8 or 7 bits
+    model.onnx. If `bits` is 8 or 7, the ONNX file is model_quantized.onnx, with weights in 8 or 7 bits
     (`quantize_file`). `judge` is called with the path of the quantised file before the file is moved to
-    `folder`, and can refuse the file with a `UserError`. Returns the `deviation` of the file from the model.
+    `folder`. `judge` can refuse the file with a `UserError`. Returns the `deviation` of the ONNX file from
+    the model.
 
     Before any file is moved to `folder`, the fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises
     `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot be exported, if the
     check fails, or if `judge` refuses the file.
     """
-    model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model here
+    model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model in `_orig_mod`
     config, head, folder = model.config, head_of(model), Path(folder)
     if config.architecture == "mobilebert":
         raise UserError("minibert cannot export a MobileBERT to ONNX; save it in Hugging Face's format, "

@@ -1,9 +1,9 @@
 """Makes a smaller model from the weights of a larger model, without training. The smaller model has fewer
 layers, a smaller feed-forward size, fewer positions or another vocabulary, but the same kind of head.
 
-The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`), in much
-less time than from random weights, because the larger model has already learned the attention weights. The
-bundled teacher in weights/ was trained from a model made in this way.
+The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
+training takes much less time than training from random weights, because the attention weights are already
+learned. The bundled teacher in weights/ was trained from a model made in this way.
 """
 
 import re
@@ -21,7 +21,9 @@ from minibert.model.heads import build_encoder, encoder_of
 
 @torch.no_grad()
 def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
-    """A copy of the model that has only the layers number `layers` (from 0), in the order of `layers`."""
+    """Returns a copy of the model that has only the layers with the numbers in `layers` (from 0), in this
+    order.
+    """
     if not layers or not all(0 <= i < model.config.layers for i in layers):
         raise UserError(f"layers {layers} are not among the layers of the model "
                         f"(0 to {model.config.layers - 1})")
@@ -42,10 +44,10 @@ LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a l
 def keep_units(model: nn.Module, units: int) -> nn.Module:
     """Returns a copy of the model with only `units` feed-forward units in each layer.
 
-    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state, where w_in are
-    the input weights of the unit, and w_out are its output weights. The input x is the same for all units and
-    comes from a LayerNorm, so the product of norms |w_in| |w_out| estimates the effect of a unit without any
-    text. The units with the largest product are kept.
+    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. w_in are the
+    input weights of the unit, and w_out its output weights. All units have the same input x, which comes from
+    a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit without any text. The
+    units with the largest products are kept.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -54,7 +56,7 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
         raise UserError(f"{units} feed-forward units cannot be kept of {model.config.intermediate_size}")
     weights = model.state_dict()
     for i, layer in enumerate(encoder_of(model).layers):
-        size = layer.up.weight.norm(dim=1) * layer.down.weight.norm(dim=0)  # (F,)
+        size = layer.up.weight.norm(dim=1) * layer.down.weight.norm(dim=0)  # (F,) for F units
         kept = size.topk(units).indices.sort().values
         for name, rows in (("up.weight", 0), ("up.bias", 0), ("down.weight", 1)):
             name = f"{_prefix(model)}layers.{i}.{name}"
@@ -64,15 +66,15 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
 
 @torch.no_grad()
 def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Module:
-    """A copy of the model with the vocabulary of another tokenizer. `old` is the tokenizer of the model, and
-    `new` is the tokenizer of the copy.
+    """Returns a copy of the model with the vocabulary of another tokenizer. `old` is the tokenizer of the
+    model, and `new` is the tokenizer of the copy.
 
     A token of both vocabularies keeps its word embedding. The old tokenizer divides a new token into old
-    tokens, and the mean of their word embeddings is the new word embedding. The additional columns of
-    MobileBERT's MLM head are computed in the same way.
+    tokens. The word embedding of the new token is the mean of the old tokens' word embeddings. The additional
+    columns of MobileBERT's MLM head are computed in the same way.
 
     In an MLM head, the bias of a new token is the smallest bias of its old tokens. A bias is roughly the log
-    of the token's frequency, and the new token is rarer than each of its parts.
+    of the token's frequency, and the new token is rarer than each of its old tokens.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)
@@ -96,7 +98,7 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
 
 @torch.no_grad()
 def keep_positions(model: nn.Module, positions: int) -> nn.Module:
-    """A copy of the model that has only the first `positions` positions."""
+    """Returns a copy of the model that has only the first `positions` positions."""
     if not 1 <= positions <= model.config.max_positions:
         raise UserError(f"{positions} positions cannot be kept of {model.config.max_positions}")
     name = f"{_prefix(model)}position.weight"
@@ -114,5 +116,5 @@ def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))
-    other.load_state_dict(weights)  # copies the tensors, so the two models share none
+    other.load_state_dict(weights)  # copies the values, so the two models share no tensor
     return other.train(model.training)

@@ -1,5 +1,5 @@
-"""Reads and writes the files of sentence-transformers in a model's folder, whose settings say how `embed`
-computes a sentence vector.
+"""Reads and writes the files of sentence-transformers in a model's folder. The settings in these files say
+how `embed` computes a sentence vector.
 
     modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
     1_Pooling/config.json               the settings of the module Pooling
@@ -27,9 +27,9 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# Settings of sentence_bert_config.json that do not make `embed` refuse a model. `_pooling` reads
-# max_seq_length, do_lower_case and module_output_name. The settings in `IGNORED` that `_pooling` does not
-# read do not change a vector.
+# `embed` accepts these settings of sentence_bert_config.json, and refuses a model with other settings.
+# `_pooling` reads max_seq_length, do_lower_case and module_output_name. The rest of `IGNORED` does not change
+# a vector.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
@@ -37,9 +37,9 @@ IGNORED = {
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """Returns the `SentencePooling` of the model in `folder` (None without a modules.json), which says how a
-    vector is made from a text, and a dict from the paths of the files of sentence-transformers to their
-    contents.
+    """Returns two results for the model in `folder`. The first result is the `SentencePooling`, which says
+    how a vector is made from a text. Without a modules.json it is None. The second result is a dict from the
+    paths of the files of sentence-transformers to their contents.
 
     Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the parent
     folder. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
@@ -54,7 +54,7 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
         for name in (SHARED, *OWN):
             if (place / name).is_file():
                 files[name] = (place / name).read_bytes()
-    if not (root / "modules.json").is_file():  # for example, a cross-encoder has only the other files
+    if not (root / "modules.json").is_file():  # for example, the folder of a cross-encoder
         return None, files
     try:
         modules = _modules(root)
@@ -77,14 +77,14 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
     """Returns the files that describe `pooling`, as a dict from paths to contents for the model's `Beside`.
-    `hidden_size` is the hidden size of the model. `shared` is the content of
-    config_sentence_transformers.json, which has the prompts and `pooling.width`.
+    `hidden_size` is the model's. `shared` is the content of config_sentence_transformers.json, which has the
+    prompts and `pooling.width`.
     """
     files = {SHARED: shared} if shared else {}
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # the fields in SWITCHES cannot state another order
+        modes = {"pooling_mode": pooling.modes}  # the fields in SWITCHES state no order
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)
@@ -111,7 +111,7 @@ def _json(content) -> bytes:
 
 
 def _modules(root: Path) -> list[dict]:
-    """The content of modules.json."""
+    """Returns the content of modules.json. Raises `UserError` if a module's path leads out of the folder."""
     file = root / "modules.json"
     modules = json.loads(read_text(file))
     if not isinstance(modules, list):
@@ -124,8 +124,8 @@ def _modules(root: Path) -> list[dict]:
 
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
-    """Returns the files with the settings and weights of a module. Pickled weights are converted to
-    safetensors if `legacy_bin` is true.
+    """Returns the files with the settings and weights of a module. If `legacy_bin` is true, pickled weights
+    are converted to safetensors.
     """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
@@ -190,8 +190,8 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """The kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`, or of the
-    fields in `SWITCHES`.
+    """Returns the kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`, or the
+    true fields of `SWITCHES`.
     """
     modes = settings.get("pooling_mode")
     if modes is None:
@@ -205,7 +205,7 @@ def _modes(place: Path, settings: dict) -> tuple[str, ...]:
 
 
 def _dense(place: Path, settings: dict, weights: bytes) -> list[nn.Module]:
-    """The linear layer of a Dense module and its activation."""
+    """Returns the linear layer of a Dense module and its activation."""
     if settings.get("use_residual"):
         raise UserError(f"{place} has a residual connection (use_residual), which embed does not know")
     path = settings.get("activation_function", "torch.nn.modules.activation.Tanh")

@@ -52,7 +52,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
 
 
 def weights_hash(name: str | Path) -> str:
-    """A hash of the weight files of a model in a folder or on the hub."""
+    """Returns a hash of the weight files of a model in a folder or on the hub."""
     folder, digest = local_folder(name), hashlib.sha256()
     for pattern in (*SAFETENSORS_FILES, *BIN_FILES):
         for file in sorted(folder.glob(pattern)):
@@ -73,13 +73,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file. Raises `UserError` if the file is damaged."""
+    """Returns all tensors of one safetensors file. Raises `UserError` if the file is damaged."""
     _check_first_bytes(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three classes: number types that torch does not have
+            AttributeError) as error:  # the last three errors: a dtype that torch lacks
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
@@ -90,7 +90,9 @@ def _check_first_bytes(path: Path) -> None:
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """All tensors of one pickled file. Raises `UserError` if the file is damaged or has other content."""
+    """Returns all tensors of one pickled file. Raises `UserError` if the file is damaged or has other
+    content.
+    """
     _check_first_bytes(path)
     try:
         with warnings.catch_warnings():
@@ -110,8 +112,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
-        # A damaged file can have a tensor of a million rows that all share the same 4 bytes in the file. A
-        # copy of a tensor whose rows share bytes would fill the memory.
+        # In a damaged file, a million rows of a tensor can share the same 4 bytes. A copy of the tensor would
+        # fill the memory.
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
