@@ -116,7 +116,7 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """Runs the turns of the program `kind`. Each program has its own process."""
+    """Runs the turns of the program `kind`, in the process of this program."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (finetune_turn(options, runtime) if kind == "minibert"

@@ -86,8 +86,8 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs the turns of one engine. Each engine has its own process. A turn returns the seconds of each
-    example alone, the seconds of the batch, and the logits of the batch.
+    """Runs the turns of one engine. A turn returns the seconds of each example alone, the seconds of the
+    batch, and the logits of the batch.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -162,7 +162,8 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
     """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
     results of the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes. `flops`
     are the FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the highest
-    FLOP/s of the machine. A pass is the sum of the seconds of all examples that ran alone in one turn.
+    FLOP/s of the machine. The entry "pass" of the result is the sum of the seconds of all examples that ran
+    alone in a turn, as the median over the turns.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]

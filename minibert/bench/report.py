@@ -2,9 +2,9 @@
 
     bench.py report runs/ --teacher TEACHER --out report.md
 
-All figures come from the files of the runs. A model has the name of its run folder. For example, the model in
-`runs/distilled/model` is called `distilled`, and `distilled + kd` after fine-tuning with a teacher and
---method kd.
+All figures except the published ones come from the files of the runs. A model has the name of its run folder.
+For example, the model in `runs/distilled/model` is called `distilled`, and `distilled + kd` after fine-tuning
+with a teacher and --method kd.
 """
 
 import statistics
@@ -172,9 +172,9 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """Returns the table of scores, with a row for each model and a column for each task. The first row is a
-    constant prediction, and the last rows are published figures. Below the table are the training settings
-    that differ from the defaults.
+    """Returns the table of scores, with a row for each model and a column for each task. The first row has
+    the scores of a constant prediction, and the last rows have published scores. Below the table are the
+    training settings that differ from the defaults.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""

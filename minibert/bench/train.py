@@ -134,7 +134,7 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """Runs the turns of the program `kind`. Each program has its own process."""
+    """Runs the turns of the program `kind`, in the process of this program."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)

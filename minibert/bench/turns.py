@@ -20,8 +20,8 @@ from minibert.common.errors import UserError
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Runs the main loop of a measured process: calls `turn` once for each request of the parent process, and
-    sends the result to the parent. If the result is None, the seconds of the call are sent. At the end, the
-    peak memory of the process in bytes is sent.
+    sends the result to the parent. If the result is None, the seconds of the call are sent instead. At the
+    end, the peak memory of the process in bytes is sent.
     """
     # This process ignores Ctrl-C: the parent process also receives Ctrl-C, and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -28,7 +28,7 @@ class Examples:
     lengths: np.ndarray  # (n,) int64
     # For classification, `labels` has one int64 class for each sequence. For regression, it has one float32
     # score for each sequence. An example without a label has the class -1 or the score NaN. For questions,
-    # `labels` (n, 2) has the first and the last token of each answer, int64.
+    # `labels` (n, 2) has the positions of the first and the last token of each answer, int64.
     labels: np.ndarray
 
     @cached_property

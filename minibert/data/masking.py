@@ -47,9 +47,9 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     has the number of tokens of each sequence. The random numbers depend only on `key`, for example (seed,
     step).
 
-    Special tokens are never selected, [UNK] included, as in DistilBERT's code. (BERT's code can select
-    [UNK].) A token that is replaced by a random token can become any token of the vocabulary, even a special
-    token, as in BERT's code.
+    Special tokens, also [UNK], are never selected, as in DistilBERT's code. (BERT's code can select [UNK].) A
+    token that is replaced by a random token can become any token of the vocabulary, even a special token, as
+    in BERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -70,12 +70,13 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
 # Each of the four functions returns one bool for each token: True if the token is selected.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each token independently with probability `share`."""
+    """Selects each token that is not special with probability `masking.share`, independently of the others.
+    """
     return ~tokenizer.special[ids] & (draw < masking.share)
 
 
 def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each word with probability `share`. All tokens of a word are selected, or none."""
+    """Selects each word with probability `masking.share`. All tokens of a word are selected, or none."""
     # A word starts at each token without ##. [CLS] has no ##, so no word reaches into the next sequence.
     starts = ~tokenizer.continuation[ids]  # (N,)
     word = np.cumsum(starts) - 1  # (N,): for each token, the number of the word that it belongs to
@@ -98,10 +99,10 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects a fixed share of all tokens in the step. The tokens are drawn without replacement, with
-    probabilities proportional to the weights of their ids, as in DistilBERT's code (with
-    `torch.multinomial`). `select_rare` selects the tokens with the largest log(u) / w, where u is the random
-    number of a token and w is its weight (Efraimidis and Spirakis 2006).
+    """Selects ceil(share * N) of the N tokens in the step, but no special tokens. The tokens are drawn
+    without replacement, with probabilities proportional to the weights of their ids, as in DistilBERT's code
+    (with `torch.multinomial`). `select_rare` selects the tokens with the largest log(u) / w, where u is the
+    random number of a token and w is its weight (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

@@ -92,9 +92,9 @@ def is_held_out(module: str) -> bool:
 
 
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Divides documents into the parts "train" and "held-out". Returns a list of pairs (part, document). A
-    document is a list of lines. A paragraph that occurs several times is used only once. It is used in
-    "train" if it occurs in a training document.
+    """Divides documents into the parts "train" and "held-out". Returns a list of pairs (part, lines of the
+    document). A paragraph that occurs several times is used only once. It is used in "train" if it occurs in
+    a training document.
     """
     seen, found = set(), []
     # training modules come first, so that a repeated paragraph is used in "train"

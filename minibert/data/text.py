@@ -37,7 +37,7 @@ NOT_TEXT = {  # files that begin with these bytes are not UTF-8 text, whatever t
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
-HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without spaces around it
+HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without outer spaces
 JOINER = re.compile(r" @([-,.])@ ")
 MARKER = re.compile(r" @[-,.]@ |<unk>")
 

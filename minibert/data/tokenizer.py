@@ -223,9 +223,9 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a text, or has another
-    unk_token than `tokenizer`. The function is called only if the tokenizer class takes all settings from
-    tokenizer.json.
+    """Raises `UserError` if the tokenizer.json with the content `description` does not add BERT's special
+    tokens to a text, or has another unk_token than `tokenizer`. The function is called only if the tokenizer
+    class takes all settings from tokenizer.json.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(

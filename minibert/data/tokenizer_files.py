@@ -229,8 +229,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
     # As in transformers, special tokens are searched in a text before the text is lower-cased. The tokens in
     # the list `additional_special_tokens` of special_tokens_map.json are searched after lower-casing, because
-    # transformers does not treat them as special. BERT's own special tokens are also searched after
-    # lower-casing if no file states them.
+    # transformers does not treat the tokens of this list as special. BERT's own special tokens are also
+    # searched after lower-casing if no file states them.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
@@ -271,10 +271,9 @@ def _content(token: str | dict) -> str:
 
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
-    """Guesses whether a vocabulary is cased, and prints a warning with the guess. The function is called only
-    if no file says whether the vocabulary is cased. The share of tokens with a capital letter decides,
-    because many uncased vocabularies also have a few tokens with capitals. Tokens like [UNK] and <URL> are
-    not counted.
+    """Guesses whether a vocabulary is cased, and prints a warning with the guess. The share of tokens with a
+    capital letter decides, because many uncased vocabularies also have a few tokens with capitals. Tokens
+    like [UNK] and <URL> are not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
