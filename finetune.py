@@ -287,7 +287,7 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
         pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
-                                options.teacher_layers, cut_layers(options, teacher.config.layers))
+                                options.teacher_layers)
         say("student layers learn the [CLS] states of teacher layers:",
             ", ".join(f"{s} from {t}" for s, t in pairs))
     if options.alpha > 0 or pairs:

@@ -32,23 +32,17 @@ class TaskWeights:
     beta: float = 0.0
 
 
-def patience_layers(student_layers: int, teacher_layers: int, which: str,
-                    copied: list[int] | None = None) -> list[tuple[int, int]]:
+def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
     """Returns the pairs (student layer, teacher layer), counted from 1, whose [CLS] states PKD compares (Sun
     et al. 2019, section 3.3). The student's last layer is in no pair, because it learns from the teacher's
-    outputs. `which` is "skip", "last" or "copied". With 6 student layers and 12 teacher layers, "skip" takes
-    every second teacher layer: 2, 4, 6, 8 and 10. "last" takes the teacher layers directly below the top
-    layer: 7 to 11.
-
-    With "copied", which is not in the paper, each student layer is compared with the teacher layer that it
-    copies. `copied` has the numbers (from 0) of the copied layers.
+    outputs. `which` is "skip" or "last". With 6 student layers and 12 teacher layers, "skip" takes every
+    second teacher layer: 2, 4, 6, 8 and 10. "last" takes the teacher layers directly below the top layer: 7
+    to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
                         f"and at most those of the teacher, {teacher_layers}: it has {student_layers}")
     below_last = range(1, student_layers)
-    if which == "copied":
-        return [(i, copied[i - 1] + 1) for i in below_last]
     if which == "last":
         return [(i, teacher_layers - student_layers + i) for i in below_last]
     return [(i, round(i * teacher_layers / student_layers)) for i in below_last]

@@ -64,10 +64,9 @@ class Options(MachineOptions):
         None, "with --teacher: temperature of the softmax of the teacher's and the student's outputs")
     beta: float | None = option(None, "weight of the loss that compares the [CLS] states of student and "
                                 "teacher", only_with=PKD)
-    teacher_layers: str | None = option(
-        None, "teacher layers whose [CLS] states the student learns. copied: the layers that the student "
-        "copies. skip: evenly spaced layers. last: the layers directly below the teacher's last layer. "
-        "Without --model, copied is the default, not skip", choices=("copied", "skip", "last"), only_with=PKD)
+    teacher_layers: str | None = option(None, "teacher layers whose [CLS] states the student learns. skip: "
+                                        "evenly spaced layers. last: the layers directly below the "
+                                        "teacher's last layer", choices=("skip", "last"), only_with=PKD)
     intermediate_epochs: float | None = option(
         None, "number of epochs of TinyBERT's intermediate stage (default: 50 for cola, 10 for mnli, qqp and "
         "qnli, 20 for other tasks); with 0, the stage is left out", metavar="EPOCHS", only_with=TINYBERT)
@@ -140,9 +139,6 @@ class Options(MachineOptions):
         if method.cut and self.model:
             raise UserError(f"--method {self.method} trains the student's layers inside its teacher: give "
                             "--layers or --layer-map instead of --model")
-        if self.teacher_layers == "copied" and self.model:
-            raise UserError("--teacher-layers copied is for a student of copied layers: give --layers or "
-                            "--layer-map instead of --model, or another value of --teacher-layers")
         if self.transfer and self.alpha not in (None, 1):
             raise UserError("the texts of --transfer have no labels, so --alpha must be 1")
         if self.augmented and (self.transfer or spans):
@@ -195,8 +191,6 @@ def resolve(options: Options) -> Options:
     if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
         # a student of copied layers has the teacher's hidden size, so its states need no projection
         defaults = defaults | {"project": False}
-    if options.method == "pkd" and not options.model:
-        defaults = defaults | {"teacher_layers": "copied"}
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

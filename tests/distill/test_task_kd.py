@@ -161,7 +161,6 @@ def test_patience_layers_are_the_papers():
     assert patience_layers(6, 12, "skip") == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
     assert patience_layers(6, 12, "last") == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
     assert patience_layers(3, 4, "skip") == [(1, 1), (2, 3)]  # 4/3 and 8/3 rounded
-    assert patience_layers(3, 6, "copied", [0, 2, 5]) == [(1, 1), (2, 3)]  # from 0 to from 1
     for student, teacher in ((1, 12), (6, 4)):
         with pytest.raises(UserError, match="PKD compares"):
             patience_layers(student, teacher, "last")
