@@ -37,7 +37,7 @@ from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
 BLOCK = 128  # candidates are computed for this number of examples at a time
-MASK_SHARE = 0.15  # the largest share of a text's tokens that are masked in one forward pass (at least one is)
+MASK_SHARE = 0.15  # the largest share of a text's tokens masked in one forward pass (but at least one token)
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
 # These words are never replaced. "don't" is split at the apostrophe, so the list has the parts don and t.
