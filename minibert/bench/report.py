@@ -174,9 +174,8 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """Returns the table of scores, with a row for each model and a column for each task. The first row has
-    the scores of a constant prediction, and the last rows have published scores. Below the table are notes,
-    and the training settings that differ from the defaults.
+    """Returns the table of scores, with a row for each model and a column for each task, and the notes below
+    it. The first row has the scores of a constant prediction, and the last rows have published scores.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""

@@ -1,8 +1,8 @@
 """Measures the time of a training step of train.py, for one or several methods. If the only method is
 `distilbert`, the same step in the library `transformers` is also measured.
 
-The programs run alternately, with the same sequences. Each program runs in its own process, so that its peak
-memory can be measured. The number of tokens per second does not include padding.
+The programs run alternately, with the same sequences. The number of tokens per second does not include
+padding.
 """
 
 import dataclasses
