@@ -1,9 +1,9 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-TinyBERT trains the student in two stages, and every other method in one stage. The parts of finetune.py are,
-in this order: `main`, the teacher, one seed, one stage (`train`). The options are in
-minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/. The
-other files in minibert/tasks/ read the data, load the models and compute the scores.
+The method tinybert trains the student in two stages, and every other method in one stage. The parts of
+finetune.py are, in this order: `main`, the teacher, one seed, one stage (`train`). The options are in
+minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/.
+Other files in minibert/tasks/ read the data, load the models and compute the scores.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Run(NamedTuple):
     options: Options
     out: Path
     student: str  # the folder or hub name of the model from which every seed starts
-    task: Task  # the task, with the training settings that the user gave as options
+    task: Task  # the task, with the training settings of this run
     tokenizer: Tokenizer
     runtime: Runtime
 
@@ -118,11 +118,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """Returns the task with the training settings that were given as options, and its tokenised splits.
+    """Returns the task with the training settings of this run, and its tokenised splits.
 
     `reader` is the model whose tokenizer and config are used. The splits are train, the dev splits, the test
     splits (with --predict), `augmented` (with --augmented) and `transfer` (with --transfer). With --evaluate,
-    the result has only the splits to evaluate.
+    only the splits to evaluate are returned.
     """
     if options.evaluate:
         task, rows = read_rows_to_judge(options.task, options.data, reader)
@@ -152,7 +152,7 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
-        # as in the TinyBERT paper: for a task of scores, only the intermediate stage uses augmented examples
+        # as in the TinyBERT paper: in a regression task, only the intermediate stage uses augmented examples
         then = splits["train"]
     elif options.augmented and then.rows[0].label is None and options.alpha != 1:
         raise UserError(f"{options.augmented} has no column 'label' or 'score': add it, or learn only from "
@@ -163,12 +163,15 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 
 
 def open_folder(run: Run, splits: dict[str, Split]) -> dict:
-    """Opens the folder of a new or resumed run. Returns the content of config.json."""
+    """Opens the folder of a new or resumed run. Returns the content of config.json, which `main` writes
+    later.
+    """
     options = run.options
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # With fewer seeds, another seed may be the best, but a finished run has only the model of its best seed.
+    # With fewer seeds than before, another seed may be the best, but a finished run has only the model of its
+    # best seed.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
@@ -229,7 +232,7 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
 
 
 def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
-    """Writes the model's predictions for every test split, in the format of GLUE's leaderboard."""
+    """Writes the model's predictions for each test split in `splits`, in the format of GLUE's leaderboard."""
     for name in run.task.test_splits:
         if name in splits:
             logits = model_outputs(model, splits[name], run.runtime, run.options.micro_tokens,
@@ -242,7 +245,7 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 
 def cut_student(run: Run) -> None:
     """Saves the student from which every seed starts: a copy of the teacher's embeddings, of some of the
-    teacher's layers, and of the teacher's pooler and head.
+    teacher's layers, and of the teacher's pooler and head. A student that is already saved is kept.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():
@@ -281,8 +284,9 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
 
 
 def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
-    """Computes the teacher's outputs on the training examples. `Teaching.teacher` is None if the method does
-    not run the teacher during training.
+    """Returns the teacher and its outputs on the training examples. The outputs are computed only if alpha is
+    above 0 or the method is pkd. The result has the teacher only if the method runs the teacher during
+    training.
     """
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
@@ -304,7 +308,7 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
     """Fine-tunes with one seed and returns the result. If this seed is already finished, returns its stored
-    result.
+    result. Only the first rank returns the result, and the other ranks return an empty dict.
 
     The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of the
     intermediate stage, which only TinyBERT uses, and the examples of the last stage.
@@ -425,25 +429,25 @@ class Stage(NamedTuple):
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
-    """Returns the epoch of `history` with the best `metric` on the first dev split (the first one if several
-    are equally good). Returns None if `history` is empty.
+    """Returns the epoch of `history` with the best `metric` on the first dev split, or the earliest of
+    several equally good epochs. Returns None if `history` is empty.
     """
     return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
-    """Trains `stage.module` in the folder `out`. Returns the best epoch, the scores of all epochs, and the
-    training time in seconds. The time of a resumed run is the sum over its parts. If steps are repeated after
-    the run was killed, only the time of the repetition counts.
+    """Trains `stage.module`, with checkpoints in the folder `out`. Returns the best epoch, the scores of all
+    epochs, and the time of training and evaluation in seconds. If steps are repeated after the run was
+    killed, only the time of the repetition counts.
 
-    The model of the best epoch is saved in out/model, and its outputs on the first dev split are saved in
-    out/dev-outputs.safetensors.
+    If the stage has dev splits, the model of the best epoch is saved in out/model, and its outputs on the
+    first dev split are saved in out/dev-outputs.safetensors.
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # The keys of `ends` are the last step of each epoch. A value is the number of epochs up to its step. With
-    # 2.5 epochs the values are 1, 2 and 2.5, because the last epoch is a half one.
+    # Each key of `ends` is the last step of an epoch, and its value is the number of epochs up to this step.
+    # With 2.5 epochs the values are 1, 2 and 2.5.
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
@@ -458,12 +462,13 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-        # If the run was killed between saving the checkpoint and saving the model, the model is saved now.
+        # If the checkpoint is at the end of the best epoch, the run may have been killed before it saved the
+        # model. So the model is saved now.
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
-    # training step uses only some student layers, chosen at random. The step after the last one, with the
-    # number `steps`, would use all student layers, so its loss shows which parameters the student uses.
+    # training step may use only some student layers, chosen at random. After the last step all student layers
+    # would be used, so the example is drawn for the step number `steps`.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 

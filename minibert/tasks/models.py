@@ -45,8 +45,8 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
 
 
 def keeps_head(name: str, task: Task) -> bool:
-    """Returns True if the model already has a head for the task: a span head, a score head, or a classifier
-    with the task's classes in any order.
+    """Returns True if the model already has a head for the task: a span head for SQuAD, a regression head for
+    scores, or a classifier with the task's classes in any order.
     """
     config, head = config_and_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
@@ -68,8 +68,8 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """Changes a classifier so that its classes have the order and the names of the task's classes. Returns
-    the model. `name` is the model's folder. Raises `UserError` if the model has no head for the task, or if
-    model and task have different classes.
+    the model. Models for scores or spans are not changed. Error messages name the model `name`. Raises
+    `UserError` if the model has no head for the task, or if model and task have different classes.
     """
     if not isinstance(model, head_kind(task)):
         raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")
@@ -107,8 +107,8 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
     """Returns a dict with the teacher's outputs on n examples, in the order of the examples. The entry
-    `logits` has the shape (n, K) for K classes. For a span head, its shape is (N, 2), with a row for each of
-    the N tokens of all examples.
+    `logits` has the shape (n, K) for K classes, and (n, 1) for scores. For a span head, its shape is (N, 2),
+    with a row for each of the N tokens of all examples.
 
     `layers` are the numbers of some teacher layers, counted from 1. If `layers` is not empty, the dict also
     has the entry `cls` (n, number of layers, hidden size): the [CLS] states after these layers. After each

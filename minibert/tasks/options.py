@@ -18,7 +18,8 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of finetune.py. If the value of an option is None, the task or the method gives the value.
+    """The options of finetune.py. An option with the value None was not given. For many of these options, the
+    task, the method or the model then gives the value.
     """
 
     model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
@@ -35,20 +36,21 @@ class Options(MachineOptions):
                        "columns text, pair (optional), and label or score", metavar="TASK", group="data")
     data: str | None = option(None, "folder of the task's official files, or its parent folder",
                               metavar="FOLDER")
-    dev: str | None = option(None, "csv file with the dev examples (default: a tenth of the rows of the csv "
-                             "file in --task)", metavar="FILE.csv")
+    dev: str | None = option(None, "csv file with the dev examples (default: about a tenth of the rows of "
+                             "the csv file in --task)", metavar="FILE.csv")
     augmented: str | None = option(
         None, "file from data/augment.py to train on, instead of the training set. With --method tinybert "
-        "and a task of scores, only the intermediate stage uses this file", metavar="FILE.csv")
+        "and a regression task (stsb, or a file with scores), only the intermediate stage uses this file; "
+        "the last stage uses the training set", metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
-        (), "files with texts without labels, on which the student learns the teacher's outputs, instead of "
-        "the training set. Each line has one text, or two texts with a tab between them",
+        (), "files with texts without labels. The student learns the teacher's outputs on these texts, not "
+        "on the training set. Each line has one text, or two texts with a tab between them",
         metavar="FILE.txt")
     train_examples: int | None = option(
         None, "train on this number of examples only; every seed uses the same examples", metavar="EXAMPLES")
     max_length: int | None = option(
         None, "maximum number of tokens of an example (default: depends on the task, mostly 128). Longer "
-        "texts are cut. For SQuAD, a long context is divided into windows of --max-length tokens",
+        "texts are cut. For SQuAD, a long context is divided into windows of at most --max-length tokens",
         metavar="TOKENS")
     stride: int = option(128, "for SQuAD: distance in tokens between the starts of two neighbouring windows "
                          "of a context (not the overlap of the windows)", metavar="TOKENS")
@@ -77,11 +79,11 @@ class Options(MachineOptions):
                                       metavar="TERM=WEIGHT", only_with=TINYBERT)
     imitate: str | None = option(
         None, "for each student layer, the number (from 1) of the teacher layer that it learns to imitate, "
-        "for example 3,6,9,12 (default: the layer that it copies; with --model: evenly spaced layers)",
+        "for example 3,6,9,12 (default: the layer that it is a copy of; with --model: evenly spaced layers)",
         metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
         None, "map the student's states with a linear layer to the teacher's hidden size, before the states "
-        "are compared with the teacher's. Without --model, --no-project is the default, not --project",
+        "are compared with the teacher's. If --model is not given, the default is --no-project",
         only_with=TINYBERT)
     replace_rate: float | None = option(
         None, "probability, at the first training step, that a student layer replaces a group of teacher "
@@ -98,14 +100,14 @@ class Options(MachineOptions):
     lr: float | None = option(None, "peak learning rate (default: 2e-5, or 3e-5 for squad and with tinybert)",
                               metavar="RATE")
     warmup: float = option(0.1, "share of the training steps for the warm-up, in which the learning rate "
-                           "rises from 0 to --lr", metavar="SHARE")
+                           "rises to --lr", metavar="SHARE")
     weight_decay: float = option(0.01, "weight decay of all weights except biases and LayerNorm")
     clip: float = option(
         1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
         metavar="NORM")
     dropout: float | None = option(None, "dropout of embeddings and block outputs (default: as in the model)")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities; the papers use 0.1, with "
-                                      "which training is much slower")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities. The papers use 0.1. "
+                                      "Training is faster with 0")
     seed: int = option(
         1, "random seed for the new head, the order of the examples and dropout; with --seeds, the first of "
         "several seeds", metavar="NUMBER")
@@ -135,14 +137,15 @@ class Options(MachineOptions):
             raise UserError(f"--method {self.method} needs a --teacher that was fine-tuned for the task")
         spans = known is not None and known.kind == "span"
         if spans and not method.spans:
-            raise UserError(f"--method {self.method} needs a task of classes or scores")
+            raise UserError(f"--method {self.method} is for classification and regression, not for "
+                            f"{self.task}")
         if method.cut and self.model:
             raise UserError(f"--method {self.method} trains the student's layers inside its teacher: give "
                             "--layers or --layer-map instead of --model")
         if self.transfer and self.alpha not in (None, 1):
             raise UserError("the texts of --transfer have no labels, so --alpha must be 1")
         if self.augmented and (self.transfer or spans):
-            raise UserError("--augmented needs a task of classes or scores, and no --transfer")
+            raise UserError("--augmented is for classification and regression, and without --transfer")
         if self.predict and not (known and known.test_splits):
             raise UserError(f"--predict writes files for a leaderboard, but {self.task} has no test set of a "
                             "leaderboard; for texts of your own, call minibert.predict")
@@ -173,7 +176,7 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# for each method, the defaults of its options; they are used only with a teacher
+# for each method, the defaults of its options; these defaults are used only with --teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 # the only options that may be given with --evaluate; all other options are for training
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
@@ -210,8 +213,8 @@ def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERT
     """Returns the weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the
     student imitates.
 
-    `copied` is the result of `cut_layers`. Without --imitate, a student layer imitates the teacher layer that
-    it copies. If it imitates the layer of the paper's uniform map instead, the scores are lower
+    `copied` is the result of `cut_layers`. Without --imitate, a copied student layer imitates the teacher
+    layer that it is a copy of. With the evenly spaced layers of the paper instead, the scores are lower
     (docs/results/compressed.md).
     """
     layers = [number + 1 for number in copied] if copied else None
@@ -222,7 +225,9 @@ def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERT
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """Returns the task with the training settings of the method, and with the user's values for them."""
+    """Returns the task with the training settings of the method. If the user gave a setting as an option, the
+    user's value is used.
+    """
     if options.method == "tinybert":
         task = with_tinybert_settings(task)
     names = ("batch", "lr", "epochs", "max_length", "intermediate_epochs")

@@ -17,13 +17,15 @@ OUTPUTS = "dev-outputs.safetensors"  # this file has the outputs of the best mod
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """Returns the value by which the best epoch and seed are chosen: the metric, or -inf if it is NaN."""
+    """Returns the value by which the best epoch and seed are chosen: the metric, or -inf if the metric is
+    NaN.
+    """
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """Returns the median, the lowest and the highest value of each metric over all seeds. The value of a seed
-    is that of its best epoch.
+    """Returns the median, the lowest and the highest value of each metric over all seeds. Each seed counts
+    with the value of its best epoch.
     """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
@@ -66,8 +68,9 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model of the best seed (the best `metric` on `split`) to `out`, and removes the models of all
-    other seeds. Returns the best seed. If an earlier call has already moved the model, nothing is moved.
+    """Moves the model of the best seed (the seed with the best `metric` on `split`) to `out`, and removes the
+    models of all other seeds. Returns the best seed. If an earlier call has already moved the model, nothing
+    is moved.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"

@@ -24,7 +24,9 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of train.py. An option whose value is None gets the default of the method."""
+    """The options of train.py. An option with the value None was not given. `resolved` fills in the defaults
+    of the method.
+    """
 
     method: str = option(
         "distilbert", "training method; `--method NAME --help` shows the options and defaults of the method "
@@ -118,8 +120,8 @@ class Options(MachineOptions):
                                      "--epochs)", metavar="STEPS",
                                group="optimisation")
     epochs: float = option(3.0, "number of passes over the corpus", metavar="PASSES")
-    batch: int = option(128, "number of sequences in one optimiser step, on all ranks together (the "
-                        "DistilBERT paper uses 4000)",
+    batch: int = option(128, "number of sequences in one optimiser step, on all ranks together (in the "
+                        "DistilBERT paper up to 4000)",
                         metavar="SEQUENCES")
     optimizer: str | None = option(
         None, "the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
@@ -164,8 +166,8 @@ class Options(MachineOptions):
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """Returns a copy in which each option that is None has the default of the method. Raises `UserError`
-        if an option is given that the run would not use.
+        """Returns a copy with the method's defaults for the options that are None. Raises `UserError` if an
+        option is given that the run would not use.
         """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()
