@@ -9,8 +9,9 @@
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin is read with
-`weights_only=True`, so no code in the file is run. TARGET also gets parts of SOURCE for other programs:
-settings in config.json, a pooler that the model does not use, and files of sentence-transformers.
+`weights_only=True`, so no code in the file is run. With `--to hf`, TARGET also gets parts of SOURCE for other
+programs: settings in config.json, files of sentence-transformers (both not with `--positions` or
+`--tokenizer`), and a pooler that the model does not use.
 
 `--to onnx` writes TARGET/model.onnx in fp32, which takes padded batches of any size. Before the file is moved
 to TARGET, its outputs in ONNX Runtime are compared with the model's outputs (minibert/hub/onnx_export.py).
@@ -57,8 +58,8 @@ def main() -> None:
                         help="head of the saved model (default: the head of SOURCE)")
     int8 = parser.add_argument_group("with --to onnx")
     int8.add_argument("--int8", action="store_true",
-                      help="compute matrix products in int8. Each output column of a product has its own "
-                      "scale for the weights. Each batch has one scale for the activations")
+                      help="compute matrix products in int8. For each product, the weights have one scale "
+                      "for each output column, and the activations have one scale for the whole batch")
     int8.add_argument("--reduce-range", action="store_true",
                       help="store the weights in 7 bits, which processors without VNNI need (default: 7 bits "
                       "on a processor without VNNI, otherwise 8 bits)")
