@@ -34,7 +34,7 @@ class Method(NamedTuple):
     # text.
     fit: Callable
     shape: Callable  # takes (teacher's config, number of layers); returns the student's default config
-    head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
+    head: str  # "mlm": the loss needs the models' MLM heads; "encoder": the loss needs only the encoders
     defaults: dict  # the default values of options of train.py
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 

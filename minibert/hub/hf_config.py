@@ -175,7 +175,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # `load` sets the attention dropout to 0, so a user chose another value
+    if config.attention_dropout:  # `load` sets this dropout to 0, so a user chose a value above 0
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

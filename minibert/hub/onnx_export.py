@@ -197,10 +197,11 @@ def tidy(proto) -> None:
     """Changes an ONNX model in place: removes torch's notes about the source code, and transposes the weights
     of matrix products.
 
-    torch writes a note for every operator, with paths of the machine. torch stores each weight of `nn.Linear`
-    with the shape (out, in) and adds a Transpose operator. The quantiser finds only weights that are a direct
-    input of a matrix product. So `tidy` transposes the weights and removes the Transpose operators. The word
-    embedding matrix of an MLM model is not transposed, because the embedding layer also reads its rows.
+    torch writes a note for every operator, with file paths of the exporting machine. torch stores each weight
+    of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds only weights
+    that are a direct input of a matrix product. So `tidy` transposes the weights and removes the Transpose
+    operators. The word embedding matrix of an MLM model is not transposed, because the embedding layer also
+    reads its rows.
     """
     onnx, _ = packages()
     graph = proto.graph
