@@ -1,13 +1,11 @@
 """Try one or more models: type a sentence, and each model answers. The answers of all models are printed side
-by side. The heading of each model's column has its time in milliseconds.
+by side, in one column for each model. The heading of a column has the model's time in milliseconds.
 
 A masked language model prints the most likely tokens for each [MASK]. A classifier prints the most likely
 labels of a text, or of a pair of texts with a tab between them. A regression model prints a score. A model
 with a span head answers questions: type the question, a tab, and the text that has the answer. An encoder
 compares the sentence with the sentences that you typed before, and prints the most similar ones. The
 similarity is the cosine of the sentence vectors (see `minibert.embed`).
-
-The lines are typed at a prompt, or read from a pipe or a file.
 """
 
 import argparse

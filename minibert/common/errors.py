@@ -7,8 +7,8 @@ import sys
 
 
 class UserError(Exception):
-    """An error that the user can correct. The message of a `UserError` is one sentence that names what is
-    wrong, for example a file, a line, an option or a tensor.
+    """An error that the user can correct. Its message is one sentence that names the wrong file, line,
+    option, tensor or other input.
     """
 
 

@@ -49,8 +49,8 @@ class Plain(nn.Module):
 
 class Packed(Plain):
     """Computes the product with oneDNN in fp32 or bf16. One kernel of oneDNN computes both the product and
-    the activation. On processors without AVX-512, the plain product in fp32 is faster for many tokens, so the
-    module also stores an fp32 weight that is not packed.
+    the activation. On processors without AVX-512, the plain product in fp32 is faster for more than
+    FEW_TOKENS tokens, so the module also stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -229,8 +229,9 @@ class OneDnnInt8(Int8):
 @cache
 def best_int8() -> type[Int8] | None:
     """Returns the int8 kernel for this processor, or None if no int8 kernel runs. On a processor without AMX,
-    oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. On a processor with
-    AMX, this function measures both kernels once, in some milliseconds, and returns the faster kernel.
+    oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. If both kernels run on
+    a processor with AMX, this function measures both once, in some milliseconds, and returns the faster
+    kernel.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

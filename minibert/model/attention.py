@@ -1,9 +1,8 @@
 """Multi-head attention inside each sequence of a packed batch.
 
 `attend_one` defines attention for one sequence: `softmax(Q K' / sqrt(E)) V`, where K' is the transposed K and
-E the head size (Vaswani et al. 2017, eq. 1). `attend` computes the same result, apart from rounding, for a
-whole batch, and is faster. tests/model/test_attention.py compares the results and gradients of both
-functions.
+E the head size (Vaswani et al. 2017, eq. 1). `attend` computes the same result (up to rounding) for a whole
+batch, and is faster. tests/model/test_attention.py compares the results and gradients of both functions.
 """
 
 import math
@@ -44,7 +43,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
     if q.device.type == "cpu" and half and (q.requires_grad or not forward_in_half_pays()):
-        # on a CPU, the backward pass of torch's attention takes 2 to 10 times as long in 16 bits as in fp32
+        # the backward pass of torch's attention on a CPU takes 2 to 10 times as long in 16 bits as in fp32
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), batch, dropout).to(q.dtype)
     runs = runs_of_equal_length(batch.lengths.tolist())

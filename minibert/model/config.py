@@ -36,7 +36,7 @@ class Config:
     norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
     dropout: float = 0.1  # dropout of embeddings, and of the outputs of attention and feed-forward networks
     # Dropout of attention probabilities. The papers use 0.1. The default is 0, because training is faster:
-    # the variable-length flash kernel has no dropout, and is used only with 0 (`attend`).
+    # the variable-length flash kernel has no dropout, and is used only with 0 (see `attend`).
     attention_dropout: float = 0.0
     classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
@@ -121,8 +121,7 @@ class MobileConfig(Config):
     activation: str = "relu"
     dropout: float = 0.0  # dropout of embeddings, and of the last linear layer of each block
     classifier_dropout: float = 0.0
-    # The width of the word embeddings. A token's input vector is computed from three word embeddings: those
-    # of the token itself, the token before it and the token after it.
+    # the width of the word embeddings (`MobileEncoder.words`)
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block

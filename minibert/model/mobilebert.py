@@ -117,9 +117,9 @@ class MobileEncoder(Encoder):
     def words(self, batch: Batch) -> Tensor:
         """Returns the input vector of each of the N tokens, (N, D): W [w_next, w_own, w_previous] + b, where
         w are the word embeddings of the next token, the token itself and the previous token ("Embedding
-        Factorization" in the paper). The first token of a sequence has no previous token, and the last token
-        has no next token: w is then a vector of zeros. In `transformers` the token after the last token may
-        be padding, so padding can change the outputs. A packed batch has no padding.
+        Factorization" in the paper). If a token has no next or no previous token in its sequence, this w is a
+        vector of zeros. In `transformers` the token after the last token may be padding, so padding can
+        change the outputs. A packed batch has no padding.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1
