@@ -289,7 +289,7 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # A thread prepares the batches of the next step during the current step. A signal such as SIGTERM ends
+    # A thread prepares the batches of the next step during the current step. SIGTERM or SIGINT (Ctrl-C) ends
     # the loop after the current step.
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
@@ -360,7 +360,7 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
     """Returns the learning rate of a step, and a list of factors of the learning rate, one for each part of
-    the student (see `rates`). Only MobileBERT has factors. With other methods, the list is None.
+    the student (see `rates`). Only MobileBERT has factors; other methods have None.
     """
     options = run.options
     if not run.plan:

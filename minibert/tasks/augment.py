@@ -115,8 +115,8 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
     `single` has a pair for each replaceable word: the position of its only token in `ids`, and the index of
     the word (see `Query.words`).
 
-    A text with more than `room` tokens is divided into parts of about equal length. One pass masks at least
-    one token, and at most 15 % of the tokens of a part. If a part needs p passes, each pass masks every p-th
+    A text with more than `room` tokens is divided into parts of about equal length. One pass masks up to 15 %
+    of a part's tokens, and at least one token. If a part needs p passes, each pass masks every p-th
     replaceable word, so that the masked words of one pass are far apart.
     """
     stretches = -(-len(ids) // room)

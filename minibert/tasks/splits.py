@@ -74,13 +74,15 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
 
 
 def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list]:
-    """Returns the rows of the splits `names` in the official files. The file of AX may be missing."""
+    """Returns the rows of the splits `names` in the official files. If the file of AX is missing, AX is left
+    out.
+    """
     rows = {}
     for name in names:
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX may be missing, because it is a separate download
+            if name != "ax":  # the file of AX is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows

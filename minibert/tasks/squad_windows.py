@@ -1,10 +1,10 @@
 """Turns questions of SQuAD 1.1 into windows of tokens, and the logits of a span head into answers.
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
-[SEP] part of the context [SEP]. The default lengths and the default stride are those of run_squad.py in
-Google's BERT code (Devlin et al. 2018). The choice of an answer is almost that of run_squad.py (see
-`decode`). run_squad.py searches texts for an answer (`_improve_answer_span`, `get_final_text`). This file
-does not need to search, because the tokenizer says which characters of the context belong to each token.
+[SEP] part of the context [SEP]. The default lengths and stride are those of run_squad.py in Google's BERT
+code (Devlin et al. 2018), and the choice of an answer is almost the same (see `decode`). run_squad.py
+searches texts for an answer (`_improve_answer_span`, `get_final_text`). This file does not need to search,
+because the tokenizer says which characters of the context belong to each token.
 """
 
 import unicodedata
@@ -118,8 +118,7 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
     """Returns, for each context token, the number of the window in which the token has most context on both
     sides, as in `_check_is_max_context` of run_squad.py. A token may be in several windows. Its score in a
     window is its distance to the nearer end of the window, plus 0.01 times the window's number of context
-    tokens. The window with the highest score is chosen. If several windows have the highest score, the first
-    of them is chosen.
+    tokens. The window with the highest score is chosen, or the first of several such windows.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):

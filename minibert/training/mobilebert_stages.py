@@ -79,8 +79,8 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     the stage (`warmup` is their share of the stage's steps), and then falls linearly to 0.
 
     In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
-    trained with a lower rate, and all other parts are frozen. All rates rise in about the first tenth of the
-    stage, and then slowly fall by about a tenth.
+    trained with a lower rate, and all other parts are frozen. The rates of the trained parts rise in about
+    the first tenth of the stage, and then slowly fall by about a tenth.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:

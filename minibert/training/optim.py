@@ -51,8 +51,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """Returns torch's fused AdamW with the groups of `parameter_groups`. Unlike the Adam in Google's BERT
-    code, torch's AdamW has bias correction. The correction changes the size of the early updates: with beta2
-    = 0.999, of the first few thousand.
+    code, torch's AdamW has bias correction. The correction changes the size of the early updates (of some
+    thousand updates with beta2 = 0.999).
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)

@@ -35,8 +35,9 @@ class Options(MachineOptions):
 
     teacher: str | None = option(
         None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
-              "teacher by default. If you give mlm a teacher, the teacher is used only for the student's "
-              "initial weights and for the evaluation", metavar="FOLDER", group="model")
+              "teacher by default. If you give mlm a teacher, the training steps do not use the teacher; it "
+              "gives the student's initial weights and tokenizer, and is evaluated",
+        metavar="FOLDER", group="model")
     student: str | None = option(
         None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "
               "model to train further. Default for tinybert, minilm and minilmv2: tinybert-4; for "

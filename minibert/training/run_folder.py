@@ -1,5 +1,4 @@
-"""Functions that create the folder of a run, check the folder when the run is resumed, and read and write
-metrics.jsonl.
+"""Creates the folder of a run, checks the folder when the run is resumed, and reads and writes metrics.jsonl.
 """
 
 import contextlib

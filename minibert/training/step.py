@@ -88,9 +88,9 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
     `freeze_unread` before the first step. For MobileBERT, train.py calls `freeze_unread` before each stage.
 
     In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
-    gradient. Without freezing, weight decay would shrink the parameters that get no gradient. With LAMB they
-    would shrink fast: their update is only the weight decay, and LAMB scales every update to the norm of the
-    weights.
+    gradient. Without freezing, weight decay would shrink the parameters that get no gradient. With LAMB these
+    parameters would shrink fast: their update is only the weight decay, and LAMB scales every update to the
+    norm of the weights.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
