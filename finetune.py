@@ -147,8 +147,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """Returns two splits: the examples of TinyBERT's intermediate stage, and the examples of the last stage.
-    All methods except TinyBERT use only the second split.
+    """Returns two splits: the examples of the intermediate stage, which only TinyBERT has, and the examples
+    of the last stage.
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
@@ -308,7 +308,7 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
     """Fine-tunes with one seed and returns the result. If this seed is already finished, returns its stored
-    result. Only the first rank returns the result, and the other ranks return an empty dict.
+    result. All ranks except the first return an empty dict.
 
     The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of the
     intermediate stage, which only TinyBERT uses, and the examples of the last stage.
@@ -378,7 +378,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     time in seconds.
 
     The student is saved in out/model; its task head is not trained yet. With --project, linear layers map the
-    student's states to the teacher's hidden size. They are saved in out/projections.safetensors.
+    student's states to the teacher's hidden size, and are saved in out/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():

@@ -76,7 +76,7 @@ class Run(NamedTuple):
     origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it was copied from
     tokenizer: Tokenizer
     corpus: Corpus
-    held_out: Step | None  # a batch of text for the evaluation; this text is not in the training set
+    held_out: Step | None  # sequences for the evaluation: of the held-out text, or of --eval-corpus
     steps: int
     plan: list[Stage]  # the stages of MobileBERT's schedule; an empty list with any other method
 
@@ -150,12 +150,12 @@ class Models(NamedTuple):
 
 def make_models(options: Options, method: Method, weights) -> Models:
     """Builds the models that the options name. Raises `UserError` if student and teacher cannot be compared,
-    or if a model has too small a vocabulary or too few positions.
+    if the student has too small a vocabulary, or if one of the models has too few positions.
     """
-    torch.manual_seed(options.seed)  # a new head and TinyBERT's projections get random weights
+    torch.manual_seed(options.seed)  # for the random weights of a new head and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
-    # the name of the model in the error messages of the next checks
+    # the name of the model in the error message of `check_pieces`
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
@@ -181,8 +181,8 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
-    # train.py neither puts a prompt before a text nor lower-cases it, so a teacher that needs a prompt or
-    # lower-cased texts is refused.
+    # train.py neither puts a prompt before a text nor lower-cases the text, so a teacher that needs a prompt
+    # or lower-cased texts is refused.
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -193,7 +193,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         config = student.config
     else:
         config = method.shape(teacher.config, options.layers)
-    # `fit` reports a wrong config before the student is built, because building a student takes time.
+    # `fit` reports a wrong config before a new student is built, because building a student takes time.
     compared = method.fit(config, teacher.config, weights)
     if compared:
         say(compared)
@@ -267,7 +267,7 @@ def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
 def learn(run: Run) -> None:
     """Runs all training steps, or the remaining steps of a resumed run."""
     options, runtime, module = run.options, run.runtime, run.module
-    # beta1 is 0.9 and epsilon 1e-6, as in BERT's own optimiser
+    # beta1 is 0.9 and epsilon 1e-6, as in Google's BERT code
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
     # In fp16 the scaler multiplies the loss by a large factor, because otherwise small gradients would be
@@ -289,7 +289,7 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # A thread prepares the batches of the next step during the current step. A signal such as SIGTERM ends
+    # A thread prepares the batches of the next step during the current step. SIGTERM or SIGINT (Ctrl-C) ends
     # the loop after the current step.
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
@@ -297,7 +297,7 @@ def learn(run: Run) -> None:
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
-                # Each stage of MobileBERT trains other layers with other loss terms, so `freeze_unread`
+                # Each stage of MobileBERT trains other layers or has other loss terms, so `freeze_unread`
                 # must choose the trained parameters again.
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
@@ -349,17 +349,18 @@ def drawing(run: Run) -> Callable[..., Step]:
 
 
 def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
-    """Returns the function that computes the loss of one micro-batch, and a dict with a divisor for each
-    loss term. The sum of the term over the step is divided by its divisor.
+    """Returns the function that computes the loss of one micro-batch, and a dict with a divisor for each loss
+    term. The sum of a loss term over the step is divided by the divisor of the term.
     """
-    # The counts are those of the whole step, so the losses of all micro-batches and ranks add up to a mean.
+    # The counts are those of the whole step, so the losses of all micro-batches and ranks add up to the mean
+    # of the step.
     counts = run.method.counts(data, weights)
     return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
     """Returns the learning rate of a step, and a list of factors of the learning rate, one for each part of
-    the student (see `rates`). Only MobileBERT has factors. With other methods, the list is None.
+    the student (see `rates`). Only MobileBERT has factors; other methods have None.
     """
     options = run.options
     if not run.plan:
@@ -394,8 +395,8 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
-    # The result is a mean over the held-out text, so each term's sum is divided by the number of tokens or
-    # sequences of the held-out text.
+    # This function returns means over the held-out text, so the sum of each loss term is divided by the
+    # number of tokens or sequences of the held-out text.
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -415,8 +416,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # `source` is the model from which the student took its pooling
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
-        # The files of sentence-transformers tell other programs how the sentence vector is computed, so they
-        # are saved with the model.
+        # The files of sentence-transformers tell other programs how the sentence vector is computed, so these
+        # files are saved with the model.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     minibert.save(student, out / "model", run.tokenizer, card=card)

@@ -30,19 +30,22 @@ from minibert.training.models import hold_frozen  # noqa: E402
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """All options of data/augment.py. The default values are the settings of the TinyBERT paper."""
+    """All options of data/augment.py. The defaults of `copies`, `probability` and `candidates` are the
+    settings of the TinyBERT paper.
+    """
 
     task: str = option(None, "a GLUE task, imdb, or a file FILE.csv or FILE.tsv in the form that finetune.py "
                        "reads", metavar="TASK")
     data: str | None = option(None, "folder with the task's official files, or its parent folder",
                               metavar="FOLDER")
-    dev: str | None = option(None, "the csv file that you will give to finetune.py --dev, if there is one",
-                             metavar="FILE.csv")
+    dev: str | None = option(None, "the csv file that you will give to finetune.py --dev. Without it, about "
+                             "a tenth of FILE.csv is the dev set, which is not augmented", metavar="FILE.csv")
     model: str = option(None, "folder or hub name of the masked language model that proposes the words. If "
                         "possible, take the teacher before its fine-tuning", metavar="FOLDER")
     out: str = option(None, "FILE.csv or FILE.tsv to write, which must not exist yet", metavar="FILE")
-    copies: int = option(20, "number of variants of each example (N_a in the paper). If two variants are "
-                         "equal, only one is written", metavar="COPIES")
+    copies: int = option(20, "number of variants of each example (N_a in the paper), which are written after "
+                         "the example itself. If two variants are equal, only one is written",
+                         metavar="COPIES")
     probability: float = option(0.4, "probability that a word is replaced (p in the paper)")
     candidates: int = option(15, "number of candidate words from which the replacement of a word is chosen "
                              "(K in the paper)", metavar="WORDS")
@@ -54,7 +57,8 @@ class Options(MachineOptions):
     def __post_init__(self):
         super().__post_init__()
         if self.task == "squad":
-            raise UserError("--task squad is not possible: only tasks of classes or scores can be augmented")
+            raise UserError("--task squad is not possible: only classification and regression tasks can be "
+                            "augmented")
         check_task(self.task, self.data, self.dev)
         if Path(self.out).suffix.lower() not in (".csv", ".tsv"):
             raise UserError(f"--out {self.out} must end in .csv or .tsv")

@@ -1,13 +1,11 @@
 """Try one or more models: type a sentence, and each model answers. The answers of all models are printed side
-by side, each with its time in milliseconds.
+by side, in one column for each model. The heading of a column has the model's time in milliseconds.
 
-A masked language model fills in each [MASK]. A classifier of texts or of pairs of texts (on one line with a
-tab between the texts) prints its most likely labels, and a regression model prints its score. A model with a
-span head answers questions: type the question, a tab, and the text that has the answer. An encoder compares
-the sentence with all sentences that you typed before, and prints the most similar sentences (by the cosine of
-their sentence vectors, see `minibert.embed`).
-
-Sentences are typed at a prompt, or read from a pipe. Each line is one sentence.
+A masked language model prints the most likely tokens for each [MASK]. A classifier prints the most likely
+labels of a text, or of a pair of texts with a tab between them. A regression model prints a score. A model
+with a span head answers questions: type the question, a tab, and the text that has the answer. An encoder
+compares the sentence with the sentences that you typed before, and prints the most similar ones. The
+similarity is the cosine of the sentence vectors (see `minibert.embed`).
 """
 
 import argparse
@@ -62,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or hub name of a model")
     parser.add_argument("--best", type=int, default=5, metavar="COUNT",
-                        help="number of answers to show for each model (default: 5)")
+                        help="number of answers to show for each model, or for each [MASK] (default: 5)")
     parser.add_argument("--threads", type=int, metavar="COUNT",
-                        help="number of CPU threads (default: torch chooses it)")
+                        help="number of CPU threads (default: torch's choice)")
     options = parser.parse_args(argv)
     at_least_one(options, "best", "threads")
     runtime = start(precision="fp32", threads=options.threads, training=False)
@@ -80,12 +78,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """Loads a model and its tokenizer, and moves the model to the device. Runs the model once, because the
-    first pass is slow and would make the first printed time too long. Raises `UserError` if the model or the
-    tokenizer is missing.
+    """Loads a model and its tokenizer, and moves the model to the device. The model runs once here, because
+    the first forward pass is slow and would make the first printed time too long. Raises `UserError` if the
+    model or the tokenizer is missing, or if they do not fit together.
     """
     model = load(folder)
-    if isinstance(model, PreTraining):  # the published BERT has two heads; only the MLM head is used here
+    if isinstance(model, PreTraining):  # only the MLM head of its two heads is used here
         model = load(folder, "mlm")
     tokenizer = load_tokenizer(folder)
     check_pieces(tokenizer, model.config, folder)
@@ -96,7 +94,9 @@ def invite(folder: str, runtime: Runtime) -> Guest:
 
 
 def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
-    """Yields the lines of stdin with their numbers from 1. Blank lines are left out."""
+    """Yields the number (counted from 1) and the text of each line of stdin. Blank lines are counted, but not
+    yielded.
+    """
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - this import makes the arrow keys work in input()
@@ -115,8 +115,8 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
-    """Returns the answers to a line as a table with one column for each model. If `echo` is true, the line is
-    printed above the table. Raises `UserError` if a model cannot read the line.
+    """Returns the answers to a line as a table with one column for each model. If `echo` is true, the
+    returned text begins with the line. Raises `UserError` if one of the models cannot use the line.
     """
     columns = {}
     for guest in guests:
@@ -130,8 +130,8 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """Returns the text with escapes such as \\x1b instead of control characters, because a control character
-    could change the settings of the terminal.
+    """Returns the text with escapes such as \\x1b instead of characters that are not printable, because a
+    control character could change the settings of the terminal. A tab becomes a vertical bar.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
@@ -156,7 +156,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     remark = cut_remark(guest, text, pair)
     if config.regression:
         return [row("score", f"{logits[0]:.3f}"), *remark]
-    # no softmax for a multi-label classifier, because each label has its own probability
+    # a sigmoid for a multi-label classifier, because a text can have several of its labels
     several = config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()
@@ -165,7 +165,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """Returns the most probable answers to a question, with their probabilities. An answer is a part of the
-    text after the tab. A long text is divided into overlapping windows.
+    text after the tab, or "no answer". A long text is divided into overlapping windows.
     """
     text, pair = parts(line)
     if pair is None:
@@ -179,7 +179,9 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the earlier sentences whose vectors have the largest cosine with the vector of this line."""
+    """Returns the `best` earlier sentences whose vectors have the largest cosines with the vector of this
+    line, and these cosines.
+    """
     text, pair = parts(line)
     if pair is not None:
         raise UserError(f"{guest.name} is an encoder and compares single sentences, but this line has a tab")

@@ -1,12 +1,12 @@
 """The engines that `bench.py inference` compares: minibert in fp32 and in its fast modes, and other inference
 libraries if they are installed.
 
-The function of an engine opens the files of a model and returns a function `run(ids, segments)`. `run` gets
-the token ids and the token types (`segments`) of S sentences. It returns the logits (S, K) of a classifier
+For each engine, a function opens the files of a model and returns a function `run(ids, segments)`. `run` gets
+the token ids and the token types (`segments`) of S sentences, and returns the logits (S, K) of a classifier
 with K classes.
 
-minibert packs sentences without padding. All other engines get padded batches: the sentences are sorted by
-length and divided into batches of `PADDED` sentences. Each batch is padded to its longest sentence.
+minibert packs sentences without padding. All other engines get batches of at most `PADDED` sentences of
+similar length. Each batch is padded to its longest sentence.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
 
-PADDED = 8  # the number of sentences in one padded batch
+PADDED = 8  # the largest number of sentences in one padded batch
 
 Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
@@ -54,7 +54,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
     if "ctranslate2" in kinds:
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
-        # CTranslate2 reads position_embedding_type, which transformers 5 sets only if config.json has it.
+        # CTranslate2 needs the setting position_embedding_type, which transformers 5 has only if it is in
+        # config.json
         config = folder / "model" / "config.json"
         raw = json.loads(config.read_text()) | {"position_embedding_type": "absolute"}
         config.write_text(json.dumps(raw))
@@ -80,8 +81,8 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Calls `run` with batches of `PADDED` sentences of similar length. Returns the logits of all sentences
-    in the order of `ids`.
+    """Calls `run` with batches of at most `PADDED` sentences of similar length. Returns the logits of all
+    sentences in the order of `ids`.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
@@ -93,8 +94,8 @@ def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[i
 
 
 def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tensor, ...]:
-    """Pads S sentences to the length T of the longest. Returns the ids, the attention mask and the token
-    types, each (S, T).
+    """Pads S sentences to the length T of the longest sentence. Returns the token ids, the attention mask and
+    the token types, each (S, T).
     """
     return pad(pack(ids, segments), 0, max(map(len, ids)))
 
@@ -111,8 +112,8 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of the library `transformers`, with SDPA attention and without dropout and
-    gradients. `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
+    """Returns the function `run` of the library `transformers`, with SDPA attention, in eval mode and without
+    gradients. `how` is "fp32", "bf16", "compiled" (with torch.compile) or "bf16 compiled".
     """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -167,8 +168,8 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of CTranslate2 on the CPU. CTranslate2 has no classification head, so
-    minibert computes the logits from CTranslate2's hidden states.
+    """Returns the function `run` of CTranslate2 on the CPU. CTranslate2 computes the hidden states, and
+    minibert's classification head computes the logits from these hidden states.
     """
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,

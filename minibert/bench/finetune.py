@@ -2,7 +2,7 @@
 `transformers`, on examples of a real task.
 
 minibert and transformers run alternately on the same examples, with models of random weights. transformers
-pads each batch to its longest example. transformers is measured with two kinds of batches:
+pads each batch to its longest example, and is measured with two kinds of batches:
 
 - random batches, as in finetune.py and by default in the Trainer of transformers
 - batches of examples of similar length (an option of the Trainer), which need less padding
@@ -74,7 +74,9 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
 
 
 def finetune_turn(options: FinetuneBench, runtime):
-    """Returns a function that runs the steps of one turn with minibert, exactly as finetune.py does."""
+    """Returns a function that runs the steps of one turn with the functions that finetune.py uses. The
+    learning rate is constant.
+    """
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()
     optimizer, scaler = at_rate(adamw(model, (0.9, 0.999), 1e-6, 0.01), LR), runtime.scaler()
@@ -116,7 +118,7 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """Runs the turns of the program `kind`, in the process of this program."""
+    """Runs the measurements (turns) of the program `kind`, in the process of this program."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (finetune_turn(options, runtime) if kind == "minibert"

@@ -1,4 +1,4 @@
-"""Counts the FLOPs of models and of training steps, and measures the highest FLOP/s of the machine."""
+"""Counts the FLOPs of models and of training steps, and measures the FLOP/s of large matrix products."""
 
 import functools
 import time
@@ -26,13 +26,13 @@ with D x D = FLOPs + 2 T D^2
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """Returns the number of weights in the encoder's linear layers. One token needs the same number of
-    multiplications in these layers.
+    """Returns the number of weights in the encoder's linear layers, which is also the number of
+    multiplications in these layers for one token.
     """
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    # all layers have equal sizes, so an encoder with only one layer is built
+    # all layers have equal sizes, so an encoder with one layer is enough, and is built faster
     encoder = on_meta(build_encoder, replace(config, layers=1))
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
@@ -49,9 +49,9 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
     each sequence.
 
     A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
-    backward passes. A backward pass costs twice as much as a forward pass. The method `distilbert` needs the
-    logits of the vocabulary for every token of both models. The method `mlm` needs the logits for 15 % of the
-    student's tokens. All methods except `distilbert` and `mlm` need no logits. The losses are never counted.
+    backward passes. A backward pass is counted as two forward passes. The MLM head is counted for every token
+    of both models with the method `distilbert`, for 15 % of the student's tokens with `mlm`, and not at all
+    with other methods. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 

@@ -1,11 +1,11 @@
-"""Compares the speed of inference with minibert and with other installed inference libraries. minibert's fast
-modes are also compared by their task scores.
+"""Compares the speed of inference with minibert and with other installed inference libraries. For fine-tuned
+models, the task scores of minibert's fast modes are also measured.
 
-Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first B examples run
-together as one batch, where B is the value of --batch. The compared programs are called engines. Each engine
-has its own process with a given number of threads. The engines run alternately, with the same examples and
-the same weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all
-work of the GPU.
+Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first B examples are
+given together, where B is the value of --batch. The compared programs are called engines. Each engine has its
+own process with a given number of threads. The engines run alternately, with the same examples and the same
+weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all work of the
+GPU.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ from minibert.tasks.specs import TASKS, TEXT_TASKS
 from minibert.tasks.splits import judge, some_of, tokenised
 
 ROOT = Path(__file__).parents[2]
-# The lengths of random examples are distributed like those of the STS-B dev pairs, in tokens of
-# bert-base-uncased. The distribution is log-normal with the median 29. Lengths below 8 are set to 8.
+# Random examples have lengths like the STS-B dev pairs in tokens of bert-base-uncased: log-normal with the
+# median 29, but at least 8 and at most --max-length.
 LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 
@@ -86,8 +86,8 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs the turns of one engine. A turn returns the seconds of each example alone, the seconds of the
-    batch, and the logits of the batch.
+    """Runs the measurements (turns) of one engine. A turn returns the seconds of each example alone, the
+    seconds of the first `job.batch` examples together, and the logits of these examples.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -161,9 +161,9 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
     results of the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes. `flops`
-    are the FLOPs of all examples, and `flops_together` are the FLOPs of the batch. `peak` is the highest
-    FLOP/s of the machine. The entry "pass" of the result is the sum of the seconds of all examples that ran
-    alone in a turn, as the median over the turns.
+    are the FLOPs of all examples, and `flops_together` are the FLOPs of the `batch` examples that ran
+    together. `peak` is the result of `matrix_peak`. The entry "pass" is the time for all examples, one at a
+    time, in seconds (median over the turns).
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -228,7 +228,7 @@ def bench_inference(options: InferenceBench) -> dict:
         scores = quality(name, options.task, options.data, options.max_length, options.examples,
                          runtime) if name in tuned else None
         tokenizer = minibert.load_tokenizer(name if name in tuned else options.tokenizer)
-        examples = material(options, tokenizer)  # raises the error of a wrong --data before files are written
+        examples = material(options, tokenizer)  # before files are written, because --data may be wrong
         with tempfile.TemporaryDirectory() as folder:
             config = write_model(name, tokenizer, Path(folder), engines, examples)
             for threads in counts:

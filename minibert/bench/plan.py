@@ -1,4 +1,4 @@
-"""Calculates the hours of a training on one device, from the number of tokens per second.
+"""Calculates how many hours a training takes on one device, from the number of tokens per second.
 
 Measure the number of tokens per second with `bench.py train`, and give it as --tokens-per-second. If you
 cannot measure it, give the peak FLOP/s of the device (--peak-tflops) and the share of the peak that the
@@ -73,8 +73,8 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
 
 
 def plan(options: PlanBench) -> dict:
-    """Calculates the hours of a training. The entry `basis` of the result has the name, the value and the
-    source of every assumption.
+    """Calculates how many hours a training takes. The entry `basis` of the result has the numbers from which
+    the hours are calculated, each with its name and its source.
     """
     tokens, whence = corpus_tokens(options.corpus_tokens)
     # `tokens` does not count [CLS] and [SEP], but training reads both in each sequence

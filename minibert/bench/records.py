@@ -12,8 +12,8 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has three dicts of scores on held-out text: "teacher", "student, initial"
-    (before the training) and "student, trained" (after the training).
+    """A run of train.py. `held_out` has a dict of scores on held-out text for each of "student, initial"
+    (before the training), "student, trained" (after the training), and "teacher" if there is one.
     """
     folder: Path
     options: dict
@@ -27,7 +27,7 @@ class TrainRun(NamedTuple):
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. `scores` are the scores on the first dev split, for each seed at its best epoch.
+    """A run of finetune.py. `scores` are the scores on the first dev split, of each seed at its best epoch.
     """
     folder: Path
     options: dict
@@ -37,13 +37,13 @@ class TuneRun(NamedTuple):
     # for each metric, a list with one value in percent for each seed
     scores: dict[str, list[float]]
     seconds: float  # the training time of all seeds
-    baseline: dict[str, float] | None  # the scores of a model that always gives one answer; None for SQuAD
+    baseline: dict[str, float] | None  # the scores of one answer for all examples; None for SQuAD
 
     @property
     def start(self) -> str:
-        """The text that says from what the fine-tuning started: the folder or hub name of a model, or for
-        example "cut to 4 layers" if layers of the teacher were copied. The teacher is not named, because
-        every task has its own teacher, and the text must be equal for all tasks.
+        """Says from what the fine-tuning started: the folder or hub name of a model, or for example "cut to 4
+        layers" if layers of the teacher were copied. The teacher is not named, because every task has its own
+        teacher, and the text must be equal for all tasks.
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
@@ -55,17 +55,15 @@ class TuneRun(NamedTuple):
 
     @property
     def part(self) -> tuple[int | None, int]:
-        """The amount of data that the run used: the number of training examples (None: all), and the maximum
-        length of an example in tokens.
-        """
+        """The number of training examples (None: all), and the maximum length of an example in tokens."""
         return self.settings["train_examples"], self.settings["max_length"]
 
 
 def read_runs(folders: Iterable[str], without: Iterable[str] = ()
               ) -> tuple[list[TrainRun], list[TuneRun], list[Path]]:
     """Reads all runs in `folders` and their subfolders, except the runs in the folders `without`. Returns the
-    trainings, the fine-tunings, and the folders of the runs that are not finished. Raises `UserError` if a
-    folder has no run, or if the files of a run are damaged.
+    finished trainings, the finished fine-tunings, and the folders of all unfinished runs. Raises `UserError`
+    if one of `folders` has no run, or if the files of a run are damaged.
     """
     left_out = {Path(name).resolve() for name in without}
     found = dict.fromkeys(folder for name in folders for folder in _run_folders(name))

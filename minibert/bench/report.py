@@ -33,16 +33,16 @@ the test set. The score of a seed is the score of its best epoch. A cell shows t
 fine-tuning and, in brackets, the lowest and the highest score. If the ranges of two models overlap, or if one
 of the models has only one seed, the difference of the models may be chance. Published figures are from tables
 1 and 2 of the DistilBERT paper. A figure with † is from the README of DistilBERT's code."""
-SHARES_NOTE = """A model is left out if it has no score on one of the tasks. It is also left out if its number
-of training examples or its maximum length differs from the teacher's. The brackets show a 95 % interval, from
-a bootstrap over the seeds of fine-tuning. If a task has only one seed, the interval is too narrow. The
-interval does not include the variation between repeated distillations. 'Not defined' means that a score of
-the teacher is not above 0."""
+SHARES_NOTE = """A model is left out if it has no score on one of these tasks. It is also left out if its
+number of training examples or its maximum length differs from the teacher's. The brackets show a 95 %
+interval, from a bootstrap over the seeds of fine-tuning. If a task has only one seed, the interval is too
+narrow. The interval does not include the variation between repeated distillations. 'Not defined' means that
+a score of the teacher is 0 or less."""
 TRAININGS_NOTE = """All scores were measured on held-out text. They are scores of the trained student, unless
-the heading of the column names another model. The MLM loss is in nats. A student with the learning rate 0 is
-an untrained copy of teacher layers. Runs with fewer than 5 million tokens are too short to compare methods.
-Each run has only one seed, so a small difference may be chance. The column "time" has the time of the
-training steps, without evaluation. The column "speed" has the speed of the student's encoder divided by the
+the heading of the column names another model. The MLM loss is in nats. A student with the learning rate 0
+still has its initial weights. Runs with fewer than 5 million tokens are too short to compare methods. Each
+run has only one seed, so a small difference may be chance. The column "time" has the time of the training
+steps, without evaluation. The column "speed" has the speed of the student's encoder divided by the
 speed of the teacher's encoder. Both speeds were measured alternately, on the same batch, at the end of the
 training. Students with the same number and size of layers have the same speed; differences between their
 speeds are measurement errors."""
@@ -60,13 +60,14 @@ class ReportBench:
     teacher: str | None = option(None, "name of the teacher's run folder; the report then has a table of "
                                       "shares, which are the scores of the other models divided by the "
                                       "teacher's scores")
-    share_tasks: tuple[str, ...] = option((), "tasks of the table of shares; models without a score on one "
-                                              "of the tasks are left out (default: the tasks on which all "
-                                              "models were fine-tuned)")
+    share_tasks: tuple[str, ...] = option((), "tasks for the table of shares (scores divided by the "
+                                              "teacher's scores); models without a score on one of these "
+                                              "tasks are left out (default: the tasks on which all models "
+                                              "were fine-tuned)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:
-            raise UserError("--share-tasks needs --teacher, by whose scores the scores are divided")
+            raise UserError("--share-tasks needs --teacher: shares are scores divided by the teacher's")
 
 
 # ---------------------------------------------------------------- names
@@ -80,13 +81,13 @@ def place_of(model: str | Path) -> Path:
 
 
 def student_of(run: TrainRun) -> Path:
-    """Returns the folder of the run. The student has the name of this folder."""
+    """Returns the --out folder of the run. The student has the name of this folder."""
     return Path(run.options["out"])
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """Returns the folder after which the teacher of a training is named, or "none" for the method mlm, which
-    has no teacher.
+    """Returns the folder after which the teacher of a training is named, or "none" if the training has no
+    teacher (the method mlm without --teacher).
     """
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
@@ -107,7 +108,7 @@ def taught(options: dict) -> str:
     """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning.
     Without a teacher, the suffix is "". With a teacher, the suffix is for example " + kd", or " + kd, alpha
     1" if alpha is not the default of the method. With --transfer, the student learned from texts without
-    labels, and the suffix has "pd" (pre-trained distillation).
+    labels, and the suffix has "pd" (pre-trained distillation) and no alpha.
     """
     if not options.get("teacher"):
         return ""
@@ -119,8 +120,9 @@ def taught(options: dict) -> str:
 
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
-    """Returns a dict of dicts: `scores[model][task]` is a run. The model `teacher` is first. Raises
-    `UserError` if two runs have the same model and the same task, or if `runs` has no run of the teacher.
+    """Returns a dict of dicts: `scores[model][task]` is the run that fine-tuned the model on the task. The
+    model `teacher` is first. Raises `UserError` if two runs have the same model and the same task, or if
+    `runs` has no run of the teacher.
     """
     found: Scores = {}
     for run in runs:
@@ -172,9 +174,8 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """Returns the table of scores, with a row for each model and a column for each task. The first row has
-    the scores of a constant prediction, and the last rows have published scores. Below the table are the
-    training settings that differ from the defaults.
+    """Returns the table of scores, with a row for each model and a column for each task, and the notes below
+    it. The first row has the scores of a constant prediction, and the last rows have published scores.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
@@ -242,7 +243,9 @@ def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
     table = markdown([{"model": row["model"],
                        **{name: f"{row[name]:.1f}" for name in ("mean", "mean of the teacher")},
                        **{formula: cell(row[formula]) for formula in FORMULAS}} for row in rows])
-    return (f"{table}\n\nA share is the score of the model divided by the score of {teacher}. The tasks are "
+    return (f"{table}\n\nThe ratio of means is the model's mean score over the tasks, divided by the mean "
+            f"score of {teacher}. For the mean of ratios, the model's score on each task is divided by the "
+            f"score of {teacher} on this task; the mean is over the tasks. The tasks are "
             f"{', '.join(tasks)}.\n{SHARES_NOTE}")
 
 

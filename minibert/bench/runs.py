@@ -1,4 +1,5 @@
-"""Runs a list of commands, one after another. Finished runs are skipped, and stopped runs are resumed.
+"""Runs a list of commands, one after another. Finished runs are skipped. Stopped runs of train.py and
+finetune.py are resumed; other stopped runs start again.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
@@ -11,7 +12,7 @@ is finished if its --out folder has a corpus.json, and a run of data/augment.py 
 data/download.py is always run, because data/download.py skips existing files itself.
 
 The output of a run is written to OUT.log, where OUT is the value of --out. (The output of data/download.py is
-written to OUT-download.log.) If a run fails, the error is reported and the next runs are started.
+written to OUT-download.log.) If a run fails, its error is reported, and the next run is started.
 """
 
 import os
@@ -61,7 +62,7 @@ class Line(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether the command is finished."""
+        """True if the command is finished. The value is always False for data/download.py."""
         return DONE[self.script] is not None and (self.out / DONE[self.script]).exists()
 
     @property
@@ -71,7 +72,8 @@ class Line(NamedTuple):
 
 
 def read_list(path: Path) -> list[Line]:
-    """Reads all commands of a list. If a command is wrong, raises `UserError` before any command is started.
+    """Reads all commands of a list. Raises `UserError` if a command is wrong or the list is empty, before any
+    command is started.
     """
     text = re.sub(r"^\s*#.*\n", "", read_text(path), flags=re.MULTILINE)
     lines = []

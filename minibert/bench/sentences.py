@@ -1,8 +1,8 @@
 """Compares trained sentence encoders with their teacher. The first model on the command line is the teacher.
 
 The score on STS-B is the rank correlation between the cosine of two sentence vectors and the similarity that
-people gave to the two sentences. For the score on SQuAD, all paragraphs are ranked by their cosine with a
-question. The score is the share of questions whose right paragraph is among the first 1 or 10 paragraphs.
+people gave to the two sentences. On SQuAD, all paragraphs are ranked by their cosine with a question. The
+scores recall@1 and recall@10 are the shares of questions whose right paragraph is among the first 1 or 10.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from minibert.tasks.specs import TASKS
 from minibert.tasks.squad import read_squad
 from minibert.training.summary import seconds_in_turns
 
-RANKS = (1, 10)  # recall@1 and recall@10 are measured
+RANKS = (1, 10)  # for recall@1 and recall@10
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
     """Returns the share of the queries whose right document is among the `k` documents that have the largest
-    cosine with the query. A document with the same cosine as the right document counts as better. `queries`
+    cosine with the query. A wrong document with the cosine of the right document counts as better. `queries`
     (n, D) are the vectors of n queries, and `documents` (m, D) are the vectors of m documents. `right` (n,)
     has the row of each query's right document.
     """
@@ -157,7 +157,7 @@ def bench_sentences(options: SentencesBench) -> dict:
         result["kept"] = {what: score / teacher["scores"][what] if teacher["scores"][what] else None
                           for what, score in result["scores"].items()}
     print(table([row(name, result, teacher) for name, result in results.items()],
-                "Spearman of cosines (STS-B) and recall, in percent, with the share of the first model's"))
+                "STS-B (Spearman) and recall in percent, each with its share of the teacher's score"))
     return {"bench": "sentences", "options": dataclasses.asdict(options), "machine": describe(runtime),
             "models": results}
 

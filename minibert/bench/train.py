@@ -1,8 +1,8 @@
-"""Measures the time of a training step of train.py, for one or several distillation methods. With the method
-`distilbert` alone, the same step in the library `transformers` is also measured.
+"""Measures the time of a training step of train.py, for one or several methods. If the only method is
+`distilbert`, the same step in the library `transformers` is also measured.
 
-The programs run alternately, with the same sequences. Each program runs in its own process, so that its peak
-memory can be measured. The number of tokens per second does not include padding.
+The programs run alternately, with the same sequences. The number of tokens per second does not include
+padding.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"  # names of programs in the table
-# without mobilebert, which does not support the default models BERT and DistilBERT
+# mobilebert is left out, because it does not support the default models BERT and DistilBERT
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -52,7 +52,7 @@ class TrainBench(MachineOptions):
     turns: int = option(5, "number of measurements of each program, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
     peer: bool = option(True, "also measure the same step in transformers (only if --methods is distilbert)")
-    compiled_peer: bool = option(False, "also measure the same step in transformers with torch.compile")
+    compiled_peer: bool = option(False, "also measure the step of --peer with torch.compile")
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,7 +63,7 @@ class TrainBench(MachineOptions):
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Returns random sequences, as one tuple (ids, lengths, selected) for each step. `selected` is True for
-    the masked tokens, about 15 % of all tokens. Every call returns the same sequences.
+    the masked tokens, about 15 % of all tokens. Calls with the same arguments return the same sequences.
     """
     rng = np.random.default_rng(0)
     steps = []
@@ -81,7 +81,9 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
 
 
 def distillation_turn(method: str, options: TrainBench, runtime):
-    """Returns a function that runs the steps of one turn with minibert, exactly as train.py does."""
+    """Returns a function that runs the steps of one turn with the functions that train.py uses. The learning
+    rate is constant, and the batches are made before the first turn.
+    """
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
     teacher, student = (init_weights(build(config)) for config in shapes(options))
@@ -134,7 +136,7 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """Runs the turns of the program `kind`, in the process of this program."""
+    """Runs the measurements (turns) of the program `kind`, in the process of this program."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)
@@ -151,7 +153,7 @@ def bench_train(options: TrainBench) -> dict:
         method_of = {"minibert": options.methods[0]}
     peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
     kinds = [*method_of, *peers]
-    teacher, student = shapes(options)  # called here so that errors are reported before a long warm-up
+    teacher, student = shapes(options)  # wrong presets are reported here, before a long warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:

@@ -1,5 +1,5 @@
-"""Runs training steps with the library `transformers`, written in the usual way. bench.py compares their
-speed with the speed of minibert's steps.
+"""Runs training steps with the library `transformers`. bench.py compares their speed with the speed of
+minibert's steps.
 
 The steps use SDPA attention. A batch is padded to its longest sequence. Precision, dropout and optimiser are
 the same as in minibert's steps. The distillation losses are those of the original DistilBERT code, with the
@@ -38,8 +38,7 @@ def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
 
 
 def pad_sequences(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
-    """Returns S sequences as one tensor (S, T). Shorter sequences are padded with `value` to the largest
-    length T.
+    """Returns S sequences as one tensor (S, T). Sequences are padded with `value` to the largest length T.
     """
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 

@@ -21,7 +21,7 @@ from minibert.common.errors import UserError
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Runs the main loop of a measured process: calls `turn` once for each request of the parent process, and
     sends the result to the parent. If the result is None, the seconds of the call are sent instead. At the
-    end, the peak memory of the process in bytes is sent.
+    end, the peak memory of the process in bytes is sent (on a GPU, the peak of torch's GPU memory).
     """
     # This process ignores Ctrl-C: the parent process also receives Ctrl-C, and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -93,9 +93,10 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts a process with `worker(kind, options, pipe)` for each kind of program. The processes take turns:
-    each process runs once as a warm-up, and then `turns` times. Returns two dicts with the kinds as keys. The
-    first has the results of the turns (usually seconds), and the second the peak memory in bytes.
+    """Starts a process with `worker(kind, options, pipe)` for each kind of program. In each round, every
+    process runs one turn. The first round is a warm-up, and `turns` rounds follow. Returns two dicts with the
+    kinds as keys. The first has the results of the turns without the warm-up (usually seconds), and the
+    second has the peak memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -112,7 +113,7 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns `count` divided by the seconds of a turn: the median over all turns, and [lowest, highest]."""
+    """Returns the rates `count` / seconds of several turns: the median rate, and [lowest, highest]."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 

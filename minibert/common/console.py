@@ -23,8 +23,8 @@ def clock(seconds: float) -> str:
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """Returns a table as text. Each dict in `rows` is one line, and the keys of the dicts are the headings of
-    the columns. `title` is a line above the table.
+    """Returns a table as text. Each dict in `rows` is one line. All dicts have the same keys, which are the
+    headings of the columns. `title` is a line above the table.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -38,9 +38,9 @@ def table(rows: list[dict], title: str = "") -> str:
 
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. On a terminal
-    the line is replaced twice a second, and removed at the end of the work. If stderr is a file, a new line
-    is printed every ten seconds. Only the first rank prints progress. With `stays=True` the first and the
-    last line are always printed, and the last line is not removed.
+    the line is replaced at most twice a second, and removed at the end of the work. If stderr is no terminal,
+    a new line is printed at most every ten seconds. Only the first rank prints progress. With `stays=True`
+    the first and the last line are also printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
@@ -55,7 +55,7 @@ class Progress:
 
     def __call__(self, amount: float, detail: str = "") -> None:
         """Adds `amount` to the work done. Shows a new line, with `detail` at its end, if enough time has
-        passed since the last line was shown.
+        passed since the last line was shown. The line of the finished work is shown only with `stays`.
         """
         self.done += amount
         finished = self.done >= self.total
@@ -76,7 +76,9 @@ class Progress:
                 f"{short(rate)} {self.unit}/s  {left} left")
 
     def close(self) -> None:
-        """Ends the progress line, so that the next output begins on a new line."""
+        """Ends the progress line (with `stays`) or removes it, so that the next output begins at the start of
+        a line.
+        """
         if self.in_place:
             print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
         self.in_place = False

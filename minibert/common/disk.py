@@ -44,8 +44,8 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, flushes it and renames it. After a crash, the file `path` has
-    either the whole new text or its old content.
+    """Writes a file under a temporary name, flushes it to the disk and renames it to `path`. After a crash,
+    the file `path` either has the whole new text or is unchanged.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -80,7 +80,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
     removed at the end of the `with` block.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".saving-*"):  # temporary folders of killed processes
+    for left_over in folder.glob(".saving-*"):  # left by killed processes
         shutil.rmtree(left_over)
     made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
@@ -90,8 +90,9 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """Reads a small UTF-8 file. All line ends in the text become '\\n'. Raises `UserError` for a device or a
-    pipe, because reading a device or a pipe may never end.
+    """Returns the text of a small UTF-8 file, with '\\n' for every line end. Raises `UserError` if the file
+    cannot be read or is not UTF-8, and for a device or a pipe, because reading a device or a pipe may never
+    end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -118,7 +119,8 @@ def check_is_the_file(path: Path, start: bytes) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Returns the JSON object in a file. Raises `UserError` if the file has no JSON object."""
+    """Returns the JSON object in a file. Raises `UserError` if the content of the file is not a JSON object.
+    """
     text = read_text(path)
     check_is_the_file(path, text[:100].encode())
     try:

@@ -1,5 +1,5 @@
-"""`UserError` is the exception for errors that a user can cause and correct. `run_script` reports a
-`UserError` as one sentence on stderr, with exit code 2.
+"""`UserError` is the exception for errors that a user can cause and correct. `run_script` prints its message
+on stderr and ends the program with exit code 2.
 """
 
 import os
@@ -7,14 +7,14 @@ import sys
 
 
 class UserError(Exception):
-    """An error that the user can correct. The message of a `UserError` is one sentence that names the wrong
-    file, line, option or tensor, and says what to do.
+    """An error that the user can correct. Its message is one sentence that names the wrong file, line,
+    option, tensor or other input.
     """
 
 
 def sentence(error: UserError | str) -> str:
-    """Returns the message of an error on one line, with at most 2,000 characters. Control characters are
-    escaped, because a message may quote the content of a file.
+    """Returns the message of an error on one line, with at most 2,000 characters. Characters that are not
+    printable are escaped, because a message may quote the content of a file.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])
@@ -23,8 +23,9 @@ def sentence(error: UserError | str) -> str:
 
 def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
-    code 2, without a traceback. A character that the terminal's encoding does not have is printed as a code
-    like \\xe9 or \\u4e2d.
+    code 2, without a traceback. Ctrl-C ends the program with exit code 130. If the program that reads the
+    output has ended, the exit code is 1. A character that the terminal's encoding does not have is printed as
+    a code like \\xe9 or \\u4e2d.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a stream that a caller replaced may have no `reconfigure`

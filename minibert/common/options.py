@@ -1,8 +1,8 @@
-"""Makes command-line options from a frozen dataclass. Each field is one option with its help text.
+"""Makes command-line options from a frozen dataclass. Each field of the dataclass is one option with its help
+text.
 
-`--help` shows the options in the order of the fields. An option can depend on another option. For example,
-`--imitate` has an effect only with `--method tinybert`. With any other method, `--help` does not show
-`--imitate`, and the use of `--imitate` is an error.
+An option can depend on another option. For example, `--imitate` has an effect only with `--method tinybert`.
+With any other method, `--help` does not show `--imitate`, and the use of `--imitate` is an error.
 """
 
 import argparse
@@ -29,18 +29,20 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
 
 @dataclasses.dataclass(frozen=True)
 class MachineOptions:
-    """The options of every script that runs a model."""
+    """The options for the machine on which a script runs: memory, precision, device and threads."""
 
     micro_tokens: int = option(
-        4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory. "
-              "Another number changes the results only by rounding and by the random numbers of dropout",
+        4096, "largest number of tokens in one forward pass of a rank (a longer sequence is alone in a "
+              "pass); a smaller number needs less memory. Another number changes the results only by "
+              "rounding and by the random numbers of dropout",
         metavar="TOKENS", group="machine")
     precision: str = option(
-        "auto", "precision of matrix products; auto: 16 bits on hardware with fast 16-bit products, "
-                "otherwise fp32",
+        "auto", "precision of matrix products; auto: bf16 on hardware that multiplies bf16, fp16 on other "
+                "GPUs, and fp32 on other CPUs",
         # the names are repeated here, because importing PRECISIONS from runtime.py would import torch
         choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = option("auto", "device, for example cpu, cuda or cuda:1", metavar="DEVICE")
+    device: str = option("auto", "device, for example cpu, cuda or cuda:1; auto: a GPU if there is one",
+                         metavar="DEVICE")
     threads: int | None = option(None, "number of CPU threads (default: torch's choice)", metavar="THREADS")
 
     def __post_init__(self):
@@ -51,12 +53,13 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
           defaults: dict[str, dict[str, dict]] | None = None):
     """Reads the command line and returns an instance of the dataclass `cls`.
 
-    A `bool` field becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes several values. A `T | None`
-    field may be left out. Any other field with the default None is required. The help shows inherited fields
-    last. `defaults` has the default values that `--help` shows for options whose default depends on another
-    option. For example, {"method": {"tinybert": {"lr": 1e-4}}} means that the default of --lr is 1e-4 with
-    --method tinybert. An unknown option or a value of a wrong type ends the program with exit code 2. Raises
-    `UserError` if a given option has no effect together with the other options.
+    A `bool` field x becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes one or more values. A `T |
+    None` field may have the default None. Any other field with the default None is required. The help shows
+    the options in the order of the fields, and inherited fields last. `defaults` has the default values that
+    `--help` shows for options whose default depends on another option. For example, {"method": {"tinybert":
+    {"lr": 1e-4}}} means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value
+    of a wrong type ends the program with exit code 2. Raises `UserError` if a given option has no effect
+    together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -131,8 +134,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """Returns the values of the options that decide which other options exist: the options named in `names`,
-    and all options that appear in an `only_with`. `parse` calls `_chosen` before it parses all options.
+    """Returns the values of the options on which other options depend: the options named in `names`, and all
+    options that appear in an `only_with`. `parse` calls `_chosen` before it parses all options.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -170,7 +173,7 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """Returns the numbers in the value of an option, for example [0, 2, 5] for 0,2,5."""
+    """Returns the integers in `text`, the value of an option, for example [0, 2, 5] for 0,2,5."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:

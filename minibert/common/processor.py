@@ -26,7 +26,8 @@ def multiplies_bf16() -> bool:
 def sums_bytes_in_32_bits() -> bool:
     """Returns True if the CPU adds products of 8-bit numbers without overflow. This is true of every CPU that
     is not x86, and of an x86 CPU with VNNI or AMX. An x86 CPU with neither VNNI nor AMX adds two products of
-    8-bit numbers in 16 bits, and the sum may overflow.
+    8-bit numbers in 16 bits, and the sum may overflow. If torch does not report features, the result is True
+    on every CPU.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

@@ -1,6 +1,6 @@
 """Computes random numbers without a generator. Each random number is a hash of integers: the seed, the step,
-the number of the sample, the position and so on. A resumed run draws the same random numbers as a run without
-a stop. The number of ranks does not change the random numbers. The order of the data is a permutation that is
+the number of the sample, the position and so on. So a resumed run has the same random numbers as a run
+without a stop, and the number of ranks does not change them. The order of the data is a permutation that is
 computed and not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 """
 
@@ -13,8 +13,7 @@ def mix(*words) -> np.ndarray:
     """Hashes integers or integer arrays (broadcast together) to uint64. Arguments in another order give
     another hash.
     """
-    # The state is an array, because numpy gives a warning if a scalar overflows. The overflow here is
-    # intended.
+    # The state is an array, because numpy gives a warning if a scalar overflows. The overflow is intended.
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         z = state + _GAMMA + np.asarray(word).astype(np.uint64)
@@ -25,8 +24,8 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Returns uniform random floats in (0, 1), computed from the hash of `mix`. A float u is never 0 or 1, so
-    log(u) is finite, and u * n is below n.
+    """Returns uniform random floats in (0, 1), computed from the hash `mix(*words)`. A float u is never 0 or
+    1, so log(u) is finite, and u * n is below n.
     """
     # 52 bits of the hash are used. With 53 bits, the addition of 0.5 would be rounded, and the largest result
     # would become 1.
@@ -34,7 +33,7 @@ def uniform(*words) -> np.ndarray:
 
 
 def seed_of(*words) -> int:
-    """Returns a seed for torch: an integer from 0 to 2^63 - 1, computed from the hash of `mix`."""
+    """Returns a seed for torch: an integer from 0 to 2^63 - 1, computed from the hash `mix(*words)`."""
     return int(mix(*words)[0] >> np.uint64(1))
 
 
@@ -42,7 +41,7 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
     result is int64. The permutation is a balanced Feistel network on the smallest even number of bits that
     can hold n - 1. If a result is n or more, the network is applied to the result again ("cycle walking",
-    Black and Rogaway 2002). On average, the network is applied fewer than four times to a number.
+    Black and Rogaway 2002). For one number, the network is applied fewer than four times on average.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

@@ -83,7 +83,7 @@ def _another_rank_may_end():
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
     """Chooses the device, the precision and the number of CPU threads. Connects the ranks if torchrun started
-    several ranks.
+    several ranks. Raises `UserError` if the device cannot be used.
 
     The device "auto" is a GPU if the machine has one. The precision "auto" is bf16 on hardware that
     multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, two settings are
@@ -91,8 +91,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     freed memory, which saves time.
     """
     if training:
-        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Packed batches always have
-        # new shapes. The 1,024 kernels fragment the heap: in an hour, the memory of a run grew by half. A
+        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Most packed batches have a
+        # new shape. The 1,024 kernels fragment the heap: in an hour, the memory of a run grew by half. A
         # limit of 16 is enough, because one pass through a layer uses fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
@@ -118,8 +118,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        # The other ranks wait while the first rank evaluates and saves, so the time limit is long. If a rank
-        # ends, all other ranks notice it at once.
+        # The other ranks wait while the first rank evaluates and saves, so the time limit is long. The long
+        # limit does no harm: if a rank dies, torchrun stops the other ranks, so they do not wait for the
+        # limit.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
@@ -145,7 +146,9 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def describe(runtime: Runtime) -> dict:
-    """Returns a description of the machine and of the software versions, which config.json stores."""
+    """Returns a description of the machine and of the software versions, which each run stores with its
+    options.
+    """
     import platform
 
     import numpy

@@ -2,7 +2,7 @@
 sequences. The token ids stay on the disk and are read through memory maps.
 
 A *sequence* has consecutive tokens of one document. With [CLS] and [SEP], which loader.py adds, a sequence
-has at most `max_length` tokens. The start and the length of each sequence need 12 bytes of memory.
+has at most `max_length` tokens. For each sequence, only its start and its length (12 bytes) are in memory.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ WINDOW_LINES = 1 << 14  # the corpus is read in parts ("windows") of about this 
 
 
 class NoSequences(UserError):
-    """Raised if all sequences of a corpus are shorter than the minimum length."""
+    """Raised if no sequence of a corpus has the minimum length."""
 
 
 class Corpus:
     """The sequences of a prepared folder. `open_corpus` makes objects of this class.
 
-    `counts` says for each token id how often it occurs in the corpus (uint64). `tokens_of_parts` has one
-    array of token ids for each part ("train", "held-out"). `first` has the index of the first sequence of
-    each part. `starts` has, for each sequence, the index of its first token in the array of its part.
-    `checksum` is the CRC-32 of all token ids in the order of the text. `n_tokens` is the number of tokens of
-    all sequences, with [CLS] and [SEP]. `left_out` is a message about sequences that are too short or have
-    too many [UNK], or "".
+    `counts` says for each token id how often it occurs in the opened parts (uint64). `tokens_of_parts` has
+    one array of token ids for each opened part ("train", "held-out"). `first` has the index of the first
+    sequence of each part. `starts` has, for each sequence, the index of its first token in the array of its
+    part. `checksum` is the CRC-32 of all token ids in the order of the text. `n_tokens` is the number of
+    tokens of all sequences, with [CLS] and [SEP]. `left_out` is a message about sequences that are left out,
+    or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -53,8 +53,8 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the token counts, the token ids and the lengths of the sequences. Two corpora have the
-        same hash if they have the same sequences in the same order.
+        """A hash of the token counts, the token ids and the lengths of the sequences. Corpora with other
+        sequences, or with another order of the sequences, have another hash.
         """
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
@@ -71,12 +71,13 @@ class Corpus:
 def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = False,
                 parts: tuple[str, ...] = ("train",), tokenizer: Tokenizer | None = None,
                 min_length: int = MIN_LENGTH) -> Corpus:
-    """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
+    """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP]
+    included.
 
-    Consecutive lines of a document are joined into one sequence of at most `max_length` tokens. With
-    `one_line`, each line is one sequence. A line that is too long for one sequence is cut. As in DistilBERT's
-    code, a sequence is left out if it has fewer than `min_length` tokens ([CLS] and [SEP] included), or if at
-    least half of its tokens are [UNK].
+    Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
+    line is a sequence of its own. A line that is too long for one sequence is divided into several pieces. As
+    in DistilBERT's code, a sequence is left out if it has fewer than `min_length` tokens, or if at least half
+    of its tokens are [UNK]. Both counts include [CLS] and [SEP].
 
     Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
     tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
@@ -92,7 +93,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     # The starts and lengths of the sequences that are used. The list begins with empty arrays, because
     # np.concatenate needs at least one array.
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
-    found = short = unknown = 0  # numbers of sequences: all, too short, and with too many [UNK]
+    found = short = unknown = 0  # numbers of sequences: all, too short, and long enough but half [UNK]
     checksum = 0  # the CRC-32 of all token ids
     for part in parts:
         if part not in description["parts"]:
@@ -147,7 +148,7 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
     if size != expected:
         raise UserError(f"{path} has {size} bytes instead of {expected}; prepare the corpus again")
-    # an empty file cannot be mapped into memory, so the result for it is an empty array
+    # an empty file cannot be mapped into memory, so an ordinary empty array is returned
     with disk_errors(path, "read"):
         return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
 

@@ -60,8 +60,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """Returns the number type of each file of a part, as a dict from the endings of the file names to the
-    types. Token ids are uint16 if all ids fit into 16 bits.
+    """Returns the number types of the .tokens, .lines and .documents files, as a dict from the endings of the
+    file names to the types. Token ids are uint16 if all ids fit into 16 bits, and otherwise uint32.
     """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 

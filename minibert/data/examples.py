@@ -19,16 +19,16 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The tokenised sequences of a data set and their labels: n sequences with N tokens together. The tokens
-    of all sequences are stored one after the other in one array.
+    """The tokenised sequences of a data set and their labels: n sequences with N tokens in all. The tokens of
+    all sequences are stored one after the other in one array.
     """
 
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
     # For classification, `labels` has one int64 class for each sequence. For regression, it has one float32
-    # score for each sequence. An example without a label has the class -1 or the score NaN. For questions,
-    # `labels` (n, 2) has the positions of the first and the last token of each answer, int64.
+    # score for each sequence. An example without a label has the class -1 or the score NaN. For SQuAD,
+    # `labels` (n, 2) has the positions of the first and the last token of each answer in its sequence, int64.
     labels: np.ndarray
 
     @cached_property
@@ -87,8 +87,8 @@ class LabelledBatch(NamedTuple):
     """A micro-batch of fine-tuning."""
 
     batch: Batch
-    # One class or score for each of the S sequences, (S,). For questions (S, 2): the positions of the first
-    # and the last token of the answer, counted from the start of the sequence.
+    # One class or score for each of the S sequences, (S,). For SQuAD, (S, 2): the positions of the first and
+    # the last token of the answer, counted from the start of the sequence.
     labels: Tensor
     targets: dict[str, Tensor]  # the teacher's outputs for these examples (distill/task_kd.py)
     seed: int  # the random seed of dropout in this micro-batch

@@ -54,14 +54,14 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     """Tokenises and masks texts, and makes the batch that `minibert.distillation_loss` takes. In the batch,
     the texts are sorted by length, and the longest text is first.
 
-    A text with more than `max_length` tokens is cut. `selection` says how the masked tokens are chosen:
-    "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). With another `seed`, other tokens are masked.
-    Raises `UserError` if there is no text.
+    A text with more than `max_length` tokens is cut. `share` is the share of masked tokens, and `selection`
+    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). With another `seed`,
+    other tokens are masked. Raises `UserError` if there is no text.
     """
     # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
-    if isinstance(texts, str) or not texts:  # without this check, one string would be a list of characters
+    if isinstance(texts, str) or not texts:  # Python would treat one string as a list of characters
         raise UserError("masked_batch takes a list of texts, at least one")
     sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
     ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
@@ -71,8 +71,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
-    """Yields an iterator over make(step), make(step + 1) and so on, as a context manager. A thread makes the
-    next result while the current result is in use.
+    """Returns a context manager. Its value is an iterator over make(step), make(step + 1) and so on. A thread
+    makes the next result while the current result is in use.
     """
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(make, step)

@@ -1,11 +1,10 @@
-"""Dynamic masking: chooses the tokens that the model predicts in an optimiser step, and replaces these tokens
-by [MASK], by random tokens, or by themselves.
+"""Dynamic masking: selects the tokens that the model predicts in an optimiser step. As in BERT, about 80 % of
+the selected tokens become [MASK], 10 % become a random token, and 10 % are not changed (Devlin et al. 2018,
+section 3.1, Task 1).
 
-Which tokens are masked depends only on the seed, the step, the number of the sequence in the step, and the
-position of the token. The masks are the same for every size of the micro-batches and every number of ranks.
-Arrays with the shape (N,) have one value for each of the N tokens in a whole optimiser step (all ranks).
-As in BERT, 80 % of the chosen tokens become [MASK], 10 % become a random token, and 10 % are not changed
-(Devlin et al. 2018, section 3.1, Task 1).
+The random numbers of a token depend only on the seed, the step, the number of its sequence in the step, and
+its position in the sequence. So the masks are the same for every size of the micro-batches and every number
+of ranks. Arrays with the shape (N,) have one value for each of the N tokens of an optimiser step (all ranks).
 """
 
 from typing import NamedTuple
@@ -33,8 +32,8 @@ class Masked(NamedTuple):
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
     """Returns for each token id a weight for the choice of masked tokens: max(count, 1)^-exponent, where
-    `count` is how often the id occurs in the corpus. Special tokens have the weight 0. DistilBERT's code
-    calls these weights "MLM smoothing".
+    `count` is how often the id occurs in the corpus. Special tokens have the weight 0. In DistilBERT's code,
+    the exponent is the option `mlm_smoothing`.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -44,7 +43,7 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
 def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
                 *key: int) -> Masked:
     """Masks the sequences of a step. `ids` has the token ids of all sequences, one after the other. `lengths`
-    has the number of tokens of each sequence. The random numbers depend only on `key`, for example (seed,
+    has the number of tokens of each sequence. `key` is the seed of the random numbers, for example (seed,
     step).
 
     Special tokens, also [UNK], are never selected, as in DistilBERT's code. (BERT's code can select [UNK].) A
@@ -66,17 +65,20 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# The four functions below choose the tokens to predict. `draw` has one uniform random number for each token.
-# Each of the four functions returns one bool for each token: True if the token is selected.
+# Each of the four functions below returns one bool for each token: True if the token is selected. `draw` has
+# one uniform random number for each token.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each token that is not special with probability `masking.share`, independently of the others.
+    """Selects each token with probability `masking.share`, independently of the others, but no special
+    tokens.
     """
     return ~tokenizer.special[ids] & (draw < masking.share)
 
 
 def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each word with probability `masking.share`. All tokens of a word are selected, or none."""
+    """Selects each word with probability `masking.share`, but no special tokens. Of a word, all tokens are
+    selected, or none.
+    """
     # A word starts at each token without ##. [CLS] has no ##, so no word reaches into the next sequence.
     starts = ~tokenizer.continuation[ids]  # (N,)
     word = np.cumsum(starts) - 1  # (N,): for each token, the number of the word that it belongs to
@@ -84,8 +86,9 @@ def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) ->
 
 
 def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """In each sequence of T tokens ([CLS] and [SEP] included), selects floor(share * T + 0.5) tokens, but at
-    least one, as in BERT's code.
+    """Selects floor(share * T + 0.5) tokens of each sequence, but at least one, like BERT's code. T is the
+    number of tokens of the sequence with [CLS] and [SEP]. Special tokens are not selected, so a sequence with
+    many [UNK] may have fewer selected tokens.
     """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
@@ -99,10 +102,11 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects ceil(share * N) of the N tokens in the step, but no special tokens. The tokens are drawn
-    without replacement, with probabilities proportional to the weights of their ids, as in DistilBERT's code
-    (with `torch.multinomial`). `select_rare` selects the tokens with the largest log(u) / w, where u is the
-    random number of a token and w is its weight (Efraimidis and Spirakis 2006).
+    """Selects ceil(share * N) of the N tokens in the step, or fewer if too many tokens are special: these are
+    not selected. The tokens are drawn without replacement, with probabilities proportional to the weights of
+    their ids. DistilBERT's code does the same with `torch.multinomial`. This function selects the tokens with
+    the largest log(u) / w, where u is the random number of a token and w is its weight (Efraimidis and
+    Spirakis 2006).
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

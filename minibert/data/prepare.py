@@ -22,12 +22,12 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    A hash decides whether a document belongs to the part "held-out" or "train": the sha256 of the first
-    65,536 characters of the document is read as a number in [0, 1). If the number is less than `held_out`,
-    the document is held out. Two equal documents have the same hash, so they are always in the same part.
+    A hash decides whether a document belongs to the part "held-out" or "train". The hash is the sha256 of the
+    first 65,536 characters of the document, as a number in [0, 1). If the hash is less than `held_out`, the
+    document is held out. So equal documents are always in the same part.
 
-    `report` is called with each line of the summary and with each warning. If `report` is None, nothing is
-    printed except the progress.
+    `report` is called with each line of the summary and with each warning about the text. If `report` is
+    None, only the progress is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -71,8 +71,8 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
                  report: Callable | None, **notes) -> None:
     """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
     (part, document), where `part` is "train" or "held-out". `notes` are additional entries of corpus.json.
-    `report` is called with each line of the summary (None: there is no summary). Raises `UserError` if all
-    tokens are [UNK].
+    `report` is called with each line of the summary, and with a warning if many tokens are [UNK] (None: no
+    summary and no warning). Raises `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
     with new_folder(out) as folder:
@@ -104,7 +104,8 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
 
 
 def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
-    """Yields lists of consecutive documents, with about `BATCH_CHARACTERS` characters in each list."""
+    """Yields lists of consecutive documents. A list ends when it has `BATCH_CHARACTERS` characters or more.
+    """
     batch, characters = [], 0
     for part, document in documents:
         batch.append((part, document))
@@ -130,7 +131,7 @@ def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[l
 def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
     """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation. BERT's
     tokenizer begins a new word at each space and punctuation mark, so the parts give the same tokens as the
-    whole line. A part without a space or punctuation mark is cut after `size` characters.
+    whole line. If `size` characters have no such place, they become a part, which may divide a word.
     """
     if len(line) <= size:
         return [line]

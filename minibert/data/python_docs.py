@@ -1,9 +1,9 @@
-"""Makes a corpus from text that every machine has: the documentation in its Python installation.
+"""Makes a corpus from the documentation that is part of every Python installation.
 
 The text is the docstrings of the standard library and the help topics of `pydoc`. It is read from the source
 files, and no module is imported. Each module is one document, and each paragraph is one line. A hash of a
-module's name decides whether the module is held out, so a module is in the same part with every Python
-version.
+module's name decides whether the module is held out, so with every Python version the same modules are held
+out.
 """
 
 import ast
@@ -27,9 +27,9 @@ NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Yields (module name, text) for the modules of the standard library in sorted order. Each paragraph is
-    one line of the text. `library` is the folder of the standard library (default: that of the running
-    Python). Raises `UserError` if the folder has no source files.
+    """Yields (module name, text) for each module of the standard library that has docstrings, and at the end
+    for the help topics. Each paragraph is one line of the text. `library` is the folder of the standard
+    library (default: that of the running Python). Raises `UserError` if the folder has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -71,8 +71,8 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a docstring, each as one line. Interpreter sessions and lines of dashes are
-    left out.
+    """Yields the paragraphs of a docstring, each as one line. Paragraphs with an interpreter session (>>>)
+    and lines without letters or digits are left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
@@ -81,9 +81,10 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns whether a module is held out. A hash of the last part of the module's name decides. About a
-    tenth of all modules are held out. Leading underscores and a "py" after the underscores are removed before
-    hashing, so that related modules such as `decimal` and `_pydecimal` are in the same part.
+    """Returns whether a module is held out. A hash of the last part of its name decides, for example of
+    "parser" for `html.parser`. About a tenth of all modules are held out. Leading underscores, and a "py"
+    after them, are removed from the name before hashing. So related modules such as `decimal` and
+    `_pydecimal` are both in the training text, or both held out.
     """
     if module.split(".")[0] == TOPICS:
         return False

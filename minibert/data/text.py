@@ -1,7 +1,7 @@
 """Reads text files one document at a time. The files are .txt, .jsonl or WikiText, and may be compressed.
 
-A document is a list of lines. The memory that is needed depends only on the longest document and the longest
-line, not on the size of the files.
+A document is a list of lines. The files are read in parts and long documents are divided, so large files do
+not need more memory.
 """
 
 import gzip
@@ -25,7 +25,7 @@ COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 PREVIEW_CHARACTERS = 1 << 20  # how many characters of a file are searched for signs of WikiText
 DOCUMENT_CHARACTERS = 1 << 22  # a document with more characters is divided into several, to need less memory
 HEAD_CHARACTERS = 1 << 16  # how many characters at the start of a document are hashed by `hash_share`
-NOT_TEXT = {  # files that begin with these bytes are not UTF-8 text, whatever their names are
+NOT_TEXT = {  # files that begin with these bytes are refused; the values are parts of the error messages
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
     b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
     b"\x00\x05\x16\x07": "is a companion file of macOS without text; leave it out",
@@ -50,9 +50,10 @@ class Source(NamedTuple):
 
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
-    """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora
-    are left out. Files of a folder with other name endings than `KINDS` are not read, and `report` is called
-    with a message about these files. Raises `UserError` if a path does not exist, or if it has no text files.
+    """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora in
+    a folder are left out. Files of a folder with other name endings than `KINDS` are not read, and `report`
+    is called with a message about these files. Raises `UserError` if a path does not exist, is a prepared
+    corpus, or has no text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -110,11 +111,13 @@ def text_suffix(path: Path) -> str:
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
     """Yields (document, bytes) for each document of a file. A document is a list of lines, and no line is
-    empty. `bytes` says how many bytes of the file have been read so far. `wikitext` is auto, yes or no.
+    empty. `bytes` says how many bytes of the file have been read so far (0 for a pipe). `wikitext` is auto,
+    yes or no.
 
-    A document ends at a blank line, in WikiText before a top-level heading, and in .jsonl at each line end.
-    Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but they
-    never end a document. Raises `UserError` if a file is not UTF-8 text.
+    In a .jsonl file, each line is one document. In other files, a document ends at a blank line, or in
+    WikiText before a top-level heading. A document of more than `DOCUMENT_CHARACTERS` characters is divided,
+    too. Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but
+    they never end a document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:
@@ -160,9 +163,9 @@ def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def looks_like_wikitext(start: str, suffix: str) -> bool:
-    """Guesses whether a file is tokenised WikiText. The first sign of WikiText is a heading ` = Title = `.
-    The second sign is ` @-@ ` or `<unk>`. A .tokens or .raw file needs one of the two signs, any other file
-    needs both.
+    """Guesses from the start of a file whether it is tokenised WikiText. The first sign of WikiText is a
+    heading ` = Title = `. The second sign is ` @-@ `, ` @,@ `, ` @.@ ` or `<unk>`. A .tokens or .raw file
+    needs one of the two signs, any other file needs both.
     """
     signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
              MARKER.search(start) is not None]
@@ -170,7 +173,9 @@ def looks_like_wikitext(start: str, suffix: str) -> bool:
 
 
 def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str]]:
-    """Divides lines into documents: at blank lines, or before the top-level headings of WikiText."""
+    """Divides lines into documents: before the top-level headings if `is_wikitext` is true, and otherwise at
+    blank lines. A document of more than `DOCUMENT_CHARACTERS` characters is divided, too.
+    """
     document, size = [], 0
     for line in map(str.strip, lines):
         ends = HEADING.fullmatch(line) if is_wikitext else not line
@@ -184,7 +189,9 @@ def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str
 
 
 def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
-    """Yields the documents of a .jsonl file. The field "text" of each line is one document."""
+    """Yields the documents of a .jsonl file. The field "text" of each line is one document. Raises
+    `UserError` if a line has no such field.
+    """
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -212,8 +219,8 @@ def stripped(text: str) -> list[str]:
 
 
 def plain_wikitext(line: str) -> str:
-    """Returns a WikiText line as plain text. <unk> becomes [UNK], ` @-@ ` becomes "-", and the equals signs
-    of headings are removed.
+    """Returns a WikiText line as plain text. <unk> becomes [UNK], ` @-@ ` becomes "-" (the same for "," and
+    "."), and the equals signs of headings are removed.
     """
     if line.startswith("= ") and line.endswith(" ="):
         line = line.strip("= ")

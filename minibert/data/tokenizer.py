@@ -1,8 +1,8 @@
-"""BERT's WordPiece tokenizer: reads, trains and writes the files that `transformers` reads and writes.
+"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`.
 
 The library `tokenizers` divides texts into tokens. A tokenizer is built from its vocabulary, the options of
-its normaliser, and its added tokens. A vocab.txt and the equivalent tokenizer.json give the same tokenizer
-with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no effect.
+its normaliser, and its added tokens. A vocab.txt and a tokenizer.json with the same content give the same
+tokenizer with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no effect.
 """
 
 import copy
@@ -25,8 +25,8 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# The library `tokenizers` gets this number of texts in one call. The results of a call need much memory, so
-# one call with all texts could fill the memory.
+# The largest number of texts in one call of the library `tokenizers`. The results of a call need much memory,
+# so one call with all texts could fill the memory.
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
 MAX_ALPHABET = 1000  # a trained vocabulary knows only the most frequent characters, at most this number
@@ -35,10 +35,10 @@ MAX_ALPHABET = 1000  # a trained vocabulary knows only the most frequent charact
 class Tokenizer:
     """A WordPiece tokenizer with BERT's normaliser.
 
-    `added` are whole tokens, such as [MASK], that are searched in a text before the text is normalised. A
-    word with more than `max_word` characters becomes [UNK]. `names` are the names of the five special tokens,
-    in the order of `SPECIAL_TOKENS`. `states` are all other settings of a loaded tokenizer_config.json.
-    minibert does not use them, but `save` writes them again.
+    `added` are tokens, such as [MASK], that are found in a text before the text is divided into words. A word
+    with more than `max_word` characters becomes [UNK]. `names` are the names of the five special tokens, in
+    the order of `SPECIAL_TOKENS`. `states` are other settings of a loaded tokenizer_config.json. They do not
+    change the tokens, but `save` writes them again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
     the largest id plus 1; some ids may be unused. `special` has one bool for each id: True for the five
@@ -100,10 +100,10 @@ class Tokenizer:
 
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. A text is cut if the
-        sequence has more than `max_length` tokens. Of a pair, the longer text is cut first. Returns the token
-        ids and the segments, both with one list for each sequence. The segment of a token is 0 in the part
-        "[CLS] text [SEP]", and 1 in the part "pair [SEP]".
+        """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. Texts are cut so that each
+        sequence has at most `max_length` tokens. Of a pair, the longer text is cut first (`longest_first`).
+        Returns the token ids and the segments, both with one list for each sequence. The segment of a token
+        is 0 in the part "[CLS] text [SEP]", and 1 in the part "pair [SEP]".
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -137,8 +137,8 @@ class Tokenizer:
             yield from encode(lines[i:i + ENCODED_AT_ONCE], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Returns the text of token ids. Pieces with '##' are joined, and spaces before punctuation are
-        removed.
+        """Returns the text of token ids. Pieces with '##' are joined to the piece before them, and spaces
+        before common punctuation marks are removed. If `skip_special` is true, special tokens are left out.
         """
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
@@ -168,7 +168,7 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # the library's own `save` is not used, because its error does not say what is wrong with the disk
+        # `save` of the library `tokenizers` is not used, because its error does not say why writing failed
         text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
@@ -178,7 +178,8 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        # BertTokenizer in transformers ignores max_word and clean_text, so another class is named
+        # BertTokenizer in transformers ignores max_word and clean_text, so another class is named if one of
+        # them is not the default
         if self.max_word != 100 or not self.options["clean_text"]:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
@@ -188,8 +189,8 @@ class Tokenizer:
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
-    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until both texts have the same
-    length, and then both texts are cut.
+    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until the texts fit. If both
+    texts have the same length and do not fit yet, both are cut.
     """
     if n_a + n_b <= room:
         return n_a, n_b
@@ -224,8 +225,9 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
     """Raises `UserError` if the tokenizer.json with the content `description` does not add BERT's special
-    tokens to a text, or has another unk_token than `tokenizer`. The function is called only if the tokenizer
-    class takes all settings from tokenizer.json.
+    tokens to a pair of texts, or has another unk_token than `tokenizer`. This check is needed only for a
+    generic tokenizer class of `transformers`, such as PreTrainedTokenizerFast. A generic class takes all
+    settings from tokenizer.json.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
@@ -251,7 +253,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
     function first counts the characters of all texts, and then chooses the ids of '##a' and so on. While it
     counts, it writes the texts to a temporary file, which the trainer then reads.
 
-    Raises `UserError` if `vocab_size` is smaller than the number of special tokens and single characters.
+    Raises `UserError` if there is no text, or if `vocab_size` is smaller than the number of special tokens
+    and single characters ('a' and '##a' are two).
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
@@ -283,7 +286,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 def continues_words(character: str) -> bool:
     """Returns whether a character can be inside a word. Punctuation marks and Chinese characters cannot,
-    because BERT's pre-tokeniser makes each such character a separate word.
+    because BERT's tokenizer makes each of them a separate word.
     """
     if character.isascii():
         return character.isalnum()

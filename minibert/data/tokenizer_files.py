@@ -14,7 +14,7 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import what_it_holds
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# the options of BERT's normaliser; if strip_accents is None, it has the value of lowercase
+# the default options of BERT's normaliser; strip_accents None means: the same as lowercase
 DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
 # the names of three options of the normaliser in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
@@ -22,7 +22,8 @@ CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 # The three sets below have the names of tokenizer classes in transformers. Each name may also end in Fast.
-# - The classes in BERT_CLASSES work like BertTokenizer: of a tokenizer.json, they use only the vocabulary.
+# - The classes in BERT_CLASSES work like BertTokenizer: of a tokenizer.json, they use only the vocabulary and
+#   the added tokens.
 # - The classes in FILE_CLASSES take all settings from tokenizer.json. Without this file, they read vocab.txt
 #   like BertTokenizer.
 # - The classes in GENERIC_CLASSES take all settings from tokenizer.json. Without this file, they are refused.
@@ -61,9 +62,9 @@ class TokenizerFiles:
     `source` is the file of the vocabulary. `names` are the names of the five special tokens, in the order of
     `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
     the token, which then gets the next free id. A word with more than `max_word` characters becomes [UNK].
-    `states` are the settings of tokenizer_config.json that minibert does not use, but writes again. `generic`
-    is the content of tokenizer.json if the tokenizer class is generic (see `_is_generic`), and otherwise
-    None.
+    `states` are the settings of tokenizer_config.json that `Tokenizer.save` writes again. `generic` is the
+    content of tokenizer.json if the folder's tokenizer class in transformers is generic (see `_is_generic`),
+    and otherwise None.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -79,9 +80,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
     The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. The options of
-    the normaliser are read from tokenizer_config.json, even if tokenizer.json states other values. Only if
-    the tokenizer class is generic (see `_is_generic`), the options are read from tokenizer.json. Raises
-    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    the normaliser are read from tokenizer.json if the folder's tokenizer class is generic (see
+    `_is_generic`). Otherwise they are read from tokenizer_config.json, even if tokenizer.json states other
+    values. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -109,12 +110,13 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 max_word = model.get("max_input_chars_per_word", 100)
             else:
                 _say_differences(source, options, normalizer)
-        # A special token is left out if neither the vocabulary nor another file has an id for it. The token
-        # would get a new id, and the model has no word vector for a new id.
+        # One of the five special tokens is left out here if no file has an id for it. It would get a new id,
+        # for which the model has no word vector. `Tokenizer` then reports that the token is missing.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # In transformers, all blank lines at the end of vocab.txt are one token "", and new added tokens get
-        # the ids after the id of "". If no added token needs a new id, the token "" is removed here.
+        # In transformers, all blank lines of vocab.txt are one token "", and added tokens that are not in the
+        # vocabulary get ids after the id of "". So "" must stay if there is such a token. Otherwise "" is
+        # removed, because no text gives this token.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -131,10 +133,10 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Returns whether the tokenizer class of the folder is generic, which means that it takes all settings
-    from tokenizer.json. `described` is true if there is a tokenizer.json. The result is False without a
-    tokenizer.json, for `BERT_CLASSES`, and if no file names a class. Raises `UserError` for a class that is
-    in none of the sets `BERT_CLASSES`, `FILE_CLASSES` and `GENERIC_CLASSES`.
+    """Returns whether the folder's tokenizer class in transformers is generic, which means that it takes all
+    settings from tokenizer.json. `described` is true if there is a tokenizer.json. The result is False
+    without a tokenizer.json, for `BERT_CLASSES`, and if no file names a class. Raises `UserError` for a class
+    in none of the sets `BERT_CLASSES`, `FILE_CLASSES` and `GENERIC_CLASSES`, and for unsupported settings.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -155,10 +157,10 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
-    """Returns the model and the normaliser of a tokenizer.json. Raises `UserError` if the model is not BERT's
-    WordPiece. If the normaliser or the pre-tokeniser is not BERT's, raises `UserError` if `generic` is true,
-    and otherwise returns None as the normaliser. (The classes in `BERT_CLASSES` use only the vocabulary of
-    tokenizer.json.)
+    """Returns the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the model is
+    not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, raises `UserError` if
+    `generic` is true, and otherwise returns None as the normaliser. (Classes that are not generic ignore the
+    normaliser of tokenizer.json.)
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -181,8 +183,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Prints a warning if the normaliser in tokenizer.json has other options than `options`. `options` are
-    the options that are used: those of tokenizer_config.json or the defaults.
+    """Prints a warning if the normaliser in tokenizer.json is not BERT's (None), or has other options than
+    `options`. `options` are the options that are used: those of tokenizer_config.json or the defaults.
     """
     used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -227,10 +229,10 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # As in transformers, special tokens are searched in a text before the text is lower-cased. The tokens in
-    # the list `additional_special_tokens` of special_tokens_map.json are searched after lower-casing, because
-    # transformers does not treat the tokens of this list as special. BERT's own special tokens are also
-    # searched after lower-casing if no file states them.
+    # `apart` has the special tokens that the files state. If a token of added_tokens.json is in `apart`, it
+    # is searched in a text before the text is lower-cased, and otherwise afterwards, as in transformers. The
+    # list `additional_special_tokens` of special_tokens_map.json is not in `apart`, because transformers does
+    # not treat the tokens of this list as special.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
@@ -286,9 +288,9 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Reads a vocab.txt as a dict from tokens to ids. The id of a token is its line number, counted from 0.
-    White space at the end of a line is ignored, as in `transformers`. All blank lines at the end of the file
-    together are one token, the empty string. A token on several lines gets the id of the last line, with a
-    warning.
+    White space at the end of a line is ignored, as in `transformers`. All blank lines together are one token,
+    the empty string. A token on several lines gets the id of the last line, with a warning unless the token
+    is the empty string.
     """
     vocabulary, doubled, text = {}, [], read_text(path)
     check_is_the_file(path, text[:100].encode())

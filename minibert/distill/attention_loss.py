@@ -1,5 +1,5 @@
 """Computes losses that compare the attention of student and teacher. Each loss is a sum over the sequences of
-a batch. The training step divides the sum by the number of sequences in the step.
+a batch. The loss of a method divides this sum by the number of sequences in the whole step.
 
 The matrix z = a b' / sqrt(E) has the (T, T) scores of one head in one sequence of T tokens. E is the size of
 the head, and b' is b transposed. In attention, a are the queries (T, E) and b the keys (T, E). In MiniLM's
@@ -11,7 +11,7 @@ the values. z_s are the student's scores, and z_t are the teacher's. For row i o
 
 Both losses are averaged over the rows and heads of each sequence, and summed over the sequences. For 32
 sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the scores
-are computed in chunks. A chunk has several sequences, or several heads of one sequence.
+are computed in chunks: for some sequences with all their heads, or for some heads of one sequence.
 
 The gradients of a chunk are computed together with its loss. G is the gradient, with respect to z_s, of the
 sum of the row losses. For the squares, G = 2 (z_s - z_t) / T. For the KL, G = softmax(z_s) - softmax(z_t).
@@ -30,8 +30,8 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# A chunk has about this many scores of one model (8 MB in fp32), but at least one matrix (T, T). On a CPU,
-# chunks of 70,000 to 4 million scores took the same time. On a GPU, only this number was tried.
+# A chunk has at most this number of scores of one model (8 MB in fp32), or a single larger matrix (T, T). On
+# a CPU, chunks of 70,000 to 4 million scores took the same time. On a GPU, only this number was tried.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -43,8 +43,8 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
 
     q, k (N, H, E_s) are the student's queries and keys, for the N tokens of the batch and H heads of size
     E_s. t_q, t_k (N, H, E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None:
-    `CHUNK_ELEMENTS`). All sequences have the same weight, as in the paper's formula. In TinyBERT's code a
-    short sequence has less weight than a long sequence, because the mean also includes padding.
+    `CHUNK_ELEMENTS`). All sequences have the same weight, as in the paper's formula. In TinyBERT's code the
+    mean also includes padding, so a short sequence has less weight than a long sequence.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
@@ -127,8 +127,8 @@ class _RowLoss(torch.autograd.Function):
                         rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (several, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
-                        # `grad` itself is not divided by H T, because in fp16 its small numbers would become
-                        # 0
+                        # The products are divided by H T, and not `grad`, because in fp16 small numbers of
+                        # `grad` would become 0.
                         grad = grad.to(low)
                         if need_a:
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)

@@ -1,12 +1,13 @@
 """Computes the loss of DistilBERT, and the loss of masked language modelling (MLM) alone.
 
-In this file and in the files of the other methods, a loss is a function of (student, teacher, micro-batch,
-weights, counts). It returns the part of the step's loss that comes from the micro-batch, and a dictionary
-with the detached sum of each loss term over the micro-batch.
+Each pre-training method (methods.py) has a loss: a function of (student, teacher, micro-batch, weights,
+counts). It returns the part of the step's loss that comes from the micro-batch, and a dictionary with the
+detached sum of each loss term over the micro-batch. With the MLM term, the dictionary also has the number of
+correct predictions ("accuracy").
 
-In the loss, the sum of each term is divided by a count of the *whole* step (all micro-batches, all ranks),
-for example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient of
-the whole step as a single batch. `distilbert_counts` and `mlm_counts` return the counts.
+The function divides the sum of each term by a count of the *whole* step (all micro-batches, all ranks), for
+example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient of the
+whole step as a single batch. `distilbert_counts` and `mlm_counts` return the counts.
 """
 
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ class MLMWeights:
 def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns DistilBERT's loss for a micro-batch (Sanh et al. 2019, section 3). Its three terms are the KL
-    to the teacher at all tokens, the MLM loss at the masked tokens, and the cosine distance between the last
-    hidden states of student and teacher at all tokens.
+    to the teacher at all tokens (with `kl_masked_only`: at the masked tokens), the MLM loss at the masked
+    tokens, and the cosine distance between the last hidden states of student and teacher at all tokens.
     """
     with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
@@ -81,9 +82,9 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum. `cosine` is divided by the number of tokens in the whole
-    step, `mlm` and `accuracy` by the number of masked tokens. `kl` is divided by the number of masked tokens
-    if `kl_masked_only` is true, and otherwise by the number of all tokens.
+    """Returns, for each loss term, the number by which its sum is divided. For `cosine`, it is the number of
+    tokens in the whole step. For `mlm` and `accuracy`, it is the number of masked tokens. For `kl`, it is the
+    number of masked tokens if `kl_masked_only` is true, and otherwise the number of all tokens.
     """
     masked = max(1, step.masked)  # at least 1, because the sums are divided by this number
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
@@ -91,7 +92,9 @@ def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
 
 
 def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: the number of masked tokens in the whole step."""
+    """Returns, for each loss term, the number by which its sum is divided: the number of masked tokens in the
+    whole step.
+    """
     return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
 
 
@@ -103,8 +106,8 @@ def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
-    """Returns an empty text. Raises `UserError` if student and teacher differ in vocabulary, width or number
-    of positions, because their outputs cannot be compared.
+    """Raises `UserError` if student and teacher differ in vocabulary, width or number of positions. Otherwise
+    returns an empty text: there is no message for the user.
     """
     check_equal(student, teacher, OUTER_SIZES,
                 "--method distilbert needs equal values (tinybert and minilm allow any width)")
@@ -112,8 +115,8 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
 
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
-    """Returns an empty text. Raises `UserError` if student and teacher have different vocabularies, because
-    the evaluation on held-out text computes the KL between their predictions.
+    """Raises `UserError` if student and teacher have different vocabularies, because the evaluation on
+    held-out text computes the KL between their predictions. Otherwise returns an empty text.
     """
     check_equal(student, teacher, {"vocab_size": "vocabulary"},
                 "leave out --teacher to train this student alone")

@@ -32,17 +32,17 @@ class EmbeddingWeights:
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # weight of the error between the last hidden states, which need equal widths
+    hidden: float = 0.0  # weight of the mean squared error of the last hidden states (equal widths only)
 
 
 class SentenceStudent(nn.Module):
     """The module that is trained: the student's encoder, and the layers that map the encoder's pooled vector
     to the sentence vector.
 
-    The layers after the pooling are copied from the teacher. If the pooled vectors of student and teacher
-    have different widths, a new linear layer before the copied layers maps the student's width to the
-    teacher's width. The new layer is saved with the student. A student that is already a sentence encoder
-    keeps its own layers.
+    A student that is already a sentence encoder keeps its own layers after the pooling. Any other student
+    gets copies of the teacher's layers after the pooling. If the pooled vectors of student and teacher then
+    have different widths, a new linear layer before the copies maps the student's width to the teacher's
+    width. The new layer is saved with the student.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -98,15 +98,15 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: the number of sequences in the whole step for `cosine` and
-    `mse`, and the number of tokens for `hidden`.
+    """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
+    whole step for `cosine` and `mse`, and the number of tokens for `hidden`.
     """
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """Returns a sentence for the user about the new linear layer if the hidden states of student and teacher
-    have different widths, and otherwise an empty text. Raises `UserError` if the models have different
+    """Returns a sentence for the user about the linear layer if the hidden states of student and teacher have
+    different widths, and otherwise an empty text. Raises `UserError` if the models have different
     vocabularies, or if the widths differ and the weight of the term `hidden` is not 0.
     """
     check_vocabulary(student, teacher)

@@ -1,5 +1,5 @@
 """Computes losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or
-sequences. The training step divides the sum by the number of tokens or sequences.
+sequences. The caller divides the sum by the number of tokens or sequences in the whole step.
 """
 
 import torch
@@ -19,7 +19,8 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss and the detached `sums`. The loss is the sum over all terms of weight * (sum of the
-    term) / count. The keys of `sums` and `counts` and the attributes of `weights` are the names of the terms.
+    term) / count. Each key of `sums` is the name of a term, and also a key of `counts` and an attribute of
+    `weights`.
     """
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
@@ -70,14 +71,14 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Returns the sum over sequences of the mean of two cross-entropies, one for the start of the answer and
-    one for the end (Devlin et al. 2018, section 4.2).
+    """Returns a sum over sequences. For each sequence it adds the mean of two cross-entropies: one for the
+    start of the answer, and one for the end (Devlin et al. 2018, section 4.2).
 
     `logits` (N, 2) has the start logit and the end logit of each of N tokens. `starts` and `ends` (S,),
     int64, are the first and the last token of the answer, counted from 0 in each of S sequences. Token 0 is
-    [CLS], which means "no answer". `starts` and `ends` must be smaller than the lengths of their sequences.
-    They are not checked, because a check would wait for the GPU. In BERT's run_squad.py the softmax also runs
-    over the padding.
+    [CLS], which means "no answer". Each value must be smaller than the length of its sequence. This function
+    does not check the values, because a check would wait for the GPU. In BERT's run_squad.py the softmax also
+    runs over the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -85,8 +86,8 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """Returns the sum over sequences of the mean of two KL(teacher || student), one for the start of the
-    answer and one for the end, multiplied by the squared temperature.
+    """Returns a sum over sequences, multiplied by the squared temperature. For each sequence it adds the mean
+    of two KL(teacher || student): one for the start of the answer, and one for the end.
 
     `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. The paper's
     "DistilBERT (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1). The caller divides

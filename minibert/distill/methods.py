@@ -28,13 +28,13 @@ class Method(NamedTuple):
 
     loss: Callable  # takes (student, teacher, micro-batch, weights, counts); returns loss and sums of terms
     weights: type  # a dataclass: the weights of the terms, and other settings of the loss
-    counts: Callable  # takes (step, weights); returns the divisor of each term's sum
+    counts: Callable  # takes (step, weights); returns, for each term, the number by which its sum is divided
     # Takes (student's config, teacher's config, weights). Raises `UserError` if the two models cannot be
     # compared. Returns a sentence for the user about the comparison, for example the layer map, or an empty
     # text.
     fit: Callable
     shape: Callable  # takes (teacher's config, number of layers); returns the student's default config
-    head: str  # "mlm": the loss needs the MLM heads of the models; "encoder": it needs only the encoders
+    head: str  # "mlm": the loss needs the models' MLM heads; "encoder": the loss needs only the encoders
     defaults: dict  # the default values of options of train.py
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
@@ -50,8 +50,8 @@ METHODS = {
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
     # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0). TinyBERT's
-    # own code has a learning rate of 5e-5 and 10 % warm-up. The method tinybert has the values of `BERT`,
-    # 1e-4 and 1 %.
+    # own code has a learning rate of 5e-5 and 10 % warm-up. The method tinybert uses the values of the dict
+    # `BERT`, 1e-4 and 1 %.
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -97,8 +97,8 @@ def weights_of(method: str, **changed) -> object:
 
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss of a method on one batch, with a graph for `backward()`, and a dictionary with the
-    mean of each term. `changed` replaces default weights, for example
+    """Returns the loss of a method on one batch, as a tensor for `backward()`, and a dictionary with the mean
+    of each term (with MLM, also the accuracy). `changed` replaces default weights, for example
     `distillation_loss("distilbert", ..., cosine=0)`. Call `student.train()` and `teacher.eval()` first,
     because this function does not change the mode of a model.
     """

@@ -1,6 +1,7 @@
-"""Computes the losses of MiniLM and MiniLMv2, which compare the attention of the student's last layer with
-the attention of one teacher layer. The losses use no labels, so the text may be masked or not. Student and
-teacher may have different widths. distilbert.py describes the arguments and results of a loss.
+"""Computes the losses of MiniLM and MiniLMv2. Both compare relations between the tokens of a sequence,
+computed from the queries, keys and values of the student's last layer and of one teacher layer. The losses
+use no labels, so the text may be masked or not. Student and teacher may have different widths. distilbert.py
+describes the arguments and results of a loss.
 """
 
 import math
@@ -76,8 +77,8 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None
                     ) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the queries, keys and values (N, H, E) of the student's last layer, and those of the teacher
-    layer `teacher_layer` (None: the last layer).
+    """Returns the queries, keys and values of the student's last layer, and those of the teacher layer
+    `teacher_layer` (None: the last layer). Each tensor is (N, H, E), for N tokens and H heads of size E.
     """
     with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)
@@ -89,7 +90,7 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """Returns the default number of relation heads for a student and a teacher of the given widths: the
+    """Returns the default number of relation heads for a student and a teacher with the given `widths`: the
     largest number up to 48 that divides both widths. For 312 and 768 the result is 24. The paper has 48
     relation heads.
     """
@@ -97,17 +98,21 @@ def default_relation_heads(*widths: int) -> int:
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: the number of sequences in the whole step."""
+    """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
+    whole step.
+    """
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: the number of sequences in the whole step."""
+    """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
+    whole step.
+    """
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 
 def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
-    """Returns an empty text. Raises `UserError` if MiniLM cannot compare the two models."""
+    """Raises `UserError` if MiniLM cannot compare the two models. Otherwise returns an empty text."""
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     check_heads(student, teacher)

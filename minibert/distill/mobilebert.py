@@ -1,5 +1,5 @@
-"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5). Of student and teacher, the loss compares
-the feature maps (hidden states) and the attention of each layer, and the outputs at masked tokens.
+"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5). The loss compares student and teacher:
+their feature maps (hidden states) and attention in each layer, and their outputs at masked tokens.
 distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
 a step uses.
 """
@@ -40,10 +40,10 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     """Returns the loss of knowledge transfer for the layers in `weights.layers`. If the weight of `mlm` or
     `kd` is not 0, the loss of pre-training distillation is added.
 
-    The terms of the transfer are `feature_map`, `mean`, `variance` and `attention`. Each term of the transfer
-    is summed over the layers in `weights.layers` and divided by L, the number of all layers. The attention
-    term is KL(a_t || a_s), averaged over the heads and rows of each sequence, where a_t and a_s are the
-    attention distributions of teacher and student. The authors' code averages the KL over all rows of a
+    The terms of the transfer are `feature_map`, `mean`, `variance` and `attention`. Each of these terms is
+    summed over the layers in `weights.layers` and divided by L, the number of all student layers. The
+    attention term is KL(a_t || a_s), averaged over the heads and rows of each sequence, where a_t and a_s are
+    the attention distributions of teacher and student. The authors' code averages the KL over all rows of a
     batch. The two means are equal if all sequences have the same length.
 
     The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. KD is
@@ -114,7 +114,7 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
     """Returns the hidden states, queries, keys and values (`Trace`) of the layers up to layer `deepest`. If
-    `every_layer` is false, the `Trace` has only the last hidden states.
+    `every_layer` is false, all layers are computed, but the `Trace` has only the last hidden states.
     """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
@@ -122,8 +122,8 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: the number of tokens, of sequences or of masked tokens in
-    the whole step.
+    """Returns, for each loss term, the number by which its sum is divided: the number of tokens, of sequences
+    or of masked tokens in the whole step.
     """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
@@ -131,9 +131,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Returns an empty text. Raises `UserError` if student and teacher cannot be compared layer by layer, or
-    if the teacher's embeddings and head cannot be copied. Also raises `UserError` if all terms of the
-    transfer, or all terms of the distillation, have weight 0.
+    """Raises `UserError` if student and teacher cannot be compared layer by layer, or if the teacher's
+    embeddings and head cannot be copied. Also raises `UserError` if all terms of the transfer, or all terms
+    of the distillation, have weight 0. Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -18,7 +18,9 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def halved(teacher: Config, layers: int | None = None) -> Config:
-    """Returns the teacher's config with half of the layers, or with `layers` layers."""
+    """Returns the teacher's config with half of the layers (rounded down, at least 1), or with `layers`
+    layers.
+    """
     return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
 
 
@@ -34,7 +36,7 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
-    """Returns the config of a TinyBERT with four layers (or `layers` layers) and the teacher's vocabulary."""
+    """Returns the config of a TinyBERT student with four layers (or `layers` layers), as in `preset_of`."""
     return preset_of("tinybert-4", teacher, layers)
 
 
@@ -56,9 +58,10 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """Returns the config of the preset `name`, but with the teacher's vocabulary size, number of positions
-    and labels. `layers` is the number of layers (None: that of the preset). If `copied` is true, the student
-    will copy weights of the teacher, so the config also has the teacher's activation and LayerNorm epsilon.
+    """Returns the config of the preset `name`, but with the teacher's vocabulary size, id of [PAD], number of
+    positions, labels and problem type. `layers` is the number of layers (None: that of the preset). If
+    `copied` is true, the student will copy layers of the teacher, so the config also has the teacher's
+    activation and LayerNorm epsilon.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -115,27 +118,29 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     in the teacher's mode (train or eval).
 
     `shape` is the name of a preset or a `Config`. If `shape` is None, the student has the teacher's config
-    with half of the layers. If `layers` is given, it replaces the number of layers of the shape.
+    with half of the layers. `layers` replaces the number of layers of the shape. Without `layers`, the
+    student has one layer for each number in `layer_map`, except if `shape` is a `Config`.
 
     `init` says which weights are copied. "teacher" copies the embeddings, the head and the teacher layers in
     `layer_map`, which are numbered from 0. If `layer_map` is None, `copied_layers` chooses the layers.
     "embeddings" copies only the embeddings and the head. "random" copies nothing, so the student may have any
-    width. Weights that are not copied are random numbers from `seed`.
+    width. `random_weights` sets the weights that are not copied, from `seed`.
 
-    `fold_segments` is for a student without token types. If it is true, the teacher's vector of token type 0
-    is added to every position vector. Then student and teacher compute the same embeddings for a single text.
-    If it is false, the vector of token type 0 is left out, as in DistilBERT's original script.
+    `fold_segments` is for a student without token types that copies the teacher's embeddings. If it is true,
+    the teacher's vector of token type 0 is added to every position vector. Then student and teacher compute
+    the same embeddings for a single text. If it is false, the vector of token type 0 is left out, as in
+    DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
     if layers is None and layer_map is not None and not isinstance(shape, Config):
         layers = len(layer_map)
     config = student_config(teacher.config, shape, layers, copied=init == "teacher")
-    # the configs are checked before a model is built, so that an error is reported early
     if init == "teacher":
         origins = layer_map
         if layer_map is None:
             origins = copied_layers(config.layers, teacher.config.layers)
+        # the configs of student and teacher are checked before the student is built, to report an error early
         check_layers(config, teacher.config, origins)
         student = copied(teacher, same_head(teacher, config, pooler=True), origins, fold_segments)
     elif init == "embeddings":
@@ -192,7 +197,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
     for name in student.state_dict():
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
         if layer and layers is None or other_norm and re.match(r"(encoder\.)?norm\.", name):
-            continue  # a norm is copied only into a norm of the same kind, as in MobileBERT's code
+            continue  # the embeddings' norm is copied only if both models have the same kind of norm
         if layer:
             origin = f"{layer[1]}{layers[int(layer[2])]}{layer[3]}"
         if origin not in teacher_weights:
@@ -235,7 +240,8 @@ def check_heads(student: Config, teacher: Config) -> None:
 
 
 def check_embeddings(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if the teacher's embeddings cannot be copied."""
+    """Raises `UserError` if the teacher's embeddings cannot be copied, because a size of the models differs.
+    """
     check_equal(student, teacher, OUTER_SIZES | {"embedding_size": "width of the word embeddings"}, "to copy "
                 "weights, vocabulary, width and positions must be equal (--init random allows any width)")
 

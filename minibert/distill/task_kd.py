@@ -1,12 +1,12 @@
 """Computes the loss of fine-tuning, with or without a teacher. The loss has three terms. L_hard compares the
-student's outputs with the labels, and L_soft compares them with the teacher's outputs. L_patience compares
-the [CLS] states of student and teacher (PKD, Sun et al. 2019).
+student's outputs with the labels, and L_soft compares the student's outputs with the teacher's outputs.
+L_patience compares the [CLS] states of student and teacher (PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
 Each term is a sum over examples, divided by the number of examples of the whole step (L_hard: of examples
-with a label). The teacher computes its outputs for all examples once, before training, and each batch
-contains the teacher's outputs for its examples.
+with a label). For L_soft and L_patience, the teacher computes its outputs and [CLS] states for all examples
+once, before training. Each batch contains the outputs and [CLS] states of the teacher for its examples.
 """
 
 from dataclasses import dataclass
@@ -50,9 +50,9 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """Returns the loss on the labels, summed over the examples that have a label: the cross-entropy for
-    classes and spans, and the squared error for scores. `labels` (S,) are the classes or scores of S
-    examples. An example without a label has the label -1 (class) or NaN (score). For spans, `labels` (S, 2)
-    has the start and the end of each answer. `offsets` are the offsets of the `Batch`, for spans.
+    classes and spans, and the squared error for scores (regression). `labels` (S,) are the classes or scores
+    of S examples. An example without a label has the label -1 (class) or NaN (score). For spans, `labels` (S,
+    2) has the start and the end of each answer. `offsets` are the offsets of the `Batch`, for spans.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
@@ -67,8 +67,9 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
     """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
-    For scores (regression), returns the sum of the squared differences between the scores of student and
-    teacher. PKD's code divides the KL also by the number of classes.
+    For spans, the KL of an example is the mean for start and end. For regression, returns the sum of the
+    squared differences between the scores of student and teacher, and T is not used. PKD's code also divides
+    the KL by the number of classes.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -80,13 +81,12 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
 
 
 def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
-    """Returns the sum over examples of the mean squared difference between the normalised [CLS] states of
-    student and teacher. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers for S
-    examples (`patience_layers`).
+    """Returns the sum over examples of the mean squared difference between the [CLS] states of student and
+    teacher, scaled to length 1 as in the paper. `student_cls` and `teacher_cls` (S, P, D) have the [CLS]
+    states of P layers (`patience_layers`), of width D, for S examples.
 
     The mean is taken over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum
-    over layers and elements, but the published values of beta (10 to 1000) are for the mean. The [CLS] states
-    are normalised as in the paper.
+    over layers and elements, but the published values of beta (10 to 1000) are for the mean.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))

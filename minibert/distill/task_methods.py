@@ -26,7 +26,7 @@ TASK_METHODS = {
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
-    # The values of theseus are those of the MRPC command in the README of the original code. In that
+    # The values of theseus are those of the MRPC command in the README of the original code. In the MRPC
     # command, the probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
         "the labels, while student layers replace random groups of layers in the teacher",

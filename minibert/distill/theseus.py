@@ -3,13 +3,14 @@ teacher.
 
 The teacher's layers are divided into groups, one group for each student layer. In every step, the student
 layer of a group replaces the teacher layers of the group with probability p. Embeddings, pooler and head are
-copies of the teacher's. Only the student's layers are trained. The loss is the loss of the task (task_kd.py).
+copies of the teacher's. Only the student's layers are trained. The loss compares the outputs of this mixed
+model with the labels, and with the teacher's outputs if `alpha` is above 0 (`output_loss`).
 
     p(t) = min(1, k t + b)        the probability that a group is replaced in step t
 
-b is the probability in the first step, and `replace_rate` chooses k. When p is 1, no teacher layer is used,
-and the training of the student's layers continues. So one run has both stages of the paper: training with
-teacher layers, then without them.
+b is the probability in the first step, and the function `replace_rate` computes k. When p is 1, no teacher
+layer is used, and the training of the student's layers continues. So one run has both stages of the paper:
+training with teacher layers, then without teacher layers.
 """
 
 import math

@@ -38,7 +38,7 @@ class TinyBERTStudent(nn.Module):
     Each student layer has a matrix W_h of its own; the paper does not say if all layers share W_h. The
     projections have no bias, as in the paper. TinyBERT's own code has a single linear layer, with a bias, for
     the embeddings and all hidden states. The projections are trained and saved in checkpoints, but are not
-    part of the student.
+    saved with the final student.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -55,8 +55,8 @@ class TinyBERTStudent(nn.Module):
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss of TinyBERT's Transformer distillation for a micro-batch. A student that is not a
-    `TinyBERTStudent` has no projections, so it must have the teacher's width. The teacher is in eval mode. In
-    the original code it is in train mode, with dropout.
+    `TinyBERTStudent` has no projections, so it must have the teacher's width. The caller sets the teacher to
+    eval mode; in the original code the teacher is in train mode, with dropout.
     """
     with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)
@@ -75,9 +75,9 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
         sums["hidden"] = sum(
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
             for m in range(1, len(g)))
-    # L_attn compares the scores before the softmax. According to the paper, training with the scores
-    # converges faster than training with the probabilities. `queries` and `keys` have no entry for the
-    # embeddings, so layer m has the index m - 1.
+    # L_attn compares the attention scores before the softmax. According to the paper, training with the
+    # scores converges faster than training with the probabilities after the softmax. `queries` and `keys`
+    # have no entry for the embeddings, so layer m has the index m - 1.
     if weights.attention:
         sums["attention"] = sum(
             attention_sum(student_trace.queries[m - 1], student_trace.keys[m - 1],
@@ -87,8 +87,8 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """Returns the divisor of each loss term's sum: the number of tokens in the whole step for `embedding` and
-    `hidden`, and the number of sequences for `attention`.
+    """Returns, for each loss term, the number by which its sum is divided: the number of tokens in the whole
+    step for `embedding` and `hidden`, and the number of sequences for `attention`.
     """
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 

@@ -1,5 +1,5 @@
 """Computes the MLM cross-entropy and the distillation KL over the vocabulary. `vocab_loss_plain` defines the
-loss in ten lines of code. `vocab_loss` computes the same loss with less memory, because it computes the
+loss in a few lines of code. `vocab_loss` computes the same loss with less memory, because it computes the
 logits for some rows at a time.
 
 A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h is the
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from minibert.model.batch import IGNORE
 
-# A matrix product is fast if it has many rows. Elementwise operations are fast if their input fits in the
-# CPU's cache. So one matrix product computes a chunk of 64 MB of logits, and the elementwise operations go
-# through the chunk in tiles of 0.5 M logits (2 MB in fp32).
+# Matrix products are fast with many rows, so a chunk has 64 MB of logits. On a CPU, elementwise operations
+# are fast if their input fits in the cache, so these operations go through a chunk in tiles of 0.5 M logits
+# (2 MB in fp32).
 CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
@@ -62,9 +62,10 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     For means instead of sums, the caller divides the weights by the number of tokens, or of masked tokens, in
     the whole step. `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the
     numbers of the M rows with a label, in order. If `labelled` is None, this function searches for the
-    labelled rows, and the CPU must wait for the GPU. `chunk` is the number of rows in one chunk. The
-    student's states, table and bias get gradients; the teacher gets none. Under autocast, logits and their
-    gradients have the dtype of autocast. Softmaxes, sums and results are in fp32.
+    labelled rows, and the CPU must wait for the GPU. `chunk` is the number of rows in one chunk (None:
+    computed from `CHUNK_BYTES`). The student's states, table and bias get gradients; the teacher gets none.
+    Under autocast, logits and their gradients have the dtype of autocast. Softmaxes, sums and results are in
+    fp32 (in fp64 for fp64 states).
     """
     # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without `detach`, unused gradients
     # would be computed.
@@ -162,8 +163,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1, and the gradients do not change. On a GPU, a comparison of
-        # `grad_loss` with 1 would wait for the GPU.
+        # Without a loss scale, `grad_loss` is 1, so the gradients need no product. On a GPU, `grad_loss` is
+        # not compared with 1, because the comparison would wait for the GPU.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -228,7 +229,7 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns softmax(z) (..., V) and log sum exp(z) (...,). The exponentials are computed only once."""
+    """Returns softmax(z) (..., V) and log sum exp(z) (...,)."""
     p = z.softmax(-1)
     # log sum exp(z) is z - log p of any token; the most likely token is used, because its p is never 0
     return p, z.amax(-1) - p.amax(-1).log()

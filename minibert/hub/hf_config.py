@@ -1,7 +1,7 @@
 """Converts a config.json with Hugging Face's names into a `Config`, and a `Config` into a config.json.
 
-If `transformers` cannot compute a model as minibert does, `model_type` in its config.json begins with `OWN`,
-so that `transformers` refuses the file.
+If `transformers` cannot compute a model as minibert does, `model_type` in the model's config.json begins with
+"minibert-", so that `transformers` refuses the file.
 """
 
 import json
@@ -16,7 +16,8 @@ from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
 OWN = "minibert-"  # the start of `model_type` in the config.json of a model that transformers cannot compute
-# in two LayerNorms of MobileBERT, transformers always uses this epsilon, whatever config.json says
+# In MobileBERT, transformers always uses this epsilon in two places, whatever config.json says: in the
+# LayerNorm of the embeddings, and in the LayerNorm after each layer's last feed-forward network.
 MOBILE_NORM_EPS = 1e-5
 # A config.json with a size above these limits is refused, because a size in a damaged file could make a model
 # that fills the memory. All real models are smaller.
@@ -73,7 +74,7 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
     # The attention dropout in the file is ignored, and the `Config` has the default 0. Nearly every file has
-    # 0.1, but fused attention kernels work only with 0.
+    # 0.1, but training is faster with 0 (`attend` in attention.py).
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
@@ -81,8 +82,9 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
 
 
 def _attention_input(raw: dict) -> str:
-    """Returns the field `attention_input` of a MobileBERT's `Config`, a key of `ATTENTION_INPUT`. Raises
-    `UserError` if the config.json describes a variant of MobileBERT that minibert does not support.
+    """Returns the value of the field `attention_input` for a MobileBERT's `Config`, a key of
+    `ATTENTION_INPUT`. Raises `UserError` if the config.json describes a variant of MobileBERT that minibert
+    does not support.
     """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
@@ -117,8 +119,8 @@ def _labels(raw: dict) -> dict:
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """Returns `raw[key]`, or `default` if the key is missing or null. Raises `UserError` if the value has
-    another type than `default` or is out of bounds.
+    """Returns `raw[key]`, or `default` if the key is missing or null. An int is also accepted for a float.
+    Raises `UserError` if the value has another type than `default` or is out of bounds.
     """
     value = raw.get(key)
     if value is None:
@@ -136,7 +138,8 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """Returns the settings of a config.json that have no field in `Config`, for `describe`."""
+    """Returns the settings of a config.json that `save` writes again (all except `NOT_KEPT`), for `describe`.
+    """
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
@@ -172,7 +175,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # `load` sets the attention dropout to 0, so a user chose another value
+    if config.attention_dropout:  # `load` sets this dropout to 0, so a user chose a value above 0
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

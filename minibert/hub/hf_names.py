@@ -1,10 +1,10 @@
-"""Translates the names of modules and config fields between minibert and Hugging Face. The tables have
-minibert's names on the left and Hugging Face's names on the right, for each architecture. The first `{}` of a
-name is the number of the layer. In MobileBERT, a second `{}` is the number of a feed-forward network in the
-layer.
+"""Translates the names of modules and config fields between minibert and Hugging Face. For each architecture,
+the tables `MODULES` and `FIELDS` have minibert's names on the left and Hugging Face's names on the right. The
+first `{}` of a name is the number of the layer. In MobileBERT, a second `{}` is the number of a feed-forward
+network in the layer.
 
 A weight file may have tensors that minibert's model does not have: those in `TIED`, `DROPPED` and
-`HEAD_MODULES`. Any other difference between a file and its model is an error (load_save.py).
+`HEAD_MODULES`. Any other additional tensor in a file is an error (load_save.py).
 """
 
 import re
@@ -154,8 +154,9 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
 # usual name in FIELDS. If a config.json has both names, the value of the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# `save` does not copy these keys from the config.json that was loaded. It computes some of the keys from the
-# model's `Config`. The other keys name the file or the code from which the model was loaded.
+# `save` does not copy these keys from the config.json that was loaded. `save` computes most of these keys
+# from the model. The other keys describe the loaded folder, for example the version of transformers that
+# wrote it.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
@@ -180,7 +181,7 @@ ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
     """Translates the name of a tensor with the table `modules`. Layer numbers and the ending "weight" or
-    "bias" do not change. Returns None if the module is not in the table.
+    "bias" do not change. Returns None if the module is not in the table, or if the name has another ending.
     """
     module, _, leaf = name.rpartition(".")
     number = r"(?<=\.)\d+(?=\.)"
@@ -191,8 +192,9 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 
 def to_hf(name: str, architecture: str) -> str:
-    """Returns Hugging Face's full name of the tensor that minibert calls `name`. As in a model with a head,
-    the names of the encoder's tensors begin with "bert.", "distilbert." or "mobilebert.".
+    """Returns Hugging Face's full name of the tensor that minibert calls `name`, or `name` itself if it is
+    not in the table. As in a model with a head, the names of the encoder's tensors begin with "bert.",
+    "distilbert." or "mobilebert.".
     """
     return translate(name, MODULES[architecture]) or name
 

@@ -1,8 +1,9 @@
 """Loads and saves models in Hugging Face's layout.
 
-Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor. The
-only exceptions are listed in hf_names.py. `load` reads no pickled files (.bin). weights/convert.py converts
-them.
+Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor.
+There are two exceptions. hf_names.py lists additional tensors that a file may have. A head for classification
+or spans that the file lacks gets new weights. `load` reads no pickled files (.bin); weights/convert.py
+converts pickled files.
 """
 
 import os
@@ -37,7 +38,7 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 class Beside:
     """The parts of a loaded folder that the model does not use, but that `save` writes for other programs."""
 
-    settings: dict = field(default_factory=dict)  # the settings in config.json that `Config` does not have
+    settings: dict = field(default_factory=dict)  # the result of `other_settings` for config.json
     tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads by minibert's names
     files: dict[str, bytes] = field(default_factory=dict)  # the files of sentence-transformers by their paths
 
@@ -54,11 +55,11 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     `changes` replace fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the
     classifier gets new random weights. The attention dropout is 0 unless `changes` sets another value; the
     value in config.json is ignored. With `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin
-    is also read.
+    is read if there is no model.safetensors.
 
     The model has two additional attributes. `sentences` says how `embed` computes a sentence vector. `beside`
-    has the other contents of the folder, which `save` writes again. Both attributes are empty if `head` is
-    neither "encoder" nor the head of the checkpoint.
+    has the other contents of the folder, which `save` writes again. For all heads except "encoder", both
+    attributes are empty if the checkpoint has another head, or if `changes` has `labels` or `problem_type`.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -75,8 +76,9 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # A checkpoint with an unknown head, for example a classifier of tokens, may also have a module
-    # "classifier". Such a classifier belongs to another task, so its tensors are left out.
+    # The classifier of the checkpoint is left out if `changes` has new labels. It is also left out if
+    # minibert does not know the checkpoint's head (for example, a classifier of tokens), because it belongs
+    # to another task.
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -143,8 +145,8 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Returns three values: a dict from minibert's names to the tensors of a file, a dict from minibert's
-    names to the names in the file, and an error message if a tensor is stored twice with different values
+    """Returns three values: a dict from minibert's names to the tensors of a folder, a dict from minibert's
+    names to the names in the files, and an error message if a tensor is stored twice with different values
     (otherwise ""). The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so
     that `_check_tensors` can report them.
     """
@@ -221,8 +223,8 @@ def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[st
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    renamed: dict[str, Tensor], names: dict[str, str]) -> None:
-    """Raises one `UserError` for all differences between the tensors of the model and of the file. The
-    message has the tensor names of the file.
+    """Raises one `UserError` for all differences between the tensors of the model and of the file. Additional
+    tensors of `HEAD_MODULES` are no difference. The message has Hugging Face's tensor names.
     """
     problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
@@ -245,22 +247,22 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
-    """Writes config.json, model.safetensors, README.md and the tokenizer's files. If the model was loaded
-    from a folder, `save` also writes what other programs need from that folder: settings, tensors of unused
+    """Writes config.json, model.safetensors, README.md and, if `tokenizer` is given, the tokenizer's files.
+    `save` also writes the contents of `model.beside`, which other programs need: settings, tensors of unused
     heads, and the files of sentence-transformers.
 
     `transformers` can also load the files. If `transformers` does not support the model, a warning gives the
     reason, and `transformers` refuses the files: `model_type` in config.json begins with "minibert-".
 
-    `dtype` is the precision of the stored weights, for example `torch.float16`. `card` is markdown for the
-    model card. The model in an existing folder is replaced, and other files in the folder stay. If saving is
-    interrupted, the folder has either the complete old model or no config.json, and `load` refuses a folder
-    without config.json. Raises `UserError` if a weight is not finite.
+    `dtype` is the precision of the stored weights, for example `torch.float16` (None: the model's). `card` is
+    markdown for the model card. The model in an existing folder is replaced, and other files in the folder
+    stay. If saving is interrupted, the folder has the complete old model, the complete new model or no
+    config.json; `load` refuses a folder without config.json. Raises `UserError` if a weight is not finite.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
     # The tensor names of an encoder get no prefix, as in transformers. If tensors of an unused head are also
-    # saved, the names of the encoder's tensors need the prefix.
+    # saved, the encoder's tensors have the names that they have in a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype

@@ -1,8 +1,8 @@
 """Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra.
 
-minibert's models take packed batches without padding, but programs that run ONNX files pass padded batches: a
-table of token ids, and a mask. So `Padded` wraps a model of minibert, takes a table and a mask, and computes
-attention on padded rows.
+minibert's models take packed batches without padding, but programs that run ONNX files pass padded batches:
+tables of token ids and token types, and a mask. So `Padded` wraps a model of minibert, takes padded batches,
+and computes attention on padded rows.
 
 In the shapes, S is the number of sequences, T the length of a padded row, H the number of heads, E the head
 size, D the hidden size, V the size of the vocabulary and K the number of classes.
@@ -80,7 +80,7 @@ class Padded(nn.Module):
                 token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """Returns the outputs, in the order of `OUTPUTS`."""
         encoder, keep = encoder_of(self.model), attention_mask != 0
-        # `encoder.embed` treats each token by itself, so it can get a padded table instead of packed tokens
+        # `embed` of a BERT or DistilBERT treats each token by itself, so it can get a padded table
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         lengths = torch.full(input_ids.shape[:1], input_ids.shape[1])
         x = encoder.embed(Batch(input_ids, positions, token_type_ids, None, lengths))  # (S, T, D)
@@ -89,7 +89,8 @@ class Padded(nn.Module):
         if isinstance(self.model, MaskedLM):
             return (self.model.mlm.logits(x, encoder.word.weight),)  # (S, T, V)
         if isinstance(self.model, Classifier):
-            # the classifier takes a packed batch, so it gets the first token of each row as a sequence
+            # the classifier takes a packed batch, so it gets the first token of each row as a sequence of one
+            # token
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)
             return (self.model.classify(x[:, 0], Batch(None, None, None, firsts, None)),)  # (S, K)
         if isinstance(self.model, Span):
@@ -117,7 +118,9 @@ def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Removes the rows of padding from padded outputs, for a comparison with `packed_outputs`."""
+    """Removes the rows of padding from padded outputs, for a comparison with `packed_outputs`. The outputs of
+    a classifier, one row for each sequence, are returned unchanged.
+    """
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
 
@@ -159,7 +162,9 @@ def packages():
 
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Hides the warnings and log lines of other packages, which say nothing that helps the user."""
+    """Hides all warnings, and the log lines of `logger` below the level ERROR, because they do not help the
+    user.
+    """
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -179,7 +184,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    with quiet("torch.onnx"):  # no messages of torch, because `save_onnx` checks the file itself
+    with quiet("torch.onnx"):  # torch's messages are not needed, because `save_onnx` checks the file
         torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
                           output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
                           opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
@@ -189,13 +194,14 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes torch's notes, and transposes the weights of matrix products.
+    """Changes an ONNX model in place: removes torch's notes about the source code, and transposes the weights
+    of matrix products.
 
-    For every operator, torch writes a note about the source code, with paths of this machine. torch stores
-    each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds
-    only weights that are a direct input of a matrix product. So `tidy` transposes the weights and removes the
-    Transpose operators. The word embedding matrix of an MLM model is not transposed, because the embedding
-    layer also reads its rows.
+    torch writes a note for every operator, with file paths of the exporting machine. torch stores each weight
+    of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds only weights
+    that are a direct input of a matrix product. So `tidy` transposes the weights and removes the Transpose
+    operators. The word embedding matrix of an MLM model is not transposed, because the embedding layer also
+    reads its rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -220,14 +226,15 @@ def tidy(proto) -> None:
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
-    """Writes `target`: a copy of the fp32 file `source` with its matrix products in int8. Each output column
-    of a product has its own scale for the weights.
+    """Writes `target`: a copy of the fp32 file `source` with its embeddings and its products with weights in
+    int8. In each weight matrix of a product, each output column has its own scale.
 
     With `reduce_range`, the int8 weights have 7 bits. Some processors add two products of 8-bit numbers in 16
     bits. With 8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
 
-    All activations of a batch have the same scale, so the outputs for a sentence depend slightly on the other
-    sentences in its batch. In the int8 mode of `minibert.fast`, each token has its own scale.
+    In each product, all activations of a batch have the same scale, so the outputs for a sentence depend
+    slightly on the other sentences in its batch. In the int8 mode of `minibert.fast`, each token has its own
+    scale.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -272,11 +279,11 @@ def deviation(model: nn.Module, path: Path) -> float:
 
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
               bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
-    """Writes the ONNX file, Hugging Face's config.json and the tokenizer's files. The ONNX file is
-    model.onnx. If `bits` is 8 or 7, the ONNX file is model_quantized.onnx, with weights in 8 or 7 bits
-    (`quantize_file`). `judge` is called with the path of the quantised file before the file is moved to
-    `folder`. `judge` can refuse the file with a `UserError`. Returns the `deviation` of the ONNX file from
-    the model.
+    """Writes the ONNX file, Hugging Face's config.json and, if `tokenizer` is given, the tokenizer's files.
+    The ONNX file is model.onnx. If `bits` is 8 or 7, the ONNX file is model_quantized.onnx, with weights in 8
+    or 7 bits (`quantize_file`). `judge` is called with the path of the quantised file before the file is
+    moved to `folder`. `judge` can refuse the file with a `UserError`. Returns the `deviation` of the ONNX
+    file from the model.
 
     Before any file is moved to `folder`, the fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises
     `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot be exported, if the

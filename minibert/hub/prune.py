@@ -1,9 +1,9 @@
-"""Makes a smaller model from the weights of a larger model, without training. The smaller model has fewer
-layers, a smaller feed-forward size, fewer positions or another vocabulary, but the same kind of head.
+"""Makes a smaller model from the weights of a larger model, without training. The new model has fewer layers,
+a smaller feed-forward size, fewer positions or another vocabulary, but the same kind of head.
 
-The smaller model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This
-training takes much less time than training from random weights, because the attention weights are already
-learned. The bundled teacher in weights/ was trained from a model made in this way.
+The new model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This training
+takes much less time than training from random weights, because the attention weights are already learned. The
+bundled teacher in weights/ was trained from a model made in this way.
 """
 
 import re

@@ -27,9 +27,9 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# `embed` accepts these settings of sentence_bert_config.json, and refuses a model with other settings.
-# `_pooling` reads max_seq_length, do_lower_case and module_output_name. The rest of `IGNORED` does not change
-# a vector.
+# `embed` accepts these settings of sentence_bert_config.json, and refuses a model in which another setting is
+# neither empty nor false. `_pooling` reads max_seq_length, do_lower_case and module_output_name. The rest of
+# `IGNORED` does not change a vector.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
@@ -37,12 +37,12 @@ IGNORED = {
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """Returns the `SentencePooling` of the model in `folder` (None without a modules.json), and a dict from
-    the paths of the files of sentence-transformers to their contents.
+    """Returns the `SentencePooling` of the model in `folder` (None if no modules.json names the folder), and
+    a dict from the paths of the files of sentence-transformers to their contents.
 
     Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the parent
-    folder. If a setting is not known, the field `refused` of the `SentencePooling` has the reason. `embed`
-    refuses a model with a reason in `refused`, but the model can be loaded for other uses.
+    folder. If a file is damaged or a setting is not supported, the field `refused` of the `SentencePooling`
+    has the reason. `embed` then refuses the model, but the model can be loaded for other uses.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -83,7 +83,7 @@ def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | N
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # the fields in SWITCHES state no order
+        modes = {"pooling_mode": pooling.modes}  # the fields in SWITCHES cannot state this order
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)
@@ -110,7 +110,9 @@ def _json(content) -> bytes:
 
 
 def _modules(root: Path) -> list[dict]:
-    """Returns the content of modules.json. Raises `UserError` if a module's path leads out of the folder."""
+    """Returns the content of modules.json. Raises `UserError` if a module's path is not a plain name of a
+    folder.
+    """
     file = root / "modules.json"
     modules = json.loads(read_text(file))
     if not isinstance(modules, list):
@@ -124,7 +126,7 @@ def _modules(root: Path) -> list[dict]:
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
     """Returns the files with the settings and weights of a module. If `legacy_bin` is true, pickled weights
-    are converted to safetensors.
+    are converted to safetensors; otherwise, a module with only pickled weights is a `UserError`.
     """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
@@ -189,8 +191,8 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """Returns the kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`, or the
-    true fields of `SWITCHES`.
+    """Returns the kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`,
+    otherwise the true fields of `SWITCHES`, otherwise the mean.
     """
     modes = settings.get("pooling_mode")
     if modes is None:

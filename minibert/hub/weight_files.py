@@ -1,5 +1,5 @@
-"""Reads and writes the weights of a model folder: one safetensors file, or several shards. Pickled files are
-read only for weights/convert.py.
+"""Reads the weights of a model folder (one safetensors file, or several shards), and writes one safetensors
+file. Pickled files are read only for weights/convert.py.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_fol
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
     """Returns all tensors of a model folder, as a dict from the names in the files to the tensors. With
-    `legacy_bin`, pickled .bin files are also read.
+    `legacy_bin`, pickled .bin files are read if there is no safetensors file.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
                                ("pytorch_model", ".bin", read_bin)):
@@ -61,7 +61,8 @@ def weights_hash(name: str | Path) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file and flushes it to the disk. Raises `UserError` if the disk has an error."""
+    """Writes a safetensors file and flushes it to the disk. Raises `UserError` if the file cannot be written.
+    """
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
@@ -79,7 +80,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three errors: a dtype that torch lacks
+            AttributeError) as error:  # torch lacks some dtypes, which causes the last three errors
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 

@@ -1,13 +1,12 @@
-"""Makes a fast copy of a trained model for inference. The weights of the fast copy are packed: they are
-stored in the order that the processor's kernels need.
+"""Makes a fast copy of a trained model for inference. On a CPU, the weights of the layers are packed if torch
+has a kernel for packed weights: they are stored in the order that this kernel needs.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-Only the matrix products of the layers are computed differently from the model's own (`FastLayer`). Embeddings
-and heads are in fp32. Attention is also in fp32, with two exceptions. On CUDA, attention has the precision of
-the matrix products. On a CPU with AMX, attention is in bf16 in the mode "bf16". docs/inference.md has the
-measurements.
+The fast copy has a `FastLayer` in place of each layer of the model. Embeddings and heads are in fp32.
+Attention is also in fp32, with two exceptions. On CUDA, attention has the precision of the matrix products.
+On a CPU with AMX, attention is in bf16 in the mode "bf16". docs/inference.md has the measurements.
 """
 
 import copy
@@ -29,9 +28,9 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 
 class FastLayer(nn.Module):
-    """A copy of a `Layer` for inference, with packed weights. One matrix product computes the queries, keys
-    and values together. The function `product(weight, bias, activation)` returns a module that computes one
-    matrix product and the activation (see packed_linear.py).
+    """A copy of a `Layer` for inference. One matrix product computes the queries, keys and values together.
+    The function `product(weight, bias, activation)` returns a module that computes one matrix product and the
+    activation (see packed_linear.py).
     """
 
     def __init__(self, layer: Layer, product):
@@ -65,8 +64,8 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """Returns a copy of `model` for inference, which is called like `model`: `forward(batch)`. The copy
-    shares the tensors of embeddings and heads with `model`.
+    """Returns a copy of `model` for inference, which is called like `model`, with a packed batch. The copy
+    shares the tensors of embeddings, norms and heads with `model`.
 
     `mode` is the precision of the encoder's matrix products:
 
@@ -77,8 +76,8 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     - "int8", only on CPUs (`packed_linear.Int8`)
 
     The attribute `kernels` of the copy is a text that names the kernels. The copy cannot be trained or saved.
-    Raises `UserError` if the device does not support the mode, because a mode is never emulated with slower
-    arithmetic.
+    Raises `UserError` if the model is no BERT or DistilBERT, or if the device does not support the mode,
+    because a mode is never emulated with slower arithmetic.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps a model and stores it as `_orig_mod`
     product, kernels = kernels_of(mode, next(model.parameters()).device)
@@ -122,7 +121,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits. Unlike autocast, the module converts the weights to 16
-    bits only once.
+    """Makes a module for a matrix product in 16 bits. The weights are converted to 16 bits once, here, but
+    autocast would convert them in each forward pass.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

@@ -1,12 +1,12 @@
-"""Matrix products for inference: y = f(x W' + b), where W' is the transposed weight and f an activation. The
-weights are packed once: they are stored in the order that the matrix kernel needs.
+"""Matrix products for inference: y = f(x W' + b), where W' is the transposed weight and f an activation.
+Except in `Plain`, the weights are packed once: they are stored in the order that the matrix kernel needs.
 
 The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to y
 (N, out) for N tokens. A module is made from a weight (out, in), a bias (out,) and the name of an activation
-(None: no activation). No gradient can be computed through the modules. Row i of y depends only on row i of x.
+(None: no activation). The modules are not for training. Row i of y depends only on row i of x.
 
-The method `runs` of a class returns False if the installed torch has no operators of the class for this
-processor. `Packed.runs` also tests if the results are correct.
+Each class except `Plain` has a method `runs`, which returns False if the installed torch has no operators of
+the class for this processor. `Packed.runs` also tests if the results are correct.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from minibert.common.processor import features
 from minibert.model.encoder import activation
 
 # On a processor with AVX2 but without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain
-# product for at most FEW_TOKENS tokens (docs/inference.md).
+# product if x has at most FEW_TOKENS tokens (docs/inference.md).
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0, which would cause a division by 0
 
 
 class Plain(nn.Module):
     """Computes the product and the activation with torch's usual functions, in the precision of the weight.
-    `Plain` is used if `Packed` does not run.
+    `Plain` is used on GPUs, and on CPUs where `Packed` does not run.
     """
 
     name = "torch's linear"
@@ -49,8 +49,8 @@ class Plain(nn.Module):
 
 class Packed(Plain):
     """Computes the product with oneDNN in fp32 or bf16. One kernel of oneDNN computes both the product and
-    the activation. On processors without AVX-512, the plain product in fp32 is faster for many tokens, so the
-    module also stores an fp32 weight that is not packed.
+    the activation. On processors without AVX-512, the plain product in fp32 is faster for more than
+    FEW_TOKENS tokens, so the module also stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -115,9 +115,9 @@ class Int8(nn.Module):
 
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
-    kernels accept only one scale for all tokens, so x is divided by s, the kernel gets the scale 1, and the
-    result of the kernel is multiplied by s. Sums of integers are exact, so all subclasses give the same
-    numbers.
+    kernels accept only one scale for all tokens. So each row of x is divided by its s, the kernel gets the
+    scale 1, and the result of the kernel is multiplied by s. Sums of integers are exact, so all subclasses
+    give the same results.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
@@ -136,8 +136,8 @@ class Int8(nn.Module):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product (N, out) of round(x) and the packed integer weights, in fp32. x is (N, in), and
-        no |x| may be above 127. The method may overwrite x.
+        """Returns the product (N, out) of round(x) and the quantised weights (integer times scale), in fp32.
+        x is (N, in), and no |x| may be above 127. The method may overwrite x.
         """
         raise NotImplementedError
 
@@ -157,9 +157,9 @@ class Int8(nn.Module):
         if a test product with weights of 127 overflows.
 
         Without the dot-product instructions (VNNI), a kernel adds two products of 8-bit numbers in 16 bits.
-        An activation is stored as x + 128, so it is at most 255. With weights up to 63, the sum of two
-        products is at most 2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may
-        overflow. In an overflow, the kernel uses the largest 16-bit number and reports no error.
+        The kernel stores x + 128, which is at most 255. With weights up to 63, the sum of two products is at
+        most 2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may overflow. In an
+        overflow, the kernel uses the largest 16-bit number and reports no error.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -183,8 +183,8 @@ class FbgemmInt8(Int8):
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # FBGEMM needs a quantised tensor, so torch's warning that quantised tensors will be removed from
-            # torch does not help the user
+            # torch warns that quantised tensors will be removed from torch. FBGEMM needs one, so the user
+            # cannot act on this warning.
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -229,8 +229,9 @@ class OneDnnInt8(Int8):
 @cache
 def best_int8() -> type[Int8] | None:
     """Returns the int8 kernel for this processor, or None if no int8 kernel runs. On a processor without AMX,
-    oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. On a processor with
-    AMX, this function measures both kernels once, in some milliseconds, and returns the faster kernel.
+    oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. If both kernels run on
+    a processor with AMX, this function measures both once, in some milliseconds, and returns the faster
+    kernel.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

@@ -68,8 +68,7 @@ def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: 
 
 
 def as_texts(given, name: str) -> list:
-    """Returns `given` as a list. Raises `UserError` if `given` is one text, a dict, or another value that is
-    not a list of texts.
+    """Returns `given` as a list. Raises `UserError` if `given` is one text, bytes, a dict, or not iterable.
     """
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
         raise UserError(f"{name} is a {type(given).__name__}, and must be a list of texts")
@@ -129,8 +128,8 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     Without files of sentence-transformers, a vector is the mean of the last hidden states of all tokens,
     [CLS] and [SEP] included (Reimers and Gurevych 2019, section 3), scaled to length 1. Texts longer than
     `max_length` tokens are cut. By default, `max_length` is the limit in the files of sentence-transformers,
-    or the model's number of positions if this number is smaller. Raises `UserError` if the files need a
-    feature that minibert does not support.
+    but at most the model's number of positions. Raises `UserError` if the files need a feature that minibert
+    does not support.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)

@@ -1,9 +1,8 @@
 """Multi-head attention inside each sequence of a packed batch.
 
-`attend_one` defines attention for one sequence: `softmax(Q K' / sqrt(E)) V`, where E is the head size
-(Vaswani et al. 2017, eq. 1). `attend` computes the same result for a whole batch, and is faster.
-tests/model/test_attention.py compares the results and gradients of both functions. A token attends only to
-tokens of its own sequence.
+`attend_one` defines attention for one sequence: `softmax(Q K' / sqrt(E)) V`, where K' is the transposed K and
+E the head size (Vaswani et al. 2017, eq. 1). `attend` computes the same result (up to rounding) for a whole
+batch, and is faster. tests/model/test_attention.py compares the results and gradients of both functions.
 """
 
 import math
@@ -27,12 +26,13 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) -> Tensor:
     """Computes attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E)
-    for H heads of size E. `dropout` is the share of attention probabilities that are set to 0.
+    for H heads of size E. `dropout` is the probability that an attention probability is set to 0.
 
-    Neighbouring sequences of equal length are computed in one call, so a batch that is sorted by length needs
-    few calls. In 16 bits on a GPU, the variable-length flash kernel is used if torch has this kernel and
-    `dropout` is 0 (the kernel has no dropout). A CPU computes attention in fp32, even if the model runs in 16
-    bits. The only exception is a forward pass without gradients on a CPU with AMX.
+    In 16 bits on a GPU, torch's variable-length flash kernel computes the whole batch in one call. This
+    kernel has no dropout, so it is used only if `dropout` is 0 and `_has_varlen` returns True. In all other
+    cases, one call computes neighbouring sequences of equal length, so a batch that is sorted by length needs
+    few calls. A CPU computes 16-bit attention in fp32, except in a forward pass without gradients on a CPU
+    with AMX.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
@@ -43,14 +43,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
     if q.device.type == "cpu" and half and (q.requires_grad or not forward_in_half_pays()):
-        # on a CPU, the backward pass of torch's attention takes 2 to 10 times as long in 16 bits as in fp32
+        # the backward pass of torch's attention on a CPU takes 2 to 10 times as long in 16 bits as in fp32
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), batch, dropout).to(q.dtype)
     runs = runs_of_equal_length(batch.lengths.tolist())
     sizes = [count * length for count, length in runs]
     pieces = []
-    # The backward pass of `split` is one concatenation. The backward pass of a slice would fill a whole
-    # tensor (N, H, E) with zeros.
+    # `split` is faster here than slices: its backward pass is one concatenation, and the backward pass of
+    # each slice would fill a whole tensor (N, H, E) with zeros.
     for (count, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes)):
         dense = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (count, H, T, E)
         piece = F.scaled_dot_product_attention(*dense, dropout_p=dropout)
@@ -59,8 +59,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 
 def forward_in_half_pays() -> bool:
-    """Returns True if this CPU computes attention faster in bf16 than in fp32. On a CPU with AMX, attention
-    in bf16 takes 40 % of the time in fp32. Other CPUs are not faster in bf16.
+    """Returns True if this CPU has AMX for bf16. With AMX, attention in bf16 takes 40 % of the time that it
+    takes in fp32. Without AMX, attention is not faster in bf16.
     """
     return "amx_bf16" in features()
 
@@ -73,8 +73,8 @@ def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """Returns True if the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU,
-    and torch 2.12 or newer, because `varlen_attn` has no argument `scale` in older versions.
+    """Returns True if the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU.
+    torch 2.12 or newer is needed, because `varlen_attn` has no argument `scale` in older versions.
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
@@ -84,8 +84,8 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     size, longest = q.shape[-1], int(batch.lengths.max())
-    # The kernel needs a head size that is a multiple of 8. The added zeros change neither the scores nor the
-    # first `size` elements of the result.
+    # The kernel needs a head size that is a multiple of 8, so zeros are added to q, k and v. The zeros change
+    # neither the products of queries and keys nor the first `size` elements of the result.
     pad = -size % 8
     if pad:
         q, k, v = (F.pad(x, (0, pad)) for x in (q, k, v))

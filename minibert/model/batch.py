@@ -8,14 +8,14 @@ packed batch of the same sequences on the right:
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-The packed batch has N = 9 tokens and S + 1 = 4 offsets, the places where its S = 3 sequences begin and
-end. Hidden states of width D have the shape (N, D) in a packed batch. In a padded batch they have the shape
-(S, T, D), where T is the largest number of tokens of a sequence. A mean over the tokens of a packed batch
-needs no mask.
+The packed batch has N = 9 tokens and S + 1 = 4 offsets, the rows where its S = 3 sequences begin and end.
+Hidden states of width D have the shape (N, D) in a packed batch. In a padded batch they have the shape (S, T,
+D), where T is the largest number of tokens of a sequence.
 
-Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets,
-because a token attends only to its own sequence. The pooler needs the offsets to find the first token of each
-sequence. MobileBERT's embeddings need the offsets to find the neighbours of each token.
+Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets
+(or the lengths of the sequences), because a token attends only to tokens of its own sequence. The pooler
+needs the offsets to find the first token of each sequence. MobileBERT's embeddings need the offsets to find
+the neighbours of each token.
 """
 
 from typing import NamedTuple
@@ -30,8 +30,8 @@ IGNORE = -100  # the label of a token that is not predicted
 
 
 class Batch(NamedTuple):
-    """A packed batch: S sequences that have N tokens together. All tensors are on the device, but `lengths`
-    is always on the CPU, where attention reads it.
+    """A packed batch of S sequences that have N tokens together. `lengths` is always on the CPU, where
+    attention reads it. The other tensors can be on a GPU.
     """
 
     ids: Tensor  # (N,) int64, the token ids
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 
     @property
     def first_tokens(self) -> Tensor:
-        """The row of the first token ([CLS]) of each sequence, (S,)."""
+        """Returns the row of the first token ([CLS]) of each sequence, (S,)."""
         return self.offsets[:-1].long()
 
 
@@ -100,7 +100,9 @@ class MicroBatch(NamedTuple):
     seed: int  # the random seed of dropout in this micro-batch
 
     def to(self, device) -> "MicroBatch":
-        """Returns the micro-batch on `device`; only `masked` and `batch.lengths` stay on the CPU."""
+        """Returns the micro-batch with its tensors on `device`; only `masked` and `batch.lengths` stay on the
+        CPU.
+        """
         return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.masked,
                           self.seed)
 
@@ -117,16 +119,16 @@ class Step(NamedTuple):
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Divides this rank's part of the sequences into micro-batches. `lengths` has the numbers of tokens of
-    all sequences of a step. Each micro-batch is an array with the indices of its sequences. A micro-batch has
-    at most `micro_tokens` tokens, or a single sequence with more tokens.
+    """Divides this rank's part of the sequences into micro-batches. `lengths` has the number of tokens of
+    each sequence of all ranks. Returns one array for each micro-batch: the indices of its sequences in
+    `lengths`. A micro-batch has at most `micro_tokens` tokens, or a single sequence with more tokens.
 
     The sequences are sorted by length, and the longest sequence is first. Each rank takes every `ranks`-th
-    sequence of the sorted list, so all ranks get about the same number of tokens. One attention call can
-    compute sequences of equal length, which are neighbours in the sorted list.
+    sequence of the sorted list, so all ranks get about the same number of tokens. In the sorted list,
+    sequences of equal length are neighbours, so `attend` can compute them in one call.
     """
     made, group, size = [], [], 0
-    # a stable sort, because every rank must compute the same order
+    # a stable sort, because all ranks must have the same order of sequences of equal length
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
         if group and size + lengths[i] > micro_tokens:
             made.append(np.array(group))

@@ -2,25 +2,26 @@
 the shapes of the papers.
 
 The letters for sizes in the whole project are: S sequences, N tokens of the packed batch, T tokens of one
-sequence, D hidden size, H heads, E = D / H head size, F feed-forward size, V vocabulary, L layers, K labels.
+sequence, D hidden size, H heads, E head size (D / H in BERT), F feed-forward size, V vocabulary size, L
+layers, K labels.
 """
 
 from dataclasses import dataclass, replace
 
 from minibert.common.errors import UserError
 
-# The problem type tells transformers how to use the outputs of a sequence classifier: as scores, with a
-# softmax over the classes, or with a sigmoid for each class. Without a problem type, a pipeline of
-# transformers uses a sigmoid for one label and a softmax for several labels.
+# The problem type tells transformers how to use the outputs of a sequence classifier: as a score, with a
+# softmax over the classes, or with a sigmoid for each class. Without a problem type, the text-classification
+# pipeline of transformers uses a sigmoid for one label and a softmax for several labels.
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True)
 class Config:
     """The shape and the numerical settings of a BERT or DistilBERT. `architecture` is the model family in the
-    Hugging Face format. A DistilBERT differs from a BERT in two places: DistilBERT has no dropout after the
-    output projection of attention, and the sequence classifier of DistilBERT has a layer with ReLU instead of
-    BERT's pooler.
+    Hugging Face format. A DistilBERT has no token types, and no dropout after the output projection of
+    attention. Its sequence classifier has a layer with ReLU instead of BERT's pooler, and its span head has
+    dropout.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -33,14 +34,15 @@ class Config:
     segments: int = 2  # number of token types; DistilBERT has 0
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
     norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
-    dropout: float = 0.1  # dropout of embeddings and block outputs
-    # Dropout of attention probabilities. The papers use 0.1, but fused attention kernels have no dropout.
+    dropout: float = 0.1  # dropout of embeddings, and of the outputs of attention and feed-forward networks
+    # Dropout of attention probabilities. The papers use 0.1. The default is 0, because training is faster:
+    # the variable-length flash kernel has no dropout, and is used only with 0 (see `attend`).
     attention_dropout: float = 0.0
     classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes
-    # The problem type in config.json is one of PROBLEM_TYPES. None: config.json has no problem type.
+    # The problem type in config.json, one of PROBLEM_TYPES. None: config.json has no problem type.
     problem_type: str | None = None
 
     # The next two names are class attributes, not fields of the dataclass. `_attention_field` is the name of
@@ -83,7 +85,8 @@ class Config:
 
     @property
     def regression(self) -> bool:
-        """True if the output is one score: there is one label, and the problem type is "regression" or None.
+        """True if the output is one score: the config has one label, and the problem type is "regression" or
+        None.
         """
         return len(self.labels) == 1 and self.problem_type in (None, "regression")
 
@@ -106,8 +109,8 @@ class Config:
 @dataclass(frozen=True)
 class MobileConfig(Config):
     """A MobileBERT, or its teacher IB-BERT: the hidden states have the width D between the blocks and the
-    width `bottleneck_size` inside the blocks. The default values are those of the published model, but with a
-    pooler.
+    width `bottleneck_size` inside the blocks. The default shape is that of the published MobileBERT, but with
+    a pooler.
     """
 
     architecture: str = "mobilebert"
@@ -116,17 +119,16 @@ class MobileConfig(Config):
     heads: int = 4
     intermediate_size: int = 512  # F
     activation: str = "relu"
-    dropout: float = 0.0  # dropout of embeddings and block outputs
+    dropout: float = 0.0  # dropout of embeddings, and of the last linear layer of each block
     classifier_dropout: float = 0.0
-    # The width of the word embeddings. A token's input vector is computed from three word embeddings: those
-    # of the token itself, the token before it and the token after it.
+    # the width of the word embeddings (`MobileEncoder.words`)
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
     # `attention_input` is the input of the layers that compute queries and keys. "shared": the output of an
-    # extra linear layer of width B, which queries and keys share. "hidden": the block's input of width D.
-    # "bottleneck": the output of the bottleneck layer, of width B. Values are computed from the block's
-    # input, but with "bottleneck" from the output of the bottleneck layer.
+    # extra linear layer with a norm, of width B, which queries and keys share. "hidden": the block's input of
+    # width D. "bottleneck": the output of the bottleneck layer, of width B. With "bottleneck", values are
+    # computed from this output, too; otherwise values are computed from the block's input.
     attention_input: str = "shared"
     # "layer_norm", or "no_norm", which only multiplies each unit by a factor and adds a bias
     norm: str = "no_norm"
@@ -152,8 +154,8 @@ class MobileConfig(Config):
 BERT_BASE = Config()
 # the settings of DistilBERT that differ from BERT's
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
-# Sun et al. 2020. In the released MobileBERT, queries and keys share an extra input layer. In the paper's
-# MobileBERT (25.3M parameters), queries and keys are computed from the hidden states.
+# Sun et al. 2020. In the published MobileBERT, queries and keys share an extra input layer. In the paper's
+# MobileBERT (25.3M parameters), queries and keys are computed from the block's input.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,

@@ -1,4 +1,4 @@
-"""Computes dropout (Srivastava et al. 2014). On a CPU it draws fewer random bits than torch's dropout."""
+"""Computes dropout (Srivastava et al. 2014), on a CPU with fewer random bits than torch's dropout."""
 
 import torch
 import torch.nn.functional as F
@@ -6,17 +6,18 @@ from torch import Tensor
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Sets each element to 0 with probability `p` (0 <= p < 1), and divides the other elements by 1 - `p`. On
-    a GPU this function calls torch's dropout. On a CPU, torch draws 32 random bits for each element, and this
-    function draws 16. So on a CPU, `p` is rounded to a multiple of 2^-16; for example, 0.1 becomes 0.100006.
-    The elements are divided by 1 minus the rounded `p`, so the expectation of the result is `x`.
+    """Sets each element to 0 with probability `p` (0 <= p < 1), and divides the other elements by 1 - `p`. If
+    `training` is false, returns `x`. On a GPU and in compiled code, this function calls torch's dropout. On a
+    CPU, torch draws 32 random bits for each element, and this function draws 16. So on a CPU, `p` is rounded
+    to a multiple of 2^-16; for example, 0.1 becomes 0.100006. The elements are divided by 1 minus the rounded
+    `p`, so the expectation of the result is `x`.
     """
     if not training or p == 0:
         return x
     # the compiler can fuse torch's dropout with other operations
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    # Each element gets a random 16-bit value. `dropped` of the 2^16 values mean "dropped".
+    # Each element gets one of 2^16 random values. For `dropped` of these values, the element is set to 0.
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1

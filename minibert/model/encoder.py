@@ -20,7 +20,7 @@ from minibert.model.dropout import dropout
 
 class Trace(NamedTuple):
     """The hidden states, queries, keys and values of an encoder, which distillation compares. The first entry
-    of `hiddens` is the embedding output (after LayerNorm).
+    of `hiddens` is the embedding output (after LayerNorm and dropout).
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
@@ -66,13 +66,12 @@ class Layer(nn.Module):
             attended = dropout(attended, c.dropout, self.training)
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
-        # The output of the feed-forward network has dropout both in BERT and in DistilBERT.
         return self.output_norm(x + dropout(self.down(hidden), c.dropout, self.training)), q, k, v
 
 
 class Encoder(nn.Module):
     """The embeddings and the L layers of a BERT or DistilBERT. `forward` returns the last hidden states (N,
-    D) of a batch. `pool` returns BERT's [CLS] vector if the encoder has a pooler.
+    D) of a batch. `pool` needs an encoder with a pooler.
     """
 
     def __init__(self, config: Config, pooler: bool = False):
@@ -88,8 +87,9 @@ class Encoder(nn.Module):
         self.pooler = nn.Linear(D, D) if pooler else None
 
     def embed(self, batch: Batch) -> Tensor:
-        """Returns the embedding output (N, D): the sum of word, token-type and position vectors, then
-        LayerNorm and dropout. Raises `UserError` if a sequence is longer than the number of positions.
+        """Returns the embedding output (N, D): the sum of word, position and (except in DistilBERT)
+        token-type vectors, then LayerNorm and dropout. Raises `UserError` if a sequence is longer than the
+        number of positions.
         """
         # `lengths` is on the CPU, so this check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         x = self.words(batch)  # (N, D)
         if self.segment is not None:
             x = x + self.segment(batch.segments)
-        # BERT learns its position vectors (Devlin et al. 2018, section 3).
+        # The position vectors are learned (Devlin et al. 2018, section 3).
         x = self.norm(x + self.position(batch.positions))
         return dropout(x, self.config.dropout, self.training)
 
@@ -114,9 +114,7 @@ class Encoder(nn.Module):
         return x
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:
-        """Returns the hidden states, queries, keys and values of every layer, or of the first `layers`
-        layers.
-        """
+        """Returns the `Trace` of all layers, or of the first `layers` layers if `layers` is given."""
         hiddens, qkv = [self.embed(batch)], []
         for layer in self.layers[:layers]:
             x, *q_k_v = layer(hiddens[-1], batch)
@@ -126,6 +124,6 @@ class Encoder(nn.Module):
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
         """Returns the pooler's output for each sequence, (S, D): tanh(W h_[CLS] + b), where h_[CLS] is the
-        last hidden state of [CLS]. BERT's pooler was trained with next-sentence prediction.
+        last hidden state of [CLS].
         """
         return torch.tanh(self.pooler(last[batch.first_tokens]))

@@ -1,8 +1,8 @@
 """The heads: the MLM head, the pre-training heads (MLM and next sentence), the head for sequence
 classification or regression, and the span head for question answering.
 
-Each model of this file is an encoder with a head, and its `forward(batch)` returns logits. The losses are in
-vocab_loss.py, losses.py and task_kd.py.
+Each model of this file is an encoder with one or two heads. Its `forward(batch)` returns logits, or scores in
+a regression. The losses are in the folder distill: vocab_loss.py, losses.py and task_kd.py.
 """
 
 import torch
@@ -50,7 +50,8 @@ class MLMHead(nn.Module):
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """Returns the token vectors (V, D): the word embeddings, in MobileBERT with the columns of `extra`.
+        """Returns the token vectors (V, D): the word embeddings, and in MobileBERT also the columns of
+        `extra`.
         """
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
@@ -79,8 +80,8 @@ class MaskedLM(nn.Module):
 
 class PreTraining(nn.Module):
     """BERT with its two heads of pre-training: MLM and next-sentence prediction. Class 0 of the next-sentence
-    head means that the second text follows the first. `PreTraining` is only for loading published models:
-    this project does not train the next-sentence head.
+    head means that the second text follows the first. This project loads the next-sentence head of published
+    models, but does not train it.
     """
 
     def __init__(self, config: Config):
@@ -143,7 +144,7 @@ class Span(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D)."""
+        """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D) of N tokens."""
         # only DistilBERT has dropout before the span head, not BERT and MobileBERT
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)

@@ -10,14 +10,16 @@ from minibert.model.encoder import Encoder
 
 
 def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-    """Fills a weight with random values from N(0, std), truncated at two sigma, as BERT does."""
+    """Fills a weight with normal random numbers of mean 0 and standard deviation `std`, none of them larger
+    than 2 `std` in absolute value, as in BERT.
+    """
     nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
 def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Gives a model random weights in place, as in BERT. Weights are drawn from N(0, initializer_range),
-    truncated at two sigma. Biases are 0. The weights of a LayerNorm are 1 and its biases 0. The word
-    embedding of [PAD] is zero, as in the Hugging Face models. Returns the model.
+    """Gives a model random weights in place, as in BERT. Weights are drawn with `truncated_normal_`, with
+    `initializer_range` as the standard deviation. Biases are 0. The weights of a LayerNorm are 1 and its
+    biases 0. The word embedding of [PAD] is zero, as in the Hugging Face models. Returns the model.
     """
     std = next(module.config.initializer_range for module in model.modules() if hasattr(module, "config"))
     for module in model.modules():
@@ -34,7 +36,8 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
                 module.word.weight[module.config.pad_id].zero_()
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias" and not isinstance(module, (nn.Linear, nn.LayerNorm)):
-                nn.init.zeros_(parameter)  # the bias of the MLM head, which has one value for each token
+                # the bias of the MLM head, which has one value for each token of the vocabulary
+                nn.init.zeros_(parameter)
     return model
 
 

@@ -8,10 +8,11 @@ between the blocks have the width D. The states x inside a block have the width 
     x = Norm(x + feed-forward(x))             several times, each with its own weights
     h = Norm(h + W_out x)                     B -> D
 
-`attention_input` in config.py says whether queries, keys and values are computed from h or from x.
+`attention_input` in config.py says from which states queries, keys and values are computed: from h, from x,
+or from the output of another layer of width B, whose input is h.
 
-In IB-BERT ("inverted bottleneck") B is larger than D: the blocks are wide inside, but the hidden states
-between the blocks have the same width as MobileBERT's.
+In the paper's IB-BERT ("inverted bottleneck") B is larger than D: the blocks are wide inside, but the hidden
+states between the blocks have the same width as MobileBERT's.
 """
 
 import torch
@@ -25,8 +26,9 @@ from minibert.model.encoder import Encoder, activation
 
 
 class NoNorm(nn.LayerNorm):
-    """Computes gamma * x + beta: a LayerNorm without the mean and the variance (Sun et al. 2020, section
-    3.4). NoNorm inherits from LayerNorm, so both have the same initial weights, and neither has weight decay.
+    """Computes gamma * x + beta: a LayerNorm without the mean and the variance (Sun et al. 2020, "Operational
+    Optimizations"). NoNorm inherits from LayerNorm, so both have the same initial weights, and neither has
+    weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +101,8 @@ class MobileEncoder(Encoder):
     """
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
-        # Encoder.__init__ is not called, because all tables and layers have other shapes
+        # Encoder.__init__ is not called, because the word embeddings, the norm and the layers differ from
+        # BERT's
         nn.Module.__init__(self)
         D, width = config.hidden_size, config.embedding_size
         self.config = config
@@ -113,10 +116,10 @@ class MobileEncoder(Encoder):
 
     def words(self, batch: Batch) -> Tensor:
         """Returns the input vector of each of the N tokens, (N, D): W [w_next, w_own, w_previous] + b, where
-        w are the word embeddings of the next token, the token itself and the previous token (section 3.3).
-        Before the first token and after the last token of a sequence, w is a vector of zeros. In
-        `transformers` the token after the last token of a sequence may be padding, so padding changes the
-        outputs. A packed batch has no padding.
+        w are the word embeddings of the next token, the token itself and the previous token ("Embedding
+        Factorization" in the paper). If a token has no next or no previous token in its sequence, this w is a
+        vector of zeros. In `transformers` the token after the last token may be padding, so padding can
+        change the outputs. A packed batch has no padding.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1
@@ -125,6 +128,7 @@ class MobileEncoder(Encoder):
         return self.trigram(torch.cat([following, own, previous], -1))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the pooled vectors (S, D) of S sequences: tanh(W h_[CLS] + b), or h_[CLS] without a pooler.
+        """Returns the pooled vectors (S, D) of S sequences: tanh(W h_[CLS] + b), or h_[CLS] if `tanh_pooler`
+        is false.
         """
         return super().pool(last, batch) if self.config.tanh_pooler else last[batch.first_tokens]

@@ -17,7 +17,7 @@ from minibert.model.config import Config
 
 
 class Normalize(nn.Module):
-    """Divides each vector by its length, so that its new length is 1."""
+    """Divides each vector by its Euclidean length, so that its new length is 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x / |x| for each of S vectors x of width D, (S, D)."""
@@ -33,7 +33,7 @@ class SentencePooling:
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
     # these modules map the pooled vector to the sentence vector
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
-    # the largest number of tokens of a text that are read; None: the number of the model's positions
+    # The largest number of tokens of a text that are read. None: as many as the model has positions.
     max_length: int | None = None
     lowercase: bool = False  # texts are lower-cased before tokenising
     prompt: str = ""  # a prefix that is put before each text
@@ -74,7 +74,7 @@ def final(last: Tensor, batch: Batch) -> Tensor:
 
 
 def maximum(last: Tensor, batch: Batch) -> Tensor:
-    """Returns the largest value of each unit over the tokens of a sequence, (S, D), from `last` (N, D)."""
+    """Returns the largest value of each unit over the tokens of each sequence, (S, D), from `last` (N, D)."""
     return torch.segment_reduce(last, "max", lengths=batch.lengths.to(last.device))
 
 
@@ -89,8 +89,8 @@ def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
 
 
 def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
-    """Returns the sum over the tokens of each sequence, divided by T^`power`, where T is the number of tokens
-    of the sequence. The result is (S, D) for `last` (N, D).
+    """Returns one vector for each of S sequences, (S, D): the sum of the hidden states `last` (N, D) of its T
+    tokens, divided by T^`power`.
     """
     lengths = batch.lengths.to(last.device)[:, None]  # (S, 1)
     return weighted_sum(last, batch, torch.ones_like(last[:, 0])) / lengths ** power

@@ -8,12 +8,13 @@ of letters and is not a stop word. A candidate is never a stop word, and never t
 
 The model reads a pair of texts: the text with masked words, and the unchanged text. So the model also sees
 the masked words. This file differs from the paper and from the original code:
-- Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
-  tokens, by similar words from GloVe vectors.
-- The candidates are computed once for each text. Algorithm 1 of the paper computes new candidates for each
-  copy, after some words of the copy are already replaced.
-- Up to 15 % of the tokens of a text are masked in one forward pass. The original code masks one word in each
-  pass. In a measurement, about 14 of the 15 candidates for a word were the same with both ways of masking.
+- Only words that are one token of the vocabulary are replaced. The TinyBERT paper also replaces words of
+  several tokens, by similar words from GloVe vectors.
+- The candidates for all words of a text are computed once. Algorithm 1 of the paper computes new candidates
+  for each copy, after some words of the copy are already replaced.
+- Up to 15 % of the tokens of a text (at least one) are masked in one forward pass. The original code masks
+  one word in each pass. In a measurement, about 14 of the 15 candidates for a word were the same with both
+  ways of masking.
 """
 
 import re
@@ -36,7 +37,7 @@ from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
 BLOCK = 128  # candidates are computed for this number of examples at a time
-MASK_SHARE = 0.15  # the largest share of the tokens of a text that are masked in one forward pass
+MASK_SHARE = 0.15  # the largest share of a text's tokens masked in one forward pass (but at least one token)
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
 # These words are never replaced. "don't" is split at the apostrophe, so the list has the parts don and t.
@@ -97,9 +98,9 @@ def is_word(text: str) -> bool:
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """Returns the positions [start, end) of the characters of each replaceable word: a word that consists of
-    letters and is not a stop word. Words with combining marks, as in Hindi, are left out, because `WORD`
-    matches only the parts of such a word between the marks.
+    """Returns the positions [start, end) of the characters of each word that consists of letters and is not a
+    stop word. Words with combining marks, as in Hindi, are left out, because `WORD` matches only the parts of
+    such a word between the marks.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -114,9 +115,9 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
     `single` has a pair for each replaceable word: the position of its only token in `ids`, and the index of
     the word (see `Query.words`).
 
-    A text with more than `room` tokens is divided into parts of about equal length. One pass masks at most
-    15 % of the tokens of a part. If a part needs p passes, each pass masks every p-th word, so that the
-    masked words of one pass are far apart.
+    A text with more than `room` tokens is divided into parts of about equal length. One pass masks up to 15 %
+    of a part's tokens, and at least one token. If a part needs p passes, each pass masks every p-th
+    replaceable word, so that the masked words of one pass are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -131,7 +132,7 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """Returns a dict from the index of each masked word to its `k` most probable candidates."""
+    """Returns a dict from the index of each masked word to its most probable candidates, at most `k`."""
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}
@@ -170,7 +171,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
     """Makes `n` copies of a text. In each copy, each word is replaced with probability `p` by one of its
-    candidates. The random numbers depend on `key` alone. The new word gets the capital letters of the old
+    candidates. The same `key` gives the same random numbers. The new word gets the capital letters of the old
     word (see `in_case_of`).
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]

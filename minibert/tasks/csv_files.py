@@ -14,18 +14,17 @@ from minibert.data.text import hash_share
 from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
-DEV_SHARE = 0.1  # the share of the rows that are the dev split if there is no dev file
+DEV_SHARE = 0.1  # about this share of the rows is the dev split if there is no dev file
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
     """Reads a csv file, and returns its task and its examples. In a .tsv file, tabs separate the columns.
 
-    The header must name the column `text` and a column `label` or `score`. The optional column `pair` has
+    The header must name the column `text` and one column `label` or `score`. The optional column `pair` has
     second texts, and the optional column `id` has the ids of the examples. Columns with any other name are
     ignored. A label can be any word, and a score any number. If all labels are numbers and at least one has a
-    decimal point, the labels are scores, as in run_glue.py of transformers. A field may be in quotes as in
-    the csv standard. If `task` is given, the file may have no labels, and its labels must be labels of
-    `task`.
+    decimal point, the labels are scores, as in run_glue.py of transformers. If `task` is given, the file is
+    read as data of `task`: its labels must be labels of `task`, and it may also have no labels.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -102,9 +101,9 @@ def read_csv_splits(path: str | Path,
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """Returns the column names in lower case, and the rows. A row is a tuple: the number of its first line in
     the file, and a dict from column names to values. Spreadsheets may write blank lines, lines with commas
-    only, and columns without a name. All these are left out.
+    only, and columns without a name. Such lines and columns are left out.
     """
-    csv.field_size_limit(1 << 28)  # by default, csv refuses fields of more than 128 KB
+    csv.field_size_limit(1 << 28)  # by default, Python's csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
     names, rows, start = [], [], 1
     try:
@@ -140,7 +139,7 @@ def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
     classes are the different words in the column "label", in sorted order.
     """
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
-    # as in run_glue.py: labels are scores if all are numbers, and at least one number has a decimal point
+    # run_glue.py of transformers distinguishes scores from classes in the same way
     if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
         say(f"{path}: the labels are numbers with a point, so they are learned as scores; if they are "
             "classes, write them without a point, or as words")

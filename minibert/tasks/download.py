@@ -112,8 +112,8 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "a
 
 
 def listing() -> str:
-    """Returns a text with one line for each data set: its name, the size of the download, its description,
-    its terms of use and its source.
+    """Returns a text with one line for all of GLUE, and one line for each data set: its name, the size of the
+    download, its description, its terms of use and its source.
     """
     lines = {"glue": (sum(file.size for name in GLUE for file in DATA_SETS[name].files),
                       f"all of GLUE: {', '.join(GLUE)}")}
@@ -141,7 +141,7 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
     """Downloads a file to the folder `out` if it is not there, and unpacks it if it is an archive. Returns
-    the path of the file or of the unpacked folder, and True if this call downloaded the file.
+    the path of the file or of the unpacked folder, and True if this call downloaded or unpacked it.
     """
     archive = out / file.path
     if not file.folder:

@@ -2,7 +2,7 @@
 numbers, or all are scores) and is at most 1.0.
 
 specs.py says which metrics belong to a task. The value of a metric is NaN only if predictions or labels are
-NaN.
+NaN or infinite.
 """
 
 import math

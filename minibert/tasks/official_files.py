@@ -18,9 +18,9 @@ Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a di
 
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
     """Reads the rows of a split of the task, in the order of the file. `folder` is the task's folder or its
-    parent folder. The id of a row is the value of its column `index` or `id`. If the file has neither column,
-    the id is the number of the row, counted from 0. Raises `UserError` if the file is missing or a row is
-    malformed.
+    parent folder. In the files of GLUE, the id of a row is the value of its column `index` or `id`. If the
+    file has neither column, the id is the number of the row, counted from 0. Raises `UserError` if the file
+    is missing or a row is malformed.
     """
     table = task.splits[split]
     root = Path(folder) / task.folder
@@ -67,7 +67,7 @@ def _table_rows(path: Path, table: Table) -> list[Row]:
 
 
 def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Example]:
-    """Turns rows into examples. Raises `UserError` if a label is not known."""
+    """Turns rows into examples. Raises `UserError` if a label does not fit the task."""
     return [Example(row.get("index") or row.get("id") or str(i), row[table.text],
                     row[table.pair] if table.pair else None,
                     label_of(row[table.label], task, f"{path}, line {number}") if table.label else None)
@@ -94,7 +94,9 @@ def class_of(name: str, task: Task) -> int | None:
 
 
 def label_of(text: str, task: Task, where: str) -> int | float:
-    """Converts a label in a file to a class number or a score. Error messages begin with `where`."""
+    """Converts a label in a file to a class number or a score. Raises `UserError` if the label does not fit
+    the task. The error message begins with `where`.
+    """
     if task.kind == "classes":
         number = class_of(text, task)
         if number is None:
@@ -130,9 +132,9 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
-    """Reads the reviews in aclImdb/PART/neg and aclImdb/PART/pos, in the order of their file names. The id of
-    a review is, for example, pos/0_9.txt. Each `<br />` becomes a space, because the tokenizer would divide
-    a `<br />` into four tokens.
+    """Reads the reviews in the folders `part`/neg and `part`/pos in `root`, in the order of their file names.
+    `part` is "train" or "test". The id of a review is, for example, pos/0_9.txt. Each `<br />` becomes a
+    space, because the tokenizer would divide a `<br />` into four tokens.
     """
     examples = []
     for label, word in enumerate(task.words):
@@ -150,8 +152,8 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
     """Writes the predictions of a test split in the format of the GLUE leaderboard, for example to
     `folder`/CoLA.tsv. Returns the path of the file. `predictions` has a class number or a score for each row,
-    in the order of the test file. Scores are clipped to the task's range. If the writing fails, no incomplete
-    file is left.
+    in the order of the test file. Scores are clipped to the task's range. Raises `UserError` if a score is
+    not finite. If the writing fails, no incomplete file is left.
     """
     path = Path(folder) / task.splits[split].submission
     lines = ["index\tprediction"]

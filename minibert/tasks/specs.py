@@ -70,12 +70,14 @@ class Task:
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
-        """The labelled splits on which models are evaluated. MNLI has two: matched and mismatched."""
+        """Returns the names of the splits on which models are evaluated. MNLI has two: matched and
+        mismatched.
+        """
         return tuple(name for name in self.splits if name.startswith("dev"))
 
     @property
     def test_splits(self) -> tuple[str, ...]:
-        """The test splits for which GLUE's leaderboard takes predictions."""
+        """Returns the names of the test splits for which GLUE's leaderboard takes predictions."""
         return tuple(name for name, table in self.splits.items() if table.submission)
 
 
@@ -152,8 +154,9 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # The DistilBERT paper prints 86.7 for bert-base, but with 86.7, the mean of the row would not be the
-         # printed 79.5. With 84.7, from the README of DistilBERT's code, the mean is 79.5.
+         # The DistilBERT paper prints 86.7 for bert-base on MNLI, but with 86.7, bert-base's mean over the
+         # tasks would not be the printed 79.5. With 84.7, from the README of DistilBERT's code, the mean is
+         # 79.5.
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
@@ -169,9 +172,9 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),
-    # IMDb has no dev split. As in the DistilBERT paper, "dev" is the test set, so the best epoch is chosen on
-    # the test set. The paper states no maximum length. Reviews are long, so 512 tokens are used. All settings
-    # of IMDb except the maximum length are those of the GLUE tasks.
+    # IMDb has no dev split, so "dev" is the test set, and the best epoch is chosen on the test set. The
+    # DistilBERT paper reports scores of the test set, and states no maximum length. Reviews are long, so 512
+    # tokens are used. All settings of IMDb except the maximum length are those of the GLUE tasks.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
@@ -189,13 +192,13 @@ TASKS: dict[str, Task] = {task.name: task for task in (
                     Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD))),
 )}
 
-# the tasks with one class or score for each text or pair of texts
+# the classification and regression tasks
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
 # The settings of TinyBERT's task distillation that differ from the defaults of `Task` (Jiao et al. 2019,
 # section 4.2). For tasks with single sentences, the maximum length is 64 tokens. The paper has no settings
-# for IMDb. In the last stage, all tasks have 3 epochs and the learning rate 3e-5, which is one of three
-# values that the authors tried.
+# for IMDb, so IMDb has the defaults. In the last stage, all tasks have 3 epochs and the learning rate 3e-5
+# (`with_tinybert_settings`), which is one of three values that the authors tried.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

@@ -74,13 +74,15 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
 
 
 def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list]:
-    """Returns the rows of the splits `names` in the official files. The file of AX may be missing."""
+    """Returns the rows of the splits `names` in the official files. If the file of AX is missing, AX is left
+    out.
+    """
     rows = {}
     for name in names:
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX may be missing, because it is a separate download
+            if name != "ax":  # the file of AX is a separate download
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -145,7 +147,7 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    # a pair of SQuAD without an answer is not divided into windows, but cut at the maximum length
+    # for SQuAD, the pairs have no answers; they are not divided into windows, but cut at the maximum length
     if task.kind == "span":
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
@@ -192,7 +194,7 @@ def score(task: Task, split: Split, answers) -> dict[str, float]:
 
 def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
           micro_tokens: int = MICRO_TOKENS) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluates a model on a split. Returns its scores in percent and its outputs."""
+    """Evaluates a model on a split. Returns the model's scores in percent and the model's outputs."""
     logits = model_outputs(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
     return score(task, split, answers_of(task, split, logits)), logits
 
@@ -209,8 +211,8 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
     """Writes a table of the examples with wrong answers: the model's answer, the expected answer and the
-    text. For a task of scores, the table has the tenth of all examples with the largest errors, sorted by the
-    error.
+    text. For a regression task, the table has the tenth of all examples with the largest errors, sorted by
+    the error.
     """
     if task.kind == "span":
         best = {id: candidates[0].text for id, candidates in answers.items()}

@@ -1,10 +1,10 @@
 """Turns questions of SQuAD 1.1 into windows of tokens, and the logits of a span head into answers.
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
-[SEP] part of the context [SEP]. The maximum lengths, the stride and the choice of an answer are those of
-run_squad.py in Google's BERT code (Devlin et al. 2018). run_squad.py searches texts for an answer
-(`_improve_answer_span`, `get_final_text`). This file does not need to search, because the tokenizer says
-which characters of the context belong to each token.
+[SEP] part of the context [SEP]. The default lengths and stride are those of run_squad.py in Google's BERT
+code (Devlin et al. 2018), and the choice of an answer is almost the same (see `decode`). run_squad.py
+searches texts for an answer (`_improve_answer_span`, `get_final_text`). This file does not need to search,
+because the tokenizer says which characters of the context belong to each token.
 """
 
 import unicodedata
@@ -34,13 +34,16 @@ class Window(NamedTuple):
 
     @property
     def segments(self) -> list[int]:
-        """The token types of the window: 0 for [CLS] question [SEP], 1 for the context and the last [SEP]."""
+        """Returns the token types of the window: 0 for [CLS] question [SEP], 1 for the context and the last
+        [SEP].
+        """
         return [0] * self.first + [1] * (len(self.ids) - self.first)
 
 
 def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int = 384, stride: int = 128,
             max_query: int = 64) -> list[Window]:
-    """Returns the windows of all questions, in the order of the questions. Each question has at least one.
+    """Returns the windows of all questions, in the order of the questions. Each question has at least one
+    window.
 
     A window has at most `max_length` tokens. Only the first `max_query` tokens of a question are used.
     `stride` is the distance between the starts of two neighbouring windows, as in run_squad.py. In run_qa.py
@@ -79,9 +82,9 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
-    """Moves the end of each token in `chars` behind the combining marks that follow the token. The tokenizer
-    removes accents, so its offsets leave out combining marks. Without the marks, a predicted answer could
-    lose the accent of its last letter.
+    """Moves the end of each token in `chars` behind the combining marks that follow the token. A tokenizer
+    that removes accents leaves combining marks out of its offsets. Without the marks, a predicted answer
+    could lose the accent of its last letter.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -115,7 +118,7 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
     """Returns, for each context token, the number of the window in which the token has most context on both
     sides, as in `_check_is_max_context` of run_squad.py. A token may be in several windows. Its score in a
     window is its distance to the nearer end of the window, plus 0.01 times the window's number of context
-    tokens. The window with the highest score is chosen, and the first of several with the highest score.
+    tokens. The window with the highest score is chosen, or the first of several such windows.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):

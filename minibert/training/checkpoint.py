@@ -1,9 +1,8 @@
-"""Checkpoints: the whole state of a run (weights, optimiser, step) in one safetensors file.
-
-A checkpoint is a file `step-N.safetensors`. Everything that is not a tensor, for example the number of the
-step, is JSON in the metadata of the file. The file is written under a temporary name, flushed to the disk and
-then renamed. After the renaming, only the new checkpoint and the previous one are kept. So the folder always
-has a complete checkpoint, even if the process is killed.
+"""Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run, for
+example weights, optimiser and step. Everything that is not a tensor, for example the number of the step, is
+JSON in the metadata of the file. The file is written under a temporary name, flushed to the disk and then
+renamed. After the renaming, only the new checkpoint and the previous one are kept. So the folder still has
+the last complete checkpoint if the process is killed during the writing.
 """
 
 import json
@@ -39,7 +38,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # unfinished files stay behind if the disk is full or a process was killed
+        finally:  # removes unfinished files: of this call if it failed, and of processes that were killed
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
@@ -66,8 +65,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
     Returns the entries of the checkpoint's metadata (the step and `extra`), or None if the folder has no
     checkpoint. A damaged checkpoint is reported, and the previous checkpoint is used. Raises `UserError` if
-    all checkpoints are damaged, if a checkpoint belongs to another model, or if the folder has only
-    checkpoints of an earlier version (folders `step-N`).
+    all checkpoints are damaged, if the checkpoint belongs to another model, or if the folder has only
+    checkpoints of an earlier version of minibert (folders `step-N`).
     """
     found = checkpoints(folder)
     for _, path in found:

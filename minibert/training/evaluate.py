@@ -1,6 +1,6 @@
 """Evaluates models on held-out text. For a masked language model, the results are the loss, perplexity and
-accuracy at masked tokens, and the KL divergence between the predictions of teacher and student. For the
-student of any method, the results are the loss terms of the method, and the KL between the attention of
+accuracy at masked tokens, and the KL divergence between the predictions of teacher and student. For a student
+without an MLM head, the results are the loss terms of its method. `attention_kl` compares the attention of
 teacher and student.
 """
 
@@ -26,8 +26,9 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """Draws `sequences` sequences from a corpus and masks each token with probability `share`. The sequences
-    and the masks are the same in every call.
+    """Draws `sequences` sequences from a corpus, or all sequences if the corpus has fewer, and masks each
+    token except special tokens with probability `share`. The sequences and the masks are the same in every
+    call.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -39,9 +40,9 @@ def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_to
 @torch.no_grad()
 def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None
                  ) -> dict[str, float]:
-    """Returns the MLM loss (nats per masked token), the perplexity and the accuracy. With a teacher, the dict
-    also has the KL divergence between the predictions of teacher and student: the mean over all tokens, in
-    nats, at temperature 1.
+    """Returns a dict with the MLM loss (nats per masked token), the perplexity, the accuracy and the number
+    of masked tokens. With a teacher, the dict also has the KL divergence between the predictions of teacher
+    and student: the mean over all tokens, in nats, at temperature 1.
     """
     training = model.training
     model.eval()
@@ -52,7 +53,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
-            else:  # without a teacher there is no KL over all tokens: the masked tokens are enough
+            else:  # without a teacher there is no KL, so only the masked tokens are needed
                 rows = labelled.to(last.device)
                 last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
             _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)

@@ -1,5 +1,5 @@
-"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions find the
-stage of a step, the loss terms of a stage, and the learning rate of each part of the student.
+"""Implements MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions
+find the stage of a step, the loss terms of a stage, and the learning rate of each part of the student.
 
 In knowledge transfer, a student layer learns the feature maps and the attention of the teacher layer with the
 same number. In distillation, the student learns to predict masked tokens and to imitate the teacher's
@@ -65,7 +65,7 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights:
     """Returns the weights of the loss terms in a stage. In a stage without distillation, the terms `mlm` and
-    `kd` have the weight 0.
+    `kd` have the weight 0. The terms of the transfer are computed only for the layers of the stage.
     """
     weights = replace(weights, layers=stage.layers)
     return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
@@ -79,13 +79,13 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     the stage (`warmup` is their share of the stage's steps), and then falls linearly to 0.
 
     In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
-    trained with a lower rate, and all other parts are frozen. All rates rise in the first tenth of the stage,
-    and then slowly fall to 0.9 of the highest rate.
+    trained with a lower rate, and all other parts are frozen. The rates of the trained parts rise in about
+    the first tenth of the stage, and then slowly fall by about a tenth.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
         return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
-    # With `done` and not `done + 1`, as in the authors' code, the first step would have the rate 0.
+    # The authors' code has `done` instead of `done + 1`, so its first step has the rate 0.
     progress = (done + 1) / length
     background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
     lowest, highest = stage.layers[0], stage.layers[-1]
@@ -106,8 +106,8 @@ def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.op
     step of each stage, and when a run is resumed.
 
     Only the parts that are trained in the stage get a gradient, so the frozen parts do not count in the
-    gradient norm. The optimiser's state is cleared before the first step of the distillation, because the
-    authors' code starts a new run for the distillation.
+    gradient norm. The optimiser's state is cleared before the first step of a stage with distillation,
+    because the authors' code starts a new run for the distillation.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

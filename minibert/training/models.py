@@ -63,8 +63,8 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
     """Makes a model with random weights, the sizes of the preset `name`, and the vocabulary of the prepared
-    `corpus`. Returns the model and the tokenizer of the corpus. Raises `UserError` if `corpus` is not a
-    prepared folder.
+    `corpus`. If `layers` is given, the model has this number of layers. Returns the model and the tokenizer
+    of the corpus. Raises `UserError` if `corpus` is not a prepared folder.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "
@@ -105,9 +105,9 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     """Freezes a model, sets eval mode and moves the model to the device. If matrix products are in 16 bits,
-    the matrices of the model are converted to 16 bits once. Autocast would convert the matrices of a model
-    without gradients again for every micro-batch. Biases, LayerNorms, positions, token types and residual
-    sums stay in fp32.
+    the matrices of the model (of its linear layers and its word embeddings) are converted to 16 bits once.
+    Autocast would convert the matrices of a model without gradients again for every micro-batch. Biases,
+    LayerNorms, positions, token types and residual sums stay in fp32.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":

@@ -1,4 +1,6 @@
-"""The optimisers AdamW and LAMB with BERT's parameter groups, and the learning rate of each step."""
+"""Makes the optimisers AdamW and LAMB with BERT's parameter groups, and computes the learning rate of each
+step.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,8 +10,8 @@ from torch import nn
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Returns the learning rate at a step (counted from 0). The rate rises linearly to `peak` for `warmup`
-    steps and then falls linearly to 0 at the end of the `steps`.
+    """Returns the learning rate at a step (counted from 0). The rate rises linearly to `peak` in the first
+    `warmup` steps, and then falls linearly to 0 at the end of the `steps`.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -49,7 +51,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """Returns torch's fused AdamW with the groups of `parameter_groups`. Unlike the Adam in Google's BERT
-    code, torch's AdamW has bias correction, which makes a difference only in the first steps of a training.
+    code, torch's AdamW has bias correction. The correction changes the size of the early updates (of some
+    thousand updates with beta2 = 0.999).
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)

@@ -24,7 +24,9 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of train.py. An option whose value is None gets the default of the method."""
+    """The options of train.py. An option with the value None was not given. `resolved` fills in the defaults
+    of the method.
+    """
 
     method: str = option(
         "distilbert", "training method; `--method NAME --help` shows the options and defaults of the method "
@@ -33,8 +35,9 @@ class Options(MachineOptions):
 
     teacher: str | None = option(
         None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
-              "teacher by default. If you give mlm a teacher, the teacher is used only for the student's "
-              "initial weights and for the evaluation", metavar="FOLDER", group="model")
+              "teacher by default. If you give mlm a teacher, the training steps do not use the teacher; it "
+              "gives the student's initial weights and tokenizer, and is evaluated",
+        metavar="FOLDER", group="model")
     student: str | None = option(
         None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "
               "model to train further. Default for tinybert, minilm and minilmv2: tinybert-4; for "
@@ -118,8 +121,8 @@ class Options(MachineOptions):
                                      "--epochs)", metavar="STEPS",
                                group="optimisation")
     epochs: float = option(3.0, "number of passes over the corpus", metavar="PASSES")
-    batch: int = option(128, "number of sequences in one optimiser step, on all ranks together (the "
-                        "DistilBERT paper uses 4000)",
+    batch: int = option(128, "number of sequences in one optimiser step, on all ranks together (in the "
+                        "DistilBERT paper up to 4000)",
                         metavar="SEQUENCES")
     optimizer: str | None = option(
         None, "the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
@@ -164,8 +167,8 @@ class Options(MachineOptions):
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """Returns a copy in which each option that is None has the default of the method. Raises `UserError`
-        if an option is given that the run would not use.
+        """Returns a copy with the method's defaults for the options that are None. Raises `UserError` if an
+        option is given that the run would not use.
         """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()

@@ -1,5 +1,4 @@
-"""Functions that create the folder of a run, check the folder when the run is resumed, and read and write
-metrics.jsonl.
+"""Creates the folder of a run, checks the folder when the run is resumed, and reads and writes metrics.jsonl.
 """
 
 import contextlib
@@ -22,9 +21,10 @@ def stop_requests() -> Iterator[list[int]]:
     """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, so that a
     training loop can first finish its step. The block gets a list, to which each signal is added.
 
-    After the block, SIGTERM and SIGINT end the process again. If a signal arrived in the block, the first
-    such signal ends the process at the end of the block. A signal that was ignored before the block stays
-    ignored. For example, a command that a shell script starts with `&` ignores Ctrl-C, also in the block.
+    After the block, SIGTERM and SIGINT end the process again. If a signal arrived in the block, and the block
+    ends without an exception, the signal ends the process then. A signal that was ignored before the block
+    stays ignored. For example, a command that a shell script starts with `&` ignores Ctrl-C, also in the
+    block.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -82,7 +82,7 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 
 def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
     """Raises `UserError` if one of the hashes `now` is not the hash with which the run in `out` was started.
-    `entry` is the name of the hashes in config.json. `what` is the start of the error message, in which {} is
+    `entry` is the name of the hashes in config.json. `what` is the start of the error message, with {} for
     the name of the hash.
     """
     before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now

@@ -71,7 +71,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     scaler.unscale_(optimizer)
     # one L2 norm over the gradients of all parameters, because clipping scales all gradients alike
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    # `tolist` is the only call in a step that waits for the device
+    # `tolist` waits for the device, so one `tolist` reads all figures of the step
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
@@ -85,12 +85,12 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
     """Freezes the parameters that get no gradient from the loss. train.py and finetune.py call
-    `freeze_unread` before the first step.
+    `freeze_unread` before the first step. For MobileBERT, train.py calls `freeze_unread` before each stage.
 
     In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
-    gradient. Without freezing, weight decay would shrink the parameters that get no gradient. With LAMB they
-    would shrink fast: their update is only the weight decay, and LAMB scales every update to the norm of the
-    weights.
+    gradient. Without freezing, weight decay would shrink the parameters that get no gradient. With LAMB these
+    parameters would shrink fast: their update is only the weight decay, and LAMB scales every update to the
+    norm of the weights.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
