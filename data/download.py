@@ -1,4 +1,4 @@
-"""Downloads the data sets that finetune.py and data/prepare.py read. --list shows from where.
+"""Downloads the data sets that finetune.py and data/prepare.py read. --list shows their sources.
 
     python data/download.py --list
     python data/download.py cola mrpc squad --out data

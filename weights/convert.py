@@ -17,8 +17,8 @@ programs: settings in config.json, files of sentence-transformers (both not with
 to TARGET, its outputs in ONNX Runtime are compared with the model's outputs (minibert/hub/onnx_export.py).
 The export needs the `onnx` extra. With `--int8`, the file is TARGET/model_quantized.onnx.
 
-The last two commands above make a smaller model from a large one, with the same head (minibert/hub/prune.py).
-Train the smaller model afterwards: it needs much less training than a model with random weights.
+The last two commands above make a smaller model from a larger one, with the same head
+(minibert/hub/prune.py). Train the smaller model afterwards.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def main() -> None:
                       help="compute matrix products in int8. For each product, the weights have one scale "
                       "for each output column, and the activations have one scale for the whole batch")
     int8.add_argument("--reduce-range", action="store_true",
-                      help="store the weights in 7 bits, which processors without VNNI need (default: 7 bits "
-                      "on a processor without VNNI, otherwise 8 bits)")
+                      help="store the weights in 7 bits, which x86 processors without VNNI need (default: "
+                      "7 bits if this processor needs them, otherwise 8 bits)")
     int8.add_argument("--task", metavar="TASK",
                       help="compare the scores of the model and the int8 file on the dev set of a task. "
                       "Tasks have the same names as for finetune.py --task")
@@ -75,7 +75,8 @@ def main() -> None:
     carving.add_argument("--layers", metavar="0,2,5", help="numbers (from 0) of the layers to keep")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
                          help="keep only this number of feed-forward units of each layer")
-    carving.add_argument("--positions", metavar="P", type=int, help="keep only the first P positions")
+    carving.add_argument("--positions", metavar="P", type=int,
+                         help="keep only the first P position embeddings")
     carving.add_argument("--tokenizer", metavar="DIR",
                          help="folder of another tokenizer, whose vocabulary the new model gets. Tokens that "
                          "are in both vocabularies keep their word vectors")

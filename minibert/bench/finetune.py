@@ -74,8 +74,8 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
 
 
 def finetune_turn(options: FinetuneBench, runtime):
-    """Returns a function that runs the steps of one turn with the functions of finetune.py. The learning rate
-    is constant.
+    """Returns a function that runs the steps of one turn with the functions that finetune.py uses. The
+    learning rate is constant.
     """
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()

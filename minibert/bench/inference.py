@@ -105,8 +105,8 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token ids and the token types (segments) of the examples. The order is random, so that
-    a batch has different lengths.
+    """Returns the token ids and the token types (segments) of the examples. The order of the examples is
+    random, so that a batch has examples of different lengths.
     """
     rng = np.random.default_rng(0)
     if options.data is None:

@@ -37,8 +37,7 @@ class TuneRun(NamedTuple):
     # for each metric, a list with one value in percent for each seed
     scores: dict[str, list[float]]
     seconds: float  # the training time of all seeds
-    # the scores of a constant prediction, which is the same for all examples; None for SQuAD
-    baseline: dict[str, float] | None
+    baseline: dict[str, float] | None  # the scores of one answer for all examples; None for SQuAD
 
     @property
     def start(self) -> str:

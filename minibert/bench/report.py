@@ -107,7 +107,7 @@ def check_names(places: Iterable[Path]) -> None:
 def taught(options: dict) -> str:
     """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning.
     Without a teacher, the suffix is "". With a teacher, the suffix is for example " + kd", or " + kd, alpha
-    1" if alpha is not the default of the method. With --transfer, the student also learned from texts without
+    1" if alpha is not the default of the method. With --transfer, the student learned from texts without
     labels, and the suffix has "pd" (pre-trained distillation) and no alpha.
     """
     if not options.get("teacher"):
@@ -174,9 +174,8 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """Returns the table of scores, with a row for each model and a column for each task. The first row has
-    the scores of a constant prediction, and the last rows have published scores. Below the table are notes,
-    and the training settings that differ from the defaults.
+    """Returns the table of scores, with a row for each model and a column for each task, and the notes below
+    it. The first row has the scores of a constant prediction, and the last rows have published scores.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""

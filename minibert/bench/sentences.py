@@ -157,7 +157,7 @@ def bench_sentences(options: SentencesBench) -> dict:
         result["kept"] = {what: score / teacher["scores"][what] if teacher["scores"][what] else None
                           for what, score in result["scores"].items()}
     print(table([row(name, result, teacher) for name, result in results.items()],
-                "Spearman of cosines (STS-B) and recall, in percent, with the share of the first model's"))
+                "STS-B (Spearman) and recall in percent, each with its share of the teacher's score"))
     return {"bench": "sentences", "options": dataclasses.asdict(options), "machine": describe(runtime),
             "models": results}
 

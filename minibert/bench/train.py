@@ -1,8 +1,8 @@
 """Measures the time of a training step of train.py, for one or several methods. If the only method is
 `distilbert`, the same step in the library `transformers` is also measured.
 
-The programs run alternately, with the same sequences. Each program runs in its own process, so that its peak
-memory can be measured. The number of tokens per second does not include padding.
+The programs run alternately, with the same sequences. The number of tokens per second does not include
+padding.
 """
 
 import dataclasses
@@ -52,8 +52,7 @@ class TrainBench(MachineOptions):
     turns: int = option(5, "number of measurements of each program, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
     peer: bool = option(True, "also measure the same step in transformers (only if --methods is distilbert)")
-    compiled_peer: bool = option(False, "also measure the same step in transformers with torch.compile "
-                                        "(needs --peer)")
+    compiled_peer: bool = option(False, "also measure the step of --peer with torch.compile")
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,8 +81,8 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
 
 
 def distillation_turn(method: str, options: TrainBench, runtime):
-    """Returns a function that runs the steps of one turn with the functions of train.py. The learning rate is
-    constant, and the batches are made before the first turn.
+    """Returns a function that runs the steps of one turn with the functions that train.py uses. The learning
+    rate is constant, and the batches are made before the first turn.
     """
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder

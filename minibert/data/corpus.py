@@ -32,7 +32,7 @@ class Corpus:
     sequence of each part. `starts` has, for each sequence, the index of its first token in the array of its
     part. `checksum` is the CRC-32 of all token ids in the order of the text. `n_tokens` is the number of
     tokens of all sequences, with [CLS] and [SEP]. `left_out` is a message about sequences that are left out,
-    or "". `counts` and `checksum` include their tokens.
+    or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -71,7 +71,8 @@ class Corpus:
 def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = False,
                 parts: tuple[str, ...] = ("train",), tokenizer: Tokenizer | None = None,
                 min_length: int = MIN_LENGTH) -> Corpus:
-    """Opens a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP] included.
+    """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP]
+    included.
 
     Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
     line is a sequence of its own. A line that is too long for one sequence is divided into several pieces. As

@@ -61,7 +61,7 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
-    if isinstance(texts, str) or not texts:  # without this check, one string would be a list of characters
+    if isinstance(texts, str) or not texts:  # Python would treat one string as a list of characters
         raise UserError("masked_batch takes a list of texts, at least one")
     sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
     ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])

@@ -24,7 +24,7 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
 
     A hash decides whether a document belongs to the part "held-out" or "train". The hash is the sha256 of the
     first 65,536 characters of the document, as a number in [0, 1). If the hash is less than `held_out`, the
-    document is held out. Two equal documents have the same hash, so they are always in the same part.
+    document is held out. So equal documents are always in the same part.
 
     `report` is called with each line of the summary and with each warning about the text. If `report` is
     None, only the progress is printed.

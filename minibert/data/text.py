@@ -1,7 +1,7 @@
 """Reads text files one document at a time. The files are .txt, .jsonl or WikiText, and may be compressed.
 
-A document is a list of lines. Only one document is in memory at a time, and long documents are divided, so
-large files do not need more memory.
+A document is a list of lines. The files are read in parts and long documents are divided, so large files do
+not need more memory.
 """
 
 import gzip

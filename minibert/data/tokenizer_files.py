@@ -136,8 +136,7 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
     """Returns whether the folder's tokenizer class in transformers is generic, which means that it takes all
     settings from tokenizer.json. `described` is true if there is a tokenizer.json. The result is False
     without a tokenizer.json, for `BERT_CLASSES`, and if no file names a class. Raises `UserError` for a class
-    that is in none of the sets `BERT_CLASSES`, `FILE_CLASSES` and `GENERIC_CLASSES`, and for settings that
-    minibert does not support.
+    in none of the sets `BERT_CLASSES`, `FILE_CLASSES` and `GENERIC_CLASSES`, and for unsupported settings.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
