@@ -1,5 +1,5 @@
-"""Compares the time of the fine-tuning step in finetune.py with the time of the same step in the library
-`transformers`, on examples of a real task.
+"""Compares the time of a fine-tuning step in minibert and in the library `transformers`, on examples of a
+real task.
 
 minibert and transformers run alternately on the same examples, with models of random weights. transformers
 pads each batch to its longest example, and is measured with two kinds of batches:

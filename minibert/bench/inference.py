@@ -4,8 +4,7 @@ models, the task scores of minibert's fast modes are also measured.
 Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first B examples are
 given together, where B is the value of --batch. The compared programs are called engines. Each engine has its
 own process with a given number of threads. The engines run alternately, with the same examples and the same
-weights. On a GPU, the measured time ends when the result is on the CPU, so the time includes all work of the
-GPU.
+weights. On a GPU, the measured time ends when the result is on the CPU.
 """
 
 import dataclasses

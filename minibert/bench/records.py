@@ -12,8 +12,8 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has a dict of scores on held-out text for each of "student, initial"
-    (before the training), "student, trained" (after the training), and "teacher" if there is one.
+    """A run of train.py. `held_out` has dicts of scores on held-out text: "student, initial" (before the
+    training), "student, trained" (after the training) and, if there is a teacher, "teacher".
     """
     folder: Path
     options: dict

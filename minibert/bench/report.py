@@ -106,8 +106,8 @@ def check_names(places: Iterable[Path]) -> None:
 
 def taught(options: dict) -> str:
     """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning.
-    Without a teacher, the suffix is "". With a teacher, the suffix is for example " + kd", or " + kd, alpha
-    1" if alpha is not the default of the method. With --transfer, the student learned from texts without
+    Without a teacher, the suffix is "". With a teacher, it is for example " + kd", or " + kd, alpha 1" if
+    alpha is not the default of the method. With --transfer, the student learned from texts without
     labels, and the suffix has "pd" (pre-trained distillation) and no alpha.
     """
     if not options.get("teacher"):

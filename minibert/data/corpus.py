@@ -75,9 +75,9 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     included.
 
     Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
-    line is a sequence of its own. A line that is too long for one sequence is divided into several pieces. As
-    in DistilBERT's code, a sequence is left out if it has fewer than `min_length` tokens, or if at least half
-    of its tokens are [UNK]. Both counts include [CLS] and [SEP].
+    line is a sequence of its own. A line that is too long for one sequence is divided into several pieces. A
+    sequence is left out if it has fewer than `min_length` tokens, or if at least half of its tokens are
+    [UNK], as in DistilBERT's code. Both counts include [CLS] and [SEP].
 
     Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
     tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.

@@ -71,8 +71,8 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
-    """Raises `UserError` if the longest example has more tokens than the model has positions, or if the
-    examples are pairs of texts and the model has only one token type. A model without token types
+    """Raises `UserError` if the longest example has more tokens than the model has positions. Also raises it
+    if examples are pairs of texts and the model has only one token type. A model without token types
     (DistilBERT) can read pairs. `name` is the name of the model in the error message.
     """
     if (longest := examples.lengths.max()) > config.max_positions:

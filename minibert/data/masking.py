@@ -3,8 +3,8 @@ the selected tokens become [MASK], 10 % become a random token, and 10 % are not 
 section 3.1, Task 1).
 
 The random numbers of a token depend only on the seed, the step, the number of its sequence in the step, and
-its position in the sequence. So the masks are the same for every size of the micro-batches and every number
-of ranks. Arrays with the shape (N,) have one value for each of the N tokens of an optimiser step (all ranks).
+its position. So the masks are the same for every size of the micro-batches and every number of ranks. Arrays
+with the shape (N,) have one value for each of the N tokens of an optimiser step (all ranks).
 """
 
 from typing import NamedTuple

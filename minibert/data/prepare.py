@@ -71,8 +71,8 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
                  report: Callable | None, **notes) -> None:
     """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
     (part, document), where `part` is "train" or "held-out". `notes` are additional entries of corpus.json.
-    `report` is called with each line of the summary, and with a warning if many tokens are [UNK] (None: no
-    summary and no warning). Raises `UserError` if all tokens are [UNK].
+    `report` is called with each line of the summary and with warnings (None: neither of them). Raises
+    `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
     with new_folder(out) as folder:

@@ -52,8 +52,8 @@ class Source(NamedTuple):
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
     """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora in
     a folder are left out. Files of a folder with other name endings than `KINDS` are not read, and `report`
-    is called with a message about these files. Raises `UserError` if a path does not exist, is a prepared
-    corpus, or has no text files.
+    gets a message about them. Raises `UserError` if a path does not exist, is a prepared corpus, or has no
+    text files.
     """
     sources = []
     for path in map(Path, paths):

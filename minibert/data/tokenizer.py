@@ -75,8 +75,8 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # Without this check, a very large id in a damaged file would fill the memory, because
-        # `self.vocabulary` has a name for each number up to the largest id.
+        # `self.vocabulary` has a name for each number up to the largest id. Without this check, a very large
+        # id in a damaged file would fill the memory.
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
@@ -224,10 +224,10 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if the tokenizer.json with the content `description` does not add BERT's special
-    tokens to a pair of texts, or has another unk_token than `tokenizer`. This check is needed only for a
-    generic tokenizer class of `transformers`, such as PreTrainedTokenizerFast. A generic class takes all
-    settings from tokenizer.json.
+    """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a pair of texts, or has
+    another unk_token than `tokenizer`. `description` is the content of tokenizer.json. This check is needed
+    only for generic tokenizer classes of `transformers`, such as PreTrainedTokenizerFast, because they take
+    all settings from tokenizer.json.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
@@ -249,12 +249,12 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
     """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
 
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. By itself, the trainer of `tokenizers` would give ids to
-    characters inside words ('##a') in random order. To get the same vocabulary in every training, this
-    function first counts the characters of all texts, and then chooses the ids of '##a' and so on. While it
-    counts, it writes the texts to a temporary file, which the trainer then reads.
+    characters inside words ('##a') in random order. This function chooses these ids, so that the same texts
+    always give the same vocabulary. For this, it first counts the characters of all texts, and writes the
+    texts to a temporary file for the trainer.
 
-    Raises `UserError` if there is no text, or if `vocab_size` is smaller than the number of special tokens
-    and single characters ('a' and '##a' are two).
+    Raises `UserError` if there is no text. Also raises it if `vocab_size` is smaller than the number of
+    special tokens and single characters ('a' and '##a' are two).
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()

@@ -63,8 +63,8 @@ class TokenizerFiles:
     `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
     the token, which then gets the next free id. A word with more than `max_word` characters becomes [UNK].
     `states` are the settings of tokenizer_config.json that `Tokenizer.save` writes again. `generic` is the
-    content of tokenizer.json if the folder's tokenizer class in transformers is generic (see `_is_generic`),
-    and otherwise None.
+    content of tokenizer.json if the folder's tokenizer class in transformers is generic (`_is_generic`), and
+    otherwise None.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -114,9 +114,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         # for which the model has no word vector. `Tokenizer` then reports that the token is missing.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # In transformers, all blank lines of vocab.txt are one token "", and added tokens that are not in the
-        # vocabulary get ids after the id of "". So "" must stay if there is such a token. Otherwise "" is
-        # removed, because no text gives this token.
+        # In transformers, all blank lines of vocab.txt are one token "". Added tokens that are not in the
+        # vocabulary get the ids after it, so "" must stay if there is such a token. Otherwise "" is removed,
+        # because no text gives this token.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -229,10 +229,10 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # `apart` has the special tokens that the files state. If a token of added_tokens.json is in `apart`, it
-    # is searched in a text before the text is lower-cased, and otherwise afterwards, as in transformers. The
-    # list `additional_special_tokens` of special_tokens_map.json is not in `apart`, because transformers does
-    # not treat the tokens of this list as special.
+    # `apart` has the special tokens that the files state. As in transformers, these tokens are searched in a
+    # text before it is lower-cased. All other tokens of added_tokens.json are searched afterwards. The list
+    # `additional_special_tokens` of special_tokens_map.json is not in `apart`, because transformers does not
+    # treat the tokens of this list as special.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}

@@ -170,9 +170,9 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
-    """Makes `n` copies of a text. In each copy, each word is replaced with probability `p` by one of its
-    candidates. The same `key` gives the same random numbers. The new word gets the capital letters of the old
-    word (see `in_case_of`).
+    """Makes `n` copies of a text. In each copy, each word that has candidates is replaced with probability
+    `p` by one of them. The same `key` gives the same random numbers. The new word gets the capital letters of
+    the old word (see `in_case_of`).
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)

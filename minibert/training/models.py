@@ -106,8 +106,8 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     """Freezes a model, sets eval mode and moves the model to the device. If matrix products are in 16 bits,
     the matrices of the model (of its linear layers and its word embeddings) are converted to 16 bits once.
-    Autocast would convert the matrices of a model without gradients again for every micro-batch. Biases,
-    LayerNorms, positions, token types and residual sums stay in fp32.
+    Otherwise autocast would convert these matrices for every micro-batch. Biases, LayerNorms, positions,
+    token types and residual sums stay in fp32.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
