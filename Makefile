@@ -34,7 +34,7 @@ gpu: .venv/test
 	-timeout -s INT 60 $(SIZE) 32768
 	-timeout -s INT 60 $(SIZE) 65536
 	-timeout -s INT 120 $(BIN)/python bench.py inference --models bert-base --engines minibert 'minibert bf16' \
-	    'transformers fp32' 'transformers bf16' 'transformers bf16 compiled' --examples 100 --batch 256 \
+	    'transformers fp32' 'transformers bf16' 'transformers bf16 compiled' --examples 100 --batch 100 \
 	    --device cuda --threads 8
 	rm -rf runs/gpu
 	-timeout -s INT 360 $(BIN)/python train.py --corpus python-docs --batch 256 --micro-tokens 16384 \
