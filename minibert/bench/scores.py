@@ -47,7 +47,8 @@ def mean_score(tasks: list[list[float]]) -> float:
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """Makes `DRAWS` samples for each task. Each sample has as many scores as the task has seeds, drawn with
-    replacement. Returns the median of each sample, as an array (number of tasks, DRAWS).
+    """Makes `DRAWS` samples of each task's scores (one score for each seed). A sample is drawn with
+    replacement, and has as many scores as the task. Returns the median of each sample, as an array (number of
+    tasks, DRAWS).
     """
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

@@ -16,8 +16,8 @@ from minibert.common.runtime import Runtime
 
 
 class Sums(NamedTuple):
-    """The loss and the loss terms, summed over the micro-batches of one rank. The tensors are detached and on
-    the device.
+    """The loss and the loss terms, summed over the micro-batches of one rank. All tensors in `Sums` are
+    detached and on the device of the training.
     """
 
     loss: Tensor  # the part of the step's loss that comes from this rank
@@ -28,7 +28,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
                runtime: Runtime) -> Sums:
     """Runs the forward and backward pass of each micro-batch, and sums the gradients in the model. The list
     of micro-batches may be empty. `loss_of(micro)` returns the part of the step's loss that comes from one
-    micro-batch, and a dict with the detached sum of each loss term.
+    micro-batch, and a dict with the detached sum of each loss term over the micro-batch.
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
