@@ -3,7 +3,6 @@
 The method tinybert trains the student in two stages, and every other method in one stage. The parts of
 finetune.py are, in this order: `main`, the teacher, one seed, one stage (`train`). The options are in
 minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/.
-Other files in minibert/tasks/ read the data, load the models and compute the scores.
 """
 
 import dataclasses

@@ -307,7 +307,7 @@ def learn(run: Run) -> None:
             set_learning_rate(optimizer, lr, factors)
 
             # `accumulate` computes one micro-batch at a time, which needs little memory, and sums the
-            # gradients. `update` sums the gradients over the ranks, clips their norm and updates the weights.
+            # gradients.
             sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
             figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
@@ -394,8 +394,7 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
-    # This function returns means over the held-out text, so the sum of each loss term is divided by the
-    # number of tokens or sequences of the held-out text.
+    # the counts of the held-out text, because this function returns means over the held-out text
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):

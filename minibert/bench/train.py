@@ -49,7 +49,7 @@ class TrainBench(MachineOptions):
     min_length: int = option(16, "minimum length of a sequence in tokens; all lengths from --min-length to "
                                   "--max-length are equally likely")
     steps: int = option(4, "number of training steps in one measurement")
-    turns: int = option(5, "number of measurements of each method (and of --peer), after one warm-up")
+    turns: int = option(5, "number of measurements of each method (and of transformers), after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
     peer: bool = option(True, "also measure the same step in transformers (only if --methods is distilbert)")
     compiled_peer: bool = option(False, "also measure the step of --peer with torch.compile")

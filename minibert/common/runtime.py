@@ -86,9 +86,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     several ranks. Raises `UserError` if the device cannot be used.
 
     The device "auto" is a GPU if the machine has one. The precision "auto" is bf16 on hardware that
-    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, two settings are
-    changed: oneDNN stores fewer kernels, so that the memory of a run does not grow for hours, and glibc keeps
-    freed memory, which saves time.
+    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, oneDNN stores fewer
+    kernels, which saves memory, and glibc keeps freed memory, which saves time.
     """
     if training:
         # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Most packed batches have a

@@ -250,8 +250,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. By itself, the trainer of `tokenizers` would give ids to
     characters inside words ('##a') in random order. This function chooses these ids, so that the same texts
-    always give the same vocabulary. For this, it first counts the characters of all texts, and writes the
-    texts to a temporary file for the trainer.
+    always give the same vocabulary. The texts are written to a temporary file for the trainer.
 
     Raises `UserError` if there is no text. Also raises it if `vocab_size` is smaller than the number of
     special tokens and single characters ('a' and '##a' are two).

@@ -158,9 +158,9 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """Returns the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the model is
-    not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, raises `UserError` if
-    `generic` is true, and otherwise returns None as the normaliser. (Classes that are not generic ignore the
-    normaliser of tokenizer.json.)
+    not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, a generic class causes a
+    `UserError`. Any other class ignores the normaliser of tokenizer.json, so None is returned as the
+    normaliser.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))

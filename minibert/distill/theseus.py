@@ -57,7 +57,7 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
     """Chooses the groups of teacher layers that student layers replace in a step. `groups` is the number of
     groups, and `rate` is the probability that a group is replaced. Returns one bool for each group: True if
-    the group is replaced. The result depends only on the arguments. So all micro-batches and ranks of a step
+    the group is replaced. The result depends only on the arguments, so all micro-batches and ranks of a step
     replace the same groups, even in a resumed run. The original code chooses the groups again for each
     micro-batch.
     """

@@ -1,7 +1,6 @@
 """Evaluates models on held-out text. For a masked language model, the results are the loss, perplexity and
 accuracy at masked tokens, and the KL divergence between the predictions of teacher and student. For a student
-without an MLM head, the results are the loss terms of its method. `attention_kl` compares the attention of
-teacher and student.
+without an MLM head, the results are the loss terms of its method.
 """
 
 import math
