@@ -1,4 +1,4 @@
-"""Measures minibert and other programs. Prints tables, and one JSON document in the last line of the output.
+"""Measures minibert and other libraries. Prints tables, and one JSON document in the last line of the output.
 
     bench.py train     times the distillation step of train.py, and the same step in `transformers`
     bench.py inference measures latency and throughput of minibert and of other inference libraries

@@ -3,7 +3,6 @@
 The method tinybert trains the student in two stages, and every other method in one stage. The parts of
 finetune.py are, in this order: `main`, the teacher, one seed, one stage (`train`). The options are in
 minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/.
-Other files in minibert/tasks/ read the data, load the models and compute the scores.
 """
 
 import dataclasses
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # frees the teacher's memory, unless `teaching.teacher` also refers to the teacher
+        del teacher  # frees the teacher's memory if `teaching.teacher` is None
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)
@@ -139,7 +138,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        # `pairs` is also true for SQuAD, because a question and its context are a pair
+        # for SQuAD, `pairs` is true, because a question and its context are a pair
         pairs = bool(splits["train"].examples.segments.any())
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
@@ -170,8 +169,8 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # With fewer seeds than before, another seed may be the best, but a finished run has only the model of its
-    # best seed.
+    # With a smaller --seeds, the best seed may be left out, but a finished run has no models of the other
+    # seeds.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
@@ -197,7 +196,7 @@ def announce(run: Run, first: Split, then: Split) -> None:
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
-    """Moves the model of the best seed to the run's folder, and removes the other models. Writes
+    """Moves the model of the best seed to the run's folder, and removes the models of the other seeds. Writes
     summary.json, the best model's wrong answers, and with --predict its predictions. Prints the final table.
     """
     options, task, out = run.options, run.task, run.out
@@ -352,7 +351,7 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
         weights = TaskWeights(options.alpha, options.temperature, options.beta or 0.0)
     if options.method == "theseus":
         train_layers_only(student)
-        # dropout is active in the teacher's layers, too, as in the original code of BERT-of-Theseus
+        # the teacher's layers have dropout, as in the original code of BERT-of-Theseus
         with_dropout(teacher, options.dropout, options.attention_dropout).train()
 
     def loss(data: Drawn) -> tuple[Callable, dict[str, int]]:

@@ -112,8 +112,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
     corpus, unseen = corpora(options, models.tokenizer, runtime, out)
-    # The number of steps is rounded up, so the last step of the run may also read the first sequences of one
-    # more epoch.
+    # The number of steps is rounded up, so the last step may read some sequences of the next epoch.
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan = []
     if options.method == "mobilebert":
@@ -155,7 +154,7 @@ def make_models(options: Options, method: Method, weights) -> Models:
     torch.manual_seed(options.seed)  # for the random weights of a new head and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
-    # the name of the model in the error message of `check_pieces`
+    # for the error message of `check_pieces`: the model whose tokenizer is used (with a teacher, the teacher)
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
@@ -297,8 +296,8 @@ def learn(run: Run) -> None:
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
-                # Each stage of MobileBERT trains other layers or has other loss terms, so `freeze_unread`
-                # must choose the trained parameters again.
+                # The stages of MobileBERT train different layers or have different loss terms, so
+                # `freeze_unread` must choose the trained parameters again.
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
@@ -308,7 +307,7 @@ def learn(run: Run) -> None:
             set_learning_rate(optimizer, lr, factors)
 
             # `accumulate` computes one micro-batch at a time, which needs little memory, and sums the
-            # gradients. `update` sums the gradients over the ranks, clips their norm and updates the weights.
+            # gradients.
             sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
             figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
@@ -337,8 +336,8 @@ def learn(run: Run) -> None:
 
 
 def drawing(run: Run) -> Callable[..., Step]:
-    """Returns `make_step` with the corpus and the options of the run filled in. The caller gives only the
-    arguments `step`, `batch` and `part`.
+    """Returns `make_step` with the corpus and the options of the run filled in. The returned function needs
+    only the arguments `step` and `batch`, and `part` if there are several ranks.
     """
     options, smoothing = run.options, None
     if options.masking == "smoothed":
@@ -360,7 +359,7 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
     """Returns the learning rate of a step, and a list of factors of the learning rate, one for each part of
-    the student (see `rates`). Only MobileBERT has factors; other methods have None.
+    the student (see `rates`). The list is None for all methods except MobileBERT.
     """
     options = run.options
     if not run.plan:
@@ -395,8 +394,7 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
-    # This function returns means over the held-out text, so the sum of each loss term is divided by the
-    # number of tokens or sequences of the held-out text.
+    # the counts of the held-out text, because this function returns means over the held-out text
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -416,8 +414,8 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # `source` is the model from which the student took its pooling
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
-        # The files of sentence-transformers tell other programs how the sentence vector is computed, so these
-        # files are saved with the model.
+        # The files of sentence-transformers say how the sentence vector is computed, so they are saved with
+        # the model.
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     minibert.save(student, out / "model", run.tokenizer, card=card)
@@ -464,10 +462,10 @@ def compared_layers(run: Run) -> tuple[int, ...] | None:
     """Returns, for each student layer, the number (from 1) of the teacher layer whose attention is compared
     with the attention of the student layer.
 
-    With the method `tinybert`, a student layer is compared with the teacher layer that it imitates, and with
-    other methods with the teacher layer that it was copied from. If no layer was copied, the teacher layers
-    are evenly spaced (`imitated_layers`). Returns None if the student has more layers than the teacher and no
-    layer was copied.
+    With the method `tinybert`, this is the teacher layer that the student layer imitates. With any other
+    method, it is the teacher layer from which the student layer was copied. If no layer was copied, the
+    teacher layers are evenly spaced (`imitated_layers`). Returns None if the student has more layers than the
+    teacher and no layer was copied.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

@@ -38,8 +38,9 @@ class Options(MachineOptions):
                        "reads", metavar="TASK")
     data: str | None = option(None, "folder with the task's official files, or its parent folder",
                               metavar="FOLDER")
-    dev: str | None = option(None, "the csv file that you will give to finetune.py --dev. Without it, about "
-                             "a tenth of FILE.csv is the dev set, which is not augmented", metavar="FILE.csv")
+    dev: str | None = option(None, "the csv file that you will give to finetune.py --dev. Without --dev, "
+                             "about a tenth of FILE.csv is the dev set, which is not augmented",
+                              metavar="FILE.csv")
     model: str = option(None, "folder or hub name of the masked language model that proposes the words. If "
                         "possible, take the teacher before its fine-tuning", metavar="FOLDER")
     out: str = option(None, "FILE.csv or FILE.tsv to write, which must not exist yet", metavar="FILE")

@@ -42,8 +42,8 @@ def main() -> None:
                         "example \"@-@\" to \"-\". auto: the content of each file shows whether the file is "
                         "WikiText (default: auto)")
     parser.add_argument("--held-out", type=float, metavar="SHARE",
-                        help="share of the documents that are not used for training but for the evaluation "
-                        "(default: 0.01). Not possible with python-docs, whose held-out modules are fixed")
+                        help="share of the documents that are used for the evaluation only (default: 0.01). "
+                        "Not possible with python-docs, whose held-out modules are fixed")
     args = parser.parse_args()
 
     docs = args.files == ["python-docs"]

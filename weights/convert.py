@@ -103,7 +103,7 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # Only the tensors of unused heads are copied. Other files and settings of the old model may contain
+        # Only the tensors of unused heads are copied. The files and settings of the old model may contain
         # token ids or a number of positions that are wrong for the new model.
         beside = Beside(tensors=beside.tensors)
     model.beside = beside

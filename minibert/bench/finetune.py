@@ -50,7 +50,7 @@ class FinetuneBench(MachineOptions):
     batch: int = option(32, "number of examples of one step")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     steps: int = option(4, "number of training steps in one measurement")
-    turns: int = option(3, "number of measurements of each program, after one warm-up")
+    turns: int = option(3, "number of measurements of minibert and of transformers, after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings, block outputs and "
                             "the classifier's input, in minibert and in transformers")
 
@@ -62,7 +62,7 @@ class FinetuneBench(MachineOptions):
 
 
 def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
-    """Returns the training examples of one turn, and the configuration of the model."""
+    """Returns the training examples of one measurement, and the configuration of the model."""
     task = dataclasses.replace(TASKS[options.task], max_length=options.max_length)
     tokenizer = minibert.load_tokenizer(options.tokenizer)
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
@@ -74,8 +74,8 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
 
 
 def finetune_turn(options: FinetuneBench, runtime):
-    """Returns a function that runs the steps of one turn with the functions that finetune.py uses. The
-    learning rate is constant.
+    """Returns a function that runs the steps of one measurement, with the functions that finetune.py uses.
+    The learning rate is constant.
     """
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()
@@ -92,9 +92,8 @@ def finetune_turn(options: FinetuneBench, runtime):
 
 
 def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
-    """Returns a function that runs the steps of one turn with transformers. A turn uses the same examples as
-    a turn of minibert. If `by_length` is true, the examples are sorted by length before they are divided into
-    batches.
+    """Returns a function that runs the steps of one measurement with transformers, on the same examples as
+    minibert. If `by_length` is true, the examples are sorted by length before they are divided into batches.
     """
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
@@ -118,7 +117,7 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """Runs the measurements (turns) of the program `kind`, in the process of this program."""
+    """Runs all measurements of `kind` ("minibert", `RANDOM` or `BY_LENGTH`) in a process of their own."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (finetune_turn(options, runtime) if kind == "minibert"

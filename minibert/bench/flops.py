@@ -51,7 +51,7 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
     A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
     backward passes. A backward pass is counted as two forward passes. With the method `distilbert`, the MLM
     heads of both models are counted for every token. With `mlm`, the student's MLM head is counted for 15 %
-    of the tokens. With other methods, no head is counted. The losses are never counted.
+    of the tokens. With any other method, no head is counted. The losses are never counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 

@@ -49,7 +49,7 @@ class InferenceBench:
         ("bert-base", "distilbert"), "presets (with random weights), or folders of models that were "
         "fine-tuned on --task. For the model of a folder, the scores of minibert's fast modes are also "
         "measured")
-    task: str = option("stsb", "name of the task whose dev examples are used", choices=TEXT_TASKS)
+    task: str = option("stsb", "task whose dev examples are read (only with --data)", choices=TEXT_TASKS)
     data: str | None = option(None, "folder of the official files of the task, or its parent folder; without "
                               "--data, the examples are random tokens, with lengths like those of STS-B")
     tokenizer: str = option(str(ROOT / "weights" / "teacher"), "folder of the tokenizer for presets")
@@ -85,7 +85,7 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs the measurements (turns) of one engine. A turn returns the seconds of each example alone, the
+    """Runs all measurements of one engine. Each measurement returns the seconds of each example alone, the
     seconds of the first `job.batch` examples together, and the logits of these examples.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
@@ -159,10 +159,10 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
-    results of the engine's turns (see `inference_worker`), and `memory` is its peak memory in bytes. `flops`
-    are the FLOPs of all examples, and `flops_together` are the FLOPs of the `batch` examples that ran
+    results of the measurements (see `inference_worker`), and `memory` is the engine's peak memory in bytes.
+    `flops` are the FLOPs of all examples, and `flops_together` are the FLOPs of the `batch` examples that ran
     together. `peak` is the result of `matrix_peak`. The entry "pass" is the time for all examples, one at a
-    time, in seconds (median over the turns).
+    time, in seconds (median over the measurements).
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]

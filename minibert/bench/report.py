@@ -25,7 +25,8 @@ from minibert.training.summary import figures_of
 
 MARK = "<!-- This file was written by bench.py report. -->"
 NOT_RUN = "not run"
-Scores = dict[str, dict[str, TuneRun]]  # `scores[model][task]` is the fine-tuning of the model on the task
+# `scores[model][task]` is the run that fine-tuned the model on the task
+Scores = dict[str, dict[str, TuneRun]]
 
 # the notes below the tables of the report
 SCORES_NOTE = """Scores are in percent, on the dev set. For MNLI, the matched dev set is used, and for IMDb

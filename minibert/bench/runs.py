@@ -1,5 +1,5 @@
 """Runs a list of commands, one after another. Finished runs are skipped. Stopped runs of train.py and
-finetune.py are resumed; other stopped runs start again.
+finetune.py are resumed; all other stopped runs start again.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 

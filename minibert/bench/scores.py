@@ -1,8 +1,8 @@
 """Computes the share of the teacher's score that a student keeps, with a confidence interval, and mean scores
 over tasks.
 
-Papers compute the share with one of two formulas, and often do not say which one. s_i is the student's score
-on task i, and t_i is the teacher's score on task i. Each score is the median over seeds.
+Papers compute the share with one of two formulas. s_i is the student's score on task i, and t_i is the
+teacher's score on task i. Each score is the median over seeds.
 
     ratio of means:  mean_i s_i / mean_i t_i        tasks with large scores have more weight
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
@@ -47,7 +47,8 @@ def mean_score(tasks: list[list[float]]) -> float:
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """Makes `DRAWS` samples for each task. Each sample has as many scores as the task has seeds, drawn with
-    replacement. Returns the median of each sample, as an array (number of tasks, DRAWS).
+    """Makes `DRAWS` samples of each task's scores (one score for each seed). A sample is drawn with
+    replacement, and has as many scores as the task. Returns the median of each sample, as an array (number of
+    tasks, DRAWS).
     """
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

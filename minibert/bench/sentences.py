@@ -65,9 +65,9 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
     """Returns the share of the queries whose right document is among the `k` documents that have the largest
-    cosine with the query. A wrong document with the cosine of the right document counts as better. `queries`
-    (n, D) are the vectors of n queries, and `documents` (m, D) are the vectors of m documents. `right` (n,)
-    has the row of each query's right document.
+    cosine with the query. A wrong document with the same cosine as the right document counts as better.
+    `queries` (n, D) are the vectors of n queries, and `documents` (m, D) are the vectors of m documents.
+    `right` (n,) has the row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]

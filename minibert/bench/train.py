@@ -1,8 +1,8 @@
 """Measures the time of a training step of train.py, for one or several methods. If the only method is
 `distilbert`, the same step in the library `transformers` is also measured.
 
-The programs run alternately, with the same sequences. The number of tokens per second does not include
-padding.
+The methods (and transformers) are measured alternately, with the same sequences. The number of tokens per
+second does not include padding.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from minibert.training.optim import adamw, set_learning_rate
 from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
-PEER, COMPILED = "transformers", "transformers compiled"  # names of programs in the table
+PEER, COMPILED = "transformers", "transformers compiled"  # names of rows in the table
 # mobilebert is left out, because it does not support the default models BERT and DistilBERT
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
@@ -49,7 +49,7 @@ class TrainBench(MachineOptions):
     min_length: int = option(16, "minimum length of a sequence in tokens; all lengths from --min-length to "
                                   "--max-length are equally likely")
     steps: int = option(4, "number of training steps in one measurement")
-    turns: int = option(5, "number of measurements of each program, after one warm-up")
+    turns: int = option(5, "number of measurements of each method (and of transformers), after one warm-up")
     dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
     peer: bool = option(True, "also measure the same step in transformers (only if --methods is distilbert)")
     compiled_peer: bool = option(False, "also measure the step of --peer with torch.compile")
@@ -81,8 +81,8 @@ def shapes(options: TrainBench) -> tuple[Config, Config]:
 
 
 def distillation_turn(method: str, options: TrainBench, runtime):
-    """Returns a function that runs the steps of one turn with the functions that train.py uses. The learning
-    rate is constant, and the batches are made before the first turn.
+    """Returns a function that runs the steps of one measurement, with the functions that train.py uses. The
+    learning rate is constant. The batches are made before the first measurement.
     """
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
@@ -108,9 +108,9 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 
 
 def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
-    """Returns a function that runs the steps of one turn with transformers. The sequences of all steps are
-    sorted by length and then divided into batches, so that the batches need little padding. If `compiled` is
-    true, the models are compiled once, for sequences of any length.
+    """Returns a function that runs the steps of one measurement with transformers. The sequences of all steps
+    are sorted by length and then divided into batches, so that the batches need little padding. If `compiled`
+    is true, the models are compiled once, for sequences of any length.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -136,7 +136,7 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """Runs the measurements (turns) of the program `kind`, in the process of this program."""
+    """Runs all measurements for the row `kind` of the table, in a process of their own."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)

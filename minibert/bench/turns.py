@@ -1,5 +1,5 @@
-"""Runs several programs alternately and measures their times. One turn is one measurement of a program. Each
-program runs in its own process, so that its peak memory can be measured.
+"""Measures the times of several programs alternately, for example minibert and transformers. A turn is one
+measurement of one program. Each program runs in its own process, so that its peak memory can be measured.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def serve(turn: Callable, pipe, device: torch.device) -> None:
     sends the result to the parent. If the result is None, the seconds of the call are sent instead. At the
     end, the peak memory of the process in bytes is sent (on a GPU, the peak of torch's GPU memory).
     """
-    # This process ignores Ctrl-C: the parent process also receives Ctrl-C, and then ends this process.
+    # This process ignores Ctrl-C, because the parent process receives it and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
@@ -60,9 +60,9 @@ def run(worker: Callable, *given) -> None:
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[Callable]:
     """Starts a new process that calls `worker(*given, pipe)`. The worker must call `serve`. Yields a function
-    `ask`. `ask()` runs one turn and returns the result of the turn, usually its seconds. `ask(False)` stops
-    the worker and returns its peak memory in bytes. If the worker raises a `UserError`, `ask` raises it in
-    the parent process.
+    `ask`. `ask()` runs one measurement and returns its result, usually the seconds. `ask(False)` stops the
+    worker and returns its peak memory in bytes. If the worker raises a `UserError`, `ask` raises it in the
+    parent process.
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
@@ -93,10 +93,10 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Starts a process with `worker(kind, options, pipe)` for each kind of program. In each round, every
-    process runs one turn. The first round is a warm-up, and `turns` rounds follow. Returns two dicts with the
-    kinds as keys. The first has the results of the turns without the warm-up (usually seconds), and the
-    second has the peak memory in bytes.
+    """Starts a process with `worker(kind, options, pipe)` for each of `kinds`. In each round, every process
+    runs one measurement. The first round is a warm-up, and `turns` rounds follow. Returns two dicts with the
+    kinds as keys: the results of the measurements after the warm-up (usually seconds), and the peak memory in
+    bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -113,15 +113,15 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns the rates `count` / seconds of several turns: the median rate, and [lowest, highest]."""
+    """Returns the rates `count` / seconds of several measurements: the median rate, and [lowest, highest]."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
     """Returns the speed and the peak memory of each program, once for the JSON output and once as rows of the
-    printed table. A program processes `amount` units in each turn. `unit` is the name of a unit, for example
-    "examples". `form` is the format of a speed in the table.
+    printed table. A program processes `amount` units in each measurement. `unit` is the name of a unit, for
+    example "examples". `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():
@@ -134,16 +134,16 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
 
 
 def ratios(peer: list[float], own: list[float]) -> list[float]:
-    """Divides, for each turn, the time `peer` of one program by the time `own` of another program. Returns
-    the sorted ratios. A ratio of 2.0 means that `own` is half of `peer`.
+    """Returns the ratios `peer` / `own` of two lists of times, sorted. A ratio of 2.0 means that `own` is
+    half of `peer`.
     """
     return sorted(a / b for a, b in zip(peer, own))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns two ratios: minibert's speed divided by the speed of the program `peer` (the median
-    over the turns), and minibert's memory divided by the memory of `peer`.
+    """Prints and returns two ratios: minibert's speed divided by the speed of `peer` (the median over the
+    measurements), and minibert's memory divided by the memory of `peer`.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]

@@ -40,7 +40,7 @@ class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. On a terminal
     the line is replaced at most twice a second, and removed at the end of the work. If stderr is no terminal,
     a new line is printed at most every ten seconds. Only the first rank prints progress. With `stays=True`
-    the first and the last line are also printed, and the last line is not removed.
+    the first and the last line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):

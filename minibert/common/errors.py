@@ -1,5 +1,5 @@
 """`UserError` is the exception for errors that a user can cause and correct. `run_script` prints its message
-on stderr and ends the program with exit code 2.
+on stderr and ends the process with exit code 2.
 """
 
 import os
@@ -23,7 +23,7 @@ def sentence(error: UserError | str) -> str:
 
 def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
-    code 2, without a traceback. Ctrl-C ends the program with exit code 130. If the program that reads the
+    code 2, without a traceback. Ctrl-C ends the process with exit code 130. If the program that reads the
     output has ended, the exit code is 1. A character that the terminal's encoding does not have is printed as
     a code like \\xe9 or \\u4e2d.
     """

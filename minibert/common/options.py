@@ -58,7 +58,7 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     the options in the order of the fields, and inherited fields last. `defaults` has the default values that
     `--help` shows for options whose default depends on another option. For example, {"method": {"tinybert":
     {"lr": 1e-4}}} means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value
-    of a wrong type ends the program with exit code 2. Raises `UserError` if a given option has no effect
+    of a wrong type ends the process with exit code 2. Raises `UserError` if a given option has no effect
     together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,

@@ -41,7 +41,7 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
     result is int64. The permutation is a balanced Feistel network on the smallest even number of bits that
     can hold n - 1. If a result is n or more, the network is applied to the result again ("cycle walking",
-    Black and Rogaway 2002). For one number, the network is applied fewer than four times on average.
+    Black and Rogaway 2002). For each number of `i`, the network is applied fewer than four times on average.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

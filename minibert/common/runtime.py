@@ -86,9 +86,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     several ranks. Raises `UserError` if the device cannot be used.
 
     The device "auto" is a GPU if the machine has one. The precision "auto" is bf16 on hardware that
-    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, two settings are
-    changed: oneDNN stores fewer kernels, so that the memory of a run does not grow for hours, and glibc keeps
-    freed memory, which saves time.
+    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, oneDNN stores fewer
+    kernels, which saves memory, and glibc keeps freed memory, which saves time.
     """
     if training:
         # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Most packed batches have a
@@ -97,7 +96,7 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
     # `set_num_threads` is called even without --threads. After this call, MKL always uses this number of
-    # threads, also on a busy machine. With fewer threads, MKL would add numbers in another order, and a
+    # threads, even on a busy machine. With fewer threads, MKL would add numbers in another order, and a
     # resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
@@ -127,9 +126,9 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 
 def keep_freed_memory() -> None:
     """Stops glibc from returning freed memory to the system, so the process keeps all memory until it ends.
-    Other allocators are not changed. By default glibc returns large blocks of memory to the system, and later
-    requests memory again page by page. In a measured training step of DistilBERT in bf16, glibc returned and
-    requested 268 MiB, which took a fifth of the step's time.
+    Allocators other than glibc's are not changed. By default glibc returns large blocks of memory to the
+    system, and later requests memory again page by page. In a measured training step of DistilBERT in bf16,
+    glibc returned and requested 268 MiB, which took a fifth of the step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -53,8 +53,8 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the token counts, the token ids and the lengths of the sequences. Corpora with other
-        sequences, or with another order of the sequences, have another hash.
+        """A hash of the token counts, the token ids and the lengths of the sequences. Corpora with different
+        sequences, or with the sequences in different orders, have different hashes.
         """
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]

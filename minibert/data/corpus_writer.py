@@ -93,8 +93,8 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Completes the corpus: writes the .counts files and corpus.json, which also gets the entries of
-        `notes`. Returns the content of corpus.json. Raises `UserError` if there is no text for training.
+        """Completes the corpus: writes the .counts files, and corpus.json with the entries of `notes`.
+        Returns the content of corpus.json. Raises `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()

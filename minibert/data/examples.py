@@ -62,8 +62,8 @@ class Examples:
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings. `name` is the
-    name of the model in the error message.
+    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings. In the error
+    message, `name` says where the tokenizer comes from, for example a model's folder.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
@@ -73,7 +73,7 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 def check_examples(examples: Examples, config: Config, name: str) -> None:
     """Raises `UserError` if the longest example has more tokens than the model has positions. Also raises it
     if examples are pairs of texts and the model has only one token type. A model without token types
-    (DistilBERT) can read pairs. `name` is the name of the model in the error message.
+    (DistilBERT) can read pairs. `name` is the model's name in the error message.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "

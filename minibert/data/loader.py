@@ -55,8 +55,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     the texts are sorted by length, and the longest text is first.
 
     A text with more than `max_length` tokens is cut. `share` is the share of masked tokens, and `selection`
-    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). With another `seed`,
-    other tokens are masked. Raises `UserError` if there is no text.
+    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). A different `seed`
+    masks different tokens. Raises `UserError` if there is no text.
     """
     # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":

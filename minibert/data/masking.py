@@ -46,9 +46,9 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     has the number of tokens of each sequence. `key` is the seed of the random numbers, for example (seed,
     step).
 
-    Special tokens, also [UNK], are never selected, as in DistilBERT's code. (BERT's code can select [UNK].) A
-    token that is replaced by a random token can become any token of the vocabulary, even a special token, as
-    in BERT's code.
+    Special tokens, including [UNK], are never selected, as in DistilBERT's code. (BERT's code can select
+    [UNK].) A token that is replaced by a random token can become any token of the vocabulary, even a special
+    token, as in BERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -102,11 +102,11 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects ceil(share * N) of the N tokens in the step, or fewer if too many tokens are special: these are
-    not selected. The tokens are drawn without replacement, with probabilities proportional to the weights of
-    their ids. DistilBERT's code does the same with `torch.multinomial`. This function selects the tokens with
-    the largest log(u) / w, where u is the random number of a token and w is its weight (Efraimidis and
-    Spirakis 2006).
+    """Selects ceil(share * N) of the N tokens in the step, or fewer if too many tokens are special. Special
+    tokens are not selected. The tokens are drawn without replacement, with probabilities proportional to the
+    weights of their ids. DistilBERT's code does the same with `torch.multinomial`. This function selects the
+    tokens with the largest log(u) / w, where u is the random number of a token and w is its weight
+    (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

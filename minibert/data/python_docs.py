@@ -81,10 +81,10 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns whether a module is held out. A hash of the last part of its name decides, for example of
-    "parser" for `html.parser`. About a tenth of all modules are held out. Leading underscores, and a "py"
-    after them, are removed from the name before hashing. So related modules such as `decimal` and
-    `_pydecimal` are both in the training text, or both held out.
+    """Returns whether a module is held out. A hash of the last part of its name ("parser" for `html.parser`)
+    decides. About a tenth of all modules are held out. Leading underscores, and a "py" after them, are
+    removed from the name before hashing. So related modules such as `decimal` and `_pydecimal` are both in
+    the training text, or both held out.
     """
     if module.split(".")[0] == TOPICS:
         return False

@@ -1,7 +1,7 @@
 """Reads text files one document at a time. The files are .txt, .jsonl or WikiText, and may be compressed.
 
-A document is a list of lines. The files are read in parts and long documents are divided, so large files do
-not need more memory.
+A document is a list of lines. A large file needs little memory: it is read in parts, and long documents are
+divided (except those of .jsonl files).
 """
 
 import gzip
@@ -23,7 +23,7 @@ SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 PREVIEW_CHARACTERS = 1 << 20  # how many characters of a file are searched for signs of WikiText
-DOCUMENT_CHARACTERS = 1 << 22  # a document with more characters is divided into several, to need less memory
+DOCUMENT_CHARACTERS = 1 << 22  # a longer document is divided, to save memory (not in .jsonl files)
 HEAD_CHARACTERS = 1 << 16  # how many characters at the start of a document are hashed by `hash_share`
 NOT_TEXT = {  # files that begin with these bytes are refused; the values are parts of the error messages
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
@@ -51,9 +51,8 @@ class Source(NamedTuple):
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
     """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora in
-    a folder are left out. Files of a folder with other name endings than `KINDS` are not read, and `report`
-    gets a message about them. Raises `UserError` if a path does not exist, is a prepared corpus, or has no
-    text files.
+    a folder are left out. Files with an unknown suffix in a folder are not read, and `report` gets a message
+    about them. Raises `UserError` if a path does not exist, is a prepared corpus, or has no text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -114,10 +113,10 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
     empty. `bytes` says how many bytes of the file have been read so far (0 for a pipe). `wikitext` is auto,
     yes or no.
 
-    In a .jsonl file, each line is one document. In other files, a document ends at a blank line, or in
-    WikiText before a top-level heading. A document of more than `DOCUMENT_CHARACTERS` characters is divided,
-    too. Line ends may be \\n, \\r\\n or \\r, also mixed. U+2028 and similar characters also end a line, but
-    they never end a document. Raises `UserError` if a file is not UTF-8 text.
+    In a .jsonl file, each line is one document. In all other files, a document ends at a blank line (in
+    WikiText: before a top-level heading), and at the first line end after its first `DOCUMENT_CHARACTERS`
+    characters. Line ends may be \\n, \\r\\n or \\r, even mixed. U+2028 and similar characters end a line, but
+    never a document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:
@@ -174,7 +173,8 @@ def looks_like_wikitext(start: str, suffix: str) -> bool:
 
 def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str]]:
     """Divides lines into documents: before the top-level headings if `is_wikitext` is true, and otherwise at
-    blank lines. A document of more than `DOCUMENT_CHARACTERS` characters is divided, too.
+    blank lines. A document of more than `DOCUMENT_CHARACTERS` characters is divided at a line end, to save
+    memory.
     """
     document, size = [], 0
     for line in map(str.strip, lines):

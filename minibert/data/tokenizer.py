@@ -37,8 +37,8 @@ class Tokenizer:
 
     `added` are tokens, such as [MASK], that are found in a text before the text is divided into words. A word
     with more than `max_word` characters becomes [UNK]. `names` are the names of the five special tokens, in
-    the order of `SPECIAL_TOKENS`. `states` are other settings of a loaded tokenizer_config.json. They do not
-    change the tokens, but `save` writes them again.
+    the order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that do not
+    change the tokens; `save` writes them again.
 
     `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
     the largest id plus 1; some ids may be unused. `special` has one bool for each id: True for the five
@@ -82,7 +82,7 @@ class Tokenizer:
                             "nearly all of which are unused: it is damaged")
         if len(set(ids.values())) < len(ids):
             raise UserError("an added token has the id of a piece, because ids of the vocabulary are missing")
-        # An unused id also gets a name, because the line number of a token in vocab.txt must be its id. The
+        # An unused id gets a name, because the line number of a token in vocab.txt must be its id. The
         # tokenizer never produces an unused id.
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
@@ -250,8 +250,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. By itself, the trainer of `tokenizers` would give ids to
     characters inside words ('##a') in random order. This function chooses these ids, so that the same texts
-    always give the same vocabulary. For this, it first counts the characters of all texts, and writes the
-    texts to a temporary file for the trainer.
+    always give the same vocabulary. The texts are written to a temporary file for the trainer.
 
     Raises `UserError` if there is no text. Also raises it if `vocab_size` is smaller than the number of
     special tokens and single characters ('a' and '##a' are two).

@@ -1,6 +1,6 @@
 """Reads the files of a tokenizer folder in all published forms (docs/formats.md).
 
-If several files state a setting, the file that decides is the same as in `transformers` 5.
+If several files state a setting, minibert uses the same file as `transformers` 5.
 """
 
 import warnings
@@ -32,8 +32,8 @@ BERT_CLASSES = {f"{name}Tokenizer" for name in (
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# If the files of a folder name no tokenizer class, models of these types have a BertTokenizer. The entry None
-# stands for old config files without a model_type.
+# If no file states a tokenizer class, a model with one of these model_types has the class BertTokenizer. None
+# stands for an old config.json without a model_type.
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
@@ -158,9 +158,9 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """Returns the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the model is
-    not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, raises `UserError` if
-    `generic` is true, and otherwise returns None as the normaliser. (Classes that are not generic ignore the
-    normaliser of tokenizer.json.)
+    not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, a generic class causes a
+    `UserError`. Any other class ignores the normaliser of tokenizer.json, so None is returned as the
+    normaliser.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -274,7 +274,7 @@ def _content(token: str | dict) -> str:
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
     """Guesses whether a vocabulary is cased, and prints a warning with the guess. The share of tokens with a
-    capital letter decides, because many uncased vocabularies also have a few tokens with capitals. Tokens
+    capital letter decides, because even uncased vocabularies often have a few tokens with capitals. Tokens
     like [UNK] and <URL> are not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]

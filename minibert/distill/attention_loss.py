@@ -44,7 +44,7 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
     q, k (N, H, E_s) are the student's queries and keys, for the N tokens of the batch and H heads of size
     E_s. t_q, t_k (N, H, E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None:
     `CHUNK_ELEMENTS`). All sequences have the same weight, as in the paper's formula. In TinyBERT's code the
-    mean also includes padding, so a short sequence has less weight than a long sequence.
+    mean includes padding, so a short sequence has less weight than a long sequence.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
@@ -127,8 +127,8 @@ class _RowLoss(torch.autograd.Function):
                         rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (several, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
-                        # The products are divided by H T, and not `grad`, because in fp16 small numbers of
-                        # `grad` would become 0.
+                        # `grad` itself is not divided by H T, because its small values would become 0 in
+                        # fp16. The products with `grad` are divided, in fp32.
                         grad = grad.to(low)
                         if need_a:
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)

@@ -63,7 +63,7 @@ class SentenceStudent(nn.Module):
                 # has an activation, and Identity means "no activation".
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # `self.sentences` is not an nn.Module. Its layers are also an attribute here, so that they are
+        # `self.sentences` is not an nn.Module, so its layers must be an attribute of this module to be
         # trained and saved.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))

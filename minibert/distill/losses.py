@@ -38,7 +38,7 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
     """Returns the sum over all rows of the mean over the D_t elements of (W h_s - h_t)^2. h_s are the rows of
     `student` (N, D_s), and h_t are the rows of `teacher` (N, D_t). W (D_t, D_s) is `projection`; None is the
     identity. In TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd
-    for embeddings. TinyBERT's own code also averages over padding tokens.
+    for embeddings. In TinyBERT's own code, the mean includes padding tokens.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -77,8 +77,8 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
     `logits` (N, 2) has the start logit and the end logit of each of N tokens. `starts` and `ends` (S,),
     int64, are the first and the last token of the answer, counted from 0 in each of S sequences. Token 0 is
     [CLS], which means "no answer". Each value must be smaller than the length of its sequence. This function
-    does not check the values, because a check would wait for the GPU. In BERT's run_squad.py the softmax also
-    runs over the padding.
+    does not check the values, because a check would wait for the GPU. In BERT's run_squad.py the softmax
+    includes the padding.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()

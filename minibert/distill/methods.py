@@ -100,7 +100,7 @@ def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None
     """Returns the loss of a method on one batch, as a tensor for `backward()`, and a dictionary with the mean
     of each term (with MLM, also the accuracy). `changed` replaces default weights, for example
     `distillation_loss("distilbert", ..., cosine=0)`. Call `student.train()` and `teacher.eval()` first,
-    because this function does not change the mode of a model.
+    because this function calls neither of them.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

@@ -25,7 +25,7 @@ class MiniLMWeights:
 
     attention_relation: float = 1.0
     value_relation: float = 1.0
-    # the number of the compared teacher layer (from 1); None: the last layer
+    # the number of the compared teacher layer (from 1); None: the teacher's last layer
     teacher_layer: int | None = None
 
 
@@ -37,7 +37,7 @@ class MiniLMv2Weights:
     k_relation: float = 1.0
     v_relation: float = 1.0
     relation_heads: int | None = None  # the number R of relation heads; None: see `default_relation_heads`
-    # the number of the compared teacher layer (from 1); None: the last layer
+    # the number of the compared teacher layer (from 1); None: the teacher's last layer
     teacher_layer: int | None = None
 
 
@@ -78,7 +78,8 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None
                     ) -> tuple[list[Tensor], list[Tensor]]:
     """Returns the queries, keys and values of the student's last layer, and those of the teacher layer
-    `teacher_layer` (None: the last layer). Each tensor is (N, H, E), for N tokens and H heads of size E.
+    `teacher_layer` (None: the teacher's last layer). Each tensor is (N, H, E), for N tokens and H heads of
+    size E.
     """
     with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)

@@ -160,9 +160,9 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """Returns a model with the given config, the teacher's kind of head, and torch's own initial weights. If
-    the teacher is an encoder without a head, the model has a pooler only if `pooler` is true and the teacher
-    has a pooler.
+    """Returns a model with the given config, the teacher's kind of head, and torch's own initial weights. For
+    a teacher without a head, the returned encoder has a pooler only if `pooler` is true and the teacher has a
+    pooler.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)

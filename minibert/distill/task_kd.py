@@ -68,8 +68,8 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
              ) -> Tensor:
     """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
     For spans, the KL of an example is the mean for start and end. For regression, returns the sum of the
-    squared differences between the scores of student and teacher, and T is not used. PKD's code also divides
-    the KL by the number of classes.
+    squared differences between the scores of student and teacher, and T is not used. PKD's code divides the
+    KL by the number of classes; this function does not.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -95,8 +95,10 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss (the terms L_hard and L_soft) that comes from one micro-batch, and
-    the detached sum of each term. `logits` are the outputs of `model` for the micro-batch.
+    """Returns the loss of one micro-batch without the patience term: its part of (1 - alpha) L_hard + alpha
+    L_soft of the whole step. Also returns the detached sum of each of the two terms over the micro-batch,
+    without weight and not divided. A term with weight 0 is left out. `logits` are the outputs of `model` for
+    the micro-batch.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:
@@ -110,9 +112,9 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term.
-    `layers` are the student layers, numbered from 1, whose [CLS] states are compared. If `layers` is empty,
-    the loss has no patience term.
+    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term
+    over the micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are compared.
+    If `layers` is empty, the loss has no patience term.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)

@@ -24,8 +24,8 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# The first argument of `uniform`, in this file only, so that the choice of groups and the masking use
-# different random numbers.
+# The first argument of `uniform`. No other file uses this value, so the choice of groups has its own random
+# numbers.
 DRAW = 0x7E5E05
 
 
@@ -56,9 +56,9 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
     """Chooses the groups of teacher layers that student layers replace in a step. `groups` is the number of
-    groups. Each group is replaced with the probability `rate`. Returns one bool for each group: True if the
-    group is replaced. The result depends only on the arguments. So in a step all micro-batches and ranks
-    replace the same groups, also if the run was resumed. The original code chooses the groups again for each
+    groups, and `rate` is the probability that a group is replaced. Returns one bool for each group: True if
+    the group is replaced. The result depends only on the arguments, so all micro-batches and ranks of a step
+    replace the same groups, even in a resumed run. The original code chooses the groups again for each
     micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()

@@ -95,7 +95,8 @@ def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
     """Returns a sentence for the user that says which teacher layer each student layer imitates. Raises
-    `UserError` if TinyBERT cannot compare the two models.
+    `UserError` if the vocabularies differ, if no layer map fits the two models, or if the numbers of heads
+    differ (with the attention term).
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)

@@ -119,8 +119,8 @@ def _labels(raw: dict) -> dict:
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """Returns `raw[key]`, or `default` if the key is missing or null. An int is also accepted for a float.
-    Raises `UserError` if the value has another type than `default` or is out of bounds.
+    """Returns `raw[key]`, or `default` if the key is missing or null. An int is accepted as a float. Raises
+    `UserError` if the value has another type than `default` or is out of bounds.
     """
     value = raw.get(key)
     if value is None:

@@ -2,8 +2,8 @@
 
 Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor.
 There are two exceptions. hf_names.py lists additional tensors that a file may have. A head for classification
-or spans that the file lacks gets new weights. `load` reads no pickled files (.bin); weights/convert.py
-converts pickled files.
+or spans that the file lacks gets new weights. By default, `load` reads no pickled files (.bin).
+weights/convert.py converts pickled files to safetensors.
 """
 
 import os
@@ -36,7 +36,8 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 
 @dataclass(frozen=True)
 class Beside:
-    """The parts of a loaded folder that the model does not use, but that `save` writes for other programs."""
+    """The parts of a loaded folder that the model does not use, but that `save` writes for other libraries.
+    """
 
     settings: dict = field(default_factory=dict)  # the result of `other_settings` for config.json
     tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads by minibert's names
@@ -58,8 +59,10 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     is read if there is no model.safetensors.
 
     The model has two additional attributes. `sentences` says how `embed` computes a sentence vector. `beside`
-    has the other contents of the folder, which `save` writes again. For all heads except "encoder", both
-    attributes are empty if the checkpoint has another head, or if `changes` has `labels` or `problem_type`.
+    has the contents of the folder that the model does not use; `save` writes them again. Both attributes are
+    empty if `head` names another head than that of the checkpoint, or if `changes` has `labels` or
+    `problem_type`. But if `head` is "encoder", `sentences` is read even in these cases, and `beside` has only
+    the files of sentence-transformers.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -248,10 +251,10 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and, if `tokenizer` is given, the tokenizer's files.
-    `save` also writes the contents of `model.beside`, which other programs need: settings, tensors of unused
+    `save` also writes the contents of `model.beside`, which other libraries need: settings, tensors of unused
     heads, and the files of sentence-transformers.
 
-    `transformers` can also load the files. If `transformers` does not support the model, a warning gives the
+    `transformers` can load the files. If `transformers` does not support the model, a warning gives the
     reason, and `transformers` refuses the files: `model_type` in config.json begins with "minibert-".
 
     `dtype` is the precision of the stored weights, for example `torch.float16` (None: the model's). `card` is
@@ -261,8 +264,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # The tensor names of an encoder get no prefix, as in transformers. If tensors of an unused head are also
-    # saved, the encoder's tensors have the names that they have in a model with a head.
+    # The tensor names of an encoder get no prefix, as in transformers. If tensors of an unused head are saved
+    # with the encoder, the encoder's tensors have the names that they have in a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype

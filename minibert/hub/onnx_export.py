@@ -200,8 +200,8 @@ def tidy(proto) -> None:
     torch writes a note for every operator, with file paths of the exporting machine. torch stores each weight
     of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds only weights
     that are a direct input of a matrix product. So `tidy` transposes the weights and removes the Transpose
-    operators. The word embedding matrix of an MLM model is not transposed, because the embedding layer also
-    reads its rows.
+    operators. The word embedding matrix of an MLM model is not transposed, because the embedding layer reads
+    its rows.
     """
     onnx, _ = packages()
     graph = proto.graph

@@ -27,9 +27,9 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# `embed` accepts these settings of sentence_bert_config.json, and refuses a model in which another setting is
-# neither empty nor false. `_pooling` reads max_seq_length, do_lower_case and module_output_name. The rest of
-# `IGNORED` does not change a vector.
+# `embed` accepts these settings of sentence_bert_config.json. If any other setting is neither empty nor
+# false, `embed` refuses the model. `_pooling` reads max_seq_length, do_lower_case and module_output_name. The
+# rest of `IGNORED` does not change a vector.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}

@@ -91,8 +91,8 @@ def _check_first_bytes(path: Path) -> None:
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """Returns all tensors of one pickled file. Raises `UserError` if the file is damaged or has other
-    content.
+    """Returns all tensors of one pickled file. Raises `UserError` if the file is damaged, or if it is not a
+    dict of plain tensors.
     """
     _check_first_bytes(path)
     try:

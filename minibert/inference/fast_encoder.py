@@ -121,7 +121,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits. The weights are converted to 16 bits once, here, but
-    autocast would convert them in each forward pass.
+    """Makes a module for a matrix product in 16 bits. The weights are converted to 16 bits once, here.
+    Autocast would convert them in each forward pass.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

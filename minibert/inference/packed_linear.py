@@ -1,5 +1,5 @@
-"""Matrix products for inference: y = f(x W' + b), where W' is the transposed weight and f an activation.
-Except in `Plain`, the weights are packed once: they are stored in the order that the matrix kernel needs.
+"""Matrix products for inference: y = f(x W' + b), where W' is the transposed weight and f an activation. The
+weights are packed once (not in `Plain`): they are stored in the order that the matrix kernel needs.
 
 The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to y
 (N, out) for N tokens. A module is made from a weight (out, in), a bias (out,) and the name of an activation
@@ -210,8 +210,8 @@ class OneDnnInt8(Int8):
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
         """Returns the packed integers of the weight, their scales and their zero points."""
-        # torch.quantize_per_channel in `FbgemmInt8` also multiplies by 1 / scale. A division would round some
-        # weights to other integers.
+        # The weight is multiplied by 1 / scale, as torch.quantize_per_channel does for `FbgemmInt8`. A
+        # division would round some weights to other integers.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))

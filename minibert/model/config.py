@@ -128,7 +128,7 @@ class MobileConfig(Config):
     # `attention_input` is the input of the layers that compute queries and keys. "shared": the output of an
     # extra linear layer with a norm, of width B, which queries and keys share. "hidden": the block's input of
     # width D. "bottleneck": the output of the bottleneck layer, of width B. With "bottleneck", values are
-    # computed from this output, too; otherwise values are computed from the block's input.
+    # computed from the same output; otherwise they are computed from the block's input.
     attention_input: str = "shared"
     # "layer_norm", or "no_norm", which only multiplies each unit by a factor and adds a bias
     norm: str = "no_norm"

@@ -6,7 +6,7 @@ K most probable words are the candidates for the masked word. In each copy of a 
 with probability p by one of its candidates. As in the original code, a word is replaced only if it consists
 of letters and is not a stop word. A candidate is never a stop word, and never the word that it replaces.
 
-The model reads a pair of texts: the text with masked words, and the unchanged text. So the model also sees
+The model reads a pair of texts: the text with masked words, and the unchanged text. So the model sees
 the masked words. This file differs from the paper and from the original code:
 - Only words that are one token of the vocabulary are replaced. The TinyBERT paper also replaces words of
   several tokens, by similar words from GloVe vectors.
@@ -73,9 +73,9 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
     """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
-    `model` is a frozen model with an MLM head, on the runtime's device. One sequence contains a text twice,
-    so a text longer than about half of the model's maximum length is divided into parts. `micro_tokens` is
-    the largest number of tokens in a forward pass.
+    `model` is a frozen model with an MLM head, on the runtime's device. The model reads each text together
+    with its masked copy in one sequence, so a text longer than about half of the model's maximum length is
+    divided into parts. `micro_tokens` is the largest number of tokens in a forward pass.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0
@@ -170,9 +170,9 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
-    """Makes `n` copies of a text. In each copy, each word that has candidates is replaced with probability
-    `p` by one of them. The same `key` gives the same random numbers. The new word gets the capital letters of
-    the old word (see `in_case_of`).
+    """Makes `n` changed copies of a text. In each copy, each word that has candidates is replaced with
+    probability `p` by one of them. The same `key` gives the same random numbers. The new word gets the
+    capital letters of the old word (see `in_case_of`).
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)
@@ -203,10 +203,10 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int
             seed: int) -> Iterator[Example]:
     """Yields each row, and after it at most `n` different changed copies of the row.
 
-    A copy has the id and the label of its row. `find(texts)` calls `with_candidates` for `texts`. `p` is the
-    probability that a word is replaced. The two texts of a pair are changed independently. In the original
-    code, every changed copy of the second text is paired with the same text: the last changed copy of the
-    first text.
+    A changed copy has the id and the label of its original row. `find(texts)` calls `with_candidates` for
+    `texts`. `p` is the probability that a word is replaced. The two texts of a pair are changed
+    independently. In the original code, every changed copy of the second text is paired with the same text:
+    the last changed copy of the first text.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):

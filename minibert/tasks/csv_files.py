@@ -24,7 +24,7 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     second texts, and the optional column `id` has the ids of the examples. Columns with any other name are
     ignored. A label can be any word, and a score any number. If all labels are numbers and at least one has a
     decimal point, the labels are scores, as in run_glue.py of transformers. If `task` is given, the file is
-    read as data of `task`: its labels must be labels of `task`, and it may also have no labels.
+    read as data of `task`: its labels must be labels of `task`, or may be missing.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -139,7 +139,7 @@ def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
     classes are the different words in the column "label", in sorted order.
     """
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
-    # run_glue.py of transformers distinguishes scores from classes in the same way
+    # as in run_glue.py of transformers, labels are scores if all are numbers and at least one has a point
     if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
         say(f"{path}: the labels are numbers with a point, so they are learned as scores; if they are "
             "classes, write them without a point, or as words")

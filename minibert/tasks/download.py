@@ -157,8 +157,8 @@ def obtain(file: File, out: Path) -> tuple[Path, bool]:
 
 def fetch(file: File, target: Path) -> bool:
     """Downloads one file to `target`, from the first address that has a file with the right sha256. Returns
-    False if this file is already there. Raises `UserError` if no address has this file, or if another file
-    with the name `target` exists. The other file is kept, because it may belong to the user.
+    False if this file is already there. Raises `UserError` if no address has this file, or if `target` exists
+    with other content. The existing file is kept, because it may belong to the user.
     """
     if target.exists():
         if sha256_of(target) == file.sha256:

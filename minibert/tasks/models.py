@@ -25,7 +25,8 @@ MULTI_LABEL = "multi_label_classification"
 
 
 def head_kind(task: Task) -> type:
-    """Returns the Python class of the models for a task: `Span` for SQuAD, `Classifier` for other tasks."""
+    """Returns the Python class of the models for a task: `Span` for SQuAD, `Classifier` for all other tasks.
+    """
     return Span if task.kind == "span" else Classifier
 
 
@@ -68,8 +69,8 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
     """Changes a classifier so that its classes have the order and the names of the task's classes. Returns
-    the model. Models for scores or spans are not changed. Error messages name the model `name`. Raises
-    `UserError` if the model has no head for the task, or if model and task have different classes.
+    the model. Models for scores or spans are not changed. `name` is the model's name in error messages.
+    Raises `UserError` if the model has no head for the task, or if model and task have different classes.
     """
     if not isinstance(model, head_kind(task)):
         raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")

@@ -30,7 +30,7 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         return _read_imdb(task, root, table.file)
     if task.name == "mrpc" and not (root / table.file).exists() and (root / MSR_TRAIN).exists():
         return _read_msr(task, root, split)
-    # AX is a split of MNLI, but its folder is beside the folder MNLI, so the parent folder is searched, too
+    # AX is a split of MNLI, but its folder is beside the folder MNLI, so the parent folder is searched next
     parents = (root, root.parent) if split == "ax" else (root,)
     places = [parent / name for parent in parents for name in table.file.split("|")]
     path = next((place for place in places if place.exists()), None)

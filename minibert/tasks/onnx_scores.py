@@ -43,8 +43,8 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
     `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 than in fp32
     by more than `most` points.
 
-    `judge_of` also puts the classes of `model` into the task's order. `name` is the folder of `model`. `task`
-    and `data` are the values of --task and --data, as in finetune.py.
+    `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
+    `data` are the values of --task and --data, as in finetune.py.
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)

@@ -1,8 +1,8 @@
 """Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run, for
-example weights, optimiser and step. Everything that is not a tensor, for example the number of the step, is
-JSON in the metadata of the file. The file is written under a temporary name, flushed to the disk and then
-renamed. After the renaming, only the new checkpoint and the previous one are kept. So the folder still has
-the last complete checkpoint if the process is killed during the writing.
+example weights, optimiser and step. Everything that is not a tensor is JSON in the metadata of the file. The
+file is written under a temporary name, flushed to the disk and then renamed. After the renaming, only the new
+checkpoint and the previous one are kept. So the folder still has the last complete checkpoint if the process
+is killed during the writing.
 """
 
 import json

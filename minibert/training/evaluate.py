@@ -1,7 +1,6 @@
 """Evaluates models on held-out text. For a masked language model, the results are the loss, perplexity and
 accuracy at masked tokens, and the KL divergence between the predictions of teacher and student. For a student
-without an MLM head, the results are the loss terms of its method. `attention_kl` compares the attention of
-teacher and student.
+without an MLM head, the results are the loss terms of its method.
 """
 
 import math
@@ -93,8 +92,8 @@ def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], 
                  runtime: Runtime) -> float | None:
     """Returns the KL(teacher || student) of the attention distributions in nats: the mean over query tokens,
     heads, sequences and student layers. Returns None if the two models have different numbers of heads.
-    `layers` has the number (from 1) of the teacher layer that each student layer is compared with. Student
-    and teacher must be in eval mode.
+    `layers` has one number for each student layer: the number of the teacher layer, counted from 1, with
+    which the student layer is compared. Student and teacher must be in eval mode.
     """
     student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0
     if student.config.heads != teacher.config.heads:

@@ -35,8 +35,8 @@ class Options(MachineOptions):
 
     teacher: str | None = option(
         None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
-              "teacher by default. If you give mlm a teacher, the training steps do not use the teacher; it "
-              "gives the student's initial weights and tokenizer, and is evaluated",
+              "teacher by default. With mlm, a given teacher is not used in the training steps; it gives the "
+              "student's initial weights and tokenizer, and is evaluated",
         metavar="FOLDER", group="model")
     student: str | None = option(
         None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "

@@ -23,8 +23,7 @@ def stop_requests() -> Iterator[list[int]]:
 
     After the block, SIGTERM and SIGINT end the process again. If a signal arrived in the block, and the block
     ends without an exception, the signal ends the process then. A signal that was ignored before the block
-    stays ignored. For example, a command that a shell script starts with `&` ignores Ctrl-C, also in the
-    block.
+    stays ignored.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))

@@ -1,7 +1,5 @@
-"""Computes one optimiser step in two functions, which train.py and finetune.py use for all methods.
-
-`accumulate` computes the gradients of this rank's micro-batches. `update` sums the gradients over the ranks,
-clips their norm and updates the weights.
+"""Computes one optimiser step in two functions, `accumulate` and `update`. train.py and finetune.py use them
+for all methods.
 """
 
 import math
@@ -16,8 +14,8 @@ from minibert.common.runtime import Runtime
 
 
 class Sums(NamedTuple):
-    """The loss and the loss terms, summed over the micro-batches of one rank. The tensors are detached and on
-    the device.
+    """The loss and the loss terms, summed over the micro-batches of one rank. All tensors in `Sums` are
+    detached and on the device of the training.
     """
 
     loss: Tensor  # the part of the step's loss that comes from this rank
@@ -28,7 +26,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
                runtime: Runtime) -> Sums:
     """Runs the forward and backward pass of each micro-batch, and sums the gradients in the model. The list
     of micro-batches may be empty. `loss_of(micro)` returns the part of the step's loss that comes from one
-    micro-batch, and a dict with the detached sum of each loss term.
+    micro-batch, and a dict with the detached sum of each loss term over the micro-batch.
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
@@ -84,8 +82,8 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that get no gradient from the loss. train.py and finetune.py call
-    `freeze_unread` before the first step. For MobileBERT, train.py calls `freeze_unread` before each stage.
+    """Freezes the parameters that get no gradient from the loss. `freeze_unread` is called before the
+    first step, and with MobileBERT before each stage.
 
     In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
     gradient. Without freezing, weight decay would shrink the parameters that get no gradient. With LAMB these

@@ -21,8 +21,8 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 
 
 def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
-    """Returns the median time of each function in seconds. In each turn every function runs once. Before the
-    first turn every function runs once without timing, because first calls are slow.
+    """Returns the median time of each function in seconds. In each of `turns` rounds, every function runs
+    once. Before the first round, every function runs once without timing, because first calls are slow.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
