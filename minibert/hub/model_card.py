@@ -11,7 +11,7 @@ WHAT = {
     "mlm": ("fill-mask", "a masked language model"),
     "pretraining": ("fill-mask", "a masked language model with BERT's next-sentence head"),
     "classification": ("text-classification", "a classifier of texts or pairs of texts"),
-    "regression": ("text-classification", "one score for a text or a pair of texts"),
+    "regression": ("text-classification", "a regression model: one score for a text or a pair of texts"),
     "multi_label_classification": (
         "text-classification", "a classifier of texts or pairs of texts that gives a probability for each "
         "label, the sigmoid of its logit"),

@@ -20,7 +20,7 @@ from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, 
 
 # The largest number of tokens in a batch. Every row of a batch is padded to the longest row, so small batches
 # have less padding.
-MICRO_TOKENS = 1024
+PADDED_TOKENS = 1024
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
@@ -28,7 +28,7 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
     for each token).
     """
     session, examples, pieces, places = open_file(path), split.examples, [], []
-    for group in groups(examples.lengths, MICRO_TOKENS):
+    for group in groups(examples.lengths, PADDED_TOKENS):
         batch = examples.batch(group)
         found = run_file(session, model, batch, int(batch.lengths.max()))
         spans = isinstance(model, Span)
