@@ -4,7 +4,7 @@
     python weights/convert.py bert-base-uncased weights/bert-base-uncased
     python weights/convert.py TinyBERT_General_4L_312D weights/tinybert-4 --head encoder
     python weights/convert.py runs/mine/model runs/mine/onnx --to onnx
-    python weights/convert.py runs/mrpc/model runs/mrpc/int8 --to onnx --int8 --task mrpc --data data
+    python weights/convert.py runs/mrpc/model runs/int8 --to onnx --int8 --task mrpc --data data/glue_data
     python weights/convert.py runs/mrpc/model runs/mrpc-cut --layers 0,2,5
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
