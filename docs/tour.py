@@ -482,5 +482,5 @@ with tempfile.TemporaryDirectory() as folder:
 # - [Twelve functions to write yourself](exercises.md): a test checks each function.
 # - `make demo` starts a real training, and `python train.py --help` lists the options. `train.py` has the
 #   same loop as above, with checkpoints and output files.
-# - The other methods, with figures: [TinyBERT](tinybert.md), [MiniLM](minilm.md),
-#   [MobileBERT](mobilebert.md), [fine-tuning](fine-tuning.md).
+# - [DistilBERT](distilbert.md): the method of this tour. The other methods: [TinyBERT](tinybert.md),
+#   [MiniLM](minilm.md), [MobileBERT](mobilebert.md), [fine-tuning](fine-tuning.md).
