@@ -6,7 +6,7 @@ import time
 
 
 def say(*words, sep: str = " ") -> None:
-    """Prints `words` to stdout, separated by `sep`, if this process is the first rank."""
+    """Prints `words` if this process is the first rank."""
     if first_rank():
         print(*words, sep=sep, flush=True)
 
@@ -17,14 +17,14 @@ def first_rank() -> bool:
 
 
 def clock(seconds: float) -> str:
-    """Returns a number of seconds as text in the form h:mm:ss."""
+    """Returns seconds as text in the form h:mm:ss."""
     seconds = int(seconds + 0.5)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """Returns a table as text. Each dict in `rows` is one line. All dicts have the same keys, the headings of
-    the columns. `title` is a line above the table.
+    """Returns a table as text, with one line for each dict in `rows`. All dicts have the same keys, which are
+    the headings of the columns.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -44,18 +44,18 @@ class Progress:
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`what` is the name of the work. `total` is the amount of all work, and `done` is the amount that an
-        earlier run finished, both in `unit`s.
+        """`what` is the name of the work. `total` is the amount of all work, and `done` the amount that an
+        earlier run finished, in `unit`s.
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
-        self.shown = float("-inf") if stays else self.begun  # the time at which the line was last shown
-        self.in_place = False  # whether the cursor is at the end of the progress line
+        self.shown = float("-inf") if stays else self.begun  # time of the last line
+        self.in_place = False  # whether the cursor is on the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. If enough time has passed since the last line, shows a new line
-        with `detail` at its end. The line of the finished work is shown only with `stays`.
+        """Adds `amount` to the work done. If enough time has passed, shows a new line with `detail` at its
+        end.
         """
         self.done += amount
         finished = self.done >= self.total
@@ -69,7 +69,7 @@ class Progress:
             self.close()
 
     def text(self, now: float) -> str:
-        """Returns the text of the progress line at the time `now`."""
+        """Returns the progress line at the time `now`."""
         rate = (self.done - self.before) / max(now - self.begun, 1e-3)
         left = clock(max(self.total - self.done, 0) / rate) if rate > 0 else "?"
         return (f"{self.what}  {short(self.done)} of {short(self.total)} {self.unit}  "
@@ -89,8 +89,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """Returns a number as text. Whole numbers and numbers of 100 or more have no decimals. Other numbers
-    above 1 have one decimal, and numbers below 1 have two significant digits.
+    """Returns a number as text. Whole numbers and numbers of 100 or more have no decimals. Numbers above 1
+    have one decimal, and numbers below 1 have two significant digits.
     """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

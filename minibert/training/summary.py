@@ -1,5 +1,5 @@
-"""Makes the output at the end of a run: a table that compares teacher and student, and some sentences in
-which each model predicts the [MASK].
+"""Makes the output at the end of a run: a table that compares teacher and student, and sentences in which
+each model predicts the [MASK].
 """
 
 import statistics
