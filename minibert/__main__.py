@@ -1,5 +1,5 @@
 """Try one or more models: type a sentence, and each model answers. The answers are printed side by side, in
-one column for each model. The heading of a column has the model's time in milliseconds.
+one column for each model, with the model's time in milliseconds.
 
 A masked language model prints the most likely tokens for each [MASK]. A classifier prints the most likely
 labels of a text, or of two texts with a tab between them. A regression model prints a score. A model with a

@@ -1,4 +1,4 @@
-"""Prints lines, tables, times and progress, without importing torch, which takes seconds."""
+"""Prints lines, tables, times and progress, without importing torch."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ def say(*words, sep: str = " ") -> None:
 
 
 def first_rank() -> bool:
-    """Returns True if this process is the first rank, or the only process of a run."""
+    """Returns True in the first rank, and in a run without ranks."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -38,9 +38,9 @@ def table(rows: list[dict], title: str = "") -> str:
 
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. Only the first
-    rank prints it. On a terminal the line is replaced at most twice a second, and removed at the end of the
-    work. Otherwise a new line is printed at most every ten seconds. With `stays=True` the first and the last
-    line are always printed, and the last line is not removed.
+    rank prints the line. On a terminal the line is replaced at most twice a second, and removed at the end of
+    the work. Otherwise a new line is printed at most every ten seconds. With `stays=True` the first and the
+    last line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):

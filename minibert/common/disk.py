@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes an object as indented JSON with `write_text`."""
+    """Writes an object as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 

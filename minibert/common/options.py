@@ -1,7 +1,7 @@
 """Makes command-line options from the fields of a frozen dataclass.
 
-An option can depend on another option. For example, `--imitate` has an effect only with `--method tinybert`.
-With any other method, `--help` does not show `--imitate`, and its use is an error.
+An option can depend on another option: `--imitate` has an effect only with `--method tinybert`. With any
+other method, `--help` does not show `--imitate`, and the use of `--imitate` is an error.
 """
 
 import argparse
@@ -17,9 +17,9 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` stands for the value in the help. `group` is the heading in the help for this option and those
-    after it. With {"method": ("tinybert",)} as `only_with`, the option has an effect only if --method is
-    tinybert. If `only_with` has several names, all conditions must hold.
+    `metavar` stands for the value in the help. `group` is the heading in the help of this option and of the
+    options that follow, up to the next `group`. With {"method": ("tinybert",)} as `only_with`, the option has
+    an effect only if --method is tinybert. If `only_with` has several names, all conditions must hold.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -107,7 +107,7 @@ class _Refused(argparse.Action):
 
 
 def _add(parser, cls, field, default) -> None:
-    """Adds the option of a field to the parser. The help shows `default` as its default."""
+    """Adds the option of a field to the parser. The help shows `default` as the option's default."""
     kind, how = typing.get_type_hints(cls)[field.name], {}
     required = field.default is None and not isinstance(kind, types.UnionType)
     if isinstance(kind, types.UnionType):

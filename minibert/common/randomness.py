@@ -38,7 +38,7 @@ def seed_of(*words) -> int:
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
     """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1, which `key` chooses. The permutation
     is a balanced Feistel network on the smallest even number of bits that can hold n - 1. If a result is n or
-    more, the network is applied to it again ("cycle walking", Black and Rogaway 2002).
+    more, the network is applied to the result again ("cycle walking", Black and Rogaway 2002).
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

@@ -53,7 +53,7 @@ class Runtime:
                 dist.barrier()
 
     def leave(self) -> None:
-        """Destroys the process group, the connection between the ranks."""
+        """Ends the connection between the ranks."""
         if self.ranks > 1:
             dist.destroy_process_group()
 
@@ -83,19 +83,16 @@ def _another_rank_may_end():
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
     """Chooses the device, the precision and the number of CPU threads, and connects the ranks of torchrun.
-    Raises `UserError` if the device cannot be used, or for fp16 on a CPU.
-
-    The device "auto" is a GPU if there is one. The precision "auto" is bf16 on hardware that multiplies bf16,
-    fp16 on other GPUs, and fp32 on other CPUs. With `training`, oneDNN stores fewer kernels, and glibc keeps
-    freed memory.
+    `MachineOptions` explains the values "auto". With `training`, oneDNN stores fewer kernels, and glibc keeps
+    freed memory. Raises `UserError` if the device cannot be used, or for fp16 on a CPU.
     """
     if training:
-        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. They fragment the heap: in
-        # an hour, the memory of a run grew by half. A layer needs fewer than 16 kernels.
+        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. These kernels fragment the
+        # heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
     # This call fixes MKL's number of threads, even without --threads. Otherwise MKL takes fewer threads on a
-    # busy machine and adds in another order, so a resumed run could differ in the last bit.
+    # busy machine and adds numbers in another order, so a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -115,7 +112,7 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        # long, because the other ranks wait while the first rank evaluates and saves
+        # the time limit is long, because the other ranks wait while the first rank evaluates and saves
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
@@ -139,8 +136,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def describe(runtime: Runtime) -> dict:
-    """Returns the description of the machine and of the software versions that a run stores with its options.
-    """
+    """Returns a description of the machine and of the software versions."""
     import platform
 
     import numpy

@@ -74,8 +74,7 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     - "fp16": on CUDA, weights and arithmetic are in fp16; on a CPU, only the stored weights are in fp16
     - "int8", only on CPUs
 
-    Raises `UserError` if the model is no BERT or DistilBERT, or if the device does not support the mode. A
-    mode is never emulated with slower arithmetic.
+    Raises `UserError` if the model is no BERT or DistilBERT, or if the device does not support the mode.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps a model and stores it as `_orig_mod`
     product, kernels = kernels_of(mode, next(model.parameters()).device)
@@ -83,7 +82,7 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     if foreign is not None:
         raise UserError("a fast copy can be made of a BERT or DistilBERT only, and this model has layers of "
                         f"the class {type(foreign).__name__}")
-    # `deepcopy` does not copy the tensors in this dict
+    # `deepcopy` copies no tensor of this dict, so the copy shares the model's tensors
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared).eval()
     encoder = encoder_of(made)
@@ -118,5 +117,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits. Unlike autocast, it converts the weights only once."""
+    """Makes a module for a matrix product in 16 bits. Unlike autocast, `rounded` converts the weights only
+    once.
+    """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

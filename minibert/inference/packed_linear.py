@@ -2,8 +2,8 @@
 
 Each class is a module that maps x (N, in) to y (N, out) for N tokens. A module is made from a weight (out,
 in), a bias (out,) and the name of an activation (or None). All classes except `Plain` pack the weights once:
-they store them in the order that the matrix kernel needs. Row i of y depends only on row i of x. Only this
-file uses torch's private operators.
+the weights are stored in the order that the matrix kernel needs. Row i of y depends only on row i of x. Only
+this file uses torch's private operators.
 """
 
 import contextlib
@@ -80,8 +80,8 @@ class Packed(Plain):
 
 
 class HalfWeights(nn.Module):
-    """Computes products in fp32 from weights that are stored in fp16 (11 significant bits). FBGEMM's kernel,
-    which converts the weights, is fast if x has few tokens.
+    """Computes products in fp32 from weights that are stored in fp16 (11 significant bits). The kernel of
+    FBGEMM is fast if x has few tokens.
     """
 
     name = "FBGEMM on weights in fp16"
@@ -217,8 +217,8 @@ class OneDnnInt8(Int8):
 @cache
 def best_int8() -> type[Int8] | None:
     """Returns the int8 kernel for this processor, or None if no int8 kernel runs. Without AMX, FBGEMM is used
-    if it runs, because oneDNN is not faster (docs/inference.md). With AMX, both kernels are measured once, in
-    some milliseconds.
+    if it runs, because oneDNN is not faster (docs/inference.md). With AMX, both kernels are measured once,
+    and the faster kernel is used.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():
@@ -227,7 +227,7 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """Returns the shortest of several times of a product, in seconds."""
+    """Measures several products and returns the shortest time, in seconds."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
     for _ in range(6):  # the first product is slow
         begun = time.perf_counter()

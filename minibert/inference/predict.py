@@ -77,13 +77,13 @@ def as_texts(given, name: str) -> list:
 def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
             pairs: list[str] | None = None, *, max_length: int | None = None,
             runtime: Runtime | None = None) -> np.ndarray:
-    """Returns the logits of a classifier for n texts or pairs of texts: (n, K) for K classes. A regression
-    model gives scores (n, 1).
+    """Returns the logits of a classifier for n texts, or for n pairs of texts with the second texts in
+    `pairs`: (n, K) for K classes. A regression model gives scores (n, 1).
 
-    `pairs` has the second texts of the pairs. `model.config.labels` has the names of the classes. If
-    `model.config.problem_type` is multi_label_classification, the sigmoid of a logit is the probability of
-    its label. Texts longer than `max_length` tokens (default: the number of positions) are cut. Raises
-    `UserError` if the model is no classifier, or if an element is not a text.
+    `model.config.labels` has the names of the classes. If `model.config.problem_type` is
+    multi_label_classification, the sigmoid of a logit is the probability of its label. Texts longer than
+    `max_length` tokens (default: the model's number of positions) are cut. Raises `UserError` if the model is
+    no classifier, or if an element is not a text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -126,8 +126,9 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     the mean of the last hidden states of all tokens, [CLS] and [SEP] included (Reimers and Gurevych 2019,
     section 3), scaled to length 1.
 
-    Texts longer than `max_length` tokens are cut (default: the limit in these files, but at most the number
-    of positions). Raises `UserError` if the files need a feature that minibert does not support.
+    Texts longer than `max_length` tokens are cut. The default of `max_length` is the limit in these files,
+    but at most the model's number of positions. Raises `UserError` if the files need a feature that minibert
+    does not support.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)

@@ -28,14 +28,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     """Computes attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E)
     for H heads of size E. `dropout` is the probability that an attention probability is set to 0.
 
-    In 16 bits on a GPU, torch's variable-length flash kernel computes the whole batch in one call. This
-    kernel is used only if `dropout` is 0. Otherwise, one call computes neighbouring sequences of equal
-    length, so a batch that is sorted by length needs few calls. A CPU computes 16-bit attention in fp32,
-    except in a forward pass without gradients on a CPU with AMX.
+    In 16 bits on a GPU without dropout, torch's variable-length flash kernel computes the whole batch in one
+    call. In all other cases, one call computes neighbouring sequences of equal length, so a batch that is
+    sorted by length needs few calls. A CPU computes 16-bit attention in fp32, except in a forward pass
+    without gradients on a CPU with AMX.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
-        # lengths. A decorator would import the compiler (1.7 s) together with this module.
+        # lengths. The decorator @torch.compiler.disable would import the compiler (1.7 s) together with this
+        # module.
         return torch.compiler.disable(attend)(q, k, v, batch, dropout)
     half = q.dtype in (torch.float16, torch.bfloat16)
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
@@ -57,7 +58,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 
 def forward_in_half_pays() -> bool:
-    """Returns True if this CPU has AMX for bf16. With AMX, attention in bf16 takes 40 % of its time in fp32.
+    """Returns True if this CPU has AMX for bf16. With AMX, attention takes 40 % of the time in bf16 that it
+    takes in fp32.
     """
     return "amx_bf16" in features()
 
@@ -70,7 +72,9 @@ def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """Returns True if the variable-length flash kernel can be used. The argument `scale` needs torch 2.12."""
+    """Returns True if the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU,
+    and its argument `scale` needs torch 2.12.
+    """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
 

@@ -8,8 +8,7 @@ sequences on the right:
     c1 c2 c3 c4
 
 The packed batch has N = 9 tokens and S + 1 = 4 offsets, the rows where its S = 3 sequences begin and end.
-Hidden states of width D have the shape (N, D) in a packed batch. In a padded batch they have the shape (S, T,
-D), where T is the largest number of tokens of a sequence.
+Hidden states of width D are (N, D) in the packed batch, and (S, 4, D) in the padded batch.
 
 Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets
 (or the lengths), because a token attends only to tokens of its own sequence.

@@ -101,9 +101,8 @@ class Config:
 
 @dataclass(frozen=True)
 class MobileConfig(Config):
-    """A MobileBERT, or its teacher IB-BERT. The hidden states have the width D between the blocks and the
-    width `bottleneck_size` inside the blocks. The default shape is that of the published MobileBERT, but with
-    a pooler.
+    """A MobileBERT, or its teacher IB-BERT. The default shape is that of the published MobileBERT, but with a
+    pooler.
     """
 
     architecture: str = "mobilebert"
@@ -119,8 +118,9 @@ class MobileConfig(Config):
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
     # The input of queries and keys. "shared": the output of an extra linear layer with a norm, of width B.
-    # "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of width B;
-    # values are computed from this output, too. Otherwise values are computed from the block's input.
+    # "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of width B,
+    # from which values are computed, too. With "shared" and "hidden", values are computed from the block's
+    # input.
     attention_input: str = "shared"
     # "layer_norm" or "no_norm" (`NoNorm` in mobilebert.py)
     norm: str = "no_norm"
@@ -147,7 +147,7 @@ BERT_BASE = Config()
 # the settings of DistilBERT that differ from BERT's
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
 # Sun et al. 2020. In the paper's MobileBERT (25.3M parameters), queries and keys are computed from the
-# block's input. In the published MobileBERT, they share an extra input layer.
+# block's input. In the published MobileBERT, queries and keys share an extra input layer.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,

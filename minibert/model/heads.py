@@ -1,5 +1,5 @@
-"""The heads. Each model of this file is an encoder with one or two heads. Its `forward(batch)` returns
-logits, or scores in a regression.
+"""The models of this file are encoders with one or two heads. `forward(batch)` returns logits, or scores in a
+regression.
 """
 
 import torch
@@ -76,7 +76,7 @@ class MaskedLM(nn.Module):
 
 class PreTraining(nn.Module):
     """BERT with its two heads of pre-training: MLM and next-sentence prediction. Class 0 of the next-sentence
-    head means that the second text follows the first. This project does not train this head.
+    head means that the second text follows the first. This project does not train the next-sentence head.
     """
 
     def __init__(self, config: Config):
@@ -94,8 +94,9 @@ class PreTraining(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An encoder with a head for K classes, or for one score (regression). The input of the classifier is the
-    encoder's pooled vector. In DistilBERT it is ReLU(W h_[CLS] + b), where W and b belong to the head.
+    """An encoder with a head for K classes, or for one score (regression). The input of the last linear layer
+    is the encoder's pooled vector. In DistilBERT this input is ReLU(W h_[CLS] + b), where W and b belong to
+    the head.
     """
 
     def __init__(self, config: Config):

@@ -8,7 +8,7 @@ The hidden states h between the blocks have the width D. The states x inside a b
     h = Norm(h + W_out x)                     B -> D
 
 `attention_input` in config.py says from which states queries, keys and values are computed. In the paper's
-IB-BERT ("inverted bottleneck") B is larger than D, and D is the D of MobileBERT.
+IB-BERT ("inverted bottleneck") B is larger than D. D is equal in IB-BERT and MobileBERT.
 """
 
 import torch
@@ -52,8 +52,8 @@ class FeedForward(nn.Module):
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT. It has dropout of the attention probabilities, and of the output of its last
-    linear layer (B to D).
+    """A block of MobileBERT, with dropout of the attention probabilities and of the output of the last linear
+    layer (B to D).
     """
 
     def __init__(self, config: MobileConfig):

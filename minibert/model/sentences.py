@@ -1,6 +1,5 @@
 """Computes one vector for each text from the hidden states of its tokens (Reimers and Gurevych 2019,
-"Sentence-BERT"). `last` are the encoder's last hidden states (N, D) for the N tokens of S sequences. The
-pooling modes have the names of sentence-transformers.
+"Sentence-BERT"). `last` are the encoder's last hidden states (N, D) for the N tokens of S sequences.
 """
 
 from dataclasses import dataclass, field
@@ -77,7 +76,9 @@ def maximum(last: Tensor, batch: Batch) -> Tensor:
 
 
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """Returns the sum over the tokens of each sequence, (S, D), with the `weights` (N,)."""
+    """Returns the sum of the hidden states over the tokens of each sequence, (S, D), weighted with `weights`
+    (N,).
+    """
     lengths = batch.lengths.to(last.device)
     sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(
         lengths, output_size=len(last))  # (N,); without `output_size`, torch would wait for the GPU
@@ -85,8 +86,8 @@ def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
 
 
 def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
-    """Returns for each of S sequences, (S, D), the sum of the hidden states of its T tokens, divided by
-    T^`power`.
+    """Returns one vector for each of S sequences, (S, D): the sum of the hidden states of its T tokens,
+    divided by T^`power`.
     """
     lengths = batch.lengths.to(last.device)[:, None]  # (S, 1)
     return weighted_sum(last, batch, torch.ones_like(last[:, 0])) / lengths ** power

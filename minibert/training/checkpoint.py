@@ -1,7 +1,6 @@
 """Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run.
 Everything that is not a tensor is JSON in the metadata of the file. The file is written under a temporary
-name, flushed to the disk and then renamed. Only after the renaming, older checkpoints are removed. So the
-folder keeps a complete checkpoint if the process is killed.
+name, flushed to the disk and then renamed, so a killed process leaves the last complete checkpoint.
 """
 
 import json
@@ -37,7 +36,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # removes the unfinished files of this call and of killed processes
+        finally:  # also removes unfinished files of killed processes
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
@@ -61,8 +60,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     """Loads the newest checkpoint that is not damaged into the model, the optimiser and the scaler.
 
     Returns the checkpoint's metadata (the step and `extra`), or None if the folder has no checkpoint. A
-    damaged checkpoint is reported. Raises `UserError` if all checkpoints are damaged, belong to another
-    model, or are of an earlier version of minibert.
+    damaged checkpoint is reported. Raises `UserError` if all checkpoints are damaged or of an earlier version
+    of minibert, or if the loaded checkpoint belongs to another model.
     """
     found = checkpoints(folder)
     for _, path in found:

@@ -1,6 +1,4 @@
-"""Evaluates models on held-out text. A student without an MLM head is evaluated by the loss terms of its
-method.
-"""
+"""Evaluates models on held-out text."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -71,12 +71,12 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     """Returns the factors of the peak learning rate at a step: one for part 0 of the student, and one for
     each of its layers.
 
-    In a stage with distillation, all parts have one factor. It rises linearly in the first steps of the stage
-    (`warmup` is their share), and then falls linearly to 0.
+    In a stage with distillation, all parts have one factor. The factor rises linearly in the first steps of
+    the stage (`warmup` is the share of these steps), and then falls linearly to 0.
 
-    In a stage with transfer only, the layers of the stage are trained. The layers below them are trained with
-    a lower rate, and all other parts are frozen. The factors rise in about the first tenth of the stage, and
-    then slowly fall by about a tenth.
+    In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
+    trained with a lower rate, and all other parts are frozen. The factors rise in about the first tenth of
+    the stage, and then slowly fall by about a tenth.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
@@ -99,7 +99,7 @@ def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.op
     """Prepares the student and the optimiser for a stage, at its first step and when a run is resumed.
 
     The frozen parts get no gradient, so they do not count in the gradient norm. The optimiser's state is
-    cleared before a stage with distillation, because the authors' code starts a new run for the distillation.
+    cleared before a stage with distillation, as in the authors' code.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

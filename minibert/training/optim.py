@@ -18,8 +18,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update to `lr`. With `factors`, the rate of each part is multiplied
-    by its factor.
+    """Sets the learning rate of the next update to `lr`. With `factors`, the rate of each part is `lr` times
+    the part's factor.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
@@ -57,7 +57,7 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
          part_of: Callable[[str], int] | None = None) -> "Lamb":
-    """Returns LAMB with the groups of `parameter_groups`."""
+    """Returns `Lamb` with the groups of `parameter_groups`."""
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
 
@@ -69,7 +69,7 @@ class Lamb(torch.optim.Optimizer):
         w = w - lr |w| / |u| u
 
     |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if a norm is 0, and always 1 for
-    biases and LayerNorms. The paper has bias correction of m and v, but MobileBERT's code and `Lamb` have
+    biases and LayerNorms. The paper applies bias correction to m and v, but MobileBERT's code and `Lamb` do
     not.
     """
 

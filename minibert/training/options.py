@@ -180,8 +180,8 @@ class Options(MachineOptions):
         return filled
 
     def check_read(self, init: str) -> None:
-        """Raises `UserError` for an option of the student that has no effect with the other options, for
-        example with the resolved `init`.
+        """Raises `UserError` for an option of the student that has no effect with the other options. `init`
+        is the value of --init, or its default.
         """
         unread = {}
         if self.student is not None and self.student not in PRESETS:

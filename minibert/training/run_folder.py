@@ -60,7 +60,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """Returns the words "with" or "without" an option, for an error message about the start of a run."""
+    """Returns "with" or "without" and the option, for an error message about the start of a run."""
     if value in (None, [], False):
         return f"without {flag(name)}"
     return f"with {flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -118,7 +118,7 @@ COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tok
 
 
 def terms_of_row(row: dict) -> list[str]:
-    """Returns the names of the loss terms in a row of metrics.jsonl. Accuracy counts as a loss term."""
+    """Returns the names of the loss terms (and accuracies) in a row of metrics.jsonl."""
     return [name for name in row if name not in COLUMNS]
 
 
@@ -130,9 +130,7 @@ def in_words(row: dict) -> str:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one row to metrics.jsonl. The file is opened for each row, so that an error is raised if the
-    folder was removed.
-    """
+    """Adds one row to metrics.jsonl. Raises `UserError` if the folder was removed."""
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
