@@ -33,9 +33,9 @@ def main() -> None:
         return
     if not args.names or args.out is None:
         raise UserError("give names of data sets, and an output folder as --out DIR; --list prints all names")
-    # after SIGTERM, unfinished folders are removed, as after Ctrl-C
+    # after SIGTERM, unfinished folders are removed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    socket.setdefaulttimeout(30)  # a download fails if no byte arrives for this number of seconds
+    socket.setdefaulttimeout(30)  # seconds without a byte, after which a download fails
     download(args.names, args.out)
 
 
