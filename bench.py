@@ -56,7 +56,7 @@ def examples_of(what: str) -> str:
 
 
 def main() -> None:
-    """Runs `bench.py COMMAND [options]`: parses the options, measures, and prints the JSON line."""
+    """Runs `bench.py COMMAND [options]` and prints the results as JSON."""
     what, words = (sys.argv + ["--help"])[1], sys.argv[2:]
     if what in ("-h", "--help"):
         print(f"{__doc__}\n{EXAMPLES}\nbench.py COMMAND --help shows the options of a command")

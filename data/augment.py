@@ -1,8 +1,8 @@
 """Augments the training set of a task as in TinyBERT: writes copies of each text in which some words are
-replaced by similar words. The option --augmented of finetune.py takes the written file.
+replaced by similar words. finetune.py --augmented takes the written file.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
-    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  # the bundled model
+    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv
 """
 
 import signal
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.tasks.download import DATA_SETS, download, listing  # noqa: E402

@@ -12,11 +12,11 @@ An old pytorch_model.bin is read with `weights_only=True`, so no code in the fil
 TARGET also gets parts of SOURCE for other programs: settings in config.json, files of sentence-transformers
 (both not with `--positions` or `--tokenizer`), and a pooler that the model does not use.
 
-`--to onnx` writes TARGET/model.onnx in fp32, or TARGET/model_quantized.onnx with `--int8`. It saves the file
-only if its outputs in ONNX Runtime are close enough to the model's outputs. The export needs the `onnx`
-extra.
+`--to onnx` needs the `onnx` extra. It writes TARGET/model.onnx in fp32, or TARGET/model_quantized.onnx with
+`--int8`. Nothing is saved if the outputs of the fp32 file in ONNX Runtime differ too much from the model's
+outputs.
 
-The last two commands above make a smaller model with the same head. Train the smaller model afterwards.
+The last two commands above make a smaller model, which should be trained afterwards.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 import torch  # noqa: E402
 
@@ -101,8 +101,8 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # Only the tensors of unused heads are copied. The old files and settings may contain token ids or a
-        # number of positions that are wrong for the new model.
+        # The old files and settings may contain token ids or a number of positions that are wrong for the new
+        # model.
         beside = Beside(tensors=beside.tensors)
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"

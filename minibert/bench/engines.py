@@ -3,8 +3,7 @@ installed.
 
 For each engine, a function opens the files of a model and returns a function `run(ids, segments)`. `run` gets
 the token ids and the token types (`segments`) of S sentences, and returns the logits (S, K) for K classes.
-
-minibert packs sentences without padding. All other engines get padded batches of at most `PADDED` sentences.
+minibert packs sentences without padding; all other engines get padded batches of at most `PADDED` sentences.
 """
 
 import contextlib
@@ -98,8 +97,7 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of minibert: in fp32 if `mode` is None, otherwise in the fast mode `mode`.
-    """
+    """Returns the function `run` of minibert in the fast mode `mode` (None: fp32)."""
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)

@@ -1,10 +1,9 @@
-"""Compares the time of a fine-tuning step in minibert and in `transformers`, on examples of a real task.
-
-Both run alternately on the same examples, with random weights. transformers pads each batch to its longest
-example, and is measured with two kinds of batches:
+"""Compares the time of a fine-tuning step in minibert and in `transformers`, on examples of a real task. Both
+run alternately on the same examples. transformers pads each batch to its longest example, and is measured
+with two kinds of batches:
 
 - random batches, as in finetune.py and by default in the Trainer of transformers
-- batches of examples of similar length (an option of the Trainer), which need less padding
+- batches of examples of similar length, which need less padding
 """
 
 import dataclasses

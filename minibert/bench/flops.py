@@ -30,7 +30,7 @@ def linear_elements(config: Config) -> int:
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    # all layers have equal sizes, so one layer is enough, and is built faster
+    # all layers have equal sizes
     encoder = on_meta(build_encoder, replace(config, layers=1))
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
@@ -44,10 +44,10 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
     """Returns the FLOPs of a training step without padding. `lengths` has the number of tokens of each
     sequence.
 
-    A step has the teacher's forward pass (except with the method `mlm`) and the student's forward and
-    backward passes. A backward pass is counted as two forward passes. With the method `distilbert`, the MLM
-    heads of both models are counted for every token. With `mlm`, the student's MLM head is counted for 15 %
-    of the tokens. With any other method, no head is counted. The losses are never counted.
+    The teacher's forward pass (except with the method `mlm`) and the student's forward and backward passes
+    are counted. A backward pass counts as two forward passes. With `distilbert`, the MLM heads of both models
+    are counted for every token. With `mlm`, the student's MLM head is counted for 15 % of the tokens. With
+    any other method, no head is counted. Losses are not counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -60,7 +60,7 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 def matrix_peak(runtime: Runtime) -> float:
     """Multiplies two large square matrices ten times, and returns the highest FLOP/s of the ten products."""
     on_gpu = runtime.device.type == "cuda"
-    # on a GPU, a small product would mainly measure the start of its kernel
+    # on a GPU, the time of a small product would be mainly the start of its kernel
     size = 8192 if on_gpu else 2048
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))

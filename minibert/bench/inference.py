@@ -84,8 +84,8 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs all measurements of one engine. Each returns the seconds of each example alone, and the seconds
-    and the logits of the first `job.batch` examples together.
+    """Runs all measurements of one engine. A measurement returns the seconds of each example alone, and the
+    seconds and the logits of the first `job.batch` examples together.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -103,8 +103,8 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token ids and the token types of the examples, in random order. So a batch has different
-    lengths.
+    """Returns the token ids and the token types of the examples. The order is random, so a batch has examples
+    of different lengths.
     """
     rng = np.random.default_rng(0)
     if options.data is None:
@@ -122,8 +122,7 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
     """Evaluates a fine-tuned model on `limit` dev examples (None: all), in fp32 and in each fast mode that
-    this machine supports. Returns for each mode the scores in percent, and the change of the logits from
-    fp32.
+    can run. Returns for each mode the scores in percent, and the change of the logits from fp32.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
@@ -159,9 +158,8 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
     results of the measurements (see `inference_worker`), and `memory` is the peak memory in bytes. `flops`
-    are the FLOPs of all examples, and `flops_together` those of the `batch` examples that ran together.
-    `peak` is the result of `matrix_peak`. The entry "pass" is the time in seconds for all examples, one at a
-    time (median over the measurements).
+    and `flops_together` are the FLOPs of all examples and of the `batch` examples that ran together. The
+    entry "pass" is the time in seconds for all examples, one at a time (median over the measurements).
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -239,9 +237,7 @@ def bench_inference(options: InferenceBench) -> dict:
 
 def write_model(name: str, tokenizer, folder: Path, engines: list[str],
                 examples: tuple[list[list[int]], list[list[int]]]) -> Config:
-    """Writes the files that the engines read, for a preset or for the model of a folder. Returns the model's
-    configuration.
-    """
+    """Writes the files that the engines read. Returns the model's configuration."""
     if name in PRESETS:
         torch.manual_seed(0)
         shape = PRESETS[name]

@@ -73,7 +73,7 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
 
 def plan(options: PlanBench) -> dict:
     """Calculates how many hours a training takes. The entry `basis` of the result has the numbers from which
-    the hours are calculated, each with its name and its source.
+    the hours are calculated, with their names and sources.
     """
     tokens, whence = corpus_tokens(options.corpus_tokens)
     # training also reads [CLS] and [SEP] in each sequence, which `tokens` does not count

@@ -12,8 +12,8 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has the scores on held-out text of "student, initial" (before the
-    training), "student, trained" (after the training) and, if there is a teacher, "teacher".
+    """A run of train.py. `held_out` has the scores on held-out text of "student, initial", "student, trained"
+    and, if there is a teacher, "teacher".
     """
     folder: Path
     options: dict
@@ -41,7 +41,7 @@ class TuneRun(NamedTuple):
     @property
     def start(self) -> str:
         """The folder or hub name of the fine-tuned model. If layers of the teacher were copied, it is for
-        example "cut to 4 layers", without the teacher's name, because each task has its own teacher.
+        example "cut to 4 layers".
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
@@ -59,9 +59,9 @@ class TuneRun(NamedTuple):
 
 def read_runs(folders: Iterable[str], without: Iterable[str] = ()
               ) -> tuple[list[TrainRun], list[TuneRun], list[Path]]:
-    """Reads all runs in `folders` and their subfolders, except those in the folders `without`. Returns the
-    finished trainings, the finished fine-tunings, and the folders of unfinished runs. Raises `UserError` if
-    one of `folders` has no run, or if the files of a run are damaged.
+    """Reads all runs in `folders` and their subfolders, except those in `without`. Returns the finished
+    trainings, the finished fine-tunings, and the folders of unfinished runs. Raises `UserError` if one of
+    `folders` has no run, or if the files of a run are damaged.
     """
     left_out = {Path(name).resolve() for name in without}
     found = dict.fromkeys(folder for name in folders for folder in _run_folders(name))

@@ -57,13 +57,13 @@ class ReportBench:
     without: tuple[str, ...] = option((), "folders of runs to leave out, for example the runs of a search "
                                           "for a learning rate")
     out: str = option("report.md", "markdown file to write; the plot is written next to it")
-    teacher: str | None = option(None, "name of the teacher's run folder; the report then has a table of "
-                                      "shares, which are the scores of the other models divided by the "
-                                      "teacher's scores")
-    share_tasks: tuple[str, ...] = option((), "tasks for the table of shares (scores divided by the "
-                                              "teacher's scores); models without a score on one of these "
-                                              "tasks are left out (default: the tasks on which all models "
-                                              "were fine-tuned)")
+    teacher: str | None = option(None, "name of the teacher in the report's tables: the last part of its "
+                                      "folder or hub name, for example bert for runs/bert/model. The "
+                                      "report then has a table of shares (scores of the other models, "
+                                      "divided by the teacher's scores)")
+    share_tasks: tuple[str, ...] = option((), "tasks for the table of shares; models without a score "
+                                              "on one of these tasks are left out (default: the tasks on "
+                                              "which all models were fine-tuned)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:
@@ -92,9 +92,7 @@ def teacher_of(run: TrainRun) -> Path:
 
 
 def check_names(places: Iterable[Path]) -> None:
-    """Raises `UserError` if two folders have the same name, because their models would share a row of a
-    table.
-    """
+    """Raises `UserError` if two folders have the same name, which would be the name of two models."""
     known: dict[str, Path] = {}
     for place in places:
         if known.setdefault(place.name, place) != place:
@@ -104,9 +102,8 @@ def check_names(places: Iterable[Path]) -> None:
 
 def taught(options: dict) -> str:
     """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning
-    (without a teacher: ""). It is for example " + kd", or " + kd, alpha 1" if alpha is not the default of the
-    method. With --transfer (texts without labels), the suffix has "pd" (pre-trained distillation) and no
-    alpha.
+    (without a teacher: ""). It is for example " + kd", or " + kd, alpha 1" if alpha is not the method's
+    default. With --transfer, it has "pd" (pre-trained distillation) and no alpha.
     """
     if not options.get("teacher"):
         return ""
@@ -135,7 +132,7 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """Returns the tasks in `scores`: first those in `TASKS`, in the order of `TASKS`, then the csv files."""
+    """Returns the tasks in `scores`, in the order of `TASKS`, then the csv files."""
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 
@@ -212,9 +209,8 @@ def settings_of(scores: Scores) -> list[str]:
 
 
 def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]:
-    """Returns the rows of the table of shares, in which scores are divided by the teacher's scores. A model
-    has a row if it was fine-tuned on all `tasks`, with the teacher's number of training examples and maximum
-    length.
+    """Returns the rows of the table of shares: scores divided by the teacher's scores. A model has a row if
+    it was fine-tuned on all `tasks`, with the teacher's number of training examples and maximum length.
     """
     rows, teacher_runs = [], scores[teacher]
     for task in tasks:

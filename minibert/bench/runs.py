@@ -3,9 +3,8 @@ finetune.py are resumed; all other stopped runs start again.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
-The list is a text file. Each line has one command, without the word `python`. A # starts a comment. A line
-that ends with a backslash continues in the next line. $NAME is replaced by the value of the environment
-variable NAME.
+The list is a text file with one command in each line, without the word `python`. A # starts a comment. A line
+that ends with a backslash continues in the next line. $NAME stands for the environment variable NAME.
 
 The output of a run is written to OUT.log, where OUT is the value of --out (for data/download.py:
 OUT-download.log). If a run fails, its error is reported, and the next run is started.
@@ -111,7 +110,7 @@ def last_line(log: Path) -> str:
 
 def work(line: Line, stop: list[int]) -> int:
     """Runs one command to its end and returns its exit code. `stop` has the signals that bench.py received.
-    The first of them is sent on to the command, which then stops.
+    The first signal is sent on to the command, which then stops.
     """
     words = line.words + ["--resume"] * (line.script in RESUMED)  # --resume does nothing without a run
     with disk_errors(line.log):

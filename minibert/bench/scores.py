@@ -1,7 +1,7 @@
 """Computes mean scores over tasks, and the share of the teacher's score that a student keeps.
 
-Papers compute the share with one of two formulas. s_i is the student's score on task i, and t_i is the
-teacher's score on task i. Each score is the median over seeds.
+Papers compute the share with one of two formulas. s_i is the student's score on task i, and t_i the teacher's
+score. Each score is the median over seeds.
 
     ratio of means:  mean_i s_i / mean_i t_i        tasks with large scores have more weight
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
@@ -26,8 +26,7 @@ def share_kept(formula: str, student: list[list[float]],
 
     `student` and `teacher` have one list for each task, with one score for each seed of fine-tuning. For each
     bootstrap sample, scores are drawn with replacement from each list. With one seed, all samples of a task
-    are equal, so the interval is too narrow. The interval does not include the variation between
-    distillations.
+    are equal, so the interval is too narrow.
     """
     rng = np.random.default_rng(0)
     if min(map(min, teacher)) <= 0:
@@ -44,7 +43,7 @@ def mean_score(tasks: list[list[float]]) -> float:
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """Makes `DRAWS` bootstrap samples of each task's scores. Returns the median of each sample, as an array
-    (number of tasks, DRAWS).
+    """Makes `DRAWS` bootstrap samples of each task's scores. Returns their medians, as an array (number of
+    tasks, DRAWS).
     """
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

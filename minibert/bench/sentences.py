@@ -1,8 +1,8 @@
 """Compares trained sentence encoders with their teacher, which is the first model on the command line.
 
 The score on STS-B is the rank correlation between the cosine of two sentence vectors and the similarity that
-people gave to the two sentences. On SQuAD, all paragraphs are ranked by their cosine with a question.
-recall@1 and recall@10 are the shares of questions whose right paragraph is among the first 1 or 10.
+people gave to the sentences. On SQuAD, paragraphs are ranked by their cosine with a question. recall@k is the
+share of questions whose right paragraph is among the first k.
 """
 
 import dataclasses
@@ -57,8 +57,8 @@ class SentencesBench:
 # ---------------------------------------------------------------- metrics
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the cosine of each row of `a` with the same row of `b`. `a` and `b` are (n, D) for n vectors of
-    size D, and the result is (n,). The cosine with a zero vector is 0.
+    """Returns the cosine (n,) of each row of `a` with the same row of `b`. `a` and `b` are (n, D), n vectors
+    of size D. The cosine with a zero vector is 0.
     """
     return (unit(a) * unit(b)).sum(-1)
 
@@ -66,7 +66,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
     """Returns the share of the queries whose right document is among the `k` documents with the largest
     cosine. A wrong document with the cosine of the right document counts as better. `queries` (n, D) and
-    `documents` (m, D) are vectors. `right` (n,) has the row of each query's right document.
+    `documents` (m, D) are vectors of size D. `right` (n,) has the row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -161,9 +161,7 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """Returns the table row of a model. `result` has the scores and the speed of the model, and `teacher`
-    those of the teacher.
-    """
+    """Returns the table row of a model."""
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():
         kept = result["kept"][what]

@@ -1,8 +1,6 @@
 """Measures the time of a training step of train.py, for one or several methods. If the only method is
-`distilbert`, the same step in `transformers` is also measured.
-
-The methods (and transformers) are measured alternately, with the same sequences. The number of tokens per
-second does not include padding.
+`distilbert`, the same step in `transformers` is also measured. The methods (and transformers) run
+alternately, with the same sequences. The number of tokens per second does not include padding.
 """
 
 import dataclasses

@@ -1,8 +1,7 @@
 """Runs training steps with `transformers`, whose speed bench.py compares with the speed of minibert's steps.
 
-The steps use SDPA attention. A batch is padded to its longest sequence. Precision, dropout and optimiser are
-those of minibert's steps. The distillation losses are those of the original DistilBERT code, over all tokens
-except padding.
+A batch is padded to its longest sequence. Precision, dropout and optimiser are those of minibert's steps. The
+distillation losses are those of the original DistilBERT code, over all tokens except padding.
 """
 
 import importlib.util
@@ -26,8 +25,8 @@ def check_installed() -> None:
 
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
-    """Makes a model of `transformers` with the shape of `config` and random weights. `kind` is the name of a
-    class in transformers. Raises `UserError` if `transformers` does not support the shape.
+    """Makes a model of `transformers` with the shape of `config`, random weights and SDPA attention. `kind`
+    is the name of a class. Raises `UserError` if `transformers` does not support the shape.
     """
     import transformers
     raw = describe(config, "mlm", "float32")  # the content of a config.json for an MLM

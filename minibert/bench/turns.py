@@ -1,5 +1,5 @@
-"""Measures the times of several programs alternately, for example minibert and transformers. A turn is one
-measurement of one program. Each program runs in its own process, so that its peak memory can be measured.
+"""Measures the times of several programs alternately. A turn is one measurement of one program. Each program
+runs in its own process, so that its peak memory can be measured.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def run(worker: Callable, *given) -> None:
     try:
         worker(*given)
     except UserError as error:
-        with contextlib.suppress(BrokenPipeError):  # raised if the parent process has ended
+        with contextlib.suppress(BrokenPipeError):
             given[-1].send(error)
 
 
@@ -64,7 +64,7 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
-    # a daemon process could not start child processes, as some workers do
+    # some workers start child processes, which a daemon process cannot do
     process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
     worker_end.close()
@@ -117,8 +117,7 @@ def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
     """Returns the speed and the peak memory of each program, once for the JSON output and once as table rows.
-    A program processes `amount` units in each measurement. `unit` is for example "examples". `form` is the
-    format of a speed in the table.
+    A program processes `amount` units in each measurement. `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():
@@ -137,9 +136,7 @@ def ratios(peer: list[float], own: list[float]) -> list[float]:
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns minibert's speed divided by the speed of `peer` (median over the measurements), and
-    minibert's memory divided by the memory of `peer`.
-    """
+    """Prints and returns minibert's speed (median) and memory, each divided by the value of `peer`."""
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]
     print(f"minibert is {speed:.2f} times as fast as {peer} "

@@ -1,8 +1,6 @@
-"""Reads a prepared corpus (see corpus_writer.py) and cuts its documents into sequences. The token ids stay on
-the disk and are read through memory maps.
-
-A *sequence* has consecutive tokens of one document. With [CLS] and [SEP], which loader.py adds, a sequence
-has at most `max_length` tokens. For each sequence, only its start and its length (12 bytes) are in memory.
+"""Reads a prepared corpus (see corpus_writer.py) through memory maps, and cuts its documents into sequences.
+A *sequence* has consecutive tokens of one document. For each sequence, only its start and its length are in
+memory (12 bytes).
 """
 
 import hashlib
@@ -25,13 +23,13 @@ class NoSequences(UserError):
 
 
 class Corpus:
-    """The sequences of a prepared folder. `open_corpus` makes objects of this class.
+    """The sequences of a prepared folder, made by `open_corpus`.
 
     `counts` says for each token id how often it occurs in the opened parts ("train", "held-out").
-    `tokens_of_parts` has the array of token ids of each opened part, and `first` the index of the first
-    sequence of each part. `starts` has, for each sequence, the index of its first token in the array of its
-    part. `checksum` is the CRC-32 of all token ids. `n_tokens` is the number of tokens of all sequences, with
-    [CLS] and [SEP]. `left_out` is a message about sequences that are left out, or "".
+    `tokens_of_parts` has the token ids of each part, and `first` the index of the first sequence of each
+    part. `starts` has, for each sequence, the index of its first token in the token ids of its part.
+    `checksum` is the CRC-32 of all token ids. `n_tokens` is the number of tokens of all sequences, with [CLS]
+    and [SEP]. `left_out` is a message about sequences that are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -50,7 +48,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the token counts, the token ids and the lengths of the sequences, in their order."""
+        """A hash of the token counts, and of the token ids and lengths of the sequences in their order."""
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
 
@@ -66,13 +64,12 @@ class Corpus:
 def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = False,
                 parts: tuple[str, ...] = ("train",), tokenizer: Tokenizer | None = None,
                 min_length: int = MIN_LENGTH) -> Corpus:
-    """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP]
-    included.
+    """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens.
 
     Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
-    line is a sequence of its own. A line that is too long for one sequence is divided. A sequence is left out
-    if it has fewer than `min_length` tokens, or if at least half of its tokens are [UNK], as in DistilBERT's
-    code. Both counts include [CLS] and [SEP].
+    line is a sequence of its own. A line that is too long is divided. A sequence is left out if it has fewer
+    than `min_length` tokens, or if at least half of its tokens are [UNK], as in DistilBERT's code. All these
+    numbers include [CLS] and [SEP].
 
     Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
     tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
@@ -149,9 +146,9 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields two int64 arrays for each window (consecutive documents with about `WINDOW_LINES` lines): the
-    index of each sequence's first token in the array of the part, and the length of each sequence. `lines`
-    has the number of tokens of each line, and `documents` the number of lines of each document. `room` is the
-    largest number of tokens in a sequence, without [CLS] and [SEP].
+    index of each sequence's first token in the part, and the length of each sequence. `lines` has the number
+    of tokens of each line, and `documents` the number of lines of each document. `room` is the largest number
+    of tokens in a sequence, without [CLS] and [SEP].
     """
     # for each document, the number of lines of the part up to its end
     ends = np.cumsum(documents, dtype=np.int64)
@@ -178,9 +175,9 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
-    """Joins consecutive pieces of a document into sequences of at most `room` tokens, each with as many
-    pieces as fit. Returns the lengths of the sequences. `document_ends` has for each document the total
-    number of pieces up to its end.
+    """Joins consecutive pieces of a document into sequences, each with as many pieces as fit into `room`
+    tokens. Returns the lengths of the sequences. `document_ends` has for each document the total number of
+    pieces up to its end.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

@@ -1,5 +1,4 @@
-"""Writes a prepared corpus: a folder with the tokens of a text. The folder is written under a temporary name
-and is renamed when it is complete.
+"""Writes a prepared corpus: a folder with the tokens of a text.
 
     corpus.json        a description: format number, sha256 of the tokenizer, vocab_size, unk_id, dtype of the
                        token ids, sources, and the sizes of each part
@@ -37,7 +36,7 @@ SPECIALS = 2  # [CLS] and [SEP]
 def new_folder(out: str | Path) -> Iterator[Path]:
     """Makes a temporary folder beside `out` and yields its path. At the end of the `with` block, the folder
     is renamed to `out`. If the `with` block raises an exception, the folder is removed. Raises `UserError` if
-    `out` exists and is not an empty folder, if `out` cannot be replaced, or if a file cannot be written.
+    `out` exists and is not an empty folder, or if a file cannot be written.
     """
     out = place_for(Path(out))
     # The name is chosen before `try`, so that the folder is removed even if Ctrl-C is pressed directly after
@@ -59,8 +58,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """Returns the number types of the .tokens, .lines and .documents files, as a dict from the endings of
-    their names. Token ids are uint16 if all ids fit into 16 bits, and otherwise uint32.
+    """Returns the number types of the .tokens, .lines and .documents files. Token ids are uint16 if all ids
+    fit into 16 bits, otherwise uint32.
     """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 

@@ -45,7 +45,7 @@ class Examples:
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Returns the sequences with the numbers `indices` as one packed batch, in the order of `indices`."""
+        """Returns the sequences `indices` as one packed batch, in the order of `indices`."""
         rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
@@ -58,9 +58,7 @@ class Examples:
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings. `name` says in
-    the error message where the tokenizer comes from.
-    """
+    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
                         f"the model only {config.vocab_size}")
@@ -69,7 +67,7 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 def check_examples(examples: Examples, config: Config, name: str) -> None:
     """Raises `UserError` if the longest example has more tokens than the model has positions, or if examples
     are pairs of texts and the model has only one token type. (A DistilBERT has no token types, and can read
-    pairs.) `name` is the model's name in the error message.
+    pairs.)
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -83,8 +81,7 @@ class LabelledBatch(NamedTuple):
     """A micro-batch of fine-tuning."""
 
     batch: Batch
-    # One class or score for each of the S sequences, (S,). For SQuAD, (S, 2): the positions of the first and
-    # the last token of the answer in its sequence.
+    # The rows of `Examples.labels` for the S sequences of `batch`: (S,), or (S, 2) for SQuAD.
     labels: Tensor
     targets: dict[str, Tensor]  # the teacher's outputs for these examples (distill/task_kd.py)
     seed: int  # the random seed of dropout
@@ -125,10 +122,9 @@ class Drawn(NamedTuple):
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
-    """Draws `batch` examples for optimiser step `step` (the first step is 0), and divides them among the
-    ranks. Returns the examples of one rank in micro-batches of at most `micro_tokens` tokens. `targets` are
-    the teacher's outputs: arrays with one row for each example, or, from a teacher with a span head, for each
-    token.
+    """Draws `batch` examples for optimiser step `step` (the first step is 0). Returns the examples of one
+    rank in micro-batches of at most `micro_tokens` tokens. `targets` are the teacher's outputs: arrays with
+    one row for each example, or, from a teacher with a span head, for each token.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

@@ -1,9 +1,8 @@
 """Makes the micro-batches of an optimiser step from a corpus. The sequences of the step are drawn, masked,
 divided among the ranks, and packed into batches without padding.
 
-`--batch` is the number of sequences in one optimiser step over all ranks. Each loss is divided by a count
-over the whole step, for example the number of masked tokens. The whole step is drawn first, so the count is
-known before the first forward pass.
+Each loss is divided by a count over the whole step, for example the number of masked tokens. The whole step
+is drawn first, so the count is known before the first forward pass.
 """
 
 import contextlib
@@ -55,8 +54,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     the longest text is first.
 
     A text with more than `max_length` tokens is cut. `share` is the share of masked tokens, and `selection`
-    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). A different `seed`
-    masks different tokens. Raises `UserError` if there is no text.
+    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). Raises `UserError`
+    if there is no text.
     """
     # "smoothed" needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":

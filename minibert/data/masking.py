@@ -97,10 +97,9 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects ceil(share * N) of the N tokens in the step, or fewer if too many tokens are special. The
-    tokens are drawn without replacement, with probabilities proportional to the weights of their ids.
-    DistilBERT's code does the same with `torch.multinomial`. This function selects the tokens with the
-    largest log(u) / w, where u is the random number of a token and w is its weight (Efraimidis and Spirakis
-    2006).
+    tokens are drawn without replacement, with probabilities proportional to the weights of their ids, as in
+    DistilBERT's code. With u the random number and w the weight of a token, the tokens with the largest
+    log(u) / w are selected (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

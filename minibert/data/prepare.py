@@ -22,10 +22,9 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    A document is held out if its hash is less than `held_out`. The hash is the sha256 of the first 65,536
-    characters of the document, as a number in [0, 1). So equal documents are always in the same part.
-    `report` is called with each line of the summary and with each warning; with None, only the progress is
-    printed.
+    A document is held out if its hash (`hash_share`) is less than `held_out`. So equal documents are always
+    in the same part. `report` is called with each line of the summary and with each warning; with None, only
+    the progress is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -51,9 +50,8 @@ def split_documents(sources: list[Source], wikitext: str, held_out: float
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """Yields the lines that `prepare` puts in the part "train". A new vocabulary is trained on these lines,
-    so that it does not depend on held-out text. Raises `UserError` if a source is a pipe, because `prepare`
-    must read the text a second time.
+    """Yields the lines that `prepare` puts in the part "train", for the training of a new vocabulary. Raises
+    `UserError` if a source is a pipe, because `prepare` must read the text a second time.
     """
     sources = find_sources(paths)
     for source in sources:
@@ -68,8 +66,8 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, out: str | Path,
                  report: Callable | None, **notes) -> None:
     """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
-    (part, document), where `part` is "train" or "held-out". `notes` are additional entries of corpus.json.
-    `report` is called as by `prepare`. Raises `UserError` if all tokens are [UNK].
+    (part, document). `notes` are additional entries of corpus.json. For `report`, see `prepare`. Raises
+    `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
     with new_folder(out) as folder:
@@ -115,7 +113,7 @@ def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[s
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[list[list[int]]]:
-    """Returns the token ids of each line of each document. Lines without tokens are left out."""
+    """Returns the token ids of each line of each document, without empty lines."""
     cut = [[split_line(line) for line in document] for document in documents]
     pieces = iter(tokenizer.pieces([part for document in cut for line in document for part in line]))
     encoded = []
@@ -126,9 +124,9 @@ def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[l
 
 
 def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
-    """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation. BERT's
-    tokenizer begins a new word there, so the parts give the same tokens as the whole line. If `size`
-    characters have no such place, they become a part, which may divide a word.
+    """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation, where BERT's
+    tokenizer begins a new word. If `size` characters have no such place, they become a part, which may divide
+    a word.
     """
     if len(line) <= size:
         return [line]

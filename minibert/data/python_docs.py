@@ -25,8 +25,8 @@ NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yields (module name, text) for each module of the standard library that has docstrings, and at the end
-    for the help topics. Each paragraph is one line of the text. `library` is the folder of the standard
-    library (default: that of the running Python). Raises `UserError` if the folder has no source files.
+    for the help topics. `library` is the folder of the standard library. Raises `UserError` if the folder has
+    no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -68,8 +68,8 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a docstring, each as one line. Interpreter sessions (>>>) and lines without
-    letters or digits are left out.
+    """Yields the paragraphs of a docstring, each as one line. Paragraphs with >>> and lines without letters
+    or digits are left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
@@ -78,10 +78,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns whether a module is held out, which about a tenth of all modules are. A hash of the last part
-    of its name ("parser" for `html.parser`) decides, so the result is the same for every Python version.
-    Leading underscores, and a "py" after them, are not hashed. So `decimal` and `_pydecimal` are in the same
-    part.
+    """Returns whether a module is held out (about a tenth of all modules). A hash of the last part of its
+    name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after them, are not hashed, so
+    `decimal` and `_pydecimal` are in the same part.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -90,9 +89,8 @@ def is_held_out(module: str) -> bool:
 
 
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Divides documents into the parts "train" and "held-out". Returns a list of pairs (part, lines of the
-    document). A paragraph that occurs several times is used only once, in "train" if it occurs in a training
-    document.
+    """Returns the documents as pairs (part, lines of the document). A paragraph that occurs several times is
+    used only once, in "train" if it occurs in a training document.
     """
     seen, found = set(), []
     # training modules come first

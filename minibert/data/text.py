@@ -48,9 +48,9 @@ class Source(NamedTuple):
 
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
-    """Finds the text files of `paths`. Hidden files and prepared corpora in a folder are left out. Files with
-    an unknown suffix in a folder are not read, and `report` gets a message about them. Raises `UserError` if
-    a path does not exist, is a prepared corpus, or has no text files.
+    """Finds the text files of `paths`. Files with an unknown suffix in a folder are not read, and `report`
+    gets a message about them. Raises `UserError` if a path does not exist, is a prepared corpus, or has no
+    text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -85,7 +85,7 @@ def walk(folder: Path) -> Iterator[Path]:
     """
     real = Path(os.path.realpath(folder))
     # Folders in `entered` are not entered. A link to a parent of `folder` would lead to files outside
-    # `folder`.
+    # `folder`, so the parents are in `entered`.
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
@@ -130,7 +130,7 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
                 is_wikitext = looks_like_wikitext(start, suffix) if wikitext == "auto" else wikitext == "yes"
                 found = text_documents(lines, is_wikitext)
             for document in found:
-                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position
+                yield document, raw.tell() if raw.seekable() else 0
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut off compressed file ({error})") from None
     except OSError as error:
@@ -159,9 +159,9 @@ def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def looks_like_wikitext(start: str, suffix: str) -> bool:
-    """Guesses from the start of a file whether it is tokenised WikiText. The first sign of WikiText is a
-    heading ` = Title = `. The second sign is one of ` @-@ `, ` @,@ `, ` @.@ ` and `<unk>` anywhere in the
-    text. A .tokens or .raw file needs one of the two signs, any other file needs both.
+    """Guesses from the start of a file whether it is WikiText. The first sign of WikiText is a heading like
+    `= Title =`. The second sign is one of ` @-@ `, ` @,@ `, ` @.@ ` and `<unk>` anywhere in the text. A
+    .tokens or .raw file needs one of the two signs, any other file needs both.
     """
     signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
              MARKER.search(start) is not None]

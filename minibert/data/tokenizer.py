@@ -36,9 +36,9 @@ class Tokenizer:
     order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that `save` writes
     again.
 
-    `vocab_size` is the largest id plus 1; some ids may be unused. `special` and `continuation` have one bool
-    for each id: True for the five special tokens, and True for tokens that start with '##'. `sha256` is a
-    hash of everything that can change the ids of a text.
+    `vocab_size` is the largest id plus 1. `special` and `continuation` have one bool for each id: True for
+    special tokens, and True for tokens that start with '##'. `sha256` is a hash of everything that can change
+    the ids of a text.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -70,8 +70,7 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # `self.vocabulary` has a name for each id. Without this check, a very large id in a damaged file
-        # would fill the memory.
+        # without this check, a very large id in a damaged file would fill the memory
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
@@ -120,8 +119,8 @@ class Tokenizer:
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """Yields an `Encoding` of the library `tokenizers` for each line, without special tokens. Lines are
-        not cut. If `offsets` is true, the encodings have character offsets.
+        """Yields an `Encoding` of the library `tokenizers` for each line, as in `pieces`. If `offsets` is
+        true, the encodings have character offsets.
         """
         if isinstance(lines, str):  # Python would treat one string as a list of characters
             raise UserError("texts must be a list, even if there is only one text: [text]")
@@ -182,8 +181,8 @@ class Tokenizer:
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
-    `n_a` and `n_b` are the lengths of the texts. The longer text is cut until both have the same length; then
-    both are cut.
+    `n_a` and `n_b` are the lengths of the texts. The longer text is cut first. When both texts have the same
+    length, both are cut.
     """
     if n_a + n_b <= room:
         return n_a, n_b
@@ -192,10 +191,10 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
-    All published forms of BERT's tokenizer files are read (docs/formats.md). If no file says whether a
-    vocab.txt is cased, this is guessed (`is_cased`), with a warning. Raises `UserError` if a file is missing
-    or damaged, or if the tokenizer is not a BERT tokenizer.
+    """Loads the tokenizer of a folder or of a model on the hub, in all published forms (docs/formats.md). The
+    ids are the same as in `transformers` 5. If no file says whether a vocab.txt is cased, `is_cased` guesses
+    it, with a warning. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT
+    tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -218,8 +217,8 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
     """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a pair of texts, or has
-    another unk_token than `tokenizer`. `description` is the content of tokenizer.json. Only generic tokenizer
-    classes of `transformers`, such as PreTrainedTokenizerFast, take these settings from tokenizer.json.
+    another unk_token than `tokenizer`. `description` is the content of tokenizer.json, from which generic
+    tokenizer classes of `transformers` take these settings.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
@@ -241,7 +240,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
     """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
 
     The trainer of `tokenizers` would give ids to characters inside words ('##a') in random order. This
-    function chooses these ids, so that the same texts always give the same vocabulary. Raises `UserError` if
+    function chooses their ids, so that the same texts always give the same vocabulary. Raises `UserError` if
     there is no text, or if `vocab_size` is smaller than the number of special tokens and single characters
     ('a' and '##a' are two).
     """

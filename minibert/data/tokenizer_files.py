@@ -53,11 +53,8 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The content of a tokenizer folder.
-
-    `source` is the file of the vocabulary. `names` are the names of the special tokens, in the order of
-    `SPECIAL_TOKENS`. `added` has pairs (added token, id); if the id is None, the token gets the next free id.
-    A word with more than `max_word` characters becomes [UNK]. `states` are the settings of
+    """The content of a tokenizer folder. `source` is the file of the vocabulary. `added` has pairs (added
+    token, id); if the id is None, the token gets the next free id. `states` are the settings of
     tokenizer_config.json that `Tokenizer.save` writes again. `generic` is the content of tokenizer.json if
     the tokenizer class is generic (`_is_generic`), otherwise None.
     """
@@ -152,8 +149,7 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """Returns the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the model is
     not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, a generic class causes a
-    `UserError`. Any other class ignores the normaliser of tokenizer.json, so None is returned as the
-    normaliser.
+    `UserError`. Any other class ignores the normaliser, so None is returned instead.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -195,11 +191,11 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
 def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
     """Returns the names of the five special tokens, all added tokens with their ids, and the additional
-    special tokens in the form of tokenizer_config.json. `inside` are the "added_tokens" of tokenizer.json.
+    special tokens in the form of tokenizer_config.json.
 
     The added tokens are read from "added_tokens_decoder" of tokenizer_config.json, and for a generic class
-    also from `inside`. Without "added_tokens_decoder", they are read from `inside`, special_tokens_map.json
-    and added_tokens.json.
+    also from `inside`, the "added_tokens" of tokenizer.json. Without "added_tokens_decoder", they are read
+    from `inside`, special_tokens_map.json and added_tokens.json.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -221,10 +217,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # `apart` has the special tokens that the files state. As in transformers, these are searched in a text
-    # before it is lower-cased, and all other tokens of added_tokens.json afterwards. The list
-    # `additional_special_tokens` of special_tokens_map.json is not in `apart`, because transformers does not
-    # treat its tokens as special.
+    # As in transformers, the special tokens in `apart` are searched in a text before it is lower-cased, and
+    # all other tokens of added_tokens.json afterwards. In special_tokens_map.json, transformers does not
+    # treat the tokens of the list `additional_special_tokens` as special.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
