@@ -1,22 +1,20 @@
 """Computes losses that compare the attention of student and teacher. Each loss is a sum over the sequences of
-a batch. The loss of a method divides this sum by the number of sequences in the whole step.
+a batch.
 
-The matrix z = a b' / sqrt(E) has the (T, T) scores of one head in one sequence of T tokens. E is the size of
-the head, and b' is b transposed. In attention, a are the queries (T, E) and b the keys (T, E). In MiniLM's
-value relations, a and b are both the values. In MiniLMv2, a and b are both the queries, both the keys or both
-the values. z_s are the student's scores, and z_t are the teacher's. For row i of the scores, the losses are:
+For one head in a sequence of T tokens, the scores z = a b' / sqrt(E) are a (T, T) matrix. E is the size of
+the head, and b' is b transposed. In attention, a are the queries (T, E) and b the keys (T, E). z_s are the
+student's scores, and z_t are the teacher's. These are the losses of row i, and the gradients G, with respect
+to z_s, of the sum over the rows:
 
-    squares:  mean over j of (z_s - z_t)_ij^2                          row i of TinyBERT's attention loss
-    KL:       KL( softmax(z_t)_i || softmax(z_s)_i )                   row i of MiniLM's relation loss
+    squares:  mean over j of (z_s - z_t)_ij^2                G = 2 (z_s - z_t) / T                TinyBERT
+    KL:       KL( softmax(z_t)_i || softmax(z_s)_i )         G = softmax(z_s) - softmax(z_t)      MiniLM
 
-Both losses are averaged over the rows and heads of each sequence, and summed over the sequences. For 32
-sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the scores
-are computed in chunks: for some sequences with all their heads, or for some heads of one sequence.
+The losses are averaged over the rows and heads of each sequence, and summed over the sequences.
 
-The gradients of a chunk are computed together with its loss. G is the gradient, with respect to z_s, of the
-sum of the row losses. For the squares, G = 2 (z_s - z_t) / T. For the KL, G = softmax(z_s) - softmax(z_t).
-The gradients with respect to the student's a and b are G b / sqrt(E) and G' a / sqrt(E). After a chunk, only
-the sum of the loss and the gradients of a and b stay in memory.
+For 32 sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the
+scores are computed in chunks: for some sequences with all their heads, or for some heads of one sequence. The
+gradients with respect to the student's a and b, G b / sqrt(E) and G' a / sqrt(E), are computed together with
+the loss. After a chunk, only the sum of the loss and these two gradients stay in memory.
 """
 
 import math
@@ -30,8 +28,9 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# A chunk has at most this number of scores of one model (8 MB in fp32), or a single larger matrix (T, T). On
-# a CPU, chunks of 70,000 to 4 million scores took the same time. On a GPU, only this number was tried.
+# A chunk has at most CHUNK_ELEMENTS scores of the student, and as many of the teacher (8 MB each in fp32). If
+# one head of one sequence has more scores, a chunk has only these scores. On a CPU, chunks of 70,000 to 4
+# million scores took the same time.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -41,31 +40,31 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
     The loss of a sequence of T tokens is the mean squared difference between the scores q k' / sqrt(E) of
     student and teacher. The mean is over the heads and over the T^2 scores of each head.
 
-    q, k (N, H, E_s) are the student's queries and keys, for the N tokens of the batch and H heads of size
-    E_s. t_q, t_k (N, H, E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None:
-    `CHUNK_ELEMENTS`). All sequences have the same weight, as in the paper's formula. In TinyBERT's code the
-    mean includes padding, so a short sequence has less weight than a long sequence.
+    q, k (N, H, E_s) are the student's queries and keys, for N tokens and H heads of size E_s. t_q, t_k (N, H,
+    E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). As in
+    the paper, all sequences have the same weight. In TinyBERT's code, the mean includes padding, so short
+    sequences have less weight.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
 
 def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
                  chunk: int | None = None) -> Tensor:
-    """Returns MiniLM's relation loss, summed over the sequences. The loss of a row is KL(softmax(t_a t_b' /
-    sqrt(E_t)) || softmax(a b' / sqrt(E_s))). The loss of a sequence is the mean over its heads and rows.
+    """Returns MiniLM's relation loss, summed over the sequences. The loss of a sequence is the mean over its
+    heads and rows of KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))).
 
-    a and b (N, H, E_s) are queries, keys or values of the student, for the N tokens of the batch and H heads
-    of size E_s. t_a and t_b (N, H, E_t) are the teacher's. `chunk` is as in `attention_sum`. With the queries
-    as a and the keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is L_VR
-    (Wang et al. 2020, sections 3.1 and 3.2). MiniLMv2 adds the results for the queries, for the keys and for
-    the values (Wang et al. 2021, section 3.1).
+    a and b (N, H, E_s) are queries, keys or values of the student, for N tokens and H heads of size E_s. t_a
+    and t_b (N, H, E_t) are the teacher's. `chunk` is as in `attention_sum`. With the queries as a and the
+    keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is L_VR (Wang et al.
+    2020, sections 3.1 and 3.2). MiniLMv2 adds three results: with the queries, the keys and the values, each
+    as both a and b (Wang et al. 2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """Joins the H heads of each token to one vector, and splits the vector into R = `relation_heads` relation
-    heads, which MiniLMv2 compares. `x` is (N, H, E) for N tokens and heads of size E. Returns (N, R, D / R),
+    """Joins the H heads of each token to one vector, and splits the vector into the R = `relation_heads`
+    relation heads of MiniLMv2. `x` is (N, H, E) for N tokens and heads of size E. Returns (N, R, D / R),
     where D = H * E. Raises `UserError` if D is not a multiple of R.
     """
     width = x.shape[1] * x.shape[2]
@@ -103,13 +102,12 @@ class _RowLoss(torch.autograd.Function):
         # `low` is the dtype of the matrix products, and `full` is the dtype of the scores and of the loss
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
         full = torch.float64 if a.dtype == torch.float64 else torch.float32
-        # neighbouring sequences of equal length become one dense tensor without padding, as in attention.py
+        # neighbouring sequences of equal length become one dense tensor without padding
         runs = runs_of_equal_length(lengths)
         sizes = [count * length for count, length in runs]
         H, scale, t_scale = a.shape[1], 1 / math.sqrt(a.shape[-1]), 1 / math.sqrt(t_a.shape[-1])
         total = torch.zeros((), dtype=full, device=a.device)
         with torch.autocast(kind, enabled=False):
-            # `backward` needs only the gradients of a and b, so no scores are kept.
             grad_a = torch.empty_like(a, dtype=full) if need_a else None
             grad_b = torch.empty_like(b, dtype=full) if need_b else None
             pieces = [[None] * len(runs) if x is None else x.split(sizes)
@@ -127,8 +125,8 @@ class _RowLoss(torch.autograd.Function):
                         rows, grad = row_loss((x @ y.mT).to(full).mul_(scale),  # (several, heads, T, T)
                                               (t_x @ t_y.mT).to(full).mul_(t_scale))
                         total += rows / (H * T)
-                        # `grad` itself is not divided by H T, because its small values would become 0 in
-                        # fp16. The products with `grad` are divided, in fp32.
+                        # In fp16, small values of `grad` / (H T) would become 0. So the division comes after
+                        # the products with `grad`, in fp32.
                         grad = grad.to(low)
                         if need_a:
                             torch.mul((grad @ y).to(full), scale / (H * T), out=g_x)

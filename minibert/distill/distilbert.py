@@ -1,13 +1,13 @@
 """Computes the loss of DistilBERT, and the loss of masked language modelling (MLM) alone.
 
 Each pre-training method (methods.py) has a loss: a function of (student, teacher, micro-batch, weights,
-counts). It returns the part of the step's loss that comes from the micro-batch, and a dictionary with the
-detached sum of each loss term over the micro-batch. With the MLM term, the dictionary also has the number of
-correct predictions ("accuracy").
+counts). It returns the micro-batch's part of the step's loss, and a dictionary with the detached sum of each
+loss term over the micro-batch. With the MLM term, the dictionary also has the number of correct predictions
+("accuracy").
 
 The function divides the sum of each term by a count of the *whole* step (all micro-batches, all ranks), for
 example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient of the
-whole step as a single batch. `distilbert_counts` and `mlm_counts` return the counts.
+whole step as a single batch.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True)
 class DistilBERTWeights:
-    """The weights of the three terms of DistilBERT's loss, and the temperature T. The defaults are the
-    published values: 5 KL + 2 MLM + 1 cosine, and T = 2.
+    """The weights of the three terms of DistilBERT's loss, and its temperature. The defaults are the
+    published values.
     """
 
     kl: float = 5.0
@@ -37,7 +37,7 @@ class DistilBERTWeights:
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """The weight of the MLM loss. MLM is the only term, so its weight only scales the loss."""
+    """The weight of the MLM loss, which has no other term."""
 
     mlm: float = 1.0
 
@@ -45,15 +45,15 @@ class MLMWeights:
 def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns DistilBERT's loss for a micro-batch (Sanh et al. 2019, section 3). Its three terms are the KL
-    to the teacher at all tokens (with `kl_masked_only`: at the masked tokens), the MLM loss at the masked
-    tokens, and the cosine distance between the last hidden states of student and teacher at all tokens.
+    to the teacher at all tokens (with `kl_masked_only`: at masked tokens), the MLM loss at masked tokens, and
+    the cosine distance between the last hidden states of student and teacher at all tokens.
     """
     with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # the loss needs logits at masked tokens only, so the MLM heads get only the rows of masked tokens
+        # the MLM heads get only the rows of masked tokens, because no other logits are needed
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
@@ -70,23 +70,21 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
 def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weights: MLMWeights,
         counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss of masked language modelling for a micro-batch: its part of the mean cross-entropy at
-    the masked tokens of the step (Devlin et al. 2018, section 3.1, task 1). The teacher is not used.
+    """Returns the micro-batch's part of the mean cross-entropy at the masked tokens of the step (Devlin et
+    al. 2018, section 3.1, task 1). The teacher is not used.
     """
     last = student.encoder(micro.batch)  # (N, D)
-    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) only these rows are given to the MLM head
-    # All M rows have a label, so the indices of the labelled rows are 0 to M - 1.
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the MLM head gets only these rows
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
                             labelled=torch.arange(len(rows)), mlm_weight=weights.mlm / counts["mlm"])
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided. For `cosine`, it is the number of
-    tokens in the whole step. For `mlm` and `accuracy`, it is the number of masked tokens. For `kl`, it is the
-    number of masked tokens if `kl_masked_only` is true, and otherwise the number of all tokens.
+    """Returns, for each loss term, the number by which its sum is divided: the number of tokens or of masked
+    tokens in the whole step.
     """
-    masked = max(1, step.masked)  # at least 1, because the sums are divided by this number
+    masked = max(1, step.masked)  # at least 1, because sums are divided by `masked`
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
@@ -99,15 +97,15 @@ def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """Returns the tensors of one model that `vocab_loss` needs. `last` (N, D) has the last hidden states of
-    the tokens whose logits are needed.
+    """Returns the tensors of `model` that `vocab_loss` needs. `last` (N, D) has the last hidden states of the
+    tokens whose logits are needed.
     """
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
 
 def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights) -> str:
     """Raises `UserError` if student and teacher differ in vocabulary, width or number of positions. Otherwise
-    returns an empty text: there is no message for the user.
+    returns an empty text.
     """
     check_equal(student, teacher, OUTER_SIZES,
                 "--method distilbert needs equal values (tinybert and minilm allow any width)")
@@ -116,7 +114,7 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
     """Raises `UserError` if student and teacher have different vocabularies, because the evaluation on
-    held-out text computes the KL between their predictions. Otherwise returns an empty text.
+    held-out text computes the KL between them. Otherwise returns an empty text.
     """
     check_equal(student, teacher, {"vocab_size": "vocabulary"},
                 "leave out --teacher to train this student alone")

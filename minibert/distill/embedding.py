@@ -1,9 +1,9 @@
 """Computes the loss that trains a sentence encoder: the distance between the student's vector and the
-teacher's vector of a text.
+teacher's vector of a text. The loss needs no labels and no masked tokens.
 
-The method is that of Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using
-Knowledge Distillation", section 2, but the texts are in one language only. The loss needs no labels and no
-masked tokens. distilbert.py describes the arguments and results of a loss.
+The source is Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
+Distillation", section 2, but here all texts are in one language. distilbert.py describes the arguments and
+results of a loss.
 """
 
 import copy
@@ -25,14 +25,13 @@ from minibert.model.sentences import pooling_of
 
 @dataclass(frozen=True)
 class EmbeddingWeights:
-    """The weights of the loss terms of a sentence encoder. Reimers and Gurevych minimise the mean squared
-    error between the vectors of student and teacher (`mse`). The default of this project is the cosine
-    distance.
+    """The weights of the loss terms. Reimers and Gurevych minimise the mean squared error between the vectors
+    of student and teacher (`mse`). This project's default is the cosine distance.
     """
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # weight of the mean squared error of the last hidden states (equal widths only)
+    hidden: float = 0.0  # term of the last hidden states (only if student and teacher have equal widths)
 
 
 class SentenceStudent(nn.Module):
@@ -40,9 +39,9 @@ class SentenceStudent(nn.Module):
     to the sentence vector.
 
     A student that is already a sentence encoder keeps its own layers after the pooling. Any other student
-    gets copies of the teacher's layers after the pooling. If the pooled vectors of student and teacher then
-    have different widths, a new linear layer before the copies maps the student's width to the teacher's
-    width. The new layer is saved with the student.
+    gets copies of the teacher's layers. If the pooled vectors of student and teacher then have different
+    widths, a new linear layer before the copies maps the student's width to the teacher's width. The new
+    layer is saved with the student.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -59,12 +58,10 @@ class SentenceStudent(nn.Module):
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
-                # The linear layer is saved as a Dense module of sentence-transformers. A Dense module always
-                # has an activation, and Identity means "no activation".
+                # A Dense module of sentence-transformers needs an activation; Identity changes nothing.
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # `self.sentences` is not an nn.Module, so its layers must be an attribute of this module to be
-        # trained and saved.
+        # `self.sentences` is not an nn.Module. Its layers are trained only as an attribute of this module.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -77,14 +74,13 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
     """Returns the loss between the student's vector u_s (D,) and the teacher's vector u_t (D,) of each text.
     h_s and h_t are the last hidden states of student and teacher at a token. The terms are:
 
-        cosine  1 - cos(u_s, u_t)
-        mse     mean over D of (u_s - u_t)^2
-        hidden  mean over the hidden size of (h_s - h_t)^2, at each token
+            cosine  1 - cos(u_s, u_t)
+            mse     mean over D of (u_s - u_t)^2
+            hidden  mean over the hidden size of (h_s - h_t)^2, at each token
 
-    If u_s and u_t have length 1, the `mse` term is 2 / D times the `cosine` term. If the student is not a
-    `SentenceStudent`, its vectors are computed with the pooling of the teacher.
+    If the student is not a `SentenceStudent`, its vectors are computed with the pooling of the teacher.
     """
-    with torch.no_grad():  # the teacher is not trained, so it needs no gradients
+    with torch.no_grad():
         teacher_last = encoder_of(teacher)(micro.batch)  # (N, hidden size)
         teacher_vectors = pooling_of(teacher)(teacher_last, micro.batch)  # (S, D)
     last = encoder_of(student)(micro.batch)
@@ -98,16 +94,16 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
-    whole step for `cosine` and `mse`, and the number of tokens for `hidden`.
+    """Returns, for each loss term, the number by which its sum is divided: the number of sequences or of
+    tokens in the whole step.
     """
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
     """Returns a sentence for the user about the linear layer if the hidden states of student and teacher have
-    different widths, and otherwise an empty text. Raises `UserError` if the models have different
-    vocabularies, or if the widths differ and the weight of the term `hidden` is not 0.
+    different widths, and otherwise an empty text. Raises `UserError` if the vocabularies differ, or if the
+    widths differ and the weight of `hidden` is not 0.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

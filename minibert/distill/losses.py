@@ -1,5 +1,5 @@
 """Computes losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or
-sequences. The caller divides the sum by the number of tokens or sequences in the whole step.
+sequences. The caller divides the sum by their number in the whole step.
 """
 
 import torch
@@ -10,8 +10,8 @@ from minibert.common.errors import UserError
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Converts a 16-bit tensor to fp32, because a sum in 16 bits loses small terms. An fp32 or fp64 tensor is
-    returned unchanged.
+    """Converts a 16-bit tensor to fp32, because a sum in 16 bits loses small terms. Returns an fp32 or fp64
+    tensor unchanged.
     """
     return x if x.dtype == torch.float64 else x.float()
 
@@ -19,8 +19,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss and the detached `sums`. The loss is the sum over all terms of weight * (sum of the
-    term) / count. Each key of `sums` is the name of a term, and also a key of `counts` and an attribute of
-    `weights`.
+    term) / count. Each key of `sums` is also a key of `counts` and an attribute of `weights`.
     """
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
@@ -38,7 +37,7 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
     """Returns the sum over all rows of the mean over the D_t elements of (W h_s - h_t)^2. h_s are the rows of
     `student` (N, D_s), and h_t are the rows of `teacher` (N, D_t). W (D_t, D_s) is `projection`; None is the
     identity. In TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd
-    for embeddings. In TinyBERT's own code, the mean includes padding tokens.
+    for embeddings. TinyBERT's own code compares the padding tokens, too.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -48,21 +47,19 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
     return (at_least_fp32(student) - at_least_fp32(teacher.detach())).square().mean(-1).sum()
 
 
-# The start and the end of an answer are tokens of the same sequence. So a softmax is computed over the rows
-# of each sequence, and not over all N rows of the packed batch.
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """Returns the log-softmax (N, K) of each column of `x` (N, K) over the rows of each sequence, in fp32 or
-    fp64. `offsets` (S + 1,) are the offsets of the `Batch`: the first row of each of the S sequences, and N.
+    fp64. `offsets` (S + 1,) are the offsets of the `Batch` of S sequences.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
     sequences = len(offsets) - 1
     lengths = torch.diff(offsets).long()
-    # (N,) for each row, the number of its sequence. Without `output_size`, torch would wait for the GPU.
+    # (N,) the number of each row's sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
-    # The maximum is subtracted to prevent an overflow of exp. The result does not depend on the maximum, so
-    # the maximum needs no gradient.
+    # The maximum is subtracted to prevent an overflow of exp. It does not change the result, so it needs no
+    # gradient.
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(
         0, sequence[:, None].expand(rows, columns), x.detach(), "amax")
     shifted = x - largest[sequence]
@@ -72,13 +69,13 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     """Returns a sum over sequences. For each sequence it adds the mean of two cross-entropies: one for the
-    start of the answer, and one for the end (Devlin et al. 2018, section 4.2).
+    start of the answer, and one for the end (Devlin et al. 2018, section 4.2). The softmax is over the tokens
+    of one sequence. In BERT's run_squad.py, the softmax is over the padding tokens, too.
 
     `logits` (N, 2) has the start logit and the end logit of each of N tokens. `starts` and `ends` (S,),
     int64, are the first and the last token of the answer, counted from 0 in each of S sequences. Token 0 is
-    [CLS], which means "no answer". Each value must be smaller than the length of its sequence. This function
-    does not check the values, because a check would wait for the GPU. In BERT's run_squad.py the softmax
-    includes the padding.
+    [CLS], which means "no answer". Each value must be smaller than the length of its sequence. The values are
+    not checked, because a check would wait for the GPU.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -90,8 +87,7 @@ def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, tempera
     of two KL(teacher || student): one for the start of the answer, and one for the end.
 
     `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. The paper's
-    "DistilBERT (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1). The caller divides
-    the sum by the number of sequences, as the authors' run_squad_w_distillation.py does.
+    "DistilBERT (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1).
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

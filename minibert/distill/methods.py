@@ -1,5 +1,5 @@
-"""Lists all methods of pre-training in the table `METHODS`: the loss of each method, the weights of the loss
-terms, and the default options.
+"""Lists all methods of pre-training in the table `METHODS`, with the loss and the default options of each
+method.
 """
 
 import dataclasses
@@ -23,24 +23,21 @@ from minibert.model.batch import MicroBatch, Step
 
 
 class Method(NamedTuple):
-    """The functions and settings of one method. distilbert.py describes the arguments and results of a loss.
-    """
+    """The functions and settings of one method."""
 
-    loss: Callable  # takes (student, teacher, micro-batch, weights, counts); returns loss and sums of terms
+    loss: Callable  # distilbert.py describes its arguments and results
     weights: type  # a dataclass: the weights of the terms, and other settings of the loss
     counts: Callable  # takes (step, weights); returns, for each term, the number by which its sum is divided
     # Takes (student's config, teacher's config, weights). Raises `UserError` if the two models cannot be
-    # compared. Returns a sentence for the user about the comparison, for example the layer map, or an empty
-    # text.
+    # compared. Returns a sentence for the user, for example the layer map, or an empty text.
     fit: Callable
     shape: Callable  # takes (teacher's config, number of layers); returns the student's default config
-    head: str  # "mlm": the loss needs the models' MLM heads; "encoder": the loss needs only the encoders
+    head: str  # "mlm": the loss needs the MLM heads; "encoder": the loss needs only the encoders
     defaults: dict  # the default values of options of train.py
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
-# Default options, mostly those of BERT's own pre-training. The methods in `METHODS` change some of the
-# options.
+# Default options, mostly those of BERT's own pre-training.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 
@@ -50,8 +47,7 @@ METHODS = {
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
     # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0). TinyBERT's
-    # own code has a learning rate of 5e-5 and 10 % warm-up. The method tinybert uses the values of the dict
-    # `BERT`, 1e-4 and 1 %.
+    # own code has a learning rate of 5e-5 and 10 % warm-up. Here tinybert uses the values of `BERT`.
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -68,7 +64,6 @@ METHODS = {
         BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),
     "embedding": Method(
         embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
-        # In training, student and teacher compute their vectors without masked tokens and without dropout.
         # `min_length` is 3, so that a text may have one token besides [CLS] and [SEP]. With batches of 32
         # texts, the learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
         BERT | dict(mask_share=0.0, dropout=0.0, lr=2e-4, warmup=0.05, min_length=3), SentenceStudent),
@@ -76,11 +71,10 @@ METHODS = {
 
 
 def terms_of(method: str) -> tuple[str, ...]:
-    """Returns the names of a method's loss terms. Figures that have no weight, such as the accuracy, are left
-    out.
+    """Returns the names of a method's loss terms, without figures that have no weight, such as the accuracy.
     """
     weights = METHODS[method].weights()
-    # the numbers in the `Step` do not matter, because only the keys of `counted` are used
+    # only the keys of `counted` are used, so the numbers in the `Step` do not matter
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 
@@ -98,9 +92,8 @@ def weights_of(method: str, **changed) -> object:
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
     """Returns the loss of a method on one batch, as a tensor for `backward()`, and a dictionary with the mean
-    of each term (with MLM, also the accuracy). `changed` replaces default weights, for example
-    `distillation_loss("distilbert", ..., cosine=0)`. Call `student.train()` and `teacher.eval()` first,
-    because this function calls neither of them.
+    of each term (with MLM, also the accuracy). `changed` replaces default weights, for example `cosine=0`.
+    Call `student.train()` and `teacher.eval()` before this function.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

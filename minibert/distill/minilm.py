@@ -1,7 +1,6 @@
 """Computes the losses of MiniLM and MiniLMv2. Both compare relations between the tokens of a sequence,
 computed from the queries, keys and values of the student's last layer and of one teacher layer. The losses
-use no labels, so the text may be masked or not. Student and teacher may have different widths. distilbert.py
-describes the arguments and results of a loss.
+use no labels, so the text may be masked or not. distilbert.py describes the arguments and results of a loss.
 """
 
 import math
@@ -44,13 +43,11 @@ class MiniLMv2Weights:
 def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMWeights,
            counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns MiniLM's loss for a micro-batch (Wang et al. 2020, section 3). The student's last layer learns
-    the attention distributions and the value relations of one teacher layer.
+    the attention distributions (L_AT in the paper) and the value relations softmax(v v' / sqrt(E)) (L_VR) of
+    one teacher layer. Student and teacher need the same number of heads, but not the same head size E.
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
-    # `attention_relation` is the paper's L_AT, and `value_relation` is the paper's L_VR. The value relations
-    # are softmax(v v' / sqrt(E)). Student and teacher need the same number of heads, but not the same head
-    # size E.
     if weights.attention_relation:
         sums["attention_relation"] = relation_sum(q, k, t_q, t_k, micro.batch)
     if weights.value_relation:
@@ -63,8 +60,7 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     """Returns MiniLMv2's loss for a micro-batch (Wang et al. 2021, section 3). The student learns the
     relations among queries, among keys and among values. The relations are computed in R relation heads, so
     student and teacher may have different numbers of heads. The scores are divided by sqrt(D / R), where D /
-    R is the size of a relation head. Whether the paper of MiniLMv2 divides by the same number was not
-    checked.
+    R is the size of a relation head. Whether the paper divides by this number was not checked.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
@@ -78,8 +74,7 @@ def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, teacher_layer: int | None
                     ) -> tuple[list[Tensor], list[Tensor]]:
     """Returns the queries, keys and values of the student's last layer, and those of the teacher layer
-    `teacher_layer` (None: the teacher's last layer). Each tensor is (N, H, E), for N tokens and H heads of
-    size E.
+    `teacher_layer` (None: the last layer). Each tensor is (N, H, E), for N tokens and H heads of size E.
     """
     with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)
@@ -91,23 +86,22 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """Returns the default number of relation heads for a student and a teacher with the given `widths`: the
-    largest number up to 48 that divides both widths. For 312 and 768 the result is 24. The paper has 48
-    relation heads.
+    """Returns the largest number up to 48 that divides all `widths`: the default number of relation heads.
+    For 312 and 768 the result is 24. The paper has 48 relation heads.
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
     """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
-    whole step.
+    step.
     """
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
     """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
-    whole step.
+    step.
     """
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 

@@ -1,7 +1,6 @@
-"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5). The loss compares student and teacher:
-their feature maps (hidden states) and attention in each layer, and their outputs at masked tokens.
-distilbert.py describes the arguments and results of a loss. training/mobilebert_stages.py decides which terms
-a step uses.
+"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5), which compares the feature maps (hidden
+states), the attention and the outputs of student and teacher. distilbert.py describes the arguments and
+results of a loss. training/mobilebert_stages.py decides which terms a step uses.
 """
 
 from dataclasses import dataclass
@@ -41,19 +40,18 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     `kd` is not 0, the loss of pre-training distillation is added.
 
     The terms of the transfer are `feature_map`, `mean`, `variance` and `attention`. Each of these terms is
-    summed over the layers in `weights.layers` and divided by L, the number of all student layers. The
-    attention term is KL(a_t || a_s), averaged over the heads and rows of each sequence, where a_t and a_s are
-    the attention distributions of teacher and student. The authors' code averages the KL over all rows of a
-    batch. The two means are equal if all sequences have the same length.
+    summed over the compared layers and divided by L, the number of all student layers. The attention term is
+    KL(a_t || a_s), averaged over the heads and rows of each sequence, where a_t and a_s are the attention
+    distributions of teacher and student. The authors' code averages the KL over all rows of a batch. The two
+    means are equal if all sequences have the same length.
 
     The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. KD is
-    the KL to the teacher. The authors' code minimises cross-entropies instead of KLs; the gradients are the
-    same.
+    the KL to the teacher. The authors' code minimises cross-entropies instead, with the same gradients.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    # layers above layer `deepest` are not computed, because the loss does not need them
+    # no layer above `deepest` is computed
     deepest = L if distils else max(layers)
     with torch.no_grad():
         teacher_trace = trace(teacher.encoder, micro, bool(layers), deepest)
@@ -65,7 +63,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
             terms["attention"] = relation_sum(
                 student_trace.queries[layer - 1], student_trace.keys[layer - 1],
                 teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)
-        # a term with weight 0 is not added to `sums`, so it does not appear in metrics.jsonl
+        # a term with weight 0 does not appear in metrics.jsonl
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
@@ -105,7 +103,6 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
-    # one call computes MLM and KD, because both terms need the student's logits
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], teacher_side,
                             labelled=torch.arange(len(rows)), temperature=weights.temperature,
                             mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kd / counts["kd"])
@@ -131,9 +128,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if student and teacher cannot be compared layer by layer, or if the teacher's
-    embeddings and head cannot be copied. Also raises `UserError` if all terms of the transfer, or all terms
-    of the distillation, have weight 0. Otherwise returns an empty text.
+    """Raises `UserError` if student and teacher cannot be compared layer by layer, if the teacher's
+    embeddings and head cannot be copied, or if all terms of the transfer, or all terms of the distillation,
+    have weight 0. Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -1,5 +1,5 @@
-"""Builds student models: chooses the shape of the student, the teacher layers that the student copies, and
-the teacher layers that the student imitates.
+"""Builds student models: the shape of the student, the teacher layers that it copies, and the teacher layers
+that it imitates.
 """
 
 import re
@@ -18,16 +18,13 @@ from minibert.model.init import init_weights
 # ---------------------------------------------------------------- shapes
 
 def halved(teacher: Config, layers: int | None = None) -> Config:
-    """Returns the teacher's config with half of the layers (rounded down, at least 1), or with `layers`
-    layers.
-    """
+    """Returns the teacher's config with `layers` layers (None: half of the teacher's layers, at least 1)."""
     return replace(teacher, layers=max(1, teacher.layers // 2) if layers is None else layers)
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """Returns the config of a DistilBERT student for the BERT `teacher`. The student has half of the
-    teacher's layers (or `layers` layers), no token types, no pooler and DistilBERT's `classifier_dropout`.
-    All other settings are the teacher's.
+    """Returns the config of a DistilBERT student: the config of the BERT `teacher` with half of the layers
+    (or `layers` layers), no token types, no pooler and DistilBERT's `classifier_dropout`.
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT has half the layers of a BERT, and the teacher is a MobileBERT: give "
@@ -41,9 +38,8 @@ def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """Returns the config of a MobileBERT student for the IB-BERT `teacher`. Inside its blocks, the student's
-    width is a quarter of the teacher's hidden size. The settings listed in `same` are the teacher's, and all
-    other settings are those of the published MobileBERT.
+    """Returns the config of a MobileBERT student for the IB-BERT `teacher`. The settings listed in `same` are
+    the teacher's, and the others are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
@@ -58,10 +54,9 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """Returns the config of the preset `name`, but with the teacher's vocabulary size, id of [PAD], number of
-    positions, labels and problem type. `layers` is the number of layers (None: that of the preset). If
-    `copied` is true, the student will copy layers of the teacher, so the config also has the teacher's
-    activation and LayerNorm epsilon.
+    """Returns the config of the preset `name`, but with the teacher's values of the fields listed in `same`.
+    `layers` is the number of layers (None: that of the preset). `copied` says that the student will copy
+    layers of the teacher, so the activation and the LayerNorm epsilon must be the teacher's, too.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -75,8 +70,7 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """Returns, for each student layer, the teacher layer (counted from 0) that it copies. Layer i of the
     student is a copy of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of
-    layers of teacher and student. For 12 teacher layers and 6 student layers the result is 0, 2, 4, 7, 9, 11,
-    as in DistilBERT.
+    layers of teacher and student. For 12 and 6 layers the result is 0, 2, 4, 7, 9, 11, as in DistilBERT.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -89,11 +83,10 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """Returns the layer map g(0), g(1) ... g(L_s): student layer m imitates teacher layer g(m). L_s and L_t
-    are the numbers of layers of student and teacher.
+    are the numbers of layers of student and teacher. Layer 0 is the embedding output, and g(0) = 0.
 
-    Layers are numbered from 1, so layer m has the index m in `Trace.hiddens`, and the index m - 1 in
-    `Trace.queries`. Number 0 is the embedding output, and g(0) = 0. If `given` is None, the map is uniform:
-    g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise, `given` is the list g(1), ..., g(L_s).
+    If `given` is None, the map is uniform: g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise, `given`
+    is the list g(1), ..., g(L_s).
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -114,22 +107,22 @@ STARTS = ("teacher", "embeddings", "random")
 def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layers: int | None = None,
                  layer_map: Sequence[int] | None = None, init: str = "teacher", seed: int = 0,
                  fold_segments: bool = True) -> nn.Module:
-    """Builds a student with the same kind of head as its teacher. The student is on the teacher's device and
-    in the teacher's mode (train or eval).
+    """Builds a student with the same kind of head as its teacher, on the teacher's device and in the
+    teacher's mode (train or eval).
 
     `shape` is the name of a preset or a `Config`. If `shape` is None, the student has the teacher's config
     with half of the layers. `layers` replaces the number of layers of the shape. Without `layers`, the
     student has one layer for each number in `layer_map`, except if `shape` is a `Config`.
 
     `init` says which weights are copied. "teacher" copies the embeddings, the head and the teacher layers in
-    `layer_map`, which are numbered from 0. If `layer_map` is None, `copied_layers` chooses the layers.
-    "embeddings" copies only the embeddings and the head. "random" copies nothing, so the student may have any
-    width. `random_weights` sets the weights that are not copied, from `seed`.
+    `layer_map`, which are numbered from 0 (None: the layers of `copied_layers`). "embeddings" copies only the
+    embeddings and the head. "random" copies nothing, so the student may have any width. All other weights are
+    random and depend on `seed`.
 
     `fold_segments` is for a student without token types that copies the teacher's embeddings. If it is true,
-    the teacher's vector of token type 0 is added to every position vector. Then student and teacher compute
-    the same embeddings for a single text. If it is false, the vector of token type 0 is left out, as in
-    DistilBERT's original script.
+    the teacher's vector of token type 0 is added to every position vector, so that student and teacher
+    compute the same embeddings for a single text. If it is false, this vector is left out, as in DistilBERT's
+    original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
@@ -140,7 +133,7 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
         origins = layer_map
         if layer_map is None:
             origins = copied_layers(config.layers, teacher.config.layers)
-        # the configs of student and teacher are checked before the student is built, to report an error early
+        # checked before the student is built, to report an error early
         check_layers(config, teacher.config, origins)
         student = copied(teacher, same_head(teacher, config, pooler=True), origins, fold_segments)
     elif init == "embeddings":
@@ -160,9 +153,8 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """Returns a model with the given config, the teacher's kind of head, and torch's own initial weights. For
-    a teacher without a head, the returned encoder has a pooler only if `pooler` is true and the teacher has a
-    pooler.
+    """Returns a model with the config `config`, the teacher's kind of head, and torch's own initial weights.
+    If the teacher has no head, the model has a pooler only if `pooler` is true and the teacher has a pooler.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -172,9 +164,8 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Gives a model random weights, in place, and returns the model. The weights depend only on `seed` and
-    the config. All token types get the same vector, because the text of pre-training has only token type 0. A
-    random vector of token type 1 would never be trained. In fine-tuning it would add noise to the second text
-    of every pair.
+    the config. All token types get the same vector. A random vector of token type 1 would stay untrained in
+    pre-training, whose text has only token type 0, and would add noise to text pairs in fine-tuning.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -187,8 +178,8 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
            ) -> nn.Module:
     """Copies the teacher's weights into a student with the same kind of head, and returns the student.
-    `layers` has, for each student layer, the number of the teacher layer (from 0) that is copied. If `layers`
-    is None, no layers are copied.
+    `layers` has, for each student layer, the number (from 0) of the teacher layer that is copied. None: no
+    layers are copied.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
@@ -213,8 +204,8 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
 
 
 def check_equal(student: Config, teacher: Config, sizes: dict[str, str], hint: str) -> None:
-    """Raises `UserError` if student and teacher differ in one of `sizes`. `sizes` is a dict from config
-    fields to their names in the error message. `hint` is the last part of the error message.
+    """Raises `UserError` if student and teacher differ in one of `sizes`, a dict from config fields to their
+    names in the error message. The message ends with `hint`.
     """
     for name, meaning in sizes.items():
         student_size, teacher_size = getattr(student, name), getattr(teacher, name)
@@ -227,9 +218,7 @@ OUTER_SIZES = {"vocab_size": "vocabulary", "hidden_size": "width", "max_position
 
 
 def check_vocabulary(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if student and teacher have different vocabularies, because the two models read the
-    same token ids.
-    """
+    """Raises `UserError` if the vocabularies differ, because student and teacher read the same token ids."""
     check_equal(student, teacher, {"vocab_size": "vocabulary"}, "both read the same ids")
 
 
@@ -240,8 +229,7 @@ def check_heads(student: Config, teacher: Config) -> None:
 
 
 def check_embeddings(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if the teacher's embeddings cannot be copied, because a size of the models differs.
-    """
+    """Raises `UserError` if the teacher's embeddings cannot be copied."""
     check_equal(student, teacher, OUTER_SIZES | {"embedding_size": "width of the word embeddings"}, "to copy "
                 "weights, vocabulary, width and positions must be equal (--init random allows any width)")
 

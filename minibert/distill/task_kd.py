@@ -1,12 +1,12 @@
-"""Computes the loss of fine-tuning, with or without a teacher. The loss has three terms. L_hard compares the
-student's outputs with the labels, and L_soft compares the student's outputs with the teacher's outputs.
-L_patience compares the [CLS] states of student and teacher (PKD, Sun et al. 2019).
+"""Computes the loss of fine-tuning, with or without a teacher. L_hard compares the student's outputs with the
+labels, and L_soft compares them with the teacher's outputs. L_patience compares the [CLS] states of student
+and teacher (PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
 Each term is a sum over examples, divided by the number of examples of the whole step (L_hard: of examples
-with a label). For L_soft and L_patience, the teacher computes its outputs and [CLS] states for all examples
-once, before training. Each batch contains the outputs and [CLS] states of the teacher for its examples.
+with a label). The teacher computes its outputs and [CLS] states for all examples once, before training. Each
+batch contains them for its examples.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,7 @@ from minibert.model.heads import Span
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """The weights of the loss of fine-tuning: `alpha` of L_soft and `beta` of L_patience. `temperature` is
-    the temperature of L_soft.
-    """
+    """The weights `alpha` of L_soft and `beta` of L_patience, and the temperature of L_soft."""
 
     alpha: float = 0.0
     temperature: float = 2.0
@@ -35,9 +33,8 @@ class TaskWeights:
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
     """Returns the pairs (student layer, teacher layer), counted from 1, whose [CLS] states PKD compares (Sun
     et al. 2019, section 3.3). The student's last layer is in no pair, because it learns from the teacher's
-    outputs. `which` is "skip" or "last". With 6 student layers and 12 teacher layers, "skip" takes every
-    second teacher layer: 2, 4, 6, 8 and 10. "last" takes the teacher layers directly below the top layer: 7
-    to 11.
+    outputs. With 6 student layers and 12 teacher layers, `which` "skip" takes the teacher layers 2, 4, 6, 8
+    and 10, and "last" takes the teacher layers 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -51,15 +48,14 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """Returns the loss on the labels, summed over the examples that have a label: the cross-entropy for
     classes and spans, and the squared error for scores (regression). `labels` (S,) are the classes or scores
-    of S examples. An example without a label has the label -1 (class) or NaN (score). For spans, `labels` (S,
-    2) has the start and the end of each answer. `offsets` are the offsets of the `Batch`, for spans.
+    of S examples. -1 (class) and NaN (score) mean "no label". For spans, `labels` (S, 2) has the start and
+    the end of each answer, and `offsets` are the offsets of the `Batch`.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # indexing with a mask (`x[mask]`) would wait for the GPU, because the size of its result depends on
-        # the mask
+        # not `x[mask]`, which would wait for the GPU, because its size depends on the mask
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 
@@ -67,9 +63,9 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
     """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
-    For spans, the KL of an example is the mean for start and end. For regression, returns the sum of the
-    squared differences between the scores of student and teacher, and T is not used. PKD's code divides the
-    KL by the number of classes; this function does not.
+    For spans, the KL is the mean for start and end. For regression, returns the sum of the squared
+    differences between the scores of student and teacher. PKD's code divides the KL by the number of classes;
+    this function does not.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -83,10 +79,10 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
 def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     """Returns the sum over examples of the mean squared difference between the [CLS] states of student and
     teacher, scaled to length 1 as in the paper. `student_cls` and `teacher_cls` (S, P, D) have the [CLS]
-    states of P layers (`patience_layers`), of width D, for S examples.
+    states of P layers, of width D, for S examples.
 
-    The mean is taken over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum
-    over layers and elements, but the published values of beta (10 to 1000) are for the mean.
+    The mean is over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum, but
+    the published values of beta (10 to 1000) are for the mean.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))
@@ -95,10 +91,9 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss of one micro-batch without the patience term: its part of (1 - alpha) L_hard + alpha
-    L_soft of the whole step. Also returns the detached sum of each of the two terms over the micro-batch,
-    without weight and not divided. A term with weight 0 is left out. `logits` are the outputs of `model` for
-    the micro-batch.
+    """Returns the micro-batch's part of (1 - alpha) L_hard + alpha L_soft of the whole step. Also returns,
+    for L_hard and for L_soft, the detached sum over the examples of the micro-batch, before the weight and
+    the division. A term with weight 0 is left out. `logits` are the outputs of `model` for the micro-batch.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:
@@ -112,9 +107,9 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the part of the step's loss that comes from one micro-batch, and the detached sum of each term
-    over the micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are compared.
-    If `layers` is empty, the loss has no patience term.
+    """Returns the micro-batch's part of the step's loss, and the detached sum of each term over the
+    micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are compared. If
+    `layers` is empty, the loss has no patience term.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)

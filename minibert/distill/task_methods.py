@@ -1,8 +1,5 @@
-"""Lists all methods that learn a task from a teacher, with the requirements and the default options of each
-method.
-
-The losses are in task_kd.py (kd and pkd), tinybert.py and theseus.py. All methods use the losses of
-task_kd.py for the labels and for the teacher's outputs.
+"""Lists all methods that learn a task from a teacher. The losses are in task_kd.py (kd and pkd), tinybert.py
+and theseus.py. All methods use the losses of task_kd.py for the labels and for the teacher's outputs.
 """
 
 from typing import NamedTuple
@@ -26,8 +23,8 @@ TASK_METHODS = {
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
-    # The values of theseus are those of the MRPC command in the README of the original code. In the MRPC
-    # command, the probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
+    # As in the MRPC command in the README of the original code. There, the probability of a replacement
+    # becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
         "the labels, while student layers replace random groups of layers in the teacher",
         True, True, True,

@@ -23,22 +23,21 @@ class TinyBERTWeights:
     """The weights of TinyBERT's loss terms (published: 1). A term with weight 0 is not computed."""
 
     embedding: float = 1.0
-    hidden: float = 1.0  # weight of the hidden-state term, which is summed over the student's layers
-    attention: float = 1.0  # weight of the attention term, which is summed over the student's layers
-    # For each student layer, the teacher layer (from 1) that it learns from. None: evenly spread layers
-    # (`imitated_layers`).
+    hidden: float = 1.0  # of a sum over the student's layers
+    attention: float = 1.0  # of a sum over the student's layers
+    # For each student layer, the teacher layer (from 1) that it learns from. None: the uniform map of
+    # `imitated_layers`.
     layers: tuple[int, ...] | None = None
 
 
 class TinyBERTStudent(nn.Module):
     """The module that is trained: the student's encoder, and TinyBERT's projection matrices W_e (for the
     embeddings) and W_h (for the hidden states). The projections map the student's states to the teacher's
-    width.
+    width. They are saved in checkpoints, but not with the final student.
 
     Each student layer has a matrix W_h of its own; the paper does not say if all layers share W_h. The
     projections have no bias, as in the paper. TinyBERT's own code has a single linear layer, with a bias, for
-    the embeddings and all hidden states. The projections are trained and saved in checkpoints, but are not
-    saved with the final student.
+    the embeddings and all hidden states.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -63,7 +62,7 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     student_trace = encoder_of(student).trace(micro.batch)
     # student layer m learns from teacher layer g[m]; layer 0 is the embedding output
     g = imitated_layers(len(student_trace.queries), len(teacher_trace.queries), weights.layers)
-    matrices = [None] * len(g)  # None: a student without projections has the teacher's width
+    matrices = [None] * len(g)  # None: no projection
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
@@ -75,9 +74,9 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
         sums["hidden"] = sum(
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
             for m in range(1, len(g)))
-    # L_attn compares the attention scores before the softmax. According to the paper, training with the
-    # scores converges faster than training with the probabilities after the softmax. `queries` and `keys`
-    # have no entry for the embeddings, so layer m has the index m - 1.
+    # L_attn compares the attention scores before the softmax. According to the paper, training converges
+    # faster with the scores than with the probabilities. `queries` and `keys` have no entry for the
+    # embeddings, so layer m has the index m - 1.
     if weights.attention:
         sums["attention"] = sum(
             attention_sum(student_trace.queries[m - 1], student_trace.keys[m - 1],
@@ -87,8 +86,8 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of tokens in the whole
-    step for `embedding` and `hidden`, and the number of sequences for `attention`.
+    """Returns, for each loss term, the number by which its sum is divided: the number of tokens or of
+    sequences in the whole step.
     """
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 

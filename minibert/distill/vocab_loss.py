@@ -1,6 +1,5 @@
 """Computes the MLM cross-entropy and the distillation KL over the vocabulary. `vocab_loss_plain` defines the
-loss in a few lines of code. `vocab_loss` computes the same loss with less memory, because it computes the
-logits for some rows at a time.
+loss in a few lines of code. `vocab_loss` computes the same loss with less memory.
 
 A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h is the
 state of the MLM head, W are the word embeddings (tied), and b is the bias. z_s are the student's logits, z_t
@@ -9,8 +8,8 @@ the teacher's. In this file T is the temperature, not the sequence length.
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
-For 2,048 tokens and BERT's vocabulary, the logits take 250 MB in fp32. To save memory, the rows are divided
-into chunks of C rows. The gradients of a chunk are computed together with its loss:
+For 2,048 tokens and BERT's vocabulary, the logits take 250 MB in fp32. To save memory, the logits are
+computed in chunks of C rows. The gradients of a chunk are computed together with its loss:
 
     d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T))
     d MLM / d z_s = softmax(z_s) - onehot(label)
@@ -28,8 +27,8 @@ from torch import Tensor
 from minibert.model.batch import IGNORE
 
 # Matrix products are fast with many rows, so a chunk has 64 MB of logits. On a CPU, elementwise operations
-# are fast if their input fits in the cache, so these operations go through a chunk in tiles of 0.5 M logits
-# (2 MB in fp32).
+# are fast if their input fits in the cache, so they go through a chunk in tiles of 0.5 M logits (2 MB in
+# fp32).
 CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
@@ -44,8 +43,8 @@ class Vocab(NamedTuple):
 
 
 class VocabSums(NamedTuple):
-    """Sums over all rows of logits, detached: the KL multiplied by T^2, the MLM cross-entropy in nats, and
-    the number of rows whose most likely token is the label.
+    """Detached sums over all rows: the KL multiplied by T^2, the MLM cross-entropy in nats, and the number of
+    rows whose most likely token is the label.
     """
 
     kl: Tensor
@@ -56,19 +55,18 @@ class VocabSums(NamedTuple):
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, VocabSums]:
-    """Returns the loss, a differentiable scalar, and the sums of its terms without weights (`VocabSums`). The
-    loss is `mlm_weight` * MLM sum + `kl_weight` * KL sum.
+    """Returns `mlm_weight` * MLM sum + `kl_weight` * KL sum, and the sums without weights (`VocabSums`). For
+    means instead of sums, the caller divides the weights by the number of tokens, or of masked tokens, in the
+    whole step.
 
-    For means instead of sums, the caller divides the weights by the number of tokens, or of masked tokens, in
-    the whole step. `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the
-    numbers of the M rows with a label, in order. If `labelled` is None, this function searches for the
-    labelled rows, and the CPU must wait for the GPU. `chunk` is the number of rows in one chunk (None:
-    computed from `CHUNK_BYTES`). The student's states, table and bias get gradients; the teacher gets none.
-    Under autocast, logits and their gradients have the dtype of autocast. Softmaxes, sums and results are in
-    fp32 (in fp64 for fp64 states).
+    `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the numbers of the M
+    rows with a label, in order. If `labelled` is None, this function searches for these rows, and the CPU
+    must wait for the GPU. `chunk` is the number of rows in one chunk (None: computed from `CHUNK_BYTES`). The
+    teacher gets no gradients. Under autocast, logits and their gradients have the dtype of autocast.
+    Softmaxes, sums and results are in fp32 (in fp64 for fp64 states).
     """
-    # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. Without `detach`, unused gradients
-    # would be computed.
+    # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. `detach` prevents the computation
+    # of unused gradients.
     if not torch.is_grad_enabled():
         student = Vocab(*(t.detach() for t in student))
     if teacher is None:
@@ -114,7 +112,7 @@ class _VocabLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
-            # converted here, because a conversion in the loop would be repeated for every chunk
+            # converted once, and not again for every chunk
             states, table, bias = states.to(low), table.to(low), bias.to(full)
             if terms.teacher is not None:
                 t_states, t_table, t_bias = terms.teacher
@@ -124,9 +122,8 @@ class _VocabLoss(torch.autograd.Function):
             grad_bias = torch.zeros_like(bias) if need_bias else None
             sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
             # The weights were divided by the number of tokens of the step, so the gradients of the logits are
-            # very small. In fp16 most of these gradients would be rounded to 0 before the loss scale is
-            # applied. So the weights are multiplied by `up`, and at the end the gradients of states, table
-            # and bias are divided by `up`.
+            # very small. In fp16 most of them would be rounded to 0. So the weights are multiplied by `up`,
+            # and at the end the gradients of states, table and bias are divided by `up`.
             up = 1.0
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
@@ -135,8 +132,7 @@ class _VocabLoss(torch.autograd.Function):
             marked = terms.labelled.to(states.device, non_blocking=True)
             chunk = terms.chunk or CHUNK_BYTES // (len(table) * table.element_size())
             chunk = max(1, min(chunk, len(states)))
-            # The buffers are allocated once and used for all chunks. Allocating new memory for each chunk
-            # would take as long as one operation on the chunk.
+            # Allocating new buffers for each chunk would take as long as one operation on the chunk.
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
@@ -163,8 +159,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1, so the gradients need no product. On a GPU, `grad_loss` is
-        # not compared with 1, because the comparison would wait for the GPU.
+        # Without a loss scale, `grad_loss` is 1, so the gradients need no product. On a GPU, the comparison
+        # with 1 would wait for the GPU.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -173,10 +169,9 @@ class _VocabLoss(torch.autograd.Function):
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
     """Replaces a chunk of logits z (C, V), which do not contain the bias, by the gradients of the loss. Adds
-    the losses of the chunk to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of
-    the chunk's first row. `marked` are the numbers of the rows with a label, on the device of z.
+    the losses to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the chunk's
+    first row. `marked` are the numbers of the rows with a label, on the device of z.
     """
-    # on a CPU, a tile of logits must fit in the cache
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), tile):
         inside = slice(first, min(first + tile, len(z)))
@@ -198,17 +193,16 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
                     else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
             grad *= terms.mlm_weight
         if grad_bias is not None:
-            # `grad` is in fp32 here, because 16 bits lose small terms of a long sum
+            # in fp32, because 16 bits lose small terms of a long sum
             grad_bias += grad.sum(0)
         z[inside] = grad
 
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns two tensors for logits z_s and z_t (..., V): T^2 KL(softmax(z_t / T) || softmax(z_s / T)) for
-    each row, and its gradient (..., V) with respect to z_s. T is `temperature`. The content of z_s and z_t is
-    overwritten.
+    each row, and its gradient (..., V) with respect to z_s. T is `temperature`. Overwrites z_s and z_t.
     """
-    # in place, because other operations would need new tensors of the size of the logits
+    # in place, to save memory
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
     p_t, log_sum_t = _softmax(z_t.div_(temperature))
     # the KL is the sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)
@@ -231,7 +225,7 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
     """Returns softmax(z) (..., V) and log sum exp(z) (...,)."""
     p = z.softmax(-1)
-    # log sum exp(z) is z - log p of any token; the most likely token is used, because its p is never 0
+    # log sum exp(z) is z - log p of any token; p of the most likely token is never 0
     return p, z.amax(-1) - p.amax(-1).log()
 
 

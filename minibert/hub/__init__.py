@@ -1,5 +1,3 @@
-"""Loads and saves model files, and translates between the names of minibert and the names of Hugging Face.
-
-Read load_save.py first. hf_names.py and hf_config.py translate names and configs, and weight_files.py reads
-and writes tensors.
+"""Loads and saves model files. Read load_save.py first. hf_names.py and hf_config.py translate between the
+names of minibert and the names of Hugging Face. weight_files.py reads and writes tensors.
 """

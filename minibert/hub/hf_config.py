@@ -1,8 +1,4 @@
-"""Converts a config.json with Hugging Face's names into a `Config`, and a `Config` into a config.json.
-
-If `transformers` cannot compute a model as minibert does, `model_type` in the model's config.json begins with
-"minibert-", so that `transformers` refuses the file.
-"""
+"""Converts a config.json with Hugging Face's names into a `Config`, and a `Config` into a config.json."""
 
 import json
 import math
@@ -15,21 +11,21 @@ from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_D
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
-OWN = "minibert-"  # the start of `model_type` in the config.json of a model that transformers cannot compute
-# In MobileBERT, transformers always uses this epsilon in two places, whatever config.json says: in the
+OWN = "minibert-"  # the start of `model_type` in a file that transformers must refuse (`difference`)
+# In MobileBERT, transformers always uses this epsilon, not that of config.json, in two places: in the
 # LayerNorm of the embeddings, and in the LayerNorm after each layer's last feed-forward network.
 MOBILE_NORM_EPS = 1e-5
-# A config.json with a size above these limits is refused, because a size in a damaged file could make a model
-# that fills the memory. All real models are smaller.
+# A config.json with a larger size is refused. In a damaged file, the size could make a model that fills the
+# memory.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """Returns the `Config` of a parsed config.json, and the name of the head. The second result is None if
-    config.json names no model class (`architectures`). If minibert does not know the class, the second result
-    is the name of the class. Raises `UserError` with the file and the field if a value has a wrong type or is
-    out of bounds, or if minibert does not support the model.
+    """Returns the `Config` of a parsed config.json, and the name of the head: None if config.json names no
+    model class (`architectures`), or the name of the class if minibert does not know it. Raises `UserError`
+    with the file and the field if a value has a wrong type or is out of bounds, or if minibert does not
+    support the model.
     """
     try:
         return _parse(raw)
@@ -42,7 +38,7 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError("architectures is not a list of class names")
     architecture = raw.get("model_type")
-    if architecture is None:  # old files, for example TinyBERT's, have no model_type, so it is guessed
+    if architecture is None:  # old files, for example TinyBERT's, have no model_type
         stem = classes[0].lower() if classes else ""
         architecture = ("mobilebert" if stem.startswith("mobilebert") else
                         "distilbert" if stem.startswith("distilbert") or "n_layers" in raw else
@@ -73,8 +69,8 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
     act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
-    # The attention dropout in the file is ignored, and the `Config` has the default 0. Nearly every file has
-    # 0.1, but training is faster with 0 (`attend` in attention.py).
+    # The attention dropout in the file, nearly always 0.1, is ignored. Training is faster with the default 0
+    # (`attend` in attention.py).
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
@@ -82,9 +78,8 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
 
 
 def _attention_input(raw: dict) -> str:
-    """Returns the value of the field `attention_input` for a MobileBERT's `Config`, a key of
-    `ATTENTION_INPUT`. Raises `UserError` if the config.json describes a variant of MobileBERT that minibert
-    does not support.
+    """Returns the field `attention_input` of a MobileBERT's `Config`. Raises `UserError` if minibert does not
+    support the variant of MobileBERT.
     """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
@@ -98,9 +93,8 @@ def _attention_input(raw: dict) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """Returns a dict with the fields `labels` and `problem_type` of a `Config`. The labels are the names in
-    id2label, in the order of their ids. Without id2label, the `num_labels` labels are LABEL_0, LABEL_1 and so
-    on.
+    """Returns the fields `labels` and `problem_type` of a `Config`. The labels are the names in id2label, in
+    the order of their ids, or LABEL_0, LABEL_1 and so on.
     """
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
@@ -119,8 +113,8 @@ def _labels(raw: dict) -> dict:
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """Returns `raw[key]`, or `default` if the key is missing or null. An int is accepted as a float. Raises
-    `UserError` if the value has another type than `default` or is out of bounds.
+    """Returns `raw[key]`, or `default` if the key is missing or null. Raises `UserError` if the value has
+    another type than `default` or is out of bounds. An int is accepted as a float.
     """
     value = raw.get(key)
     if value is None:
@@ -128,7 +122,7 @@ def _value(raw: dict, key: str, field: str, default):
     kind = type(default)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:  # isinstance is not used, because it accepts True as an int
+    if type(value) is not kind:  # isinstance would accept True as an int
         raise UserError(f"{key} is {value!r:.60}, where {kind.__name__} is expected")
     if kind is float and not (math.isfinite(value) and value >= 0):
         raise UserError(f"{key} is {value}, but must be at least 0")
@@ -138,15 +132,12 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """Returns the settings of a config.json that `save` writes again (all except `NOT_KEPT`), for `describe`.
-    """
+    """Returns the settings of a config.json that `save` writes again, for `describe`."""
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
 def difference(config: Config) -> str:
-    """Returns a text that names the feature of the model that `transformers` does not support, or "" if
-    `transformers` supports the model.
-    """
+    """Returns a text that names the feature of the model that `transformers` does not support, or ""."""
     c, mobile = config, config.architecture == "mobilebert"
     differences = {
         f"a DistilBERT with norm_eps {c.norm_eps}": c.architecture == "distilbert" and c.norm_eps != 1e-12,
@@ -162,8 +153,7 @@ def difference(config: Config) -> str:
 
 def describe(config: Config, head: str, dtype: str, others: dict | None = None) -> dict:
     """Returns the content of config.json for a model. `dtype` is the precision of the stored weights, for
-    example "float32". `others` is the result of `other_settings` for the config.json from which the model was
-    loaded.
+    example "float32". `others` is the result of `other_settings` for the config.json that was loaded.
     """
     others, architecture = others or {}, config.architecture
     labels = {str(i): label for i, label in enumerate(config.labels)}
@@ -175,7 +165,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # `load` sets this dropout to 0, so a user chose a value above 0
+    if config.attention_dropout:  # a user chose this value, because `load` sets 0
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

@@ -1,15 +1,14 @@
-"""Translates the names of modules and config fields between minibert and Hugging Face. For each architecture,
-the tables `MODULES` and `FIELDS` have minibert's names on the left and Hugging Face's names on the right. The
-first `{}` of a name is the number of the layer. In MobileBERT, a second `{}` is the number of a feed-forward
-network in the layer.
+"""Translates the names of modules and config fields between minibert (left in the tables `MODULES` and
+`FIELDS`) and Hugging Face (right). The first `{}` of a name is the number of the layer. In MobileBERT, a
+second `{}` is the number of a feed-forward network in the layer.
 
 A weight file may have tensors that minibert's model does not have: those in `TIED`, `DROPPED` and
-`HEAD_MODULES`. Any other additional tensor in a file is an error (load_save.py).
+`HEAD_MODULES`.
 """
 
 import re
 
-HEADS = {  # the heads of BERT and MobileBERT: minibert's name of a module, and Hugging Face's name
+HEADS = {  # the heads of BERT and MobileBERT
     "mlm": "cls.predictions",  # only for the tensor mlm.bias, which has one value for each token id
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",
@@ -18,8 +17,7 @@ HEADS = {  # the heads of BERT and MobileBERT: minibert's name of a module, and 
     "span": "qa_outputs",
 }
 
-# For each architecture: minibert's name of a module, and Hugging Face's name. The name of a tensor is the
-# name of its module with .weight or .bias after it.
+# The name of a tensor is the name of its module with .weight or .bias after it.
 MODULES = {
     "bert": {
         "encoder.word": "bert.embeddings.word_embeddings",
@@ -85,23 +83,22 @@ MODULES = {
     },
 }
 
-# Some files store a tensor twice, under two names. `TIED` maps the second name to the first name.
+# Some files store a tensor under two names. `TIED` maps the second name to the first name.
 TIED = {architecture: {
     "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}
 TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}
 
-DROPPED = (  # tensors whose names match these patterns belong to no model of minibert
+DROPPED = (  # patterns for the names of tensors that no model of minibert has
     # Old versions of transformers store two constants: the positions 0, 1, 2 ... and the token types, all 0.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
     # TinyBERT's files have matrices that map the student's hidden states to the teacher's width. Only
-    # TinyBERT's distillation needs these matrices.
+    # TinyBERT's distillation needs them.
     r"fit_dense\.(weight|bias)",
-    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has one matrix for each layer
+    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has several such matrices
 )
 
-# Only some heads have these modules. If a file has such a module and the model does not, `load` accepts the
-# file.
+# `load` accepts a file that has one of these modules even if the model does not have the module.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
@@ -115,7 +112,7 @@ CLASSES = {architecture: {
 } for architecture, name in (("bert", "Bert"), ("distilbert", "DistilBert"), ("mobilebert", "MobileBert"))}
 del CLASSES["distilbert"]["pretraining"]  # DistilBERT has no next-sentence head
 
-FIELDS = {  # for each architecture, the fields of `Config` and Hugging Face's names of these fields
+FIELDS = {  # for each architecture, the fields of `Config` and Hugging Face's names
     "bert": {
         "vocab_size": "vocab_size",
         "hidden_size": "hidden_size",
@@ -150,22 +147,22 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# Some config.json files on the hub have an unusual name for a field. `ALIASES` maps the unusual name to the
-# usual name in FIELDS. If a config.json has both names, the value of the unusual name is used.
+# Some config.json files on the hub have an unusual name for a field. `ALIASES` maps this name to the usual
+# name. If a config.json has both names, the value of the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# `save` does not copy these keys from the config.json that was loaded. `save` computes most of these keys
-# from the model. The other keys describe the loaded folder, for example the version of transformers that
+# `save` computes most of these keys from the model, and does not copy them from the config.json that was
+# loaded. The rest of `NOT_KEPT` describes the loaded folder, for example the version of transformers that
 # wrote it.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
-# The fields in the next three dicts are translated by code in hf_config.py, so they are not in FIELDS.
-# Attention dropout is written but not read (`_parse` in hf_config.py says why).
+# hf_config.py translates the fields in the next three dicts. Attention dropout is written but not read
+# (`_parse` in hf_config.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}
-ATTENTION_INPUT = {  # for each value of `attention_input` in minibert, two fields of Hugging Face's config
+ATTENTION_INPUT = {  # values of `attention_input` in minibert, and fields of Hugging Face's config
     "shared": {"key_query_shared_bottleneck": True, "use_bottleneck_attention": False},
     "hidden": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": False},
     "bottleneck": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": True},
@@ -173,15 +170,15 @@ ATTENTION_INPUT = {  # for each value of `attention_input` in minibert, two fiel
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# If a file has an encoder without a head, the names of its tensors start with one of these prefixes.
+# In a file of an encoder without a head, the names of the tensors start with one of these prefixes.
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """Translates the name of a tensor with the table `modules`. Layer numbers and the ending "weight" or
-    "bias" do not change. Returns None if the module is not in the table, or if the name has another ending.
+    """Translates the name of a tensor with the table `modules`. Returns None if the module is not in the
+    table, or if the name does not end with "weight" or "bias".
     """
     module, _, leaf = name.rpartition(".")
     number = r"(?<=\.)\d+(?=\.)"
@@ -193,23 +190,22 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 def to_hf(name: str, architecture: str) -> str:
     """Returns Hugging Face's full name of the tensor that minibert calls `name`, or `name` itself if it is
-    not in the table. As in a model with a head, the names of the encoder's tensors begin with "bert.",
-    "distilbert." or "mobilebert.".
+    not in the table. Full names of an encoder's tensors begin with "bert.", "distilbert." or "mobilebert.".
     """
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """Returns minibert's name of the tensor that Hugging Face calls `name` (a result of `full_hf_name`), or
-    None if the name is not in the table.
+    """Returns minibert's name of the tensor that Hugging Face calls `name` (a full name), or None if the name
+    is not in the table.
     """
     return translate(name, {hf: own for own, hf in MODULES[architecture].items()})
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """Returns the current full name of a tensor that has the old or short name `name` in a Hugging Face file.
-    The old names `gamma` and `beta` of LayerNorm tensors become `weight` and `bias`. If the file has an
-    encoder without a head, "bert.", "distilbert." or "mobilebert." is added at the start of the name.
+    """Returns the full name of a tensor that has the old or short name `name` in a Hugging Face file. The old
+    names `gamma` and `beta` become `weight` and `bias`. For an encoder without a head, the architecture is
+    added at the start.
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

@@ -2,8 +2,7 @@
 
 Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor.
 There are two exceptions. hf_names.py lists additional tensors that a file may have. A head for classification
-or spans that the file lacks gets new weights. By default, `load` reads no pickled files (.bin).
-weights/convert.py converts pickled files to safetensors.
+or spans that the file lacks gets new weights.
 """
 
 import os
@@ -36,11 +35,11 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 
 @dataclass(frozen=True)
 class Beside:
-    """The parts of a loaded folder that the model does not use, but that `save` writes for other libraries.
+    """The parts of a loaded folder that the model does not use. `save` writes them again for other libraries.
     """
 
     settings: dict = field(default_factory=dict)  # the result of `other_settings` for config.json
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads by minibert's names
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads, with minibert's names
     files: dict[str, bytes] = field(default_factory=dict)  # the files of sentence-transformers by their paths
 
 
@@ -49,20 +48,19 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     """Loads a model from a folder or from the Hugging Face hub. The model is in eval mode, in fp32, on the
     CPU.
 
-    `head` is "encoder", "mlm", "pretraining", "classification" or "span". If `head` is None, the model has
-    the head of the checkpoint. If `head` is "classification" or "span" and the checkpoint has no such head,
-    the head starts with new random weights. A warning names the new tensors.
+    `head` is "encoder", "mlm", "pretraining", "classification" or "span" (None: the head of the checkpoint).
+    If `head` is "classification" or "span" and the checkpoint has no such head, the head gets new random
+    weights, and a warning names the new tensors.
 
     `changes` replace fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the
     classifier gets new random weights. The attention dropout is 0 unless `changes` sets another value; the
     value in config.json is ignored. With `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin
     is read if there is no model.safetensors.
 
-    The model has two additional attributes. `sentences` says how `embed` computes a sentence vector. `beside`
-    has the contents of the folder that the model does not use; `save` writes them again. Both attributes are
-    empty if `head` names another head than that of the checkpoint, or if `changes` has `labels` or
-    `problem_type`. But if `head` is "encoder", `sentences` is read even in these cases, and `beside` has only
-    the files of sentence-transformers.
+    The attribute `sentences` of the model says how `embed` computes a sentence vector. The attribute `beside`
+    has the contents of the folder that the model does not use. Both are empty if `head` names another head
+    than that of the checkpoint, or if `changes` has `labels` or `problem_type`. But if `head` is "encoder",
+    `sentences` is read even in these cases, and `beside` has only the files of sentence-transformers.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -79,9 +77,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # The classifier of the checkpoint is left out if `changes` has new labels. It is also left out if
-    # minibert does not know the checkpoint's head (for example, a classifier of tokens), because it belongs
-    # to another task.
+    # The classifier of the checkpoint is left out if `changes` has new labels. If minibert does not know the
+    # checkpoint's head, the classifier is left out because it belongs to another task.
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -93,15 +90,15 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, renamed)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, renamed) if relabelled or wanted != own else []
-    # The shapes are checked before new tensors are made, because a wrong size in config.json could make
-    # tensors that fill the memory.
+    # The shapes are checked first, because a wrong size in config.json could make new tensors that fill the
+    # memory.
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, renamed, names)
     if new:
         warnings.warn(f"{folder}: these tensors are not taken from the checkpoint and get new weights: "
                       f"{', '.join(new)}", stacklevel=2)
         renamed |= {name: _initial(name, shapes[name], config.initializer_range) for name in new}
-    # the tensors are copied from the memory-mapped file, because the file may change later
+    # the tensors are copied, because the memory-mapped file may change later
     state = {name.removeprefix(prefix): renamed[name].to(torch.float32, copy=True) for name in shapes}
     bad = [names.get(prefix + name, name) for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
@@ -125,8 +122,7 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
 
 
 def config_and_head(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """Returns the `Config` and the head that config.json states. The head is None if config.json states none.
-    """
+    """Returns the `Config` and the head that config.json states (None: it states no head)."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
@@ -137,9 +133,8 @@ def head_of(model: nn.Module) -> str:
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model with the head `head`, whose tensors have shapes but no memory yet, and a prefix. The
-    prefix before the model's tensor names gives the names in hf_names.py: "encoder." for an encoder,
-    otherwise "".
+    """Returns a model with the head `head`, whose tensors have shapes but no memory yet. Also returns the
+    prefix of the model's tensor names in hf_names.py.
     """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
@@ -150,8 +145,7 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """Returns three values: a dict from minibert's names to the tensors of a folder, a dict from minibert's
     names to the names in the files, and an error message if a tensor is stored twice with different values
-    (otherwise ""). The tensors in `DROPPED` are left out. Tensors with unknown names stay in the dicts, so
-    that `_check_tensors` can report them.
+    (otherwise ""). Tensors with unknown names stay in the dicts, so that `_check_tensors` can report them.
     """
     full, untied = {}, ""
     for name, tensor in tensors.items():
@@ -174,7 +168,7 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
 
 
 def _few(names: Iterable[str], n: int = 5) -> str:
-    """Returns a text with the first `n` names in alphabetical order and the number of further names."""
+    """Returns a text with the first `n` names and the number of further names."""
     names = sorted(names)
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
@@ -186,15 +180,15 @@ def _head_of_tensors(renamed: Iterable[str]) -> str:
 
 
 def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors that need new weights: tensors of classification and span modules that
-    are not in the checkpoint.
+    """Returns the names of the tensors that need new weights, because the checkpoint has no such
+    classification or span module.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
             if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & renamed.keys()]
 
 
 def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
-    """Returns a new tensor for a head, as in `init_weights` of init.py: a weight is random, a bias is 0."""
+    """Returns a new tensor for a head: a weight is random, a bias is 0."""
     tensor = torch.zeros(shape)
     if name.endswith("weight") and std > 0:
         truncated_normal_(tensor, std)
@@ -202,9 +196,8 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
-    """Raises `UserError` if minibert or the architecture has no such head. For the heads "mlm" and
-    "pretraining", also raises `UserError` if the file has no tensors of the head, or if two tied tensors of
-    the file differ.
+    """Raises `UserError` if minibert or the architecture has no such head. For "mlm" and "pretraining", also
+    raises it if the file has no tensors of the head, or if two tied tensors differ.
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -227,7 +220,7 @@ def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[st
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    renamed: dict[str, Tensor], names: dict[str, str]) -> None:
     """Raises one `UserError` for all differences between the tensors of the model and of the file. Additional
-    tensors of `HEAD_MODULES` are no difference. The message has Hugging Face's tensor names.
+    tensors of `HEAD_MODULES` are no difference.
     """
     problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
@@ -251,11 +244,10 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and, if `tokenizer` is given, the tokenizer's files.
-    `save` also writes the contents of `model.beside`, which other libraries need: settings, tensors of unused
-    heads, and the files of sentence-transformers.
+    Also writes the contents of `model.beside` for other libraries.
 
     `transformers` can load the files. If `transformers` does not support the model, a warning gives the
-    reason, and `transformers` refuses the files: `model_type` in config.json begins with "minibert-".
+    reason, and `model_type` in config.json begins with "minibert-", so that `transformers` refuses the files.
 
     `dtype` is the precision of the stored weights, for example `torch.float16` (None: the model's). `card` is
     markdown for the model card. The model in an existing folder is replaced, and other files in the folder
@@ -264,8 +256,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # The tensor names of an encoder get no prefix, as in transformers. If tensors of an unused head are saved
-    # with the encoder, the encoder's tensors have the names that they have in a model with a head.
+    # As in transformers, the tensor names of an encoder get no prefix. But if tensors of an unused head are
+    # saved with it, the encoder's tensors have the names that they have in a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -283,8 +275,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
     # All new files are complete on the disk before an old file is replaced. The old config.json is removed
-    # first, and the new config.json is moved to the folder last, because a folder without config.json does
-    # not load.
+    # first, and the new one is moved to the folder last, because a folder without config.json does not load.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")
@@ -296,8 +287,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
                                                    card), encoding="utf-8")
         (made / "config.json").write_text(dump(describe(config, head, stored, beside.settings)),
                                           encoding="utf-8")
-        # safetensors makes a file that only its owner can read, so the file gets the permissions of
-        # config.json
+        # safetensors makes a file that only its owner can read
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:

@@ -1,8 +1,5 @@
-"""Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra.
-
-minibert's models take packed batches without padding, but programs that run ONNX files pass padded batches:
-tables of token ids and token types, and a mask. So `Padded` wraps a model of minibert, takes padded batches,
-and computes attention on padded rows.
+"""Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra. Programs that run ONNX
+files pass padded batches, so `Padded` wraps a model of minibert and computes attention on padded rows.
 
 In the shapes, S is the number of sequences, T the length of a padded row, H the number of heads, E the head
 size, D the hidden size, V the size of the vocabulary and K the number of classes.
@@ -34,20 +31,18 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version of the ONNX operators that torch writes without a conversion
-# An exported file is checked with one batch for each entry. An entry has the lengths of the sequences, and
-# the length of the padded rows.
+# An exported file is checked with these batches: the lengths of the sequences, and the length of the padded
+# rows.
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # an fp32 file is refused if its `deviation` from the model is larger
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """Computes attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape (S,
-    H, T, E). `keep` (S, T) is True for tokens and False for padding. No token attends to padding. The results
-    for padding have no meaning.
+    H, T, E). `keep` (S, T) is True for tokens and False for padding. The results for padding have no meaning.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
-    # Scores of padding are set to the smallest finite number and not to -inf. With -inf, the softmax of a row
-    # that has only padding would be NaN.
+    # With -inf, the softmax of a row that has only padding would be NaN.
     scores = scores.masked_fill(~keep[:, None, None, :], torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v
 
@@ -65,11 +60,10 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 
 class Padded(nn.Module):
-    """A model of minibert that takes padded batches: the token ids, the mask and the token types, each (S, T)
-    int64. The mask is 1 for tokens and 0 for padding. The outputs are the tensors that `OUTPUTS` names: (S,
-    K) for a classifier, and one output for each token, (S, T, ...), for all other models. The outputs for
-    padding have no meaning. The weights are shared with `model`, not copied. `Padded` works in eval mode
-    only.
+    """A model of minibert that takes padded batches, in eval mode only. The inputs are the token ids, the
+    mask (1 for tokens, 0 for padding) and the token types, each (S, T) int64. The outputs have the names in
+    `OUTPUTS`: (S, K) for a classifier, and (S, T, ...), one output for each token, for all other models. The
+    outputs for padding have no meaning. The weights are shared with `model`, not copied.
     """
 
     def __init__(self, model: nn.Module):
@@ -89,8 +83,7 @@ class Padded(nn.Module):
         if isinstance(self.model, MaskedLM):
             return (self.model.mlm.logits(x, encoder.word.weight),)  # (S, T, V)
         if isinstance(self.model, Classifier):
-            # the classifier takes a packed batch, so it gets the first token of each row as a sequence of one
-            # token
+            # the classifier gets a packed batch: the first token of each row, as a sequence of one token
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)
             return (self.model.classify(x[:, 0], Batch(None, None, None, firsts, None)),)  # (S, K)
         if isinstance(self.model, Span):
@@ -99,8 +92,8 @@ class Padded(nn.Module):
 
 
 def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pads a packed batch to rows of `length` tokens. The padding is at the end of each row. Returns the
-    token ids, the mask and the token types, each (S, length) int64.
+    """Pads each row of a packed batch at its end to `length` tokens. Returns the token ids, the mask and the
+    token types, each (S, length) int64.
     """
     keep = torch.arange(length) < batch.lengths[:, None]  # (S, length)
     ids, segments = torch.full(keep.shape, pad_id), torch.zeros(keep.shape, dtype=torch.int64)
@@ -110,16 +103,16 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """Returns the outputs of the model for a packed batch, in the order of `OUTPUTS`. Each output has one row
-    for each sequence (classifier) or for each token (all other models).
+    """Returns the outputs of the model for a packed batch, in the order of `OUTPUTS`: one row for each
+    sequence (classifier) or for each token (all other models).
     """
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Removes the rows of padding from padded outputs, for a comparison with `packed_outputs`. The outputs of
-    a classifier, one row for each sequence, are returned unchanged.
+    """Removes the rows of padding from padded outputs. The outputs of a classifier, one row for each
+    sequence, are returned unchanged.
     """
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
@@ -139,16 +132,14 @@ def samples(model: nn.Module) -> list[tuple[Batch, int]]:
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the ONNX file's inputs, each (S, T) int64. token_type_ids is an input only if the
-    model has token types.
-    """
+    """Returns the names of the ONNX file's inputs, each (S, T) int64."""
     return ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.segments else 2]
 
 
 def packages():
     """Returns the packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is
-    missing, or if torch is older than 2.13. (A file from torch 2.6 takes only the batch size of the example
-    in `write_onnx`. Versions between 2.6 and 2.13 were not tested.)
+    missing, or if torch is older than 2.13. (A file from torch 2.6 takes only one batch size. Versions
+    between 2.6 and 2.13 were not tested.)
     """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
@@ -162,9 +153,7 @@ def packages():
 
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Hides all warnings, and the log lines of `logger` below the level ERROR, because they do not help the
-    user.
-    """
+    """Hides all warnings, and the log lines of `logger` below the level ERROR."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -177,8 +166,8 @@ def quiet(logger: str) -> Iterator[None]:
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Writes an ONNX file in fp32, without a check of the file. The file takes any batch size, and any length
-    up to the model's number of positions.
+    """Writes an ONNX file in fp32. The file takes any batch size, and any length up to the model's number of
+    positions.
     """
     onnx, _ = packages()
     names, head = input_names(model), head_of(model)
@@ -194,14 +183,13 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes torch's notes about the source code, and transposes the weights
-    of matrix products.
+    """Changes an ONNX model in place: removes torch's notes about the source code, which have file paths of
+    the exporting machine, and transposes the weights of matrix products.
 
-    torch writes a note for every operator, with file paths of the exporting machine. torch stores each weight
-    of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The quantiser finds only weights
-    that are a direct input of a matrix product. So `tidy` transposes the weights and removes the Transpose
-    operators. The word embedding matrix of an MLM model is not transposed, because the embedding layer reads
-    its rows.
+    torch stores each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The
+    quantiser finds only weights that are a direct input of a matrix product. So `tidy` transposes these
+    weights and removes their Transpose operators. The word embedding matrix of an MLM model is not
+    transposed, because the embedding layer reads its rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -227,14 +215,12 @@ def tidy(proto) -> None:
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     """Writes `target`: a copy of the fp32 file `source` with its embeddings and its products with weights in
-    int8. In each weight matrix of a product, each output column has its own scale.
+    int8. In each weight matrix of a product, each output column has its own scale. In each product, all
+    activations of a batch have the same scale, so the outputs for a sentence depend slightly on the other
+    sentences in its batch.
 
     With `reduce_range`, the int8 weights have 7 bits. Some processors add two products of 8-bit numbers in 16
     bits. With 8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
-
-    In each product, all activations of a batch have the same scale, so the outputs for a sentence depend
-    slightly on the other sentences in its batch. In the int8 mode of `minibert.fast`, each token has its own
-    scale.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -262,10 +248,9 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 
 def deviation(model: nn.Module, path: Path) -> float:
-    """Returns the largest difference between the outputs of the ONNX file and the outputs of the packed
-    model, for the batches of `samples`. The outputs for padding are left out. In each batch, the difference
-    of an output is divided by the largest absolute value of the packed model's output, if this value is above
-    1.
+    """Returns the largest difference between the outputs of the ONNX file and of the packed model, for the
+    batches of `samples`. In each batch, the difference is divided by the largest absolute value of the packed
+    model's output, if this value is above 1.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):
@@ -280,10 +265,11 @@ def deviation(model: nn.Module, path: Path) -> float:
 def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
               bits: int | None = None, judge: Callable[[Path], None] | None = None) -> float:
     """Writes the ONNX file, Hugging Face's config.json and, if `tokenizer` is given, the tokenizer's files.
-    The ONNX file is model.onnx. If `bits` is 8 or 7, the ONNX file is model_quantized.onnx, with weights in 8
-    or 7 bits (`quantize_file`). `judge` is called with the path of the quantised file before the file is
-    moved to `folder`. `judge` can refuse the file with a `UserError`. Returns the `deviation` of the ONNX
-    file from the model.
+    Returns the `deviation` of the ONNX file from the model.
+
+    The ONNX file is model.onnx. If `bits` is 8 or 7, it is model_quantized.onnx, with weights in 8 or 7 bits
+    (`quantize_file`). `judge` gets the path of the quantised file before the file is moved to `folder`, and
+    can refuse it with a `UserError`.
 
     Before any file is moved to `folder`, the fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises
     `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot be exported, if the

@@ -2,8 +2,7 @@
 a smaller feed-forward size, fewer positions or another vocabulary, but the same kind of head.
 
 The new model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This training
-takes much less time than training from random weights, because the attention weights are already learned. The
-bundled teacher in weights/ was trained from a model made in this way.
+takes much less time than training from random weights. The bundled teacher in weights/ began as such a model.
 """
 
 import re
@@ -46,8 +45,8 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
 
     For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. w_in are the
     input weights of the unit, and w_out its output weights. All units have the same input x, which comes from
-    a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit without any text. The
-    units with the largest products are kept.
+    a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit. The units with the
+    largest products are kept.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -66,15 +65,15 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
 
 @torch.no_grad()
 def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Module:
-    """Returns a copy of the model with the vocabulary of another tokenizer. `old` is the tokenizer of the
-    model, and `new` is the tokenizer of the copy.
+    """Returns a copy of the model with the vocabulary of the tokenizer `new`. `old` is the tokenizer of the
+    model.
 
     A token of both vocabularies keeps its word embedding. The old tokenizer divides a new token into old
     tokens. The word embedding of the new token is the mean of the old tokens' word embeddings. The additional
     columns of MobileBERT's MLM head are computed in the same way.
 
-    In an MLM head, the bias of a new token is the smallest bias of its old tokens. A bias is roughly the log
-    of the token's frequency, and the new token is rarer than each of its old tokens.
+    In an MLM head, the bias of a token is roughly the log of the token's frequency. A new token is rarer than
+    each of its old tokens, so it gets their smallest bias.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)
@@ -107,12 +106,13 @@ def keep_positions(model: nn.Module, positions: int) -> nn.Module:
 
 
 def _prefix(model: nn.Module) -> str:
-    # returns the start of the names of all encoder tensors in the model's state dict
+    # returns the start of the names of the encoder's tensors in the model's state dict
     return "" if isinstance(model, Encoder) else "encoder."
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # the result is a model with the same kind of head, the changed config and the given weights
+    # returns a model with the head type of `model`, the weights `weights`, and the config of `model` with the
+    # changes `changed`
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))

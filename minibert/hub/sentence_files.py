@@ -20,16 +20,16 @@ from minibert.common.errors import UserError
 from minibert.hub.weight_files import read_bin
 from minibert.model.sentences import POOLING, Normalize, SentencePooling
 
-# Older config files have one true or false field for each kind of pooling. If several fields are true, the
+# Older config files have a true or false field for each kind of pooling. If several fields are true, the
 # pooled vectors are concatenated in the order of this dict.
 SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# `embed` accepts these settings of sentence_bert_config.json. If any other setting is neither empty nor
-# false, `embed` refuses the model. `_pooling` reads max_seq_length, do_lower_case and module_output_name. The
-# rest of `IGNORED` does not change a vector.
+# `embed` accepts these settings of sentence_bert_config.json. It refuses the model if any other setting is
+# neither empty nor false. `_pooling` reads max_seq_length, do_lower_case and module_output_name. The rest
+# does not change a vector.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
@@ -40,9 +40,9 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
     """Returns the `SentencePooling` of the model in `folder` (None if no modules.json names the folder), and
     a dict from the paths of the files of sentence-transformers to their contents.
 
-    Usually, modules.json is in `folder`. In the old layout with 0_Transformer/, modules.json is in the parent
-    folder. If a file is damaged or a setting is not supported, the field `refused` of the `SentencePooling`
-    has the reason. `embed` then refuses the model, but the model can be loaded for other uses.
+    In the old layout with 0_Transformer/, modules.json is in the parent folder. If a file is damaged or a
+    setting is not supported, the field `refused` of the `SentencePooling` has the reason. `embed` then
+    refuses the model, but the model can be loaded for other uses.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -75,9 +75,9 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """Returns the files that describe `pooling`, as a dict from paths to contents for the model's `Beside`.
-    `hidden_size` is the model's. `shared` is the content of config_sentence_transformers.json, which has the
-    prompts and `pooling.width`.
+    """Returns the files that describe `pooling`, as a dict from paths to contents. `hidden_size` is the
+    model's. `shared` is the content of config_sentence_transformers.json, which has the prompts and
+    `pooling.width`.
     """
     files = {SHARED: shared} if shared else {}
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
@@ -110,7 +110,7 @@ def _json(content) -> bytes:
 
 
 def _modules(root: Path) -> list[dict]:
-    """Returns the content of modules.json. Raises `UserError` if a module's path is not a plain name of a
+    """Returns the content of modules.json. Raises `UserError` if a path in it is not a plain name of a
     folder.
     """
     file = root / "modules.json"
@@ -118,7 +118,7 @@ def _modules(root: Path) -> list[dict]:
     if not isinstance(modules, list):
         raise UserError(f"{file} is not a list of modules")
     for module in modules:
-        # a path with "/" or ".." is refused, because it could name any file of the machine
+        # another path could name any file of the machine
         if Path(module["path"]).name != module["path"] or module["path"] == "..":
             raise UserError(f"{file}: {module['path']!r} is not the name of a folder beside it")
     return modules
@@ -126,7 +126,7 @@ def _modules(root: Path) -> list[dict]:
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
     """Returns the files with the settings and weights of a module. If `legacy_bin` is true, pickled weights
-    are converted to safetensors; otherwise, a module with only pickled weights is a `UserError`.
+    are converted to safetensors. Otherwise, a module with only pickled weights is a `UserError`.
     """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
@@ -191,8 +191,8 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """Returns the kinds of pooling in the settings of a Pooling module: the values of `pooling_mode`,
-    otherwise the true fields of `SWITCHES`, otherwise the mean.
+    """Returns the kinds of pooling in the settings of a Pooling module: `pooling_mode`, otherwise the true
+    fields of `SWITCHES`, otherwise the mean.
     """
     modes = settings.get("pooling_mode")
     if modes is None:

@@ -1,5 +1,5 @@
 """Reads the weights of a model folder (one safetensors file, or several shards), and writes one safetensors
-file. Pickled files are read only for weights/convert.py.
+file.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
         raise UserError(f"{index}: weight_map is not an object from tensors to files")
     tensors = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:  # a name with "/" is refused: it could be any file of the machine
+        if Path(file).name != file:  # a name with "/" could be any file of the machine
             raise UserError(f"{index}: {file!r} is not the name of a file in the same folder")
         shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
         absent = [name for name, home in weight_map.items() if home == file and name not in shard]
@@ -97,7 +97,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     _check_first_bytes(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's warnings about the old format do not help the user
+            warnings.simplefilter("ignore")  # torch's warnings about the old format
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can cause any error
         # torch's own message is not shown, because it recommends to run the code in the file
@@ -113,8 +113,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
-        # In a damaged file, a million rows of a tensor can share the same 4 bytes. A copy of the tensor would
-        # fill the memory.
+        # In a damaged file, a million rows of a tensor can share 4 bytes. A copy of the tensor would fill the
+        # memory.
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
@@ -122,8 +122,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """Returns `path`. Raises `UserError` if `path` is not a file; the error message calls the file `what`
-    (default: its name).
+    """Returns `path`. Raises `UserError` if `path` is not a file; the message calls it `what` (default: its
+    name).
     """
     if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
         raise UserError(f"{path.parent} holds no {what or path.name}{what_it_holds(path.parent)}")
