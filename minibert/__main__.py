@@ -1,11 +1,11 @@
-"""Try one or more models: type a sentence, and each model answers. The answers of all models are printed side
-by side, in one column for each model. The heading of a column has the model's time in milliseconds.
+"""Try one or more models: type a sentence, and each model answers. The answers are printed side by side, in
+one column for each model. The heading of a column has the model's time in milliseconds.
 
 A masked language model prints the most likely tokens for each [MASK]. A classifier prints the most likely
-labels of a text, or of a pair of texts with a tab between them. A regression model prints a score. A model
-with a span head answers questions: type the question, a tab, and the text that has the answer. An encoder
-compares the sentence with the sentences that you typed before, and prints the most similar ones. The
-similarity is the cosine of the sentence vectors (see `minibert.embed`).
+labels of a text, or of two texts with a tab between them. A regression model prints a score. A model with a
+span head answers questions: type the question, a tab, and the text that has the answer. An encoder compares
+your new sentence with all sentences that you typed before it, and prints the most similar ones. The
+similarity is the cosine of the sentence vectors.
 """
 
 import argparse
@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """Loads a model and its tokenizer, and moves the model to the device. The model runs once here, because
-    the first forward pass is slow and would make the first printed time too long. Raises `UserError` if the
-    model or the tokenizer is missing, or if they do not fit together.
+    """Loads a model and its tokenizer. The model runs once here, because the first forward pass is slow and
+    must not count in the printed times. Raises `UserError` if the model or the tokenizer is missing, or if
+    they do not fit together.
     """
     model = load(folder)
     if isinstance(model, PreTraining):  # only the MLM head of its two heads is used here
@@ -94,9 +94,7 @@ def invite(folder: str, runtime: Runtime) -> Guest:
 
 
 def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
-    """Yields the number (counted from 1) and the text of each line of stdin. Blank lines are counted, but not
-    yielded.
-    """
+    """Yields the line number, counted from 1, and the text of each line of stdin that is not blank."""
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - this import makes the arrow keys work in input()
@@ -115,8 +113,8 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
-    """Returns the answers to a line as a table with one column for each model. If `echo` is true, the
-    returned text begins with the line. Raises `UserError` if one of the models cannot use the line.
+    """Returns a table with the answers to a line, with one column for each model. With `echo`, the line
+    itself stands above the table. Raises `UserError` if one of the models cannot use the line.
     """
     columns = {}
     for guest in guests:
@@ -130,8 +128,8 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """Returns the text with escapes such as \\x1b instead of characters that are not printable, because a
-    control character could change the settings of the terminal. A tab becomes a vertical bar.
+    """Returns the text with escapes such as \\x1b for characters that are not printable, because a control
+    character could change the settings of the terminal. A tab becomes a vertical bar.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
@@ -140,7 +138,7 @@ def printable(text: str) -> str:
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """Returns the most likely tokens for each [MASK], with their probabilities."""
-    # the user writes [MASK], but some vocabularies have another name for the mask token
+    # some vocabularies have another name for the mask token
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):
@@ -165,7 +163,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """Returns the most probable answers to a question, with their probabilities. An answer is a part of the
-    text after the tab, or "no answer". A long text is divided into overlapping windows.
+    text after the tab, or "no answer".
     """
     text, pair = parts(line)
     if pair is None:
@@ -179,8 +177,8 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the `best` earlier sentences whose vectors have the largest cosines with the vector of this
-    line, and these cosines.
+    """Returns the `best` earlier sentences that are most similar to this line, with the cosines of their
+    vectors.
     """
     text, pair = parts(line)
     if pair is not None:
@@ -198,8 +196,8 @@ KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find,
 
 
 def parts(line: str) -> tuple[str, str | None]:
-    """Divides a line at its tab into two texts. If the line has no tab, the second text is None. Raises
-    `UserError` if a text is empty, or if the line has more than one tab.
+    """Divides a line at its tab into two texts. Without a tab, the second text is None. Raises `UserError` if
+    a text is empty, or if the line has more than one tab.
     """
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:
@@ -208,9 +206,7 @@ def parts(line: str) -> tuple[str, str | None]:
 
 
 def row(text: str, figure: str) -> str:
-    """Returns one cell of the table: an answer and its figure (a probability, score or cosine). A long answer
-    is cut.
-    """
+    """Returns one cell of the table: an answer, cut if it is long, and its probability, score or cosine."""
     return f"{text if len(text) <= CELL else text[:CELL - 3] + '...'}  {figure}"
 
 

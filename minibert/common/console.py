@@ -1,4 +1,4 @@
-"""Functions that print lines, tables, times and progress, without importing torch, which takes seconds."""
+"""Prints lines, tables, times and progress, without importing torch, which takes seconds."""
 
 import os
 import sys
@@ -23,8 +23,8 @@ def clock(seconds: float) -> str:
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """Returns a table as text. Each dict in `rows` is one line. All dicts have the same keys, which are the
-    headings of the columns. `title` is a line above the table.
+    """Returns a table as text. Each dict in `rows` is one line. All dicts have the same keys, the headings of
+    the columns. `title` is a line above the table.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -37,10 +37,10 @@ def table(rows: list[dict], title: str = "") -> str:
 
 
 class Progress:
-    """A progress line on stderr with the amount of work done, the rate and the remaining time. On a terminal
-    the line is replaced at most twice a second, and removed at the end of the work. If stderr is no terminal,
-    a new line is printed at most every ten seconds. Only the first rank prints progress. With `stays=True`
-    the first and the last line are always printed, and the last line is not removed.
+    """A progress line on stderr with the amount of work done, the rate and the remaining time. Only the first
+    rank prints it. On a terminal the line is replaced at most twice a second, and removed at the end of the
+    work. Otherwise a new line is printed at most every ten seconds. With `stays=True` the first and the last
+    line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
@@ -54,8 +54,8 @@ class Progress:
         self.in_place = False  # whether the cursor is at the end of the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. Shows a new line, with `detail` at its end, if enough time has
-        passed since the last line was shown. The line of the finished work is shown only with `stays`.
+        """Adds `amount` to the work done. If enough time has passed since the last line, shows a new line
+        with `detail` at its end. The line of the finished work is shown only with `stays`.
         """
         self.done += amount
         finished = self.done >= self.total
@@ -76,9 +76,7 @@ class Progress:
                 f"{short(rate)} {self.unit}/s  {left} left")
 
     def close(self) -> None:
-        """Ends the progress line (with `stays`) or removes it, so that the next output begins at the start of
-        a line.
-        """
+        """Ends the progress line (with `stays`) or removes it."""
         if self.in_place:
             print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
         self.in_place = False
@@ -91,8 +89,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """Returns a number as text. Whole numbers and numbers of 100 or more have no fraction. Numbers from 1 to
-    100 with a fraction have one digit after the point. Numbers below 1 have two significant digits.
+    """Returns a number as text. Whole numbers and numbers of 100 or more have no decimals. Other numbers
+    above 1 have one decimal, and numbers below 1 have two significant digits.
     """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

@@ -1,5 +1,4 @@
-"""Functions that read small files, write files completely or not at all, and report errors of the disk in one
-sentence.
+"""Reads small files, writes files completely or not at all, and reports errors of the disk in one sentence.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # the program that reads this program's output has ended, which is no error of the disk
+        raise  # the reader of the output has ended, which is no error of the disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, and {path} cannot be written; make room on the disk and run "
@@ -61,9 +60,8 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path of `folder` with all links resolved. The caller writes a temporary folder and then
-    renames it to the returned path. Raises `UserError` if the path exists and is not an empty folder, or if
-    the path is a mount point, because no folder can be renamed to a mount point.
+    """Returns the path of `folder` with all links resolved. Raises `UserError` if the path exists and is not
+    an empty folder, or if it is a mount point, because the caller renames another folder to the path.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -91,8 +89,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     """Returns the text of a small UTF-8 file, with '\\n' for every line end. Raises `UserError` if the file
-    cannot be read or is not UTF-8, and for a device or a pipe, because reading a device or a pipe may never
-    end.
+    cannot be read or is not UTF-8, and for a device or a pipe, whose reading may never end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -107,8 +104,8 @@ def read_text(path: Path) -> str:
 
 
 def check_is_the_file(path: Path, start: bytes) -> None:
-    """Raises `UserError` if `start`, the first bytes of a downloaded file, shows that the file is only a
-    git-LFS pointer or a web page.
+    """Raises `UserError` if `start`, the first bytes of a downloaded file, is the start of a git-LFS pointer
+    or a web page.
     """
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs "
@@ -119,15 +116,14 @@ def check_is_the_file(path: Path, start: bytes) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Returns the JSON object in a file. Raises `UserError` if the content of the file is not a JSON object.
-    """
+    """Returns the JSON object in a file. Raises `UserError` if the content is not a JSON object."""
     text = read_text(path)
     check_is_the_file(path, text[:100].encode())
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
-    # thousands of nested brackets cause a RecursionError, and numbers with thousands of digits a ValueError
+    # RecursionError: thousands of nested brackets; ValueError: numbers with thousands of digits
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: this json cannot be read ({error})") from None
     if not isinstance(content, dict):
@@ -136,6 +132,6 @@ def read_json(path: Path) -> dict:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file's bytes, in hexadecimal."""
+    """Returns the sha256 of a file, in hexadecimal."""
     with disk_errors(path, "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,5 @@
-"""`UserError` is the exception for errors that a user can cause and correct. `run_script` prints its message
-on stderr and ends the process with exit code 2.
+"""`UserError` is the exception for errors that a user can correct. `run_script` prints its message and ends
+the process.
 """
 
 import os
@@ -14,7 +14,7 @@ class UserError(Exception):
 
 def sentence(error: UserError | str) -> str:
     """Returns the message of an error on one line, with at most 2,000 characters. Characters that are not
-    printable are escaped, because a message may quote the content of a file.
+    printable are escaped, because a message may quote a file.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])
@@ -23,9 +23,8 @@ def sentence(error: UserError | str) -> str:
 
 def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
-    code 2, without a traceback. Ctrl-C ends the process with exit code 130. If the program that reads the
-    output has ended, the exit code is 1. A character that the terminal's encoding does not have is printed as
-    a code like \\xe9 or \\u4e2d.
+    code 2. Ctrl-C ends the process with exit code 130. If the program that reads the output has ended, the
+    exit code is 1. A character that the terminal's encoding does not have is printed as a code like \\xe9.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a stream that a caller replaced may have no `reconfigure`
@@ -35,10 +34,10 @@ def run_script(main) -> None:
     except UserError as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the program that reads the output, for example `head`, has ended
+    except BrokenPipeError:  # the reader of the output, for example `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    # errors of the operating system, for example a folder without permission or a full disk
+    # for example a folder without permission or a full disk
     except OSError as error:
         where = f"{error.filename} cannot be used: " if error.filename else ""
         print(f"error: {sentence(where + (error.strerror or str(error)))}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Finds the folder of a model. A model of the Hugging Face hub is downloaded once. This module does not
+"""Finds the folder of a model, and downloads it from the Hugging Face hub if necessary. This module does not
 import torch, because a process that only tokenises does not need torch.
 """
 
@@ -12,15 +12,14 @@ CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab
                 "config_sentence_transformers.json", "[0-9]_*/config.json")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
-# the files with the weights of the dense layers of a sentence encoder
+# weights of the dense layers of a sentence encoder
 DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
     """Returns the path of a model's folder. `name` is the path of a folder, or the name of a model on the
     hub, which is downloaded into the Hugging Face cache. `weights=False` downloads only the files of the
-    configuration and the tokenizer. The environment variables of huggingface_hub are used (HF_HOME,
-    HF_ENDPOINT, HF_HUB_OFFLINE ...). Raises `UserError` if there is no folder or model named `name`, if the
+    configuration and the tokenizer. Raises `UserError` if there is no folder or model named `name`, if the
     download fails, or if `name` is the folder of a run (its model is in the subfolder model/).
     """
     if Path(name).is_dir():
@@ -43,7 +42,7 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"there is no folder {name} here, and no model of this name on the hub that you may "
                         "read") from None
-    # every exception is caught, because the HTTP client and the disk raise exceptions of many classes
+    # every exception, because the HTTP client and the disk raise exceptions of many classes
     except Exception as error:
         why = str(error).strip().splitlines()
         raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "

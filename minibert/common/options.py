@@ -1,5 +1,4 @@
-"""Makes command-line options from a frozen dataclass. Each field of the dataclass is one option with its help
-text.
+"""Makes command-line options from the fields of a frozen dataclass.
 
 An option can depend on another option. For example, `--imitate` has an effect only with `--method tinybert`.
 With any other method, `--help` does not show `--imitate`, and the use of `--imitate` is an error.
@@ -18,10 +17,10 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` is the word that stands for the value in the help, for example FOLDER. `group` is the heading of
-    a group of options in the help. The group ends before the next field that has a `group`. `only_with` is a
-    dict from the names of other options to tuples of values. An example is {"method": ("tinybert",)}. The
-    option has an effect only if every option named in `only_with` has one of the values of its tuple.
+    `metavar` is the word that stands for the value in the help. `group` is the heading of a group of options
+    in the help. The group ends before the next field that has a `group`. With {"method": ("tinybert",)} as
+    `only_with`, the option has an effect only if --method is tinybert. If `only_with` has several names, all
+    conditions must hold.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -29,7 +28,7 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
 
 @dataclasses.dataclass(frozen=True)
 class MachineOptions:
-    """The options for the machine on which a script runs: memory, precision, device and threads."""
+    """The options for the machine on which a script runs."""
 
     micro_tokens: int = option(
         4096, "largest number of tokens in one forward pass of a rank (a longer sequence is alone in a "
@@ -39,7 +38,7 @@ class MachineOptions:
     precision: str = option(
         "auto", "precision of matrix products; auto: bf16 on hardware that multiplies bf16, fp16 on other "
                 "GPUs, and fp32 on other CPUs",
-        # the names are repeated here, because importing PRECISIONS from runtime.py would import torch
+        # not PRECISIONS from runtime.py, because runtime.py imports torch
         choices=("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1; auto: a GPU if there is one",
                          metavar="DEVICE")
@@ -53,13 +52,12 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
           defaults: dict[str, dict[str, dict]] | None = None):
     """Reads the command line and returns an instance of the dataclass `cls`.
 
-    A `bool` field x becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes one or more values. A `T |
-    None` field may have the default None. Any other field with the default None is required. The help shows
-    the options in the order of the fields, and inherited fields last. `defaults` has the default values that
-    `--help` shows for options whose default depends on another option. For example, {"method": {"tinybert":
-    {"lr": 1e-4}}} means that the default of --lr is 1e-4 with --method tinybert. An unknown option or a value
-    of a wrong type ends the process with exit code 2. Raises `UserError` if a given option has no effect
-    together with the other options.
+    A `bool` field x becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes one or more values. An option
+    is required if its default is None, unless the type of the field is `T | None`. The help shows inherited
+    fields last. `defaults` has the defaults that the help shows for options whose default depends on another
+    option. For example, {"method": {"tinybert": {"lr": 1e-4}}} means that the default of --lr is 1e-4 with
+    --method tinybert. An unknown option or a value of a wrong type ends the process with exit code 2. Raises
+    `UserError` if a given option has no effect together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -96,7 +94,7 @@ def unread(cls, given: dict) -> dict[str, str]:
 
 
 def flag(name: str) -> str:
-    """Returns the command-line option of a field, for example --layer-map for the field `layer_map`."""
+    """Returns the command-line option of a field, for example --layer-map for `layer_map`."""
     return "--" + name.replace("_", "-")
 
 
@@ -134,8 +132,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """Returns the values of the options on which other options depend: the options named in `names`, and all
-    options that appear in an `only_with`. `parse` calls `_chosen` before it parses all options.
+    """Returns the values of the options on which other options depend: the options named in `names` or in an
+    `only_with`.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -159,8 +157,7 @@ def at_least_one(options, *names: str) -> None:
 def within(options, low: float, high: float, *names: str, open_low: bool = False,
            open_high: bool = False) -> None:
     """Raises `UserError` if one of the options `names` is given and is not a number from `low` to `high`.
-    With `open_low` the value `low` is not allowed, and with `open_high` the value `high` is not allowed.
-    Infinity is never allowed.
+    `open_low` excludes the value `low`, and `open_high` the value `high`. Infinity is never allowed.
     """
     open_high = open_high or high == math.inf
     upper = "finite" if high == math.inf else f"{'below' if open_high else 'at most'} {high:g}"

@@ -1,6 +1,4 @@
-"""Functions that report which features the CPU has. The fastest way to compute attention or int8 products
-depends on the features of the CPU.
-"""
+"""Reports the features of the CPU on which the fastest kernels for attention and int8 products depend."""
 
 from functools import cache
 
@@ -9,8 +7,8 @@ import torch
 
 @cache
 def features() -> frozenset[str]:
-    """Returns the names that torch gives to the features of this CPU, for example "avx2", "avx512_vnni",
-    "amx_int8". The set is empty if this version of torch does not report features.
+    """Returns torch's names for the features of this CPU, for example "amx_int8". The set is empty if this
+    version of torch does not report features.
     """
     if not hasattr(torch.cpu, "get_capabilities"):
         return frozenset()
@@ -24,10 +22,9 @@ def multiplies_bf16() -> bool:
 
 
 def sums_bytes_in_32_bits() -> bool:
-    """Returns True if the CPU adds products of 8-bit numbers without overflow. This is true of every CPU that
-    is not x86, and of an x86 CPU with VNNI or AMX. An x86 CPU with neither VNNI nor AMX adds two products of
-    8-bit numbers in 16 bits, and the sum may overflow. If torch does not report features, the result is True
-    on every CPU.
+    """Returns True if the CPU adds products of 8-bit numbers without overflow: a CPU that is not x86, or an
+    x86 CPU with VNNI or AMX. Other x86 CPUs add two products in 16 bits, and the sum may overflow. If torch
+    does not report features, the result is True.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

@@ -1,7 +1,6 @@
 """Computes random numbers without a generator. Each random number is a hash of integers: the seed, the step,
-the number of the sample, the position and so on. So a resumed run has the same random numbers as a run
-without a stop, and the number of ranks does not change them. The order of the data is a permutation that is
-computed and not stored. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+the position and so on. So a resumed run has the random numbers of a run without a stop, with any number of
+ranks. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 import numpy as np
@@ -10,10 +9,10 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(*words) -> np.ndarray:
-    """Hashes integers or integer arrays (broadcast together) to uint64. Arguments in another order give
-    another hash.
+    """Hashes integers or integer arrays (broadcast together) to uint64. The order of the arguments changes
+    the hash.
     """
-    # The state is an array, because numpy gives a warning if a scalar overflows. The overflow is intended.
+    # an array, because numpy gives a warning if a scalar overflows; the overflow is intended
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         z = state + _GAMMA + np.asarray(word).astype(np.uint64)
@@ -24,11 +23,10 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Returns uniform random floats in (0, 1), computed from the hash `mix(*words)`. A float u is never 0 or
-    1, so log(u) is finite, and u * n is below n.
+    """Returns uniform random floats u in (0, 1), computed from the hash `mix(*words)`. log(u) is finite, and
+    u * n is below n.
     """
-    # 52 bits of the hash are used. With 53 bits, the addition of 0.5 would be rounded, and the largest result
-    # would become 1.
+    # With 53 bits of the hash, the addition of 0.5 would be rounded, and the largest result would become 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
@@ -38,10 +36,10 @@ def seed_of(*words) -> int:
 
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
-    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation. The
-    result is int64. The permutation is a balanced Feistel network on the smallest even number of bits that
-    can hold n - 1. If a result is n or more, the network is applied to the result again ("cycle walking",
-    Black and Rogaway 2002). For each number of `i`, the network is applied fewer than four times on average.
+    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1, which `key` chooses. The result is
+    int64. The permutation is a balanced Feistel network on the smallest even number of bits that can hold n -
+    1. If a result is n or more, the network is applied to the result again ("cycle walking", Black and
+    Rogaway 2002).
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

@@ -58,7 +58,7 @@ class Runtime:
             dist.destroy_process_group()
 
     def sum_over_ranks(self, tensors: list[Tensor]) -> None:
-        """Sums the tensors over all ranks, in place and in one call. All tensors must have the same dtype."""
+        """Sums tensors of one dtype over all ranks, in place and in one call."""
         if self.ranks == 1:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -74,7 +74,7 @@ def _another_rank_may_end():
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
-            raise  # this error comes from the device, not from the connection between ranks
+            raise  # an error of the device, not of the connection between ranks
         raise UserError("another rank has ended or cannot be reached, so this rank also ends "
                         f"({str(error).splitlines()[0]}); the message of the other rank says why; continue "
                         "from the last checkpoint with --resume") from None
@@ -82,22 +82,20 @@ def _another_rank_may_end():
 
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
-    """Chooses the device, the precision and the number of CPU threads. Connects the ranks if torchrun started
-    several ranks. Raises `UserError` if the device cannot be used.
+    """Chooses the device, the precision and the number of CPU threads, and connects the ranks of torchrun.
+    Raises `UserError` if the device cannot be used, or for fp16 on a CPU.
 
     The device "auto" is a GPU if the machine has one. The precision "auto" is bf16 on hardware that
-    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. If `training` is true, oneDNN stores fewer
-    kernels, which saves memory, and glibc keeps freed memory, which saves time.
+    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. With `training`, oneDNN stores fewer kernels,
+    which saves memory, and glibc keeps freed memory, which saves time.
     """
     if training:
-        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. Most packed batches have a
-        # new shape. The 1,024 kernels fragment the heap: in an hour, the memory of a run grew by half. A
-        # limit of 16 is enough, because one pass through a layer uses fewer than 16 kernels.
+        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. They fragment the heap: in
+        # an hour, the memory of a run grew by half. One pass through a layer uses fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # `set_num_threads` is called even without --threads. After this call, MKL always uses this number of
-    # threads, even on a busy machine. With fewer threads, MKL would add numbers in another order, and a
-    # resumed run could differ in the last bit.
+    # This call fixes MKL's number of threads, even without --threads. Otherwise MKL takes fewer threads on a
+    # busy machine and adds numbers in another order, so a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -117,24 +115,22 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        # The other ranks wait while the first rank evaluates and saves, so the time limit is long. The long
-        # limit does no harm: if a rank dies, torchrun stops the other ranks, so they do not wait for the
-        # limit.
+        # The time limit is long, because the other ranks wait while the first rank evaluates and saves. If a
+        # rank dies, torchrun stops the other ranks.
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from returning freed memory to the system, so the process keeps all memory until it ends.
-    Allocators other than glibc's are not changed. By default glibc returns large blocks of memory to the
-    system, and later requests memory again page by page. In a measured training step of DistilBERT in bf16,
-    glibc returned and requested 268 MiB, which took a fifth of the step's time.
+    """Stops glibc from returning freed memory to the system. By default glibc returns large blocks, and later
+    requests memory again page by page. In DistilBERT in bf16, this took a fifth of the time of a training
+    step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        # Large blocks come from the heap and not from mmap, because glibc always returns freed mmap blocks.
+        # large blocks come from the heap, because glibc always returns freed mmap blocks to the system
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned to the system
+        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -145,8 +141,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def describe(runtime: Runtime) -> dict:
-    """Returns a description of the machine and of the software versions, which each run stores with its
-    options.
+    """Returns the description of the machine and of the software versions that a run stores with its options.
     """
     import platform
 

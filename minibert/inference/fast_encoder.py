@@ -1,12 +1,12 @@
-"""Makes a fast copy of a trained model for inference. On a CPU, the weights of the layers are packed if torch
-has a kernel for packed weights: they are stored in the order that this kernel needs.
+"""Makes a fast copy of a trained model for inference.
 
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-The fast copy has a `FastLayer` in place of each layer of the model. Embeddings and heads are in fp32.
-Attention is also in fp32, with two exceptions. On CUDA, attention has the precision of the matrix products.
-On a CPU with AMX, attention is in bf16 in the mode "bf16". docs/inference.md has the measurements.
+The fast copy has a `FastLayer` in place of each layer. On a CPU, the weights of the layers are packed if
+torch has a kernel for packed weights (see packed_linear.py). The matrix products of the layers have the
+precision of the mode. Embeddings, heads and attention are in fp32, with two exceptions. On CUDA, attention
+has the precision of the mode. On a CPU with AMX, attention is in bf16 in the mode "bf16".
 """
 
 import copy
@@ -29,8 +29,7 @@ MODES = ("fp32", "fp16", "bf16", "int8")
 
 class FastLayer(nn.Module):
     """A copy of a `Layer` for inference. One matrix product computes the queries, keys and values together.
-    The function `product(weight, bias, activation)` returns a module that computes one matrix product and the
-    activation (see packed_linear.py).
+    `product(weight, bias, activation)` returns a module that computes one matrix product and the activation.
     """
 
     def __init__(self, layer: Layer, product):
@@ -64,8 +63,9 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """Returns a copy of `model` for inference, which is called like `model`, with a packed batch. The copy
-    shares the tensors of embeddings, norms and heads with `model`.
+    """Returns a copy of `model` for inference, which is called like `model`. The copy shares the tensors of
+    embeddings, norms and heads with `model`, and cannot be trained or saved. Its attribute `kernels` is a
+    text that names the kernels.
 
     `mode` is the precision of the encoder's matrix products:
 
@@ -73,9 +73,8 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     - "bf16", only on hardware with native bf16
     - "fp16": on CUDA, weights and arithmetic are in fp16; on a CPU, the weights are stored in fp16 and the
       arithmetic is in fp32
-    - "int8", only on CPUs (`packed_linear.Int8`)
+    - "int8", only on CPUs
 
-    The attribute `kernels` of the copy is a text that names the kernels. The copy cannot be trained or saved.
     Raises `UserError` if the model is no BERT or DistilBERT, or if the device does not support the mode,
     because a mode is never emulated with slower arithmetic.
     """
@@ -85,7 +84,7 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     if foreign is not None:
         raise UserError("a fast copy can be made of a BERT or DistilBERT only, and this model has layers of "
                         f"the class {type(foreign).__name__}")
-    # `deepcopy` takes the tensors in this dict and does not copy them, so the copy shares the model's tensors
+    # `deepcopy` does not copy the tensors in this dict, so the copy shares them with the model
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared).eval()
     encoder = encoder_of(made)
@@ -95,9 +94,8 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
 
 
 def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module], str]:
-    """Chooses the kernels for a mode and a device. Returns the function `product(weight, bias, activation)`,
-    which makes a module for one matrix product, and a text that names the kernels. Raises `UserError` if the
-    device does not support the mode.
+    """Chooses the kernels for a mode and a device. Returns the function `product` of `FastLayer`, and a text
+    that names the kernels. Raises `UserError` if the device does not support the mode.
     """
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not known: {', '.join(MODES)}")
@@ -121,7 +119,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits. The weights are converted to 16 bits once, here.
-    Autocast would convert them in each forward pass.
+    """Makes a module for a matrix product in 16 bits. The weights are converted once, here. Autocast would
+    convert them in each forward pass.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

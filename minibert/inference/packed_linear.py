@@ -1,12 +1,11 @@
-"""Matrix products for inference: y = f(x W' + b), where W' is the transposed weight and f an activation. The
-weights are packed once (not in `Plain`): they are stored in the order that the matrix kernel needs.
+"""Matrix products for inference: y = f(x W' + b), where W' is the transposed weight and f an activation.
 
-The project uses torch's private operators in this file only. Each class is a module that maps x (N, in) to y
-(N, out) for N tokens. A module is made from a weight (out, in), a bias (out,) and the name of an activation
-(None: no activation). The modules are not for training. Row i of y depends only on row i of x.
+Each class is a module that maps x (N, in) to y (N, out) for N tokens. A module is made from a weight (out,
+in), a bias (out,) and the name of an activation (or None). All classes except `Plain` pack the weights once:
+they store them in the order that the matrix kernel needs. Row i of y depends only on row i of x.
 
-Each class except `Plain` has a method `runs`, which returns False if the installed torch has no operators of
-the class for this processor. `Packed.runs` also tests if the results are correct.
+Only this file of the project uses torch's private operators. The method `runs` returns False if the installed
+torch does not have these operators for this processor.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from minibert.model.encoder import activation
 # On a processor with AVX2 but without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain
 # product if x has at most FEW_TOKENS tokens (docs/inference.md).
 FEW_TOKENS = 128
-TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0, which would cause a division by 0
+TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0
 
 
 class Plain(nn.Module):
@@ -48,9 +47,9 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """Computes the product with oneDNN in fp32 or bf16. One kernel of oneDNN computes both the product and
-    the activation. On processors without AVX-512, the plain product in fp32 is faster for more than
-    FEW_TOKENS tokens, so the module also stores an fp32 weight that is not packed.
+    """Computes the product and the activation with one kernel of oneDNN, in fp32 or bf16. On processors
+    without AVX-512, the plain product in fp32 is faster for more than FEW_TOKENS tokens, so the module also
+    stores an fp32 weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -84,9 +83,8 @@ class Packed(Plain):
 
 
 class HalfWeights(nn.Module):
-    """Computes products in fp32 from weights that are stored in fp16. FBGEMM converts the weights to fp32
-    when it reads them. FBGEMM's kernel is fast if x has few tokens. Only the weights are rounded (fp16 has 11
-    significant bits).
+    """Computes products in fp32 from weights that are stored in fp16 (11 significant bits). FBGEMM converts
+    the weights to fp32 when it reads them. FBGEMM's kernel is fast if x has few tokens.
     """
 
     name = "FBGEMM on weights in fp16"
@@ -116,8 +114,8 @@ class Int8(nn.Module):
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
     kernels accept only one scale for all tokens. So each row of x is divided by its s, the kernel gets the
-    scale 1, and the result of the kernel is multiplied by s. Sums of integers are exact, so all subclasses
-    give the same results.
+    scale 1, and the result is multiplied by s. All subclasses give the same results, because sums of integers
+    are exact.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
@@ -129,8 +127,7 @@ class Int8(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """Returns round(weight / scale), packed for the kernel of the subclass. Each row of the weight has
-        its own scale.
+        """Returns round(weight / scale), packed for the kernel of the subclass, with one scale for each row.
         """
         raise NotImplementedError
 
@@ -158,8 +155,8 @@ class Int8(nn.Module):
 
         Without the dot-product instructions (VNNI), a kernel adds two products of 8-bit numbers in 16 bits.
         The kernel stores x + 128, which is at most 255. With weights up to 63, the sum of two products is at
-        most 2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may overflow. In an
-        overflow, the kernel uses the largest 16-bit number and reports no error.
+        most 2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may overflow without an
+        error.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -173,7 +170,7 @@ class Int8(nn.Module):
 
 
 class FbgemmInt8(Int8):
-    """Computes int8 products with FBGEMM, which uses the instructions AVX2, AVX-512 and VNNI, but not AMX."""
+    """Computes int8 products with FBGEMM, which uses AVX2, AVX-512 and VNNI, but not AMX."""
 
     name = "FBGEMM in int8"
 
@@ -183,8 +180,7 @@ class FbgemmInt8(Int8):
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # torch warns that quantised tensors will be removed from torch. FBGEMM needs one, so the user
-            # cannot act on this warning.
+            # torch warns that quantised tensors will be removed, but FBGEMM needs one
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -192,8 +188,8 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and the packed weights. The kernel adds 128 to x and rounds the sum
-        to unsigned integers.
+        """Returns the product of round(x) and the packed weights. The kernel rounds x + 128 to unsigned
+        integers.
         """
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x.contiguous(), 1.0, 128, packed)
@@ -201,8 +197,7 @@ class FbgemmInt8(Int8):
 
 class OneDnnInt8(Int8):
     """Computes int8 products with oneDNN, which can use AMX. x is stored in unsigned integers, where 128
-    stands for the value 0. Do not use signed integers: with AVX-512, oneDNN's kernel for signed integers is a
-    thousand times slower.
+    stands for 0. With AVX-512, oneDNN's kernel for signed integers is a thousand times slower.
     """
 
     name = "oneDNN in int8"
@@ -210,16 +205,16 @@ class OneDnnInt8(Int8):
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
         """Returns the packed integers of the weight, their scales and their zero points."""
-        # The weight is multiplied by 1 / scale, as torch.quantize_per_channel does for `FbgemmInt8`. A
-        # division would round some weights to other integers.
+        # A product with 1 / scale, as in torch.quantize_per_channel for `FbgemmInt8`. A division would round
+        # some weights to other integers.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and the packed weights. This method rounds x, because the kernel
-        does not.
+        """Returns the product of round(x) and the packed weights. x is rounded here, because the kernel does
+        not round x.
         """
         x = x.add_(128).round_().to(torch.uint8)  # in this order, x is rounded exactly as by FBGEMM
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
@@ -228,10 +223,9 @@ class OneDnnInt8(Int8):
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. On a processor without AMX,
-    oneDNN is not faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. If both kernels run on
-    a processor with AMX, this function measures both once, in some milliseconds, and returns the faster
-    kernel.
+    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. Without AMX, oneDNN is not
+    faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. With AMX, both kernels are measured
+    once, in some milliseconds, and the faster kernel is returned.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():
@@ -240,7 +234,7 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """Returns the seconds that one product takes with this kernel: the shortest time of several products."""
+    """Returns the shortest time of several products with this kernel, in seconds."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
     for _ in range(6):  # the first product is slow, because it also prepares the kernel
         begun = time.perf_counter()
@@ -255,9 +249,7 @@ def _has_fbgemm() -> bool:
 
 @contextlib.contextmanager
 def _fbgemm():
-    """In a `with` block of `_fbgemm`, torch packs weights for FBGEMM, even if the user has chosen another
-    engine.
-    """
+    """In a `with` block of `_fbgemm`, torch packs weights for FBGEMM."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

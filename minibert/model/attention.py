@@ -1,8 +1,8 @@
 """Multi-head attention inside each sequence of a packed batch.
 
 `attend_one` defines attention for one sequence: `softmax(Q K' / sqrt(E)) V`, where K' is the transposed K and
-E the head size (Vaswani et al. 2017, eq. 1). `attend` computes the same result (up to rounding) for a whole
-batch, and is faster. tests/model/test_attention.py compares the results and gradients of both functions.
+E the head size (Vaswani et al. 2017, eq. 1). `attend` computes the result of `attend_one`, up to rounding,
+for all sequences of a batch, and is faster.
 """
 
 import math
@@ -29,15 +29,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     for H heads of size E. `dropout` is the probability that an attention probability is set to 0.
 
     In 16 bits on a GPU, torch's variable-length flash kernel computes the whole batch in one call. This
-    kernel has no dropout, so it is used only if `dropout` is 0 and `_has_varlen` returns True. In all other
-    cases, one call computes neighbouring sequences of equal length, so a batch that is sorted by length needs
-    few calls. A CPU computes 16-bit attention in fp32, except in a forward pass without gradients on a CPU
-    with AMX.
+    kernel has no dropout, so it is used only if `dropout` is 0. In all other cases, one call computes
+    neighbouring sequences of equal length, so a batch that is sorted by length needs few calls. A CPU
+    computes 16-bit attention in fp32, except in a forward pass without gradients on a CPU with AMX.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
-        # lengths. The decorator @torch.compiler.disable is not used, because it would import the compiler
-        # (1.7 s) whenever this module is imported.
+        # lengths. As a decorator, torch.compiler.disable would import the compiler (1.7 s) together with this
+        # module.
         return torch.compiler.disable(attend)(q, k, v, batch, dropout)
     half = q.dtype in (torch.float16, torch.bfloat16)
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
@@ -49,8 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     runs = runs_of_equal_length(batch.lengths.tolist())
     sizes = [count * length for count, length in runs]
     pieces = []
-    # `split` is faster here than slices: its backward pass is one concatenation, and the backward pass of
-    # each slice would fill a whole tensor (N, H, E) with zeros.
+    # `split` is faster here than slices: the backward pass of each slice would fill a whole tensor (N, H, E)
+    # with zeros.
     for (count, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes)):
         dense = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (count, H, T, E)
         piece = F.scaled_dot_product_attention(*dense, dropout_p=dropout)
@@ -59,33 +58,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 
 def forward_in_half_pays() -> bool:
-    """Returns True if this CPU has AMX for bf16. With AMX, attention in bf16 takes 40 % of the time that it
-    takes in fp32. Without AMX, attention is not faster in bf16.
+    """Returns True if this CPU has AMX for bf16. With AMX, attention in bf16 takes 40 % of its time in fp32.
+    Without AMX, bf16 is not faster.
     """
     return "amx_bf16" in features()
 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
-    """Groups neighbouring sequences of equal length. A group is (number of sequences, length). For example,
-    [5, 5, 3, 5] gives [(2, 5), (1, 3), (1, 5)].
+    """Groups neighbouring sequences of equal length. A group is (number of sequences, length): [5, 5, 3, 5]
+    gives [(2, 5), (1, 3), (1, 5)].
     """
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def _has_varlen(device: torch.device) -> bool:
-    """Returns True if the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU.
-    torch 2.12 or newer is needed, because `varlen_attn` has no argument `scale` in older versions.
+    """Returns True if the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU,
+    and torch 2.12 or newer (older versions have no argument `scale`).
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-    # older versions of torch do not have this module, so it is not imported at the top
+    # older versions of torch do not have this module
     from torch.nn.attention.varlen import varlen_attn
 
     size, longest = q.shape[-1], int(batch.lengths.max())
-    # The kernel needs a head size that is a multiple of 8, so zeros are added to q, k and v. The zeros change
-    # neither the products of queries and keys nor the first `size` elements of the result.
+    # The kernel needs a head size that is a multiple of 8, so q, k and v get zeros at the end. The zeros do
+    # not change the first `size` elements of the result.
     pad = -size % 8
     if pad:
         q, k, v = (F.pad(x, (0, pad)) for x in (q, k, v))

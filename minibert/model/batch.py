@@ -1,8 +1,7 @@
 """Packed batches: all sequences of a batch in one list of tokens, without padding.
 
-A padded batch of three sequences with 3, 2 and 4 tokens is a table with 3 rows and 4 columns. Three cells of
-the table are empty, and a mask marks the empty cells. The figure has the padded batch on the left and the
-packed batch of the same sequences on the right:
+The figure has a padded batch of three sequences on the left (.. is padding), and the packed batch of the same
+sequences on the right:
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
@@ -13,9 +12,8 @@ Hidden states of width D have the shape (N, D) in a packed batch. In a padded ba
 D), where T is the largest number of tokens of a sequence.
 
 Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets
-(or the lengths of the sequences), because a token attends only to tokens of its own sequence. The pooler
-needs the offsets to find the first token of each sequence. MobileBERT's embeddings need the offsets to find
-the neighbours of each token.
+(or the lengths), because a token attends only to tokens of its own sequence. The pooler needs the offsets to
+find [CLS], and MobileBERT's embeddings need the offsets to find the neighbours of each token.
 """
 
 from typing import NamedTuple
@@ -31,7 +29,7 @@ IGNORE = -100  # the label of a token that is not predicted
 
 class Batch(NamedTuple):
     """A packed batch of S sequences that have N tokens together. `lengths` is always on the CPU, where
-    attention reads it. The other tensors can be on a GPU.
+    attention reads it.
     """
 
     ids: Tensor  # (N,) int64, the token ids
@@ -53,10 +51,9 @@ class Batch(NamedTuple):
 
 
 def pack(ids, segments=None, positions=None) -> Batch:
-    """Builds a packed batch from lists of token ids. Each list is one sequence. `segments` are lists of token
-    types (default: 0). `positions` are lists of positions (default: 0, 1, 2 ...). Raises `UserError` if there
-    is no sequence, if a sequence is empty, or if the list of token types or positions of a sequence has
-    another length than its list of ids.
+    """Builds a packed batch from lists of token ids, one list for each sequence. `segments` are lists of
+    token types (default: 0). `positions` are lists of positions (default: 0, 1, 2 ...). Raises `UserError` if
+    there is no sequence, if a sequence is empty, or if the lists of a sequence differ in length.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -71,7 +68,6 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
     stream = flat(ids, "ids")  # (N,)
     if positions is None:
-        # by default positions are counted from 0 in every sequence, as in BERT
         positions = torch.arange(len(stream)) - offsets[:-1].long().repeat_interleave(lengths)
     else:
         positions = flat(positions, "positions")
@@ -81,8 +77,8 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the N tokens of S sequences in an array of tokens. Sequence i has `lengths[i]` tokens, and its
-    first token has the index `starts[i]`. Returns three arrays: the index of each token in the array (N,),
-    its position inside its sequence (N,), and the offsets of the sequences (S + 1,).
+    first token has the index `starts[i]`. Returns three arrays: the index of each token (N,), its position
+    inside its sequence (N,), and the offsets of the sequences (S + 1,).
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -97,19 +93,17 @@ class MicroBatch(NamedTuple):
     batch: Batch
     labels: Tensor  # (N,) int64, the original ids; IGNORE at tokens that are not masked
     masked: Tensor  # (M,) int64, on the CPU: the rows that have a label
-    seed: int  # the random seed of dropout in this micro-batch
+    seed: int  # the random seed of dropout
 
     def to(self, device) -> "MicroBatch":
-        """Returns the micro-batch with its tensors on `device`; only `masked` and `batch.lengths` stay on the
-        CPU.
-        """
+        """Returns the micro-batch on `device`; only `masked` and `batch.lengths` stay on the CPU."""
         return MicroBatch(self.batch.to(device), self.labels.to(device, non_blocking=True), self.masked,
                           self.seed)
 
 
 class Step(NamedTuple):
-    """The data of one optimiser step on one rank. `tokens`, `masked` and `sequences` are the numbers of
-    tokens, of masked tokens and of sequences in the *whole* step: all micro-batches of all ranks.
+    """The data of one optimiser step on one rank. `tokens`, `masked` and `sequences` count the tokens, masked
+    tokens and sequences of the *whole* step: all micro-batches of all ranks.
     """
 
     micro_batches: list[MicroBatch]
@@ -121,14 +115,14 @@ class Step(NamedTuple):
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
     """Divides this rank's part of the sequences into micro-batches. `lengths` has the number of tokens of
     each sequence of all ranks. Returns one array for each micro-batch: the indices of its sequences in
-    `lengths`. A micro-batch has at most `micro_tokens` tokens, or a single sequence with more tokens.
+    `lengths`. A micro-batch has at most `micro_tokens` tokens, or a single longer sequence.
 
-    The sequences are sorted by length, and the longest sequence is first. Each rank takes every `ranks`-th
-    sequence of the sorted list, so all ranks get about the same number of tokens. In the sorted list,
-    sequences of equal length are neighbours, so `attend` can compute them in one call.
+    The sequences are sorted by length, the longest first, and each rank takes every `ranks`-th sequence. So
+    all ranks get about the same number of tokens, and sequences of equal length are neighbours, as `attend`
+    needs them.
     """
     made, group, size = [], [], 0
-    # a stable sort, because all ranks must have the same order of sequences of equal length
+    # stable, because all ranks must have the same order of sequences of equal length
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
         if group and size + lengths[i] > micro_tokens:
             made.append(np.array(group))

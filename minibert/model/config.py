@@ -1,5 +1,4 @@
-"""The shapes of models: `Config` for BERT and DistilBERT, `MobileConfig` for MobileBERT, and `PRESETS` with
-the shapes of the papers.
+"""The shapes of models. `PRESETS` has the shapes of the papers.
 
 The letters for sizes in the whole project are: S sequences, N tokens of the packed batch, T tokens of one
 sequence, D hidden size, H heads, E head size (D / H in BERT), F feed-forward size, V vocabulary size, L
@@ -11,17 +10,15 @@ from dataclasses import dataclass, replace
 from minibert.common.errors import UserError
 
 # The problem type tells transformers how to use the outputs of a sequence classifier: as a score, with a
-# softmax over the classes, or with a sigmoid for each class. Without a problem type, the text-classification
-# pipeline of transformers uses a sigmoid for one label and a softmax for several labels.
+# softmax over the classes, or with a sigmoid for each class.
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shape and the numerical settings of a BERT or DistilBERT. `architecture` is the model family in the
-    Hugging Face format. A DistilBERT has no token types, and no dropout after the output projection of
-    attention. Its sequence classifier has a layer with ReLU instead of BERT's pooler, and its span head has
-    dropout.
+    """The shape and the numerical settings of a BERT or DistilBERT. Unlike BERT, DistilBERT has no token
+    types, no dropout after the output projection of attention, a layer with ReLU in place of the pooler, and
+    dropout before the span head.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -35,18 +32,17 @@ class Config:
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
     norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
     dropout: float = 0.1  # dropout of embeddings, and of the outputs of attention and feed-forward networks
-    # Dropout of attention probabilities. The papers use 0.1. The default is 0, because training is faster:
-    # the variable-length flash kernel has no dropout, and is used only with 0 (see `attend`).
+    # dropout of attention probabilities; the papers use 0.1, but training is faster with 0 (see `attend`)
     attention_dropout: float = 0.0
     classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes
-    # The problem type in config.json, one of PROBLEM_TYPES. None: config.json has no problem type.
+    # one of PROBLEM_TYPES, or None if config.json has no problem type
     problem_type: str | None = None
 
-    # The next two names are class attributes, not fields of the dataclass. `_attention_field` is the name of
-    # the field with the width H * E of all attention heads together.
+    # Class attributes, not fields. `_attention_field` is the name of the field with the width H * E of all
+    # attention heads together.
     _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 
@@ -85,8 +81,7 @@ class Config:
 
     @property
     def regression(self) -> bool:
-        """True if the output is one score: the config has one label, and the problem type is "regression" or
-        None.
+        """True if the output is one score: there is one label, and the problem type is "regression" or None.
         """
         return len(self.labels) == 1 and self.problem_type in (None, "regression")
 
@@ -108,7 +103,7 @@ class Config:
 
 @dataclass(frozen=True)
 class MobileConfig(Config):
-    """A MobileBERT, or its teacher IB-BERT: the hidden states have the width D between the blocks and the
+    """A MobileBERT, or its teacher IB-BERT. The hidden states have the width D between the blocks and the
     width `bottleneck_size` inside the blocks. The default shape is that of the published MobileBERT, but with
     a pooler.
     """
@@ -121,16 +116,16 @@ class MobileConfig(Config):
     activation: str = "relu"
     dropout: float = 0.0  # dropout of embeddings, and of the last linear layer of each block
     classifier_dropout: float = 0.0
-    # the width of the word embeddings (`MobileEncoder.words`)
+    # the width of the word embeddings
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
-    # `attention_input` is the input of the layers that compute queries and keys. "shared": the output of an
-    # extra linear layer with a norm, of width B, which queries and keys share. "hidden": the block's input of
-    # width D. "bottleneck": the output of the bottleneck layer, of width B. With "bottleneck", values are
-    # computed from the same output; otherwise they are computed from the block's input.
+    # The input from which queries and keys are computed. "shared": the output of an extra linear layer with a
+    # norm, of width B. "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck
+    # layer, of width B. With "bottleneck", values are computed from this output, too. With "shared" and
+    # "hidden", values are computed from the block's input.
     attention_input: str = "shared"
-    # "layer_norm", or "no_norm", which only multiplies each unit by a factor and adds a bias
+    # "layer_norm" or "no_norm" (`NoNorm` in mobilebert.py)
     norm: str = "no_norm"
     tanh_pooler: bool = True  # False: no pooler; the pooled vector is the hidden state of [CLS]
 
@@ -177,7 +172,7 @@ PRESETS: dict[str, Config] = {
     **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
-    # The small teacher in weights/ has this shape. A model of this shape can be trained on two CPU cores.
+    # the shape of the small teacher in weights/
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
     "mobilebert": MOBILEBERT,
@@ -185,7 +180,7 @@ PRESETS: dict[str, Config] = {
     "mobilebert-tiny": replace(MOBILEBERT, attention_input="bottleneck", feed_forwards=2),
     "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
     "ib-bert-large": IB_BERT,
-    # This small IB-BERT (a teacher) and this small MobileBERT (its student) can be trained on two CPU cores.
+    # a small IB-BERT and its student, which can be trained on two CPU cores
     "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
                              bottleneck_size=128, intermediate_size=512, max_positions=256),
     "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,

@@ -1,4 +1,4 @@
-"""Computes dropout (Srivastava et al. 2014), on a CPU with fewer random bits than torch's dropout."""
+"""Dropout (Srivastava et al. 2014), on a CPU with fewer random bits than torch's dropout."""
 
 import torch
 import torch.nn.functional as F
@@ -7,21 +7,20 @@ from torch import Tensor
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Sets each element to 0 with probability `p` (0 <= p < 1), and divides the other elements by 1 - `p`. If
-    `training` is false, returns `x`. On a GPU and in compiled code, this function calls torch's dropout. On a
-    CPU, torch draws 32 random bits for each element, and this function draws 16. So on a CPU, `p` is rounded
-    to a multiple of 2^-16; for example, 0.1 becomes 0.100006. The elements are divided by 1 minus the rounded
-    `p`, so the expectation of the result is `x`.
+    `training` is false, returns `x`. On a CPU, torch draws 32 random bits for each element, and this function
+    draws 16. So on a CPU, `p` is rounded to a multiple of 2^-16: 0.1 becomes 0.100006. The divisor is 1 minus
+    the rounded `p`, so the expectation of the result is `x`.
     """
     if not training or p == 0:
         return x
     # the compiler can fuse torch's dropout with other operations
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    # Each element gets one of 2^16 random values. For `dropped` of these values, the element is set to 0.
+    # `dropped` is the number of random values (of 2^16) for which an element is set to 0
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1
-    # The comparison writes 0 or 1 in the dtype of x. A bool mask would have to be converted to this dtype,
-    # which takes as long as drawing the random bits.
+    # The comparison writes 0 or 1 in the dtype of x. The conversion of a bool mask to this dtype would take
+    # as long as drawing the random bits.
     keep = torch.ge(draws, dropped - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
     return x * (2**16 / (2**16 - dropped)) * keep

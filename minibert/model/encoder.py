@@ -1,8 +1,7 @@
 """The encoder of BERT (Devlin et al. 2018) and DistilBERT (Sanh et al. 2019), over packed batches.
 
-The encoder is a post-LN transformer. A block computes y = LN(x + attention(x)), and then LN(y +
-feed-forward(y)). The letters of the shapes are: S sequences and N tokens of the batch, L layers, D hidden
-size, H heads, E head size, F feed-forward size.
+The encoder is a post-LN transformer: a block computes y = LN(x + attention(x)), and then LN(y +
+feed-forward(y)). config.py lists the letters of the shapes.
 """
 
 from typing import NamedTuple
@@ -30,12 +29,10 @@ class Trace(NamedTuple):
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """Applies the activation named `name`: GELU with the error function ("gelu", Hugging Face), GELU with
-    tanh ("gelu_tanh", Google's code), or ReLU ("relu").
-    """
+    """Applies GELU with the error function ("gelu"), GELU with tanh ("gelu_tanh"), or ReLU ("relu")."""
     if name == "relu":
         return F.relu(x)
-    # both GELUs are needed, because their results differ by up to 5e-4
+    # the results of the two GELUs differ by up to 5e-4
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
@@ -46,7 +43,7 @@ class Layer(nn.Module):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
-        # One matrix product computes all H heads, because each head has E of the D outputs.
+        # one matrix product computes all H heads: each head has E of the D outputs
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
@@ -70,9 +67,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The embeddings and the L layers of a BERT or DistilBERT. `forward` returns the last hidden states (N,
-    D) of a batch. `pool` needs an encoder with a pooler.
-    """
+    """The embeddings and the L layers of a BERT or DistilBERT. The method `pool` needs `pooler=True`."""
 
     def __init__(self, config: Config, pooler: bool = False):
         super().__init__()
@@ -110,11 +105,11 @@ class Encoder(nn.Module):
         """Returns the last hidden states (N, D)."""
         x = self.embed(batch)
         for layer in self.layers:
-            x = layer(x, batch)[0]  # q, k, v are not needed here, only in `trace`
+            x = layer(x, batch)[0]
         return x
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:
-        """Returns the `Trace` of all layers, or of the first `layers` layers if `layers` is given."""
+        """Returns the `Trace` of all layers, or of the first `layers` layers."""
         hiddens, qkv = [self.embed(batch)], []
         for layer in self.layers[:layers]:
             x, *q_k_v = layer(hiddens[-1], batch)

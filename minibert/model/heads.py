@@ -1,8 +1,6 @@
 """The heads: the MLM head, the pre-training heads (MLM and next sentence), the head for sequence
-classification or regression, and the span head for question answering.
-
-Each model of this file is an encoder with one or two heads. Its `forward(batch)` returns logits, or scores in
-a regression. The losses are in the folder distill: vocab_loss.py, losses.py and task_kd.py.
+classification or regression, and the span head for question answering. Each model of this file is an encoder
+with one or two heads. Its `forward(batch)` returns logits, or scores in a regression.
 """
 
 import torch
@@ -24,13 +22,12 @@ def build_encoder(config: Config, pooler: bool = False) -> Encoder:
 
 
 class MLMHead(nn.Module):
-    """The MLM head has two steps. The first step maps hidden states (N, D) to new states (N, D). The second
-    step computes logits (N, V): the products of the new states with the vectors of all V tokens of the
-    vocabulary, plus a bias for each token of the vocabulary.
+    """The MLM head maps hidden states (N, D) to new states (N, D), and then computes logits (N, V): the
+    products of the new states with the vectors of all V tokens of the vocabulary, plus a bias for each token
+    of the vocabulary.
 
     The token vectors are the encoder's word embeddings (tied weights, Press and Wolf 2017). MobileBERT's word
-    embeddings are narrower than the hidden states, and the missing columns are a parameter of the head
-    (`extra`).
+    embeddings are narrower than the hidden states, and the parameter `extra` has the missing columns.
     """
 
     def __init__(self, config: Config):
@@ -46,7 +43,7 @@ class MLMHead(nn.Module):
 
     def forward(self, last: Tensor) -> Tensor:
         """Returns the new states LN(act(W h + b)), (N, D), for hidden states h."""
-        # As in BERT's run_pretraining.py (get_masked_lm_output), the norm comes after the activation.
+        # the norm comes after the activation, as in BERT's run_pretraining.py (get_masked_lm_output)
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
@@ -80,8 +77,7 @@ class MaskedLM(nn.Module):
 
 class PreTraining(nn.Module):
     """BERT with its two heads of pre-training: MLM and next-sentence prediction. Class 0 of the next-sentence
-    head means that the second text follows the first. This project loads the next-sentence head of published
-    models, but does not train it.
+    head means that the second text follows the first. This project does not train the next-sentence head.
     """
 
     def __init__(self, config: Config):
@@ -89,7 +85,7 @@ class PreTraining(nn.Module):
         self.config = config
         self.encoder = build_encoder(config, pooler=True)
         self.mlm = MLMHead(config)
-        self.nsp = nn.Linear(config.hidden_size, 2)  # its input is the pooled [CLS] vector
+        self.nsp = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the MLM logits (N, V) of N tokens and the next-sentence logits (S, 2) of S sequences."""
@@ -99,9 +95,8 @@ class PreTraining(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An encoder with a head for K classes, or for one score (regression). In BERT and MobileBERT the input
-    of the classifier is the encoder's pooled vector. In DistilBERT the input of the classifier is ReLU(W
-    h_[CLS] + b), where W and b belong to the head.
+    """An encoder with a head for K classes, or for one score (regression). The input of the classifier is the
+    encoder's pooled vector. In DistilBERT it is ReLU(W h_[CLS] + b), where W and b belong to the head.
     """
 
     def __init__(self, config: Config):
@@ -133,19 +128,18 @@ class Span(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
-        # The two outputs of each token are its start logit and its end logit (Devlin et al. 2018, section
-        # 4.2).
+        # the start logit and the end logit of each token (Devlin et al. 2018, section 4.2)
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Returns the start and end logits (N, 2) of all N tokens. A softmax over the tokens of one sequence
+        """Returns the start and end logits (N, 2) of N tokens. A softmax over the tokens of one sequence
         gives the probability that the answer starts, or ends, at each token.
         """
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
         """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D) of N tokens."""
-        # only DistilBERT has dropout before the span head, not BERT and MobileBERT
+        # BERT and MobileBERT have no dropout before the span head
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
         return in_fp32(self.span, last)
@@ -153,8 +147,7 @@ class Span(nn.Module):
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
     """Returns the output of `linear`, the last layer of a task model, in fp32 even under autocast. In 16
-    bits, different scores or span logits could be rounded to the same value, and then they could not be
-    ranked.
+    bits, different scores could be rounded to the same value, and then they could not be ranked.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
@@ -162,5 +155,5 @@ def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """Returns the encoder of a model with a head. Returns `model` itself if it is an encoder."""
+    """Returns the encoder of a model, or `model` itself if it is an encoder."""
     return model if isinstance(model, Encoder) else model.encoder

@@ -1,18 +1,14 @@
 """The encoder of MobileBERT and of its teacher IB-BERT (Sun et al. 2020), over packed batches.
 
-MobileBERT and IB-BERT are post-LN encoders like BERT, but their blocks are different. The hidden states h
-between the blocks have the width D. The states x inside a block have the width B:
+The hidden states h between the blocks have the width D. The states x inside a block have the width B:
 
     x = Norm(W_in h)                          D -> B, the bottleneck
     x = Norm(x + attention(h or x))
     x = Norm(x + feed-forward(x))             several times, each with its own weights
     h = Norm(h + W_out x)                     B -> D
 
-`attention_input` in config.py says from which states queries, keys and values are computed: from h, from x,
-or from the output of another layer of width B, whose input is h.
-
-In the paper's IB-BERT ("inverted bottleneck") B is larger than D: the blocks are wide inside, but the hidden
-states between the blocks have the same width as MobileBERT's.
+`attention_input` in config.py says from which states queries, keys and values are computed. In the paper's
+IB-BERT ("inverted bottleneck") B is larger than D, and D is the D of MobileBERT.
 """
 
 import torch
@@ -27,8 +23,8 @@ from minibert.model.encoder import Encoder, activation
 
 class NoNorm(nn.LayerNorm):
     """Computes gamma * x + beta: a LayerNorm without the mean and the variance (Sun et al. 2020, "Operational
-    Optimizations"). NoNorm inherits from LayerNorm, so both have the same initial weights, and neither has
-    weight decay.
+    Optimizations"). NoNorm inherits from LayerNorm, so it has LayerNorm's initial weights and no weight
+    decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,8 +53,8 @@ class FeedForward(nn.Module):
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT. Besides the dropout of attention probabilities, a block has dropout only on the
-    output of its last linear layer (B to D), before the residual sum.
+    """A block of MobileBERT. It has dropout of the attention probabilities, and of the output of its last
+    linear layer (B to D).
     """
 
     def __init__(self, config: MobileConfig):
@@ -96,13 +92,10 @@ class MobileLayer(nn.Module):
 
 
 class MobileEncoder(Encoder):
-    """The embeddings and the L layers of a MobileBERT. `forward` returns the last hidden states (N, D) of a
-    batch.
-    """
+    """The embeddings and the L layers of a MobileBERT."""
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
-        # Encoder.__init__ is not called, because the word embeddings, the norm and the layers differ from
-        # BERT's
+        # not Encoder.__init__, because the word embeddings, the norm and the layers differ from BERT's
         nn.Module.__init__(self)
         D, width = config.hidden_size, config.embedding_size
         self.config = config
@@ -119,7 +112,7 @@ class MobileEncoder(Encoder):
         w are the word embeddings of the next token, the token itself and the previous token ("Embedding
         Factorization" in the paper). If a token has no next or no previous token in its sequence, this w is a
         vector of zeros. In `transformers` the token after the last token may be padding, so padding can
-        change the outputs. A packed batch has no padding.
+        change the outputs.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

@@ -1,8 +1,6 @@
-"""Computes one vector for each text from the hidden states of its tokens, as sentence encoders do.
-
-The method is that of Reimers and Gurevych 2019, "Sentence-BERT". The pooling modes in `POOLING` have the same
-names as in sentence-transformers. `last` are the encoder's last hidden states (N, D) for the N tokens of S
-sequences.
+"""Computes one vector for each text from the hidden states of its tokens (Reimers and Gurevych 2019,
+"Sentence-BERT"). `last` are the encoder's last hidden states (N, D) for the N tokens of S sequences. The
+pooling modes have the names of sentence-transformers.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from minibert.model.config import Config
 
 
 class Normalize(nn.Module):
-    """Divides each vector by its Euclidean length, so that its new length is 1."""
+    """Divides each vector by its Euclidean length."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x / |x| for each of S vectors x of width D, (S, D)."""
@@ -31,14 +29,14 @@ class SentencePooling:
     """
 
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
-    # these modules map the pooled vector to the sentence vector
+    # map the pooled vector to the sentence vector
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
-    # The largest number of tokens of a text that are read. None: as many as the model has positions.
+    # the largest number of tokens that are read; None: the number of positions of the model
     max_length: int | None = None
     lowercase: bool = False  # texts are lower-cased before tokenising
-    prompt: str = ""  # a prefix that is put before each text
+    prompt: str = ""  # put before each text
     width: int | None = None  # only the first `width` elements of a vector are kept; None: all
-    refused: str | None = None  # the reason why no vectors can be computed; None: vectors can be computed
+    refused: str | None = None  # the reason why no vectors can be computed, or None
 
     def __call__(self, last: Tensor, batch: Batch) -> Tensor:
         """Computes the vectors of S sequences, (S, `vector_width`) in fp32, from the hidden states (N, D)."""
@@ -53,9 +51,9 @@ class SentencePooling:
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """Returns the pooling of a model, as the files of sentence-transformers in its folder describe it. A
-    model without files of sentence-transformers gets the default pooling. Raises `UserError` if the files
-    name something that minibert does not support.
+    """Returns the pooling that the files of sentence-transformers in the model's folder describe. Without
+    these files, the model gets the default pooling. Raises `UserError` if the files name something that
+    minibert does not support.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:

@@ -1,8 +1,7 @@
-"""Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run, for
-example weights, optimiser and step. Everything that is not a tensor is JSON in the metadata of the file. The
-file is written under a temporary name, flushed to the disk and then renamed. After the renaming, only the new
-checkpoint and the previous one are kept. So the folder still has the last complete checkpoint if the process
-is killed during the writing.
+"""Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run.
+Everything that is not a tensor is JSON in the metadata of the file. The file is written under a temporary
+name, flushed to the disk and then renamed. Only after the renaming, older checkpoints are removed. So a
+process that is killed during the writing leaves the last complete checkpoint.
 """
 
 import json
@@ -21,10 +20,10 @@ from minibert.hub.weight_files import write_tensors
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
                     extra: dict) -> None:
-    """Writes `folder/step-N.safetensors` after N finished steps and keeps the previous checkpoint. The
-    tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME are named
-    `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and, with AdamW, `optimizer.NAME.step`. The entries
-    of `extra` are added to the metadata.
+    """Writes `folder/step-N.safetensors` after N finished steps, and keeps only the previous checkpoint
+    beside it. The tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME
+    are named `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and, with AdamW, `optimizer.NAME.step`.
+    The entries of `extra` are added to the metadata.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -38,12 +37,11 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # removes unfinished files: of this call if it failed, and of processes that were killed
+        finally:  # removes the unfinished files of this call and of killed processes
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # A checkpoint of a later step than `step` is removed. It is damaged; otherwise the run would have
-        # been resumed from it.
+        # a checkpoint of a later step is damaged; otherwise the run would have been resumed from it
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
@@ -52,7 +50,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Returns the complete checkpoints in a folder, as (step, path). The newest checkpoint is first."""
+    """Returns the complete checkpoints in a folder, as (step, path), the newest first."""
     found = [(int(name[1]), path) for path in folder.glob("step-*")
              if (name := re.fullmatch(r"step-([0-9]+)\.safetensors", path.name))]
     return sorted(found, reverse=True)
@@ -60,13 +58,12 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
-    """Finds the newest checkpoint that is not damaged, and loads it into the model, the optimiser and the
-    scaler.
+    """Loads the newest checkpoint that is not damaged into the model, the optimiser and the scaler.
 
     Returns the entries of the checkpoint's metadata (the step and `extra`), or None if the folder has no
-    checkpoint. A damaged checkpoint is reported, and the previous checkpoint is used. Raises `UserError` if
-    all checkpoints are damaged, if the checkpoint belongs to another model, or if the folder has only
-    checkpoints of an earlier version of minibert (folders `step-N`).
+    checkpoint. A damaged checkpoint is reported. Raises `UserError` if all checkpoints are damaged, if the
+    checkpoint belongs to another model, or if the folder has only checkpoints of an earlier version of
+    minibert.
     """
     found = checkpoints(folder)
     for _, path in found:

@@ -1,6 +1,5 @@
-"""Evaluates models on held-out text. For a masked language model, the results are the loss, perplexity and
-accuracy at masked tokens, and the KL divergence between the predictions of teacher and student. For a student
-without an MLM head, the results are the loss terms of its method.
+"""Evaluates models on held-out text. A student without an MLM head is evaluated by the loss terms of its
+method.
 """
 
 import math
@@ -26,8 +25,7 @@ from minibert.model.heads import encoder_of
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
     """Draws `sequences` sequences from a corpus, or all sequences if the corpus has fewer, and masks each
-    token except special tokens with probability `share`. The sequences and the masks are the same in every
-    call.
+    token except special tokens with probability `share`. Every call gives the same sequences and masks.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -52,7 +50,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
-            else:  # without a teacher there is no KL, so only the masked tokens are needed
+            else:  # without a teacher, only the masked tokens are needed
                 rows = labelled.to(last.device)
                 last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
             _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
@@ -71,8 +69,8 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
                    runtime: Runtime) -> dict[str, float]:
     """Returns the mean of each loss term on held-out text, without dropout. The entry `loss` is the weighted
     sum of the means. `loss_of(student, micro)` returns the part of the loss that comes from one micro-batch,
-    and the sum of each loss term over the micro-batch. For each term, `counts` has the number of tokens or
-    sequences by which the sum over all micro-batches is divided.
+    and the sum of each term over the micro-batch. `counts` has the number of tokens or sequences by which the
+    sum of a term over all micro-batches is divided.
     """
     training = student.training
     student.eval()
@@ -92,8 +90,8 @@ def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], 
                  runtime: Runtime) -> float | None:
     """Returns the KL(teacher || student) of the attention distributions in nats: the mean over query tokens,
     heads, sequences and student layers. Returns None if the two models have different numbers of heads.
-    `layers` has one number for each student layer: the number of the teacher layer, counted from 1, with
-    which the student layer is compared. Student and teacher must be in eval mode.
+    `layers` has one number for each student layer: the compared teacher layer, counted from 1. Student and
+    teacher must be in eval mode.
     """
     student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0
     if student.config.heads != teacher.config.heads:

@@ -1,5 +1,4 @@
-"""Implements MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6). The functions
-find the stage of a step, the loss terms of a stage, and the learning rate of each part of the student.
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6).
 
 In knowledge transfer, a student layer learns the feature maps and the attention of the teacher layer with the
 same number. In distillation, the student learns to predict masked tokens and to imitate the teacher's
@@ -9,8 +8,7 @@ predictions.
     jkt (joint)        a stage of knowledge transfer in all layers together, then a stage of distillation
     pkt (progressive)  a stage of knowledge transfer for each layer, from 1 to L, then a stage of distillation
 
-The student has L layers. Part 0 of the student is everything outside its layers (embeddings and head). Parts
-1 to L are the student's layers.
+Part 0 of the student is everything outside its L layers (embeddings and head). Parts 1 to L are its layers.
 """
 
 import re
@@ -26,9 +24,8 @@ from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
 
-# The three numbers below come from the authors' code, in which 240,000 of 740,000 steps are for the transfer.
-# In the transfer stages, a layer's learning rate is multiplied by 3 in its own stage, and by 0.3 in later
-# stages.
+# From the authors' code, in which 240,000 of 740,000 steps are for the transfer. In the transfer stages, a
+# layer's learning rate is multiplied by 3 in its own stage, and by 0.3 in later stages.
 TRANSFER_SHARE = 24 / 74
 IN_STAGE, AFTER_STAGE = 3.0, 0.3
 
@@ -64,23 +61,23 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights:
-    """Returns the weights of the loss terms in a stage. In a stage without distillation, the terms `mlm` and
-    `kd` have the weight 0. The terms of the transfer are computed only for the layers of the stage.
+    """Returns the weights of the loss terms in a stage. Without distillation, the terms `mlm` and `kd` have
+    the weight 0. The terms of the transfer are computed only for the layers of the stage.
     """
     weights = replace(weights, layers=stage.layers)
     return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
 
 
 def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
-    """Returns the numbers by which the peak learning rate is multiplied at a step: one number for part 0 of
-    the student, and one for each of its layers.
+    """Returns the factors of the peak learning rate at a step: one for part 0 of the student, and one for
+    each of its layers.
 
-    In a stage with distillation, all parts have the same rate. The rate rises linearly in the first steps of
-    the stage (`warmup` is their share of the stage's steps), and then falls linearly to 0.
+    In a stage with distillation, all parts have the same factor. It rises linearly in the first steps of the
+    stage (`warmup` is their share of the stage's steps), and then falls linearly to 0.
 
     In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
-    trained with a lower rate, and all other parts are frozen. The rates of the trained parts rise in about
-    the first tenth of the stage, and then slowly fall by about a tenth.
+    trained with a lower rate, and all other parts are frozen. The factors rise in about the first tenth of
+    the stage, and then slowly fall by about a tenth.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
@@ -94,20 +91,17 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
 
 
 def part_of(name: str) -> int:
-    """Returns the part of the student to which the parameter `name` belongs: 0 for the embeddings and the
-    head, or the number of the layer, counted from 1.
-    """
+    """Returns the part of the student to which the parameter `name` belongs."""
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)
     return int(layer[1]) + 1 if layer else 0
 
 
 def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Prepares the student and the optimiser for a stage. The training loop calls `begin_stage` at the first
-    step of each stage, and when a run is resumed.
+    """Prepares the student and the optimiser for a stage, at its first step and when a run is resumed.
 
     Only the parts that are trained in the stage get a gradient, so the frozen parts do not count in the
-    gradient norm. The optimiser's state is cleared before the first step of a stage with distillation,
-    because the authors' code starts a new run for the distillation.
+    gradient norm. The optimiser's state is cleared before a stage with distillation, because the authors'
+    code starts a new run for the distillation.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

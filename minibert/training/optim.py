@@ -1,6 +1,4 @@
-"""Makes the optimisers AdamW and LAMB with BERT's parameter groups, and computes the learning rate of each
-step.
-"""
+"""Makes the optimisers AdamW and LAMB, and computes the learning rate of each step."""
 
 import math
 from collections.abc import Callable
@@ -20,8 +18,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update to `lr`. If `factors` is given, the rate of each part of the
-    model is `lr` times the factor of the part.
+    """Sets the learning rate of the next update to `lr`. With `factors`, the rate of each part of the model
+    is `lr` times the factor of the part.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
@@ -29,15 +27,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Divides all trainable parameters into groups. All parameters of a group belong to the same part of the
-    model, number `group["part"]`. Biases and LayerNorms have their own groups, without weight decay.
-    `part_of` is a function from the name of a parameter to the number of its part. If `part_of` is None, the
-    whole model is one part.
+    """Divides all trainable parameters into groups. A group belongs to one part of the model, number
+    `group["part"]`. Biases and LayerNorms have their own groups, without weight decay. `part_of` maps the
+    name of a parameter to the number of its part. If `part_of` is None, the whole model is one part.
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # if the MLM head shares the word embeddings, they have two names, but must be in one group only
+            # a shared parameter has two names, but must be in one group only
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"
@@ -51,8 +48,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """Returns torch's fused AdamW with the groups of `parameter_groups`. Unlike the Adam in Google's BERT
-    code, torch's AdamW has bias correction. The correction changes the size of the early updates (of some
-    thousand updates with beta2 = 0.999).
+    code, torch's AdamW has bias correction, which changes the size of the early updates (of some thousand
+    updates with beta2 = 0.999).
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)
@@ -72,8 +69,8 @@ class Lamb(torch.optim.Optimizer):
         w = w - lr |w| / |u| u
 
     |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if one of the norms is 0, and
-    always 1 for biases and LayerNorms (`group["adapt"]` is False). The paper applies Adam's bias correction
-    to m and v, but MobileBERT's code and `Lamb` do not.
+    always 1 for biases and LayerNorms. The paper applies Adam's bias correction to m and v, but MobileBERT's
+    code and `Lamb` do not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

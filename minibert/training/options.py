@@ -24,8 +24,8 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of train.py. An option with the value None was not given. `resolved` fills in the defaults
-    of the method.
+    """The options of train.py. `resolved` fills in the defaults of the method for the options that were not
+    given (None).
     """
 
     method: str = option(
@@ -204,8 +204,7 @@ class Options(MachineOptions):
                 raise UserError(f"{flag(name)} has no effect: {why}")
 
     def loss_weights(self):
-        """Returns the weights of the method's loss: the published values, unless an option such as --weights
-        changes a value.
+        """Returns the weights of the method's loss: the published values, unless an option changes a value.
         """
         given = {"temperature": self.temperature, "kl_masked_only": self.kl_masked_only or None,
                  "teacher_layer": self.teacher_layer, "relation_heads": self.relation_heads,

@@ -7,8 +7,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws the curve of each loss term in metrics.jsonl over the number of tokens. Returns False if
-    metrics.jsonl has no rows or if matplotlib is not installed.
+    """Draws each loss term in metrics.jsonl over the number of tokens. Returns False if metrics.jsonl has no
+    rows or if matplotlib is not installed.
     """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
@@ -20,7 +20,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        # the held-out KL is not drawn: it has temperature 1, and the training KL has the method's temperature
+        # not the held-out KL, which has temperature 1: the training KL has the method's temperature
         if held_out and term != "kl":
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")
@@ -30,8 +30,8 @@ def plot_curves(metrics: Path, target: Path) -> bool:
 
 
 def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bool:
-    """Draws the held-out perplexity and accuracy of several runs into one figure. For each run, `curves` has
-    a list of (number of tokens so far, held-out scores). Returns False if matplotlib is not installed.
+    """Draws the held-out perplexity and accuracy of several runs into one figure. `curves` has for each run a
+    list of (number of tokens so far, held-out scores). Returns False if matplotlib is not installed.
     """
     plt = pyplot()
     if plt is None:
@@ -40,7 +40,7 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
     for axis, term in zip(axes, ("perplexity", "accuracy")):
         for name, points in curves.items():
             known = [(tokens / 1e6, scores[term]) for tokens, scores in points if term in scores]
-            if known:  # a run of a method without an MLM head has no perplexity and no accuracy
+            if known:  # without an MLM head, a run has no perplexity and no accuracy
                 axis.plot(*zip(*known), marker="o", markersize=3, linewidth=len(known) > 2, label=name)
         axis.set(title=f"{term}, held out", xlabel="million tokens",
                  yscale="log" if term == "perplexity" else "linear")
@@ -50,9 +50,7 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
 
 
 def pyplot():
-    """Returns the module matplotlib.pyplot, set up to draw without a screen, or None if matplotlib is not
-    installed.
-    """
+    """Returns the module matplotlib.pyplot, set up to draw without a screen, or None without matplotlib."""
     try:
         import matplotlib
     except ImportError:

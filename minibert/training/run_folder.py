@@ -1,5 +1,4 @@
-"""Creates the folder of a run, checks the folder when the run is resumed, and reads and writes metrics.jsonl.
-"""
+"""Creates and checks the folder of a run, and reads and writes metrics.jsonl."""
 
 import contextlib
 import json
@@ -21,9 +20,8 @@ def stop_requests() -> Iterator[list[int]]:
     """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, so that a
     training loop can first finish its step. The block gets a list, to which each signal is added.
 
-    After the block, SIGTERM and SIGINT end the process again. If a signal arrived in the block, and the block
-    ends without an exception, the signal ends the process then. A signal that was ignored before the block
-    stays ignored.
+    If a signal arrived, and the block ends without an exception, the signal ends the process after the block.
+    A signal that was ignored before the block stays ignored.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -38,8 +36,8 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:
-    """Ends the process after a signal to stop, with the exit code 128 plus the number of the first signal in
-    `stop`. If `stop` is empty, another rank received a signal, and the exit code is 128 plus SIGTERM (143).
+    """Ends the process after a signal, with the exit code 128 plus the number of the first signal in `stop`.
+    If `stop` is empty, another rank received a signal, and the exit code is 143 (for SIGTERM).
     """
     say(f"\nstopped after {after}; continue with --resume")
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
@@ -64,9 +62,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """Returns the words for an error message that say how a run was started: "with" an option and its value,
-    or "without" the option.
-    """
+    """Returns the words that say in an error message how a run was started: "with" or "without" an option."""
     if value in (None, [], False):
         return f"without {flag(name)}"
     return f"with {flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -81,8 +77,8 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 
 def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
     """Raises `UserError` if one of the hashes `now` is not the hash with which the run in `out` was started.
-    `entry` is the name of the hashes in config.json. `what` is the start of the error message, with {} for
-    the name of the hash.
+    `entry` is the name of the hashes in config.json. The error message starts with `what`, with the name of
+    the hash in place of {}.
     """
     before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now
     for name, value in now.items():
@@ -92,9 +88,9 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns the hash of each model's weights, as a dict from the names of options such as "teacher" to
-    hashes. `models` has the folder or hub name of each option's model. Raises `UserError` if the weights have
-    changed since the start of the run in `out`.
+    """Returns the hash of each model's weights. `models` has the folder or hub name of the model of each
+    option, such as "teacher". Raises `UserError` if the weights have changed since the start of the run in
+    `out`.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     check_unchanged(out, "weights", now, "the weights of --{}")
@@ -107,8 +103,8 @@ def cut_metrics(path: Path, step: int) -> None:
 
 
 def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
-    """Returns the rows of metrics.jsonl up to `step`. A killed run may leave an incomplete line at the end,
-    which is left out.
+    """Returns the rows of metrics.jsonl up to `step`, without the incomplete last line that a killed run may
+    leave.
     """
     rows = []
     for line in read_text(path).split("\n") if path.exists() else ():
@@ -119,7 +115,7 @@ def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
     return [row for row in rows if row["step"] <= step]
 
 
-# the fields of a row in metrics.jsonl that are not terms of the loss
+# the fields of a row that are not loss terms
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out",
            "dev")
 
@@ -137,8 +133,8 @@ def in_words(row: dict) -> str:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one row to metrics.jsonl. The file is opened again for each row, so that an error is raised at
-    once if the folder was removed during the run.
+    """Adds one row to metrics.jsonl. The file is opened for each row, so that an error is raised at once if
+    the folder was removed.
     """
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

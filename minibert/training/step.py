@@ -1,6 +1,4 @@
-"""Computes one optimiser step in two functions, `accumulate` and `update`. train.py and finetune.py use them
-for all methods.
-"""
+"""Computes one optimiser step in two functions, `accumulate` and `update`."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +12,8 @@ from minibert.common.runtime import Runtime
 
 
 class Sums(NamedTuple):
-    """The loss and the loss terms, summed over the micro-batches of one rank. All tensors in `Sums` are
-    detached and on the device of the training.
+    """The loss and the loss terms, summed over the micro-batches of one rank. All tensors are detached and on
+    the device of the training.
     """
 
     loss: Tensor  # the part of the step's loss that comes from this rank
@@ -34,7 +32,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)
-        # the seed of dropout, so that a resumed run draws the same numbers as a run without a stop
+        # seeds dropout, so that a resumed run draws the same numbers as a run without a stop
         torch.manual_seed(micro.seed)
         with runtime.autocast():
             loss, terms = loss_of(micro)
@@ -49,27 +47,27 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, counts: dict[str, int],
            scaler: torch.amp.GradScaler, runtime: Runtime, clip: float, stopping: bool = False
            ) -> tuple[dict, bool]:
-    """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model.
+    """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model. For each loss
+    term, `counts` has the number by which the term's sum is divided, for example the number of tokens in the
+    whole step.
 
-    For each loss term, `counts` has the number by which the term's sum is divided, for example the number of
-    tokens or sequences in the whole step. Returns a dict with figures about the step, and a bool: True if
-    `stopping` is true on any rank. The figures are `loss`, the mean of each term, `grad_norm` (before
-    clipping) and `skipped`. A step is skipped, and no rank updates its model, if the loss or the gradient is
-    not finite.
+    Returns a dict with figures about the step, and True if `stopping` is true on any rank. The figures are
+    `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. A step is skipped, and no rank
+    updates its model, if the loss or the gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
-        if p.grad is None:  # a rank without micro-batches has no gradients, but all ranks must join the sum
+        if p.grad is None:  # a rank without micro-batches has no gradients, but must join the sum
             p.grad = torch.zeros_like(p)
-    names = sorted(counts)  # the ranks sum the loss terms in one tensor, so all ranks need the same order
+    names = sorted(counts)  # all ranks need the same order, because they sum the terms in one tensor
     zero = torch.zeros((), device=runtime.device)
     figures = torch.stack([sums.loss, *(sums.terms.get(name, zero).float() for name in names),
                            torch.full_like(zero, stopping)])
     runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
     scaler.unscale_(optimizer)
-    # one L2 norm over the gradients of all parameters, because clipping scales all gradients alike
+    # one L2 norm over the gradients of all parameters
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    # `tolist` waits for the device, so one `tolist` reads all figures of the step
+    # `tolist` waits for the device, so it is called once only
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
@@ -82,13 +80,10 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that get no gradient from the loss. `freeze_unread` is called before the
-    first step, and with MobileBERT before each stage.
-
-    In MiniLM, for example, all parameters after the queries, keys and values of the last layer get no
-    gradient. Without freezing, weight decay would shrink the parameters that get no gradient. With LAMB these
-    parameters would shrink fast: their update is only the weight decay, and LAMB scales every update to the
-    norm of the weights.
+    """Freezes the parameters that get no gradient from the loss, before the first step (with MobileBERT
+    before each stage). In MiniLM, for example, all parameters after the queries, keys and values of the last
+    layer get no gradient. Without freezing, weight decay would shrink these parameters. With LAMB they would
+    shrink fast, because LAMB scales every update to the norm of the weights.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -98,10 +93,9 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
-    """Returns the number of steps in a row that were skipped, up to the current step. `before` is the number
-    of skipped steps in a row before the current step. Raises `UserError` if five steps in a row were skipped.
-    In fp16, steps are skipped until the loss scale is small enough, so a skipped step counts only if the loss
-    scale is 1 or less.
+    """Returns the number of steps in a row that were skipped, up to the current step. `before` is this number
+    before the current step. Raises `UserError` after five skipped steps in a row. In fp16, steps are skipped
+    until the loss scale is small enough, so a skipped step counts only if the loss scale is 1 or less.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:

@@ -1,5 +1,5 @@
-"""Makes the output of train.py at the end of a run: a table that compares teacher and student, and some
-sentences in which each model predicts the [MASK].
+"""Makes the output at the end of a run: a table that compares teacher and student, and some sentences in
+which each model predicts the [MASK].
 """
 
 import statistics
@@ -22,7 +22,7 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 
 def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
     """Returns the median time of each function in seconds. In each of `turns` rounds, every function runs
-    once. Before the first round, every function runs once without timing, because first calls are slow.
+    once. A round before them is not timed, because first calls are slow.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
@@ -51,9 +51,9 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
     """Returns the held-out figures that the table shows, as a dict from the name of a figure to its heading
-    and its number format. `scores` are dicts from the names of figures to their values.
+    and its number format.
     """
-    # a dict, because a set would not keep the names in order
+    # a dict keeps the order of the names
     names = dict.fromkeys(name for score in scores for name in score)
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
     special = {"perplexity": ("perplexity", "{:.1f}"), "accuracy": ("accuracy", "{:.1%}"),
@@ -63,8 +63,8 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
 
 
 def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
-    """Returns the rows of the table. The row of a model has its numbers of layers and parameters, its size in
-    fp32, its speed and its held-out figures. Tied weights are counted once.
+    """Returns the rows of the table, one for each model, with its size, its speed and its held-out figures.
+    Tied weights are counted once.
     """
     rows = []
     for name, model in models.items():
@@ -81,8 +81,8 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
 
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
-    """Returns lines of text: sentences with a [MASK], and under each sentence the tokens that each model
-    predicts for the [MASK]. A sentence is left out if it is too long for one of the models.
+    """Returns sentences with a [MASK], and under each sentence the tokens that each model predicts. A
+    sentence is left out if it is too long for one of the models.
     """
     lines, models = [], {name: model for name, model in models.items() if model is not None}
     positions = min(model.config.max_positions for model in models.values())
