@@ -1,8 +1,8 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-The method tinybert trains the student in two stages, and every other method in one stage. The parts of
-finetune.py are, in this order: `main`, the teacher, one seed, one stage (`train`). The options are in
-minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/.
+The method tinybert trains the student in two stages, and every other method in one stage (`train`). The
+options are in minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in
+minibert/distill/.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ EXAMPLES = """examples:
 
 
 class Run(NamedTuple):
-    """The options, the task, the tokenizer and the device, which are the same for all seeds."""
+    """The parts of a run that are the same for all seeds."""
 
     options: Options
     out: Path
@@ -72,7 +72,7 @@ class Run(NamedTuple):
 class Teaching(NamedTuple):
     """The teacher and its outputs, from which the student learns."""
 
-    teacher: nn.Module | None  # the frozen teacher, if the method runs it in training; otherwise None
+    teacher: nn.Module | None  # the frozen teacher, if the method runs it during training
     targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples (see `teacher_outputs`)
     layers: list[int]  # for pkd, the numbers (from 1) of the student layers that learn [CLS] states
 
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     """Fine-tunes once for each seed and prints a table. With --evaluate, only evaluates a model."""
     options = resolve(parse(Options, argv, __doc__, EXAMPLES, defaults={"method": METHOD_DEFAULTS}))
     runtime = start(options.device, options.precision, options.threads)
-    # without --model, the student is made of the teacher's layers and has the teacher's tokenizer
+    # without --model, the student has the teacher's tokenizer
     reader = options.model or options.teacher
     tokenizer = minibert.load_tokenizer(reader)
     task, splits = read_task(options, reader, tokenizer)
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # frees the teacher's memory if `teaching.teacher` is None
+        del teacher  # frees the memory, unless the method runs the teacher during training
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)
@@ -119,17 +119,17 @@ def main(argv: list[str] | None = None) -> None:
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
     """Returns the task with the training settings of this run, and its tokenised splits.
 
-    `reader` is the model whose tokenizer and config are used. The splits are train, the dev splits, the test
-    splits (with --predict), `augmented` (with --augmented) and `transfer` (with --transfer). With --evaluate,
-    only the splits to evaluate are returned.
+    `reader` is the model whose tokenizer and config are used. The splits are train, the dev splits, and the
+    splits of --predict, --augmented and --transfer. With --evaluate, only the splits to evaluate are
+    returned.
     """
     if options.evaluate:
         task, rows = read_rows_to_judge(options.task, options.data, reader)
     else:
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
-        # If train and dev are parts of one csv file, the augmented file must have no copy of a dev row. Rows
-        # of the csv file may have equal ids, so an id that occurs in both parts is not checked.
+        # If train and dev are parts of one csv file, the augmented file must have no copy of a dev row. An id
+        # that occurs in both parts is not checked.
         own_file = options.task not in TASKS and not options.dev
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
@@ -138,7 +138,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        # for SQuAD, `pairs` is true, because a question and its context are a pair
+        # `pairs` is true for SQuAD, because a question and its context are a pair
         pairs = bool(splits["train"].examples.segments.any())
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
@@ -146,8 +146,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """Returns two splits: the examples of the intermediate stage, which only TinyBERT has, and the examples
-    of the last stage.
+    """Returns the split for the intermediate stage, which only TinyBERT has, and the split for the last
+    stage.
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
@@ -196,8 +196,8 @@ def announce(run: Run, first: Split, then: Split) -> None:
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
-    """Moves the model of the best seed to the run's folder, and removes the models of the other seeds. Writes
-    summary.json, the best model's wrong answers, and with --predict its predictions. Prints the final table.
+    """Keeps only the model of the best seed. Writes summary.json, the model's wrong answers, and with
+    --predict its predictions. Prints the final table.
     """
     options, task, out = run.options, run.task, run.out
     dev = dev_of(task, splits)
@@ -208,7 +208,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     if task.kind == "span":  # the official script of SQuAD reads predictions.json
         write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
     scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
-    # summary.json is written before the table is printed, because printing fails if the terminal is closed
+    # summary.json is written first, because printing the table fails if the terminal was closed
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
                                       "model": str(out / "model"), **scores, "table": rows})
     if options.predict:
@@ -231,7 +231,7 @@ def evaluate(run: Run, splits: dict[str, Split]) -> None:
 
 
 def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
-    """Writes the model's predictions for each test split in `splits`, in the format of GLUE's leaderboard."""
+    """Writes the model's predictions for each test split in the format of GLUE's leaderboard."""
     for name in run.task.test_splits:
         if name in splits:
             logits = model_outputs(model, splits[name], run.runtime, run.options.micro_tokens,
@@ -243,8 +243,8 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 # ---------------------------------------------------------------- the teacher
 
 def cut_student(run: Run) -> None:
-    """Saves the student from which every seed starts: a copy of the teacher's embeddings, of some of the
-    teacher's layers, and of the teacher's pooler and head. A student that is already saved is kept.
+    """Saves the student from which every seed starts: a copy of the teacher with only some of its layers. A
+    student that is already saved is kept.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():
@@ -283,9 +283,8 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
 
 
 def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
-    """Returns the teacher and its outputs on the training examples. The outputs are computed only if alpha is
-    above 0 or the method is pkd. The result has the teacher only if the method runs the teacher during
-    training.
+    """Computes the teacher's outputs on the training examples, if alpha is above 0 or the method is pkd. The
+    result has the teacher only if the method runs the teacher during training.
     """
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
@@ -306,11 +305,9 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns the result. If this seed is already finished, returns its stored
-    result. All ranks except the first return an empty dict.
-
-    The model of the best epoch is in out/seed-N/model. `examples` is a tuple: the examples of the
-    intermediate stage, which only TinyBERT uses, and the examples of the last stage.
+    """Fine-tunes with one seed and returns the result, or returns the stored result if the seed is finished.
+    All ranks except the first return an empty dict. `examples` are the examples of the intermediate stage and
+    those of the last stage.
     """
     options, task, out = run.options, run.task, run.out / f"seed-{seed}"
     if not (out / "result.json").exists():
@@ -342,9 +339,9 @@ def student_of(seed: int, run: Run, source: str | Path) -> nn.Module:
 def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, steps: int) -> Callable:
     """Returns a function `loss(data)`, where `data` are the examples of one training step.
 
-    `loss(data)` returns a function that computes the loss of one micro-batch, and a dict from each loss term
-    to a number of examples, by which the sum of the term over the step is divided. `steps` is the number of
-    steps of the whole stage.
+    `loss(data)` returns a function that computes the loss of one micro-batch, and a dict with a divisor for
+    each loss term: the number of examples by which the sum of the term over the step is divided. `steps` is
+    the number of steps of the stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
@@ -365,19 +362,17 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
 
 
 def has_intermediate_stage(options: Options, task: Task) -> bool:
-    """Returns True if the student has an intermediate stage, in which it imitates the teacher's hidden states
-    and attention before it learns the outputs.
-    """
+    """Returns True if the training has TinyBERT's intermediate stage."""
     return options.method == "tinybert" and task.intermediate_epochs > 0
 
 
 def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, out: Path) -> float:
-    """Runs TinyBERT's intermediate stage (Jiao et al. 2019, section 3.2). The student learns to imitate the
-    embeddings, hidden states and attention of the fine-tuned teacher, without labels. Returns the training
+    """Runs TinyBERT's intermediate stage (Jiao et al. 2019, section 3.2). Without labels, the student learns
+    to imitate the embeddings, hidden states and attention of the fine-tuned teacher. Returns the training
     time in seconds.
 
-    The student is saved in out/model; its task head is not trained yet. With --project, linear layers map the
-    student's states to the teacher's hidden size, and are saved in out/projections.safetensors.
+    The student is saved in out/model, with an untrained task head. The linear layers of --project are saved
+    in out/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -405,7 +400,7 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
 
 
 def card_of(options: Options, task: Task) -> str:
-    """Returns the first sentence of the model card, which says how the model was trained."""
+    """Returns the first sentence of the model card."""
     start = f"`{Path(options.model).name}`" if options.model else "some layers of its teacher"
     teacher = f" with the teacher `{Path(options.teacher).name}`" if options.teacher else ""
     return f"Fine-tuned on {task.name} from {start}{teacher} by `finetune.py` of minibert."
@@ -418,35 +413,31 @@ class Stage(NamedTuple):
 
     name: str  # the name of the stage in messages
     module: nn.Module  # the module that is trained and saved in checkpoints
-    loss: Callable  # a function `loss(data)`, like the function that `loss_of_task` returns
+    loss: Callable  # takes the data of a step; returns a loss function and divisors (see `loss_of_task`)
     examples: Examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
     epochs: float
     lr: float
     warmup: float | None  # share of warm-up steps before the linear decay; None: a constant learning rate
-    dev: dict[str, Split]  # after each epoch, the model is evaluated on these splits; empty: no evaluation
+    dev: dict[str, Split]  # the splits for the evaluation after each epoch; may be empty
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
-    """Returns the epoch of `history` with the best `metric` on the first dev split, or the earliest of
-    several equally good epochs. Returns None if `history` is empty.
+    """Returns the earliest epoch of `history` with the best `metric` on the first dev split, or None if
+    `history` is empty.
     """
     return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """Trains `stage.module`, with checkpoints in the folder `out`. Returns the best epoch, the scores of all
-    epochs, and the time of training and evaluation in seconds. If steps are repeated after the run was
-    killed, only the time of the repetition counts.
-
-    If the stage has dev splits, the model of the best epoch is saved in out/model, and its outputs on the
-    first dev split are saved in out/dev-outputs.safetensors.
+    epochs, and the time of training and evaluation in seconds. If the stage has dev splits, saves the model
+    of the best epoch (`keep_model`).
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # Each key of `ends` is the last step of an epoch, and its value is the number of epochs up to this step.
-    # With 2.5 epochs the values are 1, 2 and 2.5.
+    # from each epoch's last step to the number of epochs up to this step (for 2.5 epochs: 1, 2 and 2.5)
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
@@ -461,13 +452,11 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-        # If the checkpoint is at the end of the best epoch, the run may have been killed before it saved the
-        # model. So the model is saved now.
+        # the run may have been killed after the checkpoint of the best epoch, before it saved the model
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
-    # training step may use only some student layers, chosen at random. After the last step all student layers
-    # would be used, so the example is drawn for the step number `steps`.
+    # training step may use only some student layers, but step number `steps` would use all student layers.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
@@ -515,13 +504,13 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
 
 
 def steps_of(epochs: float, examples: Examples, task: Task) -> int:
-    """Returns the number of optimiser steps in `epochs` epochs, for example in 2.5 epochs."""
+    """Returns the number of optimiser steps in `epochs` epochs."""
     return math.ceil(epochs * len(examples.lengths) / task.batch)
 
 
 def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
               ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Evaluates a model. Returns its scores on every dev split, and the outputs on the first dev split."""
+    """Returns a model's scores on every dev split, and its outputs on the first dev split."""
     judged = {name: judge(model, run.task, split, run.runtime, run.options.micro_tokens)
               for name, split in dev.items()}
     return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]

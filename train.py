@@ -1,8 +1,7 @@
 """Pre-training and pre-training distillation of BERT.
 
-The parts of this file are, in this order: `main`, the models, the text, the training loop (`learn`), the
-result. The options of train.py are in minibert/training/options.py, and its methods in
-minibert/distill/methods.py.
+The options are in minibert/training/options.py, and the methods in minibert/distill/methods.py. Read `main`
+and the training loop `learn` first.
 """
 
 import copy
@@ -64,7 +63,7 @@ EXAMPLES = """examples:
 
 
 class Run(NamedTuple):
-    """The objects and settings of a run that do not change from step to step."""
+    """The parts of a run that do not change from step to step."""
 
     options: Options
     runtime: Runtime
@@ -73,19 +72,19 @@ class Run(NamedTuple):
     weights: object  # the weights of the loss terms, and other settings of the loss
     module: nn.Module  # the trained module: the student, or the method's wrapper around it
     teacher: nn.Module | None
-    origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it was copied from
+    origins: list[int] | None  # see `Models`
     tokenizer: Tokenizer
     corpus: Corpus
-    held_out: Step | None  # sequences for the evaluation: of the held-out text, or of --eval-corpus
+    held_out: Step | None  # sequences of the held-out text or of --eval-corpus
     steps: int
-    plan: list[Stage]  # the stages of MobileBERT's schedule; an empty list with any other method
+    plan: list[Stage]  # the stages of MobileBERT's schedule; empty with any other method
 
 
 # ---------------------------------------------------------------- main
 
 def main(argv: list[str] | None = None) -> None:
     """Trains a model, evaluates it, and writes the run folder."""
-    # `resolved` adds the defaults of the options whose default depends on --method.
+    # `resolved` adds the defaults that depend on --method
     options = parse(Options, argv, "Pre-training and pre-training distillation of BERT.", EXAMPLES,
                     defaults={"method": shown_defaults()}).resolved()
     runtime = start(options.device, options.precision, options.threads)
@@ -94,9 +93,9 @@ def main(argv: list[str] | None = None) -> None:
         open_run(out, dataclasses.asdict(options), MAY_CHANGE)
     runtime.barrier()
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
-    # a copy of the untrained student; the summary compares the trained student with it
+    # the summary compares the trained student with this copy of the untrained student
     initial = copy.deepcopy(run.module) if run.held_out else None
-    # Token types with equal vectors are looked for before `learn`, because `learn` changes the vectors.
+    # `learn` changes the vectors of the token types, so equal vectors are found now
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
@@ -112,7 +111,7 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
     corpus, unseen = corpora(options, models.tokenizer, runtime, out)
-    # The number of steps is rounded up, so the last step may read some sequences of the next epoch.
+    # the number of steps is rounded up, so the last step may read sequences of the next epoch
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan = []
     if options.method == "mobilebert":
@@ -120,11 +119,9 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
                       TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     held_out = None
     if unseen is not None:
-        # In the evaluation, 15 % of the tokens are masked for every method with MLM heads, so that the
-        # held-out losses of these methods can be compared with each other.
+        # 15 % of the tokens for every method with MLM heads, so that the losses of these methods are
+        # comparable
         share = 0.15 if method.head == "mlm" else options.mask_share
-        # Every evaluation of a run uses the same sequences and masks, so that the held-out losses at
-        # different steps can be compared.
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
     # Some methods train more than the student, for example the projections of TinyBERT.
@@ -149,12 +146,11 @@ class Models(NamedTuple):
 
 def make_models(options: Options, method: Method, weights) -> Models:
     """Builds the models that the options name. Raises `UserError` if student and teacher cannot be compared,
-    if the student has too small a vocabulary, or if one of the models has too few positions.
+    if the student's vocabulary is too small, or if a model has too few positions.
     """
     torch.manual_seed(options.seed)  # for the random weights of a new head and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
-    # for the error message of `check_pieces`: the model whose tokenizer is used (with a teacher, the teacher)
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
     check_pieces(models.tokenizer, models.student.config, str(name))
     check_positions(options.max_length, student=models.student, teacher=models.teacher)
@@ -163,9 +159,7 @@ def make_models(options: Options, method: Method, weights) -> Models:
 
 
 def student_alone(options: Options) -> Models:
-    """Returns a student that is trained without a teacher, and its tokenizer. The student is a preset with
-    random weights, or the model of a folder.
-    """
+    """Returns a student that is trained without a teacher, and its tokenizer."""
     if options.student in PRESETS:
         student, tokenizer = start_alone(options.student, options.layers, options.corpus[0], options.seed)
     else:
@@ -174,14 +168,11 @@ def student_alone(options: Options) -> Models:
 
 
 def student_and_teacher(options: Options, method: Method, weights) -> Models:
-    """Returns the teacher with the head that the method needs, and the student. The student is built from the
-    teacher, or it is the model of a folder.
-    """
+    """Returns the teacher with the head that the method needs, and the student."""
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
-    # train.py neither puts a prompt before a text nor lower-cases the text, so a teacher that needs a prompt
-    # or lower-cased texts is refused.
+    # a teacher that needs prompts or lower-cased texts is refused, because train.py does not change texts
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -192,7 +183,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         config = student.config
     else:
         config = method.shape(teacher.config, options.layers)
-    # `fit` reports a wrong config before a new student is built, because building a student takes time.
+    # `fit` reports a wrong config at once, because building the student takes time
     compared = method.fit(config, teacher.config, weights)
     if compared:
         say(compared)
@@ -200,7 +191,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         if options.init == "teacher":
             origins = (numbers("--layer-map", options.layer_map) if options.layer_map
                        else copied_layers(config.layers, teacher.config.layers))
-            # the message counts the layers from 0, as --layer-map does
+            # the layers are counted from 0, as in --layer-map
             say(f"student layers start from teacher layers {origins}")
         student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
                                fold_segments=options.token_types == "fold")
@@ -233,7 +224,7 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
 def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
             out: Path) -> tuple[Corpus, Corpus | None]:
     """Returns the training text and the held-out text. If there is no held-out text, prints a message and
-    returns None as the held-out text.
+    returns None as the second value.
     """
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
@@ -269,15 +260,14 @@ def learn(run: Run) -> None:
     # beta1 is 0.9 and epsilon 1e-6, as in Google's BERT code
     optimizer = OPTIMIZERS[options.optimizer](module, (0.9, options.beta2), 1e-6, options.weight_decay,
                                               part_of if run.plan else None)
-    # In fp16 the scaler multiplies the loss by a large factor, because otherwise small gradients would be
-    # rounded to 0. In fp32 and bf16 the scaler does nothing.
+    # In fp16, the scaler multiplies the loss, because otherwise small gradients would be rounded to 0.
     scaler, done = runtime.scaler(), 0
     if options.resume:
         state = load_checkpoint(run.out / "checkpoint", module, optimizer, say, scaler)
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
     draw = drawing(run)
-    # All ranks compute the same order of the sequences, so that each rank can take its own part of a step.
+    # each rank takes its own part of the sequences of a step
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
     weights, stage = run.weights, None  # the loop sets both at the start of a MobileBERT stage
@@ -288,44 +278,40 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # A thread prepares the batches of the next step during the current step. SIGTERM or SIGINT (Ctrl-C) ends
-    # the loop after the current step.
+    # A thread prepares the next step during the current step. SIGTERM or SIGINT (Ctrl-C) ends the loop after
+    # the current step.
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
             begun = time.perf_counter()
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
-                # The stages of MobileBERT train different layers or have different loss terms, so
-                # `freeze_unread` must choose the trained parameters again.
+                # the stages train different layers or have different loss terms
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
             loss_of, counts = objective(run, data, weights)
-            # The learning rate depends only on the step, so a resumed run needs no state of a scheduler.
+            # the learning rate depends only on the step, so no state of a scheduler is saved
             lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
 
-            # `accumulate` computes one micro-batch at a time, which needs little memory, and sums the
-            # gradients.
+            # `accumulate` sums the gradients of one micro-batch after another, which needs little memory
             sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
             figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
             done += 1
 
-            # `update` has waited for the device, so the following lines measure the time of the whole step.
+            # `update` has waited for the device, so the measured time is that of the whole step
             skipped = consecutive_skips(skipped, figures, scaler, done)
             tokens += data.tokens
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank runs the evaluation, although only the first rank writes the result. This costs no
-            # time, because in the next `update` the other ranks would only wait for the first rank.
+            # Every rank evaluates, because otherwise the other ranks would only wait for the first rank.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
-                # The row of metrics.jsonl is written before the checkpoint. So every checkpoint has its row,
-                # even if the run is killed between the two writes.
+                # the row is written before the checkpoint, so every checkpoint has its row, even after a kill
                 append_row(run.out / "metrics.jsonl", row)
                 progress(1, in_words(row))
                 if stopping or done % options.checkpoint_every == 0 or done == run.steps:
@@ -336,9 +322,7 @@ def learn(run: Run) -> None:
 
 
 def drawing(run: Run) -> Callable[..., Step]:
-    """Returns `make_step` with the corpus and the options of the run filled in. The returned function needs
-    only the arguments `step` and `batch`, and `part` if there are several ranks.
-    """
+    """Returns `make_step` with the corpus and the options of the run filled in."""
     options, smoothing = run.options, None
     if options.masking == "smoothed":
         # Rare tokens are masked more often than frequent tokens, as in DistilBERT's code.
@@ -349,7 +333,7 @@ def drawing(run: Run) -> Callable[..., Step]:
 
 def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
     """Returns the function that computes the loss of one micro-batch, and a dict with a divisor for each loss
-    term. The sum of a loss term over the step is divided by the divisor of the term.
+    term. The sum of a term over the step is divided by its divisor.
     """
     # The counts are those of the whole step, so the losses of all micro-batches and ranks add up to the mean
     # of the step.
@@ -358,8 +342,8 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step, and a list of factors of the learning rate, one for each part of
-    the student (see `rates`). The list is None for all methods except MobileBERT.
+    """Returns the learning rate of a step. For MobileBERT, also returns a list of factors of the learning
+    rate, one for each part of the student (see `rates`).
     """
     options = run.options
     if not run.plan:
@@ -394,7 +378,6 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
-    # the counts of the held-out text, because this function returns means over the held-out text
     counts = run.method.counts(run.held_out, run.weights)
 
     def loss_of(student: nn.Module, micro: MicroBatch):
@@ -423,7 +406,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     if run.held_out:
         scores, rows = compare(run, initial.eval())
         figures |= {"held_out": scores, "table": rows}
-    # summary.json is written before the table is printed, because printing fails if the terminal was closed
+    # summary.json is written first, because printing the table fails if the terminal was closed
     write_json(out / "summary.json", figures)
     if run.held_out:
         say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
@@ -431,7 +414,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
-    # `drawn` is False without matplotlib, which is an optional package
+    # `drawn` is False without matplotlib
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 
@@ -447,7 +430,6 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         for name, model in models.items():
             scores[name]["attention_kl"] = (
                 attention_kl(model, run.teacher, layers, run.held_out, run.runtime) if layers else None)
-        # the teacher is the first row of the table, so it is the first entry of the dict
         models = {"teacher": run.teacher} | models
         scores["teacher"] = {}
         if run.method.head == "mlm":
@@ -462,10 +444,9 @@ def compared_layers(run: Run) -> tuple[int, ...] | None:
     """Returns, for each student layer, the number (from 1) of the teacher layer whose attention is compared
     with the attention of the student layer.
 
-    With the method `tinybert`, this is the teacher layer that the student layer imitates. With any other
-    method, it is the teacher layer from which the student layer was copied. If no layer was copied, the
-    teacher layers are evenly spaced (`imitated_layers`). Returns None if the student has more layers than the
-    teacher and no layer was copied.
+    With `tinybert`, this is the teacher layer that the student layer imitates. With any other method, it is
+    the teacher layer from which the student layer was copied. If no layer was copied, the teacher layers are
+    evenly spaced. Returns None if no layer was copied and the student has more layers than the teacher.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

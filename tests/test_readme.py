@@ -254,7 +254,7 @@ def test_the_way_from_a_teacher_to_a_model_in_use(tmp_path, monkeypatch):
               ["text", "label"])
 
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    five, tasks = README[README.index("## Distilling"):], guide[guide.index("## From a notebook"):]
+    five, tasks = README[README.index("## Distilling"):], guide[guide.index("## One command for each task"):]
     steps = commands(bash_blocks(five), "python")[:3] + [
         words for words in commands(inline(tasks), "python finetune.py") if "reviews.csv" in words]
     assert list(dict.fromkeys(words[1] for words in steps)) == list(SMALL)

@@ -1,20 +1,16 @@
 """Makes copies of a text in which some words are replaced: TinyBERT's data augmentation (Jiao et al. 2019,
 section 3.2, algorithm 1).
 
-A masked language model gives each word of the vocabulary a probability at the position of a masked word. The
-K most probable words are the candidates for the masked word. In each copy of a text, each word is replaced
-with probability p by one of its candidates. As in the original code, a word is replaced only if it consists
-of letters and is not a stop word. A candidate is never a stop word, and never the word that it replaces.
+For a masked word, the K most probable words of a masked language model are its candidates. In each copy of a
+text, each word is replaced with probability p by one of its candidates.
 
-The model reads a pair of texts: the text with masked words, and the unchanged text. So the model sees
-the masked words. This file differs from the paper and from the original code:
-- Only words that are one token of the vocabulary are replaced. The TinyBERT paper also replaces words of
-  several tokens, by similar words from GloVe vectors.
-- The candidates for all words of a text are computed once. Algorithm 1 of the paper computes new candidates
-  for each copy, after some words of the copy are already replaced.
-- Up to 15 % of the tokens of a text (at least one) are masked in one forward pass. The original code masks
-  one word in each pass. In a measurement, about 14 of the 15 candidates for a word were the same with both
-  ways of masking.
+The code differs from the paper and from the original code:
+- Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
+  tokens, by similar words from GloVe vectors.
+- The candidates for all words of a text are computed once. Algorithm 1 computes new candidates for each copy,
+  after some words of the copy are already replaced.
+- Up to 15 % of the tokens of a text are masked together. The original code masks one word at a time. In a
+  measurement, about 14 of the 15 candidates for a word were the same for both ways of masking.
 """
 
 import re
@@ -37,10 +33,9 @@ from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
 BLOCK = 128  # candidates are computed for this number of examples at a time
-MASK_SHARE = 0.15  # the largest share of a text's tokens masked in one forward pass (but at least one token)
+MASK_SHARE = 0.15  # the largest share of tokens of a part that are masked together (at least one)
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
-# These words are never replaced. "don't" is split at the apostrophe, so the list has the parts don and t.
 STOP_WORDS = frozenset("""
 a about above after again against ain all am an and any are aren as at be because been before being below
 between both but by can could couldn d did didn do does doesn doing don down during each few for from further
@@ -62,7 +57,7 @@ class Text(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A part of a text that the model reads in one forward pass."""
+    """A part of a text, and the words of this part that are masked together."""
 
     ids: list[int]  # the token ids of this part
     masked: list[int]  # the positions in `ids` that are masked
@@ -73,9 +68,8 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
     """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
-    `model` is a frozen model with an MLM head, on the runtime's device. The model reads each text together
-    with its masked copy in one sequence, so a text longer than about half of the model's maximum length is
-    divided into parts. `micro_tokens` is the largest number of tokens in a forward pass.
+    `model` is a frozen model with an MLM head. It reads the text with masked words and the unchanged text in
+    one sequence. So a text longer than about half of the model's maximum length is divided into parts.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0
@@ -91,16 +85,13 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Returns True if a token of the vocabulary can be a candidate: it has at least two characters, consists
-    of letters and is not a stop word.
-    """
+    """Returns True if a token can be a candidate."""
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
     """Returns the positions [start, end) of the characters of each word that consists of letters and is not a
-    stop word. Words with combining marks, as in Hindi, are left out, because `WORD` matches only the parts of
-    such a word between the marks.
+    stop word, as in the original code. Words with combining marks, as in Hindi, are left out.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -111,13 +102,11 @@ def replaceable(text: str) -> list[tuple[int, int]]:
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
-    """Yields one `Query` for each forward pass that a text needs. `ids` are the token ids of the text.
-    `single` has a pair for each replaceable word: the position of its only token in `ids`, and the index of
-    the word (see `Query.words`).
+    """Yields the queries of a text with the token ids `ids`. `single` has a pair for each replaceable word:
+    the position of its only token in `ids`, and the index of the word (see `Query.words`).
 
-    A text with more than `room` tokens is divided into parts of about equal length. One pass masks up to 15 %
-    of a part's tokens, and at least one token. If a part needs p passes, each pass masks every p-th
-    replaceable word, so that the masked words of one pass are far apart.
+    A text with more than `room` tokens is divided into parts of about equal length. The words that one query
+    masks are far apart.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -171,8 +160,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
     """Makes `n` changed copies of a text. In each copy, each word that has candidates is replaced with
-    probability `p` by one of them. The same `key` gives the same random numbers. The new word gets the
-    capital letters of the old word (see `in_case_of`).
+    probability `p` by one of them. The same `key` gives the same random numbers.
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)
@@ -191,9 +179,7 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
 
 
 def in_case_of(old: str, new: str) -> str:
-    """Returns `new` with capital letters as in `old`: all letters, the first letter or no letter is made a
-    capital letter.
-    """
+    """Makes all letters of `new`, its first letter or no letter a capital letter, as in `old`."""
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
@@ -201,12 +187,12 @@ def in_case_of(old: str, new: str) -> str:
 
 def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int, p: float,
             seed: int) -> Iterator[Example]:
-    """Yields each row, and after it at most `n` different changed copies of the row.
+    """Yields each row, and after it at most `n` different changed copies with the id and the label of the
+    row.
 
-    A changed copy has the id and the label of its original row. `find(texts)` calls `with_candidates` for
-    `texts`. `p` is the probability that a word is replaced. The two texts of a pair are changed
-    independently. In the original code, every changed copy of the second text is paired with the same text:
-    the last changed copy of the first text.
+    `find(texts)` calls `with_candidates` for `texts`. The two texts of a pair are changed independently. In
+    the original code, every changed copy of the second text is paired with the last changed copy of the first
+    text.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):

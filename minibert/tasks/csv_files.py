@@ -18,13 +18,12 @@ DEV_SHARE = 0.1  # about this share of the rows is the dev split if there is no 
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
-    """Reads a csv file, and returns its task and its examples. In a .tsv file, tabs separate the columns.
+    """Returns the task and the examples of a csv file. In a .tsv file, tabs separate the columns.
 
-    The header must name the column `text` and one column `label` or `score`. The optional column `pair` has
-    second texts, and the optional column `id` has the ids of the examples. Columns with any other name are
-    ignored. A label can be any word, and a score any number. If all labels are numbers and at least one has a
-    decimal point, the labels are scores, as in run_glue.py of transformers. If `task` is given, the file is
-    read as data of `task`: its labels must be labels of `task`, or may be missing.
+    The header must name the column `text` and one column `label` or `score`. The columns `pair` (second
+    texts) and `id` are optional, and all other columns are ignored. If all labels are numbers and at least
+    one has a decimal point, the labels are scores, as in run_glue.py of transformers. If `task` is given, the
+    labels must be labels of `task`, and the label column may be missing.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -75,8 +74,8 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """Returns the task, the training examples and the dev examples of a csv file. `dev` is a csv file with
-    the dev examples. If `dev` is None, about a tenth of the rows of `path` is the dev split. A hash of a
-    row's text decides whether the row is in train or in dev, so rows with equal texts are in the same split.
+    the dev examples. If `dev` is None, about a tenth of the rows of `path` is the dev split. A hash of the
+    row's text chooses the split, so rows with equal texts are in the same split.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -99,9 +98,8 @@ def read_csv_splits(path: str | Path,
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Returns the column names in lower case, and the rows. A row is a tuple: the number of its first line in
-    the file, and a dict from column names to values. Spreadsheets may write blank lines, lines with commas
-    only, and columns without a name. Such lines and columns are left out.
+    """Returns the column names in lower case, and the rows. Blank lines, lines with commas only, and columns
+    without a name are left out, because spreadsheets may write them.
     """
     csv.field_size_limit(1 << 28)  # by default, Python's csv refuses fields of more than 128 KB
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
@@ -135,11 +133,8 @@ def _delimiter(path: Path) -> str:
 
 
 def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
-    """Returns the task of a csv file. `answer` is the name of its label column, "score" or "label". The
-    classes are the different words in the column "label", in sorted order.
-    """
+    """Returns the task of a csv file. `answer` is the name of its label column, "score" or "label"."""
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
-    # as in run_glue.py of transformers, labels are scores if all are numbers and at least one has a point
     if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
         say(f"{path}: the labels are numbers with a point, so they are learned as scores; if they are "
             "classes, write them without a point, or as words")

@@ -1,6 +1,5 @@
-"""Downloads the public data sets. Lists their files, addresses, sizes, sha256 and terms of use.
-
-The sha256 of every downloaded file is checked, so the file may come from any address.
+"""Lists the public data sets and downloads them. The sha256 of every downloaded file is checked, so the file
+may come from any address.
 """
 
 import errno
@@ -24,8 +23,7 @@ from minibert.tasks.specs import GLUE_URL, TASKS
 
 class File(NamedTuple):
     """One file: its path in the output folder, its size in bytes, its sha256, and its addresses in the order
-    in which they are tried. If the file is an archive, `folder` is the folder inside the archive that is
-    unpacked.
+    in which they are tried. If the file is an archive, `folder` is the folder in it that is unpacked.
     """
     path: str
     size: int
@@ -35,7 +33,7 @@ class File(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """One data set: its description, its owner and terms of use (if they are known), and its files."""
+    """One data set: its description, its owner or terms of use, and its files."""
     what: str
     terms: str
     files: tuple[File, ...]
@@ -52,19 +50,17 @@ def _plain(folder: str, url: str, size: int, sha256: str) -> File:
 
 SENTEVAL_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-# the website of WikiText's author; the original address, an S3 bucket, does not exist any more
+# the website of WikiText's author; the original S3 bucket does not exist any more
 SMERITY_URL = "https://wikitext.smerity.com/"
 HUB_URL = "https://huggingface.co/datasets/"
 
-# The sizes and sha256 are from dataset_infos.json in the library "datasets" of Hugging Face, at commit
-# 040102f1.
+# sizes and sha256: from dataset_infos.json in the library "datasets" of Hugging Face, commit 040102f1
 DATA_SETS = {
     "cola": DataSet("GLUE CoLA, acceptability", "sentences from linguistics books, for research", _glue(
         "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
     "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
         "sst2", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
-    # MRPC is made from Microsoft's files. mrpc_dev_ids.tsv is GLUE's list of the pairs in Microsoft's
-    # training file that are the dev split.
+    # two files of Microsoft, and GLUE's list of dev pairs (see `_read_msr` in official_files.py)
     "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
         _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_train.txt", 1_047_044,
                "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
@@ -112,9 +108,7 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "a
 
 
 def listing() -> str:
-    """Returns a text with one line for all of GLUE, and one line for each data set: its name, the size of the
-    download, its description, its terms of use and its source.
-    """
+    """Returns a text with one line for all of GLUE, and one line for each data set."""
     lines = {"glue": (sum(file.size for name in GLUE for file in DATA_SETS[name].files),
                       f"all of GLUE: {', '.join(GLUE)}")}
     for name, data in DATA_SETS.items():
@@ -125,9 +119,8 @@ def listing() -> str:
 
 def download(names: Iterable[str], out: str | Path) -> None:
     """Downloads the data sets `names` to the folder `out`. The name "glue" means all data sets of GLUE. A
-    file that exists with the right sha256 is not downloaded again. An archive is not downloaded if its
-    unpacked folder exists and is not empty. Prints one line for each file to stdout, and the progress to
-    stderr.
+    file with the right sha256 is not downloaded again, and an archive is not downloaded if its unpacked
+    folder is not empty.
     """
     names = [each for name in names for each in (GLUE if name == "glue" else (name,))]
     if unknown := [name for name in names if name not in DATA_SETS]:
@@ -140,8 +133,8 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
-    """Downloads a file to the folder `out` if it is not there, and unpacks it if it is an archive. Returns
-    the path of the file or of the unpacked folder, and True if this call downloaded or unpacked it.
+    """Downloads a file to the folder `out`, and unpacks it if it is an archive. Returns the path of the file
+    or of the unpacked folder, and False if it was already there.
     """
     archive = out / file.path
     if not file.folder:
@@ -158,7 +151,7 @@ def obtain(file: File, out: Path) -> tuple[Path, bool]:
 def fetch(file: File, target: Path) -> bool:
     """Downloads one file to `target`, from the first address that has a file with the right sha256. Returns
     False if this file is already there. Raises `UserError` if no address has this file, or if `target` exists
-    with other content. The existing file is kept, because it may belong to the user.
+    with other content.
     """
     if target.exists():
         if sha256_of(target) == file.sha256:
@@ -184,8 +177,8 @@ def fetch(file: File, target: Path) -> bool:
 
 
 def unpack(archive: Path, folder: str) -> None:
-    """Unpacks `folder` from a .zip or .tar.gz file whose sha256 was checked, and puts it beside the archive.
-    If the unpacking fails, no incomplete folder is left.
+    """Unpacks `folder` from a .zip or .tar.gz file, and puts it beside the archive. If the unpacking fails,
+    no incomplete folder is left.
     """
     target = place_for(archive.parent / folder)
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)

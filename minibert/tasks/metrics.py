@@ -1,8 +1,5 @@
-"""Computes the metrics of GLUE. A metric compares a model's predictions with the labels (all are class
-numbers, or all are scores) and is at most 1.0.
-
-specs.py says which metrics belong to a task. The value of a metric is NaN only if predictions or labels are
-NaN or infinite.
+"""The metrics of GLUE. A metric compares a model's predictions with the labels: all are class numbers, or all
+are scores. Its value is at most 1.0, and NaN only if predictions or labels are NaN or infinite.
 """
 
 import math

@@ -25,14 +25,13 @@ MULTI_LABEL = "multi_label_classification"
 
 
 def head_kind(task: Task) -> type:
-    """Returns the Python class of the models for a task: `Span` for SQuAD, `Classifier` for all other tasks.
-    """
+    """Returns the Python class of the models for a task."""
     return Span if task.kind == "span" else Classifier
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
-    """Loads the model `name` with a head for the task. If the head of the model fits the task
-    (`keeps_head`), the model keeps it. Otherwise, a new head gets random weights from `seed`.
+    """Loads the model `name` with a head for the task. If the model's head fits the task (`keeps_head`), the
+    model keeps it. Otherwise, a new head gets random weights from `seed`.
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
@@ -46,31 +45,30 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
 
 
 def keeps_head(name: str, task: Task) -> bool:
-    """Returns True if the model already has a head for the task: a span head for SQuAD, a regression head for
-    scores, or a classifier with the task's classes in any order.
+    """Returns True if the model already has a head that fits the task. The order of the classes may differ.
     """
     config, head = config_and_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
                                 or config.regression != (task.kind == "score")
                                 or task.kind == "classes" and label_order(config.labels, task) is None):
         return False
-    if head is None:  # config.json does not name the head, but the model's tensors show the kind of head
+    if head is None:  # config.json does not name the head, so the model is loaded
         return isinstance(minibert.load(name), head_kind(task))
     return head == ("span" if task.kind == "span" else "classification")
 
 
 def load_tuned(name: str, task: Task) -> nn.Module:
-    """Loads a model that was fine-tuned for the task, and puts its classes into the task's order. Raises
-    `UserError` if the model's head does not fit the task.
+    """Loads a model that was fine-tuned for the task. Raises `UserError` if the model's head does not fit the
+    task.
     """
     return in_order(minibert.load(name), task, name)
 
 
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
-    """Changes a classifier so that its classes have the order and the names of the task's classes. Returns
-    the model. Models for scores or spans are not changed. `name` is the model's name in error messages.
-    Raises `UserError` if the model has no head for the task, or if model and task have different classes.
+    """Gives the classes of a classifier the order and the names of the task's classes. Returns the model.
+    `name` is the model's name in error messages. Raises `UserError` if the model has no head for the task, or
+    if model and task have different classes.
     """
     if not isinstance(model, head_kind(task)):
         raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")
@@ -93,9 +91,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns, for each class of the task, its index in the model. Returns None if model and task have
-    different classes. `labels` are the names of the model's classes. The spelling of a name may differ from
-    the task's, for example in capital letters (see `class_of`).
+    """Returns, for each class of the task, its index in the model, or None if model and task have different
+    classes. `labels` are the names of the model's classes. Their spelling may differ from the spelling in the
+    task (see `class_of`).
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -107,13 +105,12 @@ def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
 def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, layers: list[int],
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
-    """Returns a dict with the teacher's outputs on n examples, in the order of the examples. The entry
-    `logits` has the shape (n, K) for K classes, and (n, 1) for scores. For a span head, its shape is (N, 2),
-    with a row for each of the N tokens of all examples.
+    """Returns a dict with the teacher's outputs on n examples. The entry `logits` has the shape (n, K) for K
+    classes, and (n, 1) for scores. For a span head, its shape is (N, 2), with a row for each of the N tokens
+    of all examples.
 
-    `layers` are the numbers of some teacher layers, counted from 1. If `layers` is not empty, the dict also
-    has the entry `cls` (n, number of layers, hidden size): the [CLS] states after these layers. After each
-    forward pass, `progress` is called with the number of tokens of the pass.
+    `layers` are numbers of teacher layers, counted from 1. If `layers` is not empty, the entry `cls` (n,
+    number of layers, hidden size) has the [CLS] states after these layers.
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}

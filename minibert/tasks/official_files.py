@@ -18,9 +18,8 @@ Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a di
 
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
     """Reads the rows of a split of the task, in the order of the file. `folder` is the task's folder or its
-    parent folder. In the files of GLUE, the id of a row is the value of its column `index` or `id`. If the
-    file has neither column, the id is the number of the row, counted from 0. Raises `UserError` if the file
-    is missing or a row is malformed.
+    parent folder. The id of a GLUE row is the value of its column `index` or `id`. Without such a column, the
+    id is the row number, counted from 0. Raises `UserError` if the file is missing or a row is malformed.
     """
     table = task.splits[split]
     root = Path(folder) / task.folder
@@ -30,7 +29,7 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         return _read_imdb(task, root, table.file)
     if task.name == "mrpc" and not (root / table.file).exists() and (root / MSR_TRAIN).exists():
         return _read_msr(task, root, split)
-    # AX is a split of MNLI, but its folder is beside the folder MNLI, so the parent folder is searched next
+    # the folder of AX is beside the folder of MNLI
     parents = (root, root.parent) if split == "ax" else (root,)
     places = [parent / name for parent in parents for name in table.file.split("|")]
     path = next((place for place in places if place.exists()), None)
@@ -67,7 +66,7 @@ def _table_rows(path: Path, table: Table) -> list[Row]:
 
 
 def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Example]:
-    """Turns rows into examples. Raises `UserError` if a label does not fit the task."""
+    """Turns rows into examples."""
     return [Example(row.get("index") or row.get("id") or str(i), row[table.text],
                     row[table.pair] if table.pair else None,
                     label_of(row[table.label], task, f"{path}, line {number}") if table.label else None)
@@ -76,14 +75,14 @@ def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Exa
 
 def label_key(name: str) -> str:
     """Makes different spellings of a label equal: letters become lower case, and spaces and hyphens become
-    `_`. LABEL_3 becomes 3, because many models on the hub call their classes LABEL_0, LABEL_1 and so on.
+    `_`. LABEL_3, a usual class name on the hub, becomes 3.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
 
 def class_of(name: str, task: Task) -> int | None:
     """Returns the number of the class that a file or a model calls `name`. If no class has exactly this name,
-    the names are compared after `label_key`. Returns None if no class matches, or if several classes match.
+    the names are compared after `label_key`. Returns None if no class or several classes match.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -95,7 +94,7 @@ def class_of(name: str, task: Task) -> int | None:
 
 def label_of(text: str, task: Task, where: str) -> int | float:
     """Converts a label in a file to a class number or a score. Raises `UserError` if the label does not fit
-    the task. The error message begins with `where`.
+    the task.
     """
     if task.kind == "classes":
         number = class_of(text, task)
@@ -115,8 +114,7 @@ def label_of(text: str, task: Task, where: str) -> int | float:
 
 def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
     """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
-    and all other pairs of the training file are the train split. Microsoft's test examples have labels, but
-    GLUE's test.tsv has none.
+    and all other pairs of the training file are the train split.
     """
     table = task.splits["train"]
     path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS
@@ -133,12 +131,11 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """Reads the reviews in the folders `part`/neg and `part`/pos in `root`, in the order of their file names.
-    `part` is "train" or "test". The id of a review is, for example, pos/0_9.txt. Each `<br />` becomes a
-    space, because the tokenizer would divide a `<br />` into four tokens.
+    Each `<br />` becomes a space, because `<br />` would be four tokens.
     """
     examples = []
     for label, word in enumerate(task.words):
-        # macOS writes files whose names start with "._", which are no reviews
+        # macOS writes files with names like "._0_9.txt", which are no reviews
         files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
             raise _not_there(root / part / word / "*.txt", task)
@@ -150,10 +147,9 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
 # ---- submissions -------------------------------------------------------------------------------------------
 
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
-    """Writes the predictions of a test split in the format of the GLUE leaderboard, for example to
-    `folder`/CoLA.tsv. Returns the path of the file. `predictions` has a class number or a score for each row,
-    in the order of the test file. Scores are clipped to the task's range. Raises `UserError` if a score is
-    not finite. If the writing fails, no incomplete file is left.
+    """Writes the predictions of a test split in the format of the GLUE leaderboard. Returns the path of the
+    file. `predictions` has a class number or a score for each row, in the order of the test file. Scores are
+    clipped to the task's range. Raises `UserError` if a score is not finite.
     """
     path = Path(folder) / task.splits[split].submission
     lines = ["index\tprediction"]

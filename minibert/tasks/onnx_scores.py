@@ -18,13 +18,13 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-# The largest number of tokens in a batch. Every row of a batch is padded to the longest row, so small batches
-# have less padding.
+# The largest number of tokens in a batch. Rows are padded to the longest row, so small batches have less
+# padding.
 PADDED_TOKENS = 1024
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """Runs the ONNX file of `model` on a split. Returns the logits, with one row for each example (for SQuAD:
+    """Returns the logits of the ONNX file of `model` on a split, with one row for each example (for SQuAD:
     for each token).
     """
     session, examples, pieces, places = open_file(path), split.examples, [], []
@@ -40,11 +40,11 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float) -> Callable[[Path], None]:
     """Returns a function `judge_file(path)`, which prints the scores of the int8 file at `path` and of
-    `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 than in fp32
-    by more than `most` points.
+    `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 by more than
+    `most` points.
 
     `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
-    `data` are the values of --task and --data, as in finetune.py.
+    `data` are the values of --task and --data.
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)

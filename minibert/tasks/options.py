@@ -18,8 +18,8 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of finetune.py. An option with the value None was not given. For many of these options, the
-    task, the method or the model then gives the value.
+    """The options of finetune.py. None means that the user did not give the option. For the defaults of such
+    options, see `resolve` and `task_settings`.
     """
 
     model: str | None = option(None, "folder or hub name of the model to train, or to evaluate with "
@@ -36,8 +36,8 @@ class Options(MachineOptions):
                        "columns text, pair (optional), and label or score", metavar="TASK", group="data")
     data: str | None = option(None, "folder of the task's official files, or its parent folder",
                               metavar="FOLDER")
-    dev: str | None = option(None, "csv file with the dev examples (default: about a tenth of the rows of "
-                             "the csv file in --task)", metavar="FILE.csv")
+    dev: str | None = option(None, "only with a file in --task: csv file with the dev examples (default: "
+                             "about a tenth of the rows of the file in --task)", metavar="FILE.csv")
     augmented: str | None = option(
         None, "file from data/augment.py to train on, instead of the training set. With --method tinybert "
         "and a regression task (stsb, or a file with scores), only the intermediate stage uses this file; "
@@ -176,18 +176,20 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# for each method, the defaults of its options; these defaults are used only with --teacher
+# the defaults of the options of each method; they are used only with --teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
-# the only options that may be given with --evaluate; all other options are for training
+# the only options that may be given with --evaluate
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
            "threads"}
-# the options whose values may be changed when a run is resumed
+# the options whose values may change when a run is resumed
 MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads", "checkpoint_every",
               "predict", "seeds"}
 
 
 def resolve(options: Options) -> Options:
-    """Returns the options with the defaults of the method. Values that the user gave are not changed."""
+    """Returns the options. The method's defaults replace the value None of options that the user did not
+    give.
+    """
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
@@ -200,7 +202,7 @@ def resolve(options: Options) -> Options:
 
 def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
     """Returns the numbers (from 0) of the teacher layers that are copied into the student, or None with
-    --model, because then no layers are copied.
+    --model.
     """
     if options.model:
         return None
@@ -210,11 +212,9 @@ def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
 
 
 def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERTWeights:
-    """Returns the weights of the loss terms in TinyBERT's intermediate stage, and the teacher layers that the
-    student imitates.
-
+    """Returns the weights of TinyBERT's intermediate stage, and the teacher layers that the student imitates.
     `copied` is the result of `cut_layers`. Without --imitate, a copied student layer imitates the teacher
-    layer that it is a copy of. With the evenly spaced layers of the paper instead, the scores are lower
+    layer that it is a copy of. With the evenly spaced layers of the paper, the scores are lower
     (docs/results/compressed.md).
     """
     layers = [number + 1 for number in copied] if copied else None
@@ -225,8 +225,8 @@ def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERT
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """Returns the task with the training settings of the method. If the user gave a setting as an option, the
-    user's value is used.
+    """Returns the task with the training settings of the method. Options that the user gave replace these
+    settings.
     """
     if options.method == "tinybert":
         task = with_tinybert_settings(task)

@@ -1,7 +1,6 @@
 """Describes the tasks of finetune.py: the files, labels, metrics, training settings and published scores.
 
-The names of files and columns are those of the official downloads, which official_files.py reads. AX, the
-diagnostic set of GLUE, is a test split of MNLI in this file, because GLUE's leaderboard expects the
+AX, the diagnostic set of GLUE, is a test split of MNLI in this file, because GLUE's leaderboard expects the
 predictions of an MNLI model for AX.
 """
 
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 class Example(NamedTuple):
     """One row of a file, with one text or a pair of texts. `label` is an index into `Task.labels`, a score,
-    or None for a row without a label.
+    or None.
     """
     id: str
     text: str
@@ -21,9 +20,8 @@ class Example(NamedTuple):
 
 class Table(NamedTuple):
     """The file of one split. `header` has the official names of its columns, separated by tabs. `text`,
-    `pair` and `label` are the names of the columns with the first text, the second text and the label. If
-    `has_header` is false, the file has no header line. For IMDb, `file` is the name of a folder that contains
-    one file for each review.
+    `pair` and `label` are the names of the columns with the first text, the second text and the label. For
+    IMDb, `file` is a folder with one file for each review.
     """
     file: str
     header: str = ""
@@ -47,10 +45,10 @@ class Task:
     """A task and its training settings.
 
     `kind` says what a model predicts: "classes" (one of `labels`), "score" (a number) or "span" (the place of
-    an answer in a text). `words[k]` is the name of class `labels[k]` in official files, for example "1" for
-    "acceptable". The first of `metrics` (see metrics.py) decides which epoch is the best. The default batch
-    size, learning rate, epochs and maximum length are those of the transformers examples for GLUE (README of
-    run_glue, commit 05ce25be), because the DistilBERT paper does not state its training settings.
+    an answer in a text). `words[k]` is the name of class `labels[k]` in official files, for example "1". The
+    first of `metrics` decides which epoch is the best. The default batch size, learning rate, epochs and
+    maximum length are those of the transformers examples for GLUE (README of run_glue, commit 05ce25be),
+    because the DistilBERT paper does not state them.
     """
     name: str
     labels: tuple[str, ...]
@@ -70,9 +68,7 @@ class Task:
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
-        """Returns the names of the splits on which models are evaluated. MNLI has two: matched and
-        mismatched.
-        """
+        """Returns the names of the splits on which models are evaluated."""
         return tuple(name for name in self.splits if name.startswith("dev"))
 
     @property
@@ -154,9 +150,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # The DistilBERT paper prints 86.7 for bert-base on MNLI, but with 86.7, bert-base's mean over the
-         # tasks would not be the printed 79.5. With 84.7, from the README of DistilBERT's code, the mean is
-         # 79.5.
+         # The DistilBERT paper prints 86.7 for bert-base on MNLI. But the printed mean over the tasks, 79.5,
+         # is right only with 84.7, from the README of DistilBERT's code.
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
@@ -167,21 +162,18 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9)),
-    # A model that always answers "not_entailment" has DistilBERT's published accuracy 56.3, because
-    # "not_entailment" is right for 40 of the 71 dev examples.
+    # DistilBERT's 56.3 is the accuracy of a model that always answers "not_entailment" (40 of 71 examples).
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),
     # IMDb has no dev split, so "dev" is the test set, and the best epoch is chosen on the test set. The
-    # DistilBERT paper reports scores of the test set, and states no maximum length. Reviews are long, so 512
-    # tokens are used. All settings of IMDb except the maximum length are those of the GLUE tasks.
+    # DistilBERT paper states no maximum length; 512 is chosen because reviews are long.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
          published=(Published(BERT, "accuracy", 93.46, PAPER_IMDB),
                     Published(DISTILBERT, "accuracy", 92.82, PAPER_IMDB))),
-    # The rows of SQuAD are questions, see squad.py and squad_windows.py. The training settings of SQuAD are
-    # those in the README of Google's BERT code.
+    # The training settings of SQuAD are those in the README of Google's BERT code.
     Task("squad", (), (), ("f1", "exact_match"), "squad",
          "train-v1.1.json and dev-v1.1.json of https://rajpurkar.github.io/SQuAD-explorer/",
          {"train": Table("train-v1.1.json"), "dev": Table("dev-v1.1.json")}, kind="span",
@@ -196,9 +188,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
 # The settings of TinyBERT's task distillation that differ from the defaults of `Task` (Jiao et al. 2019,
-# section 4.2). For tasks with single sentences, the maximum length is 64 tokens. The paper has no settings
-# for IMDb, so IMDb has the defaults. In the last stage, all tasks have 3 epochs and the learning rate 3e-5
-# (`with_tinybert_settings`), which is one of three values that the authors tried.
+# section 4.2). The paper has no settings for IMDb. The learning rate 3e-5 in `with_tinybert_settings` is one
+# of three values that the authors tried.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

@@ -25,8 +25,8 @@ from minibert.tasks.specs import TASKS, Example, Task
 
 
 class Split(NamedTuple):
-    """One split: the rows of its file, and the same rows as tokenised examples. For SQuAD, a row is a
-    question, and a question has one example for each window of its context (see squad_windows.py).
+    """One split: the rows of its file, and the tokenised examples. For SQuAD, a row is a question, and a
+    question has one example for each window of its context (see squad_windows.py).
     """
     rows: list
     examples: Examples
@@ -34,9 +34,7 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """Returns the splits on which a model is evaluated. The scores on the first dev split decide which epoch
-    is the best.
-    """
+    """Returns the dev splits. The scores on the first dev split decide which epoch is the best."""
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
@@ -44,7 +42,7 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
               ) -> tuple[Task, dict[str, list]]:
     """Returns the task and the rows of its train and dev splits, and of its test splits if `predict` is true.
     `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. `dev` is a
-    csv file with the dev rows, or None.
+    csv file with the dev rows.
     """
     if task in TASKS:
         known = TASKS[task]
@@ -55,9 +53,9 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
 
 
 def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
-    """Returns the task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. `task` and
-    `data` are those of `read_rows`. All rows of a csv file are in one split with the name "all rows". The
-    task of a csv file has the labels of the model, because a label of the model may be missing in the file.
+    """Returns the task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. All rows
+    of a csv file are in one split with the name "all rows". The task of a csv file has the labels of the
+    model, because a label of the model may be missing in the file.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
@@ -82,7 +80,7 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
         try:
             rows[name] = read_examples(task, data, name)
         except UserError as error:
-            if name != "ax":  # the file of AX is a separate download
+            if name != "ax":
                 raise
             say(f"no predictions for AX: {error}")
     return rows
@@ -90,9 +88,8 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
 
 def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
                     config: Config, model: str) -> dict[str, Split]:
-    """Tokenises the splits for a model with the given config. `model` is the model's name in error messages.
-    Raises `UserError` if the model has too few positions or token types, or a smaller vocabulary than the
-    tokenizer.
+    """Tokenises the splits. `config` is the model's config, and `model` its name in error messages. Raises
+    `UserError` if the model has too few positions or token types, or a smaller vocabulary than the tokenizer.
     """
     check_pieces(tokenizer, config, model)
     if task.max_length > config.max_positions:
@@ -118,9 +115,9 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
 
 
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
-    """Reads a file that data/augment.py wrote. `pairs` says whether the task has pairs of texts. `held_out`
-    has the ids of the dev rows. Raises `UserError` if the file has a changed copy of a dev row, because the
-    model would then be trained on dev data.
+    """Reads a file that data/augment.py wrote. `held_out` has the ids of the dev rows. Raises `UserError` if
+    the file has a changed copy of a dev row, or if only one of the file and the training set has pairs of
+    texts.
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
@@ -132,8 +129,8 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
-    """Reads texts without labels. Each line has one text (if `pairs` is true: two texts with a tab between
-    them) or is blank. Raises `UserError` for any other line.
+    """Reads texts without labels. Each line is blank, or has one text (if `pairs` is true: two texts with a
+    tab between them). Raises `UserError` for any other line.
     """
     found = []
     for name in files:
@@ -147,7 +144,7 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    # for SQuAD, the pairs have no answers; they are not divided into windows, but cut at the maximum length
+    # the pairs for SQuAD have no answers, so they are cut at the maximum length, not divided into windows
     if task.kind == "span":
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
@@ -168,16 +165,14 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """Returns the model's logits on a split, with one row for each example (for SQuAD: for each token). The
-    progress line shows `what`.
-    """
+    """Returns the model's logits on a split, with one row for each example (for SQuAD: for each token)."""
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """Turns a model's outputs into answers: a class number or a score for each example. For SQuAD, the
-    answers are a dict from question ids to lists of candidate answers, with the best answer first.
+    """Turns a model's outputs into answers: a class number or a score for each example, and for SQuAD the
+    dict of `candidates_of`.
     """
     if task.kind == "span":
         return candidates_of(split, logits)
@@ -194,14 +189,14 @@ def score(task: Task, split: Split, answers) -> dict[str, float]:
 
 def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
           micro_tokens: int = MICRO_TOKENS) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluates a model on a split. Returns the model's scores in percent and the model's outputs."""
+    """Returns a model's scores on a split in percent, and the model's outputs."""
     logits = model_outputs(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
     return score(task, split, answers_of(task, split, logits)), logits
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """Returns a dict from question ids to lists of the best answers. `logits` is (N, 2), with a start logit
-    and an end logit for each of the N tokens of all windows.
+    """Returns a dict from question ids to lists of answers, the best answer first. `logits` is (N, 2), with a
+    start logit and an end logit for each of the N tokens of all windows.
     """
     windows: dict[int, list] = {}  # for each question, its windows with their logits
     for window, piece in zip(split.windows, np.split(logits, np.cumsum(split.examples.lengths)[:-1])):
@@ -210,9 +205,8 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """Writes a table of the examples with wrong answers: the model's answer, the expected answer and the
-    text. For a regression task, the table has the tenth of all examples with the largest errors, sorted by
-    the error.
+    """Writes a table of the examples with wrong answers. For a regression task, the table has the tenth of
+    all examples with the largest errors.
     """
     if task.kind == "span":
         best = {id: candidates[0].text for id, candidates in answers.items()}
@@ -231,9 +225,8 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 
 def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
-    """Returns the scores of a model that gives every example the same answer: the most frequent class of the
-    training set (the first one if several are equally frequent), or the mean score of the training set.
-    Returns None for SQuAD.
+    """Returns the scores of a constant answer: the most frequent class of the training set, or the mean score
+    of the training set. Returns None for SQuAD.
     """
     if task.kind == "span":
         return None

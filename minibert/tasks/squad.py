@@ -1,7 +1,4 @@
-"""Reads the json files of SQuAD 1.1, and computes the scores of evaluate-v1.1.py (Rajpurkar et al. 2016):
-exact match and F1 of normalised texts. A prediction is compared with every gold answer of its question, and
-the best score counts. The result is the mean over all questions in percent.
-"""
+"""Reads the json files of SQuAD 1.1, and computes the scores of evaluate-v1.1.py (Rajpurkar et al. 2016)."""
 
 import json
 import re
@@ -43,8 +40,8 @@ class Candidate(NamedTuple):
 
 def read_squad(path: str | Path) -> list[Question]:
     """Returns the questions in train-v1.1.json or dev-v1.1.json, in the order of the file. Raises `UserError`
-    if the file is not the json of SQuAD 1.1, if an id occurs twice, if a question has no answer (as in SQuAD
-    2.0), or if the context does not contain an answer at its answer_start.
+    if the file is not the json of SQuAD 1.1, if an id occurs twice, or if `check_question` refuses a
+    question.
     """
     path = Path(path)
     questions, text, place = {}, read_text(path), str(path)
@@ -75,7 +72,7 @@ def check_question(question: Question, place: str) -> None:
     """
     if not question.answers:
         raise UserError(f"{place}: no answer; questions without answers (SQuAD 2.0) are not supported")
-    # `encode` raises ValueError for a text that is not valid Unicode, for example half of a surrogate pair
+    # `encode` raises ValueError for a text that is not valid Unicode
     "".join([question.id, question.question, question.context]).encode()
     for text, start in question.answers:
         if not text or start < 0 or not question.context.startswith(text, start):
@@ -84,8 +81,8 @@ def check_question(question: Question, place: str) -> None:
 
 
 def normalise(text: str) -> str:
-    """Prepares a text for the comparison of answers, in this order: letters become lower case, ASCII
-    punctuation and articles are removed, and several neighbouring spaces become one.
+    """Returns the text in lower case, without ASCII punctuation, without articles, and with single spaces
+    between the words.
     """
     text = text.lower().translate(PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())
@@ -113,8 +110,9 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def evaluate(questions: Sequence[Question], predictions: dict[str, str]) -> dict[str, float]:
-    """Returns the official `exact_match` and `f1` in percent. `predictions` is a dict from question ids to
-    predicted texts. A question without a prediction has the score 0.
+    """Returns `exact_match` and `f1`, the means over all questions in percent. `predictions` is a dict from
+    question ids to predicted texts. A prediction is compared with every gold answer of its question, and the
+    best score counts. A question without a prediction has the score 0.
     """
     totals = {"exact_match": 0.0, "f1": 0.0}
     for question in questions:

@@ -2,9 +2,7 @@
 
 If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
 [SEP] part of the context [SEP]. The default lengths and stride are those of run_squad.py in Google's BERT
-code (Devlin et al. 2018), and the choice of an answer is almost the same (see `decode`). run_squad.py
-searches texts for an answer (`_improve_answer_span`, `get_final_text`). This file does not need to search,
-because the tokenizer says which characters of the context belong to each token.
+code (Devlin et al. 2018).
 """
 
 import unicodedata
@@ -19,14 +17,14 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """One window of T tokens: M tokens of the context, the tokens of the question, and special tokens.
-    `start` and `end` are the positions of the first and the last token of the gold answer in the window, or 0
-    if the window does not contain the whole answer.
+    """One window of T tokens, of which M are tokens of the context. `start` and `end` are the positions of
+    the first and the last token of the gold answer in the window, or 0 if the window does not contain the
+    whole answer.
     """
 
     question: int  # the index of the window's question
     ids: list[int]  # the ids of the T tokens
-    first: int  # the position of the first context token; the last context token is at first + M - 1
+    first: int  # the position of the first context token
     chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
     max_context: np.ndarray  # (M,) bool, True if an answer may start at this context token (`_owners`)
     start: int
@@ -34,21 +32,17 @@ class Window(NamedTuple):
 
     @property
     def segments(self) -> list[int]:
-        """Returns the token types of the window: 0 for [CLS] question [SEP], 1 for the context and the last
-        [SEP].
-        """
+        """Returns the token types: 0 for [CLS] question [SEP], 1 for the context and the last [SEP]."""
         return [0] * self.first + [1] * (len(self.ids) - self.first)
 
 
 def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int = 384, stride: int = 128,
             max_query: int = 64) -> list[Window]:
-    """Returns the windows of all questions, in the order of the questions. Each question has at least one
-    window.
+    """Returns the windows of all questions, in the order of the questions.
 
-    A window has at most `max_length` tokens. Only the first `max_query` tokens of a question are used.
-    `stride` is the distance between the starts of two neighbouring windows, as in run_squad.py. In run_qa.py
-    of Hugging Face, the word stride means the overlap of two windows. If a question has several gold answers,
-    only the first answer is used.
+    A window has at most `max_length` tokens, and at most `max_query` tokens of the question. `stride` is the
+    distance between the starts of two neighbouring windows, as in run_squad.py. Only the first gold answer of
+    a question is used.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
@@ -72,7 +66,7 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
     """Returns a dict from each text to its M token ids and an array (M, 2) with the positions [begin, end) of
-    each token's characters in the text.
+    each token's characters.
     """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -83,8 +77,8 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
     """Moves the end of each token in `chars` behind the combining marks that follow the token. A tokenizer
-    that removes accents leaves combining marks out of its offsets. Without the marks, a predicted answer
-    could lose the accent of its last letter.
+    that removes accents leaves the marks out of its offsets, so a predicted answer could lose the accent of
+    its last letter.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -104,7 +98,7 @@ def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
 
 def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
     """Returns the positions [begin, end) of each window in a context of `tokens` tokens. A window has at most
-    `room` tokens of the context. The last window ends at the end of the context.
+    `room` tokens of the context.
     """
     borders = [(0, min(room, tokens))]
     while borders[-1][1] < tokens:
@@ -116,9 +110,8 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
     """Returns, for each context token, the number of the window in which the token has most context on both
-    sides, as in `_check_is_max_context` of run_squad.py. A token may be in several windows. Its score in a
-    window is its distance to the nearer end of the window, plus 0.01 times the window's number of context
-    tokens. The window with the highest score is chosen, or the first of several such windows.
+    sides, as in `_check_is_max_context` of run_squad.py. A token's score in a window is its distance to the
+    nearer end of the window, plus 0.01 times the window's number of context tokens.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -135,17 +128,16 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
     """Returns the `n_best` best answers of a question, the best first. If no span is allowed, the only answer
     is the empty text.
 
-    `found` is a list of pairs (window, logits), one for each window of the question. `logits` (T, 2) has a
-    start logit and an end logit for each of the T tokens of the window. In each window, the `n_best` best
-    start tokens of the context are combined with the `n_best` best end tokens of the context. A start token
-    counts only in the window in which it has most context (`max_context`). An answer has at most `max_answer`
-    tokens. If several spans have the same text, only the best span counts. The probabilities of the returned
-    answers sum to 1.
+    `found` has a pair (window, logits) for each window of the question. `logits` (T, 2) has a start logit and
+    an end logit for each of the T tokens of the window. In each window, the `n_best` best start tokens of the
+    context are combined with the `n_best` best end tokens. A start token counts only in the window in which
+    it has most context (`max_context`). An answer has at most `max_answer` tokens. If several spans have the
+    same text, only the best span counts.
 
-    In run_squad.py, the best tokens may be tokens of the question, which run_squad.py removes later. So
-    run_squad.py may compare fewer spans than `decode`.
+    In run_squad.py, the best tokens may be tokens of the question, which are removed later. So run_squad.py
+    may compare fewer spans.
     """
-    spans = []  # (score, begin, end) of each allowed span; begin and end are characters of the context
+    spans = []  # (score, begin, end) of each allowed span; [begin, end) are positions in the context
     for window, logits in found:
         context = np.asarray(logits, np.float64)[window.first:window.first + len(window.chars)]
         starts, ends = context.T  # (M,) each
@@ -154,8 +146,7 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # The logits of a model that diverged are not finite. Then no span is allowed, so the answer is the
-        # empty text, and no exception is raised.
+        # a model that diverged has logits that are not finite, so no span is allowed
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
     best: dict[str, float] = {}

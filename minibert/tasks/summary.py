@@ -1,8 +1,4 @@
-"""Moves the model of the best seed to the run's folder and makes the final table of finetune.py.
-
-The table has the scores of the fine-tuned model, of its teacher and of a constant answer (for example always
-the most frequent class), and published scores.
-"""
+"""Keeps the model of the best seed, and makes the final table of finetune.py."""
 
 import math
 import os
@@ -13,7 +9,7 @@ from pathlib import Path
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, baseline
 
-OUTPUTS = "dev-outputs.safetensors"  # this file has the outputs of the best model on the first dev split
+OUTPUTS = "dev-outputs.safetensors"  # the outputs of the best model on the first dev split
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
@@ -25,7 +21,7 @@ def rank(scores: dict[str, float], metric: str) -> float:
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
     """Returns the median, the lowest and the highest value of each metric over all seeds. Each seed counts
-    with the value of its best epoch.
+    with its best epoch.
     """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
@@ -35,8 +31,8 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
                  ) -> list[dict[str, str]]:
-    """Returns the rows of the final table for one dev split, with scores in percent. `found` is the dict of
-    scores that `summarise` returns for this split.
+    """Returns the rows of the final table for one dev split. `found` has the scores from `summarise` for this
+    split.
     """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
@@ -69,8 +65,7 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
     """Moves the model of the best seed (the seed with the best `metric` on `split`) to `out`, and removes the
-    models of all other seeds. Returns the best seed. If an earlier call has already moved the model, nothing
-    is moved.
+    models of all other seeds. Returns the best seed.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -88,8 +83,8 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
     """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a dict
-    with the keys "median", "lowest" and "highest" (over all seeds of the model), "baseline" (a constant
-    answer; None for SQuAD) and "teacher" (None without a teacher).
+    with the keys "median", "lowest" and "highest" (over all seeds), "baseline" (a constant answer; None for
+    SQuAD) and "teacher" (None without a teacher).
     """
     found, rows = {}, []
     for name, split in dev.items():
